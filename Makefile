@@ -1,0 +1,37 @@
+# Two commands set everything up, each making what it needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow check format clean
+
+$(BIN)/deepcluster: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/pytest: $(BIN)/deepcluster
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
+	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders -o runs/digits --overwrite
+
+test: $(BIN)/pytest check  ## the whole test suite but the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(BIN)/pytest  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+check: $(BIN)/pytest  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(BIN)/pytest
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,50 @@
+"""What can go wrong, each with the exit code of the command line.
+
+A message says what is wrong, names the file or the value, and says what to do next; both numbers when two disagree.
+"""
+
+
+class DeepClusterError(Exception):
+    """Base of every error that is meant for the user's eyes."""
+
+    exit_code = 1
+
+
+class UsageError(DeepClusterError, ValueError):
+    """An option or argument that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(DeepClusterError, ValueError):
+    """The images or labels: none readable, fewer than the clusters asked for, ..."""
+
+    exit_code = 3
+
+
+class ModelError(DeepClusterError, ValueError):
+    """A model, weights or checkpoint file that is missing, damaged or of another network."""
+
+    exit_code = 4
+
+
+class DiskError(DeepClusterError, OSError):
+    """A run folder that exists, is missing, read-only or full."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(DeepClusterError, MemoryError):
+    """The run does not fit into memory."""
+
+    exit_code = 6
+
+
+class NonFiniteError(DeepClusterError, ArithmeticError):
+    """The loss, the weights or the features are no longer finite numbers."""
+
+    exit_code = 7
+
+
+class DeepClusterWarning(UserWarning):
+    """Something the user should know although the run goes on."""

@@ -1,0 +1,61 @@
+"""Plain frozen values that pass between the steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The result of k-means on N rows of d numbers.
+
+    ``labels`` (int64, N) are the nearest of ``centroids`` (float32, K x d): they belong to these centroids, not to the
+    ones before the last update. ``sizes`` (int64, K) count the labels. ``inertia`` is the sum over rows of the squared
+    distance to their centroid. ``reseeded`` counts the empty clusters that were given a new centroid on the way.
+    """
+
+    labels: Tensor
+    centroids: Tensor
+    sizes: Tensor
+    inertia: float
+    iterations: int
+    reseeded: int
+
+    @property
+    def largest_share(self) -> float:
+        """Share of the rows in the largest cluster: near 1 means collapse."""
+        return self.sizes.max().item() / max(1, self.labels.numel())
+
+    @property
+    def occupied(self) -> int:
+        """Number of clusters that are not empty."""
+        return int(torch.count_nonzero(self.sizes))
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the alternation: a clustering, and the training on it.
+
+    ``reduced`` (float32, N x d) are the whitened, L2-normalised features that were clustered; ``clustering.labels`` are
+    the pseudo-labels that were trained on. ``loss`` is the mean cross-entropy over the round. ``nmi_previous`` and
+    ``changed`` compare with the assignment of the round before (NaN in the first round).
+    """
+
+    index: int
+    reduced: Tensor
+    clustering: Clustering
+    loss: float
+    chance_loss: float
+    nmi_previous: float
+    changed: float
+    lr: float
+    features_seconds: float
+    clustering_seconds: float
+    training_seconds: float
+    images_per_second: float
+
+    @property
+    def change(self) -> float:
+        """1 - NMI to the previous assignment (NaN in the first round)."""
+        return 1.0 - self.nmi_previous

@@ -1,0 +1,1 @@
+"""Files: the run folder and the model in it."""
