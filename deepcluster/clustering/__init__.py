@@ -1,0 +1,6 @@
+"""Mathematics on matrices: whitening, k-means, the cut into groups, agreement of two assignments."""
+
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.whitening import Whitening, whiten
+
+__all__ = ["Whitening", "kmeans", "whiten"]

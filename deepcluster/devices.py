@@ -1,0 +1,43 @@
+"""Which device to run on, and in which floating-point precision."""
+
+import torch
+from torch import nn
+
+from deepcluster.errors import UsageError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` is cuda, else mps, else cpu. UsageError where the named device is not there."""
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there()))
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise UsageError(f"--device {name}: choose auto, cpu, cuda or mps")
+    if not available[kind]():
+        raise UsageError(f"--device {name}: no such device on this machine; try --device auto")
+    return torch.device(name)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are native here, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def choose_precision(name: str, device: torch.device, network: nn.Module | None = None) -> torch.dtype:
+    """The type in which products are computed: ``auto`` is bfloat16 where that is native, else float32.
+
+    A network with grouped convolutions stays in float32 on a CPU: depthwise ones have no fast bfloat16 kernel there.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"precision {name!r}: choose {', '.join(PRECISIONS)}")
+    if name == "auto":
+        grouped = network is not None and any(
+            isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules()
+        )
+        name = "bf16" if has_bf16(device) and not (grouped and device.type == "cpu") else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32

@@ -1,0 +1,82 @@
+"""Learning (step 5): train the body and a new linear classifier to predict the cluster numbers."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from deepcluster.errors import NonFiniteError
+from deepcluster.images.augment import Augmentation, random_views
+from deepcluster.images.sampling import uniform_over_clusters
+from deepcluster.nets.backbone import Network
+from deepcluster.seeding import generator, lent_global
+
+Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
+
+
+def body_optimizer(network: Network, *, momentum: float = 0.9, weight_decay: float = 1e-5) -> SGD:
+    """SGD for everything below the head. It lives as long as the run: its momentum outlasts the rounds."""
+    return SGD(network.body_parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def train_on_pseudo_labels(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: SGD,
+    *,
+    size: int,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    sample: Sampler = uniform_over_clusters,
+    seed: int = 0,
+    round: int = 0,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """Minimise the cross-entropy of ``labels`` (int64, N) over ``epochs`` x N views; returns its mean over them.
+
+    ``network`` has a fresh head, which gets an SGD of its own, with the same step and decay and without momentum (the
+    published code); ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Raises NonFiniteError at the
+    end of the epoch in which the loss stopped being finite.
+    """
+    assert network.head is not None, "new_head comes before training"
+    device = next(network.parameters()).device
+    weight_decay = optimizer.param_groups[0]["weight_decay"]
+    head_optimizer = SGD(network.head.parameters(), lr=lr, weight_decay=weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    network.train()
+    # Batches of equal size, so that none is too small for batch normalisation.
+    steps = max(1, math.ceil(len(images) / batch_size))
+    total = torch.zeros((), dtype=torch.float64)
+    with lent_global(seed, "training", round):  # dropout draws from the global generator
+        for epoch in range(epochs):
+            epoch_loss = torch.zeros((), device=device)
+            drawn = sample(labels, len(images), generator(seed, "sample", round, epoch))
+            for step, rows in enumerate(drawn.tensor_split(steps)):
+                random = generator(seed, "augment", round, epoch, step)
+                views = random_views(images[rows].to(device), size, augmentation, random)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    logits = network(views.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), labels[rows].to(device))
+                optimizer.zero_grad()
+                head_optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                head_optimizer.step()
+                epoch_loss += loss.detach() * (len(rows) / len(images))
+                if progress is not None:
+                    progress(epoch * len(images) + (step + 1) * len(images) // steps, epochs * len(images))
+            if not math.isfinite(epoch_loss.item()):
+                raise NonFiniteError(
+                    f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of {lr:g}:"
+                    " try a tenth of it (--lr)"
+                )
+            total += epoch_loss.double().cpu()
+    return total.item() / max(1, epochs)
