@@ -24,6 +24,8 @@ from deepcluster.records import Clustering, Round
 from deepcluster.seeding import derive, generator
 
 Progress = Callable[[str, int, int], None]
+PAPER_VIEWS = Augmentation()
+Schedule = float | Callable[[int], float]  # a step size, or a function of the round
 
 
 def alternate(
@@ -36,13 +38,14 @@ def alternate(
     size: int | None = None,
     epochs: int = 1,
     batch_size: int = 256,
-    lr: float | Callable[[int], float] = 0.05,
+    lr: Schedule = 0.05,
+    head_lr: Schedule | None = None,
     momentum: float = 0.9,
     weight_decay: float = 1e-5,
     dims: int = 256,
     iterations: int = 20,
     empty: str = "split",
-    augmentation: Augmentation = Augmentation(),
+    augmentation: Augmentation = PAPER_VIEWS,
     sample: Sampler = uniform_over_clusters,
     tolerance: float = 0.0,
     patience: int = 3,
@@ -57,7 +60,6 @@ def alternate(
     previous round at most ``tolerance`` for ``patience`` rounds in a row. Everything is a function of ``seed``.
     """
     size = size or images.shape[-1]
-    step_of = lr if callable(lr) else lambda index: lr
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     previous: Tensor | None = None
     settled = 0
@@ -72,7 +74,8 @@ def alternate(
         clustered = time.perf_counter()
         network.new_head(clusters, generator(seed, "head", index))
         loss = train_on_pseudo_labels(
-            network, images, clustering.labels, optimizer, size=size, lr=step_of(index), epochs=epochs,
+            network, images, clustering.labels, optimizer, size=size, lr=_at(lr, index),
+            head_lr=None if head_lr is None else _at(head_lr, index), epochs=epochs,
             batch_size=batch_size, augmentation=augmentation, sample=sample, seed=seed, round=index, dtype=dtype,
             progress=_named(progress, "training"),
         )  # fmt: skip
@@ -86,7 +89,7 @@ def alternate(
             chance_loss=math.log(clustering.occupied),
             nmi_previous=agreement,
             changed=math.nan if previous is None else changed(previous, clustering.labels),
-            lr=step_of(index),
+            lr=_at(lr, index),
             features_seconds=extracted - begin,
             clustering_seconds=clustered - extracted,
             training_seconds=trained - clustered,
@@ -121,6 +124,10 @@ def conclude(
         reduced, clusters, iterations=iterations, seed=derive(seed, "k-means final"), precision="fp32", empty=empty
     )
     return Result(whitening, reduced, clustering)
+
+
+def _at(schedule: Schedule, index: int) -> float:
+    return schedule(index) if callable(schedule) else schedule
 
 
 def _named(progress: Progress, phase: str) -> Callable[[int, int], None]:

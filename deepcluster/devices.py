@@ -1,5 +1,9 @@
 """Which device to run on, and in which floating-point precision."""
 
+import os
+import platform
+from importlib import metadata
+
 import torch
 from torch import nn
 
@@ -10,13 +14,13 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 def choose_device(name: str = "auto") -> torch.device:
     """``auto`` is cuda, else mps, else cpu. UsageError where the named device is not there."""
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there()))
+        return torch.device(next(kind for kind, there in available.items() if there))
     kind = name.partition(":")[0]
     if kind not in available:
         raise UsageError(f"--device {name}: choose auto, cpu, cuda or mps")
-    if not available[kind]():
+    if not available[kind]:
         raise UsageError(f"--device {name}: no such device on this machine; try --device auto")
     return torch.device(name)
 
@@ -24,7 +28,7 @@ def choose_device(name: str = "auto") -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are native here, and so faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
@@ -41,3 +45,26 @@ def choose_precision(name: str, device: torch.device, network: nn.Module | None 
         )
         name = "bf16" if has_bf16(device) and not (grouped and device.type == "cpu") else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What a result may depend on beside its options: versions, hardware, threads."""
+    packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
+    versions: dict[str, str | int] = {name: metadata.version(name) for name in packages}
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "bf16": "native" if has_bf16(device) else "no",
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

@@ -32,8 +32,8 @@ def kmeans(
     x: N x d. start: k x d centroids to begin with, or None for a random sample of distinct rows. iterations: updates of
     the centroids, the last of them followed by one more assignment, so that the labels belong to the centroids
     returned. precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16 where native).
-    empty: what becomes of a centroid without rows: ``split`` puts it beside that of a large cluster (faiss, paper code),
-    ``sample`` on a random row (paper, section 3.3). spherical: centroids have length 1; for rows of length 1.
+    empty: what becomes of a centroid without rows: ``split`` puts it beside that of a large cluster (faiss,
+    the paper's code), ``sample`` on a random row. spherical: centroids have length 1; for rows of length 1.
 
     Where there are at least k distinct rows no cluster is empty: what the policy leaves empty after the last update is
     put on rows that lie farthest from their centroid. Deterministic on one device for given arguments.
@@ -94,7 +94,7 @@ def _lloyd(
 
 
 def nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    """Index (int64, N) of the nearest of K centroids for each row, computed in the type of ``x``; ties go to the first."""
+    """Index (int64, N) of the nearest of K centroids for each row, computed in the type of ``x``."""
     offset = (-0.5 * centroids.double().square().sum(1)).to(x.dtype)
     towards = centroids.to(x.dtype)
     return torch.cat([_argmax(F.linear(part, towards, offset)) for part in x.split(_chunk(len(centroids)))])

@@ -40,7 +40,7 @@ def whiten(x: Tensor, dims: int = 256) -> Whitening:
     """
     rows, width = x.shape
     if rows < 1 or width < 1 or dims < 1:
-        raise ValueError(f"whitening needs at least one row, one column and one dimension; got {rows} x {width}, {dims}")
+        raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     mean = torch.stack([part.double().sum(0) for part in x.split(CHUNK)]).sum(0) / rows
     if not torch.isfinite(mean).all():
         bad = int((~torch.isfinite(x)).any(1).sum())

@@ -1,4 +1,4 @@
-"""Which images one epoch draws. The default gives every cluster the same weight (paper, section 3.3, trivial solution)."""
+"""Which images one epoch draws: as many from every cluster, so that none can dominate (paper, section 3.3)."""
 
 import torch
 from torch import Tensor

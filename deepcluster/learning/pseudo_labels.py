@@ -30,6 +30,7 @@ def train_on_pseudo_labels(
     *,
     size: int,
     lr: float,
+    head_lr: float | None = None,
     epochs: int,
     batch_size: int,
     augmentation: Augmentation,
@@ -41,14 +42,14 @@ def train_on_pseudo_labels(
 ) -> float:
     """Minimise the cross-entropy of ``labels`` (int64, N) over ``epochs`` x N views; returns its mean over them.
 
-    ``network`` has a fresh head, which gets an SGD of its own, with the same step and decay and without momentum (the
-    published code); ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Raises NonFiniteError at the
-    end of the epoch in which the loss stopped being finite.
+    ``network`` has a fresh head, which gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is
+    None, as published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Raises
+    NonFiniteError at the end of the epoch in which the loss stopped being finite.
     """
     assert network.head is not None, "new_head comes before training"
     device = next(network.parameters()).device
     weight_decay = optimizer.param_groups[0]["weight_decay"]
-    head_optimizer = SGD(network.head.parameters(), lr=lr, weight_decay=weight_decay)
+    head_optimizer = SGD(network.head.parameters(), lr=lr if head_lr is None else head_lr, weight_decay=weight_decay)
     for group in optimizer.param_groups:
         group["lr"] = lr
     network.train()
@@ -67,7 +68,7 @@ def train_on_pseudo_labels(
                 loss = F.cross_entropy(logits.float(), labels[rows].to(device))
                 optimizer.zero_grad()
                 head_optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 head_optimizer.step()
                 epoch_loss += loss.detach() * (len(rows) / len(images))

@@ -18,7 +18,8 @@ class Residual(nn.Module):
         self.block = nn.Sequential(conv_bn_relu(width, width), conv_bn_relu(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block(x)
+        out: Tensor = x + self.block(x)
+        return out
 
 
 class Compact(nn.Sequential):

@@ -1,0 +1,351 @@
+"""The command line: parser and printing. Nothing that imports torch is loaded before a command needs it."""
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+import deepcluster
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, UsageError
+
+if TYPE_CHECKING:
+    from deepcluster.run import Prediction
+
+STOPPED = 75  # EX_TEMPFAIL
+
+app = App(
+    name="deepcluster",
+    version=deepcluster.__version__,
+    help="From a folder of unlabelled images to clusters, features and a model that places new images.",
+    help_format="plaintext",
+)
+
+RunArgument = Annotated[Path, Parameter(help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)]
+ImagesArgument = Annotated[
+    str,
+    Parameter(
+        help="A folder (searched recursively), a text file of paths, an .npy/.npz array, - for paths on standard input,"
+        " sklearn:digits or torchvision:NAME.",
+        allow_leading_hyphen=True,
+    ),
+]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
+
+
+@app.command
+def fit(
+    images: ImagesArgument,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="The run folder to make.")] = None,
+    k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")] = "auto",
+    recipe: Annotated[str, Parameter(help="auto, v1 (the paper's settings) or a .toml file.")] = "auto",
+    backbone: Annotated[str | None, Parameter(help="compact, alexnet, vgg16 or timm:NAME.")] = None,
+    weights: Annotated[str | None, Parameter(help="Pretrained weights: a file, or timm to fetch timm's own.")] = None,
+    pseudo_labels: Annotated[str | None, Parameter(help="Number of fine clusters trained on, or auto.")] = None,
+    rounds: Annotated[int | None, Parameter(help="Most rounds; 0 clusters the untrained features.")] = None,
+    epochs: Annotated[int | None, Parameter(help="Passes over the images in a round.")] = None,
+    image_size: Annotated[int | None, Parameter(help="Side of the images that the network sees, px.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
+    lr: Annotated[float | None, Parameter(help="Learning rate.")] = None,
+    empty: Annotated[
+        Literal["sample", "split"] | None, Parameter(help="Where an empty cluster's centroid goes.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        Parameter(name="--set", help="OPTION=VALUE for any option of a recipe; may be repeated.", negative=()),
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Parameter(help="Type of the products.")] = None,
+    seed: Annotated[int, Parameter(help="Two runs with one seed are bit-identical.")] = 0,
+    time_limit: Annotated[str | None, Parameter(help="Stop training by then: 90s, 30m, 2h.")] = None,
+    labels: Annotated[
+        str | None,
+        Parameter(help="For metrics only: folders (what comes with the source) or a CSV of path,label."),
+    ] = None,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run that is in -o.")] = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
+    from deepcluster import run
+    from deepcluster.images.source import find
+    from deepcluster.recipe import to_toml
+
+    named: dict[str, Any] = {
+        "backbone": backbone, "weights": weights, "rounds": rounds, "epochs": epochs, "image_size": image_size,
+        "batch_size": batch_size, "lr": lr, "empty": empty, "precision": precision,
+        "pseudo_labels": None if pseudo_labels == "auto" else pseudo_labels,
+    }  # fmt: skip
+    options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
+    request = run.Request(
+        out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, seed=seed,
+        time_limit=None if time_limit is None else _seconds(time_limit), labels=labels, overwrite=overwrite,
+        command=" ".join(["deepcluster", *sys.argv[1:]]),
+    )  # fmt: skip
+    if dry_run:
+        source = find(images, stdin=sys.stdin)
+        print(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
+        chosen = run.plan(source, request)
+        print("\n".join(f"  {reason}" for reason in chosen.reasons))
+        print("\n" + to_toml(chosen.recipe), end="")
+        return
+    with Terminal(quiet) as terminal:
+        folder = run.fit(images, request, terminal, sys.stdin)
+    if not quiet:
+        _print_result(folder.path)
+
+
+@app.command
+def predict(
+    run_: RunArgument,
+    images: ImagesArgument,
+    /,
+    *,
+    out: Annotated[str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.")] = "-",
+    reject: Annotated[bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
+    from deepcluster.storage.run_folder import PREDICTIONS, write_csv, write_whole
+    from deepcluster.storage.tables import placement_rows
+
+    found = _apply(run_, images, device, quiet)
+    placements = placement_rows(found.model, found.model.place(found.reduced), reject=reject)
+    rows = ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
+    if out == "-":
+        sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
+        write_csv(sys.stdout, PREDICTIONS, rows)
+    else:
+        write_whole(Path(out), lambda file: write_csv(file, PREDICTIONS, rows))
+
+
+@app.command
+def embed(
+    run_: RunArgument,
+    images: ImagesArgument,
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=["-o", "--out"], help="The .npy file to write; paths go to a .csv beside it.")],
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
+    import numpy as np
+
+    from deepcluster.storage.run_folder import write_csv, write_whole
+
+    if out.suffix != ".npy":
+        raise UsageError(f"-o {out}: give a name ending in .npy")
+    found = _apply(run_, images, device, quiet)
+    write_whole(out, lambda file: np.save(file, found.reduced.numpy()), binary=True)
+    paths = [{"path": path} for path in found.paths]
+    write_whole(out.with_suffix(".csv"), lambda file: write_csv(file, ("path",), paths))
+
+
+@app.command
+def recut(
+    run_: RunArgument,
+    /,
+    *,
+    k: Annotated[int, Parameter(name=["-k", "--clusters"], help="Number of groups.")],
+) -> None:
+    """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
+    from deepcluster import run
+
+    folder = run.recut(run_, _groups(str(k)) or 1)
+    _print_result(folder.path)
+
+
+@app.command
+def report(run_: RunArgument, /) -> None:
+    """Write the report.html of a run again."""
+    from deepcluster import run
+
+    print(run.report(run_))
+
+
+@app.command
+def recipes(name: str | None = None, /) -> None:
+    """List the recipes, or print the options of one as TOML (what `auto` chooses depends on the images: --dry-run)."""
+    from deepcluster.recipe import PRESETS, Facts, resolve, to_toml
+
+    if name is None:
+        for preset, make in PRESETS.items():
+            print(f"{preset:6} {' '.join((make.__doc__ or '').split())}")
+        return
+    example = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+    if name == "auto":
+        print("# What auto chooses for 50,000 colour images of 32 px, 10 groups, on a CPU:")
+    print(to_toml(resolve(name, {}, example).recipe if name != "v1" else PRESETS["v1"]({}, example).recipe), end="")
+
+
+@app.command
+def doctor() -> None:
+    """Print what a run depends on: versions, device, threads, image formats."""
+    from deepcluster.devices import choose_device, environment
+    from deepcluster.images.decode import FORMATS
+
+    for name, value in environment(choose_device("auto")).items():
+        print(f"{name:14} {value}")
+    print(f"{'formats':14} {', '.join(FORMATS)}")
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _apply(run_: Path, images: str, device: str, quiet: bool) -> "Prediction":
+    from deepcluster import run
+
+    with Terminal(quiet, rounds_to_stderr=True) as terminal:
+        found = run.apply(run_, images, device=device, display=terminal, stdin=sys.stdin)
+    for path, reason in found.skipped:
+        _complain(f"skipped {path}: {reason}")
+    return found
+
+
+def _print_result(folder: Path) -> None:
+    metrics = folder / "metrics.json"
+    if metrics.is_file():
+        values = json.loads(metrics.read_text())
+        for prefix, heading in (("", "Metrics"), ("baseline_", "Untrained")):
+            if f"{prefix}acc" in values:
+                shown = "  ".join(
+                    f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
+                )
+                print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
+    print(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
+    print(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
+    print(f"{'Run':9} {folder}")
+
+
+def _groups(k: str) -> int | None:
+    if k == "auto":
+        return None
+    if not re.fullmatch(r"\d+", k) or int(k) < 1:
+        raise UsageError(f"-k {k}: give a whole number of at least 1, or auto")
+    return int(k)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: write it as OPTION=VALUE, for example --set dims=64")
+    return name.strip().replace("-", "_"), value.strip()
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not match or not any(match.groups()):
+        raise UsageError(f"--time-limit {text}: write it as 90s, 30m, 2h or 1h30m")
+    hours, minutes, seconds = (float(value or 0) for value in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _printable(text: str) -> str:
+    """Text that is safe on a terminal: no control characters, no half characters from odd file names."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _complain(text: str) -> None:
+    print(_printable(text), file=sys.stderr)
+
+
+class Terminal:
+    """Shows a run: a live bar on a terminal, otherwise a line for each round and each thing said."""
+
+    def __init__(self, quiet: bool, *, rounds_to_stderr: bool = False):
+        self.quiet = quiet
+        self.console = Console(stderr=rounds_to_stderr, highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.phase = ""
+
+    def __enter__(self) -> "Terminal":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, heading: str, text: str) -> None:
+        if not self.quiet:
+            self.console.print(_printable(f"{heading.capitalize():9} {text}"), markup=False)
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        if self.bar.disable:
+            return
+        if self.task is None or phase != self.phase:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task, self.phase = self.bar.add_task(phase, total=total), phase
+        self.bar.update(self.task, completed=done, total=total)
+
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+        def value(name: str, form: str) -> str:
+            return "-" if row[name] == "" else format(row[name], form)
+
+        seconds = sum(row[f"{phase}_seconds"] for phase in ("features", "clustering", "training"))
+        with_labels = f"  NMI labels {row['nmi_labels']:.3f}" if "nmi_labels" in row else ""
+        self.say(
+            f"{row['round'] + 1}/{rounds}",
+            f"loss {row['loss']:.3f} (chance {row['chance_loss']:.2f})  NMI previous {value('nmi_previous', '.3f')}"
+            f"  changed {value('changed', '.1%')}  largest {row['largest_share']:.1%}  reseeded {row['reseeded']}"
+            f"{with_labels}  {row['images_per_second']:,.0f} img/s  {seconds:.1f} s",
+        )
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command; returns the exit code of DESIGN section 2."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    warnings.filterwarnings("always", category=DeepClusterWarning)
+    warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
+    try:
+        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+    except cyclopts.CycloptsError:
+        return UsageError.exit_code
+    except DeepClusterError as error:
+        if debug:
+            raise
+        _complain(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("stopped: this version cannot resume; the same command with --overwrite starts again")
+        return STOPPED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+            _complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
+            return 6
+        _complain(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)")
+        return 1
+    return 0
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run_command(sys.argv[1:]))

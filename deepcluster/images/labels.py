@@ -1,0 +1,58 @@
+"""True labels, where somebody has them: used to print metrics after the fact and for nothing else."""
+
+import csv
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.images.source import Source
+
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
+LABEL_COLUMNS = ("label", "class", "category", "target")
+
+
+def true_labels(spec: str, source: Source) -> list[str]:
+    """The label of each of ``source.paths``, "" where there is none.
+
+    spec: ``folders`` (the labels that come with the source: sub-folder names, a data set's targets) or a CSV file with
+    a path and a label column. Raises DataError where no image gets a label.
+    """
+    if spec == "folders":
+        if source.labels is None:
+            raise DataError(
+                f"--labels folders: {source.name} comes without labels (no file lies in a sub-folder);"
+                " leave the option out, or give a CSV file of path,label"
+            )
+        return list(source.labels)
+    by_path = _read_csv(Path(spec))
+    labels = [by_path.get(_same_name(path), "") for path in source.paths]
+    if not any(labels):
+        raise DataError(
+            f"--labels {spec}: none of its {len(by_path)} paths is among the {len(labels)} images"
+            f" (its first is {next(iter(by_path), 'missing')!r}, the images' first is {source.paths[0]!r})"
+        )
+    return labels
+
+
+def _read_csv(file: Path) -> dict[str, str]:
+    try:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+            reader = csv.DictReader(handle)
+            path, label = _column(reader.fieldnames, PATH_COLUMNS), _column(reader.fieldnames, LABEL_COLUMNS)
+            if path is None or label is None:
+                raise DataError(
+                    f"--labels {file}: its first line must name a path and a label column (path,label);"
+                    f" it has {', '.join(reader.fieldnames or ['nothing'])}"
+                )
+            return {_same_name(row[path] or ""): row[label] or "" for row in reader}
+    except OSError as error:
+        raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
+
+
+def _column(names: Sequence[str] | None, wanted: Sequence[str]) -> str | None:
+    return next((name for name in names or () if name.strip().lower() in wanted), None)
+
+
+def _same_name(path: str) -> str:
+    return unicodedata.normalize("NFC", path.replace("\\", "/").removeprefix("./"))

@@ -1,0 +1,262 @@
+"""The options of a run: frozen, typed, with named presets, read from and written to TOML."""
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from deepcluster.errors import DataError, UsageError
+
+PAPER_NETWORKS = ("alexnet", "vgg16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that shapes a result but the images, the seed and the number of groups. The defaults are recipe ``v1``."""
+
+    # Network. weights: a file, "timm" for timm's published ones, or "" for a random start.
+    backbone: str = "alexnet"
+    weights: str = ""
+    sobel: bool = True
+    # Images. margin: side of the stored image over side of the view; the view is its centre, training crops all of it.
+    image_size: int = 224
+    margin: float = 256 / 224
+    # Alternation. It stops early once 1 - NMI to the previous round is at most tolerance for patience rounds in a row.
+    pseudo_labels: int = 10_000
+    rounds: int = 500
+    epochs: int = 1
+    tolerance: float = 0.0
+    patience: int = 3
+    # Reduction and clustering.
+    dims: int = 256
+    kmeans_iterations: int = 20
+    empty: str = "split"
+    # Learning. schedule: "constant", or "cosine" from lr to 0 over the rounds. head_lr: 0 means lr.
+    balance: bool = True
+    batch_size: int = 256
+    lr: float = 0.05
+    head_lr: float = 0.0
+    schedule: str = "constant"
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    precision: str = "fp32"
+    # Training views; see images/augment.py.
+    crop_min: float = 0.08
+    crop_max: float = 1.0
+    stretch: float = 4 / 3
+    flip: float = 0.5
+    rotation: float = 0.0
+    colour: float = 0.0
+    grey: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and least <= value <= most):
+                raise UsageError(f"{name}={value!r} must lie between {least:g} and {most:g}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
+        if self.crop_min > self.crop_max:
+            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
+
+    @property
+    def store_size(self) -> int:
+        """Side of the stored images, px."""
+        return round(self.image_size * self.margin)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (8, 4096), "margin": (1, 2), "pseudo_labels": (1, 10**9), "rounds": (0, 10**6), "epochs": (1, 10**4),
+    "tolerance": (0, 1), "patience": (1, 10**6), "dims": (1, 10**5), "kmeans_iterations": (1, 10**4),
+    "batch_size": (1, 10**6), "lr": (0, 100), "head_lr": (0, 100), "momentum": (0, 0.9999), "weight_decay": (0, 1),
+    "crop_min": (0.001, 10), "crop_max": (0.001, 10), "stretch": (1, 10), "flip": (0, 1), "rotation": (0, 180),
+    "colour": (0, 1), "grey": (0, 1),
+}  # fmt: skip
+_CHOICES = {
+    "empty": ("split", "sample"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+_TYPES = {field.name: type(field.default) for field in fields(Recipe)}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ``auto`` may look at: number, short side (px, median) and greyness of the images, groups wanted, device.
+
+    The labels are not among them, nor is any name.
+    """
+
+    count: int
+    short_side: int
+    grey: bool
+    n_clusters: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with every option resolved, and the reasons, one a line, for what was chosen or changed."""
+
+    recipe: Recipe
+    reasons: tuple[str, ...]
+
+
+def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
+    """The recipe called ``base`` (``auto``, ``v1`` or a TOML file) for these images, with the options ``given``.
+
+    Raises UsageError on an unknown recipe, option or value; DataError where ``pseudo_labels`` was given and exceeds the
+    number of images (a preset's own is lowered, with a reason).
+    """
+    base, from_file = (base, {}) if base in PRESETS else _from_toml(base)
+    options = check_options({**from_file, **given})
+    plan = PRESETS[base](options, facts)
+    recipe = replace(plan.recipe, **options)
+    reasons = [reason for reason in plan.reasons if reason.split(" ")[0] not in options]
+    reasons += [f"{name} {value}: given" for name, value in options.items()]
+    if recipe.pseudo_labels > facts.count:
+        if "pseudo_labels" in options:
+            raise DataError(
+                f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
+            )
+        fitting = _fine_clusters(facts)
+        reasons.append(
+            f"pseudo_labels {fitting}: the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
+        )
+        recipe = replace(recipe, pseudo_labels=fitting)
+    return Plan(recipe, tuple(reasons))
+
+
+def v1(options: Mapping[str, Any], facts: Facts) -> Plan:
+    """The paper's settings: AlexNet on Sobel-filtered 224 px images, 10,000 clusters, 500 rounds, a constant step."""
+    backbone = options.get("backbone", "alexnet")
+    if backbone in PAPER_NETWORKS:
+        return Plan(Recipe(), ())
+    return Plan(Recipe(sobel=False), (f"sobel off: {backbone} takes colours; the paper used alexnet and vgg16",))
+
+
+def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
+    """Chosen from the number, size and colour of the images, the network and weights given, and the device."""
+    backbone = options.get("backbone", "compact")
+    adapting = bool(options.get("weights"))
+    if adapting and "backbone" not in options:
+        raise UsageError("--weights needs the network that they are for: add --backbone, for example timm:resnet18")
+    size, why_size = _image_size(backbone, facts)
+    epochs = max(1, math.ceil(IMAGES_A_ROUND / max(1, facts.count)))
+    chosen: dict[str, tuple[Any, str]] = {
+        "backbone": (backbone, "the network for small images, as none was given"),
+        "image_size": (size, why_size),
+        "margin": (1.0 if size <= 64 else 256 / 224, "small images are kept whole" if size <= 64 else "room for crops"),
+        "pseudo_labels": (_fine_clusters(facts), "5 for each group wanted, and at least 20 images for each"),
+        "dims": (_reduced_dims(facts), "about twice the number of groups wanted, between 16 and 256"),
+        "epochs": (epochs, f"at least {IMAGES_A_ROUND} views in a round, of {facts.count} images"),
+    }
+    if adapting:
+        chosen |= {
+            "rounds": (6, "a pretrained network needs few"),
+            "lr": (0.001, "a pretrained network is changed gently"),
+            "head_lr": (0.1, "the head starts from nothing"),
+        }
+    else:
+        chosen |= {
+            "rounds": (20, "a network trained from nothing"),
+            "lr": (0.1, "a network trained from nothing"),
+        }
+    if facts.grey:
+        why = "the images are grey: shapes count, and left is not right"
+        chosen |= {
+            "crop_min": (0.5, why), "crop_max": (1.2, why), "stretch": (1.2, why), "flip": (0.0, why),
+            "rotation": (15.0, why),
+        }  # fmt: skip
+    else:
+        why = "the images have colours: photographs"
+        chosen |= {"crop_min": (0.3, why), "colour": (0.4, why), "grey": (0.1, why)}
+    steady = {"sobel": False, "schedule": "cosine", "tolerance": 0.02, "batch_size": 128, "precision": "auto"}
+    values = {name: value for name, (value, _) in chosen.items()}
+    return Plan(
+        Recipe(**values, **steady),  # type: ignore[arg-type]
+        tuple(f"{name} {value}: {why}" for name, (value, why) in chosen.items()),
+    )
+
+
+PRESETS = {"auto": auto, "v1": v1}
+IMAGES_A_ROUND = 5000
+
+
+def _fine_clusters(facts: Facts) -> int:
+    """Several fine clusters for each group wanted, none of them tiny."""
+    wanted = facts.n_clusters or 20
+    return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
+
+
+def _reduced_dims(facts: Facts) -> int:
+    return min(256, max(16, 2 * (facts.n_clusters or 20)))
+
+
+def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:
+    side = facts.short_side
+    if backbone in PAPER_NETWORKS:
+        return 224, f"what {backbone} takes"
+    small = facts.device == "cpu"
+    if backbone == "compact":
+        return min(64 if small else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
+    return min(128 if small else 224, max(64, 32 * round(side / 32))), f"images of {side} px, 64 to 128 on a CPU"
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, each turned into its type from text where needed. UsageError names the one that is wrong."""
+    checked = {}
+    for name, value in options.items():
+        if name not in _TYPES:
+            near = difflib.get_close_matches(name, _TYPES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(_TYPES)}"
+            raise UsageError(f"no option is called {name!r}: {hint}")
+        checked[name] = _as_type(name, value, _TYPES[name])
+    return checked
+
+
+def _as_type(name: str, value: Any, kind: type) -> Any:
+    if kind is bool:
+        truth = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+        if str(value).lower() in truth:
+            return truth[str(value).lower()]
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if kind is float:
+                return number
+            if number == int(number):
+                return int(number)
+        except (ValueError, OverflowError):
+            pass
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UsageError(f"{name}={value!r} is not {kinds[kind]}")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The options as TOML, one a line. (JSON's strings, numbers and booleans are valid TOML.)"""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(recipe).items())
+
+
+def _from_toml(path: str) -> tuple[str, dict[str, Any]]:
+    """The preset (key ``base``, default ``auto``) and the options of a recipe file."""
+    if not path.endswith(".toml"):
+        near = difflib.get_close_matches(path, PRESETS, n=1) or list(PRESETS)
+        raise UsageError(f"no recipe is called {path!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
+    try:
+        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no recipe file {path}") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
+    base = options.pop("base", "auto")
+    if base not in PRESETS:
+        raise UsageError(f"{path}: base = {base!r} is not a recipe: choose {' or '.join(PRESETS)}")
+    return base, options

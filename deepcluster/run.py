@@ -1,0 +1,478 @@
+"""The composition root: recipe + images -> objects -> the loop -> files. The only place that knows them all."""
+
+import hashlib
+import math
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import deepcluster
+from deepcluster.algorithm import Result, alternate, conclude
+from deepcluster.clustering.agreement import NMI_AVERAGE
+from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place, suggest_k
+from deepcluster.devices import choose_device, choose_precision, environment
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
+from deepcluster.images.augment import Augmentation
+from deepcluster.images.decode import Undecodable
+from deepcluster.images.labels import true_labels
+from deepcluster.images.preview import preview
+from deepcluster.images.sampling import each_once, uniform_over_clusters
+from deepcluster.images.source import Source, find
+from deepcluster.images.store import Store, read_once
+from deepcluster.nets.backbone import Network, build
+from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
+from deepcluster.records import Clustering, Round
+from deepcluster.report.page import render
+from deepcluster.seeding import derive
+from deepcluster.storage import model as models
+from deepcluster.storage import run_folder as files
+from deepcluster.storage import tables
+from deepcluster.storage.model import Model
+from deepcluster.storage.run_folder import RunFolder
+
+Images = str | Path | np.ndarray | Sequence[str | Path]
+
+
+class Display(Protocol):
+    """Where a run says what it does."""
+
+    def say(self, heading: str, text: str) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def round(self, row: Mapping[str, Any], rounds: int) -> None: ...
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def say(self, heading: str, text: str) -> None:
+        pass
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        pass
+
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, beside the images."""
+
+    out: Path | None = None
+    n_clusters: int | None = None  # None: chosen by silhouette from the final features
+    recipe: str = "auto"
+    options: Mapping[str, Any] | None = None
+    device: str = "auto"
+    seed: int = 0
+    time_limit: float | None = None  # seconds
+    labels: str | None = None
+    overwrite: bool = False
+    command: str = ""
+
+
+def plan(source: Source, request: Request, count: int | None = None) -> Plan:
+    """The resolved recipe for these images, of which ``count`` are usable (default: all)."""
+    seen = preview(source)
+    count = len(source.paths) if count is None else count
+    _check_groups(request.n_clusters, count)
+    device = choose_device(request.device)
+    facts = Facts(count, seen.short_side, seen.grey, request.n_clusters, device.type)
+    return resolve(request.recipe, request.options or {}, facts)
+
+
+def fit(images: Images, request: Request, display: Display | None = None, stdin: TextIO | None = None) -> RunFolder:
+    """From images to a run folder (DESIGN, section 2). Raises a DeepClusterError that says what to do."""
+    display = display or Silent()
+    clock = _Clock()
+    source = find(images, stdin=stdin)
+    labels = true_labels(request.labels, source) if request.labels else None
+    plan(source, request)  # whatever is wrong with the options is said before anything is written
+    started = datetime.now(UTC)
+    folder = files.create(
+        request.out or Path("runs") / f"{source.name}-{started.astimezone():%Y%m%d-%H%M%S}", overwrite=request.overwrite
+    )
+    device = choose_device(request.device)
+    record: dict[str, Any] = {
+        "schema_version": files.SCHEMA_VERSION,
+        "version": deepcluster.__version__,
+        "status": "running",
+        "command": request.command,
+        "images": source.name,
+        "location": source.location,
+        "started": started.isoformat(timespec="seconds"),
+        "seed": request.seed,
+        "device": str(device),
+        "environment": environment(device),
+    }
+    folder.write_json("run.json", record)
+    display.say("Run", str(folder.path))
+    try:
+        _fit(source, labels, request, folder, device, record, display, clock)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
+        with suppress(DeepClusterError):
+            folder.write_json("run.json", record)
+        raise
+    finally:
+        (folder.path / "images.u8").unlink(missing_ok=True)
+    return folder
+
+
+def _fit(
+    source: Source, labels: Sequence[str] | None, request: Request, folder: RunFolder, device: torch.device,
+    record: dict[str, Any], display: Display, clock: "_Clock",
+) -> None:  # fmt: skip
+    # Read once.
+    size = plan(source, request).recipe.store_size
+    store = read_once(
+        source, size, folder=folder.path, progress=lambda done, total: display.progress("reading", done, total)
+    )
+    count = len(store.kept)
+    seconds = {"reading": clock.lap()}
+    display.say("Images", f"{count:,} of {source.name}, {len(store.skipped):,} skipped (skipped.csv)")
+    recipe, reasons = (chosen := plan(source, request, count)).recipe, chosen.reasons
+    for reason in reasons:
+        display.say(request.recipe, reason)
+    folder.write_text("recipe.toml", to_toml(recipe))
+    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in store.skipped])
+    record |= {"images_count": count, "skipped_count": len(store.skipped), "fingerprint": _fingerprint(source, store)}
+    record |= {"backbone": recipe.backbone, "pseudo_labels": recipe.pseudo_labels, "reasons": list(reasons)}
+    truth = None if labels is None else [labels[i] for i in store.kept]
+
+    # Train.
+    network = _network(recipe, request.seed, device)
+    before: Cut | None = None  # the groups of the untrained network
+    baseline: dict[str, float] = {}
+    history: list[dict[str, Any]] = []
+    history_columns = files.HISTORY if truth is None else (*files.HISTORY, "nmi_labels")
+    stopped = "all rounds done"
+    for round in _rounds(network, store.images, recipe, request.seed, device, display):
+        if before is None and truth is not None and request.n_clusters:
+            before = _groups(round.reduced, round.clustering, request.n_clusters, request.seed)
+            baseline = tables.metrics(truth, place(round.reduced, before, round.clustering.centroids))
+        history.append(tables.history_row(round, truth))
+        folder.write_rows("history.csv", history_columns, history)
+        display.round(history[-1], recipe.rounds)
+        if request.time_limit and clock.elapsed() + clock.lap() > request.time_limit:
+            stopped = "time limit"
+            break
+    else:
+        if len(history) < recipe.rounds:
+            stopped = "assignments settled"
+    folder.write_rows("history.csv", history_columns, history)
+    seconds["rounds"] = clock.elapsed() - seconds["reading"]
+
+    # Conclude.
+    result = conclude(
+        network, store.images, clusters=recipe.pseudo_labels, seed=request.seed, size=recipe.image_size,
+        batch_size=recipe.batch_size, dims=recipe.dims, iterations=recipe.kmeans_iterations, empty=recipe.empty,
+        progress=display.progress,
+    )  # fmt: skip
+    n_clusters = request.n_clusters or _suggested(result.reduced, request.seed, display)
+    model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed), recipe)
+    if model.groups.count < n_clusters:
+        warnings.warn(
+            f"only {model.groups.count} of {n_clusters} clusters are not empty: the features of the images have no more"
+            " distinct values (are many images equal?)",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    models.save(model, folder.model)
+    folder.write_array("features.npy", result.reduced.numpy())
+    seconds["result"] = clock.elapsed() - sum(seconds.values())
+    record |= {
+        "status": "done",
+        "clusters": model.groups.count,
+        "rounds": len(history),
+        "stopped_because": stopped,
+        "seconds": tables.round_to(clock.elapsed(), 2),
+        "seconds_by_phase": {phase: tables.round_to(value, 2) for phase, value in seconds.items()},
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    rows = _Rows(
+        paths=tuple(source.paths[i] for i in store.kept), labels=truth, skipped=store.skipped, reduced=result.reduced
+    )
+    _write_groups(folder, model, rows, record, baseline)
+    _report(folder, source)
+    display.say("Done", _summary(folder, record))
+
+
+def _rounds(
+    network: Network, images: Tensor, recipe: Recipe, seed: int, device: torch.device, display: Display
+) -> Iterator[Round]:
+    return alternate(
+        network,
+        images,
+        clusters=recipe.pseudo_labels,
+        rounds=recipe.rounds,
+        seed=seed,
+        size=recipe.image_size,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=_schedule(recipe.lr, recipe),
+        head_lr=_schedule(recipe.head_lr, recipe) if recipe.head_lr else None,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        dims=recipe.dims,
+        iterations=recipe.kmeans_iterations,
+        empty=recipe.empty,
+        augmentation=Augmentation(
+            crop=(recipe.crop_min, recipe.crop_max), stretch=recipe.stretch, flip=recipe.flip,
+            rotation=recipe.rotation, colour=recipe.colour, grey=recipe.grey,
+        ),
+        sample=uniform_over_clusters if recipe.balance else each_once,
+        tolerance=recipe.tolerance,
+        patience=recipe.patience,
+        dtype=choose_precision(recipe.precision, device, network),
+        progress=display.progress,
+    )  # fmt: skip
+
+
+def _schedule(lr: float, recipe: Recipe) -> Callable[[int], float]:
+    """The step of each round: constant, or half a cosine wave from ``lr`` to nearly 0."""
+    if recipe.schedule == "constant":
+        return lambda index: lr
+    return lambda index: lr * 0.5 * (1 + math.cos(math.pi * index / recipe.rounds))
+
+
+def _network(recipe: Recipe, seed: int, device: torch.device) -> Network:
+    network = build(
+        recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None, seed=seed
+    )
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _groups(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int) -> Cut:
+    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features."""
+    if len(fine.centroids) == n_clusters:
+        return as_groups(fine)
+    return cut(reduced, n_clusters, seed=derive(seed, "groups"))
+
+
+def _suggested(reduced: Tensor, seed: int, display: Display) -> int:
+    values = suggest_k(reduced, seed=seed)
+    if not values:
+        return 1
+    best = sorted(values, key=lambda k: -values[k])[:3]
+    display.say(
+        "Groups",
+        f"{best[0]}, the best silhouette ({values[best[0]]:.2f}); a guess. Also plausible: {best[1:]} (recut -k)",
+    )
+    return best[0]
+
+
+def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
+    placement = place(result.reduced, groups, result.clustering.centroids)
+    return Model(
+        network=network,
+        whitening=result.whitening,
+        fine_centroids=result.clustering.centroids,
+        groups=groups,
+        outlier_distance=outlier_distances(placement, groups.count),
+        names=("",) * groups.count,
+        image_size=recipe.image_size,
+        store_size=recipe.store_size,
+        batch_size=recipe.batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The images of a run: those that were used, in row order, and those that were not."""
+
+    paths: Sequence[str]
+    labels: Sequence[str] | None
+    skipped: Sequence[tuple[str, str]]
+    reduced: Tensor
+
+
+def _write_groups(
+    folder: RunFolder, model: Model, rows: _Rows, record: Mapping[str, Any], baseline: Mapping[str, float]
+) -> None:
+    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, run.json."""
+    placement = model.place(rows.reduced)
+    labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
+    used = [
+        {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
+        for path, fine, label, place_row in zip(
+            rows.paths, placement.fine_cluster.tolist(), labels, tables.placement_rows(model, placement), strict=True
+        )
+    ]
+    unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
+    folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, tables.summary_rows(model, placement, rows.paths))
+    if rows.labels is not None and any(rows.labels):
+        metrics = tables.metrics(rows.labels, placement)
+        baseline = baseline or (metrics if record["rounds"] == 0 else {})
+        known = sum(1 for label in rows.labels if label)
+        folder.write_json(
+            "metrics.json",
+            {
+                **metrics,
+                **{f"baseline_{name}": value for name, value in baseline.items()},
+                "nmi_average": NMI_AVERAGE,
+                "labelled": known,
+            },
+        )
+    folder.write_json("run.json", record)
+
+
+# ---- what can be done with a run ------------------------------------------------------------------------------------
+
+
+def recut(run: Path, n_clusters: int) -> RunFolder:
+    """Cut the features of a run into another number of groups; nothing is trained, the cluster numbers are new."""
+    folder = files.open_run(run)
+    record = folder.read_json("run.json")
+    model = models.load(folder.path)
+    table = folder.read_rows("clusters.csv")
+    used = [row for row in table if row["status"] == "ok"]
+    reduced = torch.from_numpy(np.load(folder.path / "features.npy", allow_pickle=False))
+    _check_groups(n_clusters, len(used))
+    fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
+    sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
+    clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
+    groups = _groups(reduced, clustering, n_clusters, record["seed"])
+    placement = place(reduced, groups, model.fine_centroids)
+    model = replace(
+        model, groups=groups, names=("",) * groups.count, outlier_distance=outlier_distances(placement, groups.count)
+    )
+    rows = _Rows(
+        paths=[row["path"] for row in used],
+        labels=[row["label"] for row in used] if any(row["label"] for row in used) else None,
+        skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
+        reduced=reduced,
+    )
+    models.save(model, folder.model)
+    # The figures of the untrained network were made with the old number of groups.
+    _write_groups(folder, model, rows, record | {"clusters": groups.count}, {})
+    report(run)
+    return folder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The usable images of a source, their reduced features, and those that could not be used."""
+
+    model: Model
+    paths: tuple[str, ...]
+    reduced: Tensor
+    skipped: tuple[tuple[str, str], ...]
+
+
+def apply(
+    run: Path, images: Images, *, device: str = "auto", display: Display | None = None, stdin: TextIO | None = None
+) -> Prediction:
+    """Run images through the model of a run: the common part of ``predict`` and ``embed``."""
+    display = display or Silent()
+    model = models.load(files.open_run(run).path, choose_device(device))
+    source = find(images, stdin=stdin)
+    with tempfile.TemporaryDirectory() as folder:
+        store = read_once(
+            source,
+            model.store_size,
+            folder=Path(folder),
+            progress=lambda done, total: display.progress("reading", done, total),
+        )
+        reduced = model.transform(store.images, progress=lambda done, total: display.progress("features", done, total))
+    return Prediction(model, tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
+
+
+def report(run: Path) -> Path:
+    """Write report.html of a run again, with the pictures where the images are still at hand."""
+    folder = files.open_run(run)
+    source = None
+    with suppress(DeepClusterError, OSError):
+        source = find(folder.read_json("run.json")["location"])
+    return _report(folder, source)
+
+
+def _report(folder: RunFolder, source: Source | None) -> Path:
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+
+    def picture(path: str) -> Image.Image | None:
+        if source is None or path not in index:
+            return None
+        try:
+            return source.read(index[path])
+        except (Undecodable, OSError):
+            return None
+
+    record = folder.read_json("run.json")
+    has_metrics = (folder.path / "metrics.json").is_file()
+    page = render(
+        title=str(record["images"]),
+        run=record,
+        clusters=folder.read_rows("clusters.csv"),
+        summary=folder.read_rows("cluster_summary.csv"),
+        history=folder.read_rows("history.csv"),
+        metrics=folder.read_json("metrics.json") if has_metrics else None,
+        skipped=folder.read_rows("skipped.csv"),
+        picture=picture,
+    )
+    folder.write_text("report.html", page)
+    return folder.path / "report.html"
+
+
+# ---- small things ---------------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Seconds since the start and since the last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.start
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+
+def _check_groups(n_clusters: int | None, count: int) -> None:
+    if n_clusters is not None and n_clusters > count:
+        raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
+
+
+def _fingerprint(source: Source, store: Store) -> str:
+    """SHA-256 over the paths and pixels that the run was made of."""
+    digest = hashlib.sha256()
+    for i in store.kept:
+        digest.update(source.paths[i].encode(errors="surrogateescape") + b"\0")
+    for part in store.images.permute(0, 2, 3, 1).split(4096):
+        digest.update(part.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _summary(folder: RunFolder, record: Mapping[str, Any]) -> str:
+    rows = folder.read_rows("cluster_summary.csv")
+    shares = [float(row["share"]) for row in rows]
+    return (
+        f"{len(rows)} clusters (largest {max(shares):.0%}, smallest {min(shares):.1%}) after {record['rounds']} rounds:"
+        f" {record['stopped_because']}"
+    )
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has had, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
