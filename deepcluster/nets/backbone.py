@@ -1,13 +1,18 @@
 """The contract that every backbone meets, and the names that build one."""
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from deepcluster.errors import ModelError, UsageError
+from deepcluster.nets import paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import reset_linear
-from deepcluster.seeding import generator
+from deepcluster.nets.weights import HEADS, first_line, load_body, read_state
+from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,6 +27,8 @@ class Network(nn.Module):
     """
 
     head: nn.Linear | None
+    architecture: dict[str, str | int | bool]
+    """The arguments of ``build`` that give this network again; empty for a body of one's own."""
 
     def __init__(
         self,
@@ -37,6 +44,7 @@ class Network(nn.Module):
         self.feature_dim = feature_dim
         self.activation = activation or nn.Identity()
         self.head = None
+        self.architecture = {}
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -62,6 +70,119 @@ class Network(nn.Module):
 
 
 def build(name: str, *, image_size: int, sobel: bool = False, weights: str | None = None, seed: int = 0) -> Network:
-    """The network called ``name`` (``compact``)."""
-    body = Compact(16, generator(seed, "network"))
-    return Network(body, body.feature_dim)
+    """The network called ``name``, on the CPU and without a head; its parameters depend on ``seed`` alone.
+
+    ``name`` is ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. ``sobel`` puts the
+    fixed Sobel filter before ``alexnet`` or ``vgg16``. ``weights`` is None, the path of a file, or ``"timm"`` for the
+    weights that timm publishes, which may download. ``build(**network.architecture)`` builds the same network again.
+
+    Raises:
+        UsageError: there is no such network, or not with these options.
+        ModelError: the weights cannot be read, fetched, or do not fit the network.
+    """
+    if sobel and name not in ("alexnet", "vgg16"):
+        raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
+    if weights == "timm" and not name.startswith("timm:"):
+        raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
+    # Before the network is built, which takes seconds where it is a large one.
+    state = None if weights in (None, "timm") else read_state(weights)
+
+    heads: tuple[str, ...] = HEADS
+    if name == "compact":
+        # Lent, because its layers also initialise themselves before the generator's numbers replace theirs.
+        with lent_global(seed, "network"):
+            compact = Compact(32, generator(seed, "network"))
+        network = Network(compact, _feature_dim(compact, name, image_size))
+    elif name in ("alexnet", "vgg16"):
+        if image_size != paper.IMAGE_SIZE:
+            raise paper.wrong_size(name, image_size)
+        make = paper.alexnet if name == "alexnet" else paper.vgg16
+        # The features end before the last ReLU, and the head starts behind it.
+        body = make(sobel=sobel, generator=generator(seed, "network"))
+        network = Network(body, paper.FEATURE_DIM, activation=nn.ReLU())
+    elif name.startswith("timm:"):
+        model, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
+        network = Network(model, _feature_dim(model, name, image_size), mean=config["mean"], std=config["std"])
+        heads = _timm_heads(config["classifier"])
+    else:
+        raise _unknown(name)
+
+    if state is not None:
+        load_body(network.body, state, path=str(weights), name=name, heads=heads)
+    network.architecture = {"name": name, "image_size": image_size, "sobel": sobel}
+    return network
+
+
+def _timm_body(name: str, image_size: int, seed: int, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it."""
+    # Here and not above: the import takes a second or more, and only these networks need it.
+    import timm
+
+    short = name.removeprefix("timm:")
+    # is_model looks at what stands before the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
+    if not timm.is_model(short):
+        raise _unknown(name)
+    try:
+        config = timm.get_pretrained_cfg(short)
+    except RuntimeError as error:  # a tag (resnet18.TAG) that this model does not have
+        raise _unknown(name) from error
+    if pretrained and not timm.is_model_pretrained(short):
+        raise UsageError(f"timm publishes no weights for {name}: leave --weights out, or give a file: --weights FILE")
+
+    # Transformers are made for one image size; convolutional networks have no such argument.
+    size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    with lent_global(seed, "network"):
+        try:
+            model = timm.create_model(short, num_classes=0, pretrained=pretrained, **size)
+        except Exception as error:
+            if not pretrained:
+                raise _unfit(name, image_size, error) from error
+            site = f"https://huggingface.co/{config.hf_hub_id}" if config and config.hf_hub_id else "its publisher"
+            raise ModelError(  # any error: the libraries that download raise many kinds, and change them
+                f"the weights of {name} could not be fetched ({first_line(error)}): is there no connection? "
+                f"Fetch model.safetensors from {site} on a machine that has one, and give it: --weights FILE"
+            ) from error
+    return model, cast(dict[str, Any], model.default_cfg)
+
+
+def _timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The top-level modules around timm's last layers: ``head.fc``, ``("head.l", "head_dist.l")``, ... or none at all.
+
+    Around them, because some have a normalisation before the last layer (``head.bn``) that goes when it goes.
+    """
+    layers = (classifier,) if isinstance(classifier, str) else classifier or ()
+    return tuple(layer.split(".")[0] for layer in layers)
+
+
+def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
+    """The number of features of one image, measured.
+
+    An attribute cannot be trusted with it: timm's ``num_features`` is 576 for a MobileNetV3 that gives 1024 features.
+    The trial also finds an image size that does not fit, before any work is done.
+    """
+    body.eval()
+    try:
+        with torch.no_grad():
+            features = body(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _unfit(name, image_size, error) from error
+    body.train()
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        raise UsageError(f"{name} does not give one vector of features for an image: choose another --backbone")
+    return features.shape[1]
+
+
+def _unfit(name: str, image_size: int, error: Exception) -> UsageError:
+    return UsageError(
+        f"{name} cannot take images of {image_size} x {image_size} pixels ({first_line(error)}): "
+        "try another --image-size"
+    )
+
+
+def _unknown(name: str) -> UsageError:
+    import timm
+
+    known = ["compact", "alexnet", "vgg16", *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
+    near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), known)
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
+    return UsageError(f"there is no backbone {name}: it is compact, alexnet, vgg16 or timm:NAME; {hint}")

@@ -1,0 +1,112 @@
+"""The two networks of the paper, AlexNet and VGG-16 with batch normalisation, and the fixed Sobel filter before them.
+
+Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", ECCV 2018: AlexNet without local response
+normalisation and without groups, VGG-16 of configuration D. Submodules are numbered as in the published weights, so
+those fit key by key. Both end before the last ReLU: these 4096 numbers are what is clustered.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from deepcluster.errors import UsageError
+from deepcluster.nets.heads import reset_linear
+
+IMAGE_SIZE = 224
+FEATURE_DIM = 4096
+
+
+class PaperNet(nn.Module):
+    """B x 3 x 224 x 224 normalised images to B x 4096 features: Sobel (or nothing), convolutions, two linear layers."""
+
+    def __init__(self, features: nn.Sequential, classifier: nn.Sequential, sobel: nn.Sequential | None = None):
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+        self.sobel = sobel
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            raise wrong_size("this network", max(images.shape[-2:]))
+        if self.sobel is not None:
+            images = self.sobel(images)
+        features: Tensor = self.classifier(self.features(images).flatten(1))
+        return features
+
+
+def alexnet(*, sobel: bool, generator: torch.Generator) -> PaperNet:
+    """AlexNet (Krizhevsky et al. 2012) with batch normalisation; every weight depends on ``generator`` alone."""
+    features = nn.Sequential(
+        *_conv_bn_relu(2 if sobel else 3, 96, 11, generator, stride=4, padding=2),
+        nn.MaxPool2d(3, 2),
+        *_conv_bn_relu(96, 256, 5, generator, padding=2),
+        nn.MaxPool2d(3, 2),
+        *_conv_bn_relu(256, 384, 3, generator, padding=1),
+        *_conv_bn_relu(384, 384, 3, generator, padding=1),
+        *_conv_bn_relu(384, 256, 3, generator, padding=1),
+        nn.MaxPool2d(3, 2),
+    )
+    classifier = nn.Sequential(
+        nn.Dropout(0.5),
+        reset_linear(256 * 6 * 6, FEATURE_DIM, generator),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        reset_linear(FEATURE_DIM, FEATURE_DIM, generator),
+    )
+    return PaperNet(features, classifier, sobel_filter() if sobel else None)
+
+
+def vgg16(*, sobel: bool, generator: torch.Generator) -> PaperNet:
+    """VGG-16 (Simonyan and Zisserman 2015, D) with batch normalisation; its weights depend on ``generator`` alone."""
+    layers: list[nn.Module] = []
+    inputs = 2 if sobel else 3
+    for outputs, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(convolutions):
+            layers += _conv_bn_relu(inputs, outputs, 3, generator, padding=1)
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2, 2))
+    classifier = nn.Sequential(
+        reset_linear(512 * 7 * 7, FEATURE_DIM, generator),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        reset_linear(FEATURE_DIM, FEATURE_DIM, generator),
+    )
+    return PaperNet(nn.Sequential(*layers), classifier, sobel_filter() if sobel else None)
+
+
+def sobel_filter() -> nn.Sequential:
+    """B x 3 x H x W to B x 2 x H x W: the mean of the colours, then its two gradients (across, down). Never trained.
+
+    It stands behind the normalisation. Outside the image is zero, so a border answers like an edge.
+    """
+    grey = _empty_conv(3, 1, 1)
+    gradient = _empty_conv(1, 2, 3, padding=1)
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    # The published filter has zero biases: they are kept because they are keys of the published weights.
+    grey.load_state_dict({"weight": torch.full((1, 3, 1, 1), 1 / 3), "bias": torch.zeros(1)})
+    gradient.load_state_dict({"weight": torch.stack([across, across.T])[:, None], "bias": torch.zeros(2)})
+    return nn.Sequential(grey, gradient).requires_grad_(False)
+
+
+def wrong_size(name: str, image_size: int) -> UsageError:
+    """The error for images of another size: the first linear layer fits one size of the last feature map only."""
+    return UsageError(
+        f"{name} takes images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, not of {image_size}: "
+        f"use --image-size {IMAGE_SIZE}, or --backbone compact for small images"
+    )
+
+
+def _conv_bn_relu(
+    inputs: int, outputs: int, kernel: int, generator: torch.Generator, *, stride: int = 1, padding: int
+) -> list[nn.Module]:
+    """Weights from N(0, sqrt(2 / (kernel^2 outputs))), bias 0 (He et al. 2015, fan-out); normalisation at 1 and 0."""
+    conv = _empty_conv(inputs, outputs, kernel, stride=stride, padding=padding)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    # By way of the meta device: torch's own initialisation would draw from the global generator, for nothing.
+    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta")
+    return conv.to_empty(device="cpu")

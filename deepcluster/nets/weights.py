@@ -1,0 +1,115 @@
+"""Weights from a file into a network: nothing in the file is ever executed, and every tensor must have its place."""
+
+import pickle
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from deepcluster.errors import ModelError
+
+# Averaged weights come first: where a checkpoint has both, they are the ones that its authors evaluated.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "model.", "backbone.", "body.")
+HEADS = ("head", "top_layer")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The named tensors of a ``.safetensors`` file, or of any other file by ``torch.load`` without code (on the CPU).
+
+    A checkpoint that holds them under ``state_dict``, ``model``, ... is unwrapped.
+
+    Raises:
+        ModelError: the file is missing, damaged, has code in it, or holds no named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        else:
+            # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the bytes are a stranger's: torch meets them with a dozen kinds of error
+        # torch's own text for a refused file advises to execute what is in it, so it is not passed on.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "no tensors, or more than tensors, and nothing of it was executed" if refused else first_line(error)
+        raise ModelError(
+            f"{path}: cannot be read as weights ({reason}): is it damaged? "
+            "Give a .safetensors file, or a state_dict written by torch.save"
+        ) from error
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
+        raise ModelError(f"{path}: holds no state_dict, which is a table of named tensors")
+    return dict(content)
+
+
+def load_body(
+    body: nn.Module, state: Mapping[str, Tensor], *, path: str | Path, name: str, heads: Iterable[str]
+) -> None:
+    """Copy ``state`` into ``body``; what is left over in the modules ``heads``, which classify, is ignored.
+
+    Wrappers around the names (``module.``, ``body.``, ...) are taken off. Only the step counts of batch normalisation
+    (``num_batches_tracked``) may be missing: files older than PyTorch 0.4.1 have none.
+
+    Raises:
+        ModelError: a name is missing, is left over, or has another shape. ``body`` has not been changed then.
+    """
+    own = body.state_dict()
+    given = _without(_unprefixed(state, own), heads, unless=own)
+    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in own]
+    misshapen = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in given and given[key].shape != own[key].shape
+    ]
+    if missing or unexpected or misshapen:
+        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        counts = "; ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems if keys)
+        raise ModelError(
+            f"{path}: these weights do not fit the network {name} with its {len(own)} tensors: {counts}. "
+            f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
+        )
+    body.load_state_dict(own | given)
+
+
+def _unprefixed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` without what stands before every name; a head beside the part that is kept goes with it."""
+    state = dict(state)
+    while not any(key in own for key in state):
+        inner = _without(state, HEADS)
+        prefix = next((prefix for prefix in PREFIXES if inner and all(key.startswith(prefix) for key in inner)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in inner.items()}
+    return state
+
+
+def _without(
+    state: Mapping[str, Tensor], layers: Iterable[str], unless: Container[str] = frozenset()
+) -> dict[str, Tensor]:
+    """``state`` without the tensors in ``layers``, but with all whose name is in ``unless``."""
+    starts = tuple(f"{layer}." for layer in layers)
+    return {key: tensor for key, tensor in state.items() if key in unless or not key.startswith(starts)}
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    key, tensor = item
+    if not isinstance(key, str) or not isinstance(tensor, Tensor):
+        return False
+    # A sparse, quantised or storage-less (meta) tensor cannot be copied into a layer.
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+def first_line(error: Exception) -> str:
+    """What the error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from sklearn.metrics import normalized_mutual_info_score
+
+from deepcluster.clustering.agreement import accuracy, ami, ari, changed, nmi, scores
+
+LABELS = ["a", "a", "a", "b", "b", "c"]
+
+
+def test_renumbering_changes_nothing():
+    clusters = [2, 2, 2, 0, 0, 1]
+    assert scores(LABELS, clusters) == pytest.approx({"acc": 1, "nmi": 1, "ami": 1, "ari": 1})
+    assert changed(LABELS, clusters) == 0
+
+
+def test_accuracy_by_hand():
+    # Both clusters would like class a; one-to-one, cluster 0 gets a (2) and cluster 1 gets b (2).
+    assert accuracy(LABELS, [0, 0, 1, 1, 1, 0]) == pytest.approx(4 / 6)
+    # More clusters than classes: the third cluster counts for nothing.
+    assert accuracy(["a", "a", "b", "b"], [0, 1, 2, 2]) == pytest.approx(3 / 4)
+
+
+def test_changed_by_hand():
+    # Cluster 0 goes to 5 but for one image, cluster 1 stays whole: 1 of 6 has left its own.
+    assert changed([0, 0, 0, 0, 1, 1], [5, 5, 5, 6, 6, 6]) == pytest.approx(1 / 6)
+
+
+def test_nmi_is_the_geometric_mean():
+    random = np.random.default_rng(0)
+    few, many = random.integers(0, 3, 400), random.integers(0, 50, 400)
+    assert nmi(few, many) == pytest.approx(normalized_mutual_info_score(few, many, average_method="geometric"))
+    assert nmi(few, many) != pytest.approx(normalized_mutual_info_score(few, many, average_method="arithmetic"))
+
+
+def test_only_nmi_rises_by_chance():
+    random = np.random.default_rng(1)
+    few, many = random.integers(0, 10, 500), random.integers(0, 100, 500)
+    assert nmi(few, many) > 0.15
+    assert abs(ami(few, many)) < 0.02
+    assert abs(ari(few, many)) < 0.02

@@ -1,0 +1,104 @@
+"""The layering of the package: a module imports only what lies below it, and starting up is quick."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deepcluster
+
+ROOT = Path(deepcluster.__file__).parent
+# From the bottom up. A room may import itself and the rooms of lower levels.
+LEVELS = (
+    {"errors", "seeding", "records", "devices"},
+    {"clustering", "images", "nets"},
+    {"learning"},
+    {"algorithm", "evaluation"},
+    {"storage", "report", "recipe"},
+    {"run"},
+    {"cli", "estimator"},
+    {"__main__"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in ROOT.rglob("*.py")
+        if path != ROOT / "__init__.py"
+    }
+
+
+def imports(source: str) -> set[str]:
+    """The modules of the package that a source text imports, anywhere in it, without the package's own name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            found |= {f"{node.module}.{name.name}" for name in node.names} | {str(node.module)}
+    known = modules()
+    inside = {name.removeprefix("deepcluster.") for name in found if name.startswith("deepcluster.")}
+    return {name for name in inside if name in known}
+
+
+def upward(module: str, imported: set[str]) -> list[str]:
+    room = module.split(".")[0]
+    return [
+        f"{module} -> {other}"
+        for other in sorted(imported)
+        if (there := other.split(".")[0]) != room and LEVEL[there] >= LEVEL[room] and LEVEL[there] > 0
+    ]
+
+
+def test_every_room_has_a_level():
+    assert {name.split(".")[0] for name in modules()} <= set(LEVEL)
+
+
+def test_nothing_imports_upward():
+    arrows = [arrow for name, path in modules().items() for arrow in upward(name, imports(path.read_text()))]
+    assert arrows == []
+
+
+def test_an_upward_import_is_seen():
+    assert upward("clustering.kmeans", imports("from deepcluster.run import fit")) == ["clustering.kmeans -> run"]
+    assert upward("images.store", imports("import deepcluster.nets.heads")) == ["images.store -> nets.heads"]
+
+
+def test_no_import_cycle():
+    graph = {name: imports(path.read_text()) - {name} for name, path in modules().items()}
+    # A package and its parts know each other by construction; only modules count.
+    graph = {name: {other for other in others if not modules()[other].name == "__init__.py"} for name, others in graph.items()}
+    while leaves := [name for name, others in graph.items() if not others]:
+        graph = {name: others - set(leaves) for name, others in graph.items() if name not in leaves}
+    assert graph == {}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]])
+def test_help_does_not_import_torch(arguments):
+    code = (
+        "import sys\nfrom deepcluster.cli import run_command\n"
+        f"try:\n    run_command({arguments})\nfinally:\n    assert not {{'torch', 'sklearn', 'scipy'}} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_no_unsafe_loading_and_no_global_generator():
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "dill", "joblib", "random", "yaml"}, name
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "torch.manual_seed", "np.random.seed"), (name, called)
+                if called == "torch.load":
+                    assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), name
+                if called == "np.load":
+                    assert any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in node.keywords), name

@@ -1,0 +1,594 @@
+"""Networks: one contract for all of them, the paper's two layer by layer, and weights from files."""
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepcluster.errors import ModelError, UsageError
+from deepcluster.nets import paper
+from deepcluster.nets.backbone import IMAGENET_MEAN, IMAGENET_STD, Network, build
+from deepcluster.nets.weights import load_body, read_state
+from deepcluster.seeding import generator, lent_global
+
+# name, image size, Sobel, features of one image (None: as the network itself says, its width is ours to tune)
+NETWORKS = [
+    ("compact", 32, False, None),
+    ("compact", 96, False, None),
+    ("alexnet", 224, False, 4096),
+    ("alexnet", 224, True, 4096),
+    ("vgg16", 224, True, 4096),
+    ("timm:resnet18", 64, False, 512),
+    ("timm:mobilenetv3_small_050", 64, False, 1024),
+    ("timm:test_vit", 96, False, 64),
+]
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda row: f"{row[0]}-{row[1]}{'-sobel' * row[2]}")
+def row(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def network(row):
+    name, image_size, sobel, _ = row
+    return build(name, image_size=image_size, sobel=sobel, seed=3)
+
+
+@pytest.fixture(scope="module")
+def images(row):
+    return torch.rand(2, 3, row[1], row[1], generator=generator(0, "test images"))
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)
+
+
+def first_conv(network: Network) -> nn.Conv2d:
+    """The first convolution that is trained, which is not Sobel's."""
+    convs = (module for module in network.body.modules() if isinstance(module, nn.Conv2d))
+    return next(conv for conv in convs if conv.weight.requires_grad)
+
+
+# The contract, for every network
+
+
+def test_features_are_one_finite_vector_per_image(network, images, row):
+    with torch.no_grad():
+        features = network.eval().features(images)
+    assert network.feature_dim == (row[3] or network.body.feature_dim)
+    assert features.shape == (2, network.feature_dim)
+    assert features.isfinite().all()
+    assert not torch.equal(features[0], features[1])
+
+
+def test_extracting_features_changes_nothing_and_looks_at_one_image_at_a_time(network, images):
+    network.eval()
+    before = snapshot(network)
+    with torch.no_grad():
+        together, alone = network.features(images), network.features(images[:1])
+    assert same(before, network.state_dict())
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5 * together.abs().max().item())
+
+
+def test_a_head_is_put_on_top_and_the_gradient_reaches_the_first_convolution(network, images):
+    network.head = None
+    with pytest.raises(RuntimeError, match="new_head"):
+        network(images)
+    network.new_head(200, generator(0, "head"))
+    assert network.head.weight.shape == (200, network.feature_dim)
+    assert network.head.weight.std().item() == pytest.approx(0.01, rel=0.03)
+    assert abs(network.head.weight.mean().item()) < 3e-4
+    assert not network.head.bias.any()
+
+    with lent_global(0, "dropout"):
+        logits = network.train()(images)
+    assert logits.shape == (2, 200)
+    F.cross_entropy(logits, torch.tensor([3, 150])).backward()
+    gradient = first_conv(network).weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+    network.zero_grad(set_to_none=True)
+
+
+def test_body_parameters_are_the_trained_ones_without_the_head(network):
+    network.new_head(5, generator(0, "head"))
+    body = {id(parameter) for parameter in network.body_parameters()}
+    named = dict(network.named_parameters())
+    out = {name for name, parameter in named.items() if id(parameter) not in body}
+    sobel = {f"body.sobel.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
+    assert out == {"head.weight", "head.bias"} | (sobel if network.architecture["sobel"] else set())
+    assert id(first_conv(network).weight) in body
+
+
+def test_the_seed_alone_decides_and_the_architecture_rebuilds_it(row):
+    name, image_size, sobel, _ = row
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    one = build(name, image_size=image_size, sobel=sobel, seed=3)
+    torch.rand(7)
+    two = build(**one.architecture, seed=3)
+    torch.manual_seed(0)
+    other = build(**one.architecture, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in one.modules())
+    assert one.architecture == {"name": name, "image_size": image_size, "sobel": sobel}
+    assert same(one.body.state_dict(), two.body.state_dict())
+    assert not torch.equal(first_conv(one).weight, first_conv(other).weight)
+    other.body.load_state_dict(one.body.state_dict(), strict=True)
+    assert torch.equal(first_conv(one).weight, first_conv(other).weight)
+    assert torch.equal(one.mean, other.mean) and torch.equal(one.std, other.std)
+
+
+def test_normalisation_is_inside(network, images):
+    network.eval()
+    with torch.no_grad():
+        expected = network.body((images[:1] - network.mean) / network.std)
+        assert torch.equal(network.features(images[:1]), expected)
+    own = timm.get_pretrained_cfg("test_vit")
+    if network.architecture["name"] == "timm:test_vit":
+        assert tuple(network.mean.flatten().tolist()) == pytest.approx(own.mean)
+        assert own.mean != IMAGENET_MEAN
+    else:
+        assert tuple(network.mean.flatten().tolist()) == pytest.approx(IMAGENET_MEAN)
+        assert tuple(network.std.flatten().tolist()) == pytest.approx(IMAGENET_STD)
+
+
+# AlexNet, VGG-16 and Sobel, against the description in the paper
+
+
+# With Sobel: its 24 frozen numbers count, and the first convolution has two input channels instead of three.
+@pytest.mark.parametrize(
+    ("name", "sobel", "parameters"),
+    [
+        ("alexnet", True, 99_242_504),
+        ("alexnet", False, 99_242_504 - 24 + 96 * 11 * 11),
+        ("vgg16", True, 175_238_440),
+        ("vgg16", False, 175_238_440 - 24 + 64 * 3 * 3),
+    ],
+)
+def test_number_of_parameters_with_ten_thousand_clusters(name, sobel, parameters):
+    network = build(name, image_size=224, sobel=sobel)
+    network.new_head(10_000, generator(0, "head"))
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    """With normalisation layers that do something, as after training."""
+    network = build("alexnet", image_size=224, sobel=True).eval()
+    rng = generator(0, "statistics")
+    for module in network.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=rng)
+            module.running_var.uniform_(0.5, 2, generator=rng)
+            module.weight.data.uniform_(0.5, 2, generator=rng)
+            module.bias.data.normal_(0, 0.2, generator=rng)
+    return network
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    return build("vgg16", image_size=224)
+
+
+ALEXNET_CONVS = {  # index: (outputs, inputs, kernel), side of the map
+    0: ((96, 2, 11), 55),
+    4: ((256, 96, 5), 27),
+    8: ((384, 256, 3), 13),
+    11: ((384, 384, 3), 13),
+    14: ((256, 384, 3), 13),
+}
+VGG16_CONVS = {
+    0: ((64, 3, 3), 224),
+    3: ((64, 64, 3), 224),
+    7: ((128, 64, 3), 112),
+    10: ((128, 128, 3), 112),
+    14: ((256, 128, 3), 56),
+    17: ((256, 256, 3), 56),
+    20: ((256, 256, 3), 56),
+    24: ((512, 256, 3), 28),
+    27: ((512, 512, 3), 28),
+    30: ((512, 512, 3), 28),
+    34: ((512, 512, 3), 14),
+    37: ((512, 512, 3), 14),
+    40: ((512, 512, 3), 14),
+}
+CLASSIFIERS = {
+    "alexnet": {1: (4096, 256 * 6 * 6), 4: (4096, 4096)},
+    "vgg16": {0: (4096, 512 * 7 * 7), 3: (4096, 4096)},
+}
+
+
+@pytest.mark.parametrize(("name", "convs"), [("alexnet", ALEXNET_CONVS), ("vgg16", VGG16_CONVS)])
+def test_every_layer_has_its_name_its_shape_and_its_output(name, convs, request):
+    network = request.getfixturevalue(name).eval()
+    expected = {}
+    for index, ((outputs, inputs, kernel), _) in convs.items():
+        expected[f"features.{index}.weight"] = (outputs, inputs, kernel, kernel)
+        expected[f"features.{index}.bias"] = (outputs,)
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            expected[f"features.{index + 1}.{kind}"] = (outputs,)
+        expected[f"features.{index + 1}.num_batches_tracked"] = ()
+    for index, (outputs, inputs) in CLASSIFIERS[name].items():
+        expected |= {f"classifier.{index}.weight": (outputs, inputs), f"classifier.{index}.bias": (outputs,)}
+    if name == "alexnet":
+        expected |= {"sobel.0.weight": (1, 3, 1, 1), "sobel.0.bias": (1,)}
+        expected |= {"sobel.1.weight": (2, 1, 3, 3), "sobel.1.bias": (2,)}
+    assert {key: tuple(tensor.shape) for key, tensor in network.body.state_dict().items()} == expected
+
+    shapes = {}
+    hooks = [
+        layer.register_forward_hook(lambda _module, _inputs, output, i=i: shapes.__setitem__(i, tuple(output.shape)))
+        for i, layer in enumerate(network.body.features)
+    ]
+    with torch.no_grad():
+        network.features(torch.rand(1, 3, 224, 224))
+    for hook in hooks:
+        hook.remove()
+    assert {i: shapes[i] for i in convs} == {i: (1, shape[0], side, side) for i, (shape, side) in convs.items()}
+    assert shapes[len(shapes) - 1] == ((1, 256, 6, 6) if name == "alexnet" else (1, 512, 7, 7))
+
+
+def test_dropout_and_the_last_relu_stand_where_the_paper_has_them(alexnet, vgg16):
+    kinds = {nn.Dropout: "dropout", nn.Linear: "linear", nn.ReLU: "relu"}
+    for network, order in (
+        (alexnet, ["dropout", "linear", "relu", "dropout", "linear"]),
+        (vgg16, ["linear", "relu", "dropout", "linear"]),
+    ):
+        assert [kinds[type(layer)] for layer in network.body.classifier] == order
+        assert all(layer.p == 0.5 for layer in network.body.classifier if isinstance(layer, nn.Dropout))
+        assert isinstance(network.activation, nn.ReLU)
+    images = torch.rand(2, 3, 224, 224, generator=generator(0, "test images"))
+    alexnet.new_head(4, generator(0, "head"))
+    with torch.no_grad():
+        features, logits = alexnet.eval().features(images), alexnet(images)
+    assert (features < 0).any()
+    torch.testing.assert_close(logits, F.linear(features.clamp(min=0), alexnet.head.weight, alexnet.head.bias))
+
+
+def test_alexnet_equals_the_description_written_out(alexnet):
+    images = torch.rand(2, 3, 224, 224, generator=generator(1, "test images"))
+    w = alexnet.body.state_dict()
+
+    def block(x: Tensor, conv: int, stride: int, padding: int) -> Tensor:
+        x = F.conv2d(x, w[f"features.{conv}.weight"], w[f"features.{conv}.bias"], stride, padding)
+        mean, var, scale, shift = (
+            w[f"features.{conv + 1}.{kind}"].view(1, -1, 1, 1)
+            for kind in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
+    x = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    grey = F.pad(x.mean(1), (1, 1, 1, 1))
+    across = grey[:, :, :-2] - grey[:, :, 2:]
+    down = grey[:, :-2] - grey[:, 2:]
+    across = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    down = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
+    x = block(torch.stack([across, down], 1), 0, 4, 2)
+    x = block(F.max_pool2d(x, 3, 2), 4, 1, 2)
+    x = block(F.max_pool2d(x, 3, 2), 8, 1, 1)
+    x = block(block(x, 11, 1, 1), 14, 1, 1)
+    x = F.max_pool2d(x, 3, 2).reshape(2, 9216)
+    x = (x @ w["classifier.1.weight"].T + w["classifier.1.bias"]).clamp(min=0)
+    x = x @ w["classifier.4.weight"].T + w["classifier.4.bias"]
+    with torch.no_grad():
+        features = alexnet.eval().features(images)
+    torch.testing.assert_close(features, x, rtol=1e-5, atol=1e-5 * x.abs().max().item())
+
+
+def test_sobel_answers_an_edge_as_worked_out_by_hand():
+    image = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(1, 3, 5, 5)
+    across, down = paper.sobel_filter()(image)[0]
+    # left minus right, weighted 1, 2, 1 over three rows; beyond the image is zero
+    torch.testing.assert_close(across[2], torch.tensor([0.0, -4.0, -4.0, 0.0, 4.0]))
+    torch.testing.assert_close(across[0], torch.tensor([0.0, -3.0, -3.0, 0.0, 3.0]))
+    torch.testing.assert_close(down[1:-1], torch.zeros(3, 5))
+    torch.testing.assert_close(down[0], torch.tensor([0.0, -1.0, -3.0, -4.0, -3.0]))
+    torch.testing.assert_close(down[4], -down[0])
+    turned_across, turned_down = paper.sobel_filter()(image.transpose(2, 3))[0]
+    torch.testing.assert_close(turned_down, across.T)
+    torch.testing.assert_close(turned_across, down.T)
+
+    red = torch.zeros(1, 3, 3, 3)
+    red[0, 0, :, 2] = 3.0
+    torch.testing.assert_close(paper.sobel_filter()(red)[0, 0, 1], torch.tensor([0.0, -4.0, 0.0]))
+
+
+def test_sobel_sees_normalised_images(alexnet):
+    seen = []
+    hook = alexnet.body.sobel.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        alexnet.features(images)
+    hook.remove()
+    torch.testing.assert_close(seen[0] * alexnet.std + alexnet.mean, images)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_initialisation(name):
+    network = build(name, image_size=224, sobel=True, seed=5)
+    for module in (*network.body.features, *network.body.classifier):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            kernel, samples = module.weight[0][0].numel(), module.weight.numel()
+            wanted = 0.01 if isinstance(module, nn.Linear) else math.sqrt(2 / (kernel * module.out_channels))
+            assert module.weight.std().item() == pytest.approx(wanted, rel=4 / math.sqrt(2 * samples)), module
+            assert abs(module.weight.mean().item()) < 4 * wanted / math.sqrt(samples), module
+            assert not module.bias.any()
+        elif isinstance(module, nn.BatchNorm2d):
+            assert torch.equal(module.weight, torch.ones_like(module.weight)) and not module.bias.any()
+            assert not module.running_mean.any() and torch.equal(module.running_var, torch.ones_like(module.weight))
+
+
+# What build refuses
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("alexnet", {"image_size": 96}, ["alexnet", "96", "--image-size 224"]),
+        ("vgg16", {"image_size": 32}, ["vgg16", "32", "--image-size 224"]),
+        ("compact", {"image_size": 32, "sobel": True}, ["sobel", "alexnet", "compact"]),
+        ("compact", {"image_size": 2}, ["compact", "2 x 2", "--image-size"]),
+        ("compact", {"image_size": 32, "weights": "timm"}, ["--weights timm", "compact", "give a file"]),
+        ("timm:test_vit", {"image_size": 50}, ["timm:test_vit", "50", "--image-size"]),
+        ("timm:resnet26t", {"image_size": 0}, ["timm:resnet26t", "0 x 0", "--image-size"]),
+        ("resnet18", {"image_size": 64}, ["resnet18", "did you mean timm:resnet18?"]),
+        ("Alexnet", {"image_size": 224}, ["Alexnet", "did you mean alexnet"]),
+        ("timm:resnet81", {"image_size": 64}, ["timm:resnet81", "timm:resnet18"]),
+        ("timm:resnet18.none", {"image_size": 64}, ["timm:resnet18.none", "timm:resnet18"]),
+        ("timm:hf-hub:someone/net", {"image_size": 64}, ["timm:hf-hub:someone/net"]),
+        ("", {"image_size": 64}, ["compact, alexnet, vgg16 or timm:NAME"]),
+    ],
+)
+def test_usage_errors_name_the_value_and_the_way_out(name, options, parts):
+    with pytest.raises(UsageError) as caught:
+        build(name, **options)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_paper_network_refuses_a_batch_of_another_size(alexnet):
+    with pytest.raises(UsageError, match=r"224 x 224 pixels, not of 227"):
+        alexnet.features(torch.rand(1, 3, 227, 227))  # which would pass through unnoticed otherwise
+
+
+def test_published_weights_without_a_connection(monkeypatch, tmp_path):
+    # Hugging Face's own switch, because without it the library tries again and again for most of a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError) as caught:
+        build("timm:test_vit", image_size=160, weights="timm")
+    for part in ("timm:test_vit", "connection", "https://huggingface.co/timm/test_vit.r160_in1k", "--weights FILE"):
+        assert part in str(caught.value)
+
+
+def test_published_weights_that_do_not_exist():
+    name = next(model for model in timm.list_models() if not timm.is_model_pretrained(model))
+    with pytest.raises(UsageError, match="publishes no weights"):
+        build(f"timm:{name}", image_size=224, weights="timm")
+
+
+def test_timm_is_imported_only_for_its_networks():
+    code = "import sys, deepcluster.nets.backbone; sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Weights from files
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A compact network whose every tensor differs from those that any seed gives."""
+    network = build("compact", image_size=32, seed=1)
+    network.new_head(7, generator(1, "head"))
+    for parameter in network.parameters():
+        parameter.data.add_(0.5)
+    for module in network.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.add_(0.25)
+            module.num_batches_tracked.add_(3)
+    return network
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+WRAPPINGS = {
+    "plain": lambda body, whole: body,
+    "network": lambda body, whole: whole,
+    "network in parallel": lambda body, whole: prefixed("module.", whole),
+    "module.": lambda body, whole: prefixed("module.", body),
+    "backbone.": lambda body, whole: prefixed("backbone.", body),
+    "model.": lambda body, whole: prefixed("model.", body),
+    "official head": lambda body, whole: (
+        body | {"top_layer.weight": torch.zeros(3, 4), "top_layer.bias": torch.zeros(3)}
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth.tar"])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_weights_come_back_from_a_file(trained, tmp_path, wrapping, suffix):
+    state = WRAPPINGS[wrapping](trained.body.state_dict(), trained.state_dict())
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    loaded = build("compact", image_size=32, weights=str(path))
+    assert same(loaded.body.state_dict(), trained.body.state_dict())
+    assert loaded.head is None
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "state_dict_ema"])
+def test_a_checkpoint_is_unwrapped(trained, tmp_path, key):
+    torch.save({"epoch": 3, "arch": "compact", key: trained.body.state_dict()}, tmp_path / "a.pt")
+    loaded = build("compact", image_size=32, weights=str(tmp_path / "a.pt"))
+    assert same(loaded.body.state_dict(), trained.body.state_dict())
+
+
+def test_averaged_weights_come_before_the_others(trained, tmp_path):
+    other = build("compact", image_size=32, seed=9).body.state_dict()
+    torch.save({"state_dict": other, "state_dict_ema": trained.body.state_dict()}, tmp_path / "a.pt")
+    loaded = build("compact", image_size=32, weights=str(tmp_path / "a.pt"))
+    assert same(loaded.body.state_dict(), trained.body.state_dict())
+
+
+def test_old_files_have_no_step_counts(trained, tmp_path):
+    state = {k: v for k, v in trained.body.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "a.safetensors")
+    loaded = build("compact", image_size=32, weights=str(tmp_path / "a.safetensors")).body.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+# Last layers: fc; head.fc beside a head.norm that stays; head and head_dist; head.linear and a head.bn that goes too;
+# and a network whose own names all begin with body.
+TIMM_HEADS = ["test_resnet", "test_convnext", "deit_tiny_distilled_patch16_224", "efficientvit_m0", "tresnet_m"]
+
+
+@pytest.mark.parametrize("name", TIMM_HEADS)
+@pytest.mark.parametrize("of", ["timm", "network"])
+def test_timm_weights_with_their_classifier(tmp_path, name, of):
+    size = 64 if name.startswith("test_") else 224
+    with lent_global(8, "elsewhere"):
+        theirs = timm.create_model(name, num_classes=10)
+    state = theirs.state_dict()
+    if of == "network":
+        network = build(f"timm:{name}", image_size=size, seed=8)
+        network.new_head(10, generator(0, "head"))
+        theirs, state = network.body, network.state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    body = build(f"timm:{name}", image_size=size, weights=str(tmp_path / "a.pt")).body
+    own, given = body.state_dict(), theirs.state_dict()
+    assert all(torch.equal(own[key], given[key]) for key in own)
+
+
+def test_paper_weights_with_sobel_keys():
+    body = build("alexnet", image_size=224, sobel=True, seed=0).body
+    state = build("alexnet", image_size=224, sobel=True, seed=1).body.state_dict()
+    load_body(body, prefixed("module.", state), path="a.pt", name="alexnet", heads=("head", "top_layer"))
+    assert same(body.state_dict(), state)
+    plain = build("alexnet", image_size=224, seed=0).body
+    with pytest.raises(ModelError, match=r"4 unexpected \(sobel.*1 of another shape \(features.0.weight.*Sobel"):
+        load_body(plain, state, path="a.pt", name="alexnet", heads=("head", "top_layer"))
+
+
+def test_weights_of_another_network(trained, tmp_path):
+    save_file(trained.body.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(ModelError) as caught:
+        build("timm:test_resnet", image_size=64, weights=str(tmp_path / "other.safetensors"))
+    message = str(caught.value)
+    own = build("timm:test_resnet", image_size=64).body.state_dict()
+    missing = sum(not key.endswith("num_batches_tracked") for key in own)
+    for part in ("other.safetensors", "timm:test_resnet", "--backbone", f"{missing} missing (", next(iter(own))):
+        assert part in message
+    assert f"{len(trained.body.state_dict())} unexpected (" in message
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, change):
+    state = snapshot(trained.body)
+    key = next(key for key in state if key.endswith("running_var"))
+    shape = tuple(state[key].shape)
+    if change == "missing":
+        del state[key]
+    elif change == "unexpected":
+        state["extra.weight"] = torch.zeros(2)
+    else:
+        state[key] = torch.zeros(3)
+    body = build("compact", image_size=32, seed=2).body
+    before = snapshot(body)
+    expected = {"missing": key, "unexpected": "extra.weight", "shape": f"{key} (3,) instead of {shape}"}
+    with pytest.raises(ModelError) as caught:
+        load_body(body, state, path="w.pt", name="compact", heads=("head",))
+    assert f"1 {'of another shape' if change == 'shape' else change} ({expected[change]})" in str(caught.value)
+    assert same(before, body.state_dict())
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("how", ["torch.save", "pickle"])
+def test_code_in_a_file_is_never_executed(tmp_path, monkeypatch, how, forced):
+    canary, path = tmp_path / "canary", tmp_path / "evil.pt"
+    content = {"state_dict": {"weight": torch.zeros(1)}, "args": Evil(canary)}
+    if how == "torch.save":
+        torch.save(content, path)
+        torch.load(path, weights_only=False)
+    else:
+        path.write_bytes(pickle.dumps(Evil(canary), protocol=2))
+        pickle.loads(path.read_bytes())
+    assert canary.exists(), "the trap itself does not work"
+    canary.unlink()
+
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ModelError, match=r"evil.pt: cannot be read as weights") as caught:
+        build("compact", image_size=32, weights=str(path))
+    assert "weights_only" not in str(caught.value)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("damage", ["missing", "folder", "empty", "text", "truncated"])
+def test_damaged_files(trained, tmp_path, suffix, damage):
+    path = tmp_path / f"bad{suffix}"
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "truncated":
+        state = trained.body.state_dict()
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else b"<html>404 not found</html>")
+    with pytest.raises(ModelError, match=f"bad{suffix}") as caught:
+        build("compact", image_size=32, weights=str(path))
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], {}, {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)}, {"a": torch.zeros(1, device="meta")}, None],
+    ids=str,
+)
+def test_files_without_a_table_of_tensors(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match=r"a.pt: holds no state_dict"):
+        read_state(tmp_path / "a.pt")
+
+
+GIVEN = Path(os.environ.get("DEEPCLUSTER_WEIGHTS", "does not exist"))
+
+
+@pytest.mark.skipif(not GIVEN.is_file(), reason="DEEPCLUSTER_WEIGHTS names no tf_efficientnet_lite0.safetensors")
+def test_published_efficientnet_weights():
+    network = build("timm:tf_efficientnet_lite0", image_size=64, weights=str(GIVEN))
+    assert network.feature_dim == 1280
+    state, given = network.body.state_dict(), load_file(GIVEN)
+    assert given.keys() - state.keys() == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(state[key], given[key]) for key in state)
+    with pytest.raises(ModelError, match="tf_efficientnet_lite1"):
+        build("timm:tf_efficientnet_lite1", image_size=64, weights=str(GIVEN))

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from deepcluster.clustering import whiten
+from deepcluster.errors import NonFiniteError
+from deepcluster.seeding import generator
+
+
+def correlated(rows: int, width: int, *, rank: int | None = None, offset: float = 0.0) -> torch.Tensor:
+    random = generator(0, "test", rows, width)
+    rank = rank or width
+    mixing = torch.randn(rank, width, generator=random) + 3 * torch.eye(rank, width)
+    return torch.randn(rows, rank, generator=random) @ mixing + offset
+
+
+@pytest.mark.parametrize(("rows", "width", "dims"), [(2000, 300, 64), (500, 24, 24), (100, 300, 256), (9000, 20, 8)])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_whitened_covariance_is_the_identity(rows, width, dims, offset):
+    x = correlated(rows, width, offset=offset)
+    projected = whiten(x, dims).project(x).double().numpy()
+    kept = min(dims, width, rows - 1)
+    assert projected.shape == (rows, kept)
+    np.testing.assert_allclose(np.cov(projected.T), np.eye(kept), atol=2e-3 if offset else 1e-4)
+    np.testing.assert_allclose(projected.mean(0), 0, atol=2e-3 if offset else 1e-4)
+
+
+def test_same_as_scikit_learn_up_to_signs():
+    x = correlated(800, 30)
+    ours = whiten(x, 10).project(x).numpy()
+    theirs = PCA(10, whiten=True, svd_solver="full").fit_transform(x.double().numpy())
+    signs = np.sign((ours * theirs).sum(0))
+    np.testing.assert_allclose(ours, theirs * signs, atol=1e-3)
+
+
+def test_by_hand():
+    # Four points on two axes: the standard deviations (n - 1) are 2 sqrt(2/3) and sqrt(2/3).
+    x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
+    projected = whiten(x).project(x)
+    expected = (3 / 2) ** 0.5
+    assert torch.allclose(projected.abs(), torch.tensor([[expected, 0], [expected, 0], [0, expected], [0, expected]]))
+    assert torch.allclose(whiten(x)(x).norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_constant_features_become_zeros(rows):
+    x = torch.full((rows, 8), 3.7)
+    reduced = whiten(x)(x)
+    assert reduced.shape == (rows, 1)
+    assert torch.equal(reduced, torch.zeros(rows, 1))
+
+
+@pytest.mark.parametrize(("rows", "width", "rank"), [(400, 64, 5), (30, 64, 5), (400, 64, 63)])
+def test_rank_deficient_features_keep_their_rank(rows, width, rank):
+    x = correlated(rows, width, rank=rank)
+    x[:, 3] = 0  # a dead unit
+    reduced = whiten(x)(x)
+    assert torch.isfinite(reduced).all()
+    assert reduced.shape[1] == rank
+    assert torch.allclose(reduced.norm(dim=1), torch.ones(rows), atol=1e-5)
+
+
+def test_a_row_at_the_mean_stays_zero():
+    x = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
+    assert torch.equal(whiten(x)(x)[4], torch.zeros(2))
+
+
+def test_a_new_row_is_mapped_as_in_the_fit():
+    x = correlated(300, 20)
+    fitted = whiten(x, 8)
+    assert torch.allclose(fitted(x[17:18]), fitted(x)[17:18], atol=1e-6)
+
+
+def test_not_finite():
+    x = correlated(20, 4)
+    x[3, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match="1 of 20"):
+        whiten(x)
