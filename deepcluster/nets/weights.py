@@ -1,6 +1,5 @@
 """Weights from a file into a network: nothing in the file is ever executed, and every tensor must have its place."""
 
-import pickle
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes are a stranger's: torch meets them with a dozen kinds of error
         # torch's own text for a refused file advises to execute what is in it, so it is not passed on.
-        refused = isinstance(error, pickle.UnpicklingError)
+        refused = type(error).__name__ == "UnpicklingError"  # by name: pickle is imported nowhere in this package
         reason = "no tensors, or more than tensors, and nothing of it was executed" if refused else first_line(error)
         raise ModelError(
             f"{path}: cannot be read as weights ({reason}): is it damaged? "

@@ -1,0 +1,207 @@
+"""From the bytes of a file to upright RGB pixels. The only decoder here, so that every step sees the same pixels."""
+
+import ctypes
+import errno
+import logging
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
+
+# Without EPS (it starts Ghostscript) and without formats that few people have and that are seldom tested.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 89_478_485  # Pillow's default
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SYSTEM_REASONS = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "no such file",
+    errno.EISDIR: "is a folder",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ELOOP: "a symbolic link that leads to itself",
+}
+
+
+class Undecodable(ValueError):
+    """A file that gives no image; the message is the reason, in one line, without the path."""
+
+
+def decode(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame of an image file: mode RGB, turned as its EXIF orientation says, without metadata.
+
+    The bytes decide about the format (one of ``FORMATS``), not the suffix. A ``BinaryIO`` must be able to seek.
+
+    | mode | becomes |
+    |---|---|
+    | 1, L, P, RGB, CMYK, YCCK, YCbCr, HSV | Pillow's ``convert("RGB")`` |
+    | alpha: LA, PA, RGBA, or a transparent colour (tRNS) with any mode | laid over white |
+    | 16 bits: I;16 in either byte order, I with values in 0..65535 | the upper 8 bits |
+    | F with values in 0..1 | times 255 |
+    | F with values in 0..255 | as is |
+    | other I and F | the image's own minimum..maximum becomes 0..255 (constant: 0) |
+    | LAB | sRGB by colour management |
+
+    In F, NaN counts as the minimum and an infinity as the end of its side. ICC profiles are ignored.
+
+    Raises ``Undecodable`` for what is no image, is damaged, or has more than ``max_pixels`` pixels: the header decides
+    that before anything is decoded. Raises ``OSError`` where the file cannot be read. A limit beyond twice
+    ``PIL.Image.MAX_IMAGE_PIXELS`` needs ``quietly(max_pixels)`` around the call.
+    """
+    if not isinstance(file, Path):
+        return _decode(file, max_pixels)
+    kind = file.stat().st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
+        raise Undecodable(not_a_file(kind))
+    with file.open("rb") as stream:
+        return _decode(stream, max_pixels)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, by the table of ``decode``; it may be the same object."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        assert converted is not None  # it is None only for inPlace=True
+        return converted
+    if image.has_transparency_data:
+        direct = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La to RGBA
+        colour = direct.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextmanager
+def quietly(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Keep the warnings of Pillow and libtiff off the terminal, and let images of up to ``max_pixels`` pixels in.
+
+    This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it once around a loop
+    over images, in the thread that starts the others, not inside the loop.
+    """
+    logger = logging.getLogger("PIL")
+    level, limit = logger.level, Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logger.setLevel(logging.CRITICAL + 1)
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        tiff_handler = _set_tiff_handler(None)
+        try:
+            yield
+        finally:
+            _set_tiff_handler(tiff_handler)
+            logger.setLevel(level)
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def explain(error: Exception) -> str:
+    """Why a file cannot be used: one printable line without its path, alike wherever the file lies."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _SYSTEM_REASONS.get(error.errno) or os.strerror(error.errno).lower()
+    words, name = one_line(str(error)), type(error).__name__
+    if not words:
+        return name
+    return words if isinstance(error, OSError | ValueError | SyntaxError) else f"{name}: {words}"
+
+
+def one_line(text: str) -> str:
+    """The text with every control character, line break and undecodable byte turned into a space."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def not_a_file(mode: int) -> str:
+    """What ``st_mode`` describes, as the reason for not opening it."""
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
+
+
+def _set_tiff_handler(handler: int | None) -> int | None:
+    """Exchange the function (its address) with which libtiff writes errors to standard error; Pillow leaves it on."""
+    try:
+        exchange = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # the symbol comes from the libtiff it links
+    except (AttributeError, OSError):  # linked statically: its lines stay
+        return None
+    exchange.argtypes, exchange.restype = [ctypes.c_void_p], ctypes.c_void_p
+    previous: int | None = exchange(handler)
+    return previous
+
+
+def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
+    if not stream.read(1):
+        raise Undecodable("empty file")
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            _check_size(image.width * image.height, max_pixels)
+            image.load()
+            turn = _UPRIGHT.get(_orientation(image))
+            rgb = as_rgb(image)
+            rgb = rgb.copy() if turn is None else rgb.transpose(turn)
+    except (MemoryError, Undecodable):
+        raise
+    except UnidentifiedImageError:
+        raise Undecodable(f"not an image in an accepted format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\d+", str(error))
+        _check_size(int(found[0]) if found else max_pixels + 1, max_pixels)
+        raise Undecodable(explain(error)) from error  # the user's own PIL.Image.MAX_IMAGE_PIXELS is lower than ours
+    except Exception as error:  # damaged files give any of them: struct.error, SyntaxError, RecursionError, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the image
+        raise Undecodable(f"cannot be decoded: {explain(error)}") from error
+    rgb.info = {}  # so that a thumbnail cannot carry comments or a place away
+    return rgb
+
+
+def _check_size(pixels: int, max_pixels: int) -> None:
+    if pixels > max_pixels:
+        raise Undecodable(f"too many pixels: {pixels}, more than the limit of {max_pixels}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 also where the metadata is damaged, as the pixels may still be good."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Grey values of modes I, I;16 and F in 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        grey = _stretched(values, known=(1, 255))
+    elif values.min() >= 0 and values.max() <= 65535:
+        grey = (values >> 8).astype(np.uint8)
+    else:
+        grey = _stretched(values, known=())
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey
+
+
+def _stretched(values: npt.NDArray[Any], known: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Map 0..top to 0..255 for the first top in ``known`` that holds all values, else minimum..maximum to 0..255."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    bottom, top = next(((0.0, float(top)) for top in known if low >= 0 and high <= top), (low, high))
+    filled = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scale = 255 / (top - bottom) if top > bottom else 0.0
+    return np.rint((filled - bottom) * scale).astype(np.uint8)

@@ -1,0 +1,64 @@
+"""A look at a few images, from which a run chooses its image size and whether colour matters."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from deepcluster.errors import DataError
+from deepcluster.images.decode import explain, one_line, quietly
+from deepcluster.images.source import Source
+
+_JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
+_GREY_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Preview:
+    """``short_side`` is the median shorter side in pixels; ``grey`` says that the images have no colour."""
+
+    short_side: int
+    grey: bool
+
+
+def preview(source: Source, count: int = 200) -> Preview:
+    """Decode the first ``count`` usable images in the order of the SHA-256 of their path.
+
+    So the choice is as good as random, the same on every machine, and the same with or without unusable files.
+    Raises ``DataError`` where no image is usable.
+    """
+    sides: list[int] = []
+    grey: list[bool] = []
+    failures: list[str] = []
+    with quietly(source.max_pixels):
+        for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
+            try:
+                image = source.read(i)
+            except MemoryError:
+                raise
+            except Exception as error:
+                failures.append(f"{one_line(source.paths[i])}: {explain(error)}")
+                continue
+            sides.append(min(image.size))
+            grey.append(_is_grey(image))
+            if len(sides) == count:
+                break
+    if not sides:
+        raise DataError(
+            f"no readable image in {one_line(source.location)}: {len(source.paths)} tried ({'; '.join(failures[:3])}). "
+            "Check that the files are images and that they may be read"
+        )
+    return Preview(short_side=int(np.median(sides)), grey=sum(grey) >= _GREY_SHARE * len(grey))
+
+
+def _hash(path: str) -> bytes:
+    return hashlib.sha256(os.fsencode(path)).digest()
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = (np.asarray(band) for band in image.split())
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
+    return float((highest - lowest).mean()) <= _JPEG_NOISE

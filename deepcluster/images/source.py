@@ -1,0 +1,374 @@
+"""Where images come from: a folder, a list of paths, an array, or a data set that a library knows by name."""
+
+import difflib
+import inspect
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deepcluster.errors import DataError
+from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, not_a_file, one_line
+
+_IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
+}
+_WHAT_TO_TYPE = (
+    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, - for paths on standard input, "
+    "sklearn:digits or torchvision:NAME"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that were found but not yet read.
+
+    ``name`` is short, for the name of a run. ``location`` is what ``find`` takes to find them again: an absolute path,
+    ``sklearn:digits``, ``torchvision:NAME``, ``-``; what was passed from Python has ``python:paths`` or
+    ``python:array`` and cannot be found again. ``paths`` are relative to a folder, with ``/`` between their parts, in
+    the order of their bytes; those of a list are as they stand there, in its order; array rows are padded numbers.
+    ``read(i)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. ``labels`` belong to ``paths``.
+    ``skipped`` has (path, reason) for what was found but is never opened.
+    """
+
+    name: str
+    location: str
+    paths: tuple[str, ...]
+    read: Callable[[int], Image.Image]
+    labels: tuple[str, ...] | None
+    skipped: tuple[tuple[str, str], ...]
+    max_pixels: int = MAX_PIXELS
+
+
+def find(
+    images: str | Path | npt.NDArray[Any] | Sequence[str | Path],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    stdin: TextIO | None = None,
+) -> Source:
+    """Find images without decoding them. ``stdin`` is read for ``-`` (default ``sys.stdin``).
+
+    Raises ``DataError`` where there is nothing, or where it is nothing that can hold images.
+    """
+    if isinstance(images, np.ndarray) and images.dtype.kind != "U":
+        return _from_array(images, "array", "python:array")
+    if isinstance(images, str | Path):
+        return _from_text(str(images), max_pixels, stdin)
+    if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
+        return _from_paths(images, "images", "python:paths", max_pixels)
+    raise DataError(
+        f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths or a numpy array"
+    )
+
+
+def _from_text(text: str, max_pixels: int, stdin: TextIO | None) -> Source:
+    scheme, _, name = text.partition(":")
+    if text == "-":
+        return _from_paths(_stdin_lines(stdin or sys.stdin), "stdin", "-", max_pixels)
+    if scheme == "sklearn":
+        return _from_sklearn(name)
+    if scheme == "torchvision":
+        return _from_torchvision(name)
+    return _from_place(text, max_pixels)
+
+
+def _from_place(text: str, max_pixels: int) -> Source:
+    place = _absolute(text)
+    try:
+        mode = place.stat().st_mode
+    except (OSError, ValueError) as error:
+        problem = "unknown kind of images" if re.match(r"[A-Za-z][\w+.-]+:", text) else explain(error)
+        raise DataError(f"{problem}: {one_line(text)}. {_WHAT_TO_TYPE}") from error
+    if stat.S_ISDIR(mode):
+        return _from_folder(place, max_pixels)
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{one_line(text)} is {not_a_file(mode)}. {_WHAT_TO_TYPE}")
+    suffix = place.suffix.lower()
+    if suffix in (".npy", ".npz"):
+        return _from_numpy_file(place)
+    if suffix == ".txt" or (suffix not in _IMAGE_SUFFIXES and _is_text(place)):
+        return _from_paths(_lines(_content(place)), place.stem, str(place), max_pixels, place.parent)
+    return _from_files([place.name], [place], place.stem, str(place), max_pixels)
+
+
+# Files
+
+
+def _from_folder(folder: Path, max_pixels: int) -> Source:
+    """Every file below the folder; what starts with a dot is ignored, what is no file of its own is skipped."""
+    paths: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
+    for path, reason in _walk(folder):
+        if reason is None:
+            paths.append(path)
+        else:
+            skipped.append((path, reason))
+    if not paths:
+        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
+        raise DataError(f"no files in {one_line(str(folder))}{aside}. {_WHAT_TO_TYPE}")
+    paths.sort(key=os.fsencode)
+    skipped.sort(key=lambda pair: os.fsencode(pair[0]))
+    labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
+    return Source(
+        name=folder.name or "images",
+        location=str(folder),
+        paths=tuple(paths),
+        read=lambda i: decode(folder / paths[i], max_pixels=max_pixels),
+        labels=labels if any(labels) else None,
+        skipped=tuple(skipped),
+        max_pixels=max_pixels,
+    )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """(path relative to the folder, None or the reason why it is not to be opened)."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(folder / below) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except OSError as error:
+            yield below.rstrip("/"), explain(error)
+            continue
+        for entry in entries:
+            path = below + entry.name
+            if entry.is_symlink():
+                yield path, "a symbolic link, not followed"
+            elif entry.is_dir():
+                waiting.append(path + "/")
+            else:
+                yield path, None if entry.is_file() else _kind(entry)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        return not_a_file(entry.stat(follow_symlinks=False).st_mode)
+    except OSError as error:
+        return explain(error)
+
+
+def _from_paths(
+    given: Iterable[str | Path], name: str, location: str, max_pixels: int, folder: Path | None = None
+) -> Source:
+    """A list of paths in its order, a file only once; relative ones lie in ``folder``, else in the current folder."""
+    files: dict[Path, str] = {}
+    for path in map(str, given):
+        files.setdefault(_located(path, folder), path)
+    if not files:
+        where = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
+        raise DataError(f"no paths in {where}: one path of an image a line is expected")
+    return _from_files(list(files.values()), list(files), name, location, max_pixels)
+
+
+def _located(path: str, folder: Path | None) -> Path:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise DataError(f"not a possible file name: {path!a}") from error
+    # os.path.exists, because Path.exists raises for names that are too long.
+    beside = folder is not None and (os.path.exists(folder / path) or not os.path.exists(path))  # noqa: PTH110
+    return _absolute(folder / path if folder is not None and beside else path)
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow a link that was named on purpose)
+
+
+def _from_files(paths: list[str], files: list[Path], name: str, location: str, max_pixels: int) -> Source:
+    return Source(
+        name=name,
+        location=location,
+        paths=tuple(path.replace(os.sep, "/") for path in paths),
+        read=lambda i: decode(files[i], max_pixels=max_pixels),
+        labels=tuple(file.parent.name for file in files),
+        skipped=(),
+        max_pixels=max_pixels,
+    )
+
+
+def _lines(content: bytes) -> list[str]:
+    """Paths one a line (blank lines and # comments left out), or separated by NUL as ``find -print0`` writes them."""
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in content:
+        return [os.fsdecode(path) for path in content.split(b"\0") if path.strip()]
+    lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
+    return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
+
+
+def _stdin_lines(stdin: TextIO) -> list[str]:
+    # The bytes below the text, where there are some: a strict text stream fails on names that are not UTF-8.
+    raw = getattr(stdin, "buffer", None)
+    return _lines(raw.read() if raw is not None else stdin.read().encode(errors="surrogateescape"))
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {one_line(str(file))}: {explain(error)}") from error
+
+
+def _is_text(file: Path) -> bool:
+    """Not empty, and UTF-8: looks at the first 64 KiB, up to the last line break in them."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(1 << 16)
+        (start[: start.rfind(b"\n") + 1] or start).decode()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(start)
+
+
+# Arrays
+
+
+def _from_numpy_file(file: Path) -> Source:
+    try:
+        # mmap_mode: rows come from the disk as they are read; an .npz has to be unpacked.
+        loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix.lower() == ".npy" else None)
+        if isinstance(loaded, np.ndarray):
+            return _from_array(loaded, file.stem, str(file))
+        with loaded:
+            images, labels = _members({name: loaded[name] for name in _wanted(loaded.files)}, file)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise DataError(f"cannot read the array {one_line(str(file))}: {explain(error)}") from error
+    return _from_array(images, file.stem, str(file), labels)
+
+
+def _wanted(names: list[str]) -> list[str]:
+    known = [name for name in names if name in ("images", "x", "labels", "y")]
+    return known if {"images", "x"} & set(known) else names
+
+
+def _members(arrays: dict[str, npt.NDArray[Any]], file: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """The images of an .npz (called ``images`` or ``x``, or the only array besides the labels), and its labels."""
+    labels = next((arrays.pop(name) for name in ("labels", "y") if name in arrays and len(arrays) > 1), None)
+    name = next((name for name in ("images", "x") if name in arrays), None)
+    if name is None and len(arrays) != 1:
+        found = ", ".join(map(one_line, arrays)) or "none"
+        raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {found}")
+    return arrays[name] if name else next(iter(arrays.values())), labels
+
+
+def _from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.NDArray[Any] | None = None) -> Source:
+    """uint8 N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is asked first)."""
+    where = one_line(location)
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"the array {where} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')"
+        )
+    if array.ndim == 4 and array.shape[3] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
+        array = array.transpose(0, 2, 3, 1)
+    if 0 in array.shape or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3, 4)):
+        raise DataError(
+            f"the array {where} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with "
+            "C one of 1, 3, 4"
+        )
+    if labels is not None and labels.size != len(array):
+        raise DataError(f"{where} has {labels.size} labels for {len(array)} images")
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    return Source(
+        name=name,
+        location=location,
+        paths=_numbers(len(array)),
+        read=lambda i: as_rgb(Image.fromarray(np.ascontiguousarray(array[i]))),
+        labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
+        skipped=(),
+    )
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    width = len(str(count - 1))
+    return tuple(f"{row:0{width}}" for row in range(count))
+
+
+# Data sets by name
+
+
+def _from_sklearn(name: str) -> Source:
+    if name != "digits":
+        raise DataError(f"unknown data set sklearn:{one_line(name)}: the one there is, is sklearn:digits")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return _from_array(grey, "digits", "sklearn:digits", digits.target)
+
+
+def _from_torchvision(name: str) -> Source:
+    """The training part of a data set of torchvision, downloaded once into the cache folder."""
+    from torchvision import datasets
+
+    names = {known.lower(): known for known in datasets.__all__ if _is_dataset(getattr(datasets, known))}
+    known = names.get(name.lower())
+    if known is None:
+        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        hint = " or ".join(f"torchvision:{names[one]}" for one in near) or "torchvision:CIFAR10, for example"
+        raise DataError(f"unknown data set torchvision:{one_line(name)}: did you mean {hint}?")
+    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / known
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        kind = getattr(datasets, known)
+        dataset = kind(**_training_part(kind, cache))
+    except Exception as error:  # each class raises its own kinds
+        raise DataError(
+            f"torchvision:{known} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "
+            "type the same again, or download it on another machine and copy that folder here"
+        ) from error
+
+    def read(i: int) -> Image.Image:
+        image = dataset[i][0]
+        if not isinstance(image, Image.Image):
+            raise Undecodable(f"not an image but a {type(image).__name__}")
+        return as_rgb(image)
+
+    return Source(known, f"torchvision:{known}", _numbers(len(dataset)), read, _targets(dataset), ())
+
+
+def _is_dataset(kind: object) -> bool:
+    return inspect.isclass(kind) and kind.__name__ not in ("VisionDataset", "DatasetFolder", "ImageFolder")
+
+
+def _training_part(kind: type, root: Path) -> dict[str, object]:
+    """The arguments that download the training images; torchvision's classes name them alike, but not all have all."""
+    if kind.__name__ == "EMNIST":  # it hides its arguments behind **kwargs, and its split is something else
+        return {"root": str(root), "split": "balanced", "train": True, "download": True}
+    accepted = inspect.signature(kind).parameters
+    chosen: dict[str, object] = {"root": str(root), "download": True, "train": True}
+    if "split" in accepted and not str(accepted["split"].default).startswith("train"):
+        chosen["split"] = "train"
+    return {name: value for name, value in chosen.items() if name in accepted}
+
+
+def _targets(dataset: Any) -> tuple[str, ...] | None:
+    """The class of each image, by name where the data set has names; None where it has no single class an image."""
+    for attribute in ("targets", "labels", "_labels"):
+        values = getattr(dataset, attribute, None)
+        if values is None or len(values) != len(dataset) or np.ndim(values) != 1:
+            continue
+        targets, names = np.asarray(values), getattr(dataset, "classes", None)
+        if names and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(names):
+            return tuple(_text(names[target]) for target in targets.tolist())
+        return tuple(map(str, targets.tolist()))
+    return None
+
+
+def _text(name: object) -> str:
+    return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)

@@ -1,0 +1,155 @@
+"""Read once: every image is decoded and resized a single time; from then on a run works on one uint8 array."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deepcluster.errors import DataError, DiskError
+from deepcluster.images.decode import explain, one_line, quietly
+from deepcluster.images.source import Source
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The usable images of a source, in its order.
+
+    ``images`` is uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file where it exceeds the budget). Row i
+    is ``source.paths[kept[i]]``. ``skipped`` has (path, reason) for all the others, in the order of their bytes.
+    """
+
+    images: Tensor
+    kept: tuple[int, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def read_once(
+    source: Source,
+    size: int,
+    *,
+    folder: Path | None = None,
+    memory_budget: int = 4 << 30,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Store:
+    """Decode and resize every image of the source to ``size`` x ``size`` pixels.
+
+    The result does not depend on the number of ``workers`` (threads; default: one a core). More than ``memory_budget``
+    bytes go to ``folder/images.u8`` instead of memory. ``progress(done, total)`` is called after each image. Unusable
+    images are left out, never replaced by others.
+
+    Raises ``DataError`` where no image is usable, or where a folder is needed and not given; ``DiskError`` where the
+    folder has no room.
+    """
+    total = len(source.paths)
+    rows = _allocate(total, size, folder, memory_budget)
+
+    def fill(i: int) -> str | None:
+        try:
+            rows[i] = square(source.read(i), size)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return explain(error)
+        return None
+
+    failures: dict[int, str] = {}
+    workers = workers or _cores()
+    # quietly() here and not in fill(): the warning filters belong to the process, not to a thread.
+    with quietly(source.max_pixels), ThreadPoolExecutor(workers) as pool:
+        for i, reason in enumerate(_in_order(pool, fill, total, ahead=4 * workers)):
+            if reason is not None:
+                failures[i] = reason
+            if progress is not None:
+                progress(i + 1, total)
+    if len(failures) == total:
+        raise DataError(_nothing_readable(source, failures))
+    kept = np.array([i for i in range(total) if i not in failures])
+    _close_gaps(rows, kept)
+    images = torch.from_numpy(rows[: len(kept)]).permute(0, 3, 1, 2)
+    skipped = [*source.skipped, *((source.paths[i], reason) for i, reason in failures.items())]
+    return Store(images, tuple(kept.tolist()), tuple(sorted(skipped, key=lambda pair: os.fsencode(pair[0]))))
+
+
+def square(image: Image.Image, size: int) -> Pixels:
+    """The central square of an RGB image as uint8 ``size`` x ``size`` x 3 (bicubic, antialiased).
+
+    It crops before it resizes, so that a very long image costs no more than a square one.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if image.width != image.height:
+        image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) -> Pixels:
+    shape, needed = (count, size, size, 3), count * size * size * 3
+    if needed <= memory_budget:
+        return np.empty(shape, np.uint8)
+    if folder is None:
+        raise DataError(
+            f"{count} images of {size} x {size} pixels need {needed} bytes, more than the memory budget of "
+            f"{memory_budget}: name a folder for them, or use smaller images"
+        )
+    file = folder / "images.u8"
+    try:
+        with file.open("wb") as stream:
+            _reserve(stream.fileno(), needed)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {needed} bytes to {file}: {explain(error)}. Free some space, or use another folder"
+        ) from error
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    # Reserved now, a full disk is an error here; later, writing to the mapped file would kill the process.
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[int], str | None], count: int, ahead: int
+) -> Iterator[str | None]:
+    """work(0), work(1), ... with at most ``ahead`` of them in the pool at a time."""
+    waiting: deque[Future[str | None]] = deque()
+    for i in range(count):
+        waiting.append(pool.submit(work, i))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64], block: int = 1024) -> None:
+    """Move row ``kept[i]`` to row i, in place; ``kept`` rises, so no row is overwritten before it has moved."""
+    moved = np.flatnonzero(kept != np.arange(len(kept)))
+    for start in range(int(moved[0]) if len(moved) else len(kept), len(kept), block):
+        rows[start : min(start + block, len(kept))] = rows[kept[start : start + block]]
+
+
+def _nothing_readable(source: Source, failures: dict[int, str]) -> str:
+    examples = "; ".join(f"{one_line(source.paths[i])}: {failures[i]}" for i in list(failures)[:3])
+    return (
+        f"no readable image in {one_line(source.location)}: {len(source.paths)} files tried ({examples}). "
+        "Check that this is the right place, that the files are images and that they may be read"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,27 @@
+"""Small images that have clusters: made here, so that no test needs a file from elsewhere."""
+
+import numpy as np
+import torch
+
+KINDS = ("bars", "blob", "checks")
+
+
+def draw(kind: str, random: np.random.Generator, size: int = 24) -> np.ndarray:
+    """One size x size x 3 image of a kind, at a random place and in random colours, with noise."""
+    y, x = np.mgrid[:size, :size] / size
+    phase = random.uniform(0, 1, 2)
+    shape = {
+        "bars": np.sin(2 * np.pi * (3 * x + phase[0])) > 0,
+        "blob": (x - 0.35 - 0.3 * phase[0]) ** 2 + (y - 0.35 - 0.3 * phase[1]) ** 2 < 0.07,
+        "checks": (np.sin(2 * np.pi * (2 * x + phase[0])) * np.sin(2 * np.pi * (2 * y + phase[1]))) > 0,
+    }[kind]
+    dark, light = random.uniform(20, 90, 3), random.uniform(150, 240, 3)
+    pixels = np.where(shape[..., None], light, dark) + random.normal(0, 8, (size, size, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def drawings(count: int, size: int = 24, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+    """``count`` images of each kind as uint8 N x 3 x S x S, and their kinds."""
+    random = np.random.default_rng(seed)
+    pixels = np.stack([draw(kind, random, size) for kind in KINDS for _ in range(count)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), [i for i in range(len(KINDS)) for _ in range(count)]

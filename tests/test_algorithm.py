@@ -1,0 +1,148 @@
+import inspect
+import math
+
+import pytest
+import torch
+
+from deepcluster import algorithm
+from deepcluster.algorithm import alternate, conclude
+from deepcluster.clustering import kmeans
+from deepcluster.clustering.agreement import nmi
+from deepcluster.images.augment import Augmentation
+from deepcluster.nets.backbone import build
+
+from tests.drawings import drawings
+
+OPTIONS = {"clusters": 6, "batch_size": 16, "augmentation": Augmentation(crop=(0.5, 1)), "dims": 16, "lr": 0.05}
+
+
+def network(seed: int = 0):
+    return build("compact", image_size=24, seed=seed)
+
+
+def weights(net) -> torch.Tensor:
+    return torch.cat([value.detach().double().flatten() for value in net.body.state_dict().values()])
+
+
+def test_rounds_are_what_they_say():
+    images, _ = drawings(10)
+    rounds = list(alternate(network(), images, rounds=3, **OPTIONS))
+    assert [round.index for round in rounds] == [0, 1, 2]
+    assert math.isnan(rounds[0].nmi_previous)
+    assert math.isnan(rounds[0].changed)
+    for before, after in zip(rounds, rounds[1:], strict=False):
+        assert after.nmi_previous == pytest.approx(nmi(before.clustering.labels, after.clustering.labels))
+        assert after.change == pytest.approx(1 - after.nmi_previous)
+    for round in rounds:
+        assert round.chance_loss == pytest.approx(math.log(6))
+        assert round.clustering.labels.shape == (30,)
+        assert round.clustering.sizes.sum() == 30
+        assert round.reduced.shape[0] == 30
+        assert round.lr == 0.05
+
+
+def test_the_labels_trained_on_are_the_labels_recorded(monkeypatch):
+    images, _ = drawings(10)
+    trained_on = []
+    original = algorithm.train_on_pseudo_labels
+
+    def spy(network, images, labels, *arguments, **options):
+        trained_on.append(labels.clone())
+        return original(network, images, labels, *arguments, **options)
+
+    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
+    rounds = list(alternate(network(), images, rounds=3, **OPTIONS))
+    assert len(trained_on) == 3
+    assert all(torch.equal(labels, round.clustering.labels) for labels, round in zip(trained_on, rounds, strict=True))
+
+
+def test_a_round_really_uses_its_pseudo_labels():
+    """The head after round 0 predicts the recorded labels of the images far better than chance."""
+    images, _ = drawings(20)
+    net = network()
+    (round,) = alternate(net, images, rounds=1, **{**OPTIONS, "epochs": 20, "augmentation": Augmentation(crop=(1, 1))})
+    net.eval()
+    with torch.no_grad():
+        predicted = net(images.float() / 255).argmax(1)
+    assert (predicted == round.clustering.labels).float().mean() > 0.8
+
+
+def test_same_seed_bit_identical_other_seed_not():
+    images, _ = drawings(8)
+
+    def run(seed):
+        net = network(seed)
+        rounds = list(alternate(net, images, rounds=2, seed=seed, **OPTIONS))
+        result = conclude(net, images, clusters=6, seed=seed, dims=16)
+        return weights(net), torch.stack([round.clustering.labels for round in rounds]), result.reduced
+
+    first, second, other = run(0), run(0), run(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_nothing_happens_before_iteration():
+    images, _ = drawings(4)
+    net = network()
+    before = weights(net)
+    generator = alternate(net, images, rounds=2, **OPTIONS)
+    assert inspect.isgenerator(generator)
+    assert torch.equal(weights(net), before)
+    next(generator)
+    assert not torch.equal(weights(net), before)
+
+
+def test_ends_when_settled():
+    images, _ = drawings(8)
+    # With no learning the features stay, and one cluster can only be assigned in one way.
+    rounds = list(alternate(network(), images, rounds=50, **{**OPTIONS, "clusters": 1, "lr": 0.0}, patience=3))
+    assert len(rounds) == 4
+    assert rounds[-1].changed == 0
+
+
+def test_the_learning_rate_may_depend_on_the_round():
+    images, _ = drawings(4)
+    rounds = list(alternate(network(), images, rounds=3, **{**OPTIONS, "lr": lambda index: 0.1 / (index + 1)}))
+    assert [round.lr for round in rounds] == pytest.approx([0.1, 0.05, 0.1 / 3])
+
+
+def test_the_head_is_new_each_round():
+    images, _ = drawings(6)
+    net = network()
+    heads = []
+    for _ in alternate(net, images, rounds=2, **{**OPTIONS, "lr": 0.0}):
+        heads.append(net.head.weight.detach().clone())
+    assert not torch.equal(*heads)
+    assert all(head.std().item() == pytest.approx(0.01, rel=0.2) for head in heads)
+
+
+def test_conclude_is_a_fixed_function_of_the_network():
+    images, _ = drawings(8)
+    net = network()
+    result = conclude(net, images, clusters=5, dims=8)
+    assert torch.allclose(result.reduced.norm(dim=1), torch.ones(24), atol=1e-5)
+    nearest = torch.cdist(result.reduced, result.clustering.centroids).argmin(1)
+    assert torch.equal(nearest, result.clustering.labels)
+
+
+def test_it_separates_shapes_better_than_pixels():
+    """The method itself, on a small planted case: shapes in random colours and places."""
+    images, kinds = drawings(60, seed=3)
+    net = network()
+    # Colours are noise here, so the views change them.
+    how = Augmentation(crop=(0.6, 1.0), stretch=1.1, flip=0.5, colour=0.6, grey=0.3)
+    for _ in alternate(net, images, rounds=6, epochs=3, **{**OPTIONS, "clusters": 12, "augmentation": how, "dims": 8}):
+        pass
+    reduced = conclude(net, images, clusters=12, dims=8).reduced
+    found = min((kmeans(reduced, 3, seed=seed) for seed in range(5)), key=lambda found: found.inertia)
+    pixels = min((kmeans(images.flatten(1).float(), 3, seed=seed) for seed in range(5)), key=lambda found: found.inertia)
+    assert nmi(kinds, pixels.labels) < 0.3
+    assert nmi(kinds, found.labels) > 0.6
+
+
+def test_the_loop_is_short():
+    """DESIGN: under 80 lines of loop, so that it can be read as the paper."""
+    source = inspect.getsource(alternate)
+    body = source[source.index('"""', source.index('"""') + 3) :]
+    assert len(body.splitlines()) < 80

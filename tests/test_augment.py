@@ -1,0 +1,122 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.images.augment import Augmentation, fixed_view, random_affine, random_colours, random_views
+from deepcluster.seeding import generator
+
+from tests.drawings import drawings
+
+STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
+
+
+def random(*index: int) -> torch.Generator:
+    return generator(0, "test", *index)
+
+
+def test_fixed_view_is_the_centre():
+    images = torch.arange(6 * 6, dtype=torch.uint8).view(1, 1, 6, 6).expand(2, 3, 6, 6)
+    view = fixed_view(images, 4)
+    assert torch.equal(view * 255, images[:, :, 1:5, 1:5].float())
+
+
+def test_no_augmentation_is_the_image():
+    images, _ = drawings(2)
+    assert torch.allclose(random_views(images, 24, STILL, random()), images.float() / 255, atol=1e-5)
+
+
+def test_flip_mirrors_left_and_right():
+    images, _ = drawings(2)
+    mirrored = random_views(images, 24, Augmentation(crop=(1, 1), stretch=1, flip=1), random())
+    assert torch.allclose(mirrored, images.flip(3).float() / 255, atol=1e-5)
+
+
+def test_half_are_flipped():
+    maps = random_affine(4000, Augmentation(crop=(1, 1), stretch=1, flip=0.5), random())
+    assert (maps[:, 0, 0] < 0).float().mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_rotation_by_hand():
+    """A quarter turn about the centre, against numpy's own."""
+    images = torch.randint(0, 256, (1, 3, 8, 8), generator=random(), dtype=torch.uint8)
+    angles = []
+    for index in range(200):  # of many random quarter-turn-limited angles, keep the ones near +-90 degrees
+        maps = random_affine(1, Augmentation(crop=(1, 1), stretch=1, flip=0, rotation=90), random(index))
+        angles.append(math.degrees(math.atan2(maps[0, 1, 0], maps[0, 0, 0])))
+    assert -90 <= min(angles) < -80
+    assert 80 < max(angles) <= 90
+    turn = torch.tensor([[[0.0, -1, 0], [1, 0, 0]]])
+    grid = torch.nn.functional.affine_grid(turn, [1, 3, 8, 8], align_corners=False)
+    turned = torch.nn.functional.grid_sample(images.float(), grid, align_corners=False)
+    assert torch.allclose(turned[0, 0], torch.from_numpy(np.rot90(images[0, 0].numpy(), 1).copy()).float(), atol=1e-3)
+
+
+def test_crops_lie_inside_the_image_and_have_the_asked_areas():
+    maps = random_affine(5000, Augmentation(crop=(0.2, 0.9), stretch=1.3, flip=0.5), random())
+    width, height = maps[:, 0, 0].abs(), maps[:, 1, 1].abs()
+    area = width * height
+    assert area.min() >= 0.2 - 1e-5
+    assert area.max() <= 0.9 + 1e-5
+    assert area.mean() == pytest.approx(0.55, abs=0.02)
+    ratio = width / height
+    assert ratio.max() <= 1.3 + 1e-4
+    assert ratio.min() >= 1 / 1.3 - 1e-4
+    assert ((maps[:, 0, 2].abs() + width) <= 1 + 1e-5).all()
+    assert ((maps[:, 1, 2].abs() + height) <= 1 + 1e-5).all()
+    # Every place is possible: the crops reach all four sides.
+    assert (maps[:, 0, 2] + width).max() > 0.99
+    assert (maps[:, 1, 2] - height).min() < -0.99
+
+
+def test_zooming_out_keeps_the_whole_image_in_view():
+    maps = random_affine(1000, Augmentation(crop=(1.5, 1.5), stretch=1, flip=0), random())
+    side = math.sqrt(1.5)
+    assert torch.allclose(maps[:, 0, 0], torch.full((1000,), side))
+    assert ((maps[:, 0, 2].abs() + 1) <= side + 1e-5).all()
+
+
+def test_every_image_has_its_own_view():
+    one, _ = drawings(1)
+    same = one[:1].expand(16, -1, -1, -1)
+    views = random_views(same, 24, Augmentation(colour=0.4), random())
+    assert len(torch.unique(views.flatten(1), dim=0)) == 16
+
+
+def test_view_of_an_image_does_not_depend_on_the_others():
+    images, _ = drawings(4)
+    how = Augmentation(colour=0.4, grey=0.5, rotation=10)
+    changed = images.clone()
+    changed[3:] = 255 - changed[3:]
+    first, second = random_views(images, 20, how, random()), random_views(changed, 20, how, random())
+    assert torch.equal(first[:3], second[:3])
+
+
+def test_grey_as_pillow_has_it():
+    images, _ = drawings(2)
+    grey = random_colours(images.float() / 255, Augmentation(grey=1.0), random())
+    for image, view in zip(images, grey, strict=True):
+        expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
+        for channel in view:
+            np.testing.assert_allclose(channel.numpy() * 255, expected, atol=1.0)
+
+
+def test_colours_stay_in_range_and_brightness_spreads():
+    images, _ = drawings(40)
+    before = images.float() / 255
+    after = random_colours(before, Augmentation(colour=0.4), random())
+    assert after.min() >= 0
+    assert after.max() <= 1
+    gain = after.mean((1, 2, 3)) / before.mean((1, 2, 3))
+    assert gain.min() < 0.75
+    assert gain.max() > 1.2
+
+
+def test_seed():
+    images, _ = drawings(3)
+    how = Augmentation(colour=0.4, rotation=20)
+    first, second, other = (random_views(images, 24, how, random(index)) for index in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)

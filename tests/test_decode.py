@@ -1,0 +1,401 @@
+"""decode(): pixels worked out by hand for every colour mode, and a short reason for everything that is no image."""
+
+import io
+import os
+import resource
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from deepcluster.images.decode import FORMATS, Undecodable, as_rgb, decode, explain, one_line, quietly
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def stored(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def pixels(image: Image.Image) -> list[tuple[int, ...]]:
+    assert image.mode == "RGB"
+    return [tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3).tolist()]
+
+
+def of(mode: str, *values: object) -> Image.Image:
+    """An image one pixel high."""
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def reason(data: bytes, **options: int) -> str:
+    with pytest.raises(Undecodable) as caught, quietly():
+        decode(io.BytesIO(data), **options)
+    text = str(caught.value)
+    assert text == one_line(text) and text
+    return text
+
+
+# Colour modes
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP"])
+def test_rgb_comes_back_exactly(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = stored(of("RGB", RED, GREEN, BLUE, (1, 2, 3)), kind, **options)
+    assert pixels(decode(file)) == [RED, GREEN, BLUE, (1, 2, 3)]
+
+
+def test_jpeg_comes_back_nearly() -> None:
+    image = decode(stored(Image.new("RGB", (16, 16), (200, 100, 50)), "JPEG", quality=95))
+    assert np.abs(np.asarray(image).astype(int) - (200, 100, 50)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
+def test_black_and_white(kind: str) -> None:
+    assert pixels(decode(stored(of("1", 0, 255), kind))) == [BLACK, WHITE]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM", "GIF"])
+def test_grey(kind: str) -> None:
+    assert pixels(decode(stored(of("L", 0, 7, 255), kind))) == [BLACK, (7, 7, 7), WHITE]
+
+
+def palette_image() -> Image.Image:
+    image = of("P", 0, 1, 2)
+    image.putpalette([*RED, *GREEN, *BLUE])
+    return image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_palette(kind: str) -> None:
+    assert pixels(decode(stored(palette_image(), kind))) == [RED, GREEN, BLUE]
+
+
+@pytest.mark.parametrize(("kind", "transparency"), [("PNG", 1), ("PNG", b"\xff\x00\xff"), ("GIF", 1)])
+def test_transparent_palette_colour_is_white(kind: str, transparency: object) -> None:
+    file = stored(palette_image(), kind, transparency=transparency)
+    assert pixels(decode(file)) == [RED, WHITE, BLUE]
+
+
+def test_half_transparent_palette_colour() -> None:
+    # 255 * 127/255 of white shines through where the colour has none itself.
+    assert pixels(decode(stored(palette_image(), "PNG", transparency=b"\x80"))) == [(255, 127, 127), GREEN, BLUE]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_lies_over_white(kind: str) -> None:
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    file = stored(of("RGBA", (9, 9, 9, 0), (0, 0, 0, 128), (*RED, 255)), kind, **options)
+    assert pixels(decode(file)) == [WHITE, (127, 127, 127), RED]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_with_alpha(kind: str) -> None:
+    assert pixels(decode(stored(of("LA", (9, 0), (0, 128), (7, 255)), kind))) == [WHITE, (127, 127, 127), (7, 7, 7)]
+
+
+def test_alpha_modes_without_a_file_format() -> None:
+    palette = palette_image().convert("PA")
+    palette.putalpha(of("L", 255, 0, 255))
+    assert palette.mode == "PA" and pixels(as_rgb(palette)) == [RED, WHITE, BLUE]
+    assert pixels(as_rgb(of("RGBa", (0, 0, 0, 0), (*RED, 255)))) == [WHITE, RED]
+    assert pixels(as_rgb(of("LA", (5, 255), (5, 0)).convert("La"))) == [(5, 5, 5), WHITE]
+
+
+def test_transparent_colour_of_images_without_alpha() -> None:
+    assert pixels(decode(stored(of("L", 5, 6), "PNG", transparency=5))) == [WHITE, (6, 6, 6)]
+    assert pixels(decode(stored(of("RGB", RED, GREEN), "PNG", transparency=RED))) == [WHITE, GREEN]
+    sixteen = Image.fromarray(np.array([[256, 512]], np.uint16))
+    assert pixels(decode(stored(sixteen, "PNG", transparency=256))) == [WHITE, (2, 2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk(kind: str) -> None:
+    file = stored(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), kind)
+    assert set(pixels(decode(file))) == {RED}
+    dark = stored(Image.new("CMYK", (16, 16), (0, 0, 0, 255)), kind)
+    assert set(pixels(decode(dark))) == {BLACK}
+
+
+def test_ycbcr_and_hsv() -> None:
+    assert pixels(as_rgb(of("YCbCr", (128, 128, 128), (255, 128, 128)))) == [(128, 128, 128), WHITE]
+    assert pixels(as_rgb(of("HSV", (0, 255, 255), (0, 0, 128)))) == [RED, (128, 128, 128)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_ramp_of_16_bits_keeps_256_levels(kind: str) -> None:
+    ramp = np.arange(0, 65536, 64, dtype=np.uint16).reshape(4, 256)
+    grey = np.asarray(decode(stored(Image.fromarray(ramp), kind)))
+    assert len(np.unique(grey)) == 256
+    assert (grey == (ramp // 256)[:, :, None]).all()
+
+
+def test_16_bits_in_the_other_byte_order_and_in_pgm() -> None:
+    values = np.array([[0, 255, 256, 0x1234, 65535]], ">u2")
+    expected = [(v, v, v) for v in (0, 0, 1, 0x12, 255)]
+    big = Image.frombytes("I;16B", (5, 1), values.tobytes())
+    assert pixels(decode(stored(big, "TIFF"))) == expected
+    assert pixels(decode(io.BytesIO(b"P5 5 1 65535\n" + values.tobytes()))) == expected
+
+
+def test_integers_of_32_bits() -> None:
+    assert pixels(decode(stored(of("I", 0, 256, 65535), "TIFF"))) == [BLACK, (1, 1, 1), WHITE]
+    wide = of("I", -1000, 0, 1000)  # beyond 16 bits: its own range, 127.5 rounds to the even 128
+    assert pixels(decode(stored(wide, "TIFF"))) == [BLACK, (128, 128, 128), WHITE]
+    assert pixels(as_rgb(of("I", 70000, 70000))) == [BLACK, BLACK]
+
+
+@pytest.mark.parametrize(
+    ("values", "grey"),
+    [
+        ([0.0, 0.2, 1.0], [0, 51, 255]),  # shares
+        ([0.1, 0.2, 0.4], [26, 51, 102]),  # shares, not stretched
+        ([0.0, 100.4, 255.0], [0, 100, 255]),  # grey values
+        ([10.0, 20.0], [10, 20]),
+        ([-1.0, 0.0, 1.0], [0, 128, 255]),  # its own range
+        ([1000.0, 3000.0, 2000.0], [0, 255, 128]),
+        ([float("nan"), 1000.0, 3000.0], [0, 0, 255]),
+        ([float("inf"), float("-inf"), 0.0, 500.0], [255, 0, 0, 255]),
+        ([float("nan"), float("nan")], [0, 0]),
+        ([-7.0, -7.0], [0, 0]),
+        ([-3.4e38, 3.4e38], [0, 255]),
+    ],
+)
+def test_floating_point(values: list[float], grey: list[int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = decode(stored(Image.fromarray(np.array([values], np.float32)), "TIFF"))
+    assert pixels(image) == [(value, value, value) for value in grey]
+
+
+def test_lab_by_colour_management() -> None:
+    neutral = of("LAB", (255, 128, 128), (0, 128, 128))
+    assert np.abs(np.asarray(decode(stored(neutral, "TIFF"))).astype(int) - [[WHITE, BLACK]]).max() <= 1
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    lab = ImageCms.applyTransform(of("RGB", (200, 100, 50), (20, 40, 60)), to_lab)
+    there_and_back = np.asarray(decode(stored(lab, "TIFF"))).astype(int)
+    assert np.abs(there_and_back - [(200, 100, 50), (20, 40, 60)]).max() <= 2
+
+
+# Orientation and frames
+
+UPRIGHT = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
+STORED = {  # what the camera writes so that the viewer sees UPRIGHT, from the table in the EXIF standard
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_orientations_give_the_same_array(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    assert (np.asarray(decode(stored(image, kind, exif=exif, **options))) == UPRIGHT).all()
+
+
+def test_jpeg_of_a_camera_on_its_side() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (40, 20), BLACK)
+    image.paste(WHITE, (0, 0, 20, 20))  # left, so on top when turned clockwise
+    grey = np.asarray(decode(stored(image, "JPEG", exif=exif)))
+    assert grey.shape == (40, 20, 3) and grey[:15].min() > 240 and grey[25:].max() < 15
+
+
+CUT_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xff\0\0\0"  # a text that would end beyond the file
+
+
+@pytest.mark.parametrize(
+    "exif", [CUT_EXIF, b"Exif\0\0garbage", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
+)
+def test_damaged_metadata_does_not_lose_the_image(exif: bytes) -> None:
+    with quietly():
+        assert decode(stored(Image.new("RGB", (5, 4), RED), "JPEG", exif=exif)).size == (5, 4)
+
+
+def test_metadata_does_not_come_along() -> None:
+    image = decode(stored(Image.new("RGB", (4, 4)), "JPEG", comment=b"secret", exif=b"Exif\0\0"))
+    assert image.info == {} and b"secret" not in stored(image, "JPEG").getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_first_frame_only(kind: str) -> None:
+    first, second = Image.new("RGB", (4, 4), RED), Image.new("RGB", (4, 4), BLUE)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = stored(first, kind, save_all=True, append_images=[second], **options)
+    assert set(pixels(decode(file))) == {RED}
+
+
+# What is no image
+
+
+def test_too_many_pixels_are_refused_by_the_header() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bomb = png(30_000, 30_000, b"\0" * 100_000)
+    assert len(bomb) < 1000
+    assert reason(bomb) == "too many pixels: 900000000, more than the limit of 89478485"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_the_same_reason_without_quietly() -> None:
+    with pytest.raises(Undecodable, match="too many pixels: 900000000, more than the limit of 89478485"):
+        decode(io.BytesIO(png(30_000, 30_000, b"")))
+
+
+def test_the_limit_is_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = stored(Image.new("RGB", (10, 10)), "PNG")
+    assert reason(file.getvalue(), max_pixels=99) == "too many pixels: 100, more than the limit of 99"
+    assert decode(file, max_pixels=100).size == (10, 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(Undecodable, match="exceeds limit of 20 pixels"):
+        decode(file)
+    with quietly(100):
+        assert decode(file, max_pixels=100).size == (10, 10)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_truncated(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    whole = stored(noise, kind).getvalue()
+    assert reason(whole[: len(whole) // 2])
+
+
+def test_words_for_damage() -> None:
+    whole = stored(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "PNG").getvalue()
+    assert reason(whole[:-500]).startswith("cannot be decoded: image file is truncated")
+    assert reason(b"") == "empty file"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"hello", b"<html><img src='a.png'></html>", b"\0" * 1000, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n"],
+)
+def test_not_an_image(data: bytes) -> None:
+    assert reason(data) == "not an image in an accepted format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)"
+
+
+def test_formats_off_the_list_are_refused() -> None:
+    assert reason(stored(Image.new("RGB", (4, 4)), "ICO").getvalue()).startswith("not an image")
+    assert reason(stored(Image.new("RGB", (4, 4)), "TGA").getvalue()).startswith("not an image")
+
+
+def test_the_bytes_decide_not_the_suffix(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(stored(of("RGB", RED, BLUE), "PNG").getvalue())
+    (tmp_path / "b").write_bytes(stored(of("RGB", RED, BLUE), "BMP").getvalue())
+    assert pixels(decode(tmp_path / "a.jpg")) == pixels(decode(tmp_path / "b")) == [RED, BLUE]
+
+
+def test_any_exception_of_a_plugin_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = stored(Image.new("RGB", (4, 4)), "PNG")
+
+    def failing(error: BaseException) -> None:
+        def load(self: object) -> None:
+            raise error
+
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+
+    failing(RecursionError("too\ndeep \x1b[31m"))
+    assert reason(file.getvalue()) == "cannot be decoded: RecursionError: too deep [31m"
+    failing(KeyError())
+    assert reason(file.getvalue()) == "cannot be decoded: KeyError"
+    failing(MemoryError())
+    with pytest.raises(MemoryError):
+        decode(file)
+    failing(OSError(5, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output"):
+        decode(file)
+
+
+def test_reasons_are_alike_in_every_folder(tmp_path: Path) -> None:
+    reasons = set()
+    for folder in (tmp_path / "a", tmp_path / "b\nc"):
+        folder.mkdir()
+        (folder / "bad.png").write_bytes(png(9, 9, b"\0" * 20)[:-20])
+        with pytest.raises(Undecodable) as caught:
+            decode(folder / "bad.png")
+        reasons.add(str(caught.value))
+    assert len(reasons) == 1 and str(tmp_path) not in reasons.pop()
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    for path, words in [
+        (tmp_path, "is a folder"),
+        (tmp_path / "x", "no such file"),
+        (tmp_path / "x/y", "no such file"),
+    ]:
+        with pytest.raises(OSError) as caught:
+            decode(path)
+        assert explain(caught.value) == words
+    assert explain(PermissionError(13, "Permission denied", "/secret/place")) == "permission denied"
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError) as caught:
+        decode(loop)
+    assert explain(caught.value) == "a symbolic link that leads to itself"
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    found: list[str] = []
+
+    def attempt() -> None:
+        try:
+            decode(tmp_path / "pipe")
+        except Undecodable as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert found == ["a FIFO, not a file"]
+
+
+def test_quietly_hides_what_pillow_and_libtiff_say(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    damaged = bytearray(stored(noise, "TIFF", compression="tiff_lzw").getvalue())
+    damaged[200:4000] = b"\xff" * 3800
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with quietly(), pytest.raises(Undecodable, match="decoder error"):
+            decode(io.BytesIO(damaged))
+        with quietly(60):
+            decode(stored(Image.new("RGB", (10, 10)), "PNG"))  # a warning about its 100 pixels
+            decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))  # one about the tag
+        warnings.warn("mine", stacklevel=1)
+        assert [str(one.message) for one in said] == ["mine"]
+        decode(stored(Image.new("RGB", (10, 10)), "PNG"))
+        decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))
+        assert len(said) >= 3  # Pillow speaks again afterwards
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,195 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from deepcluster.errors import NonFiniteError
+from deepcluster.images.augment import Augmentation, fixed_view
+from deepcluster.images.sampling import each_once, uniform_over_clusters
+from deepcluster.learning.features import extract
+from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
+from deepcluster.nets.backbone import Network, build
+from deepcluster.seeding import generator
+
+from tests.drawings import drawings
+
+STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
+
+
+def network(seed: int = 0) -> Network:
+    return build("compact", image_size=24, seed=seed)
+
+
+def train(net, images, labels, **options):
+    optimizer = body_optimizer(net)
+    settings = {"size": 24, "lr": 0.05, "epochs": 2, "batch_size": 16, "augmentation": STILL} | options
+    return train_on_pseudo_labels(net, images, labels, optimizer, **settings)
+
+
+def test_features_are_the_network_in_evaluation_mode():
+    images, _ = drawings(5)
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    features = extract(net, images, size=24, batch_size=4)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.eval()
+    with torch.no_grad():
+        assert torch.allclose(features, net.features(fixed_view(images, 24)), atol=1e-5)
+
+
+def test_features_of_an_image_do_not_depend_on_its_company():
+    images, _ = drawings(5)
+    net = network()
+    together = extract(net, images, size=24, batch_size=8)
+    alone = torch.cat([extract(net, images[i : i + 1], size=24, batch_size=8) for i in range(len(images))])
+    assert torch.equal(together, alone)
+
+
+def test_progress_counts_all_images():
+    images, _ = drawings(5)
+    seen = []
+    extract(network(), images, size=24, batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 15), (8, 15), (12, 15), (15, 15)]
+
+
+def test_one_step_by_hand():
+    """One image, one step: the head moves by plain SGD, the body by SGD whose first momentum is the gradient."""
+    images, _ = drawings(1)
+    images, labels = images[:1], torch.tensor([1])
+    linear = nn.Linear(3, 4)
+    net = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear), 4, mean=(0, 0, 0), std=(1, 1, 1))
+    net.new_head(3, generator(0, "head"))
+    head, head_bias, weight, bias = (
+        value.detach().clone() for value in (net.head.weight, net.head.bias, linear.weight, linear.bias)
+    )
+    optimizer = body_optimizer(net, momentum=0.9, weight_decay=0.1)
+    loss = train_on_pseudo_labels(
+        net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, augmentation=STILL
+    )
+    x = (images.float() / 255).mean((2, 3))
+    features = x @ weight.T + bias
+    logits = features @ head.T + head_bias
+    error = F.softmax(logits, 1) - F.one_hot(labels, 3)
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert torch.allclose(net.head.weight, head - 0.5 * (error.T @ features + 0.1 * head), atol=1e-5)
+    assert torch.allclose(linear.weight, weight - 0.5 * ((error @ head).T @ x + 0.1 * weight), atol=1e-5)
+
+
+def test_body_keeps_its_momentum_and_the_head_has_none():
+    images, kinds = drawings(4)
+    net = network()
+    optimizer = body_optimizer(net)
+    settings = {"size": 24, "lr": 0.05, "epochs": 1, "batch_size": 12, "augmentation": STILL}
+    for round in range(2):
+        net.new_head(3, generator(0, "head", round))
+        train_on_pseudo_labels(net, images, torch.tensor(kinds), optimizer, round=round, **settings)
+        held = {id(p) for p in optimizer.state}
+        assert held == {id(p) for p in net.body_parameters()}
+    assert not held & {id(p) for p in net.head.parameters()}
+    assert all(state["momentum_buffer"].abs().sum() > 0 for state in optimizer.state.values())
+
+
+def test_head_has_a_step_of_its_own():
+    images, kinds = drawings(4)
+    moved = {}
+    for head_lr in (None, 0.0):
+        net = network()
+        net.new_head(3, generator(0, "head"))
+        before = net.head.weight.detach().clone()
+        train(net, images, torch.tensor(kinds), head_lr=head_lr)
+        moved[head_lr] = (net.head.weight.detach() - before).abs().max().item()
+    assert moved[0.0] == 0
+    assert moved[None] > 0
+
+
+def test_learns_the_labels():
+    images, kinds = drawings(20)
+    labels = torch.tensor(kinds)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    first = train(net, images, labels, epochs=1)
+    last = train(net, images, labels, epochs=10)
+    assert last < 0.3 < first
+    net.eval()
+    with torch.no_grad():
+        assert (net(fixed_view(images, 24)).argmax(1) == labels).float().mean() > 0.95
+
+
+def trained_on_a_dominant_cluster(sample) -> torch.Tensor:
+    """Recall of the small clusters after a little training where one cluster holds 94 % of the images.
+
+    The clusters are overlapping patches of brightness, so that what is not learnt goes to the dominant one.
+    """
+    sizes = (470, 10, 10, 10)
+    labels = torch.cat([torch.full((size,), cluster) for cluster, size in enumerate(sizes)])
+    level = torch.tensor([110.0, 135, 85, 160])[labels].view(-1, 1, 1, 1)
+    noise = 25 * torch.randn(500, 3, 1, 1, generator=generator(0, "level"))
+    grain = 30 * torch.randn(500, 3, 16, 16, generator=generator(0, "grain"))
+    images = (level + noise + grain).clamp(0, 255).to(torch.uint8)
+    net = build("compact", image_size=16)
+    net.new_head(4, generator(0, "head"))
+    train(net, images, labels, size=16, sample=sample, epochs=2, batch_size=50, lr=0.02)
+    net.eval()
+    with torch.no_grad():
+        predicted = net(fixed_view(images, 16)).argmax(1)
+    return torch.stack([(predicted[labels == cluster] == cluster).float().mean() for cluster in range(4)])
+
+
+def test_balancing_keeps_a_dominant_cluster_from_swallowing_the_rest():
+    without = trained_on_a_dominant_cluster(each_once)
+    assert without[0] > 0.95
+    assert without[1:].mean() < 0.15  # everything is called the dominant cluster
+    balanced = trained_on_a_dominant_cluster(uniform_over_clusters)
+    assert balanced[1:].mean() > 0.6
+
+
+def test_same_seed_same_weights_other_round_other_weights():
+    images, kinds = drawings(6)
+
+    def weights(seed: int, round: int) -> torch.Tensor:
+        net = network()
+        net.new_head(3, generator(0, "head"))
+        train(net, images, torch.tensor(kinds), seed=seed, round=round, augmentation=Augmentation())
+        return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+    assert torch.equal(weights(0, 0), weights(0, 0))
+    assert not torch.equal(weights(0, 0), weights(1, 0))
+    assert not torch.equal(weights(0, 0), weights(0, 1))
+
+
+def test_training_leaves_the_global_generator_alone():
+    images, kinds = drawings(4)
+    net = Network(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 24 * 24, 8)), 8)
+    net.new_head(3, generator(0, "head"))
+    before = torch.get_rng_state()
+    train(net, images, torch.tensor(kinds))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_batch_is_too_small_for_batch_normalisation():
+    images, kinds = drawings(11)  # 33 images in batches of 16 would leave one alone
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    sizes = []
+    net.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    train(net, images, torch.tensor(kinds), epochs=1)
+    assert sizes == [11, 11, 11]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    images, kinds = drawings(4)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    with pytest.raises(NonFiniteError, match="learning rate of 1e\\+30"):
+        train(net, images, torch.tensor(kinds), lr=1e30, epochs=3)
+
+
+def test_loss_is_the_mean_over_the_views():
+    images, kinds = drawings(4)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    net.head.weight.data.zero_()
+    assert train(net, images, torch.tensor(kinds), lr=0.0, epochs=3) == pytest.approx(math.log(3), rel=1e-5)

@@ -1,0 +1,521 @@
+"""The page is read as a browser reads it, with html.parser: what is not a tag there is inert."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.report.page import curve, inert, render, representatives, thumbnail
+
+VOID = {"meta", "img"}
+TAGS = VOID | {
+    *("html", "head", "title", "style", "body", "header", "main", "nav", "section", "h1", "h2", "h3", "p", "ul", "li"),
+    *("dl", "dt", "dd", "div", "span", "strong", "a", "code", "figure", "figcaption", "details", "summary"),
+    *("table", "thead", "tbody", "tr", "th", "td", "svg", "g", "line", "path", "text", "circle"),
+}
+ATTRIBUTES = {
+    *("lang", "charset", "name", "content", "http-equiv", "id", "class", "href", "src", "alt", "title", "decoding"),
+    *("style", "scope", "open", "aria-label", "role", "viewbox", "transform", "x", "y", "x1", "x2", "y1", "y2"),
+    *("d", "cx", "cy", "r", "text-anchor"),
+}
+HOSTILE = [
+    "<img src=x onerror=alert(1)>.png",
+    '" onmouseover="alert(1).png',
+    "' onfocus='alert(1)' autofocus '.png",
+    "</title></style></section><script>alert(1)</script>.png",
+    "<!--.png",
+    "]]>.png",
+    "{{ 7 * 7 }}{% raw %}.png",
+    "&lt;b&gt;&quot;.png",
+    "javascript:alert(1)",
+    "https://example.org/x.png",
+    "caf\udce9.png",
+    "\ud83d.png",
+    "new\nline\ttab\x00\x1b[31m\x7f\x9b.png",
+    "\u202egnp.exe",
+    "line\u2028end.png",
+    "日本語 émoji 👩\u200d🔬.png",
+]
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes, text inside), in order; closing tags must match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[int] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attributes)) == len(attributes)
+        self.elements.append((tag, dict(attributes), []))
+        if tag not in VOID:
+            self._open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.elements[self._open.pop()][0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for i in self._open:
+            self.elements[i][2].append(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"comment {data!r}")
+
+    def all(self, tag: str, **wanted: str) -> list[tuple[dict[str, str | None], str]]:
+        wanted = {name.removesuffix("_"): value for name, value in wanted.items()}
+        return [
+            (attributes, " ".join("".join(text).split()))
+            for found, attributes, text in self.elements
+            if found == tag and wanted.items() <= attributes.items()
+        ]
+
+    def text(self) -> str:
+        return self.all("body")[0][1]
+
+
+def row(path: str, cluster: int = 0, distance: str = "1", margin: str = "1", **more: str) -> dict[str, str]:
+    fixed = {"status": "ok", "name": "", "fine_cluster": str(cluster), "is_outlier": "0", "label": ""}
+    return {"path": path, "cluster": str(cluster), "distance": distance, "margin": margin} | fixed | more
+
+
+def summary_of(rows: list[dict[str, str]], **more: str) -> list[dict[str, str]]:
+    numbers = sorted({int(r["cluster"]) for r in rows})
+    table = []
+    for number in numbers:
+        inside = [r for r in rows if int(r["cluster"]) == number]
+        table.append(
+            {
+                "cluster": str(number),
+                "name": "",
+                "size": str(len(inside)),
+                "share": str(len(inside) / len(rows)),
+                "mean_distance": "1.5",
+                "nearest_cluster": str(numbers[number - 1]) if len(numbers) > 1 else "",
+                "medoid_path": min(inside, key=lambda r: float(r["distance"]))["path"],
+            }
+            | more
+        )
+    return table
+
+
+def picture(path: str) -> Image.Image:
+    return Image.new("RGB", (40, 30), (len(path) % 256, 80, 160))
+
+
+def page(**changes: Any) -> tuple[str, Page]:
+    """The page of two clusters of 20 images and three rounds, with ``changes``."""
+    rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
+    arguments: dict[str, Any] = {
+        "title": "Holidays",
+        "run": {
+            "images": "photos",
+            "images_count": 1797,
+            "clusters": 2,
+            "seconds": 3723.4,
+            "seed": 12345,
+            "device": None,
+        },
+        "clusters": rows,
+        "history": [
+            {
+                "round": "0",
+                "loss": "2",
+                "chance_loss": "2.3",
+                "nmi_previous": "",
+                "changed": "",
+                "largest_share": "0.5",
+            },
+            {
+                "round": "1",
+                "loss": "1",
+                "chance_loss": "2.3",
+                "nmi_previous": "0.5",
+                "changed": "0.4",
+                "largest_share": "0.4",
+            },
+            {
+                "round": "2",
+                "loss": "0",
+                "chance_loss": "2.3",
+                "nmi_previous": "1",
+                "changed": "0.2",
+                "largest_share": "0.3",
+            },
+        ],
+        "metrics": None,
+        "skipped": [],
+        "picture": picture,
+    }
+    arguments |= changes
+    if "summary" not in arguments:
+        arguments["summary"] = summary_of(arguments["clusters"])
+    text = render(**arguments)
+    return text, Page(text)
+
+
+def sections(parsed: Page) -> list[str | None]:
+    return [attributes["id"] for attributes, _ in parsed.all("section", class_="cluster")]
+
+
+def pictures(parsed: Page) -> list[Image.Image]:
+    found = []
+    for attributes, _ in parsed.all("img"):
+        head, data = str(attributes["src"]).split(",")
+        assert head == "data:image/webp;base64"
+        found.append(Image.open(BytesIO(base64.b64decode(data, validate=True))))
+    return found
+
+
+# Choosing images
+
+
+def test_representatives_by_hand() -> None:
+    # Distances 0..11; the margins make rows 3, 8 and 5 doubtful, in this order.
+    margins = {3: "0.1", 8: "0.2", 5: "0.3"}
+    rows = [row(str(i), distance=str(i), margin=margins.get(i, "9")) for i in range(12)]
+    chosen = [(r["path"], kind) for r, kind in representatives(rows[::-1], 8)]
+    # 8 // 4 = 2 borderline (3, 8), 2 central (1, 2); of the rest 4 5 6 7 9 10 11 three: ranks 2, 4 and 7 of 7.
+    assert chosen == [
+        ("0", "medoid"), ("1", "central"), ("2", "central"), ("5", "spread"), ("7", "spread"), ("11", "spread"),
+        ("3", "borderline"), ("8", "borderline"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100])
+def test_representatives_are_different_rows_and_fill_the_places(size: int, count: int) -> None:
+    rows = [row(str(i), distance=str(i), margin=str(size - i)) for i in range(size)]
+    chosen = representatives(rows, count)
+    assert len({r["path"] for r, _ in chosen}) == len(chosen) == min(size, count)
+    assert chosen[0] == (rows[0], "medoid")
+    distances = [float(r["distance"]) for r, kind in chosen if kind != "borderline"]
+    assert distances == sorted(distances)
+
+
+def test_representatives_take_the_medoid_of_the_summary() -> None:
+    rows = [row("a", distance="1"), row("b", distance="2")]
+    assert [r["path"] for r, _ in representatives(rows, 5, medoid="b")] == ["b", "a"]
+    assert [r["path"] for r, _ in representatives(rows, 5, medoid="gone")] == ["a", "b"]
+
+
+def test_representatives_without_margins_or_distances() -> None:
+    rows = [row(str(i), distance="" if i == 0 else str(i), margin="nan") for i in range(8)]
+    chosen = representatives(rows, 8)
+    assert "borderline" not in {kind for _, kind in chosen}
+    assert chosen[0][0]["path"] == "1" and chosen[-1][0]["path"] == "0"
+    assert representatives([], 4) == [] == representatives(rows, 0)
+
+
+# Curves
+
+
+def test_curve_by_hand() -> None:
+    assert curve([0, 1, 2], width=100, height=50, high=2) == "M0,50 L50,25 L100,0"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([None, 1, 2], "M50,25 L100,0"),
+        ([0, None, 2], "M0,50 h0 M100,0 h0"),
+        ([0, 1, None], "M0,50 L50,25"),
+        ([1], "M50,25 h0"),
+        ([None, None], ""),
+        ([], ""),
+    ],
+)
+def test_curve_with_gaps(values: list[float | None], expected: str) -> None:
+    assert curve(values, width=100, height=50, high=2) == expected
+
+
+def test_charts_of_the_page() -> None:
+    _, parsed = page()
+    # 264 x 120: the loss of 2, 1, 0 under a ceiling of 3 (chance is 2.3), the NMI of -, 0.5, 1 under 1.
+    lines = [attributes["d"] for attributes, _ in parsed.all("path", class_="line")]
+    assert lines[:2] == ["M0,40 L132,80 L264,120", "M132,60 L264,0"]
+    assert [attributes["d"] for attributes, _ in parsed.all("path", class_="reference")] == ["M0,28 L132,28 L264,28"]
+    labels = [str(attributes["aria-label"]) for attributes, _ in parsed.all("svg")]
+    assert labels[0] == "Loss by round, 0 in the last; chance, ln K = 2.30"
+    assert labels[2] == "Images that changed pseudo-label by round, 20.0% in the last"
+    assert len(labels) == 4
+    texts = [text for _, text in parsed.all("text")]
+    assert texts[:7] == ["0", "1.5", "3", "0", "1", "2", "round"]
+
+
+def test_labels_add_a_chart() -> None:
+    history = [{"round": "0", "loss": "nan", "chance_loss": "2", "largest_share": "0.5", "nmi_labels": "0.25"}]
+    _, parsed = page(history=history)
+    assert [attributes["d"] for attributes, _ in parsed.all("path", class_="line")] == ["M132,0 h0", "M132,90 h0"]
+    assert [text for _, text in parsed.all("figcaption")][-1] == "NMI to the labels 0.250"
+
+
+# Thumbnails
+
+
+def test_thumbnails_are_pixels_only() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "canary"
+
+    def marked(path: str) -> Image.Image:
+        image = Image.new("RGB", (300, 200), (200, 30, 30))
+        image.info |= {"exif": exif.tobytes(), "icc_profile": b"canary", "xmp": b"canary", "comment": b"canary"}
+        return image
+
+    _, parsed = page(picture=marked)
+    images = pictures(parsed)
+    assert len(images) == 32
+    for image in images:
+        image.load()
+        assert image.format == "WEBP" and image.width == image.height
+        assert not image.getexif() and not {"exif", "icc_profile", "xmp", "comment"} & set(image.info)
+        assert np.abs(np.asarray(image.convert("RGB"), dtype=int) - (200, 30, 30)).max() < 12
+    for attributes, _ in parsed.all("img"):
+        assert b"canary" not in base64.b64decode(str(attributes["src"]).split(",")[1])
+    assert images[0].width == 2 * images[1].width
+
+
+def test_the_encoder_gets_nothing_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow 13 copies nothing of its own accord; older ones copy the colour profile.
+    given: list[dict[Any, Any]] = []
+    monkeypatch.setattr(Image.Image, "save", lambda image, *_, **__: given.append(dict(image.info)))
+    image = Image.new("RGB", (100, 100))
+    image.info |= {"icc_profile": b"canary", "comment": b"canary"}
+    thumbnail(image, 88, 10**6)
+    assert given == [{}]
+
+
+def test_thumbnail_is_the_central_square() -> None:
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    pixels[:, 20:40] = (0, 255, 0)
+    image = Image.open(BytesIO(thumbnail(Image.fromarray(pixels), 88, 10**6)))
+    assert image.size == (20, 20)
+    assert (np.asarray(image.convert("RGB")) == (0, 255, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (88, 89)])
+def test_thumbnail_of_odd_sizes(size: tuple[int, int]) -> None:
+    image = Image.open(BytesIO(thumbnail(Image.new("RGB", size), 88, 10**6)))
+    assert image.size == (min(88, *size),) * 2
+
+
+def test_a_page_of_noise_stays_below_five_megabytes() -> None:
+    # Nothing compresses worse than noise; long names beside it.
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    rows = [row(f"{'n' * 150}/{c}/{i}.png", c, distance=str(i)) for c in range(100) for i in range(16)]
+    text, parsed = page(clusters=rows, picture=lambda path: noise)
+    assert len(parsed.all("img")) == 1600
+    assert len(text.encode()) <= 5_000_000
+
+
+# The page
+
+
+def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
+    _, parsed = page()
+    assert sections(parsed) == ["cluster-0", "cluster-1"]
+    items = [attributes["class"] for attributes, _ in parsed.all("li") if "class" in attributes]
+    assert items == 2 * (["medoid"] + 4 * ["central"] + 7 * ["spread"] + 4 * ["borderline"])
+    alts = [attributes["alt"] for attributes, _ in parsed.all("img")]
+    assert alts[0] == "0/00.png" and alts[16] == "1/00.png" and len(set(alts)) == 32
+    assert alts[12:16] == ["0/19.png", "0/18.png", "0/17.png", "0/16.png"]
+    assert [text for _, text in parsed.all("figcaption")][:3] == ["medoid", "from the centre outwards", "borderline"]
+    assert "cluster 1" in [text for _, text in parsed.all("a", href="#cluster-1")]
+    # Nothing but the medoid is drawn at double size.
+    assert len(parsed.all("figure", class_="one")) == 2
+
+
+def test_header_tells_the_facts() -> None:
+    _, parsed = page(run={"images": "photos", "images_count": 1797, "seconds": 3723.4, "seed": 12345, "device": None})
+    facts = dict(zip([t for _, t in parsed.all("dt")], [t for _, t in parsed.all("dd")], strict=True))
+    assert facts == {"Images": "photos", "Number of images": "1,797", "Time": "1 h 02 min", "Seed": "12345"}
+    told = parsed.all("ul", class_="told")[0][1]
+    assert told.startswith("40 images in 2 clusters; the largest holds 50.0% of them, the smallest 50.0%.")
+    assert "3 rounds of clustering and training; in the last, 20.0% of the images changed pseudo-label." in told
+    assert told.endswith("Every file could be used.")
+    assert [text for _, text in parsed.all("title")] == ["Holidays"]
+
+
+def test_only_known_keys_of_the_run_are_shown() -> None:
+    text, parsed = page(run={"hostname": "canary", "command": ["deepcluster", "fit", "my photos"]})
+    assert "canary" not in text
+    assert [text for _, text in parsed.all("code")] == ["deepcluster fit 'my photos'"]
+
+
+def test_labels_and_outliers_of_a_cluster() -> None:
+    labels = ["cat"] * 16 + ["dog"] * 3 + ["owl"] + ["", "", "", "", ""]
+    rows = [row(f"{i}.png", label=label, is_outlier=str(int(i < 3))) for i, label in enumerate(labels)]
+    _, parsed = page(clusters=rows)
+    # Of the 20 labelled ones; the owl is below a tenth.
+    assert [text for _, text in parsed.all("li", class_="labels")] == ["label cat 80.0%, dog 15.0%"]
+    about = parsed.all("div", class_="about")[0][1]
+    assert "25 images · 100.0%" in about and "3 outliers" in about and "nearest" not in about
+    assert "3 images (12.0%) lie far from every cluster" in parsed.text()
+
+
+def test_metrics_stand_beside_the_untrained_network() -> None:
+    metrics = {
+        "nmi": 0.5,
+        "acc": 0.8,
+        "ari": 0.1,
+        "baseline_acc": 0.9,
+        "baseline_nmi": 0.4,
+        "nmi_average": "arithmetic",
+    }
+    _, parsed = page(metrics=metrics)
+    assert [text for _, text in parsed.all("tr")][1:4] == [
+        "Accuracy0.8000.900\u22120.100",
+        "NMI (arithmetic mean)0.5000.400+0.100",
+        "ARI0.100\u2013\u2013",
+    ]
+    assert "by this measure training did not help in this run" in parsed.text()
+    better = page(metrics=metrics | {"baseline_acc": 0.7})[1].text()
+    assert "by this measure training helped in this run" in better
+    assert "Against the labels" not in page()[1].text()
+
+
+def test_no_rounds() -> None:
+    _, parsed = page(history=[])
+    assert not parsed.all("svg") and not parsed.all("table")
+    assert "No round was trained: the clusters are those of the network as it was given." in parsed.text()
+
+
+def test_history_table() -> None:
+    history = [
+        {"round": str(i), "loss": "0.123456", "changed": "0.5", "inertia": "1234567.8", "new": "x"} for i in range(40)
+    ]
+    _, parsed = page(history=history)
+    table = parsed.all("table", class_="figures history")
+    assert table[0][1].startswith("RoundLossChangedInertianew 00.12350.0%1,234,568x 1")
+    assert len(parsed.all("tr")) == 41
+    assert [attributes for attributes, _ in parsed.all("details")] == [{}]
+    assert page()[1].all("details")[0][0] == {"open": None}
+
+
+def test_one_cluster() -> None:
+    _, parsed = page(clusters=[row("only.png", margin="")])
+    assert sections(parsed) == ["cluster-0"]
+    assert "1 image in 1 cluster." in parsed.text()
+    assert not parsed.all("ul", class_="sizes") and len(parsed.all("img")) == 1
+
+
+def test_an_empty_cluster_and_a_run_of_none() -> None:
+    summary = [*summary_of([row("a.png")]), summary_of([row("b.png", 1)])[0] | {"size": "0", "medoid_path": ""}]
+    _, parsed = page(clusters=[row("a.png")], summary=summary)
+    assert sections(parsed) == ["cluster-0", "cluster-1"] and "No image." in parsed.text()
+    assert sections(page(clusters=[], summary=[])[1]) == []
+
+
+def test_the_largest_clusters_are_shown_in_order_of_their_numbers() -> None:
+    sizes = [2, 5, 1, 4, 3]
+    rows = [row(f"{c}/{i}.png", c) for c, size in enumerate(sizes) for i in range(size)]
+    _, parsed = page(clusters=rows, max_clusters=3)
+    assert sections(parsed) == ["cluster-1", "cluster-3", "cluster-4"]
+    note = parsed.all("p", class_="hidden-clusters")[0][1]
+    assert note.startswith("Shown are the 3 largest clusters; 2 more, with 3 images, are not shown.")
+    # Every link leads somewhere: cluster 1's nearest, 0, and cluster 3's, 2, are only named.
+    targets = {attributes["id"] for _, attributes, _ in parsed.elements if "id" in attributes}
+    assert {str(attributes["href"])[1:] for attributes, _ in parsed.all("a")} <= targets
+    assert "nearest: cluster 0" in parsed.text()
+
+
+def test_a_picture_that_cannot_be_read_again_is_a_plain_tile() -> None:
+    _, parsed = page(picture=lambda path: None if path == "0/00.png" else picture(path))
+    assert [text for _, text in parsed.all("span", class_="tile")] == ["0/00.png"]
+    assert len(parsed.all("img")) == 31
+
+
+def test_skipped_files() -> None:
+    skipped = [{"path": f"s{i}.jpg", "reason": "truncated"} for i in range(1234)]
+    _, parsed = page(skipped=skipped, history=[])
+    assert len(parsed.all("tr")) == 201
+    assert parsed.all("p", class_="quiet more-skipped")[0][1] == "And 1,034 more, in skipped.csv."
+    assert "1,234 files could not be used and were skipped." in parsed.text()
+    assert "1 file could not be used and was skipped." in page(skipped=skipped[:1])[1].text()
+
+
+def test_rows_of_skipped_files_are_no_members() -> None:
+    rows = [row("good.png"), row("bad.png") | {"status": "skipped", "cluster": "", "distance": "", "is_outlier": ""}]
+    _, parsed = page(clusters=rows, summary=summary_of(rows[:1]))
+    assert [attributes["alt"] for attributes, _ in parsed.all("img")] == ["good.png"]
+
+
+# Nothing foreign
+
+
+def test_the_page_is_self_contained() -> None:
+    text, parsed = page(metrics={"acc": 1.0}, skipped=[{"path": "a", "reason": "b"}])
+    policy = [a["content"] for a, _ in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<iframe", text)
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_inert(name: str) -> None:
+    rows = [row(name, 0, label=name, name=name), row(name + "2", 0, label=name), row("b.png", 1)]
+    text, parsed = page(
+        title=name,
+        run={"images": name, "command": name, "stopped_because": name},
+        clusters=rows,
+        summary=summary_of(rows, name=name, nearest_cluster=name),
+        history=[{"round": name, "loss": "1", "chance_loss": name, name: name}],
+        metrics={"acc": 0.5, name: 0.5, "nmi": 0.5, "nmi_average": name},
+        skipped=[{"path": name, "reason": name}],
+        picture=lambda path: None if path == name else picture(path),
+    )
+    text.encode("utf-8")
+    for tag, attributes, _ in parsed.elements:
+        assert tag in TAGS
+        assert set(attributes) <= ATTRIBUTES
+        assert str(attributes.get("href", "#")).startswith("#")
+        assert re.fullmatch(r"data:image/webp;base64,[\w+/]+=*", attributes.get("src") or "data:image/webp;base64,AA==")
+    # The very same elements as with a harmless name; and the name is there, to be read.
+    assert parsed.all("h1")[0][1] == " ".join(inert(name).split())
+    assert parsed.all("td")[-1][1] == " ".join(inert(name).split())
+    assert inert(name + "2") in [attributes["alt"] for attributes, _ in parsed.all("img")]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2028]", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("caf\udce9", r"caf\xe9"),
+        ("\ud83d", r"\ud83d"),
+        ("a\nb\x00\x9b", r"a\x0ab\x00\x9b"),
+        ("\u202ea", r"\u202ea"),
+        ("a\U000e0041", r"a\U000e0041"),
+        ("Bildschirmfoto 10.15\u202fPM\u3000é 👩\u200d🔬", "Bildschirmfoto 10.15\u202fPM\u3000é 👩\u200d🔬"),
+    ],
+)
+def test_inert(text: str, expected: str) -> None:
+    assert inert(text) == expected
+
+
+def test_very_long_names_keep_their_ends() -> None:
+    _, parsed = page(clusters=[row("start" + "x" * 4000 + "end.png")])
+    alt = str(parsed.all("img")[0][0]["alt"])
+    assert len(alt) < 200 and alt.startswith("start") and alt.endswith("end.png") and "…" in alt
+
+
+# Refusals
+
+
+def test_refusals_name_the_value() -> None:
+    with pytest.raises(UsageError, match="images_per_cluster=0"):
+        page(images_per_cluster=0)
+    with pytest.raises(UsageError, match="max_clusters=0"):
+        page(max_clusters=0)
+    with pytest.raises(DataError, match=r"'b.png' into cluster '7'.* 1 in cluster_summary"):
+        page(clusters=[row("a.png"), row("b.png", 7)], summary=summary_of([row("a.png")]))
+    with pytest.raises(DataError, match="size 'many'"):
+        page(clusters=[row("a.png")], summary=summary_of([row("a.png")], size="many"))

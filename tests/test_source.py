@@ -1,0 +1,452 @@
+"""find() and preview(): every kind of source, names as they come, and nothing opened that is no file."""
+
+import hashlib
+import io
+import os
+import pickle
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.errors import DataError
+from deepcluster.images.decode import Undecodable
+from deepcluster.images.preview import Preview, preview
+from deepcluster.images.source import Source, find
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def save(file: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int] = (4, 3), kind: str = "PNG") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        Image.new("RGB", size, colour).save(stream, kind)
+    return file
+
+
+def colour(source: Source, i: int) -> object:
+    image = source.read(i)
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+def within_seconds(work: Callable[[], Source]) -> Source:
+    found: list[Source] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found, "it hangs, or has failed"
+    return found[0]
+
+
+# Folders
+
+
+def test_a_folder_is_searched_in_the_order_of_the_bytes(tmp_path: Path) -> None:
+    for path in ("b/2.png", "b/10.png", "a/x/1.png", "a-b.png", "Z.png", "é.png"):
+        save(tmp_path / path)
+    source = find(tmp_path)
+    assert source.paths == ("Z.png", "a-b.png", "a/x/1.png", "b/10.png", "b/2.png", "é.png")
+    assert source.labels == ("", "", "x", "b", "b", "")
+    assert (source.name, source.location, source.skipped) == (tmp_path.name, str(tmp_path), ())
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    assert find(str(tmp_path)).labels is None
+
+
+def test_read_gives_the_image_of_that_path(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", RED)
+    save(tmp_path / "s/b.png", BLUE)
+    (tmp_path / "s/c.png").write_text("no image")
+    source = find(tmp_path)
+    assert [colour(source, 0), colour(source, 1)] == [RED, BLUE]
+    with pytest.raises(Undecodable):
+        source.read(2)
+    with pytest.raises(Undecodable, match="too many pixels: 12"):
+        find(tmp_path, max_pixels=11).read(0)
+
+
+def test_dot_files_are_ignored(tmp_path: Path) -> None:
+    for path in ("a.png", ".DS_Store", "._a.png", ".hidden/b.png", "s/.c.png"):
+        save(tmp_path / path)
+    source = find(tmp_path)
+    assert source.paths == ("a.png",) and source.skipped == ()
+
+
+NAMES = [
+    *(b"new\nline.png", b"quote'\".png", b"tab\t.png", b"\x1b[31m.png", b"#?%&<>.png", b"-rf.png", b"back\\slash.png"),
+    *("\N{GRINNING FACE}.png".encode(), b"latin-\xe9.png", b"\xff\xfe.JPG", b"two  spaces .jPeG", b" lead.png", b"CON"),
+    *("\u202ertl.png".encode(), "cafe\u0301.png".encode(), "caf\xe9.png".encode(), b"x" * 255),
+]
+
+
+def test_names_of_all_kinds_come_back_as_they_are(tmp_path: Path) -> None:
+    image = save(tmp_path / "one.png").read_bytes()
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / os.fsdecode(name)).write_bytes(image)
+    source = find(folder)
+    assert [os.fsencode(path) for path in source.paths] == sorted(NAMES)
+    assert {colour(source, i) for i in range(len(NAMES))} == {RED}
+    again = find([folder / path for path in source.paths])
+    assert {colour(again, i) for i in range(len(NAMES))} == {RED}
+    zero = io.TextIOWrapper(io.BytesIO(b"\0".join(os.fsencode(folder) + b"/" + name for name in NAMES)))
+    listed = find("-", stdin=zero)
+    assert [os.fsencode(Path(path).name) for path in listed.paths] == NAMES
+    assert {colour(listed, i) for i in range(len(NAMES))} == {RED}
+
+
+def test_links_are_listed_and_never_followed(tmp_path: Path) -> None:
+    outside = save(tmp_path / "outside/secret.png")
+    folder = tmp_path / "in"
+    save(folder / "a.png")
+    (folder / "file").symlink_to(outside)
+    (folder / "folder").symlink_to(outside.parent)
+    (folder / "loop").symlink_to(folder)
+    (folder / "broken").symlink_to("nothing")
+    source = find(folder)
+    assert source.paths == ("a.png",)
+    assert source.skipped == tuple(
+        (name, "a symbolic link, not followed") for name in ("broken", "file", "folder", "loop")
+    )
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    save(tmp_path / "real/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    source = find(tmp_path / "link")
+    assert (source.name, source.location, source.paths) == ("link", str(tmp_path / "link"), ("a.png",))
+    assert colour(source, 0) == RED
+
+
+def test_a_fifo_is_listed_and_never_opened(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    source = within_seconds(lambda: find(tmp_path))
+    assert source.paths == ("a.png",) and source.skipped == (("pipe.png", "a FIFO, not a file"),)
+    with pytest.raises(DataError, match="is a FIFO, not a file"):
+        find(tmp_path / "pipe.png")
+    with pytest.raises(Undecodable, match="a FIFO"):
+        find([tmp_path / "pipe.png"]).read(0)
+
+
+def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "closed/b.png")
+    scandir = os.scandir
+
+    def refusing(folder: Path) -> object:  # chmod does not stop root
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    source = find(tmp_path)
+    assert source.paths == ("a.png",) and source.skipped == (("closed", "permission denied"),)
+    with pytest.raises(DataError, match=r"cannot read the folder .*closed: permission denied"):
+        find(tmp_path / "closed")
+
+
+def test_nothing_to_find(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(DataError, match=r"no files in .*; link: a symbolic link, not followed"):
+        find(tmp_path)
+    with pytest.raises(DataError, match=r"no such file: .*lost.* IMAGES is a folder"):
+        find(tmp_path / "lost")
+    with pytest.raises(DataError, match="no such file: new line"):
+        find("new\nline")
+    for odd in ("", "a\0b", "x" * 5000):
+        with pytest.raises(DataError):
+            find(odd) if odd else find([])
+    with pytest.raises(DataError, match="unknown kind of images: imagenet:1k"):
+        find("imagenet:1k")
+    for wrong in (None, b"photos", 3, [1, 2], {"a": 1}):
+        with pytest.raises(DataError, match=f"images cannot come from a {type(wrong).__name__}"):
+            find(wrong)  # type: ignore[arg-type]
+
+
+# Lists
+
+
+def test_a_list_in_its_own_order_without_duplicates(tmp_path: Path) -> None:
+    save(tmp_path / "pics/cats/1.png", RED)
+    save(tmp_path / "pics/dogs/2.png", BLUE)
+    listing = tmp_path / "pics/some.txt"
+    absolute = tmp_path / "pics/cats/1.png"
+    listing.write_text(f"\ufeff# mine\ndogs/2.png\r\n\n   \ncats/1.png\n./dogs/2.png\n{absolute}\nlost.png\n")
+    source = find(listing)
+    assert source.paths == ("dogs/2.png", "cats/1.png", "lost.png")
+    assert source.labels == ("dogs", "cats", "pics")
+    assert (source.name, source.location) == ("some", str(listing))
+    assert [colour(source, 0), colour(source, 1)] == [BLUE, RED]
+    with pytest.raises(FileNotFoundError):
+        source.read(2)
+
+
+def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "here/a.png", BLUE)
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "list.lst").write_text("a.png\n" * 3)  # not beside the list, but in the current folder
+    source = find(tmp_path / "list.lst")
+    assert source.paths == ("a.png",) and colour(source, 0) == BLUE
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match=r"no paths in .*empty\.txt"):
+        find(tmp_path / "empty.txt")
+
+
+def test_paths_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "b.png", BLUE)
+    save(tmp_path / "a.png", RED)
+    monkeypatch.chdir(tmp_path)
+    source = find("-", stdin=io.StringIO("b.png\na.png\n"))
+    assert (source.name, source.location, source.paths) == ("stdin", "-", ("b.png", "a.png"))
+    assert colour(source, 0) == BLUE
+    with pytest.raises(DataError, match="no paths in standard input"):
+        find("-", stdin=io.StringIO("\n"))
+
+
+def test_paths_from_python(tmp_path: Path) -> None:
+    files = [save(tmp_path / "b.png", BLUE), save(tmp_path / "a.png", RED)]
+    for given in (files, tuple(map(str, files)), np.array([str(file) for file in files])):
+        source = find(given)
+        assert source.paths == tuple(map(str, files)) and colour(source, 1) == RED
+    with pytest.raises(DataError, match="not a possible file name"):
+        find(["\ud800"])
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo", "photo.dat"])
+def test_a_single_image(tmp_path: Path, name: str) -> None:
+    source = find(save(tmp_path / name, BLUE, kind="PNG"))
+    assert source.paths == (name,) and colour(source, 0) == BLUE
+    assert find(source.location).paths == source.paths
+
+
+def test_a_single_file_that_is_no_image(tmp_path: Path) -> None:
+    for name, content in [("a.jpg", b"<html>"), ("b", b""), ("c", b"\xff\xfe\xfd")]:
+        (tmp_path / name).write_bytes(content)
+        source = find(tmp_path / name)
+        assert source.paths == (name,)
+        with pytest.raises(Undecodable):
+            source.read(0)
+
+
+# Arrays
+
+COLOURS = np.array([[[RED, BLUE, (1, 2, 3)]] * 2] * 11, np.uint8)  # 11 x 2 x 3 pixels
+
+
+def test_layouts_of_arrays() -> None:
+    alpha = np.concatenate([COLOURS, np.full((11, 2, 3, 1), 255, np.uint8)], axis=3)
+    alpha[:, 0, 0, 3] = 0
+    wide = np.concatenate([COLOURS, COLOURS], axis=2)[:, :, :5]  # N x 3 x 2 x 5 when channels come first
+    for array in (wide, wide.transpose(0, 3, 1, 2)):
+        source = find(array)
+        assert (np.asarray(source.read(10)) == wide[10]).all()
+    assert source.paths == ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10")
+    assert (source.name, source.location, source.labels) == ("array", "python:array", None)
+    assert np.asarray(find(alpha).read(0))[0].tolist() == [[255, 255, 255], list(BLUE), [1, 2, 3]]
+    grey = np.arange(24, dtype=np.uint8).reshape(2, 2, 6)
+    for array in (grey, grey[..., None], grey[:, None]):
+        image = np.asarray(find(array).read(1))
+        assert image.shape == (2, 6, 3) and (image == grey[1][..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((2, 4, 4), np.float32), "dtype float32, not uint8"),
+        (np.zeros((2, 4, 4), bool), "dtype bool"),
+        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
+        (np.zeros((2, 5, 5, 2), np.uint8), r"shape \(2, 5, 5, 2\)"),
+        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
+        (np.zeros((1, 1, 1, 1, 1), np.uint8), "shape"),
+    ],
+)
+def test_arrays_that_are_no_images(array: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        find(array)
+
+
+def test_npy_is_mapped(tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", COLOURS)
+    source = find(tmp_path / "few.npy")
+    assert (source.name, source.location, len(source.paths)) == ("few", str(tmp_path / "few.npy"), 11)
+    assert (np.asarray(source.read(3)) == COLOURS[3]).all()
+
+
+def test_npz_and_its_labels(tmp_path: Path) -> None:
+    labels = np.arange(11)
+    for members in (
+        {"images": COLOURS, "labels": labels, "other": labels},
+        {"x": COLOURS, "y": labels[:, None]},
+        {"anything": COLOURS, "y": labels},
+        {"images": COLOURS, "labels": labels.astype("U2")},
+    ):
+        np.savez(tmp_path / "a.npz", **members)
+        source = find(tmp_path / "a.npz")
+        assert source.labels == tuple(map(str, range(11)))
+        assert (np.asarray(source.read(3)) == COLOURS[3]).all()
+    np.savez(tmp_path / "a.npz", COLOURS)
+    assert find(tmp_path / "a.npz").labels is None
+
+
+def test_array_files_that_cannot_be_used(tmp_path: Path) -> None:
+    def words(name: str) -> str:
+        with pytest.raises(DataError) as caught:
+            find(tmp_path / name)
+        return str(caught.value)
+
+    np.savez(tmp_path / "two.npz", a=COLOURS, b=COLOURS)
+    assert "Call it 'images'; there are: a, b" in words("two.npz")
+    np.savez(tmp_path / "short.npz", images=COLOURS, labels=[1, 2])
+    assert "2 labels for 11 images" in words("short.npz")
+    (tmp_path / "text.npy").write_text("hello")
+    (tmp_path / "empty.npy").write_text("")
+    (tmp_path / "damaged.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:200])
+    np.save(tmp_path / "cut.npy", COLOURS)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-5])
+    for name in ("text.npy", "empty.npy", "damaged.npz", "cut.npy"):
+        assert "cannot read the array" in words(name)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (pytest.fail, ("a pickle was run",))
+
+
+def test_pickles_are_not_run(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(Trap()))
+    trapped = np.empty(1, object)
+    trapped[0] = Trap()
+    np.save(tmp_path / "b.npy", trapped, allow_pickle=True)
+    np.savez(tmp_path / "c.npz", images=trapped)
+    for name in ("a.npy", "b.npy", "c.npz"):
+        with pytest.raises(DataError):
+            find(tmp_path / name)
+
+
+# Data sets by name
+
+
+def test_the_digits_of_scikit_learn() -> None:
+    source = find("sklearn:digits")
+    assert (source.name, source.location, len(source.paths)) == ("digits", "sklearn:digits", 1797)
+    assert source.paths[:2] == ("0000", "0001") and source.labels is not None
+    assert source.labels[:10] == tuple("0123456789") and set(source.labels) == set("0123456789")
+    image = np.asarray(source.read(0))
+    # The first row of the first digit is 0 0 5 13 9 1 0 0, in 0..16.
+    assert image.shape == (8, 8, 3) and image[0, :, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
+    with pytest.raises(DataError, match="unknown data set sklearn:iris"):
+        find("sklearn:iris")
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def test_a_data_set_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
+    raw = tmp_path / "MNIST/MNIST/raw"
+    raw.mkdir(parents=True)
+    digits = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
+    for part, images in (("train", digits), ("t10k", digits[:1])):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(len(images), dtype=np.uint8)))
+    source = find("torchvision:mnist")
+    assert (source.name, source.location, source.paths) == ("MNIST", "torchvision:MNIST", ("0", "1", "2"))
+    assert source.labels == ("0 - zero", "1 - one", "2 - two")
+    assert (np.asarray(source.read(1)) == digits[1][..., None]).all()
+
+
+def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path))
+    with pytest.raises(DataError, match="did you mean torchvision:CIFAR10"):
+        find("torchvision:cifra10")
+    with pytest.raises(DataError, match="unknown data set torchvision:ImageFolder"):
+        find("torchvision:ImageFolder")
+
+    class Offline:
+        def __init__(self, root: str, split: str = "test", download: bool = False) -> None:
+            assert (root, split, download) == (str(tmp_path / "SVHN"), "train", True)
+            raise OSError("no\nroute")
+
+    monkeypatch.setattr(datasets, "SVHN", Offline)
+    with pytest.raises(DataError, match=r"torchvision:SVHN cannot be downloaded into .*SVHN: no route\. Check"):
+        find("torchvision:svhn")
+
+
+def test_importing_it_imports_neither_scikit_learn_nor_torchvision() -> None:
+    code = "import sys, deepcluster.images.source; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Preview
+
+
+def test_preview_of_sizes_and_colour(tmp_path: Path) -> None:
+    for i, side in enumerate((10, 20, 30)):
+        save(tmp_path / f"{i}.png", RED, (side, 50))
+    assert preview(find(tmp_path)) == Preview(short_side=20, grey=False)
+
+
+def test_grey_within_the_noise_of_a_jpeg(tmp_path: Path) -> None:
+    for i in range(20):
+        save(tmp_path / f"{i}.png", (100, 102, 101))
+    assert preview(find(tmp_path)).grey
+    save(tmp_path / "0.png", (100, 103, 101))  # 19 of 20 are still grey
+    assert preview(find(tmp_path)).grey
+    save(tmp_path / "1.png", (100, 103, 101))
+    assert not preview(find(tmp_path)).grey
+
+
+def test_unusable_files_do_not_change_a_preview(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    def sampled() -> set[str]:
+        source = find(tmp_path)
+        read.clear()
+        usable = {path for path in source.paths if path.startswith("good")}
+        spied = Source(
+            source.name,
+            source.location,
+            source.paths,
+            lambda i: (read.append(source.paths[i]), source.read(i))[1],
+            None,
+            (),
+        )
+        assert preview(spied, count=10).short_side == 3
+        return set(read) & usable
+
+    for i in range(40):
+        save(tmp_path / f"good{i}.png")
+    before = sampled()
+    assert before == set(sorted(find(tmp_path).paths, key=lambda path: hashlib.sha256(path.encode()).digest())[:10])
+    for i in range(40):
+        (tmp_path / f"bad{i}.png").write_text("no image")
+    assert sampled() == before
+
+
+def test_preview_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a\n.png").write_text("text")
+    with pytest.raises(DataError, match=r"no readable image in .*: 1 tried \(a \.png: not an image"):
+        preview(find(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_without_permission(tmp_path: Path) -> None:
+    closed = save(tmp_path / "a.png")
+    closed.chmod(stat.S_IWUSR)
+    with pytest.raises(PermissionError):
+        find(tmp_path).read(0)

@@ -1,0 +1,204 @@
+"""read_once(): every usable image once, in order, the same however it is done; and the central square by hand."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.errors import DataError, DiskError
+from deepcluster.images.decode import Undecodable
+from deepcluster.images.source import Source, find
+from deepcluster.images.store import read_once, square
+
+
+def image_of(i: int) -> Image.Image:
+    """A picture that nothing else looks like."""
+    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (9 + i % 4, 8, 3), np.uint8))
+
+
+def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
+    return Source("test", "/place", tuple(f"{i:05}" for i in range(count)), read, None, skipped)
+
+
+def failing_where(bad: dict[int, Exception]) -> Callable[[int], Image.Image]:
+    def read(i: int) -> Image.Image:
+        if i in bad:
+            raise bad[i]
+        return image_of(i)
+
+    return read
+
+
+# The square
+
+
+def test_the_central_square_by_hand() -> None:
+    wide = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+    assert (square(Image.fromarray(wide), 2) == wide[:, 1:3]).all()
+    tall = np.arange(6 * 2 * 3, dtype=np.uint8).reshape(6, 2, 3)
+    assert (square(Image.fromarray(tall), 2) == tall[2:4]).all()
+
+
+def test_only_the_square_reaches_the_result() -> None:
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste("red", (100, 0, 200, 100))
+    small = square(image, 7)
+    assert small.dtype == np.uint8 and small.shape == (7, 7, 3)
+    assert (small == (255, 0, 0)).all()  # white beside the square does not bleed in
+
+
+def test_it_is_antialiased() -> None:
+    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    grey = square(Image.fromarray(checks).convert("RGB"), 8)
+    assert abs(int(grey.min()) - 127) <= 2 and abs(int(grey.max()) - 127) <= 2
+
+
+def test_a_long_image_costs_nothing() -> None:
+    assert square(Image.new("RGB", (10_000, 1), "red"), 4).tolist() == [[[255, 0, 0]] * 4] * 4
+
+
+# The store
+
+
+def test_rows_are_the_squares_in_order() -> None:
+    store = read_once(source_of(image_of, 30), 8)
+    assert store.images.shape == (30, 3, 8, 8) and store.images.dtype == torch.uint8
+    assert store.images.is_contiguous(memory_format=torch.channels_last)
+    assert store.kept == tuple(range(30)) and store.skipped == ()
+    for i in range(30):
+        assert (store.images[i].permute(1, 2, 0).numpy() == square(image_of(i), 8)).all()
+
+
+def test_unusable_images_are_left_out_and_listed() -> None:
+    bad: dict[int, Exception] = {
+        0: Undecodable("empty file"),
+        3: FileNotFoundError(errno.ENOENT, "No such file or directory", "/abs/00003"),
+        4: PermissionError(errno.EACCES, "Permission denied", "/abs/00004"),
+        9: IsADirectoryError(errno.EISDIR, "Is a directory", "/abs/00009"),
+        11: OSError(errno.EIO, "Input/output error", "/abs/00011"),
+        12: KeyError("odd"),
+        19: RecursionError("deep\nhole"),
+    }
+    store = read_once(source_of(failing_where(bad), 20, (("00001x", "a symbolic link, not followed"),)), 8)
+    good = [i for i in range(20) if i not in bad]
+    assert store.kept == tuple(good)
+    assert store.skipped == (
+        ("00000", "empty file"),
+        ("00001x", "a symbolic link, not followed"),
+        ("00003", "no such file"),
+        ("00004", "permission denied"),
+        ("00009", "is a folder"),
+        ("00011", "input/output error"),
+        ("00012", "KeyError: 'odd'"),
+        ("00019", "RecursionError: deep hole"),
+    )
+    alone = read_once(source_of(lambda i: image_of(good[i]), len(good)), 8)
+    assert torch.equal(store.images, alone.images)
+
+
+def test_compaction_over_many_blocks() -> None:
+    def read(i: int) -> Image.Image:
+        if i % 3 == 1:
+            raise Undecodable("bad")
+        return Image.new("RGB", (1, 1), (i % 256, i // 256, 0))
+
+    store = read_once(source_of(read, 5000), 1)
+    assert store.kept == tuple(i for i in range(5000) if i % 3 != 1)
+    values = store.images[:, :, 0, 0].int()
+    assert (values[:, 0] + 256 * values[:, 1]).tolist() == list(store.kept)
+
+
+def test_workers_do_not_change_the_result() -> None:
+    source = source_of(failing_where({7: Undecodable("bad"), 200: Undecodable("bad")}), 300)
+    one, four = read_once(source, 8, workers=1), read_once(source, 8, workers=4)
+    assert torch.equal(one.images, four.images)
+    assert (one.kept, one.skipped) == (four.kept, four.skipped)
+
+
+def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
+    source = source_of(failing_where({5: Undecodable("bad")}), 40)
+    needed = 40 * 8 * 8 * 3
+    inside = read_once(source, 8, folder=tmp_path, memory_budget=needed)
+    assert not (tmp_path / "images.u8").exists()
+    outside = read_once(source, 8, folder=tmp_path, memory_budget=needed - 1)
+    assert (tmp_path / "images.u8").stat().st_size == needed
+    assert torch.equal(inside.images, outside.images) and inside.kept == outside.kept
+    assert outside.images.is_contiguous(memory_format=torch.channels_last)
+    content = np.fromfile(tmp_path / "images.u8", np.uint8, 39 * 8 * 8 * 3).reshape(39, 8, 8, 3)
+    assert (content == outside.images.permute(0, 2, 3, 1).numpy()).all()
+
+
+def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(image_of, 40)
+    with pytest.raises(DataError, match="need 7680 bytes, more than the memory budget of 7679: name a folder"):
+        read_once(source, 8, memory_budget=7679)
+    with pytest.raises(DiskError, match=r"cannot write 7680 bytes to .*images\.u8: no such file"):
+        read_once(source, 8, folder=tmp_path / "lost", memory_budget=0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DiskError, match="no space left on device"):
+        read_once(source, 8, folder=tmp_path, memory_budget=0)
+
+
+def test_few_images_are_in_flight() -> None:
+    started: list[int] = []
+    done: list[int] = []
+
+    def read(i: int) -> Image.Image:
+        started.append(i)
+        return image_of(i)
+
+    def progress(count: int, total: int) -> None:
+        assert total == 500 and len(started) - count <= 8
+        done.append(count)
+
+    read_once(source_of(read, 500), 8, workers=2, progress=progress)
+    assert done == list(range(1, 501)) and sorted(started) == list(range(500))
+
+
+def test_no_usable_image(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_text("text")
+    with pytest.raises(
+        DataError, match=r"no readable image in .*: 5 files tried \(0\.png: not an .*; 2\.png: not .*\)\. C"
+    ):
+        read_once(find(tmp_path), 8)
+
+
+def test_running_out_of_memory_is_not_a_bad_image() -> None:
+    def read(i: int) -> Image.Image:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        read_once(source_of(read, 5), 8)
+
+
+def test_a_folder_end_to_end_and_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        image_of(i).save(tmp_path / f"{i}.png")
+    good = read_once(find(tmp_path), 8)
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "3-cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "0-empty.png").write_bytes(b"")
+    Image.new("P", (4, 4)).save(tmp_path / "9.gif", transparency=300 % 256)
+    (tmp_path / "9.gif").write_bytes((tmp_path / "9.gif").read_bytes()[:20])
+    store = read_once(find(tmp_path), 8)
+    assert torch.equal(store.images, good.images)
+    assert [path for path, _ in store.skipped] == ["0-empty.png", "3-cut.png", "9.gif"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_limit_of_pixels_reaches_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
+    assert read_once(find(tmp_path, max_pixels=100), 4).kept == (0,)
+    with pytest.raises(DataError, match="too many pixels: 100, more than the limit of 99"):
+        read_once(find(tmp_path, max_pixels=99), 4)
