@@ -43,6 +43,7 @@ def alternate(
     momentum: float = 0.9,
     weight_decay: float = 1e-5,
     dims: int = 256,
+    whitening: float = 1.0,
     iterations: int = 20,
     empty: str = "split",
     augmentation: Augmentation = PAPER_VIEWS,
@@ -69,7 +70,7 @@ def alternate(
             network, images, size=size, batch_size=batch_size, dtype=dtype, progress=_named(progress, "features")
         )
         extracted = time.perf_counter()
-        reduced = whiten(features, dims)(features)
+        reduced = whiten(features, dims, whitening)(features)
         clustering = kmeans(reduced, clusters, iterations=iterations, seed=derive(seed, "k-means", index), empty=empty)
         clustered = time.perf_counter()
         network.new_head(clusters, generator(seed, "head", index))
@@ -105,25 +106,25 @@ def alternate(
 class Result:
     """Step 7: the map from features to ``reduced`` ones (N x d), and the final assignments and centroids."""
 
-    whitening: Whitening
+    reduction: Whitening
     reduced: Tensor
     clustering: Clustering
 
 
 def conclude(
     network: Network, images: Tensor, *, clusters: int, seed: int = 0, size: int | None = None, batch_size: int = 256,
-    dims: int = 256, iterations: int = 20, empty: str = "split", progress: Progress = lambda phase, done, total: None,
+    dims: int = 256, whitening: float = 1.0, iterations: int = 20, empty: str = "split", progress: Progress = lambda phase, done, total: None,
 ) -> Result:  # fmt: skip
     """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
     features = extract(
         network, images, size=size or images.shape[-1], batch_size=batch_size, progress=_named(progress, "features")
     )
-    whitening = whiten(features, dims)
-    reduced = whitening(features)
+    reduction = whiten(features, dims, whitening)
+    reduced = reduction(features)
     clustering = kmeans(
         reduced, clusters, iterations=iterations, seed=derive(seed, "k-means final"), precision="fp32", empty=empty
     )
-    return Result(whitening, reduced, clustering)
+    return Result(reduction, reduced, clustering)
 
 
 def _at(schedule: Schedule, index: int) -> float:

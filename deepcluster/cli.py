@@ -26,6 +26,7 @@ app = App(
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 RunArgument = Annotated[Path, Parameter(help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)]

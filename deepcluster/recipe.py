@@ -31,11 +31,12 @@ class Recipe:
     epochs: int = 1
     tolerance: float = 0.0
     patience: int = 3
-    # Reduction and clustering.
+    # Reduction and clustering. whitening: 1 whitens, 0 is plain PCA, between them leading directions weigh more.
     dims: int = 256
+    whitening: float = 1.0
     kmeans_iterations: int = 20
     empty: str = "split"
-    # Learning. schedule: "constant", or "cosine" from lr to 0 over the rounds. head_lr: 0 means lr.
+    # Learning. schedule of lr: "constant", or "cosine" to 0 over the rounds. head_lr: constant; 0 means as lr.
     balance: bool = True
     batch_size: int = 256
     lr: float = 0.05
@@ -72,7 +73,7 @@ class Recipe:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (8, 4096), "margin": (1, 2), "pseudo_labels": (1, 10**9), "rounds": (0, 10**6), "epochs": (1, 10**4),
-    "tolerance": (0, 1), "patience": (1, 10**6), "dims": (1, 10**5), "kmeans_iterations": (1, 10**4),
+    "tolerance": (0, 1), "patience": (1, 10**6), "dims": (1, 10**5), "whitening": (0, 1), "kmeans_iterations": (1, 10**4),
     "batch_size": (1, 10**6), "lr": (0, 100), "head_lr": (0, 100), "momentum": (0, 0.9999), "weight_decay": (0, 1),
     "crop_min": (0.001, 10), "crop_max": (0.001, 10), "stretch": (1, 10), "flip": (0, 1), "rotation": (0, 180),
     "colour": (0, 1), "grey": (0, 1),

@@ -26,7 +26,7 @@ from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, p
 from deepcluster.devices import choose_device, choose_precision, environment
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.images.augment import Augmentation
-from deepcluster.images.decode import Undecodable
+from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
 from deepcluster.images.sampling import each_once, uniform_over_clusters
@@ -181,7 +181,8 @@ def _fit(
     # Conclude.
     result = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=request.seed, size=recipe.image_size,
-        batch_size=recipe.batch_size, dims=recipe.dims, iterations=recipe.kmeans_iterations, empty=recipe.empty,
+        batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
+        iterations=recipe.kmeans_iterations, empty=recipe.empty,
         progress=display.progress,
     )  # fmt: skip
     n_clusters = request.n_clusters or _suggested(result.reduced, request.seed, display)
@@ -226,10 +227,11 @@ def _rounds(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         lr=_schedule(recipe.lr, recipe),
-        head_lr=_schedule(recipe.head_lr, recipe) if recipe.head_lr else None,
+        head_lr=recipe.head_lr or None,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         dims=recipe.dims,
+        whitening=recipe.whitening,
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
         augmentation=Augmentation(
@@ -281,7 +283,7 @@ def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Mod
     placement = place(result.reduced, groups, result.clustering.centroids)
     return Model(
         network=network,
-        whitening=result.whitening,
+        reduction=result.reduction,
         fine_centroids=result.clustering.centroids,
         groups=groups,
         outlier_distance=outlier_distances(placement, groups.count),
@@ -410,7 +412,8 @@ def _report(folder: RunFolder, source: Source | None) -> Path:
         if source is None or path not in index:
             return None
         try:
-            return source.read(index[path])
+            with quietly(source.max_pixels):
+                return source.read(index[path])
         except (Undecodable, OSError):
             return None
 

@@ -128,11 +128,11 @@ def test_conclude_is_a_fixed_function_of_the_network():
 
 def test_it_separates_shapes_better_than_pixels():
     """The method itself, on a small planted case: shapes in random colours and places."""
-    images, kinds = drawings(60, seed=3)
+    images, kinds = drawings(40, seed=3)
     net = network()
     # Colours are noise here, so the views change them.
     how = Augmentation(crop=(0.6, 1.0), stretch=1.1, flip=0.5, colour=0.6, grey=0.3)
-    for _ in alternate(net, images, rounds=6, epochs=3, **{**OPTIONS, "clusters": 12, "augmentation": how, "dims": 8}):
+    for _ in alternate(net, images, rounds=5, epochs=3, **{**OPTIONS, "clusters": 12, "augmentation": how, "dims": 8}):
         pass
     reduced = conclude(net, images, clusters=12, dims=8).reduced
     found = min((kmeans(reduced, 3, seed=seed) for seed in range(5)), key=lambda found: found.inertia)

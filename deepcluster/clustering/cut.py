@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
@@ -42,10 +43,18 @@ class Placement:
 
 def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     """Cut N x d features into ``k`` groups: the best of several k-means by inertia."""
-    candidates = [
-        kmeans(reduced, k, seed=derive(seed, "cut", start), precision="fp32", iterations=50) for start in range(STARTS)
-    ]
-    return as_groups(min(candidates, key=lambda clustering: clustering.inertia))
+    return as_groups(_best_of(STARTS, reduced, k, derive(seed, "cut")))
+
+
+def _best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
+    """The k-means of least inertia. Few centroids and one result: here spread starts (k-means++) are worth their time."""
+
+    def once(start: int) -> Clustering:
+        own = derive(seed, "start", start)
+        spread, _ = kmeans_plusplus(rows.numpy(), k, random_state=own % 2**32)
+        return kmeans(rows, k, start=torch.from_numpy(spread), seed=own, precision="fp32", iterations=50)
+
+    return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
 def as_groups(clustering: Clustering) -> Cut:
@@ -91,7 +100,7 @@ def suggest_k(reduced: Tensor, *, seed: int = 0, most: int = 30, sample: int = 2
     rows = reduced[torch.randperm(len(reduced), generator=generator(seed, "suggest"))[:sample]]
     values: dict[int, float] = {}
     for k in range(2, min(most, len(rows) - 1) + 1):
-        labels = kmeans(rows, k, seed=derive(seed, "suggest", k), precision="fp32").labels
+        labels = _best_of(3, rows, k, derive(seed, "suggest", k)).labels
         if len(labels.unique()) > 1:
             values[k] = float(silhouette_score(rows.numpy(), labels.numpy()))
     return values

@@ -32,8 +32,11 @@ class Whitening:
         return torch.cat([F.normalize(self.project(rows), eps=1e-12) for rows in x.split(CHUNK)])
 
 
-def whiten(x: Tensor, dims: int = 256) -> Whitening:
+def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
     """Fit the PCA-whitening of N x D features to at most ``dims`` dimensions.
+
+    Each principal direction is divided by its standard deviation to the power of ``strength``: 1 whitens (the paper), 0
+    only rotates, and between the two the leading directions keep some of their weight.
 
     The number of dimensions is min(dims, D, N - 1, rank): never one that the rows do not have. Where all rows are equal
     it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
@@ -48,7 +51,7 @@ def whiten(x: Tensor, dims: int = 256) -> Whitening:
     values, vectors = _leading_directions(x, mean, min(dims, width, max(1, rows - 1)))
     keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
     keep[0] = True
-    scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny), np.inf) ** -0.5
+    scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
     projection = (vectors * scale)[:, keep]
     return Whitening(mean.float().cpu(), torch.from_numpy(np.ascontiguousarray(projection)).float())
 

@@ -29,7 +29,7 @@ class Model:
     """
 
     network: Network
-    whitening: Whitening
+    reduction: Whitening
     fine_centroids: Tensor
     groups: Cut
     outlier_distance: Tensor
@@ -41,7 +41,7 @@ class Model:
     def transform(self, images: Tensor, progress: Any = None) -> Tensor:
         """Reduced features (float32, N x d, rows of length 1) of uint8 images, N x 3 x store_size x store_size."""
         features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
-        return self.whitening(features)
+        return self.reduction(features)
 
     def place(self, reduced: Tensor) -> Placement:
         """The cluster of each row of :meth:`transform`."""
@@ -61,8 +61,8 @@ def save(model: Model, folder: Path) -> None:
     }
     tensors = {f"body.{name}": value for name, value in model.network.body.state_dict().items()}
     tensors |= {
-        "whitening.mean": model.whitening.mean,
-        "whitening.projection": model.whitening.projection,
+        "reduction.mean": model.reduction.mean,
+        "reduction.projection": model.reduction.projection,
         "fine_centroids": model.fine_centroids,
         "groups.centroids": model.groups.centroids,
         "groups.groups": model.groups.groups,
@@ -106,7 +106,7 @@ def _assemble(config: dict[str, Any], tensors: dict[str, Tensor], device: torch.
     network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(
         network=network,
-        whitening=Whitening(tensors["whitening.mean"], tensors["whitening.projection"]),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"]),
         fine_centroids=tensors["fine_centroids"],
         groups=Cut(tensors["groups.centroids"], tensors["groups.groups"]),
         outlier_distance=tensors["outlier_distance"],
@@ -119,10 +119,10 @@ def _assemble(config: dict[str, Any], tensors: dict[str, Tensor], device: torch.
 
 def _check(model: Model) -> None:
     """The shapes must agree with each other; what a file says is not believed."""
-    features, dims = model.whitening.projection.shape
+    features, dims = model.reduction.projection.shape
     groups, count = model.groups, len(model.names)
     agree = (
-        model.whitening.mean.shape == (features,)
+        model.reduction.mean.shape == (features,)
         and features == model.network.feature_dim
         and model.fine_centroids.shape[1:] == (dims,)
         and groups.centroids.shape == (len(groups.groups), dims)

@@ -1,0 +1,207 @@
+"""The command line as a user meets it: exit codes, messages, output."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcluster.cli import run_command
+
+QUICK = [
+    "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", *QUICK]) == 0
+    return out
+
+
+def test_fit_prints_the_run_first_and_last(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.strip().splitlines()
+    assert lines[0].split() == ["Run", str(out)]
+    assert lines[-1].split() == ["Run", str(out)]
+    assert any(line.startswith("1/1 ") and "loss" in line and "img/s" in line for line in lines)
+    assert any(line.startswith("Metrics") and "NMI" in line for line in lines)
+    assert "\x1b" not in printed  # piped output has no control characters
+
+
+def test_quiet(photos, tmp_path, capsys):
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--quiet", *QUICK]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_default_run_folder(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["fit", str(photos), "-k", "2", "--quiet", *QUICK]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith(f"{photos.name}-2")
+    assert (run / "clusters.csv").exists()
+
+
+def test_predict_writes_csv(finished, photos, tmp_path, capsys):
+    out = tmp_path / "new.csv"
+    assert run_command(["predict", str(finished), str(photos), "-o", str(out)]) == 0
+    with out.open(newline="") as file:
+        predicted = list(csv.DictReader(file))
+    with (finished / "clusters.csv").open(newline="") as file:
+        fitted = list(csv.DictReader(file))
+    columns = ["path", "cluster", "name", "distance", "margin", "is_outlier"]
+    assert list(predicted[0]) == columns
+    assert predicted == [{name: row[name] for name in columns} for row in fitted]
+
+
+def test_predict_to_standard_output_and_bad_files_to_standard_error(finished, photos, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "good.png").write_bytes((photos / "bars" / "00.png").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcluster", "predict", str(finished), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert row["path"] == "good.png"
+    assert "bad.png: not an image" in done.stderr
+
+
+def test_predict_reads_paths_from_standard_input(finished, photos):
+    done = subprocess.run(
+        [sys.executable, "-m", "deepcluster", "predict", str(finished), "-"],
+        input=f"{photos}/bars/03.png\n{photos}/blob/03.png\n", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_reject(finished, photos, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 24, 24, 3), dtype=np.uint8)
+    np.save(tmp_path / "noise.npy", noise)
+    assert run_command(["predict", str(finished), str(tmp_path / "noise.npy"), "--reject"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 40
+    assert all((row["cluster"] == "-1") == (row["is_outlier"] == "1") for row in rows)
+
+
+def test_embed(finished, photos, tmp_path):
+    out = tmp_path / "features.npy"
+    assert run_command(["embed", str(finished), str(photos), "-o", str(out)]) == 0
+    assert np.array_equal(np.load(out), np.load(finished / "features.npy"))
+    assert len(out.with_suffix(".csv").read_text().splitlines()) == 49
+    assert run_command(["embed", str(finished), str(photos), "-o", str(tmp_path / "features.txt")]) == 2
+
+
+def test_dry_run_writes_nothing(photos, tmp_path, capsys):
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert "backbone = " in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_again(finished, capsys):
+    page = finished / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert run_command(["report", str(finished)]) == 0
+    assert page.read_bytes() == before
+    assert capsys.readouterr().out.strip() == str(page)
+
+
+def test_recipes_and_doctor(capsys):
+    assert run_command(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert "v1" in listed
+    assert "auto" in listed
+    assert run_command(["recipes", "v1"]) == 0
+    assert "pseudo_labels = 10000" in capsys.readouterr().out
+    assert run_command(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_set_reaches_every_option(photos, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--set", "dims=7", "--set", "kmeans-iterations=3", "--empty", "sample", "--lr", "0.01"]
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "-q", *QUICK, *arguments]) == 0
+    recipe = (out / "recipe.toml").read_text()
+    for line in ("dims = 7", "kmeans_iterations = 3", 'empty = "sample"', "lr = 0.01"):
+        assert f"{line}\n" in recipe
+    assert np.load(out / "features.npy").shape[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["fti", "x"], 2, "fit"),
+        (["fit", "{photos}", "-k", "3", "--round", "2"], 2, "--rounds"),
+        (["fit", "{photos}", "-k", "none"], 2, "whole number"),
+        (["fit", "{photos}", "-k", "0"], 2, "at least 1"),
+        (["fit", "{photos}", "--time-limit", "soon"], 2, "30m"),
+        (["fit", "{photos}", "--set", "dims"], 2, "OPTION=VALUE"),
+        (["fit", "{photos}", "--device", "tpu"], 2, "cuda"),
+        (["fit", "{photos}", "--backbone", "alexnte"], 2, "alexnet"),
+        (["fit", "{photos}", "--backbone", "alexnet", "--image-size", "96"], 2, "224"),
+        (["fit", "{photos}", "-k", "49"], 3, "-k 48"),
+        (["fit", "{photos}", "-k", "3", "--pseudo-labels", "60"], 3, "48 images"),
+        (["fit", "{tmp}/nowhere", "-k", "3"], 3, "nowhere"),
+        (["fit", "{tmp}/empty", "-k", "3"], 3, "empty"),
+        (["fit", "{tmp}/texts", "-k", "3"], 3, "not an image"),
+        (["fit", "{photos}/bars", "-k", "3", "--labels", "folders"], 3, "without labels"),
+        (["fit", "{photos}", "--backbone", "timm:resnet10t", "--weights", "{tmp}/none.pt"], 4, "none.pt"),
+        (["fit", "{photos}", "-k", "3", "-o", "{tmp}/texts"], 5, "another -o"),
+        (["fit", "{photos}", "-k", "3", "-o", "{tmp}/texts/a.txt/run"], 5, "a.txt"),
+        (["predict", "{tmp}/nowhere", "{photos}"], 5, "nowhere"),
+        (["predict", "{photos}", "{photos}"], 5, "run.json"),
+        (["predict", "{run}", "{tmp}/nowhere"], 3, "nowhere"),
+        (["predict", "{run}", "{tmp}/empty"], 3, "empty"),
+        (["recut", "{run}", "-k", "49"], 3, "-k 48"),
+        (["recut", "{tmp}/nowhere", "-k", "3"], 5, "nowhere"),
+        (["recipes", "v9"], 2, "v1"),
+    ],
+)  # fmt: skip
+def test_exit_codes_and_messages(finished, photos, tmp_path, monkeypatch, capsys, arguments, code, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    filled = [argument.format(photos=photos, tmp=tmp_path, run=finished) for argument in arguments]
+    assert run_command(filled) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").rglob("clusters.csv"))
+
+
+def test_a_model_file_that_is_damaged(finished, photos, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "model" / "config.json").write_text("[]")
+    assert run_command(["predict", str(copy), str(photos)]) == 4
+    assert str(copy) in capsys.readouterr().err
+
+
+def test_an_interrupt_is_not_a_traceback(photos, tmp_path, monkeypatch, capsys):
+    from deepcluster import run
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "alternate", interrupted)
+    out = tmp_path / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 75
+    assert "--overwrite" in capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "deepcluster", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.strip() == "0.1.0"

@@ -1,0 +1,118 @@
+import tomllib
+from dataclasses import asdict, replace
+
+import pytest
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.recipe import Facts, Recipe, resolve, to_toml
+
+PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+
+
+def test_v1_is_the_paper():
+    recipe = resolve("v1", {}, replace(PHOTOS, count=1_281_167)).recipe
+    assert (recipe.backbone, recipe.sobel, recipe.image_size, recipe.store_size) == ("alexnet", True, 224, 256)
+    assert (recipe.pseudo_labels, recipe.rounds, recipe.epochs, recipe.dims) == (10_000, 500, 1, 256)
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.05, 0.9, 1e-5, 256)
+    assert (recipe.schedule, recipe.head_lr, recipe.kmeans_iterations, recipe.empty) == ("constant", 0, 20, "split")
+    assert (recipe.crop_min, recipe.crop_max, recipe.flip, recipe.colour) == (0.08, 1, 0.5, 0)
+    assert recipe.balance
+
+
+def test_v1_on_few_images_lowers_the_number_of_clusters_and_says_so():
+    plan = resolve("v1", {}, replace(PHOTOS, count=300))
+    assert plan.recipe.pseudo_labels == 15
+    assert any("10000" in reason and "300" in reason for reason in plan.reasons)
+
+
+def test_given_options_win_and_are_named():
+    plan = resolve("auto", {"rounds": "3", "dims": 64, "empty": "sample", "balance": "false"}, PHOTOS)
+    assert (plan.recipe.rounds, plan.recipe.dims, plan.recipe.empty, plan.recipe.balance) == (3, 64, "sample", False)
+    assert "rounds 3: given" in plan.reasons
+    assert sum(reason.startswith("rounds ") for reason in plan.reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (PHOTOS, {"backbone": "compact", "image_size": 32, "pseudo_labels": 50, "epochs": 1, "flip": 0.5}),
+        (replace(PHOTOS, short_side=8, count=1797, grey=True), {"image_size": 16, "epochs": 3, "flip": 0.0}),
+        (replace(PHOTOS, short_side=300), {"image_size": 64}),
+        (replace(PHOTOS, short_side=300, device="cuda"), {"image_size": 96}),
+        (replace(PHOTOS, count=12, n_clusters=5), {"pseudo_labels": 5}),
+        (replace(PHOTOS, count=3, n_clusters=None), {"pseudo_labels": 3}),
+    ],
+)
+def test_auto_follows_the_facts(facts, expected):
+    recipe = resolve("auto", {}, facts).recipe
+    assert {name: getattr(recipe, name) for name in expected} == expected
+
+
+def test_auto_gives_a_reason_for_what_it_chose():
+    plan = resolve("auto", {}, PHOTOS)
+    named = {reason.split(" ")[0] for reason in plan.reasons}
+    assert {"backbone", "image_size", "pseudo_labels", "dims", "epochs", "rounds", "lr"} <= named
+    assert all(": " in reason for reason in plan.reasons)
+
+
+def test_weights_need_their_network():
+    with pytest.raises(UsageError, match="--backbone"):
+        resolve("auto", {"weights": "w.safetensors"}, PHOTOS)
+    gentle = resolve("auto", {"weights": "w.safetensors", "backbone": "timm:resnet18"}, PHOTOS).recipe
+    assert gentle.lr < resolve("auto", {"backbone": "timm:resnet18"}, PHOTOS).recipe.lr
+
+
+def test_more_pseudo_labels_than_images():
+    with pytest.raises(DataError, match="60000 .* 50000"):
+        resolve("auto", {"pseudo_labels": "60000"}, PHOTOS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"round": "3"}, "did you mean rounds"),
+        ({"rounds": "many"}, "whole number"),
+        ({"rounds": "1.5"}, "whole number"),
+        ({"lr": "fast"}, "a number"),
+        ({"lr": "nan"}, "between"),
+        ({"lr": "-1"}, "between"),
+        ({"balance": "maybe"}, "true or false"),
+        ({"empty": "drop"}, "split or sample"),
+        ({"crop_min": "2"}, "crop_max"),
+        ({"rounds": True}, "whole number"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        resolve("auto", options, PHOTOS)
+
+
+def test_toml_round_trip(tmp_path):
+    recipe = resolve("auto", {"weights": 'odd "name".pt', "backbone": "timm:resnet18", "lr": 1e-7}, PHOTOS).recipe
+    assert tomllib.loads(to_toml(recipe)) == asdict(recipe)
+    file = tmp_path / "mine.toml"
+    file.write_text(to_toml(recipe))
+    assert resolve(str(file), {}, PHOTOS).recipe == recipe
+
+
+def test_a_recipe_file_may_be_partial(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "v1"\nrounds = 7\n')
+    recipe = resolve(str(file), {"lr": 0.01}, PHOTOS).recipe
+    assert recipe == replace(Recipe(), rounds=7, lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("rounds = ", "cannot be read"), ('base = "v9"', "v9"), ("roundz = 3", "did you mean rounds")]
+)
+def test_bad_recipe_files(tmp_path, text, message):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        resolve(str(file), {}, PHOTOS)
+
+
+@pytest.mark.parametrize("name", ["v2x", "atuo", "none.toml"])
+def test_unknown_recipes(name):
+    with pytest.raises(UsageError, match=name):
+        resolve(name, {}, PHOTOS)
