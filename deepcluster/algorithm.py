@@ -6,8 +6,10 @@ result, is :func:`conclude` on the network that it leaves behind.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,9 +25,12 @@ from deepcluster.nets.backbone import Network
 from deepcluster.records import Clustering, Round
 from deepcluster.seeding import derive, generator
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = Augmentation()
-Schedule = float | Callable[[int], float]  # a step size, or a function of the round
+
+
+def unheard(phase: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
 
 
 def alternate(
@@ -38,8 +43,8 @@ def alternate(
     size: int | None = None,
     epochs: int = 1,
     batch_size: int = 256,
-    lr: Schedule = 0.05,
-    head_lr: Schedule | None = None,
+    lr: float | Callable[[int], float] = 0.05,
+    head_lr: float | None = None,
     momentum: float = 0.9,
     weight_decay: float = 1e-5,
     dims: int = 256,
@@ -51,7 +56,7 @@ def alternate(
     tolerance: float = 0.0,
     patience: int = 3,
     dtype: torch.dtype = torch.float32,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = unheard,
 ) -> Iterator[Round]:
     """Yield a Round after each clustering and the training on it; ``network`` is trained in place.
 
@@ -65,41 +70,58 @@ def alternate(
     previous: Tensor | None = None
     settled = 0
     for index in range(rounds):
-        begin = time.perf_counter()
+        step = lr(index) if callable(lr) else lr
+        times = [time.perf_counter()]
+
+        # Step 2, features.
         features = extract(
-            network, images, size=size, batch_size=batch_size, dtype=dtype, progress=_named(progress, "features")
+            network, images, size=size, batch_size=batch_size, dtype=dtype, progress=partial(progress, "features")
         )
-        extracted = time.perf_counter()
+        times.append(time.perf_counter())
+
+        # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
         reduced = whiten(features, dims, whitening)(features)
         clustering = kmeans(reduced, clusters, iterations=iterations, seed=derive(seed, "k-means", index), empty=empty)
-        clustered = time.perf_counter()
+        times.append(time.perf_counter())
+
+        # Step 5, learning, with a new linear classifier.
         network.new_head(clusters, generator(seed, "head", index))
         loss = train_on_pseudo_labels(
-            network, images, clustering.labels, optimizer, size=size, lr=_at(lr, index),
-            head_lr=None if head_lr is None else _at(head_lr, index), epochs=epochs,
+            network, images, clustering.labels, optimizer, size=size, lr=step, head_lr=head_lr, epochs=epochs,
             batch_size=batch_size, augmentation=augmentation, sample=sample, seed=seed, round=index, dtype=dtype,
-            progress=_named(progress, "training"),
+            progress=partial(progress, "training"),
         )  # fmt: skip
-        trained = time.perf_counter()
+        times.append(time.perf_counter())
+
+        # Step 6, alternation: how much has changed since the previous round?
         agreement = math.nan if previous is None else nmi(previous, clustering.labels)
-        yield Round(
-            index=index,
-            reduced=reduced,
-            clustering=clustering,
-            loss=loss,
-            chance_loss=math.log(clustering.occupied),
-            nmi_previous=agreement,
-            changed=math.nan if previous is None else changed(previous, clustering.labels),
-            lr=_at(lr, index),
-            features_seconds=extracted - begin,
-            clustering_seconds=clustered - extracted,
-            training_seconds=trained - clustered,
-            images_per_second=len(images) * epochs / (trained - clustered),
-        )
+        moved = math.nan if previous is None else changed(previous, clustering.labels)
+        yield _record(index, reduced, clustering, loss, agreement, moved, step, times, len(images) * epochs)
         settled = settled + 1 if 1 - agreement <= tolerance else 0
         if settled >= patience:
             return
         previous = clustering.labels
+
+
+def _record(
+    index: int, reduced: Tensor, clustering: Clustering, loss: float, agreement: float, moved: float, lr: float,
+    times: Sequence[float], views: int,
+) -> Round:  # fmt: skip
+    features, clusters, training = (later - earlier for earlier, later in pairwise(times))
+    return Round(
+        index=index,
+        reduced=reduced,
+        clustering=clustering,
+        loss=loss,
+        chance_loss=math.log(clustering.occupied),
+        nmi_previous=agreement,
+        changed=moved,
+        lr=lr,
+        features_seconds=features,
+        clustering_seconds=clusters,
+        training_seconds=training,
+        images_per_second=views / training,
+    )
 
 
 @dataclass(frozen=True)
@@ -112,24 +134,24 @@ class Result:
 
 
 def conclude(
-    network: Network, images: Tensor, *, clusters: int, seed: int = 0, size: int | None = None, batch_size: int = 256,
-    dims: int = 256, whitening: float = 1.0, iterations: int = 20, empty: str = "split", progress: Progress = lambda phase, done, total: None,
-) -> Result:  # fmt: skip
+    network: Network,
+    images: Tensor,
+    *,
+    clusters: int,
+    seed: int = 0,
+    size: int | None = None,
+    batch_size: int = 256,
+    dims: int = 256,
+    whitening: float = 1.0,
+    iterations: int = 20,
+    empty: str = "split",
+    progress: Progress = unheard,
+) -> Result:
     """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
-    features = extract(
-        network, images, size=size or images.shape[-1], batch_size=batch_size, progress=_named(progress, "features")
-    )
+    size = size or images.shape[-1]
+    features = extract(network, images, size=size, batch_size=batch_size, progress=partial(progress, "features"))
     reduction = whiten(features, dims, whitening)
     reduced = reduction(features)
-    clustering = kmeans(
-        reduced, clusters, iterations=iterations, seed=derive(seed, "k-means final"), precision="fp32", empty=empty
-    )
+    own = derive(seed, "k-means final")
+    clustering = kmeans(reduced, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty)
     return Result(reduction, reduced, clustering)
-
-
-def _at(schedule: Schedule, index: int) -> float:
-    return schedule(index) if callable(schedule) else schedule
-
-
-def _named(progress: Progress, phase: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(phase, done, total)

@@ -72,8 +72,10 @@ class Recipe:
 
 
 _RANGES: dict[str, tuple[float, float]] = {
-    "image_size": (8, 4096), "margin": (1, 2), "pseudo_labels": (1, 10**9), "rounds": (0, 10**6), "epochs": (1, 10**4),
-    "tolerance": (0, 1), "patience": (1, 10**6), "dims": (1, 10**5), "whitening": (0, 1), "kmeans_iterations": (1, 10**4),
+    "image_size": (8, 4096), "margin": (1, 2),
+    "pseudo_labels": (1, 10**9), "rounds": (0, 10**6), "epochs": (1, 10**4),
+    "tolerance": (0, 1), "patience": (1, 10**6),
+    "dims": (1, 10**5), "whitening": (0, 1), "kmeans_iterations": (1, 10**4),
     "batch_size": (1, 10**6), "lr": (0, 100), "head_lr": (0, 100), "momentum": (0, 0.9999), "weight_decay": (0, 1),
     "crop_min": (0.001, 10), "crop_max": (0.001, 10), "stretch": (1, 10), "flip": (0, 1), "rotation": (0, 180),
     "colour": (0, 1), "grey": (0, 1),
@@ -154,18 +156,16 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
         "image_size": (size, why_size),
         "margin": (1.0 if size <= 64 else 256 / 224, "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (_fine_clusters(facts), "5 for each group wanted, and at least 20 images for each"),
-        "dims": (_reduced_dims(facts), "about twice the number of groups wanted, between 16 and 256"),
         "epochs": (epochs, f"at least {IMAGES_A_ROUND} views in a round, of {facts.count} images"),
     }
     if adapting:
         chosen |= {
             "rounds": (6, "a pretrained network needs few"),
             "lr": (0.001, "a pretrained network is changed gently"),
-            "head_lr": (0.1, "the head starts from nothing"),
         }
     else:
         chosen |= {
-            "rounds": (20, "a network trained from nothing"),
+            "rounds": (15, "a network trained from nothing"),
             "lr": (0.1, "a network trained from nothing"),
         }
     if facts.grey:
@@ -177,7 +177,11 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     else:
         why = "the images have colours: photographs"
         chosen |= {"crop_min": (0.3, why), "colour": (0.4, why), "grey": (0.1, why)}
-    steady = {"sobel": False, "schedule": "cosine", "tolerance": 0.02, "batch_size": 128, "precision": "auto"}
+    # Measured in benchmarks/ and docs/decisions.md: half whitening; a head that always learns at full speed.
+    steady = {
+        "sobel": False, "whitening": 0.5, "schedule": "cosine", "head_lr": 0.1, "tolerance": 0.02, "batch_size": 128,
+        "precision": "auto",
+    }  # fmt: skip
     values = {name: value for name, (value, _) in chosen.items()}
     return Plan(
         Recipe(**values, **steady),  # type: ignore[arg-type]
@@ -193,10 +197,6 @@ def _fine_clusters(facts: Facts) -> int:
     """Several fine clusters for each group wanted, none of them tiny."""
     wanted = facts.n_clusters or 20
     return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
-
-
-def _reduced_dims(facts: Facts) -> int:
-    return min(256, max(16, 2 * (facts.n_clusters or 20)))
 
 
 def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:

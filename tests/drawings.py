@@ -7,7 +7,7 @@ KINDS = ("bars", "blob", "checks")
 
 
 def draw(kind: str, random: np.random.Generator, size: int = 24) -> np.ndarray:
-    """One size x size x 3 image of a kind, at a random place and in random colours, light on dark or dark on light, with noise."""
+    """One size x size x 3 image of a kind: random place and colours, with noise."""
     y, x = np.mgrid[:size, :size] / size
     phase = random.uniform(0, 1, 2)
     shape = {
@@ -15,7 +15,7 @@ def draw(kind: str, random: np.random.Generator, size: int = 24) -> np.ndarray:
         "blob": (x - 0.35 - 0.3 * phase[0]) ** 2 + (y - 0.35 - 0.3 * phase[1]) ** 2 < 0.07,
         "checks": (np.sin(2 * np.pi * (2 * x + phase[0])) * np.sin(2 * np.pi * (2 * y + phase[1]))) > 0,
     }[kind]
-    dark, light = random.permuted([random.uniform(20, 90, 3), random.uniform(150, 240, 3)], axis=0)
+    dark, light = random.uniform(20, 90, 3), random.uniform(150, 240, 3)
     pixels = np.where(shape[..., None], light, dark) + random.normal(0, 8, (size, size, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from deepcluster.images.augment import Augmentation, fixed_view, random_affine, random_colours, random_views
 from deepcluster.seeding import generator
-
 from tests.drawings import drawings
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)

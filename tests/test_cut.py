@@ -48,7 +48,9 @@ def test_place_by_hand():
 
 
 def test_one_group_has_no_border():
-    found = place(torch.tensor([[1.0], [2]]), Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)), torch.zeros(1, 1))
+    found = place(
+        torch.tensor([[1.0], [2]]), Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)), torch.zeros(1, 1)
+    )
     assert found.margin.tolist() == [1, 1]
 
 

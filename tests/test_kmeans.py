@@ -82,7 +82,9 @@ def test_policies_differ():
     x = torch.cat([normal(50, 4), torch.full((950, 4), 0.5)])
     start = torch.full((20, 4), 0.5)
     start[:10] = x[:10]
-    split, sample = (kmeans(x, 20, start=start, empty=empty, iterations=1, precision="fp32") for empty in ("split", "sample"))
+    split, sample = (
+        kmeans(x, 20, start=start, empty=empty, iterations=1, precision="fp32") for empty in ("split", "sample")
+    )
     assert split.reseeded >= 9
     assert sample.reseeded >= 9
     assert not torch.equal(split.centroids, sample.centroids)

@@ -12,7 +12,6 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
-
 from tests.drawings import drawings
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)

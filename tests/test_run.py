@@ -90,7 +90,9 @@ def test_metrics_are_those_of_the_clusters(finished):
     table = rows(finished / "clusters.csv")
     metrics = json.loads((finished / "metrics.json").read_text())
     truth, found = [row["label"] for row in table], [row["cluster"] for row in table]
-    assert metrics["nmi"] == pytest.approx(normalized_mutual_info_score(truth, found, average_method="geometric"), abs=1e-4)
+    assert metrics["nmi"] == pytest.approx(
+        normalized_mutual_info_score(truth, found, average_method="geometric"), abs=1e-4
+    )
     assert metrics["ari"] == pytest.approx(adjusted_rand_score(truth, found), abs=1e-4)
     assert {f"baseline_{name}" for name in ("acc", "nmi", "ami", "ari")} <= set(metrics)
     assert metrics["nmi_average"] == "geometric"
@@ -129,7 +131,9 @@ def test_predict_does_not_depend_on_the_company(finished, photos, count):
     found = run.apply(finished, [photos / path for path in paths])
     placement = found.model.place(found.reduced)
     assert placement.cluster.tolist() == [int(table[path]["cluster"]) for path in paths]
-    assert [f"{distance:.6f}" for distance in placement.distance.tolist()] == [table[path]["distance"] for path in paths]
+    assert [f"{distance:.6f}" for distance in placement.distance.tolist()] == [
+        table[path]["distance"] for path in paths
+    ]
 
 
 def test_new_images_go_to_the_nearest_centroid(finished, tmp_path):
@@ -184,7 +188,7 @@ def test_recut(finished, photos, tmp_path):
     assert found.model.place(found.reduced).cluster.tolist() == [int(row["cluster"]) for row in after]
     run.recut(copy, 3)
     assert rows(copy / "clusters.csv") == before  # back to what fit made
-    with pytest.raises(DataError, match="-k 49 .* 48"):
+    with pytest.raises(DataError, match=r"-k 49 .* 48"):
         run.recut(copy, 49)
 
 

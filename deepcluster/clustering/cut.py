@@ -47,7 +47,7 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
 
 
 def _best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
-    """The k-means of least inertia. Few centroids and one result: here spread starts (k-means++) are worth their time."""
+    """The k-means of least inertia. With few centroids spread starts (k-means++) are worth their time."""
 
     def once(start: int) -> Clustering:
         own = derive(seed, "start", start)
