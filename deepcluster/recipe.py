@@ -161,6 +161,7 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     if adapting:
         chosen |= {
             "rounds": (6, "a pretrained network needs few"),
+            "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
             "lr": (0.001, "a pretrained network is changed gently"),
         }
     else:
@@ -206,7 +207,7 @@ def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:
     small = facts.device == "cpu"
     if backbone == "compact":
         return min(64 if small else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
-    return min(128 if small else 224, max(64, 32 * round(side / 32))), f"images of {side} px, 64 to 128 on a CPU"
+    return min(112 if small else 224, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 112 on a CPU"
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def build(name: str, *, image_size: int, sobel: bool = False, weights: str | Non
     if name == "compact":
         # Lent, because its layers also initialise themselves before the generator's numbers replace theirs.
         with lent_global(seed, "network"):
-            compact = Compact(32, generator(seed, "network"))
+            compact = Compact(image_size, generator(seed, "network"))
         network = Network(compact, _feature_dim(compact, name, image_size))
     elif name in ("alexnet", "vgg16"):
         if image_size != paper.IMAGE_SIZE:

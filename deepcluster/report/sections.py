@@ -1,0 +1,118 @@
+"""The clusters of the page: the figures of each, its labels, and its contact sheet of pictures."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from deepcluster.errors import DataError
+from deepcluster.report.choice import Kind, representatives
+from deepcluster.report.text import Row, figure, number, percent, short
+from deepcluster.report.thumbnails import data_uri, fair_share
+
+Picture = Callable[[str], Image.Image | None]
+
+IMAGES = 16  # pictures of a cluster
+MEDOID = 2  # the medoid is shown that many times as wide and high as the others
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a contact sheet. ``source`` is a data URI, or empty where the image could not be read again."""
+
+    path: str
+    kind: Kind
+    source: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One cluster. ``nearest`` is the number of a cluster that is on the page too, when ``linked``."""
+
+    number: int
+    name: str
+    size: int
+    share: str
+    bar: float
+    mean_distance: str
+    nearest: str
+    linked: bool
+    outliers: int
+    labels: tuple[tuple[str, str], ...]
+    tiles: tuple[Tile, ...]
+
+
+def check(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
+    """The numbers are numbers, and both files tell of the same clusters."""
+    for row in summary:
+        if not (row["cluster"].isdecimal() and row["size"].isdecimal()):
+            raise DataError(
+                f"cluster_summary.csv: cluster {row['cluster']!r} of size {row['size']!r} should both be whole numbers"
+            )
+    known = {row["cluster"] for row in summary}
+    for row in clusters:
+        if row["cluster"] not in known:
+            raise DataError(
+                f"clusters.csv puts {row['path']!r} into cluster {row['cluster']!r}, which is not one of the "
+                f"{len(known)} in cluster_summary.csv; are both of the same run?"
+            )
+
+
+def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture) -> list[Section]:
+    """A section for each of the rows ``shown`` of the summary; ``clusters`` are the usable rows of all clusters."""
+    members: dict[str, list[Row]] = {row["cluster"]: [] for row in shown}
+    for row in clusters:
+        if row["cluster"] in members:
+            members[row["cluster"]].append(row)
+    chosen = {
+        row["cluster"]: representatives(members[row["cluster"]], IMAGES, medoid=row["medoid_path"]) for row in shown
+    }
+    # The medoid covers four places, and may take as many bytes.
+    share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows))
+    largest = max((int(row["size"]) for row in shown), default=0)
+    return [
+        Section(
+            number=int(row["cluster"]),
+            name=row["name"] if row["name"] != row["cluster"] else "",
+            size=int(row["size"]),
+            share=percent(number(row["share"])),
+            bar=round(100 * int(row["size"]) / max(1, largest), 1),
+            mean_distance=figure(number(row["mean_distance"])),
+            nearest=row["nearest_cluster"],
+            linked=row["nearest_cluster"] in members,
+            outliers=sum(member["is_outlier"] == "1" for member in members[row["cluster"]]),
+            labels=_frequent_labels(members[row["cluster"]]),
+            tiles=tuple(_tile(member, kind, picture, share) for member, kind in chosen[row["cluster"]]),
+        )
+        for row in shown
+    ]
+
+
+def _tile(row: Row, kind: Kind, picture: Picture, share: int) -> Tile:
+    image = picture(row["path"])
+    about = (
+        short(row["path"].rpartition("/")[2]),
+        kind if kind != "spread" else "",
+        f"distance {figure(number(row['distance']))}",
+        f"margin {figure(number(row['margin']))}",
+        f"label {row['label']}" if row["label"] else "",
+        "outlier" if row["is_outlier"] == "1" else "",
+    )
+    return Tile(
+        path=row["path"],
+        kind=kind,
+        source=data_uri(image, share, scale=MEDOID if kind == "medoid" else 1) if image is not None else "",
+        title=" · ".join(part for part in about if part),
+    )
+
+
+def _frequent_labels(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    """The most frequent label of the labelled rows, and up to two more that reach a tenth."""
+    counts = Counter(row["label"] for row in rows if row["label"])
+    return tuple(
+        (label, percent(count / counts.total()))
+        for i, (label, count) in enumerate(counts.most_common(3))
+        if i == 0 or count >= counts.total() / 10
+    )

@@ -1,0 +1,69 @@
+"""The main facts of a run, one plain sentence each, the good and the bad in the same tone."""
+
+from collections.abc import Mapping, Sequence
+
+from deepcluster.report.text import Row, count, figure, number, percent
+
+
+def statements(
+    clusters: Sequence[Row],
+    summary: Sequence[Row],
+    history: Sequence[Row],
+    metrics: Mapping[str, float | str],
+    skipped: Sequence[Row],
+) -> list[str]:
+    """The sentences in the order of the page; what a run has no value for is left out."""
+    sizes = [int(row["size"]) for row in summary]
+    outliers = sum(row["is_outlier"] == "1" for row in clusters)
+    return [
+        _division(sizes),
+        *_training(history),
+        *_outliers(outliers, sum(sizes)),
+        *_verdict(metrics),
+        _skipped(len(skipped)),
+    ]
+
+
+def _division(sizes: Sequence[int]) -> str:
+    told = f"{count(sum(sizes), 'image')} in {count(len(sizes), 'cluster')}"
+    if len(sizes) < 2 or not any(sizes):
+        return f"{told}."
+    largest, smallest = (percent(size / sum(sizes)) for size in (max(sizes), min(sizes)))
+    return f"{told}; the largest holds {largest} of them, the smallest {smallest}."
+
+
+def _training(history: Sequence[Row]) -> list[str]:
+    if not history:
+        return ["No round was trained: the clusters are those of the network as it was given."]
+    told = [f"{count(len(history), 'round')} of clustering and training"]
+    changed, loss, chance = (number(history[-1].get(name)) for name in ("changed", "loss", "chance_loss"))
+    if changed is not None:
+        told[0] += f"; in the last, {percent(changed)} of the images changed pseudo-label"
+    told[0] += "."
+    if loss is not None and chance is not None:
+        told.append(f"The last round's loss is {figure(loss)}; guessing would give {figure(chance)}.")
+    return told
+
+
+def _outliers(outliers: int, images: int) -> list[str]:
+    if not outliers:
+        return []
+    lie = "lies far from every cluster and is an outlier" if outliers == 1 else "lie far from every cluster: outliers"
+    return [f"{count(outliers, 'image')} ({percent(outliers / max(1, images))}) {lie}."]
+
+
+def _verdict(metrics: Mapping[str, float | str]) -> list[str]:
+    trained, untrained = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
+    if trained is None:
+        return []
+    told = f"Against the labels the clusters reach an accuracy of {trained:.3f}"
+    if untrained is None:
+        return [f"{told}."]
+    outcome = "training helped" if trained > untrained else "training did not help"
+    return [f"{told}, those of the untrained network {untrained:.3f}: by this measure {outcome} in this run."]
+
+
+def _skipped(files: int) -> str:
+    if not files:
+        return "Every file could be used."
+    return f"{count(files, 'file')} could not be used and {'was' if files == 1 else 'were'} skipped."

@@ -1,0 +1,77 @@
+"""Cells, numbers and names as text for a person: figures of three digits, and names that can do no harm.
+
+Names of files come from strangers: a name may be no valid UTF-8, hold control characters, or turn the direction of
+writing. ``inert`` makes such things visible; escaping for HTML is the template's affair.
+"""
+
+import math
+import unicodedata
+from collections.abc import Mapping
+
+# A line of a CSV file: cells as text, an empty cell where there is no value.
+Row = Mapping[str, str]
+
+NOTHING, MINUS = "\u2013", "\u2212"  # a dash where there is no value; a minus as wide as the plus
+MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those would be the whole page
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for an empty cell, NaN, infinity and whatever else is no number."""
+    try:
+        found = float(str(value))
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def figure(value: float | None) -> str:
+    """Three digits that matter; whole numbers in full."""
+    if value is None:
+        return NOTHING
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:#.3g}".removesuffix(".") if abs(value) >= 1e-4 else f"{value:.2g}"
+
+
+def three(value: float | None) -> str:
+    """Three decimals, as usual for measures between 0 and 1."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{100 * share:.1f}%"
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = round(seconds) // 60, round(seconds) // 3600
+    return f"{hours} h {minutes % 60:02d} min" if hours else f"{minutes} min {round(seconds) % 60:02d} s"
+
+
+def short(text: str) -> str:
+    """The two ends of a text that is too long."""
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME // 2].rstrip() + "…" + text[-MAX_NAME // 2 :]
+
+
+def inert(text: str) -> str:
+    r"""Text that can be encoded, and that cannot hide or reorder what stands beside it.
+
+    Bytes that were no UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
+    such as those that turn the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or with
+    composed emoji need them.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(char: str) -> str:
+    if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} or char in "\u200c\u200d":
+        return char
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
