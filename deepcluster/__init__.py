@@ -1,3 +1,18 @@
 """DeepCluster: from a folder of unlabelled images to clusters, features and a model that places new images."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepcluster.storage.model import load
+
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import at first use: `deepcluster --help` shall not wait for torch."""
+    if name == "load":
+        from deepcluster.storage.model import load
+
+        return load
+    raise AttributeError(f"module 'deepcluster' has no attribute {name!r}")

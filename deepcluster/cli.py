@@ -79,6 +79,7 @@ def fit(
 ) -> None:
     """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
     from deepcluster import run
+    from deepcluster.images.preview import preview
     from deepcluster.images.source import find
     from deepcluster.recipe import to_toml
 
@@ -96,7 +97,7 @@ def fit(
     if dry_run:
         source = find(images, stdin=sys.stdin)
         print(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
-        chosen = run.plan(source, request)
+        chosen = run.plan(source, preview(source), request)
         print("\n".join(f"  {reason}" for reason in chosen.reasons))
         print("\n" + to_toml(chosen.recipe), end="")
         return

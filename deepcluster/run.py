@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -28,7 +29,7 @@ from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.labels import true_labels
-from deepcluster.images.preview import preview
+from deepcluster.images.preview import Preview, preview
 from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, read_once
@@ -42,6 +43,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage import tables
 from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.tables import round_to
 
 Images = str | Path | np.ndarray | Sequence[str | Path]
 
@@ -85,9 +87,8 @@ class Request:
     command: str = ""
 
 
-def plan(source: Source, request: Request, count: int | None = None) -> Plan:
+def plan(source: Source, seen: Preview, request: Request, count: int | None = None) -> Plan:
     """The resolved recipe for these images, of which ``count`` are usable (default: all)."""
-    seen = preview(source)
     count = len(source.paths) if count is None else count
     _check_groups(request.n_clusters, count)
     device = choose_device(request.device)
@@ -96,17 +97,20 @@ def plan(source: Source, request: Request, count: int | None = None) -> Plan:
 
 
 def fit(images: Images, request: Request, display: Display | None = None, stdin: TextIO | None = None) -> RunFolder:
-    """From images to a run folder (DESIGN, section 2). Raises a DeepClusterError that says what to do."""
-    display = display or Silent()
+    """From images to a run folder (docs/run-folder.md). Raises a DeepClusterError that says what to do.
+
+    Whatever is wrong with the options, the labels or the weights is said before anything is written.
+    """
     clock = _Clock()
+    device = choose_device(request.device)
     source = find(images, stdin=stdin)
     labels = true_labels(request.labels, source) if request.labels else None
-    plan(source, request)  # whatever is wrong with the options is said before anything is written
+    seen = preview(source)
+    network = _network(plan(source, seen, request).recipe, request.seed, device)
     started = datetime.now(UTC)
     folder = files.create(
         request.out or Path("runs") / f"{source.name}-{started.astimezone():%Y%m%d-%H%M%S}", overwrite=request.overwrite
     )
-    device = choose_device(request.device)
     record: dict[str, Any] = {
         "schema_version": files.SCHEMA_VERSION,
         "version": deepcluster.__version__,
@@ -120,9 +124,12 @@ def fit(images: Images, request: Request, display: Display | None = None, stdin:
         "environment": environment(device),
     }
     folder.write_json("run.json", record)
-    display.say("Run", str(folder.path))
+    job = _Job(source, labels, seen, request, folder, device, display or Silent(), clock, record)
+    job.display.say("Run", str(folder.path))
     try:
-        _fit(source, labels, request, folder, device, record, display, clock)
+        store, recipe = _read(job)
+        trained = _train(job, network, store, recipe)
+        _finish(job, network, store, recipe, trained)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
@@ -134,58 +141,94 @@ def fit(images: Images, request: Request, display: Display | None = None, stdin:
     return folder
 
 
-def _fit(
-    source: Source, labels: Sequence[str] | None, request: Request, folder: RunFolder, device: torch.device,
-    record: dict[str, Any], display: Display, clock: "_Clock",
-) -> None:  # fmt: skip
-    # Read once.
-    size = plan(source, request).recipe.store_size
-    store = read_once(
-        source, size, folder=folder.path, progress=lambda done, total: display.progress("reading", done, total)
-    )
-    count = len(store.kept)
-    seconds = {"reading": clock.lap()}
-    display.say("Images", f"{count:,} of {source.name}, {len(store.skipped):,} skipped (skipped.csv)")
-    recipe, reasons = (chosen := plan(source, request, count)).recipe, chosen.reasons
-    for reason in reasons:
-        display.say(request.recipe, reason)
-    folder.write_text("recipe.toml", to_toml(recipe))
-    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in store.skipped])
-    record |= {"images_count": count, "skipped_count": len(store.skipped), "fingerprint": _fingerprint(source, store)}
-    record |= {"backbone": recipe.backbone, "pseudo_labels": recipe.pseudo_labels, "reasons": list(reasons)}
-    truth = None if labels is None else [labels[i] for i in store.kept]
+@dataclass(frozen=True)
+class _Job:
+    """What every part of a fit needs. ``record`` is run.json in the making, the one thing here that grows."""
 
-    # Train.
-    network = _network(recipe, request.seed, device)
-    before: Cut | None = None  # the groups of the untrained network
-    baseline: dict[str, float] = {}
+    source: Source
+    labels: Sequence[str] | None
+    seen: Preview
+    request: Request
+    folder: RunFolder
+    device: torch.device
+    display: Display
+    clock: "_Clock"
+    record: dict[str, Any]
+
+    def truth(self, store: Store) -> list[str] | None:
+        """The labels in the order of the store's rows."""
+        return None if self.labels is None else [self.labels[i] for i in store.kept]
+
+
+def _read(job: _Job) -> tuple[Store, Recipe]:
+    """Read the images once, and settle what depends on how many are usable."""
+    store = read_once(
+        job.source,
+        plan(job.source, job.seen, job.request).recipe.store_size,
+        folder=job.folder.path,
+        progress=partial(job.display.progress, "reading"),
+    )
+    count, skipped = len(store.kept), store.skipped
+    job.display.say("Images", f"{count:,} of {job.source.name}, {len(skipped):,} skipped (skipped.csv)")
+    settled = plan(job.source, job.seen, job.request, count)
+    for reason in settled.reasons:
+        job.display.say("Plan", reason)
+    job.folder.write_text("recipe.toml", to_toml(settled.recipe))
+    job.folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
+    job.record.update(
+        images_count=count,
+        skipped_count=len(skipped),
+        fingerprint=_fingerprint(job.source, store),
+        backbone=settled.recipe.backbone,
+        pseudo_labels=settled.recipe.pseudo_labels,
+        reasons=list(settled.reasons),
+        seconds_by_phase={"reading": round_to(job.clock.lap(), 2)},
+    )
+    return store, settled.recipe
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """How the rounds went: their number, the first of them, and why there were no more."""
+
+    rounds: int
+    first: Round | None
+    stopped_because: str
+
+
+def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Trained:
+    """Alternate until the recipe or the time limit ends it, and keep history.csv up to date."""
+    truth = job.truth(store)
+    columns = files.HISTORY if truth is None else (*files.HISTORY, "nmi_labels")
     history: list[dict[str, Any]] = []
-    history_columns = files.HISTORY if truth is None else (*files.HISTORY, "nmi_labels")
-    stopped = "all rounds done"
-    for round in _rounds(network, store.images, recipe, request.seed, device, display):
-        if before is None and truth is not None and request.n_clusters:
-            before = _groups(round.reduced, round.clustering, request.n_clusters, request.seed)
-            baseline = tables.metrics(truth, place(round.reduced, before, round.clustering.centroids))
+    first: Round | None = None
+    limit = job.request.time_limit
+    stopped = ""
+    job.folder.write_rows("history.csv", columns, history)
+    begun = job.clock.elapsed()
+    for round in _rounds(network, store.images, recipe, job.request.seed, job.device, job.display):
+        first = first or round
         history.append(tables.history_row(round, truth))
-        folder.write_rows("history.csv", history_columns, history)
-        display.round(history[-1], recipe.rounds)
-        if request.time_limit and clock.elapsed() + clock.lap() > request.time_limit:
+        job.folder.write_rows("history.csv", columns, history)
+        job.display.round(history[-1], recipe.rounds)
+        mean = (job.clock.elapsed() - begun) / len(history)
+        if limit is not None and job.clock.elapsed() + mean > limit:
             stopped = "time limit"
             break
-    else:
-        if len(history) < recipe.rounds:
-            stopped = "assignments settled"
-    folder.write_rows("history.csv", history_columns, history)
-    seconds["rounds"] = clock.elapsed() - seconds["reading"]
+    job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
+    ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
+    return _Trained(len(history), first, stopped or ended)
 
-    # Conclude.
+
+def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: _Trained) -> None:
+    """Step 7 into files: the model, the features, the clusters, the report."""
+    request, folder, truth = job.request, job.folder, job.truth(store)
     result = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=request.seed, size=recipe.image_size,
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty,
-        progress=display.progress,
+        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
     )  # fmt: skip
-    n_clusters = request.n_clusters or _suggested(result.reduced, request.seed, display)
+    n_clusters = request.n_clusters or _suggested(result.reduced, request.seed, job.display)
     model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed), recipe)
     if model.groups.count < n_clusters:
         warnings.warn(
@@ -194,24 +237,24 @@ def _fit(
             DeepClusterWarning,
             stacklevel=2,
         )
+    baseline: dict[str, float] = {}
+    if truth is not None and trained.first is not None:
+        first = trained.first
+        untrained = _groups(first.reduced, first.clustering, n_clusters, request.seed)
+        baseline = tables.metrics(truth, place(first.reduced, untrained, first.clustering.centroids))
     models.save(model, folder.model)
     folder.write_array("features.npy", result.reduced.numpy())
-    seconds["result"] = clock.elapsed() - sum(seconds.values())
-    record |= {
-        "status": "done",
-        "clusters": model.groups.count,
-        "rounds": len(history),
-        "stopped_because": stopped,
-        "seconds": tables.round_to(clock.elapsed(), 2),
-        "seconds_by_phase": {phase: tables.round_to(value, 2) for phase, value in seconds.items()},
-        "peak_memory_mb": peak_memory_mb(),
-    }
-    rows = _Rows(
-        paths=tuple(source.paths[i] for i in store.kept), labels=truth, skipped=store.skipped, reduced=result.reduced
-    )
-    _write_groups(folder, model, rows, record, baseline)
-    _report(folder, source)
-    display.say("Done", _summary(folder, record))
+    job.record.update(
+        clusters=model.groups.count, rounds=trained.rounds, stopped_because=trained.stopped_because,
+        peak_memory_mb=peak_memory_mb(),
+    )  # fmt: skip
+    job.record["seconds_by_phase"]["result"] = round_to(job.clock.lap(), 2)
+    job.record.update(seconds=round_to(job.clock.elapsed(), 2), status="done")
+    paths = tuple(job.source.paths[i] for i in store.kept)
+    rows = _Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
+    _write_groups(folder, model, rows, job.record, baseline)
+    _report(folder, job.source)
+    job.display.say("Done", _summary(folder, job.record))
 
 
 def _rounds(
@@ -390,9 +433,9 @@ def apply(
             source,
             model.store_size,
             folder=Path(folder),
-            progress=lambda done, total: display.progress("reading", done, total),
+            progress=partial(display.progress, "reading"),
         )
-        reduced = model.transform(store.images, progress=lambda done, total: display.progress("features", done, total))
+        reduced = model.transform(store.images, progress=partial(display.progress, "features"))
     return Prediction(model, tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
 
 

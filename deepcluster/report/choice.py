@@ -28,8 +28,7 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
 
     doubtful = [row for row in ranked if number(row["margin"]) is not None]
     borderline = sorted(doubtful, key=lambda row: float(row["margin"]))[: places // 4]
-    # By identity: two rows may be equal, and comparing mappings would make this quadratic in their cells.
-    taken = {id(row) for row in borderline}
+    taken = {id(row) for row in borderline}  # by identity: two rows may have equal cells
     ranked = [row for row in ranked if id(row) not in taken]
 
     central, rest = ranked[: places // 4], ranked[places // 4 :]

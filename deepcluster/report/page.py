@@ -128,7 +128,7 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _metric_rows(metrics: Mapping[str, float | str]) -> list[tuple[str, str, str, str]]:
     """(measure, trained, untrained, difference) for every number that is not itself a baseline."""
-    names = [name for name in metrics if not name.startswith("baseline_") and name != "nmi_average"]
+    names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
     for name in names:

@@ -1,0 +1,147 @@
+"""What the report page is made of: the choice of images, curves and charts, thumbnails, and names that do no harm."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.report.choice import representatives
+from deepcluster.report.curves import charts, curve
+from deepcluster.report.text import duration, figure, inert
+from deepcluster.report.thumbnails import thumbnail
+
+
+def row(path: str, distance: str, margin: str = "1") -> dict[str, str]:
+    return {"path": path, "distance": distance, "margin": margin}
+
+
+# Choice
+
+
+def test_representatives_by_hand() -> None:
+    # Distances 0..11; the margins make rows 3, 8 and 5 doubtful, in this order.
+    margins = {3: "0.1", 8: "0.2", 5: "0.3"}
+    rows = [row(str(i), str(i), margins.get(i, "9")) for i in range(12)]
+    chosen = [(r["path"], kind) for r, kind in representatives(rows[::-1], 8)]
+    # 8 // 4 = 2 borderline (3, 8), 2 central (1, 2); of the rest 4 5 6 7 9 10 11 three: ranks 2, 4 and 7 of 7.
+    assert chosen == [
+        ("0", "medoid"), ("1", "central"), ("2", "central"), ("5", "spread"), ("7", "spread"), ("11", "spread"),
+        ("3", "borderline"), ("8", "borderline"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100])
+def test_representatives_are_different_rows_and_fill_the_places(size: int) -> None:
+    rows = [row(str(i), str(i), str(size - i)) for i in range(size)]
+    for count in range(1, 20):
+        chosen = representatives(rows, count)
+        assert len({r["path"] for r, _ in chosen}) == len(chosen) == min(size, count)
+        assert chosen[0] == (rows[0], "medoid")
+        distances = [float(r["distance"]) for r, kind in chosen if kind != "borderline"]
+        assert distances == sorted(distances)
+
+
+def test_representatives_take_the_medoid_of_the_summary() -> None:
+    rows = [row("a", "1"), row("b", "2")]
+    assert [r["path"] for r, _ in representatives(rows, 5, medoid="b")] == ["b", "a"]
+    assert [r["path"] for r, _ in representatives(rows, 5, medoid="gone")] == ["a", "b"]
+
+
+def test_representatives_without_margins_or_distances() -> None:
+    rows = [row(str(i), "" if i == 0 else str(i), "nan") for i in range(8)]
+    chosen = representatives(rows, 8)
+    assert "borderline" not in {kind for _, kind in chosen}
+    assert chosen[0][0]["path"] == "1" and chosen[-1][0]["path"] == "0"
+    assert representatives([], 4) == [] == representatives(rows, 0)
+
+
+# Curves
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 2], "M0,50 L50,25 L100,0"),
+        ([None, 1, 2], "M50,25 L100,0"),
+        ([0, None, 2], "M0,50 h0 M100,0 h0"),
+        ([0, 1, None], "M0,50 L50,25"),
+        ([1], "M50,25 h0"),
+        ([None, None], ""),
+    ],
+)
+def test_curve_by_hand(values: list[float | None], expected: str) -> None:
+    assert curve(values, width=100, height=50, high=2) == expected
+
+
+def test_a_chart_for_every_series_that_has_a_value() -> None:
+    history = [
+        {"round": "0", "loss": "nan", "chance_loss": "", "largest_share": "0.5", "nmi_labels": "0.25"},
+        {"round": "1", "loss": "inf", "chance_loss": "2", "largest_share": "", "nmi_labels": ""},
+    ]
+    share, nmi = charts(history)
+    assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 h0", "50.0%")
+    assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 h0", "0.250")
+    assert nmi.line.end == (0.0, 90.0)
+    assert nmi.chance is None
+    assert share.y_ticks == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
+    assert charts([]) == []
+
+
+# Thumbnails
+
+
+def test_the_encoder_gets_nothing_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow 13 copies nothing of its own accord; older ones copy the colour profile.
+    given: list[dict[Any, Any]] = []
+    monkeypatch.setattr(Image.Image, "save", lambda image, *_, **__: given.append(dict(image.info)))
+    image = Image.new("RGB", (100, 100))
+    image.info |= {"icc_profile": b"canary", "comment": b"canary"}
+    thumbnail(image, 88, 10**6)
+    assert given == [{}]
+
+
+def test_thumbnail_is_the_central_square() -> None:
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    pixels[:, 20:40] = (0, 255, 0)
+    image = Image.open(BytesIO(thumbnail(Image.fromarray(pixels), 88, 10**6)))
+    assert image.size == (20, 20)
+    assert (np.asarray(image.convert("RGB")) == (0, 255, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (88, 89)])
+def test_thumbnail_of_odd_sizes(size: tuple[int, int]) -> None:
+    image = Image.open(BytesIO(thumbnail(Image.new("RGB", size), 88, 10**6)))
+    assert image.size == (min(88, *size),) * 2
+
+
+@pytest.mark.parametrize(("side", "limit"), [(32, 1500), (88, 1500), (176, 6000)])
+def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
+    # Nothing compresses worse than noise; the limits are those of a full page.
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    assert len(thumbnail(noise, side, limit)) <= limit
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("caf\udce9", r"caf\xe9"),
+        ("\ud83d", r"\ud83d"),
+        ("a\nb\x00\x9b", r"a\x0ab\x00\x9b"),
+        ("\u202ea", r"\u202ea"),
+        ("a\U000e0041", r"a\U000e0041"),
+        ("Bildschirmfoto 10.15\u202fPM\u3000é 👩\u200d🔬", "Bildschirmfoto 10.15\u202fPM\u3000é 👩\u200d🔬"),
+    ],
+)
+def test_inert(text: str, expected: str) -> None:
+    assert inert(text) == expected
+
+
+def test_figures_and_durations() -> None:
+    shown = {2.0: "2", 1234567.8: "1,234,568", 0.123456: "0.123", 123.4: "123", 0.00001234: "1.2e-05", -0.5: "-0.500"}
+    assert {value: figure(value) for value in shown} == shown
+    assert [duration(seconds) for seconds in (3.14, 61, 3723.4)] == ["3.1 s", "1 min 01 s", "1 h 02 min"]

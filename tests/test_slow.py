@@ -1,0 +1,71 @@
+"""Minutes, not seconds: the paper's networks at full size, and hostile files from elsewhere (make test-slow)."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.cli import run_command
+from tests.drawings import KINDS, draw
+
+pytestmark = pytest.mark.slow
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save_drawings(folder: Path, count: int, size: int) -> Path:
+    random = np.random.default_rng(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(draw(KINDS[i % 3], random, size)).save(folder / f"good{i:03}.png")
+    return folder
+
+
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
+def test_the_paper_s_networks_complete_a_round_on_300_images(backbone, tmp_path):
+    images = save_drawings(tmp_path / "images", 300, 240)
+    run = tmp_path / "run"
+    arguments = ["--backbone", backbone, "--recipe", "v1", "--rounds", "1", "-k", "3", "-o", str(run)]
+    assert run_command(["fit", str(images), *arguments]) == 0
+    (round,) = rows(run / "history.csv")
+    assert np.isfinite(float(round["loss"]))
+    assert len(rows(run / "clusters.csv")) == 300
+    recipe = (run / "recipe.toml").read_text()
+    assert "sobel = true" in recipe
+    assert "image_size = 224" in recipe
+    # 300 images cannot give 256 whitened dimensions of rank more than 299; 4096 features are reduced to 256.
+    assert np.load(run / "features.npy").shape == (300, 256)
+
+
+@pytest.mark.skipif(
+    "DEEPCLUSTER_BADINPUTS" not in os.environ, reason="set DEEPCLUSTER_BADINPUTS to a folder of hostile files"
+)
+def test_hostile_files_change_nothing(tmp_path):
+    everything = save_drawings(tmp_path / "all" / "folder", 50, 32)
+    shutil.copytree(os.environ["DEEPCLUSTER_BADINPUTS"], everything / "found")
+    arguments = ["-k", "5", "--rounds", "2", "--image-size", "32", "--quiet"]
+    first = tmp_path / "first"
+    assert run_command(["fit", str(everything), "-o", str(first), *arguments]) == 0
+    skipped = rows(first / "skipped.csv")
+    assert skipped
+    assert all(row["reason"] for row in skipped)
+    files = [path for path in everything.rglob("*") if not path.is_dir()]
+    assert len(rows(first / "clusters.csv")) == len(files)
+
+    clean = tmp_path / "clean" / "folder"
+    shutil.copytree(everything, clean)
+    for row in skipped:
+        (clean / row["path"]).unlink()
+    second = tmp_path / "second"
+    assert run_command(["fit", str(clean), "-o", str(second), *arguments]) == 0
+    assert rows(second / "skipped.csv") == []
+    assert rows(second / "clusters.csv") == [row for row in rows(first / "clusters.csv") if row["status"] == "ok"]
+    assert (second / "features.npy").read_bytes() == (first / "features.npy").read_bytes()
+    assert (second / "model" / "model.safetensors").read_bytes() == (first / "model" / "model.safetensors").read_bytes()
