@@ -39,6 +39,16 @@ def test_same_as_scikit_learn_from_the_same_start(rows, width, k):
     np.testing.assert_allclose(ours.centroids.numpy(), theirs.cluster_centers_, atol=0.02)
 
 
+def test_rows_far_from_zero():
+    """At 4,000 a float32 product of 16 numbers is 2.6e8: it has no digits left for distances of 1."""
+    x = normal(600, 16) + 4 * torch.eye(16)[torch.arange(600) % 16] + 4000
+    for precision in ("fp32", "bf16"):
+        ours = kmeans(x, 16, start=x[:16], iterations=10, precision=precision)
+        theirs = KMeans(16, init=x[:16].double().numpy(), n_init=1, max_iter=10, tol=0).fit(x.double().numpy())
+        assert (ours.labels.numpy() == theirs.labels_).mean() > 0.98
+        assert ours.inertia == pytest.approx(theirs.inertia_, rel=2e-3)
+
+
 def test_labels_belong_to_the_returned_centroids():
     x = F.normalize(normal(2000, 16))
     for precision in ("fp32", "bf16"):
@@ -112,11 +122,13 @@ def test_seed():
     assert not torch.equal(first.centroids, other.centroids)
 
 
-def test_input_is_not_changed():
+@pytest.mark.parametrize("iterations", [0, 5])
+def test_input_is_not_changed(iterations):
     x = normal(100, 4)
     start = x[:7].clone()
+    start[1:] = start[0]  # so that there is something to repair
     kept, kept_start = x.clone(), start.clone()
-    kmeans(x, 7, start=start, empty="split")
+    kmeans(x, 7, start=start, empty="split", iterations=iterations)
     assert torch.equal(x, kept)
     assert torch.equal(start, kept_start)
 

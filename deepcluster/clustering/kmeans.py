@@ -14,6 +14,7 @@ from deepcluster.seeding import generator
 
 EMPTY_POLICIES = ("split", "sample")
 TILE = 1 << 20  # scores in a chunk, rows x K: 4 MB stay in the cache
+LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
 
 
 def kmeans(
@@ -31,7 +32,8 @@ def kmeans(
 
     x: N x d. start: k x d centroids to begin with, or None for a random sample of distinct rows. iterations: updates of
     the centroids, the last of them followed by one more assignment, so that the labels belong to the centroids
-    returned. precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16 where native).
+    returned. precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16 where that is
+    native and the matrix product is large).
     empty: what becomes of a centroid without rows: ``split`` puts it beside that of a large cluster (faiss,
     the paper's code), ``sample`` on a random row. spherical: centroids have length 1; for rows of length 1.
 
@@ -53,9 +55,11 @@ def kmeans(
     x = x.float()
     if not math.isfinite(x.double().sum().item()):
         raise NonFiniteError(f"{int((~torch.isfinite(x)).any(1).sum())} of {rows} rows are not finite")
+    if precision == "auto" and rows * width * k < LARGE:
+        precision = "fp32"
     dtype = choose_precision(precision, x.device)
     centroids = _random_rows(x, k, generator(seed, "k-means start")) if start is None else torch.as_tensor(start)
-    return _lloyd(x, centroids.to(x), iterations, seed, dtype, empty, spherical)
+    return _lloyd(x, centroids.to(x, copy=True), iterations, seed, dtype, empty, spherical)
 
 
 def _lloyd(
@@ -63,10 +67,12 @@ def _lloyd(
 ) -> Clustering:
     k = len(centroids)
     finish: Callable[[Tensor], Tensor] = F.normalize if spherical else (lambda sums: sums)
-    fast = x.to(dtype)
+    # Scores are differences of large numbers where the rows are far from zero, so they are taken around the mean.
+    middle = x.mean(0, dtype=torch.float64).float()
+    fast = x if dtype == torch.float32 else (x - middle).to(dtype)
     reseeded = 0
     for iteration in range(iterations):
-        labels = nearest(fast, centroids)
+        labels = nearest(x, centroids, middle) if fast is x else nearest(fast, centroids - middle)
         sums, sizes = segment_sums(x, labels, k)
         centroids = finish(sums / sizes.clamp(min=1).unsqueeze(1))
         vacant = torch.nonzero(sizes == 0).flatten()
@@ -75,7 +81,7 @@ def _lloyd(
             reseed(x, centroids, sizes, vacant, generator(seed, "k-means empty", iteration))
             centroids[vacant] = finish(centroids[vacant])
             reseeded += len(vacant)
-    labels = nearest(x, centroids)
+    labels = nearest(x, centroids, middle)
     distances = squared_distances(x, centroids, labels)
     # Each pass moves unused centroids onto rows that had a distance, so the inertia falls: it ends.
     while len(vacant := torch.nonzero(torch.bincount(labels, minlength=k) == 0).flatten()):
@@ -85,7 +91,7 @@ def _lloyd(
         centroids[vacant[: len(far)]] = x[far]
         reseeded += len(far)
         before = distances.sum()
-        labels = nearest(x, centroids)
+        labels = nearest(x, centroids, middle)
         distances = squared_distances(x, centroids, labels)
         if distances.sum() >= before:
             break  # only rounding is left to gain
@@ -93,11 +99,17 @@ def _lloyd(
     return Clustering(labels, centroids, sizes, distances.sum(dtype=torch.float64).item(), iterations, reseeded)
 
 
-def nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    """Index (int64, N) of the nearest of K centroids for each row, computed in the type of ``x``."""
+def nearest(x: Tensor, centroids: Tensor, middle: Tensor | None = None) -> Tensor:
+    """Index (int64, N) of the nearest of K centroids for each row, computed in the type of ``x``.
+
+    middle: a point (d) near the rows, around which the scores are taken; the origin where it is None.
+    """
+    if middle is not None:
+        centroids = centroids - middle
     offset = (-0.5 * centroids.double().square().sum(1)).to(x.dtype)
     towards = centroids.to(x.dtype)
-    return torch.cat([_argmax(F.linear(part, towards, offset)) for part in x.split(_chunk(len(centroids)))])
+    parts = (part if middle is None else part - middle for part in x.split(_chunk(len(centroids))))
+    return torch.cat([_argmax(F.linear(part, towards, offset)) for part in parts])
 
 
 def _argmax(scores: Tensor) -> Tensor:
