@@ -442,10 +442,17 @@ def apply(
 def report(run: Path) -> Path:
     """Write report.html of a run again, with the pictures where the images are still at hand."""
     folder = files.open_run(run)
-    source = None
+    return _report(folder, _found_again(folder))
+
+
+def _found_again(folder: RunFolder) -> Source | None:
+    """The images of a run, where they are still at hand."""
+    location = folder.read_json("run.json")["location"]
     with suppress(DeepClusterError, OSError):
-        source = find(folder.read_json("run.json")["location"])
-    return _report(folder, source)
+        if location == "-":  # standard input is gone, but its paths are in the table
+            return find([row["path"] for row in folder.read_rows("clusters.csv")])
+        return None if location.startswith("python:") else find(location)
+    return None
 
 
 def _report(folder: RunFolder, source: Source | None) -> Path:
