@@ -63,7 +63,9 @@ def fit(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        Parameter(name="--set", help="OPTION=VALUE for any option of a recipe; may be repeated.", negative=()),
+        Parameter(
+            name="--set", help="OPTION=VALUE ... for any option of a recipe.", negative=(), consume_multiple=True
+        ),
     ] = None,
     device: Device = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Parameter(help="Type of the products.")] = None,
