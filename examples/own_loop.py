@@ -1,0 +1,49 @@
+"""The loop in your own hands: iterate over the rounds, look at each, stop when you like.
+
+python examples/own_loop.py [ROUNDS]
+"""
+
+import sys
+
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+
+from deepcluster.algorithm import alternate, conclude
+from deepcluster.clustering.agreement import scores
+from deepcluster.clustering.cut import cut, place
+from deepcluster.images.augment import Augmentation
+from deepcluster.nets.backbone import build
+
+
+def main(rounds: int) -> None:
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
+    images = F.interpolate(grey, (16, 16), mode="bicubic").clamp(0, 255).byte().expand(-1, 3, -1, -1)
+
+    network = build("compact", image_size=16, seed=0)
+    views = Augmentation(crop=(0.5, 1.2), stretch=1.2, flip=0.0, rotation=15)
+    for round in alternate(
+        network,
+        images,
+        clusters=50,
+        rounds=rounds,
+        epochs=3,
+        batch_size=128,
+        lr=0.05,
+        whitening=0.5,
+        augmentation=views,
+    ):
+        print(f"round {round.index}: loss {round.loss:.3f}, {round.changed:.0%} of the images changed cluster")
+        if round.change < 0.05:
+            break
+
+    result = conclude(network, images, clusters=50, whitening=0.5)
+    groups = cut(result.reduced, 10)
+    placement = place(result.reduced, groups, result.clustering.centroids)
+    found = scores(digits.target, placement.cluster)  # the labels come in here for the first time
+    print("  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)

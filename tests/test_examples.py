@@ -1,0 +1,34 @@
+"""The examples run, as a reader would run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from deepcluster.cli import run_command
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def output_of(name: str, *arguments: str) -> list[str]:
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_own_loop():
+    *rounds, last = output_of("own_loop.py", "2")
+    assert [line.split(":")[0] for line in rounds] == ["round 0", "round 1"]
+    assert float(last.split()[3]) > 0.5  # NMI
+
+
+def test_use_the_model(tmp_path):
+    run = tmp_path / "run"
+    arguments = ["-k", "10", "--rounds", "0", "--quiet", "-o", str(run)]
+    assert run_command(["fit", "sklearn:digits", *arguments]) == 0
+    lines = output_of("use_the_model.py", str(run))
+    assert len(lines) == 21
+    assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
+
+
+def test_no_example_is_long():
+    assert all(len(path.read_text().splitlines()) < 100 for path in EXAMPLES.glob("*.py"))
