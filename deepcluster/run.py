@@ -156,8 +156,9 @@ class _Job:
     record: dict[str, Any]
 
     def truth(self, store: Store) -> list[str] | None:
-        """The labels in the order of the store's rows."""
-        return None if self.labels is None else [self.labels[i] for i in store.kept]
+        """The labels in the order of the store's rows; None where no usable image has one."""
+        labels = [self.labels[i] for i in store.kept] if self.labels is not None else []
+        return labels if any(labels) else None
 
 
 def _read(job: _Job) -> tuple[Store, Recipe]:

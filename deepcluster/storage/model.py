@@ -7,7 +7,8 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from deepcluster.clustering.cut import Cut, Placement, place
@@ -15,6 +16,7 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, ModelError
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build
+from deepcluster.storage.run_folder import write_whole
 
 SCHEMA_VERSION = 1
 
@@ -69,9 +71,9 @@ def save(model: Model, folder: Path) -> None:
         "outlier_distance": model.outlier_distance,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(tensors, folder / ".model.safetensors.tmp")
-    (folder / ".model.safetensors.tmp").replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # Not safetensors' own writer: it makes files that only their owner can read.
+    write_whole(folder / "model.safetensors", lambda file: file.write(as_bytes(tensors)), binary=True)
+    write_whole(folder / "config.json", lambda file: file.write(json.dumps(config, indent=2) + "\n"))
 
 
 def load(folder: str | Path, device: torch.device | None = None) -> Model:

@@ -124,5 +124,5 @@ def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-        raise DiskError(f"cannot write {path} ({error.strerror or error}; {free / 1e6:,.0f} MB are free)") from None
+        free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free" if path.parent.exists() else ""
+        raise DiskError(f"cannot write {path} ({error.strerror or error}{free})") from None
