@@ -114,7 +114,7 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
     """The recipe called ``base`` (``auto``, ``v1`` or a TOML file) for these images, with the options ``given``.
 
     Raises UsageError on an unknown recipe, option or value; DataError where ``pseudo_labels`` was given and exceeds the
-    number of images (a preset's own is lowered, with a reason).
+    number of images (that of a preset or a file is lowered, with a reason).
     """
     base, from_file = (base, {}) if base in PRESETS else _from_toml(base)
     options = check_options({**from_file, **given})
@@ -123,7 +123,7 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
     reasons = [reason for reason in plan.reasons if reason.split(" ")[0] not in options]
     reasons += [f"{name} {value}: given" for name, value in options.items()]
     if recipe.pseudo_labels > facts.count:
-        if "pseudo_labels" in options:
+        if "pseudo_labels" in given:
             raise DataError(
                 f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
             )

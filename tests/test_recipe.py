@@ -102,6 +102,14 @@ def test_a_recipe_file_may_be_partial(tmp_path):
     assert recipe == replace(Recipe(), rounds=7, lr=0.01)
 
 
+def test_a_recipe_file_made_for_more_images_is_lowered(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(to_toml(Recipe()))
+    plan = resolve(str(file), {}, replace(PHOTOS, count=300))
+    assert plan.recipe == replace(Recipe(), pseudo_labels=15)
+    assert "10000" in plan.reasons[-1]
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("rounds = ", "cannot be read"), ('base = "v9"', "v9"), ("roundz = 3", "did you mean rounds")]
 )
