@@ -72,6 +72,22 @@ def test_a_new_row_is_mapped_as_in_the_fit():
     assert torch.allclose(fitted(x[17:18]), fitted(x)[17:18], atol=1e-6)
 
 
+def test_arrays_and_other_types_are_welcome():
+    x = correlated(200, 12)
+    expected = whiten(x, 5)(x)
+    for same in (x.numpy(), x.double(), x.double().numpy()):
+        assert torch.allclose(whiten(same, 5)(same).abs(), expected.abs(), atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_less_than_whitening_by_hand(strength):
+    # The standard deviations of the two axes are 2 s and s, with s = sqrt(2/3): each is divided by its own ** strength.
+    x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
+    s = (2 / 3) ** 0.5
+    projected = whiten(x, strength=strength).project(x).abs().amax(0)
+    assert torch.allclose(projected, torch.tensor([2 / (2 * s) ** strength, 1 / s**strength]))
+
+
 def test_not_finite():
     x = correlated(20, 4)
     x[3, 1] = torch.nan

@@ -25,11 +25,12 @@ class Whitening:
 
     def project(self, x: Tensor) -> Tensor:
         """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
+        x = torch.as_tensor(x)
         return (x.float() - self.mean.to(x.device)) @ self.projection.to(x.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """N x D features to N x d rows of length 1; a row at the mean stays zero."""
-        return torch.cat([F.normalize(self.project(rows), eps=1e-12) for rows in x.split(CHUNK)])
+        return torch.cat([F.normalize(self.project(rows), eps=1e-12) for rows in torch.as_tensor(x).split(CHUNK)])
 
 
 def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
@@ -41,6 +42,7 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
     The number of dimensions is min(dims, D, N - 1, rank): never one that the rows do not have. Where all rows are equal
     it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
     """
+    x = torch.as_tensor(x)
     rows, width = x.shape
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
