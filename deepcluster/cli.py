@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, UsageError
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from deepcluster.run import Prediction
@@ -211,7 +211,7 @@ def doctor() -> None:
 def _apply(run_: Path, images: str, device: str, quiet: bool) -> "Prediction":
     from deepcluster import run
 
-    with Terminal(quiet, rounds_to_stderr=True) as terminal:
+    with Terminal(quiet, to_stderr=True) as terminal:
         found = run.apply(run_, images, device=device, display=terminal, stdin=sys.stdin)
     for path, reason in found.skipped:
         _complain(f"skipped {path}: {reason}")
@@ -269,9 +269,9 @@ def _complain(text: str) -> None:
 class Terminal:
     """Shows a run: a live bar on a terminal, otherwise a line for each round and each thing said."""
 
-    def __init__(self, quiet: bool, *, rounds_to_stderr: bool = False):
+    def __init__(self, quiet: bool, *, to_stderr: bool = False):
         self.quiet = quiet
-        self.console = Console(stderr=rounds_to_stderr, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(),
@@ -319,7 +319,7 @@ class Terminal:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run one command; returns the exit code of DESIGN section 2."""
+    """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     warnings.filterwarnings("always", category=DeepClusterWarning)
@@ -344,7 +344,7 @@ def run_command(arguments: list[str]) -> int:
             raise
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
             _complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
-            return 6
+            return OutOfMemoryError.exit_code
         _complain(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)")
         return 1
     return 0

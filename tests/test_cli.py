@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from deepcluster.cli import run_command
 
@@ -82,13 +85,19 @@ def test_predict_reads_paths_from_standard_input(finished, photos):
     assert len(done.stdout.splitlines()) == 3
 
 
-def test_reject(finished, photos, tmp_path, capsys):
-    noise = np.random.default_rng(0).integers(0, 255, (40, 24, 24, 3), dtype=np.uint8)
-    np.save(tmp_path / "noise.npy", noise)
-    assert run_command(["predict", str(finished), str(tmp_path / "noise.npy"), "--reject"]) == 0
+@pytest.mark.parametrize(("fence", "rejected"), [(0.0, True), (9.0, False)])
+def test_reject(finished, photos, tmp_path, capsys, fence, rejected):
+    """Where every distance is beyond the fence all images are rejected, where none is nobody."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    tensors = load_file(run / "model" / "model.safetensors")
+    tensors["outlier_distance"] = torch.full_like(tensors["outlier_distance"], fence)
+    save_file(tensors, run / "model" / "model.safetensors")
+    assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(rows) == 40
-    assert all((row["cluster"] == "-1") == (row["is_outlier"] == "1") for row in rows)
+    assert len(rows) == 48
+    assert {row["is_outlier"] for row in rows} == {"1" if rejected else "0"}
+    assert all((row["cluster"] == "-1") == rejected for row in rows)
 
 
 def test_embed(finished, photos, tmp_path):
@@ -191,8 +200,6 @@ def test_exit_codes_and_messages(finished, photos, tmp_path, monkeypatch, capsys
 
 
 def test_a_model_file_that_is_damaged(finished, photos, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     (copy / "model" / "config.json").write_text("[]")

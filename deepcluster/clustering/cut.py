@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import silhouette_score
@@ -90,7 +91,7 @@ def outlier_distances(placement: Placement, count: int) -> Tensor:
     for group in range(count):
         inside = placement.distance[placement.cluster == group]
         if len(inside):
-            lower, upper = torch.quantile(inside.double(), torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
+            lower, upper = np.quantile(inside.numpy(), [0.25, 0.75])  # torch's refuses more than 16 million numbers
             fences[group] = upper + 1.5 * (upper - lower)
     return fences
 
