@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from deepcluster.clustering import kmeans
-from deepcluster.clustering.kmeans import segment_sums, squared_distances
+from deepcluster.clustering import kmeans, products
+from deepcluster.clustering.assignment import _argmax, assigner, label_sums, segment_sums
+from deepcluster.clustering.rows import shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 
@@ -147,14 +150,174 @@ def test_bf16_is_nearly_as_good():
 
 def test_segment_sums_by_hand():
     x = torch.tensor([[1.0, 10], [2, 20], [3, 30], [4, 40]])
-    sums, sizes = segment_sums(x, torch.tensor([2, 0, 2, 0]), 4)
+    labels = torch.tensor([2, 0, 2, 0])
+    clusters, sums, sizes = segment_sums(x, labels, 4)
+    assert clusters is None
     assert sums.tolist() == [[6, 60], [0, 0], [4, 40], [0, 0]]
     assert sizes.tolist() == [2, 0, 2, 0]
+    clusters, sums, sizes = segment_sums(x, labels, 5)  # more clusters than rows: only those that occur
+    assert clusters.tolist() == [0, 2]
+    assert sums.tolist() == [[6, 60], [4, 40]]
+    assert sizes.tolist() == [2, 2]
 
 
-def test_squared_distances_of_equal_rows_are_zero():
-    x = 1e3 + normal(50, 7)
-    assert torch.equal(squared_distances(x, x, torch.arange(50)), torch.zeros(50))
+@pytest.mark.parametrize("k", [3, 9000, 70_000])
+def test_sums_of_labels(k):
+    """Few clusters, more than the rows of a block, and more than 16 bits number."""
+    x, labels = normal(8500, 3), torch.randint(0, k, (8500,), generator=generator(3, "test"))
+    with shared_out(x, 2) as rows:
+        totals = label_sums(rows, labels, k)
+    expected = torch.zeros(k, 4, dtype=torch.float64)
+    expected.index_add_(0, labels, torch.cat([x, torch.ones(8500, 1)], 1).double())
+    assert torch.equal(totals[:, 3], expected[:, 3])
+    assert torch.allclose(totals, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("rows", "k"), [(5001, 7), (5001, 600), (300, 290)])
+def test_workers_and_chunks_change_nothing(precision, rows, k):
+    x = F.normalize(normal(rows, 24))
+    first, *others = (
+        kmeans(x, k, iterations=6, precision=precision, workers=workers, chunk=chunk)
+        for workers, chunk in [(1, None), (2, None), (3, 1), (2, 17), (1, 2048), (5, 10_000)]
+    )
+    for other in others:
+        assert torch.equal(first.labels, other.labels)
+        assert torch.equal(first.centroids, other.centroids)
+        assert first.inertia == other.inertia
+
+
+def test_the_number_of_torch_threads_changes_nothing_and_is_put_back():
+    x = normal(6000, 16)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(kmeans(x, 20, precision="bf16"))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0].labels, found[1].labels)
+    assert torch.equal(found[0].centroids, found[1].centroids)
+
+
+@pytest.mark.parametrize("k", [5, 700])
+def test_bfloat16_where_every_score_is_negative(k):
+    """Rows on the other side of the origin than all centroids: the bits of negative numbers are in reverse order."""
+    centroids = normal(k, 8).abs() + torch.linspace(1, 3, k).unsqueeze(1)
+    spread = centroids - centroids.mean(0)
+    rows = torch.cat([-50 * F.normalize(centroids[:40]), 50 * spread[:40]])
+    found = assigner(centroids, torch.bfloat16)(rows)
+    scores = rows.double() @ centroids.double().T - centroids.double().square().sum(1) / 2
+    lost = (scores.max(1).values - scores.gather(1, found.unsqueeze(1)).squeeze(1)) / scores.abs().max(1).values
+    assert lost.max() < 0.02
+
+
+def test_argmax_of_bfloat16_is_the_first_largest():
+    scores = torch.tensor([[-3.0, -1, -2, -1], [0.5, 2, 2, 1], [-0.0, 0, -1, 0]]).repeat(1, 200).bfloat16()
+    assert torch.equal(_argmax(scores)[:2], scores.float().argmax(1)[:2])
+    assert scores[2, _argmax(scores)[2]] == 0
+
+
+def test_plain_torch_gives_the_same_clusters(monkeypatch):
+    """The way of a machine without oneDNN."""
+    x = F.normalize(normal(3000, 32))
+    usual = kmeans(x, 40, precision="fp32")
+    monkeypatch.setattr(products, "_onednn_pays", lambda dtype: False)
+    plain = kmeans(x, 40, precision="fp32")
+    assert (usual.labels == plain.labels).float().mean() > 0.99
+    assert plain.inertia == pytest.approx(usual.inertia, rel=1e-4)
+
+
+def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
+    def missing(weight, offset):
+        raise AttributeError
+
+    for broken in (missing, lambda weight, offset: lambda rows: rows @ weight.T):
+        monkeypatch.setattr(products, "_onednn", broken)
+        products._onednn_pays.cache_clear()
+        assert not products._onednn_pays(torch.float32)
+    monkeypatch.undo()
+    products._onednn_pays.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 100, 256, 300])
+def test_a_product_depends_on_its_row_alone(dtype, width):
+    rows, weight, offset = (normal(*shape).to(dtype) for shape in ((2000, width), (70, width), (1, 70)))
+    multiply = products.product(weight, offset[0])
+    whole = multiply(rows)
+    for begin, count in [(0, 1), (5, 2), (900, 3), (37, 17), (1000, 1000)]:
+        assert torch.equal(multiply(rows[begin : begin + count]), whole[begin : begin + count])
+
+
+def test_labels_as_start():
+    x = torch.cat([normal(300, 5), normal(300, 5, 1) + 4, normal(300, 5, 2) - 4])
+    labels = torch.arange(3).repeat_interleave(300)
+    found = kmeans(x, 3, start=labels, iterations=0)
+    means = torch.stack([x[labels == cluster].double().mean(0) for cluster in range(3)])
+    assert torch.allclose(found.centroids.double(), means, atol=1e-6)
+    assert torch.equal(found.labels, torch.cdist(x.double(), means).argmin(1))
+
+
+def test_labels_as_start_save_iterations():
+    """After a rotation and a change of sign of all features, the old labels are worth what 20 iterations give."""
+    x = F.normalize(normal(4000, 16))
+    old = kmeans(x, 60, precision="fp32")
+    turned = x @ torch.linalg.qr(normal(16, 16)).Q
+    cold, warm = kmeans(turned, 60, precision="fp32"), kmeans(turned, 60, start=old.labels, iterations=1)
+    assert warm.inertia <= cold.inertia * 1.002
+    assert kmeans(turned, 60, start=old.centroids, iterations=1).inertia > cold.inertia * 1.01
+
+
+def test_labels_as_start_may_leave_clusters_empty():
+    x = normal(200, 4)
+    found = kmeans(x, 10, start=torch.zeros(200, dtype=torch.int32))
+    assert found.sizes.min() >= 1
+    assert found.reseeded >= 9
+
+
+def test_mapped_file_and_other_types(tmp_path):
+    x = F.normalize(normal(3000, 12))
+    expected = kmeans(x, 15)
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = kmeans(np.load(tmp_path / "x.npy", mmap_mode="r"), 15)
+    assert torch.equal(mapped.labels, expected.labels)
+    assert torch.equal(mapped.centroids, expected.centroids)
+    assert torch.equal(kmeans(x.double(), 15).labels, expected.labels)
+    halves = kmeans(x.half(), 15)
+    assert halves.centroids.dtype == torch.float32
+    assert torch.equal(halves.labels, kmeans(x.half().float(), 15).labels)
+
+
+def test_input_is_not_copied():
+    """Of 60 MB of rows a k-means may need a tenth: chunks of scores, sums, labels."""
+    code = """
+import resource, torch
+from deepcluster.clustering import kmeans
+torch.manual_seed(0)
+x = torch.randn(240_000, 64)
+kmeans(x[:3000], 50)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+kmeans(x, 50, iterations=2, precision="{precision}")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    for precision in ("fp32", "bf16"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(precision=precision)], check=True, capture_output=True, text=True
+        )
+        assert float(done.stdout) < 25
+
+
+def test_split_puts_centroids_beside_large_clusters():
+    """60 % of the rows are nearly one point: splitting must end with less inertia than random rows give."""
+    x = F.normalize(torch.cat([normal(800, 16), normal(1200, 16, 1) * 0.05 + 1]))
+    split = [kmeans(x, 200, empty="split", seed=seed, precision="fp32").inertia for seed in range(3)]
+    start = x[-200:]
+    from_one_point = kmeans(x, 200, start=start, empty="split", precision="fp32")
+    assert from_one_point.sizes.min() >= 1
+    assert from_one_point.inertia < 1.1 * min(split)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +328,10 @@ def test_squared_distances_of_equal_rows_are_zero():
         (2, {"empty": "drop"}, "split or sample"),
         (2, {"start": torch.zeros(3, 2)}, r"\(3, 2\).*\(2, 2\)"),
         (2, {"precision": "fp8"}, "fp8"),
+        (2, {"start": torch.zeros(4, dtype=torch.int64)}, "4 labels, but there are 5 rows"),
+        (2, {"start": torch.tensor([0, 1, 2, 0, 1])}, "labels 0 to 2.* 0 to 1"),
+        (2, {"workers": 0}, "workers=0"),
+        (2, {"chunk": 0}, "chunk=0"),
     ],
 )
 def test_bad_arguments(k, options, message):
@@ -175,8 +342,11 @@ def test_bad_arguments(k, options, message):
 def test_not_finite():
     x = normal(5, 2)
     x[1, 0] = torch.inf
-    with pytest.raises(NonFiniteError, match="1 of 5"):
-        kmeans(x, 2)
+    for iterations in (0, 3):
+        with pytest.raises(NonFiniteError, match="1 of 5"):
+            kmeans(x, 2, start=torch.zeros(2, 2), iterations=iterations)
+    with pytest.raises(NonFiniteError, match="too large"):
+        kmeans(torch.full((4, 2), 3e38), 2)
 
 
 @settings(max_examples=60, deadline=None)

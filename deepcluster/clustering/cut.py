@@ -8,7 +8,8 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import kmeans, nearest
+from deepcluster.clustering.assignment import assigner
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
 
@@ -82,7 +83,7 @@ def _place(rows: Tensor, groups: Cut, fine_centroids: Tensor) -> tuple[Tensor, T
     distance, cluster = by_group.min(1)
     others = by_group.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
     margin = 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
-    return cluster, nearest(rows, fine_centroids), distance, margin
+    return cluster, assigner(fine_centroids)(rows), distance, margin
 
 
 def outlier_distances(placement: Placement, count: int) -> Tensor:

@@ -1,0 +1,72 @@
+"""Matrix products in which a row's result depends on that row alone, by the fastest kernel that torch has here."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepcluster.workers import one_thread
+
+Product = Callable[[Tensor], Tensor]  # rows (M x d) to rows @ weight.T + offset (M x K)
+
+# With one to three rows MKL, oneDNN and OpenBLAS use other kernels, which round differently (measured, d of 8 to 2048).
+LEAST_ROWS = 16
+# A slower kernel is not worth results that depend on the noise of a measurement.
+CLEARLY_FASTER = 1.25
+
+
+def product(weight: Tensor, offset: Tensor) -> Product:
+    """The map x -> x @ weight.T + offset for a weight (K x d) and an offset (K) of one type on one device."""
+    make = _onednn if weight.device.type == "cpu" and _onednn_pays(weight.dtype) else _plain
+    return _filled_up(make(weight, offset))
+
+
+def _filled_up(multiply: Product) -> Product:
+    def of(rows: Tensor) -> Tensor:
+        missing = LEAST_ROWS - len(rows)
+        return multiply(rows) if missing <= 0 else multiply(F.pad(rows, (0, 0, 0, missing)))[: len(rows)]
+
+    return of
+
+
+def _plain(weight: Tensor, offset: Tensor) -> Product:
+    return lambda rows: F.linear(rows, weight, offset)
+
+
+def _onednn(weight: Tensor, offset: Tensor) -> Product:
+    """By oneDNN, with the weight put into its order once and not at every call.
+
+    On processors by AMD torch gives float32 products to MKL, which takes its AVX2 path there: 2.2 times slower than
+    oneDNN on a Zen 5. These functions are not public, hence the trial in ``_onednn_pays``.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, offset, "none", [], "")
+
+
+@cache
+def _onednn_pays(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's product is there, is right, and is not clearly slower than torch's own: 5 ms, once a process."""
+    random = torch.Generator().manual_seed(0)
+    shapes = ((256, 256), (512, 256), (512,))
+    rows, weight, offset = (torch.randn(*shape, generator=random).to(dtype) for shape in shapes)
+    plain = _plain(weight, offset)
+    with one_thread():
+        try:
+            ours = _onednn(weight, offset)
+            error = (ours(rows) - plain(rows)).float().abs().max().item()
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return False
+        tolerance = 64 * torch.finfo(dtype).eps  # sums of 256 products of standard normal numbers are about 16 large
+        return error <= tolerance and _seconds(ours, rows) < CLEARLY_FASTER * _seconds(plain, rows)
+
+
+def _seconds(multiply: Product, rows: Tensor) -> float:
+    def once() -> float:
+        begin = time.perf_counter()
+        multiply(rows)
+        return time.perf_counter() - begin
+
+    return min(once() for _ in range(4))

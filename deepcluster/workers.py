@@ -1,0 +1,58 @@
+"""Threads that share a list of tasks, and results that come in the order of the tasks, whoever was faster."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
+) -> Iterator[Result]:
+    """Yield work(task) for each task in their order, with at most ``ahead`` of them begun and not yet taken."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:  # after an error nobody waits for the rest
+            future.cancel()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread inside, in this thread and in those begun here, and as before again outside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def torch_workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``count`` threads in each of which torch computes with one thread.
+
+    Each worker streams its own part of the data. torch's own threads would meet at a barrier after every operation:
+    on two cores with other processes on them that is four times slower (faiss and scikit-learn do the same). The number
+    of torch's threads is a setting of the process, so other threads should not compute meanwhile.
+    """
+    with one_thread(), ThreadPoolExecutor(count) as pool:
+        yield pool
