@@ -15,10 +15,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from contenders import Contender, best_coretype, forget_peak_memory, peak_memory, race, ratio, serve
+from image_features import Matrix, load_or_make
 
-Matrix = npt.NDArray[np.float32]
 CASES = ("50000,100,7,20", "50000,1000,5,20", "200000,1000,3,20", "320000,10000,1,20")
 
 
@@ -161,24 +160,6 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-def image_features(images: str) -> Matrix:
-    """N x 512 features of an untrained ResNet-18 whose batch normalisation has seen 2,500 of the images."""
-    import torch
-
-    from deepcluster.images.source import find
-    from deepcluster.images.store import read_once
-    from deepcluster.learning.features import extract
-    from deepcluster.nets.backbone import build
-
-    store = read_once(find(images), 64)
-    network = build("timm:resnet18", image_size=64, seed=0).to(memory_format=torch.channels_last)
-    network.train()
-    with torch.no_grad():
-        for part in store.images[torch.randperm(len(store.images))[:2500]].split(250):
-            network.features(part.float() / 255)
-    return extract(network, store.images, size=64, batch_size=250, dtype=torch.bfloat16).float().numpy()
-
-
 def prepare(features: Matrix, rows: int, k: int, folder: Path) -> None:
     import torch
 
@@ -207,12 +188,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
     parser.add_argument("--features", type=Path, help="keep the features of the images in this file")
     arguments = parser.parse_args()
-    if arguments.features and arguments.features.exists():
-        features = np.load(arguments.features)
-    else:
-        features = image_features(arguments.images)
-        if arguments.features:
-            np.save(arguments.features, features)
+    features = load_or_make(arguments.images, arguments.features)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -37,13 +39,20 @@ def in_order(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes with one thread inside, in this thread and in those begun here, and as before again outside."""
+    """torch and numpy's BLAS compute with one thread inside, in all threads begun here, and as before again outside."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The BLAS libraries of this process: looked for once, as that takes some milliseconds."""
+    return ThreadpoolController()
 
 
 @contextmanager

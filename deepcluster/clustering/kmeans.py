@@ -19,6 +19,7 @@ from deepcluster.seeding import generator
 EMPTY_POLICIES = ("split", "sample")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
 Finish = Callable[[Tensor], Tensor]
+Reseed = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]  # centroids, sizes, how many, random: new centroids
 
 
 def kmeans(
@@ -66,7 +67,7 @@ def kmeans(
         precision = "fp32"
     dtype = choose_precision(precision, x.device)
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
-    reseed = {"split": _beside_large, "sample": partial(_random_sample, x)}[empty]
+    reseed: Reseed = _beside_large if empty == "split" else partial(_random_sample, x)
 
     def renew(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
         """Centroids from the sums of an assignment, and how many of them had no rows."""

@@ -32,9 +32,12 @@ class Rows:
     pool: ThreadPoolExecutor | None = None
     workers: int = 1
 
-    def blocks(self, work: Callable[[int, Tensor], Result]) -> Iterator[Result]:
-        """Yield work(begin, rows) for each block in order; ``rows`` are float32, beginning with row ``begin`` of x."""
-        size = self._block()
+    def blocks(self, work: Callable[[int, Tensor], Result], least: int = LEAST_BLOCK) -> Iterator[Result]:
+        """Yield work(begin, rows) for each block in order; ``rows`` are float32, beginning with row ``begin`` of x.
+
+        least: rows in a block, up to ``MOST_BLOCK``: for work whose result is large whatever the number of rows.
+        """
+        size = self._block(least)
 
         def of(begin: int) -> Result:
             return work(begin, self.x[begin : begin + size].float())
@@ -42,11 +45,11 @@ class Rows:
         begins = range(0, len(self.x), size)
         return map(of, begins) if self.pool is None else in_order(self.pool, of, begins, ahead=2 * self.workers)
 
-    def _block(self) -> int:
+    def _block(self, least: int) -> int:
         """Rows large enough that a call costs little, and few enough that every worker has several blocks."""
         if self.x.device.type != "cpu":
             return BLOCK_ON_GPU
-        return min(MOST_BLOCK, max(LEAST_BLOCK, 1 << (len(self.x) // 64).bit_length()))
+        return min(MOST_BLOCK, max(least, 1 << (len(self.x) // 64).bit_length()))
 
     def not_finite(self) -> int:
         """The number of rows with a NaN or an infinity."""

@@ -3,17 +3,22 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.clustering.products import product
+from deepcluster.clustering.rows import Rows, matrix, shared_out
 from deepcluster.errors import NonFiniteError
 
-CHUNK = 8192
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
 EIGENVALUE_FLOOR = 1e-6
+# From this width on only the wanted eigenvectors are computed, in float32: all of them in float64 cost ten times more.
+WIDE = 1024
+Directions = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,26 @@ class Whitening:
 
     def project(self, x: Tensor) -> Tensor:
         """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
-        x = torch.as_tensor(x)
-        return (x.float() - self.mean.to(x.device)) @ self.projection.to(x.device)
+        return self._map(matrix(x), normalise=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """N x D features to N x d rows of length 1; a row at the mean stays zero."""
-        return torch.cat([F.normalize(self.project(rows), eps=1e-12) for rows in torch.as_tensor(x).split(CHUNK)])
+        return self._map(matrix(x), normalise=True)
+
+    def _map(self, x: Tensor, *, normalise: bool) -> Tensor:
+        reduced = torch.empty(len(x), self.projection.shape[1], device=x.device)
+        mean, weight = self.mean.to(x.device), self.projection.T.to(x.device).contiguous()
+        # The mean goes before the product: as part of an offset it would leave rounding errors of a row at the mean.
+        multiply = product(weight, weight.new_zeros(len(weight)))
+
+        def work(begin: int, rows: Tensor) -> None:
+            out = multiply(rows - mean)
+            reduced[begin : begin + len(rows)] = F.normalize(out, eps=1e-12) if normalise else out
+
+        with shared_out(x) as walk:
+            for _ in walk.blocks(work):
+                pass
+        return reduced
 
 
 def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
@@ -42,40 +61,76 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
     The number of dimensions is min(dims, D, N - 1, rank): never one that the rows do not have. Where all rows are equal
     it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
     """
-    x = torch.as_tensor(x)
+    x = matrix(x)
     rows, width = x.shape
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
-    mean = torch.stack([part.double().sum(0) for part in x.split(CHUNK)]).sum(0) / rows
-    if not torch.isfinite(mean).all():
-        bad = int((~torch.isfinite(x)).any(1).sum())
-        raise NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")
-    values, vectors = _leading_directions(x, mean, min(dims, width, max(1, rows - 1)))
+    count = min(dims, width, max(1, rows - 1))
+    mean, values, vectors = _of_few(x, count) if rows <= width else _of_many(x, count)
     keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
     keep[0] = True
     scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
     projection = (vectors * scale)[:, keep]
-    return Whitening(mean.float().cpu(), torch.from_numpy(np.ascontiguousarray(projection)).float())
+    return Whitening(mean.float(), torch.from_numpy(np.ascontiguousarray(projection)).float())
 
 
-def _leading_directions(x: Tensor, mean: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` largest eigenvalues of the covariance (descending) and their eigenvectors as columns."""
+def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
+    """Mean (D), the ``count`` largest eigenvalues of the covariance (descending) and their eigenvectors as columns.
+
+    One pass over more rows than columns: sums and products of each block, in float32 around the mean of the first
+    block, are added up in float64.
+    """
     rows, width = x.shape
-    shift = mean.float()
-    if rows > width:
-        covariance = torch.zeros(width, width, dtype=torch.float64)
-        for part in x.split(CHUNK):
-            centred = part.float() - shift
-            covariance += (centred.T @ centred).double().cpu()
-        # The float32 shift is not exactly the mean; this takes its error out again.
-        error = shift.double().cpu() - mean.cpu()
-        covariance = covariance / (rows - 1) - torch.outer(error, error) * (rows / (rows - 1))
-        values, vectors = eigh(covariance.numpy(), subset_by_index=[width - count, width - 1])
-        return values[::-1], vectors[:, ::-1]
-    # Fewer rows than columns: the eigenvectors of the small Gram matrix give those of the covariance.
-    centred = (x.double() - mean).cpu().numpy()
+    with shared_out(x) as walk:
+        shift = next(iter(walk.blocks(lambda begin, block: block.mean(0))))
+        total = torch.zeros(width, dtype=torch.float64)
+        covariance = np.zeros((width, width))
+        for block_total, products in walk.blocks(lambda begin, block: _products(block - shift), least=2 * width):
+            total += block_total
+            covariance += products
+        if not torch.isfinite(total).all():
+            raise _not_finite(walk)
+    error = total / rows  # of the shift, which is not the mean of all rows
+    covariance = covariance / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
+    return shift.double().cpu() + error, *_leading(covariance, count)
+
+
+def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    """The sum of the rows (float64, D) and their products with each other (float32, D x D)."""
+    total = centred.sum(0, dtype=torch.float64).cpu()
+    if centred.device.type != "cpu":
+        return total, (centred.T @ centred).cpu().numpy()
+    array = centred.numpy()
+    return total, array.T @ array  # numpy sees that this is symmetric and computes half of it; torch does not
+
+
+def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions]:
+    width = len(covariance)
+    if width < WIDE:
+        values, vectors = eigh(covariance, driver="evd")
+        return values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
+    found = eigh(covariance.astype(np.float32), subset_by_index=[width - count, width - 1], driver="evr")[1]
+    # The eigenvectors span the right space to seven digits; inside it float64 is cheap (Rayleigh-Ritz).
+    basis = np.linalg.qr(found.astype(np.float64))[0]
+    values, turn = eigh(basis.T @ covariance @ basis)
+    return values[::-1], basis @ turn[:, ::-1]
+
+
+def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
+    """The same from at most as many rows as columns: by the eigenvectors of the small matrix of their products."""
+    rows = len(x)
+    exact = x.double()
+    mean = exact.mean(0)
+    if not torch.isfinite(mean).all():
+        raise _not_finite(Rows(x))
+    centred = (exact - mean).cpu().numpy()
     values, left = eigh(centred @ centred.T, subset_by_index=[rows - count, rows - 1])
     values, left = np.maximum(values[::-1], 0.0), left[:, ::-1]
     lengths = np.sqrt(values)
     vectors = centred.T @ (left / np.where(lengths > 0, lengths, np.inf))
-    return values / max(1, rows - 1), vectors
+    return mean.cpu(), values / max(1, rows - 1), vectors
+
+
+def _not_finite(walk: Rows) -> NonFiniteError:
+    bad, rows = walk.not_finite(), len(walk.x)
+    return NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")
