@@ -51,6 +51,7 @@ def alternate(
     whitening: float = 1.0,
     iterations: int = 20,
     empty: str = "split",
+    features: str = "pass",
     augmentation: Augmentation = PAPER_VIEWS,
     sample: Sampler = uniform_over_clusters,
     tolerance: float = 0.0,
@@ -62,25 +63,33 @@ def alternate(
 
     A generator does nothing until it is iterated. images: uint8, N x 3 x S x S; the network sees ``size`` x ``size`` of
     them (S where it is None). clusters: the number K of pseudo-labels. epochs: passes over N images in a round. lr: a
-    number, or a function of the round. Ends after ``rounds``, or when the assignments have settled: 1 - NMI to the
-    previous round at most ``tolerance`` for ``patience`` rounds in a row. Everything is a function of ``seed``.
+    number, or a function of the round. features: ``pass`` computes them anew in each round, by one pass over the images
+    (the paper); ``memory`` does so in the first only and then takes those that training saw, each image's last
+    (DeepCluster-v2): less to compute, but of random views by a network that was still learning. Ends after ``rounds``,
+    or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for ``patience`` rounds in
+    a row. Everything is a function of ``seed``.
     """
     size = size or images.shape[-1]
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     previous: Tensor | None = None
+    memory: Tensor | None = None
     settled = 0
     for index in range(rounds):
         step = lr(index) if callable(lr) else lr
         times = [time.perf_counter()]
 
         # Step 2, features.
-        features = extract(
-            network, images, size=size, batch_size=batch_size, dtype=dtype, progress=partial(progress, "features")
-        )
+        found = memory
+        if found is None:
+            found = extract(
+                network, images, size=size, batch_size=batch_size, dtype=dtype, progress=partial(progress, "features")
+            )
         times.append(time.perf_counter())
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-        reduced = whiten(features, dims, whitening)(features)
+        reduced = whiten(found, dims, whitening)(found)
+        memory = found if features == "memory" else None
+        del found  # in the other case nothing but the reduced features stays
         clustering = kmeans(reduced, clusters, iterations=iterations, seed=derive(seed, "k-means", index), empty=empty)
         times.append(time.perf_counter())
 
@@ -88,8 +97,8 @@ def alternate(
         network.new_head(clusters, generator(seed, "head", index))
         loss = train_on_pseudo_labels(
             network, images, clustering.labels, optimizer, size=size, lr=step, head_lr=head_lr, epochs=epochs,
-            batch_size=batch_size, augmentation=augmentation, sample=sample, seed=seed, round=index, dtype=dtype,
-            progress=partial(progress, "training"),
+            batch_size=batch_size, augmentation=augmentation, sample=sample, seed=seed, round=index, memory=memory,
+            dtype=dtype, progress=partial(progress, "training"),
         )  # fmt: skip
         times.append(time.perf_counter())
 

@@ -5,7 +5,6 @@ import platform
 from importlib import metadata
 
 import torch
-from torch import nn
 
 from deepcluster.errors import UsageError
 
@@ -32,18 +31,12 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def choose_precision(name: str, device: torch.device, network: nn.Module | None = None) -> torch.dtype:
-    """The type in which products are computed: ``auto`` is bfloat16 where that is native, else float32.
-
-    A network with grouped convolutions stays in float32 on a CPU: depthwise ones have no fast bfloat16 kernel there.
-    """
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type in which matrix products are computed: ``auto`` is bfloat16 where that is native, else float32."""
     if name not in PRECISIONS:
         raise UsageError(f"precision {name!r}: choose {', '.join(PRECISIONS)}")
     if name == "auto":
-        grouped = network is not None and any(
-            isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules()
-        )
-        name = "bf16" if has_bf16(device) and not (grouped and device.type == "cpu") else "fp32"
+        name = "bf16" if has_bf16(device) else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 

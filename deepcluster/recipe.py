@@ -31,6 +31,8 @@ class Recipe:
     epochs: int = 1
     tolerance: float = 0.0
     patience: int = 3
+    # Features: "pass" computes them anew each round, "memory" takes those that training saw.
+    features: str = "pass"
     # Reduction and clustering. whitening: 1 whitens, 0 is plain PCA, between them leading directions weigh more.
     dims: int = 256
     whitening: float = 1.0
@@ -81,6 +83,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "colour": (0, 1), "grey": (0, 1),
 }  # fmt: skip
 _CHOICES = {
+    "features": ("pass", "memory"),
     "empty": ("split", "sample"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16"),

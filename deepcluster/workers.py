@@ -56,6 +56,17 @@ def _libraries() -> ThreadpoolController:
 
 
 @contextmanager
+def background() -> Iterator[ThreadPoolExecutor]:
+    """One thread beside this one, in which torch computes with one thread; here it goes on with as many as before."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.get_num_threads).result()  # a thread takes the number of the process when it first asks
+        pool.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)  # MKL's number belongs to the process, not to the thread that sets it
+        yield pool
+
+
+@contextmanager
 def torch_workers(count: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of ``count`` threads in each of which torch computes with one thread.
 

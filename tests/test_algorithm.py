@@ -7,7 +7,7 @@ import torch
 
 from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude
-from deepcluster.clustering import kmeans
+from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.images.augment import Augmentation
 from deepcluster.nets.backbone import build
@@ -148,3 +148,29 @@ def test_the_loop_is_short():
     source = inspect.getsource(alternate)
     body = source[source.index('"""', source.index('"""') + 3) :]
     assert len(body.splitlines()) < 80
+
+
+@pytest.mark.parametrize(("features", "passes"), [("pass", 3), ("memory", 1)])
+def test_where_the_features_come_from(monkeypatch, features, passes):
+    images, _ = drawings(10)
+    extracted, memories = [], []
+    original_extract, original_train = algorithm.extract, algorithm.train_on_pseudo_labels
+
+    def extract(*arguments, **options):
+        extracted.append(1)
+        return original_extract(*arguments, **options)
+
+    def train(*arguments, memory, **options):
+        loss = original_train(*arguments, memory=memory, **options)
+        memories.append(None if memory is None else memory.clone())
+        return loss
+
+    monkeypatch.setattr(algorithm, "extract", extract)
+    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", train)
+    rounds = list(alternate(network(), images, rounds=3, features=features, **OPTIONS))
+    assert len(extracted) == passes
+    if features == "pass":
+        assert memories == [None] * 3
+    else:
+        for memory, later in zip(memories, rounds[1:], strict=False):
+            assert torch.equal(later.reduced, whiten(memory, OPTIONS["dims"])(memory))

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, fixed_view
 from deepcluster.images.sampling import each_once, uniform_over_clusters
+from deepcluster.learning import precision
 from deepcluster.learning.features import extract
+from deepcluster.learning.precision import fastest_precision
 from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
@@ -173,7 +175,7 @@ def test_no_batch_is_too_small_for_batch_normalisation():
     net = network()
     net.new_head(3, generator(0, "head"))
     sizes = []
-    net.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    net.body.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     train(net, images, torch.tensor(kinds), epochs=1)
     assert sizes == [11, 11, 11]
 
@@ -192,3 +194,64 @@ def test_loss_is_the_mean_over_the_views():
     net.new_head(3, generator(0, "head"))
     net.head.weight.data.zero_()
     assert train(net, images, torch.tensor(kinds), lr=0.0, epochs=3) == pytest.approx(math.log(3), rel=1e-5)
+
+
+def test_memory_holds_the_features_that_training_saw():
+    images, kinds = drawings(4)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    memory = torch.full((12, net.feature_dim), torch.nan)
+    train(net, images, torch.tensor(kinds), memory=memory, epochs=1, batch_size=12, lr=0.0, sample=each_once)
+    with torch.no_grad():
+        assert torch.allclose(memory, net.features(fixed_view(images, 24)), atol=1e-4)
+
+
+def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
+    images, kinds = drawings(4)
+    losses = []
+    for memory in (None, torch.zeros(12, 256)):
+        net = network()
+        net.new_head(3, generator(0, "head"))
+
+        def few(labels, draws, random):
+            return torch.arange(draws) % 5
+
+        losses.append(train(net, images, torch.tensor(kinds), memory=memory, sample=few))
+    assert losses[0] == losses[1]
+    assert memory[:5].abs().sum(1).min() > 0
+    assert memory[5:].abs().max() == 0
+
+
+def test_features_are_kept_as_the_network_makes_them():
+    images, _ = drawings(3)
+    assert extract(network(), images, size=24).dtype == torch.float32
+    halves = extract(network(), images, size=24, dtype=torch.bfloat16)
+    assert halves.dtype == torch.bfloat16
+    assert torch.allclose(halves.float(), extract(network(), images, size=24), atol=0.05, rtol=0.05)
+
+
+def test_the_precision_is_measured_and_the_network_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    dtype, share = fastest_precision(net, 24, 16)
+    assert 0 < share < 100
+    assert dtype == (torch.bfloat16 if share < 0.8 else torch.float32)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert net.training
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, torch.bfloat16), (0.95, torch.float32), (3.0, torch.float32)])
+def test_bfloat16_only_where_it_is_clearly_faster(monkeypatch, share, expected):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "_seconds", lambda net, images, dtype: share if dtype == torch.bfloat16 else 1.0)
+    assert fastest_precision(network(), 24, 16) == (expected, share)
+
+
+def test_no_trial_where_bfloat16_is_not_native(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_seconds", None)
+    dtype, share = fastest_precision(network(), 24, 16)
+    assert dtype == torch.float32
+    assert math.isnan(share)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
+from deepcluster.workers import background, in_order
 
 
 def extract(
@@ -18,27 +19,32 @@ def extract(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, float32, on the CPU.
+    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on the CPU, as ``dtype`` makes them.
 
-    Every batch has the same shape, the last one filled up with zeros: a kernel may round differently for another
+    (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch has the same shape, the last one filled up with zeros: a kernel may round differently for another
     shape, and an image must have the same features whatever comes with it.
     """
     device = next(network.parameters()).device
     training = network.training
+    features = torch.empty(0)
+
+    def prepare(begin: int) -> tuple[int, int, Tensor]:
+        batch = images[begin : begin + batch_size]
+        views = fixed_view(batch.to(device), size)
+        if len(batch) < batch_size:
+            views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
+        return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
+
     network.eval()
-    features = torch.empty(len(images), network.feature_dim)
     try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for begin in range(0, len(images), batch_size):
-                batch = images[begin : begin + batch_size]
-                count = len(batch)
-                views = fixed_view(batch.to(device), size)
-                if count < batch_size:
-                    views = torch.cat([views, views.new_zeros(batch_size - count, *views.shape[1:])])
-                views = views.contiguous(memory_format=torch.channels_last)
-                features[begin : begin + count] = network.features(views)[:count].float().cpu()
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32), background() as pool:
+            for begin, end, views in in_order(pool, prepare, range(0, len(images), batch_size), ahead=2):
+                found = network.features(views)[: end - begin]
+                if begin == 0:
+                    features = torch.empty(len(images), found.shape[1], dtype=found.dtype)
+                features[begin:end] = found.cpu()
                 if progress is not None:
-                    progress(begin + count, len(images))
+                    progress(end, len(images))
     finally:
         network.train(training)
     return features

@@ -13,6 +13,7 @@ from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.nets.backbone import Network
 from deepcluster.seeding import generator, lent_global
+from deepcluster.workers import background, in_order
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -37,14 +38,17 @@ def train_on_pseudo_labels(
     sample: Sampler = uniform_over_clusters,
     seed: int = 0,
     round: int = 0,
+    memory: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Minimise the cross-entropy of ``labels`` (int64, N) over ``epochs`` x N views; returns its mean over them.
 
     ``network`` has a fresh head, which gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is
-    None, as published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Raises
-    NonFiniteError at the end of the epoch in which the loss stopped being finite.
+    None, as published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Into
+    ``memory`` (N x D) go the features of each image as they were when it was last trained on. A batch is made ready
+    while the network trains on the one before. Raises NonFiniteError at the end of the epoch in which the loss stopped
+    being finite.
     """
     assert network.head is not None, "new_head comes before training"
     device = next(network.parameters()).device
@@ -56,15 +60,25 @@ def train_on_pseudo_labels(
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(len(images) / batch_size))
     total = torch.zeros((), dtype=torch.float64)
-    with lent_global(seed, "training", round):  # dropout draws from the global generator
+
+    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
+        epoch, step, rows = batch
+        random = generator(seed, "augment", round, epoch, step)
+        views = random_views(images[rows].to(device), size, augmentation, random)
+        return step, rows, views.contiguous(memory_format=torch.channels_last)
+
+    # Lent, because dropout draws from the global generator.
+    with lent_global(seed, "training", round), background() as pool:
         for epoch in range(epochs):
             epoch_loss = torch.zeros((), device=device)
             drawn = sample(labels, len(images), generator(seed, "sample", round, epoch))
-            for step, rows in enumerate(drawn.tensor_split(steps)):
-                random = generator(seed, "augment", round, epoch, step)
-                views = random_views(images[rows].to(device), size, augmentation, random)
+            batches = ((epoch, step, rows) for step, rows in enumerate(drawn.tensor_split(steps)))
+            for step, rows, views in in_order(pool, prepare, batches, ahead=2):
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits = network(views.contiguous(memory_format=torch.channels_last))
+                    features = network.features(views)
+                    logits = network.classify(features)
+                if memory is not None:
+                    memory[rows] = features.detach().to(memory)
                 loss = F.cross_entropy(logits.float(), labels[rows].to(device))
                 optimizer.zero_grad()
                 head_optimizer.zero_grad()

@@ -22,7 +22,7 @@ class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head that is on top of it for one round.
 
     ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features, the ones that are clustered.
-    ``forward`` maps the same images to B x K logits through ``activation`` and the head. Normalisation by ``mean`` and
+    ``classify`` maps these to B x K logits, through ``activation`` and the head; ``forward`` does both. Normalisation by ``mean`` and
     ``std`` is part of the network, so nobody can forget it or do it twice.
     """
 
@@ -54,11 +54,14 @@ class Network(nn.Module):
         features: Tensor = self.body((images - self.mean) / self.std)
         return features
 
-    def forward(self, images: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         if self.head is None:
             raise RuntimeError("the network has no head yet: call new_head(clusters, generator) first")
-        logits: Tensor = self.head(self.activation(self.features(images)))
+        logits: Tensor = self.head(self.activation(features))
         return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
 
     def new_head(self, clusters: int, generator: torch.Generator) -> None:
         """Put a fresh linear classifier with ``clusters`` outputs on top."""
