@@ -40,7 +40,8 @@ def timed(folder: str, warming: bool, fit: Callable[[Matrix], tuple[Map, Map]]) 
     parts = [whitened[i : i + 8192].astype(np.float64) for i in range(0, len(x), 8192)]
     mean = sum(part.sum(0) for part in parts) / len(x)
     gram = sum((part - mean).T @ (part - mean) for part in parts) / (len(x) - 1)
-    return {"seconds": round(seconds, 4), "extra_mb": round(extra / 1e6), "error": float(np.abs(gram - np.eye(DIMS)).max())}
+    error = float(np.abs(gram - np.eye(DIMS)).max())
+    return {"seconds": round(seconds, 4), "extra_mb": round(extra / 1e6), "error": error}
 
 
 def ours(folder: str, warming: bool) -> dict[str, float]:

@@ -22,8 +22,8 @@ class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head that is on top of it for one round.
 
     ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features, the ones that are clustered.
-    ``classify`` maps these to B x K logits, through ``activation`` and the head; ``forward`` does both. Normalisation by ``mean`` and
-    ``std`` is part of the network, so nobody can forget it or do it twice.
+    ``classify`` maps these to B x K logits, through ``activation`` and the head; ``forward`` does both. Normalisation
+    by ``mean`` and ``std`` is part of the network, so nobody can forget it or do it twice.
     """
 
     head: nn.Linear | None
