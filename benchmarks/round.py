@@ -169,10 +169,10 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
     samples = [(paths[image], cluster) for cluster, images in enumerate(lists) for image in images]
     at = {image: i for i, image in enumerate(image for images in lists for image in images)}
     occupied = [images for images in lists if images]
-    drawn: list[int] = []
+    draw, drawn = np.random.default_rng(0), list[int]()
     for images in occupied:
-        drawn += [at[image] for image in np.random.choice(images, len(paths) // len(occupied) + 1)]
-    np.random.shuffle(drawn)
+        drawn += [at[image] for image in draw.choice(images, len(paths) // len(occupied) + 1)]
+    draw.shuffle(drawn)
     network.new_head(of["clusters"], torch.Generator().manual_seed(0))
     head_optimizer = torch.optim.SGD(network.head.parameters(), lr=0.05, weight_decay=1e-5)
     network.train()

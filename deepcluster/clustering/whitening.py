@@ -18,6 +18,7 @@ from deepcluster.errors import NonFiniteError
 EIGENVALUE_FLOOR = 1e-6
 # From this width on only the wanted eigenvectors are computed, in float32: all of them in float64 cost ten times more.
 WIDE = 1024
+MEAN_OF = 1024  # rows; what they are off the mean of all is corrected
 Directions = npt.NDArray[np.float64]
 
 
@@ -77,12 +78,12 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
 def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     """Mean (D), the ``count`` largest eigenvalues of the covariance (descending) and their eigenvectors as columns.
 
-    One pass over more rows than columns: sums and products of each block, in float32 around the mean of the first
-    block, are added up in float64.
+    One pass over more rows than columns: sums and products of each block, in float32 around the mean of the first rows,
+    are added up in float64.
     """
     rows, width = x.shape
     with shared_out(x) as walk:
-        shift = next(iter(walk.blocks(lambda begin, block: block.mean(0))))
+        shift = x[:MEAN_OF].float().mean(0)
         total = torch.zeros(width, dtype=torch.float64)
         covariance = np.zeros((width, width))
         for block_total, products in walk.blocks(lambda begin, block: _products(block - shift), least=2 * width):
@@ -96,8 +97,8 @@ def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 
 
 def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.float32]]:
-    """The sum of the rows (float64, D) and their products with each other (float32, D x D)."""
-    total = centred.sum(0, dtype=torch.float64).cpu()
+    """The sum of the rows (D) and their products with each other (D x D), computed in float32."""
+    total = centred.sum(0).double().cpu()
     if centred.device.type != "cpu":
         return total, (centred.T @ centred).cpu().numpy()
     array = centred.numpy()
