@@ -33,10 +33,13 @@ from deepcluster.images.preview import Preview, preview
 from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, read_once
+from deepcluster.learning.precision import fastest_precision
 from deepcluster.nets.backbone import Network, build
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 from deepcluster.records import Clustering, Round
 from deepcluster.report.page import render
+from deepcluster.report.sections import MEDOID
+from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
@@ -127,7 +130,7 @@ def fit(images: Images, request: Request, display: Display | None = None, stdin:
     job = _Job(source, labels, seen, request, folder, device, display or Silent(), clock, record)
     job.display.say("Run", str(folder.path))
     try:
-        store, recipe = _read(job)
+        store, recipe = _read(job, network)
         trained = _train(job, network, store, recipe)
         _finish(job, network, store, recipe, trained)
     except BaseException as error:
@@ -161,8 +164,8 @@ class _Job:
         return labels if any(labels) else None
 
 
-def _read(job: _Job) -> tuple[Store, Recipe]:
-    """Read the images once, and settle what depends on how many are usable."""
+def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
+    """Read the images once, and settle what depends on how many are usable and on the speed of the machine."""
     store = read_once(
         job.source,
         plan(job.source, job.seen, job.request).recipe.store_size,
@@ -171,7 +174,7 @@ def _read(job: _Job) -> tuple[Store, Recipe]:
     )
     count, skipped = len(store.kept), store.skipped
     job.display.say("Images", f"{count:,} of {job.source.name}, {len(skipped):,} skipped (skipped.csv)")
-    settled = plan(job.source, job.seen, job.request, count)
+    settled = _with_precision(plan(job.source, job.seen, job.request, count), network)
     for reason in settled.reasons:
         job.display.say("Plan", reason)
     job.folder.write_text("recipe.toml", to_toml(settled.recipe))
@@ -186,6 +189,17 @@ def _read(job: _Job) -> tuple[Store, Recipe]:
         seconds_by_phase={"reading": round_to(job.clock.lap(), 2)},
     )
     return store, settled.recipe
+
+
+def _with_precision(settled: Plan, network: Network) -> Plan:
+    """The plan with ``precision = auto`` replaced by what is faster here, so that recipe.toml says what was used."""
+    recipe = settled.recipe
+    if recipe.precision != "auto":
+        return settled
+    dtype, share = fastest_precision(network, recipe.image_size, recipe.batch_size)
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    why = "bfloat16 is not native here" if math.isnan(share) else f"a step in bf16 takes {share:.2f} of one in fp32"
+    return Plan(replace(recipe, precision=name), (*settled.reasons, f"precision {name}: {why}"))
 
 
 @dataclass(frozen=True)
@@ -278,6 +292,7 @@ def _rounds(
         whitening=recipe.whitening,
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
+        features=recipe.features,
         augmentation=Augmentation(
             crop=(recipe.crop_min, recipe.crop_max), stretch=recipe.stretch, flip=recipe.flip,
             rotation=recipe.rotation, colour=recipe.colour, grey=recipe.grey,
@@ -285,7 +300,7 @@ def _rounds(
         sample=uniform_over_clusters if recipe.balance else each_once,
         tolerance=recipe.tolerance,
         patience=recipe.patience,
-        dtype=choose_precision(recipe.precision, device, network),
+        dtype=choose_precision(recipe.precision, device),
         progress=display.progress,
     )  # fmt: skip
 
@@ -464,7 +479,7 @@ def _report(folder: RunFolder, source: Source | None) -> Path:
             return None
         try:
             with quietly(source.max_pixels):
-                return source.read(index[path])
+                return source.read(index[path], MEDOID * THUMBNAIL)
         except (Undecodable, OSError):
             return None
 

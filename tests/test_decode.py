@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from deepcluster.images.decode import FORMATS, Undecodable, as_rgb, decode, explain, one_line, quietly
+from deepcluster.images.decode import FORMATS, Undecodable, as_rgb, decode, explain, one_line, quietly, short_side
+from deepcluster.images.store import square
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -254,6 +255,108 @@ def test_first_frame_only(kind: str) -> None:
     assert set(pixels(decode(file))) == {RED}
 
 
+# Reduced decoding
+
+
+def waves(width: int = 480, height: int = 320) -> Image.Image:
+    """Smooth colours: what a photograph is between its edges."""
+    y, x = np.mgrid[:height, :width]
+    bands = [127 + 120 * np.sin(x / 37 + 1), 127 + 120 * np.sin(y / 29), 127 + 120 * np.sin((x + y) / 53)]
+    return Image.fromarray(np.stack(bands, 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (None, (480, 320)),
+        (1000, (480, 320)),
+        (108, (480, 320)),  # half of 320 is 160, and 1.5 * 108 = 162
+        (107, (240, 160)),
+        (54, (240, 160)),  # a quarter is 80, and 1.5 * 54 = 81
+        (53, (120, 80)),
+        (26, (60, 40)),  # an eighth is 40
+        (1, (60, 40)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_size_that_will_do(size: int | None, expected: tuple[int, int]) -> None:
+    file = stored(waves(), "JPEG", quality=95)
+    image = decode(file, size=size)
+    assert image.size == expected
+    whole = decode(file)
+    side = min(max(size or 64, 8), 107)
+    difference = np.abs(square(image, side).astype(int) - square(whole, side)).mean()
+    assert difference < 0.5 and (difference == 0) == (expected == whole.size)
+
+
+@pytest.mark.parametrize("shape", [(97, 63), (63, 97), (255, 257), (16, 400), (400, 1), (9, 9), (1, 1)])
+def test_it_is_never_reduced_below_what_is_needed(shape: tuple[int, int]) -> None:
+    file = stored(Image.new("RGB", shape), "JPEG")
+    for size in range(1, 70):
+        side = min(decode(file, size=size).size)
+        assert side >= min(*shape, size * 3 // 2)
+
+
+def test_a_reduced_jpeg_is_turned_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (400, 200), BLACK)
+    image.paste(WHITE, (0, 0, 200, 200))
+    grey = np.asarray(decode(stored(image, "JPEG", exif=exif), size=30))
+    assert grey.shape == (100, 50, 3) and grey[:48].min() > 240 and grey[52:].max() < 15
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCCK", "L"])
+def test_colour_modes_of_reduced_jpegs(mode: str) -> None:
+    image = waves().convert("CMYK" if mode == "YCCK" else mode)
+    file = stored(image, "JPEG", quality=95)
+    if mode == "YCCK":  # the last byte of Adobe's marker names the colour transform
+        data = bytearray(file.getvalue())
+        at = data.index(b"Adobe") + 11
+        assert data[at] == 0
+        data[at] = 2
+        file = io.BytesIO(data)
+    reduced, whole = decode(file, size=50), decode(file)
+    assert reduced.size == (120, 80)
+    assert np.abs(square(reduced, 50).astype(int) - square(whole, 50)).mean() < 0.5
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_damaged_jpegs_have_the_same_reasons_at_any_size(options: dict[str, object]) -> None:
+    whole = stored(waves(), "JPEG", **options).getvalue()
+    reasons = set()
+    for part in (1, 2, 20, 300, len(whole) // 2, len(whole) - 300):
+        reasons.add(reason(whole[:part]))
+        assert reason(whole[:part]) == reason(whole[:part], size=20)
+    assert any("image file is truncated" in text for text in reasons)
+
+
+def test_the_limit_of_pixels_is_for_the_whole_image() -> None:
+    file = stored(waves(), "JPEG")
+    words = "too many pixels: 153600, more than the limit of 153599"
+    assert reason(file.getvalue(), size=8, max_pixels=153_599) == words
+    assert decode(file, size=8, max_pixels=153_600).size == (60, 40)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "JPEG"])
+def test_other_formats_come_as_they_are(kind: str) -> None:
+    file = stored(waves(), kind)
+    assert decode(file, size=8).tobytes() == decode(file).tobytes()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path) -> None:
+    file = stored(waves(), kind)
+    assert short_side(file) == 320
+    (tmp_path / "a").write_bytes(file.getvalue())
+    assert short_side(tmp_path / "a") == 320
+    if kind != "WEBP":  # its header is read by libwebp, which wants the whole file
+        assert reason(file.getvalue()[:-1000]) and short_side(io.BytesIO(file.getvalue()[:-1000])) == 320
+    with pytest.raises(Undecodable, match="too many pixels: 153600"):
+        short_side(file, max_pixels=153_599)
+    with pytest.raises(Undecodable, match="not an image"):
+        short_side(io.BytesIO(b"hello"))
+
+
 # What is no image
 
 
@@ -344,6 +447,22 @@ def test_reasons_are_alike_in_every_folder(tmp_path: Path) -> None:
             decode(folder / "bad.png")
         reasons.add(str(caught.value))
     assert len(reasons) == 1 and str(tmp_path) not in reasons.pop()
+
+
+def test_large_files_are_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
+    image.save(tmp_path / "large.bmp")
+    image.crop((0, 0, 30, 20)).save(tmp_path / "small.bmp")
+    with (tmp_path / "film").open("wb") as film:
+        film.truncate(1 << 40)
+    read: list[str] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), whole(path))[1])
+    assert decode(tmp_path / "large.bmp").tobytes() == image.tobytes()
+    assert decode(tmp_path / "small.bmp").tobytes() == image.crop((0, 0, 30, 20)).tobytes()
+    with pytest.raises(Undecodable, match="not an image"):
+        decode(tmp_path / "film")
+    assert read == ["small.bmp"]
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:

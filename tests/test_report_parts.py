@@ -1,12 +1,16 @@
 """What the report page is made of: the choice of images, curves and charts, thumbnails, and names that do no harm."""
 
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster import run
+from deepcluster.images.source import find
 from deepcluster.report.choice import representatives
 from deepcluster.report.curves import charts, curve
 from deepcluster.report.text import duration, figure, inert
@@ -121,6 +125,25 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
     # Nothing compresses worse than noise; the limits are those of a full page.
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
     assert len(thumbnail(noise, side, limit)) <= limit
+
+
+def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = np.mgrid[:960, :1280] // 5
+    image = Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8))
+    (tmp_path / "images").mkdir()
+    image.save(tmp_path / "images/a.jpg", quality=95)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(run, "render", lambda **page: given.update(page) or "")
+    folder = SimpleNamespace(
+        path=tmp_path, read_json=lambda _: {"images": "a"}, read_rows=lambda _: [], write_text=lambda *_: None
+    )
+    run._report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
+    read = given["picture"]("a.jpg")
+    assert read.size == (640, 480) and given["picture"]("b.jpg") is None
+    shown, whole = (
+        np.asarray(Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB")).astype(int) for one in (read, image)
+    )
+    assert shown.shape == (176, 176, 3) and np.abs(shown - whole).mean() < 2
 
 
 # Text

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,19 @@ def test_read_gives_the_image_of_that_path(tmp_path: Path) -> None:
         source.read(2)
     with pytest.raises(Undecodable, match="too many pixels: 12"):
         find(tmp_path, max_pixels=11).read(0)
+
+
+def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
+    for name, kind in (("a.jpg", "JPEG"), ("b.png", "PNG")):
+        save(tmp_path / "pics" / name, RED, (320, 160), kind)
+    for source in (find(tmp_path), find(sorted((tmp_path / "pics").iterdir())), find(tmp_path / "pics/a.jpg")):
+        assert (source.read(0).size, source.read(0, 20).size) == ((320, 160), (80, 40))
+        assert source.short_side is not None and source.short_side(0) == 160
+    folder = find(tmp_path)
+    assert folder.read(1, 20).size == (320, 160)
+    limited = find(tmp_path, max_pixels=320 * 160 - 1).short_side
+    with pytest.raises(Undecodable, match="too many pixels"):
+        assert limited and limited(0)
 
 
 def test_dot_files_are_ignored(tmp_path: Path) -> None:
@@ -252,6 +266,7 @@ def test_layouts_of_arrays() -> None:
     for array in (wide, wide.transpose(0, 3, 1, 2)):
         source = find(array)
         assert (np.asarray(source.read(10)) == wide[10]).all()
+        assert (np.asarray(source.read(10, 1)) == wide[10]).all() and source.short_side is None
     assert source.paths == ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10")
     assert (source.name, source.location, source.labels) == ("array", "python:array", None)
     assert np.asarray(find(alpha).read(0))[0].tolist() == [[255, 255, 255], list(BLUE), [1, 2, 3]]
@@ -365,7 +380,7 @@ def test_a_data_set_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source = find("torchvision:mnist")
     assert (source.name, source.location, source.paths) == ("MNIST", "torchvision:MNIST", ("0", "1", "2"))
     assert source.labels == ("0 - zero", "1 - one", "2 - two")
-    assert (np.asarray(source.read(1)) == digits[1][..., None]).all()
+    assert (np.asarray(source.read(1, 8)) == digits[1][..., None]).all()
 
 
 def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,6 +416,25 @@ def test_preview_of_sizes_and_colour(tmp_path: Path) -> None:
     assert preview(find(tmp_path)) == Preview(short_side=20, grey=False)
 
 
+def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (1600, 1201), RED).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (1203, 1300), RED).save(tmp_path / "b.jpg")
+    save(tmp_path / "c.png", RED, (90, 1300))
+    source = find(tmp_path)
+    seen: list[tuple[int, ...]] = []
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        image = source.read(i, size)
+        seen.append(image.size)
+        return image
+
+    assert preview(replace(source, read=read)) == Preview(short_side=1201, grey=False)
+    assert sorted(seen) == [(90, 1300), (151, 163), (151, 200)]
+    assert preview(find(np.zeros((3, 90, 100), np.uint8))) == Preview(short_side=90, grey=True)
+
+
 def test_grey_within_the_noise_of_a_jpeg(tmp_path: Path) -> None:
     for i in range(20):
         save(tmp_path / f"{i}.png", (100, 102, 101))
@@ -422,7 +456,7 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path) -> None:
             source.name,
             source.location,
             source.paths,
-            lambda i: (read.append(source.paths[i]), source.read(i))[1],
+            lambda i, size=None: (read.append(source.paths[i]), source.read(i, size))[1],
             None,
             (),
         )

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import DataError, DiskError
+from deepcluster.images import store as store_module
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.source import Source, find
-from deepcluster.images.store import read_once, square
+from deepcluster.images.store import Store, read_once, square
 
 
 def image_of(i: int) -> Image.Image:
@@ -22,7 +25,8 @@ def image_of(i: int) -> Image.Image:
 
 
 def source_of(read: Callable[[int], Image.Image], count: int, skipped: tuple[tuple[str, str], ...] = ()) -> Source:
-    return Source("test", "/place", tuple(f"{i:05}" for i in range(count)), read, None, skipped)
+    paths = tuple(f"{i:05}" for i in range(count))
+    return Source("test", "/place", paths, lambda i, size=None: read(i), None, skipped)
 
 
 def failing_where(bad: dict[int, Exception]) -> Callable[[int], Image.Image]:
@@ -113,11 +117,52 @@ def test_compaction_over_many_blocks() -> None:
     assert (values[:, 0] + 256 * values[:, 1]).tolist() == list(store.kept)
 
 
+def test_the_size_is_passed_on(tmp_path: Path) -> None:
+    asked: list[int | None] = []
+    source = Source("test", "/place", ("a",), lambda i, size=None: (asked.append(size), image_of(i))[1], None, ())
+    read_once(source, 7)
+    assert asked == [7]
+    y, x = np.mgrid[:256, :256]
+    Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    reduced, whole = read_once(find(tmp_path), 20), square(find(tmp_path).read(0), 20)
+    difference = np.abs(reduced.images[0].permute(1, 2, 0).numpy().astype(int) - whole).mean()
+    assert 0 < difference < 0.8
+
+
 def test_workers_do_not_change_the_result() -> None:
     source = source_of(failing_where({7: Undecodable("bad"), 200: Undecodable("bad")}), 300)
     one, four = read_once(source, 8, workers=1), read_once(source, 8, workers=4)
     assert torch.equal(one.images, four.images)
     assert (one.kept, one.skipped) == (four.kept, four.skipped)
+
+
+def test_the_quicker_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "cores", lambda: 2)
+    here = threading.get_ident()
+    threads: list[int] = []
+
+    def elsewhere(slow: Callable[[int, bool], bool], count: int, workers: int | None = None) -> tuple[float, Store]:
+        """The share of images that other threads read."""
+
+        def read(i: int) -> Image.Image:
+            threads.append(threading.get_ident())
+            if slow(i, threading.get_ident() == here):
+                time.sleep(0.002)
+            return Image.new("RGB", (1, 1), (i % 256, i // 256, 0))
+
+        threads.clear()
+        store = read_once(source_of(read, count), 1, workers=workers)
+        return np.mean([thread != here for thread in threads]), store
+
+    assert elsewhere(lambda i, at_home: True, 300)[0] == (300 - 8) / 300  # a trial here, then the threads
+    assert len(set(threads)) == 3
+    share, store = elsewhere(lambda i, at_home: not at_home, 1000)  # as if they hindered each other
+    assert share == 2 * 16 / 1000
+    share, changed = elsewhere(lambda i, at_home: at_home == (i > 500), 1000)
+    assert (1000 - 544 - 8 + 16) / 1000 == share
+    assert torch.equal(changed.images, store.images)
+    assert elsewhere(lambda i, at_home: not at_home, 100, workers=2)[0] == 1
+    assert elsewhere(lambda i, at_home: at_home, 100, workers=1)[0] == 0
 
 
 def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
@@ -154,14 +199,16 @@ def test_few_images_are_in_flight() -> None:
 
     def read(i: int) -> Image.Image:
         started.append(i)
+        time.sleep(0.006)
         return image_of(i)
 
     def progress(count: int, total: int) -> None:
-        assert total == 500 and len(started) - count <= 8
+        time.sleep(0.006)  # whoever takes the results is slower than the two threads
+        assert total == 50 and len(started) - count <= 4
         done.append(count)
 
-    read_once(source_of(read, 500), 8, workers=2, progress=progress)
-    assert done == list(range(1, 501)) and sorted(started) == list(range(500))
+    read_once(source_of(read, 50), 8, workers=2, progress=progress)
+    assert done == list(range(1, 51)) and sorted(started) == list(range(50))
 
 
 def test_no_usable_image(tmp_path: Path) -> None:

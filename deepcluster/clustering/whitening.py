@@ -86,7 +86,8 @@ def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
         shift = x[:MEAN_OF].float().mean(0)
         total = torch.zeros(width, dtype=torch.float64)
         covariance = np.zeros((width, width))
-        for block_total, products in walk.blocks(lambda begin, block: _products(block - shift), least=2 * width):
+        least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
+        for block_total, products in walk.blocks(lambda begin, block: _products(block - shift), least=least):
             total += block_total
             covariance += products
         if not torch.isfinite(total).all():

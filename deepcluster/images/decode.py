@@ -7,10 +7,11 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,11 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
 # Without EPS (it starts Ghostscript) and without formats that few people have and that are seldom tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's default
+# Up to here a file is read at once: the 40 small reads of a JPEG header are a fifth of the time of a small image, and
+# each may hand the interpreter to another thread. A film that lies among the images is not read into memory.
+_SMALL_FILE = 1 << 20  # bytes
+
+Found = TypeVar("Found")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,10 +49,11 @@ class Undecodable(ValueError):
     """A file that gives no image; the message is the reason, in one line, without the path."""
 
 
-def decode(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(file: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of an image file: mode RGB, turned as its EXIF orientation says, without metadata.
 
-    The bytes decide about the format (one of ``FORMATS``), not the suffix. A ``BinaryIO`` must be able to seek.
+    The bytes decide about the format (one of ``FORMATS``), not the suffix. A ``BinaryIO`` must be able to seek; it is
+    read from its start.
 
     | mode | becomes |
     |---|---|
@@ -60,17 +67,20 @@ def decode(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
     In F, NaN counts as the minimum and an infinity as the end of its side. ICC profiles are ignored.
 
+    ``size`` is the shorter side in px that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
+    1/8 of its size, the smallest that leaves the shorter side 1.5 times ``size`` (rounded down) or more. Other formats
+    come as they are.
+
     Raises ``Undecodable`` for what is no image, is damaged, or has more than ``max_pixels`` pixels: the header decides
     that before anything is decoded. Raises ``OSError`` where the file cannot be read. A limit beyond twice
     ``PIL.Image.MAX_IMAGE_PIXELS`` needs ``quietly(max_pixels)`` around the call.
     """
-    if not isinstance(file, Path):
-        return _decode(file, max_pixels)
-    kind = file.stat().st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
-        raise Undecodable(not_a_file(kind))
-    with file.open("rb") as stream:
-        return _decode(stream, max_pixels)
+    return _examine(file, max_pixels, lambda image: _upright(image, size))
+
+
+def short_side(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> int:
+    """The shorter side of an image file in px, from its header alone. Raises what ``decode`` raises for a header."""
+    return _examine(file, max_pixels, lambda image: min(image.size))
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -143,16 +153,28 @@ def _set_tiff_handler(handler: int | None) -> int | None:
     return previous
 
 
-def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
+def _examine(file: Path | BinaryIO, max_pixels: int, look: Callable[[Image.Image], Found]) -> Found:
+    """look(the image with only its header read), with the errors of ``decode``."""
+    if not isinstance(file, Path):
+        return _examine_stream(file, max_pixels, look)
+    status = file.stat()
+    kind = status.st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
+        raise Undecodable(not_a_file(kind))
+    if status.st_size <= _SMALL_FILE:
+        return _examine_stream(BytesIO(file.read_bytes()), max_pixels, look)
+    with file.open("rb") as stream:
+        return _examine_stream(stream, max_pixels, look)
+
+
+def _examine_stream(stream: BinaryIO, max_pixels: int, look: Callable[[Image.Image], Found]) -> Found:
+    stream.seek(0)
     if not stream.read(1):
         raise Undecodable("empty file")
     try:
         with Image.open(stream, formats=FORMATS) as image:
             _check_size(image.width * image.height, max_pixels)
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            rgb = as_rgb(image)
-            rgb = rgb.copy() if turn is None else rgb.transpose(turn)
+            return look(image)
     except (MemoryError, Undecodable):
         raise
     except UnidentifiedImageError:
@@ -165,6 +187,20 @@ def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the image
         raise Undecodable(f"cannot be decoded: {explain(error)}") from error
+
+
+def _upright(image: Image.Image, size: int | None) -> Image.Image:
+    """The pixels of an image that was opened: decoded, in RGB, turned."""
+    if size is not None:
+        least = size * 3 // 2
+        # On 600 photographs of 224 px, then resized to 45..73 px, the pixels differ from those of a full decode by 0.7
+        # to 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes 1.3.
+        # With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
+        image.draft(None, (least, least))
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = as_rgb(image)
+    rgb = rgb.copy() if turn is None else rgb.transpose(turn)
     rgb.info = {}  # so that a thumbnail cannot carry comments or a place away
     return rgb
 

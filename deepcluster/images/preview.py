@@ -13,6 +13,7 @@ from deepcluster.images.source import Source
 
 _JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
 _GREY_SHARE = 0.95
+_SIZE = 64  # px, at least: enough to see colour; of a large JPEG an eighth is decoded
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def preview(source: Source, count: int = 200) -> Preview:
     with quietly(source.max_pixels):
         for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
             try:
-                image = source.read(i)
+                image = source.read(i, _SIZE)
+                side = min(image.size) if source.short_side is None else source.short_side(i)
             except MemoryError:
                 raise
             except Exception as error:
                 failures.append(f"{one_line(source.paths[i])}: {explain(error)}")
                 continue
-            sides.append(min(image.size))
+            sides.append(side)
             grey.append(_is_grey(image))
             if len(sides) == count:
                 break

@@ -9,14 +9,23 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import MAX_PIXELS, Undecodable, as_rgb, decode, explain, not_a_file, one_line
+from deepcluster.images.decode import (
+    MAX_PIXELS,
+    Undecodable,
+    as_rgb,
+    decode,
+    explain,
+    not_a_file,
+    one_line,
+    short_side,
+)
 
 _IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
@@ -28,6 +37,12 @@ _WHAT_TO_TYPE = (
 )
 
 
+class Read(Protocol):
+    """The i-th image of a source; ``size``, where given, as in ``decode``."""
+
+    def __call__(self, i: int, size: int | None = None) -> Image.Image: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """Images that were found but not yet read.
@@ -36,17 +51,20 @@ class Source:
     ``sklearn:digits``, ``torchvision:NAME``, ``-``; what was passed from Python has ``python:paths`` or
     ``python:array`` and cannot be found again. ``paths`` are relative to a folder, with ``/`` between their parts, in
     the order of their bytes; those of a list are as they stand there, in its order; array rows are padded numbers.
-    ``read(i)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. ``labels`` belong to ``paths``.
-    ``skipped`` has (path, reason) for what was found but is never opened.
+    ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
+    the caller needs, files may come reduced as in ``decode``; then ``short_side(i)`` is the shorter side in px that the
+    whole image has, from the header (None: ``read`` reduces nothing). ``labels`` belong to ``paths``. ``skipped`` has
+    (path, reason) for what was found but is never opened.
     """
 
     name: str
     location: str
     paths: tuple[str, ...]
-    read: Callable[[int], Image.Image]
+    read: Read
     labels: tuple[str, ...] | None
     skipped: tuple[tuple[str, str], ...]
     max_pixels: int = MAX_PIXELS
+    short_side: Callable[[int], int] | None = None
 
 
 def find(
@@ -126,10 +144,11 @@ def _from_folder(folder: Path, max_pixels: int) -> Source:
         name=folder.name or "images",
         location=str(folder),
         paths=tuple(paths),
-        read=lambda i: decode(folder / paths[i], max_pixels=max_pixels),
+        read=lambda i, size=None: decode(folder / paths[i], size=size, max_pixels=max_pixels),
         labels=labels if any(labels) else None,
         skipped=tuple(skipped),
         max_pixels=max_pixels,
+        short_side=lambda i: short_side(folder / paths[i], max_pixels=max_pixels),
     )
 
 
@@ -193,10 +212,11 @@ def _from_files(paths: list[str], files: list[Path], name: str, location: str, m
         name=name,
         location=location,
         paths=tuple(path.replace(os.sep, "/") for path in paths),
-        read=lambda i: decode(files[i], max_pixels=max_pixels),
+        read=lambda i, size=None: decode(files[i], size=size, max_pixels=max_pixels),
         labels=tuple(file.parent.name for file in files),
         skipped=(),
         max_pixels=max_pixels,
+        short_side=lambda i: short_side(files[i], max_pixels=max_pixels),
     )
 
 
@@ -288,7 +308,7 @@ def _from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.N
         name=name,
         location=location,
         paths=_numbers(len(array)),
-        read=lambda i: as_rgb(Image.fromarray(np.ascontiguousarray(array[i]))),
+        read=lambda i, size=None: as_rgb(Image.fromarray(np.ascontiguousarray(array[i]))),
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
         skipped=(),
     )
@@ -333,7 +353,7 @@ def _from_torchvision(name: str) -> Source:
             "type the same again, or download it on another machine and copy that folder here"
         ) from error
 
-    def read(i: int) -> Image.Image:
+    def read(i: int, size: int | None = None) -> Image.Image:
         image = dataset[i][0]
         if not isinstance(image, Image.Image):
             raise Undecodable(f"not an image but a {type(image).__name__}")
