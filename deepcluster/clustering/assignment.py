@@ -101,7 +101,7 @@ def _add_up(rows: Rows, k: int, assign: Callable[[int, Tensor], Tensor]) -> Tens
     sums = torch.zeros(k, rows.x.shape[1], device=rows.x.device)
     sizes = torch.zeros(k, dtype=torch.int64, device=rows.x.device)
     blocks: Iterable[tuple[Tensor | None, Tensor, Tensor]] = rows.blocks(
-        lambda begin, block: segment_sums(block, assign(begin, block), k)
+        lambda begin, block: segment_sums(block, assign(begin, block), k), least=4 * k
     )
     for clusters, block_sums, block_sizes in blocks:
         if clusters is None:

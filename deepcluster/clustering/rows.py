@@ -32,10 +32,11 @@ class Rows:
     pool: ThreadPoolExecutor | None = None
     workers: int = 1
 
-    def blocks(self, work: Callable[[int, Tensor], Result], least: int = LEAST_BLOCK) -> Iterator[Result]:
+    def blocks(self, work: Callable[[int, Tensor], Result], least: int = 0) -> Iterator[Result]:
         """Yield work(begin, rows) for each block in order; ``rows`` are float32, beginning with row ``begin`` of x.
 
-        least: rows in a block, up to ``MOST_BLOCK``: for work whose result is large whatever the number of rows.
+        least: rows in a block, as a power of two up to ``MOST_BLOCK``: for work whose result is large however few they
+        are.
         """
         size = self._block(least)
 
@@ -49,7 +50,8 @@ class Rows:
         """Rows large enough that a call costs little, and few enough that every worker has several blocks."""
         if self.x.device.type != "cpu":
             return BLOCK_ON_GPU
-        return min(MOST_BLOCK, max(least, 1 << (len(self.x) // 64).bit_length()))
+        wanted = max(LEAST_BLOCK, least, len(self.x) // 64)
+        return min(MOST_BLOCK, 1 << (wanted - 1).bit_length())
 
     def not_finite(self) -> int:
         """The number of rows with a NaN or an infinity."""

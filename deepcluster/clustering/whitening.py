@@ -18,6 +18,9 @@ from deepcluster.errors import NonFiniteError
 EIGENVALUE_FLOOR = 1e-6
 # From this width on only the wanted eigenvectors are computed, in float32: all of them in float64 cost ten times more.
 WIDE = 1024
+# Up to this width the covariance is computed in float64, which then costs little. The error of float32 is that of the
+# largest variance, 1e-7 of it, and may be 1e-3 of the smallest.
+NARROW = 256
 MEAN_OF = 1024  # rows; what they are off the mean of all is corrected
 Directions = npt.NDArray[np.float64]
 
@@ -78,8 +81,8 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
 def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     """Mean (D), the ``count`` largest eigenvalues of the covariance (descending) and their eigenvectors as columns.
 
-    One pass over more rows than columns: sums and products of each block, in float32 around the mean of the first rows,
-    are added up in float64.
+    One pass over more rows than columns: sums and products of each block, around the mean of the first rows, are added
+    up in float64.
     """
     rows, width = x.shape
     with shared_out(x) as walk:
@@ -97,8 +100,10 @@ def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     return shift.double().cpu() + error, *_leading(covariance, count)
 
 
-def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.float32]]:
-    """The sum of the rows (D) and their products with each other (D x D), computed in float32."""
+def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
+    """The sum of the rows (D) and their products with each other (D x D)."""
+    if centred.shape[1] <= NARROW:
+        centred = centred.double()
     total = centred.sum(0).double().cpu()
     if centred.device.type != "cpu":
         return total, (centred.T @ centred).cpu().numpy()
