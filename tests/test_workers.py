@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from deepcluster.workers import background, cores, in_order, one_thread, torch_workers
+from deepcluster.workers import cores, in_order, made_ahead, one_thread, torch_workers
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -30,7 +30,8 @@ def test_no_more_than_ahead_are_begun_and_not_taken():
             assert len(begun) <= count + 2
 
 
-def test_the_next_is_made_while_this_one_is_used():
+@pytest.mark.parametrize(("device", "ahead"), [("cuda", True), ("cpu", False)])
+def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     made = threading.Event()
 
     def make(task: int) -> int:
@@ -38,9 +39,10 @@ def test_the_next_is_made_while_this_one_is_used():
             made.set()
         return task
 
-    with background() as pool:
-        next(in_order(pool, make, range(3), ahead=2))
-        assert made.wait(timeout=5)
+    results = made_ahead(make, range(5), torch.device(device))
+    assert next(results) == 0
+    assert made.wait(timeout=5 if ahead else 0.05) == ahead
+    assert list(results) == [1, 2, 3, 4]
 
 
 def test_an_error_stops_the_rest():
@@ -73,9 +75,6 @@ def test_threads_are_one_inside_and_as_before_outside():
         with pytest.raises(KeyError), one_thread():
             raise KeyError
         assert torch.get_num_threads() == 2
-        with background() as pool:
-            assert pool.submit(torch.get_num_threads).result() == 1
-            assert torch.get_num_threads() == 2
         with ThreadPoolExecutor(1) as pool:  # threads begun later are not concerned
             assert pool.submit(torch.get_num_threads).result() == 2
     finally:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
-from deepcluster.workers import background, in_order
+from deepcluster.workers import made_ahead
 
 
 def extract(
@@ -23,7 +23,7 @@ def extract(
 
     (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch has
     the same shape, the last one filled up with zeros: a kernel may round differently for another shape, and an image
-    must have the same features whatever comes with it. A batch is made ready while the network works on the one before.
+    must have the same features whatever comes with it.
     """
     device = next(network.parameters()).device
     training = network.training
@@ -38,8 +38,8 @@ def extract(
 
     network.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32), background() as pool:
-            for begin, end, views in in_order(pool, prepare, range(0, len(images), batch_size), ahead=2):
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), device):
                 found = network.features(views)[: end - begin]
                 if begin == 0:
                     features = torch.empty(len(images), found.shape[1], dtype=found.dtype)

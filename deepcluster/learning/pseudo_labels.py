@@ -13,7 +13,7 @@ from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.nets.backbone import Network
 from deepcluster.seeding import generator, lent_global
-from deepcluster.workers import background, in_order
+from deepcluster.workers import made_ahead
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -46,9 +46,8 @@ def train_on_pseudo_labels(
 
     ``network`` has a fresh head, which gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is
     None, as published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Into
-    ``memory`` (N x D) go the features of each image as they were when it was last trained on. A batch is made ready
-    while the network trains on the one before. Raises NonFiniteError at the end of the epoch in which the loss stopped
-    being finite.
+    ``memory`` (N x D) go the features of each image as they were when it was last trained on. Raises NonFiniteError at
+    the end of the epoch in which the loss stopped being finite.
     """
     assert network.head is not None, "new_head comes before training"
     device = next(network.parameters()).device
@@ -67,13 +66,12 @@ def train_on_pseudo_labels(
         views = random_views(images[rows].to(device), size, augmentation, random)
         return step, rows, views.contiguous(memory_format=torch.channels_last)
 
-    # Lent, because dropout draws from the global generator.
-    with lent_global(seed, "training", round), background() as pool:
+    with lent_global(seed, "training", round):  # dropout draws from the global generator
         for epoch in range(epochs):
             epoch_loss = torch.zeros((), device=device)
             drawn = sample(labels, len(images), generator(seed, "sample", round, epoch))
             batches = ((epoch, step, rows) for step, rows in enumerate(drawn.tensor_split(steps)))
-            for step, rows, views in in_order(pool, prepare, batches, ahead=2):
+            for step, rows, views in made_ahead(prepare, batches, device):
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     features = network.features(views)
                     logits = network.classify(features)
