@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 # brings. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two; those of 128 px at 3,500/s and 4,800/s.
 # Where it turns depends on the disk, the cores and whatever else they do, so both ways are tried, again and again.
 _TRIAL = 8  # images a thread
-_STRETCH = 64  # trials that long the quicker way goes on
+_STRETCH = 64  # times as many follow in the quicker way
 _BATCH = (
     0.005  # seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px
 )
@@ -142,7 +142,7 @@ def _results(work: Callable[[int], str | None], count: int, workers: int | None)
     def turns() -> Iterator[tuple[int, int]]:
         """(number of threads, number of images) to go on with."""
         while True:
-            for width in {1, threads} if workers is None else {threads}:
+            for width in sorted({1, threads}) if workers is None else [threads]:
                 yield width, _TRIAL * width
             best = min(pace, key=lambda width: pace[width])
             yield best, _STRETCH * _TRIAL * best

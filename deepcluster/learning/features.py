@@ -21,9 +21,9 @@ def extract(
 ) -> Tensor:
     """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on the CPU, as ``dtype`` makes them.
 
-    (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch has
-    the same shape, the last one filled up with zeros: a kernel may round differently for another shape, and an image
-    must have the same features whatever comes with it.
+    (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch
+    has the same shape, the last one filled up with zeros: a kernel may round differently for another shape, and an
+    image must have the same features whatever comes with it.
     """
     device = next(network.parameters()).device
     training = network.training
