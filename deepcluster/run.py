@@ -24,7 +24,7 @@ import deepcluster
 from deepcluster.algorithm import Result, alternate, conclude
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place, suggest_k
-from deepcluster.devices import choose_device, choose_precision, environment
+from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable, quietly
@@ -105,6 +105,7 @@ def fit(images: Images, request: Request, display: Display | None = None, stdin:
     Whatever is wrong with the options, the labels or the weights is said before anything is written.
     """
     clock = _Clock()
+    keep_freed_memory()
     device = choose_device(request.device)
     source = find(images, stdin=stdin)
     labels = true_labels(request.labels, source) if request.labels else None

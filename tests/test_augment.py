@@ -5,7 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster.images.augment import Augmentation, fixed_view, random_affine, random_colours, random_views
+from deepcluster.images import augment
+from deepcluster.images.augment import (
+    Augmentation,
+    fixed_view,
+    random_affine,
+    random_colours,
+    random_views,
+    recolour,
+    sampling_grid,
+)
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 
@@ -95,7 +104,7 @@ def test_view_of_an_image_does_not_depend_on_the_others():
 
 def test_grey_as_pillow_has_it():
     images, _ = drawings(2)
-    grey = random_colours(images.float() / 255, Augmentation(grey=1.0), random())
+    grey = recolour(images.float() / 255, random_colours(6, Augmentation(grey=1.0), random()))
     for image, view in zip(images, grey, strict=True):
         expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
         for channel in view:
@@ -105,12 +114,41 @@ def test_grey_as_pillow_has_it():
 def test_colours_stay_in_range_and_brightness_spreads():
     images, _ = drawings(40)
     before = images.float() / 255
-    after = random_colours(before, Augmentation(colour=0.4), random())
+    after = recolour(before.clone(), random_colours(120, Augmentation(colour=0.4), random()))
     assert after.min() >= 0
     assert after.max() <= 1
     gain = after.mean((1, 2, 3)) / before.mean((1, 2, 3))
     assert gain.min() < 0.75
     assert gain.max() > 1.2
+
+
+def test_colours_by_their_definition():
+    """Saturation, then contrast, then brightness, one after the other."""
+    images, _ = drawings(3)
+    views = images.float() / 255
+    factors = random_colours(9, Augmentation(colour=0.4, grey=0.3), random())
+    saturation, contrast, brightness = (factors[:, i].view(-1, 1, 1, 1) for i in range(3))
+    grey = (views * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    expected = grey + saturation * (views - grey)
+    expected = grey.mean((2, 3), keepdim=True) + contrast * (expected - grey.mean((2, 3), keepdim=True))
+    expected = (brightness * expected).clamp(0, 1)
+    assert torch.allclose(recolour(views.clone(), factors), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_the_grid_is_that_of_torch(size):
+    maps = random_affine(50, Augmentation(rotation=40), random())
+    expected = torch.nn.functional.affine_grid(maps, [50, 3, size, size], align_corners=False)
+    assert torch.allclose(sampling_grid(maps, size), expected, atol=1e-6)
+
+
+def test_made_in_parts_or_at_once(monkeypatch):
+    images, _ = drawings(5)
+    how = Augmentation(colour=0.4, grey=0.2, rotation=10)
+    whole = random_views(images, 20, how, random())
+    monkeypatch.setattr(augment, "PART", 4 * images.shape[-1] ** 2)
+    assert torch.equal(random_views(images, 20, how, random()), whole)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_seed():

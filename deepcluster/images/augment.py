@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PART = 1 << 18  # pixels of stored images that are made into views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
 
 
@@ -35,19 +36,39 @@ class Augmentation:
 def fixed_view(images: Tensor, size: int) -> Tensor:
     """The central ``size`` x ``size`` pixels of B x 3 x S x S uint8 images, as float32 in [0, 1]."""
     edge = (images.shape[-1] - size) // 2
-    return images[..., edge : edge + size, edge : edge + size].float() / 255
+    return images[..., edge : edge + size, edge : edge + size].float().div_(255)
 
 
 def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Generator) -> Tensor:
-    """A random ``size`` x ``size`` view of each of B x 3 x S x S uint8 images, as float32 in [0, 1]."""
-    views = images.float() / 255
-    grid = F.affine_grid(
-        random_affine(len(images), how, random).to(views.device), [len(images), 3, size, size], align_corners=False
-    )
-    views = F.grid_sample(views, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    if how.colour > 0 or how.grey > 0:
-        views = random_colours(views, how, random)
+    """A random ``size`` x ``size`` view of each of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
+    count, device = len(images), images.device
+    places = random_affine(count, how, random).to(device)
+    colours = random_colours(count, how, random).to(device)
+    views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
+    # A few at a time, so that what lies between stays in the cache and its memory is used again: a fresh page costs the
+    # system more than its pixels cost here. 128 images of 112 px took 34 ms in one go, 8 ms in parts.
+    some = max(1, PART // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
+    for begin in range(0, count, some):
+        part = slice(begin, begin + some)
+        grid = sampling_grid(places[part], size)
+        view = F.grid_sample(
+            images[part].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        ).div_(255)
+        views[part] = recolour(view, colours[part]) if how.colour > 0 or how.grey > 0 else view
     return views
+
+
+def sampling_grid(places: Tensor, size: int) -> Tensor:
+    """Where each output pixel looks, B x ``size`` x ``size`` x 2, by maps B x 2 x 3: what F.affine_grid gives, faster.
+
+    A coordinate is a number of the row plus a number of the column.
+    """
+    centres = (2 * torch.arange(size, device=places.device) + 1) / size - 1
+    grid = torch.empty(len(places), size, size, 2, device=places.device)
+    for axis in range(2):
+        along_x, along_y, shift = places[:, axis].unsqueeze(2).unbind(1)
+        torch.add((along_y * centres + shift).unsqueeze(2), (along_x * centres).unsqueeze(1), out=grid[..., axis])
+    return grid
 
 
 def random_affine(count: int, how: Augmentation, random: torch.Generator) -> Tensor:
@@ -74,19 +95,23 @@ def random_affine(count: int, how: Augmentation, random: torch.Generator) -> Ten
     )
 
 
-def random_colours(views: Tensor, how: Augmentation, random: torch.Generator) -> Tensor:
-    """Per-image saturation, contrast and brightness, in this order, clamped to [0, 1]."""
-    count = len(views)
+def random_colours(count: int, how: Augmentation, random: torch.Generator) -> Tensor:
+    """Saturation, contrast and brightness of each image, count x 3: factors around 1, saturation 0 where it is grey."""
+    factors = 1 + how.colour * (2 * torch.rand(3, count, generator=random) - 1)
+    factors[0] = torch.where(torch.rand(count, generator=random) < how.grey, 0.0, factors[0])
+    return factors.T
 
-    def factor() -> Tensor:
-        values = 1 + how.colour * (2 * torch.rand(count, generator=random) - 1)
-        return values.view(-1, 1, 1, 1).to(views.device)
 
-    saturation, contrast, brightness = factor(), factor(), factor()
-    colourless = (torch.rand(count, generator=random) < how.grey).view(-1, 1, 1, 1).to(views.device)
-    saturation = torch.where(colourless, torch.zeros_like(saturation), saturation)
-    grey = (views * torch.tensor(GREY, device=views.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+def recolour(views: Tensor, factors: Tensor) -> Tensor:
+    """Change B x 3 x S x S views, in place, by B x 3 factors of saturation, contrast and brightness, in this order.
+
+    Saturation s mixes with the grey image g, contrast c with its mean m, and brightness b scales:
+    b (m + c (g + s (x - g) - m)) = bcs x + bc (1 - s) g + b (1 - c) m, cut off at 0 and 1.
+    """
+    saturation, contrast, brightness = factors.view(-1, 3, 1, 1, 1).unbind(1)
+    red, green, blue = views.split(1, 1)
+    grey = red * GREY[0]
+    grey.add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
     level = grey.mean((2, 3), keepdim=True)
-    views = grey + saturation * (views - grey)
-    views = brightness * (level + contrast * (views - level))
-    return views.clamp_(0, 1)
+    grey.mul_(brightness * contrast * (1 - saturation)).add_(brightness * (1 - contrast) * level)
+    return views.mul_(brightness * contrast * saturation).add_(grey).clamp_(0, 1)

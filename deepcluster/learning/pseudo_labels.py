@@ -63,8 +63,9 @@ def train_on_pseudo_labels(
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
         epoch, step, rows = batch
         random = generator(seed, "augment", round, epoch, step)
-        views = random_views(images[rows].to(device), size, augmentation, random)
-        return step, rows, views.contiguous(memory_format=torch.channels_last)
+        # Indexing proper copies pixel by pixel and takes 20 times as long as this, which copies image by image.
+        drawn = images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+        return step, rows, random_views(drawn.to(device), size, augmentation, random)
 
     with lent_global(seed, "training", round):  # dropout draws from the global generator
         for epoch in range(epochs):
