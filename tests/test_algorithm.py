@@ -60,7 +60,7 @@ def test_a_round_really_uses_its_pseudo_labels():
     """The head after round 0 predicts the recorded labels of the images far better than chance."""
     images, _ = drawings(20)
     net = network()
-    (round,) = alternate(net, images, rounds=1, **{**OPTIONS, "epochs": 20, "augmentation": Augmentation(crop=(1, 1))})
+    (round,) = alternate(net, images, rounds=1, **{**OPTIONS, "epochs": 40, "augmentation": Augmentation(crop=(1, 1))})
     net.eval()
     with torch.no_grad():
         predicted = net(images.float() / 255).argmax(1)
