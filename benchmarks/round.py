@@ -4,10 +4,10 @@
 
 ours: a round of `alternate` from the second on (features, whitening, k-means, training), in the faster precision.
 floor: the same network forward over N and forward and backward over N, in the same precision, on views that lie ready
-in memory: no images, no clustering, no optimizer; with freed memory kept, as in ours. published: the procedure of the paper's code on today's libraries,
-written for this comparison: ImageFolder and DataLoader (2 workers) decode every image twice a round, one transform at a
-time; faiss whitens and clusters; lists of lists of images; a sampler in Python; float32. published bf16: the same with
-the network in channels-last and bfloat16, to see what the precision does.
+in memory: no images, no clustering, no optimizer; freed memory is kept, as in ours. published: the procedure of the
+paper's code on today's libraries, written for this comparison: ImageFolder and DataLoader (2 workers) decode every
+image twice a round, one transform at a time; faiss whitens and clusters; lists of lists of images; a sampler in Python;
+float32. published bf16: the same with the network in channels-last and bfloat16, to see what the precision does.
 """
 
 import argparse
@@ -27,13 +27,13 @@ BATCH = 128
 STATE: dict[str, Any] = {}  # what a contender keeps from one round to the next
 
 
-def settings(of: dict[str, Any]) -> tuple[list[Path], Any, torch.dtype]:
+def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.dtype]:
     """The images, the network and the precision that all contenders share."""
     from deepcluster.devices import keep_freed_memory
     from deepcluster.learning.precision import fastest_precision
     from deepcluster.nets.backbone import build
 
-    if of["kept"]:
+    if keep:
         keep_freed_memory()  # as the command does
     kinds = (".jpg", ".jpeg", ".png", ".bmp")
     paths = sorted(path for path in Path(of["images"]).rglob("*") if path.suffix.lower() in kinds)
@@ -46,14 +46,13 @@ def settings(of: dict[str, Any]) -> tuple[list[Path], Any, torch.dtype]:
 
 
 def ours(warming: bool, **of: Any) -> dict[str, Any]:
-    """A round of `alternate`."""
     if not STATE:
         from deepcluster.algorithm import alternate
         from deepcluster.images.augment import Augmentation
         from deepcluster.images.source import find
         from deepcluster.images.store import read_once
 
-        paths, network, dtype = settings(of | {"kept": True})
+        paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
         views = Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)
         STATE["rounds"] = alternate(
@@ -75,7 +74,7 @@ def from_memory(warming: bool, **of: Any) -> dict[str, Any]:
 
 def floor(warming: bool, **of: Any) -> dict[str, Any]:
     if not STATE:
-        paths, network, dtype = settings(of)
+        paths, network, dtype = settings(of, keep=True)
         random = torch.Generator().manual_seed(0)
         network.new_head(of["clusters"], random)
         views = torch.rand(min(len(paths), 4096), 3, of["size"], of["size"], generator=random)
@@ -129,7 +128,7 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
     from torchvision import transforms
 
     if not STATE:
-        paths, network, _ = settings(of | {"kept": False})
+        paths, network, _ = settings(of, keep=False)
         if dtype == "float32":
             network = network.to(memory_format=torch.contiguous_format)
         optimizer = torch.optim.SGD(network.body_parameters(), lr=0.05, momentum=0.9, weight_decay=1e-5)
