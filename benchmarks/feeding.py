@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from deepcluster.devices import keep_freed_memory
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.images.source import find
-from deepcluster.images.store import read_once
+from deepcluster.images.store import gather, read_once
 
 BATCH = 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,7 +37,7 @@ WORKERS = (0, 2)
 
 def training_batches(images: Tensor, size: int, random: torch.Generator) -> Iterator[Tensor]:
     for rows in torch.randperm(len(images), generator=random).split(BATCH):
-        yield normalised(random_views(images[rows], size, Augmentation(), random))
+        yield normalised(random_views(gather(images, rows), size, Augmentation(), random))
 
 
 def feature_batches(images: Tensor, size: int) -> Iterator[Tensor]:
@@ -155,6 +156,7 @@ def main() -> None:
     options = parser.parse_args()
     if len(options.sets) % 3:
         parser.error("give NAME PATH SIZE, once or more often")
+    keep_freed_memory()  # as the command does; for both sides
     results = {}
     for name, path, size in zip(*(options.sets[start::3] for start in range(3)), strict=True):
         with tempfile.TemporaryDirectory() as place:
