@@ -184,6 +184,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images")
+    parser.add_argument("--name", default="kmeans", help="of the file of results")
     parser.add_argument("--case", action="append", help="N,K,REPEATS,ITERATIONS")
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
     parser.add_argument("--features", type=Path, help="keep the features of the images in this file")
@@ -196,7 +197,7 @@ def main() -> None:
             rows, k, repeats, iterations = map(int, case.split(","))
             prepare(features, rows, k, folder)
             results[f"{rows} x 256, K={k}"] = compare(folder, rows, k, repeats, iterations, arguments.only)
-    save("kmeans", {"cases": results})
+    save(arguments.name, {"cases": results})
 
 
 def compare(folder: Path, rows: int, k: int, repeats: int, iterations: int, only: list[str]) -> dict[str, Any]:

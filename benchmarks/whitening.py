@@ -114,6 +114,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images")
+    parser.add_argument("--name", default="whitening", help="of the file of results")
     parser.add_argument("--case", action="append", help="WIDTH,REPEATS")
     parser.add_argument("--features", type=Path, help="keep the features of the images in this file")
     arguments = parser.parse_args()
@@ -144,7 +145,7 @@ def main() -> None:
         }
         for name, row in table.items():
             print(f"{name:10s}", row, flush=True)
-    save("whitening", {"cases": results})
+    save(arguments.name, {"cases": results})
 
 
 if __name__ == "__main__":
