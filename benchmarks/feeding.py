@@ -47,7 +47,7 @@ def feature_batches(images: Tensor, size: int) -> Iterator[Tensor]:
 
 def normalised(views: Tensor) -> Tensor:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return views.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return torch.addcmul(-mean / std, views, 1 / std).contiguous(memory_format=torch.channels_last)
 
 
 def loaders(folder: Path, size: int) -> dict[str, DataLoader[tuple[Tensor, Tensor]]]:

@@ -51,10 +51,10 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     for begin in range(0, count, some):
         part = slice(begin, begin + some)
         grid = sampling_grid(places[part], size)
-        view = F.grid_sample(
-            images[part].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
-        ).div_(255)
-        views[part] = recolour(view, colours[part]) if how.colour > 0 or how.grey > 0 else view
+        view = F.grid_sample(images[part].float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        torch.div(view, 255, out=views[part])
+        if how.colour > 0 or how.grey > 0:
+            recolour(views[part], colours[part])
     return views
 
 
