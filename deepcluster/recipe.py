@@ -86,7 +86,7 @@ _CHOICES = {
     "features": ("pass", "memory"),
     "empty": ("split", "sample"),
     "schedule": ("constant", "cosine"),
-    "precision": ("auto", "fp32", "bf16"),
+    "precision": ("auto", "probe", "fp32", "bf16"),
 }
 _TYPES = {field.name: type(field.default) for field in fields(Recipe)}
 

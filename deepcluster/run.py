@@ -33,7 +33,7 @@ from deepcluster.images.preview import Preview, preview
 from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, read_once
-from deepcluster.learning.precision import fastest_precision
+from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network, build
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 from deepcluster.records import Clustering, Round
@@ -193,13 +193,21 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
 
 
 def _with_precision(settled: Plan, network: Network) -> Plan:
-    """The plan with ``precision = auto`` replaced by what is faster here, so that recipe.toml says what was used."""
+    """The plan with the precision that was chosen for this network, so that recipe.toml says what was used.
+
+    ``auto`` is a rule and not a trial: where a step takes about as long either way, a trial would be decided by whatever
+    else the machine does, and two runs with one seed would differ. ``probe`` is the trial.
+    """
     recipe = settled.recipe
-    if recipe.precision != "auto":
+    if recipe.precision not in ("auto", "probe"):
         return settled
-    dtype, share = fastest_precision(network, recipe.image_size, recipe.batch_size)
+    device = next(network.parameters()).device
+    if recipe.precision == "auto":
+        dtype, why = network_precision(network, device), "by the processor and the kind of convolutions"
+    else:
+        dtype, share = fastest_precision(network, recipe.image_size, recipe.batch_size)
+        why = "bfloat16 is not native here" if math.isnan(share) else f"a step in bf16 takes {share:.2f} of one in fp32"
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    why = "bfloat16 is not native here" if math.isnan(share) else f"a step in bf16 takes {share:.2f} of one in fp32"
     return Plan(replace(recipe, precision=name), (*settled.reasons, f"precision {name}: {why}"))
 
 

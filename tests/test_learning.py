@@ -10,7 +10,7 @@ from deepcluster.images.augment import Augmentation, fixed_view
 from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.learning import precision
 from deepcluster.learning.features import extract
-from deepcluster.learning.precision import fastest_precision
+from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
@@ -255,3 +255,14 @@ def test_no_trial_where_bfloat16_is_not_native(monkeypatch):
     dtype, share = fastest_precision(network(), 24, 16)
     assert dtype == torch.float32
     assert math.isnan(share)
+
+
+def test_the_rule_for_the_precision(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    cpu = torch.device("cpu")
+    assert network_precision(network(), cpu) == torch.bfloat16
+    grouped = Network(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 6)
+    assert network_precision(grouped, cpu) == torch.float32
+    assert network_precision(grouped, torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    assert network_precision(network(), cpu) == torch.float32

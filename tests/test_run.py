@@ -51,7 +51,7 @@ def test_the_files_and_their_columns(finished):
     assert (finished / "skipped.csv").read_text() == "path,reason\n"
     recipe = tomllib.loads((finished / "recipe.toml").read_text())
     assert recipe["rounds"] == 2
-    assert recipe["precision"] in ("fp32", "bf16")  # what was measured to be faster, no longer auto
+    assert recipe["precision"] in ("fp32", "bf16")  # what was used, no longer auto
     record = json.loads((finished / "run.json").read_text())
     assert record["status"] == "done"
     assert record["rounds"] == 2
