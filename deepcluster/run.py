@@ -206,7 +206,8 @@ def _with_precision(settled: Plan, network: Network) -> Plan:
         dtype, why = network_precision(network, device), "by the processor and the kind of convolutions"
     else:
         dtype, share = fastest_precision(network, recipe.image_size, recipe.batch_size)
-        why = "bfloat16 is not native here" if math.isnan(share) else f"a step in bf16 takes {share:.2f} of one in fp32"
+        measured = f"a step in bf16 takes {share:.2f} of one in fp32"
+        why = "bfloat16 is not native here" if math.isnan(share) else measured
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     return Plan(replace(recipe, precision=name), (*settled.reasons, f"precision {name}: {why}"))
 

@@ -14,8 +14,8 @@ Product = Callable[[Tensor], Tensor]  # rows (M x d) to rows @ weight.T + offset
 
 # With one to three rows MKL, oneDNN and OpenBLAS use other kernels, which round differently (measured, d of 8 to 2048).
 LEAST_ROWS = 16
-# A slower kernel is not worth results that depend on the noise of a measurement.
-CLEARLY_FASTER = 1.25
+# As much slower oneDNN may be and is used: what else the machine does must not decide, for the two round differently.
+CLEARLY_SLOWER = 2.0
 
 
 def product(weight: Tensor, offset: Tensor) -> Product:
@@ -48,7 +48,7 @@ def _onednn(weight: Tensor, offset: Tensor) -> Product:
 
 @cache
 def _onednn_pays(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's product is there, is right, and is not clearly slower than torch's own: 5 ms, once a process."""
+    """Whether oneDNN's product is there, is right and not clearly slower than torch's own. Once a process."""
     random = torch.Generator().manual_seed(0)
     shapes = ((256, 256), (512, 256), (512,))
     rows, weight, offset = (torch.randn(*shape, generator=random).to(dtype) for shape in shapes)
@@ -60,7 +60,7 @@ def _onednn_pays(dtype: torch.dtype) -> bool:
         except (AttributeError, RuntimeError, NotImplementedError):
             return False
         tolerance = 64 * torch.finfo(dtype).eps  # sums of 256 products of standard normal numbers are about 16 large
-        return error <= tolerance and _seconds(ours, rows) < CLEARLY_FASTER * _seconds(plain, rows)
+        return error <= tolerance and _seconds(ours, rows) < CLEARLY_SLOWER * _seconds(plain, rows)
 
 
 def _seconds(multiply: Product, rows: Tensor) -> float:
@@ -69,4 +69,4 @@ def _seconds(multiply: Product, rows: Tensor) -> float:
         multiply(rows)
         return time.perf_counter() - begin
 
-    return min(once() for _ in range(4))
+    return min(once() for _ in range(8))
