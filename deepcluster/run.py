@@ -195,7 +195,7 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
 def _with_precision(settled: Plan, network: Network) -> Plan:
     """The plan with the precision that was chosen for this network, so that recipe.toml says what was used.
 
-    ``auto`` is a rule and not a trial: where a step takes about as long either way, a trial would be decided by whatever
+    ``auto`` is a rule and not a trial: where a step takes about as long either way, a trial would be decided by what
     else the machine does, and two runs with one seed would differ. ``probe`` is the trial.
     """
     recipe = settled.recipe
