@@ -27,6 +27,7 @@ from deepcluster.seeding import derive, generator
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = Augmentation()
+FEATURES = ("pass", "memory")
 
 
 def unheard(phase: str, done: int, total: int) -> None:
@@ -69,6 +70,8 @@ def alternate(
     or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for ``patience`` rounds in
     a row. Everything is a function of ``seed``.
     """
+    if features not in FEATURES:
+        raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
     size = size or images.shape[-1]
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     previous: Tensor | None = None

@@ -166,7 +166,7 @@ class _Job:
 
 
 def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
-    """Read the images once, and settle what depends on how many are usable and on the speed of the machine."""
+    """Read the images once, and settle what depends on how many are usable and on the network."""
     store = read_once(
         job.source,
         plan(job.source, job.seen, job.request).recipe.store_size,

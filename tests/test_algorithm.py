@@ -174,3 +174,9 @@ def test_where_the_features_come_from(monkeypatch, features, passes):
     else:
         for memory, later in zip(memories, rounds[1:], strict=False):
             assert torch.equal(later.reduced, whiten(memory, OPTIONS["dims"])(memory))
+
+
+def test_an_unknown_source_of_features():
+    images, _ = drawings(2)
+    with pytest.raises(ValueError, match="'momory': choose pass or memory"):
+        next(alternate(network(), images, rounds=1, features="momory", **OPTIONS))

@@ -242,6 +242,17 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
     products._onednn_pays.cache_clear()
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_right_kernel_is_used_unless_it_is_slow(monkeypatch, dtype):
+    for seconds, used in ((1.0, True), (3.0, False)):
+        times = iter([seconds, 1.0])  # oneDNN's, torch's own
+        monkeypatch.setattr(products, "_seconds", lambda multiply, rows, times=times: next(times))
+        products._onednn_pays.cache_clear()
+        assert products._onednn_pays(dtype) == used
+    products._onednn_pays.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [8, 100, 256, 300])
 def test_a_product_depends_on_its_row_alone(dtype, width):

@@ -62,11 +62,11 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32, chunk: int |
     """
     on_cpu = centroids.device.type == "cpu"
     chunk = chunk or max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
-    exact = centroids.double()
-    middle = exact.mean(0)
-    shift = middle.float() if middle.square().sum() > (exact - middle).square().sum(1).mean() else None
+    middle = centroids.mean(0, dtype=torch.float64)
+    far = middle.square().sum() > _squared_lengths(centroids).mean() / 2  # the rest is the spread around the middle
+    shift = middle.float() if far else None
     towards = centroids if shift is None else centroids - shift
-    lengths = towards.double().square().sum(1)
+    lengths = _squared_lengths(towards)
     # The bits of bfloat16 are in order where the numbers are positive (see _argmax), so the offsets are not negative.
     offset = (lengths.max() if dtype == torch.bfloat16 else 0) / 2 - lengths / 2
     scores = product(towards.to(dtype), offset.to(dtype))
@@ -78,6 +78,12 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32, chunk: int |
         return torch.cat([_argmax(scores(part.to(dtype))) for part in parts])
 
     return assign
+
+
+def _squared_lengths(x: Tensor) -> Tensor:
+    """By float64, without a copy of x in it."""
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    return lengths.square()
 
 
 def _argmax(scores: Tensor) -> Tensor:
@@ -110,7 +116,9 @@ def _add_up(rows: Rows, k: int, assign: Callable[[int, Tensor], Tensor]) -> Tens
         else:
             sums.index_add_(0, clusters, block_sums)
             sizes.index_add_(0, clusters, block_sizes)
-    return torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1)
+    totals = torch.empty(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
+    totals[:, :-1], totals[:, -1] = sums, sizes
+    return totals
 
 
 def segment_sums(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor | None, Tensor, Tensor]:

@@ -16,6 +16,8 @@ Product = Callable[[Tensor], Tensor]  # rows (M x d) to rows @ weight.T + offset
 LEAST_ROWS = 16
 # As much slower oneDNN may be and is used: what else the machine does must not decide, for the two round differently.
 CLEARLY_SLOWER = 2.0
+# Of sums of 256 products of standard normal numbers, up to 80 large: two right kernels differ by 5e-5 in float32.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1.0}
 
 
 def product(weight: Tensor, offset: Tensor) -> Product:
@@ -57,10 +59,9 @@ def _onednn_pays(dtype: torch.dtype) -> bool:
         try:
             ours = _onednn(weight, offset)
             error = (ours(rows) - plain(rows)).float().abs().max().item()
-        except (AttributeError, RuntimeError, NotImplementedError):
+        except (AttributeError, RuntimeError):  # torch no longer has these functions, or was built without oneDNN
             return False
-        tolerance = 64 * torch.finfo(dtype).eps  # sums of 256 products of standard normal numbers are about 16 large
-        return error <= tolerance and _seconds(ours, rows) < CLEARLY_SLOWER * _seconds(plain, rows)
+        return error <= TOLERANCE[dtype] and _seconds(ours, rows) < CLEARLY_SLOWER * _seconds(plain, rows)
 
 
 def _seconds(multiply: Product, rows: Tensor) -> float:

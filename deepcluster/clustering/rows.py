@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepcluster.workers import in_order, torch_workers
+from deepcluster.workers import in_order, one_thread, torch_workers
 
 Result = TypeVar("Result")
 
@@ -62,8 +62,11 @@ class Rows:
 def shared_out(x: Tensor, workers: int | None = None) -> Iterator[Rows]:
     """``x`` as Rows with ``workers`` threads (None: as many as torch uses); none on a GPU, which needs no help."""
     workers = workers or torch.get_num_threads()
-    if x.device.type != "cpu" or workers == 1:
+    if x.device.type != "cpu":
         yield Rows(x)
+    elif workers == 1:
+        with one_thread():
+            yield Rows(x)
     else:
         with torch_workers(workers) as pool:
             yield Rows(x, pool, workers)

@@ -26,9 +26,8 @@ Pixels = npt.NDArray[np.uint8]
 # Where it turns depends on the disk, the cores and whatever else they do, so both ways are tried, again and again.
 _TRIAL = 8  # images a thread
 _STRETCH = 64  # times as many follow in the quicker way
-_BATCH = (
-    0.005  # seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px
-)
+# Seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px.
+_BATCH = 0.005
 
 
 @dataclass(frozen=True)
