@@ -19,6 +19,7 @@ Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64
 SCORES = {torch.float32: 1 << 20, torch.bfloat16: 1 << 21}
 SCORES_ON_GPU = 1 << 24
 LEAST_CHUNK = 256
+DISTANCES = 1 << 10  # rows
 SHORT = 512
 
 
@@ -46,8 +47,11 @@ def place(rows: Rows, centroids: Tensor, chunk: int | None = None) -> tuple[Tens
     distances = torch.empty(len(rows.x), device=rows.x.device)
 
     def work(begin: int, block: Tensor) -> None:
-        own = labels[begin : begin + len(block)] = assign(block)
-        distances[begin : begin + len(block)] = (block - centroids[own]).square_().sum(1)
+        labels[begin : begin + len(block)] = assign(block)
+        for start in range(begin, begin + len(block), DISTANCES):  # two copies of a whole block would be 16 MB
+            part = block[start - begin : start - begin + DISTANCES]
+            own = labels[start : start + len(part)]
+            distances[start : start + len(part)] = (part - centroids[own]).square_().sum(1)
 
     for _ in rows.blocks(work):
         pass
