@@ -54,10 +54,10 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
 
         paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
-        views = Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)
+        views = [Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)]
         STATE["rounds"] = alternate(
             network, store.images, clusters=of["clusters"], rounds=1000, size=of["size"], batch_size=BATCH, lr=0.05,
-            augmentation=views, features=of.get("features", "pass"), dtype=dtype, patience=1000,
+            views=views, features=of.get("features", "pass"), dtype=dtype, patience=1000,
         )  # fmt: skip
     begin = time.perf_counter()
     round = next(STATE["rounds"])

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import changed, nmi
-from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.whitening import Whitening, whiten
+from deepcluster.clustering.kmeans import kmeans, means
+from deepcluster.clustering.whitening import Whitening, unreduced, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import Sampler, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.pseudo_labels import Sampler, Step, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Clustering, Round
 from deepcluster.seeding import derive, generator
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
-PAPER_VIEWS = Augmentation()
+PAPER_VIEWS = (Augmentation(),)
 FEATURES = ("pass", "memory")
 
 
@@ -38,22 +38,24 @@ def alternate(
     network: Network,
     images: Tensor,
     *,
-    clusters: int,
+    clusters: int | Sequence[int],
     rounds: int,
     seed: int = 0,
     size: int | None = None,
     epochs: int = 1,
     batch_size: int = 256,
-    lr: float | Callable[[int], float] = 0.05,
+    lr: Step = 0.05,
     head_lr: float | None = None,
     momentum: float = 0.9,
     weight_decay: float = 1e-5,
-    dims: int = 256,
+    dims: int | None = 256,
     whitening: float = 1.0,
     iterations: int = 20,
     empty: str = "split",
+    spherical: bool = False,
+    temperature: float | None = None,
     features: str = "pass",
-    augmentation: Augmentation = PAPER_VIEWS,
+    views: Sequence[Augmentation] = PAPER_VIEWS,
     sample: Sampler = uniform_over_clusters,
     tolerance: float = 0.0,
     patience: int = 3,
@@ -63,51 +65,67 @@ def alternate(
     """Yield a Round after each clustering and the training on it; ``network`` is trained in place.
 
     A generator does nothing until it is iterated. images: uint8, N x 3 x S x S; the network sees ``size`` x ``size`` of
-    them (S where it is None). clusters: the number K of pseudo-labels. epochs: passes over N images in a round. lr: a
-    number, or a function of the round. features: ``pass`` computes them anew in each round, by one pass over the images
-    (the paper); ``memory`` does so in the first only and then takes those that training saw, each image's last
-    (DeepCluster-v2): less to compute, but of random views by a network that was still learning. Ends after ``rounds``,
-    or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for ``patience`` rounds in
-    a row. Everything is a function of ``seed``.
+    them (S where it is None). clusters: the number K of pseudo-labels, or one for each of several clusterings, which
+    are learnt together. epochs: passes over N images in a round. lr: a number, or a function of the time in rounds.
+    dims: None leaves out PCA and whitening. temperature: None puts a new linear classifier on top in each round (the
+    paper); a number puts the means of the clusters there, frozen, and divides their cosines (DeepCluster-v2).
+    features: ``pass`` computes them anew in each round, by one pass over the images (the paper); ``memory`` does so in
+    the first only and then takes those that training saw, each image's last (DeepCluster-v2): less to compute, but of
+    random views by a network that was still learning. views: how each of the views of an image is made that a step
+    trains on. Ends after ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most
+    ``tolerance`` for ``patience`` rounds in a row. Everything is a function of ``seed``.
     """
     if features not in FEATURES:
         raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
     size = size or images.shape[-1]
+    numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     previous: Tensor | None = None
     memory: Tensor | None = None
     settled = 0
     for index in range(rounds):
-        step = lr(index) if callable(lr) else lr
         times = [time.perf_counter()]
 
         # Step 2, features.
         found = memory
         if found is None:
             found = extract(
-                network, images, size=size, batch_size=batch_size, dtype=dtype, progress=partial(progress, "features")
-            )
+                network, images, size=size, batch_size=batch_size, embedded=True, dtype=dtype,
+                progress=partial(progress, "features"),
+            )  # fmt: skip
         times.append(time.perf_counter())
 
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-        reduced = whiten(found, dims, whitening)(found)
+        reduced = (whiten(found, dims, whitening) if dims else unreduced(found))(found)
         memory = found if features == "memory" else None
-        del found  # in the other case nothing but the reduced features stays
-        clustering = kmeans(reduced, clusters, iterations=iterations, seed=derive(seed, "k-means", index), empty=empty)
+        clusterings = [
+            kmeans(reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
+                   spherical=spherical)
+            for i, k in enumerate(numbers)
+        ]  # fmt: skip
+        labels = torch.stack([clustering.labels for clustering in clusterings], 1)
         times.append(time.perf_counter())
 
-        # Step 5, learning, with a new linear classifier.
-        network.new_head(clusters, generator(seed, "head", index))
+        # Step 5, learning, with a new linear classifier, or the centroids as one.
+        if temperature is None:
+            network.new_head(sum(numbers), generator(seed, "head", index))
+        else:
+            along = unreduced(found)(found)
+            centroids = [means(along, column, k) for column, k in zip(labels.T, numbers, strict=True)]
+            network.centroid_head(torch.cat(centroids), temperature)
+        del found  # without a memory nothing but the reduced features stays
         loss = train_on_pseudo_labels(
-            network, images, clustering.labels, optimizer, size=size, lr=step, head_lr=head_lr, epochs=epochs,
-            batch_size=batch_size, augmentation=augmentation, sample=sample, seed=seed, round=index, memory=memory,
-            dtype=dtype, progress=partial(progress, "training"),
+            network, images, labels, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
+            batch_size=batch_size, views=views, clusters=numbers, sample=sample, seed=seed, round=index,
+            memory=memory, dtype=dtype, progress=partial(progress, "training"),
         )  # fmt: skip
         times.append(time.perf_counter())
 
         # Step 6, alternation: how much has changed since the previous round?
+        clustering = clusterings[0]
         agreement = math.nan if previous is None else nmi(previous, clustering.labels)
         moved = math.nan if previous is None else changed(previous, clustering.labels)
+        step = lr(float(index)) if callable(lr) else lr
         yield _record(index, reduced, clustering, loss, agreement, moved, step, times, len(images) * epochs)
         settled = settled + 1 if 1 - agreement <= tolerance else 0
         if settled >= patience:

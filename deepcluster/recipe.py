@@ -26,7 +26,10 @@ class Recipe:
     image_size: int = 224
     margin: float = 256 / 224
     # Alternation. It stops early once 1 - NMI to the previous round is at most tolerance for patience rounds in a row.
+    # heads: clusterings learnt together, each into head_growth times as many clusters as the one before.
     pseudo_labels: int = 10_000
+    heads: int = 1
+    head_growth: float = 1.0
     rounds: int = 500
     epochs: int = 1
     tolerance: float = 0.0
@@ -34,20 +37,34 @@ class Recipe:
     # Features: "pass" computes them anew each round, "memory" takes those that training saw.
     features: str = "pass"
     # Reduction and clustering. whitening: 1 whitens, 0 is plain PCA, between them leading directions weigh more.
+    # reduce: in the rounds too, and not only for the result.
     dims: int = 256
     whitening: float = 1.0
+    reduce: bool = True
+    spherical: bool = False
     kmeans_iterations: int = 20
     empty: str = "split"
-    # Learning. schedule of lr: "constant", or "cosine" to 0 over the rounds. head_lr: constant; 0 means as lr.
-    balance: bool = True
+    # Head: a new linear one each round, or with a temperature above 0 the clusters' means, on an MLP where
+    # projection_dim is not 0.
+    temperature: float = 0.0
+    projection_hidden: int = 0
+    projection_dim: int = 0
+    # Learning. sampling: "uniform" over clusters, "official" (the released code's, which is not) or "none".
+    sampling: str = "uniform"
     batch_size: int = 256
+    # schedule of lr: "constant", or "cosine" to 0 over the rounds, after a rise over the first warmup rounds. head_lr:
+    # constant; 0 means as lr.
     lr: float = 0.05
     head_lr: float = 0.0
     schedule: str = "constant"
+    warmup: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 1e-5
     precision: str = "fp32"
-    # Training views; see images/augment.py.
+    # Training views; see images/augment.py. views of view_size px (0: image_size), and small_views of small_size px
+    # whose crops are smaller.
+    views: int = 1
+    view_size: int = 0
     crop_min: float = 0.08
     crop_max: float = 1.0
     stretch: float = 4 / 3
@@ -55,6 +72,10 @@ class Recipe:
     rotation: float = 0.0
     colour: float = 0.0
     grey: float = 0.0
+    small_views: int = 0
+    small_size: int = 96
+    small_crop_min: float = 0.05
+    small_crop_max: float = 0.14
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -64,8 +85,19 @@ class Recipe:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
-        if self.crop_min > self.crop_max:
-            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
+        for kind in ("crop", "small_crop"):
+            least, most = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
+            if least > most:
+                raise UsageError(f"{kind}_min={least:g} is larger than {kind}_max={most:g}")
+        if (self.projection_hidden > 0) != (self.projection_dim > 0):
+            raise UsageError(
+                f"projection_hidden={self.projection_hidden}, projection_dim={self.projection_dim}: set both or neither"
+            )
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """The number of clusters of each clustering."""
+        return tuple(round(self.pseudo_labels * self.head_growth**i) for i in range(self.heads))
 
     @property
     def store_size(self) -> int:
@@ -75,16 +107,20 @@ class Recipe:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (8, 4096), "margin": (1, 2),
-    "pseudo_labels": (1, 10**9), "rounds": (0, 10**6), "epochs": (1, 10**4),
+    "pseudo_labels": (1, 10**9), "heads": (1, 100), "head_growth": (1, 10), "rounds": (0, 10**6), "epochs": (1, 10**4),
     "tolerance": (0, 1), "patience": (1, 10**6),
     "dims": (1, 10**5), "whitening": (0, 1), "kmeans_iterations": (1, 10**4),
-    "batch_size": (1, 10**6), "lr": (0, 100), "head_lr": (0, 100), "momentum": (0, 0.9999), "weight_decay": (0, 1),
+    "temperature": (0, 100), "projection_hidden": (0, 10**5), "projection_dim": (0, 10**5),
+    "batch_size": (1, 10**6), "lr": (0, 100), "head_lr": (0, 100), "warmup": (0, 10**6),
+    "momentum": (0, 0.9999), "weight_decay": (0, 1),
     "crop_min": (0.001, 10), "crop_max": (0.001, 10), "stretch": (1, 10), "flip": (0, 1), "rotation": (0, 180),
-    "colour": (0, 1), "grey": (0, 1),
+    "colour": (0, 1), "grey": (0, 1), "views": (1, 100), "view_size": (0, 4096),
+    "small_views": (0, 100), "small_size": (8, 4096), "small_crop_min": (0.001, 10), "small_crop_max": (0.001, 10),
 }  # fmt: skip
 _CHOICES = {
     "features": ("pass", "memory"),
     "empty": ("split", "sample"),
+    "sampling": ("uniform", "official", "none"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "probe", "fp32", "bf16"),
 }

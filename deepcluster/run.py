@@ -30,7 +30,7 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
-from deepcluster.images.sampling import each_once, uniform_over_clusters
+from deepcluster.images.sampling import each_once, official, uniform_over_clusters
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, read_once
 from deepcluster.learning.precision import fastest_precision, network_precision
@@ -288,26 +288,25 @@ def _rounds(
     return alternate(
         network,
         images,
-        clusters=recipe.pseudo_labels,
+        clusters=recipe.clusters,
         rounds=recipe.rounds,
         seed=seed,
         size=recipe.image_size,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        lr=_schedule(recipe.lr, recipe),
+        lr=_schedule(recipe),
         head_lr=recipe.head_lr or None,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        dims=recipe.dims,
+        dims=recipe.dims if recipe.reduce else None,
         whitening=recipe.whitening,
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
+        spherical=recipe.spherical,
+        temperature=recipe.temperature or None,
         features=recipe.features,
-        augmentation=Augmentation(
-            crop=(recipe.crop_min, recipe.crop_max), stretch=recipe.stretch, flip=recipe.flip,
-            rotation=recipe.rotation, colour=recipe.colour, grey=recipe.grey,
-        ),
-        sample=uniform_over_clusters if recipe.balance else each_once,
+        views=_views(recipe),
+        sample=SAMPLERS[recipe.sampling],
         tolerance=recipe.tolerance,
         patience=recipe.patience,
         dtype=choose_precision(recipe.precision, device),
@@ -315,17 +314,34 @@ def _rounds(
     )  # fmt: skip
 
 
-def _schedule(lr: float, recipe: Recipe) -> Callable[[int], float]:
-    """The step of each round: constant, or half a cosine wave from ``lr`` to nearly 0."""
-    if recipe.schedule == "constant":
-        return lambda index: lr
-    return lambda index: lr * 0.5 * (1 + math.cos(math.pi * index / recipe.rounds))
+SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+
+
+def _views(recipe: Recipe) -> tuple[Augmentation, ...]:
+    whole = Augmentation(
+        crop=(recipe.crop_min, recipe.crop_max), stretch=recipe.stretch, flip=recipe.flip, rotation=recipe.rotation,
+        colour=recipe.colour, grey=recipe.grey, size=recipe.view_size,
+    )  # fmt: skip
+    small = replace(whole, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
+    return (whole,) * recipe.views + (small,) * recipe.small_views
+
+
+def _schedule(recipe: Recipe) -> Callable[[float], float]:
+    """The step at a time in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0."""
+
+    def step(time: float) -> float:
+        rising = min(1.0, time / recipe.warmup) if recipe.warmup else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * time / recipe.rounds)) if recipe.schedule == "cosine" else 1.0
+        return recipe.lr * rising * falling
+
+    return step
 
 
 def _network(recipe: Recipe, seed: int, device: torch.device) -> Network:
     network = build(
-        recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None, seed=seed
-    )
+        recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
+        projection=(recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None, seed=seed,
+    )  # fmt: skip
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -22,7 +22,7 @@ def main(rounds: int) -> None:
     images = F.interpolate(grey, (16, 16), mode="bicubic").clamp(0, 255).byte().expand(-1, 3, -1, -1)
 
     network = build("compact", image_size=16, seed=0)
-    views = Augmentation(crop=(0.5, 1.2), stretch=1.2, flip=0.0, rotation=15)
+    views = [Augmentation(crop=(0.5, 1.2), stretch=1.2, flip=0.0, rotation=15)]
     for round in alternate(
         network,
         images,
@@ -32,7 +32,7 @@ def main(rounds: int) -> None:
         batch_size=128,
         lr=0.05,
         whitening=0.5,
-        augmentation=views,
+        views=views,
     ):
         print(f"round {round.index}: loss {round.loss:.3f}, {round.changed:.0%} of the images changed cluster")
         if round.change < 0.05:

@@ -25,7 +25,7 @@ def network(seed: int = 0) -> Network:
 
 def train(net, images, labels, **options):
     optimizer = body_optimizer(net)
-    settings = {"size": 24, "lr": 0.05, "epochs": 2, "batch_size": 16, "augmentation": STILL} | options
+    settings = {"size": 24, "lr": 0.05, "epochs": 2, "batch_size": 16, "views": [STILL]} | options
     return train_on_pseudo_labels(net, images, labels, optimizer, **settings)
 
 
@@ -68,7 +68,7 @@ def test_one_step_by_hand():
     )
     optimizer = body_optimizer(net, momentum=0.9, weight_decay=0.1)
     loss = train_on_pseudo_labels(
-        net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, augmentation=STILL
+        net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, views=[STILL]
     )
     x = (images.float() / 255).mean((2, 3))
     features = x @ weight.T + bias
@@ -83,7 +83,7 @@ def test_body_keeps_its_momentum_and_the_head_has_none():
     images, kinds = drawings(4)
     net = network()
     optimizer = body_optimizer(net)
-    settings = {"size": 24, "lr": 0.05, "epochs": 1, "batch_size": 12, "augmentation": STILL}
+    settings = {"size": 24, "lr": 0.05, "epochs": 1, "batch_size": 12, "views": [STILL]}
     for round in range(2):
         net.new_head(3, generator(0, "head", round))
         train_on_pseudo_labels(net, images, torch.tensor(kinds), optimizer, round=round, **settings)
@@ -153,7 +153,7 @@ def test_same_seed_same_weights_other_round_other_weights():
     def weights(seed: int, round: int) -> torch.Tensor:
         net = network()
         net.new_head(3, generator(0, "head"))
-        train(net, images, torch.tensor(kinds), seed=seed, round=round, augmentation=Augmentation())
+        train(net, images, torch.tensor(kinds), seed=seed, round=round, views=[Augmentation()])
         return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
     assert torch.equal(weights(0, 0), weights(0, 0))

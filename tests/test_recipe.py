@@ -16,7 +16,7 @@ def test_v1_is_the_paper():
     assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.05, 0.9, 1e-5, 256)
     assert (recipe.schedule, recipe.head_lr, recipe.kmeans_iterations, recipe.empty) == ("constant", 0, 20, "split")
     assert (recipe.crop_min, recipe.crop_max, recipe.flip, recipe.colour) == (0.08, 1, 0.5, 0)
-    assert recipe.balance
+    assert recipe.sampling == "uniform"
 
 
 def test_v1_on_few_images_lowers_the_number_of_clusters_and_says_so():
@@ -26,8 +26,8 @@ def test_v1_on_few_images_lowers_the_number_of_clusters_and_says_so():
 
 
 def test_given_options_win_and_are_named():
-    plan = resolve("auto", {"rounds": "3", "dims": 64, "empty": "sample", "balance": "false"}, PHOTOS)
-    assert (plan.recipe.rounds, plan.recipe.dims, plan.recipe.empty, plan.recipe.balance) == (3, 64, "sample", False)
+    plan = resolve("auto", {"rounds": "3", "dims": 64, "empty": "sample", "sampling": "none"}, PHOTOS)
+    assert (plan.recipe.rounds, plan.recipe.dims, plan.recipe.empty, plan.recipe.sampling) == (3, 64, "sample", "none")
     assert "rounds 3: given" in plan.reasons
     assert sum(reason.startswith("rounds ") for reason in plan.reasons) == 1
 
@@ -76,7 +76,7 @@ def test_more_pseudo_labels_than_images():
         ({"lr": "fast"}, "a number"),
         ({"lr": "nan"}, "between"),
         ({"lr": "-1"}, "between"),
-        ({"balance": "maybe"}, "true or false"),
+        ({"sobel": "maybe"}, "true or false"),
         ({"empty": "drop"}, "split or sample"),
         ({"crop_min": "2"}, "crop_max"),
         ({"rounds": True}, "whole number"),

@@ -98,6 +98,13 @@ def kmeans(
         return _repaired(walk, labels, centroids, distances, iterations, reseeded, chunk)
 
 
+def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none."""
+    with shared_out(matrix(x), None) as walk:
+        totals = label_sums(walk, labels, k)
+    return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
+
+
 def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
     if start is None:
         return

@@ -78,6 +78,12 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
     return Whitening(mean.float(), torch.from_numpy(np.ascontiguousarray(projection)).float())
 
 
+def unreduced(x: Tensor) -> Whitening:
+    """The map that leaves N x D features as they are, but for their length."""
+    width = x.shape[1]
+    return Whitening(torch.zeros(width), torch.eye(width))
+
+
 def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     """Mean (D), the ``count`` largest eigenvalues of the covariance (descending) and their eigenvectors as columns.
 

@@ -22,7 +22,7 @@ class Augmentation:
     crop: least and largest area of the crop, as a share of the image (above 1: the image shrinks inside the view).
     stretch: largest ratio of the crop's sides, to either side. flip: probability of mirroring left and right.
     rotation: largest angle in degrees. colour: largest relative change of brightness, contrast and saturation.
-    grey: probability of losing the colours.
+    grey: probability of losing the colours. size: side of the view in px; 0: as large as the fixed view.
     """
 
     crop: tuple[float, float] = (0.08, 1.0)
@@ -31,6 +31,7 @@ class Augmentation:
     rotation: float = 0.0
     colour: float = 0.0
     grey: float = 0.0
+    size: int = 0
 
 
 def fixed_view(images: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
     a list sorted by cluster with indices of the unsorted one; its draws follow the sizes of the clusters.)
     """
     shuffled = torch.randperm(len(labels), generator=random)
-    members = shuffled[torch.argsort(labels[shuffled], stable=True)]  # by cluster, in random order within it
+    members = by_cluster(labels, shuffled)  # in random order within a cluster
     sizes = torch.bincount(labels)
     starts = sizes.cumsum(0) - sizes
     occupied = torch.nonzero(sizes).flatten()
@@ -22,6 +22,21 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
     turn = torch.arange(draws) - (quota.cumsum(0) - quota).repeat_interleave(quota)
     chosen = members[starts[cluster] + turn % sizes[cluster]]
     return chosen[torch.randperm(draws, generator=random)]
+
+
+def by_cluster(labels: Tensor, order: Tensor) -> Tensor:
+    """The indices in ``order``, sorted by cluster."""
+    return order[torch.argsort(labels[order], stable=True)]
+
+
+def official(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
+    """What the released DeepCluster code draws, for the record: it does not balance.
+
+    It draws image numbers uniformly over clusters and takes them for places in the list of all images sorted by
+    cluster. A place says nothing about the cluster of the image that was drawn, so large clusters get as many draws as
+    they have images, some images come many times, and others never.
+    """
+    return by_cluster(labels, torch.arange(len(labels)))[uniform_over_clusters(labels, draws, random)]
 
 
 def each_once(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:

@@ -16,11 +16,13 @@ def extract(
     *,
     size: int,
     batch_size: int = 256,
+    embedded: bool = False,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on the CPU, as ``dtype`` makes them.
 
+    ``embedded``: what training clusters, the network's projection of the features, where it has one.
     (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch
     has the same shape, the last one filled up with zeros: a kernel may round differently for another shape, and an
     image must have the same features whatever comes with it.
@@ -40,7 +42,8 @@ def extract(
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), device):
-                found = network.features(views)[: end - begin]
+                found = network.features(views)
+                found = (network.embed(found) if embedded else found)[: end - begin]
                 if begin == 0:
                     features = torch.empty(len(images), found.shape[1], dtype=found.dtype)
                 features[begin:end] = found.cpu()

@@ -1,7 +1,8 @@
 """Learning (step 5): train the body and a new linear classifier to predict the cluster numbers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from deepcluster.workers import made_ahead
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
+Step = float | Callable[[float], float]  # a learning rate, or one that depends on the time in rounds
+
+
 def body_optimizer(network: Network, *, momentum: float = 0.9, weight_decay: float = 1e-5) -> SGD:
     """SGD for everything below the head. It lives as long as the run: its momentum outlasts the rounds."""
     return SGD(network.body_parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
@@ -31,11 +35,12 @@ def train_on_pseudo_labels(
     optimizer: SGD,
     *,
     size: int,
-    lr: float,
+    lr: Step,
     head_lr: float | None = None,
     epochs: int,
     batch_size: int,
-    augmentation: Augmentation,
+    views: Sequence[Augmentation],
+    clusters: Sequence[int] | None = None,
     sample: Sampler = uniform_over_clusters,
     seed: int = 0,
     round: int = 0,
@@ -43,53 +48,87 @@ def train_on_pseudo_labels(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """Minimise the cross-entropy of ``labels`` (int64, N) over ``epochs`` x N views; returns its mean over them.
+    """Minimise the cross-entropy of ``labels`` over ``epochs`` x N images; returns its mean over them.
 
-    ``network`` has a fresh head, which gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is
-    None, as published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch. Into
-    ``memory`` (N x D) go the features of each image as they were when it was last trained on. Raises NonFiniteError at
-    the end of the epoch in which the loss stopped being finite.
+    labels: int64, N; or N x H of H clusterings into ``clusters`` (H numbers), whose logits lie side by side in the
+    head. The loss is the mean over them and over the ``views`` of an image. ``network`` has its head of this round. A
+    linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as published), no
+    momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one clustering, of
+    each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last trained on, the
+    mean over its first two views. Raises NonFiniteError at the end of the epoch in which the loss stopped being finite.
     """
-    assert network.head is not None, "new_head comes before training"
+    assert network.head is not None, "a head comes before training"
     device = next(network.parameters()).device
-    weight_decay = optimizer.param_groups[0]["weight_decay"]
-    head_optimizer = SGD(network.head.parameters(), lr=lr if head_lr is None else head_lr, weight_decay=weight_decay)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    labels = labels.reshape(len(labels), -1)
+    optimizers = [optimizer]
+    if head_parameters := list(network.head.parameters()):
+        optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=optimizer.param_groups[0]["weight_decay"]))
     network.train()
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(len(images) / batch_size))
     total = torch.zeros((), dtype=torch.float64)
 
-    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
+    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, list[Tensor]]:
         epoch, step, rows = batch
         random = generator(seed, "augment", round, epoch, step)
-        return step, rows, random_views(gather(images, rows).to(device), size, augmentation, random)
+        pictures = gather(images, rows).to(device)
+        return step, rows, [random_views(pictures, how.size or size, how, random) for how in views]
 
     with lent_global(seed, "training", round):  # dropout draws from the global generator
         for epoch in range(epochs):
             epoch_loss = torch.zeros((), device=device)
-            drawn = sample(labels, len(images), generator(seed, "sample", round, epoch))
+            by = labels[:, (round * epochs + epoch) % labels.shape[1]]
+            drawn = sample(by, len(images), generator(seed, "sample", round, epoch))
             batches = ((epoch, step, rows) for step, rows in enumerate(drawn.tensor_split(steps)))
-            for step, rows, views in made_ahead(prepare, batches, device):
+            for step, rows, seen in made_ahead(prepare, batches, device):
+                _set_steps(optimizers, lr, head_lr, round + (epoch + step / steps) / epochs)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    features = network.features(views)
-                    logits = network.classify(features)
+                    embeddings = network.embed(_features(network, seen))
+                    logits = network.classify(embeddings)
                 if memory is not None:
-                    memory[rows] = features.detach().to(memory)
-                loss = F.cross_entropy(logits.float(), labels[rows].to(device))
-                optimizer.zero_grad()
-                head_optimizer.zero_grad()
+                    memory[rows] = embeddings.detach().unflatten(0, (len(seen), -1))[:2].mean(0).to(memory)
+                loss = _loss(logits, labels[rows].to(device), clusters)
+                for each in optimizers:
+                    each.zero_grad()
                 loss.backward()
-                optimizer.step()
-                head_optimizer.step()
+                for each in optimizers:
+                    each.step()
                 epoch_loss += loss.detach() * (len(rows) / len(images))
                 if progress is not None:
                     progress(epoch * len(images) + (step + 1) * len(images) // steps, epochs * len(images))
             if not math.isfinite(epoch_loss.item()):
                 raise NonFiniteError(
-                    f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of {lr:g}:"
-                    " try a tenth of it (--lr)"
+                    f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
+                    f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
                 )
             total += epoch_loss.double().cpu()
     return total.item() / max(1, epochs)
+
+
+def _set_steps(optimizers: Sequence[SGD], lr: Step, head_lr: float | None, time: float) -> None:
+    """The learning rates at a ``time`` in rounds: the body's, and the head's where it learns."""
+    body = lr(time) if callable(lr) else lr
+    for each, step in zip(optimizers, (body, body if head_lr is None else head_lr), strict=False):
+        for group in each.param_groups:
+            group["lr"] = step
+
+
+def _features(network: Network, views: Sequence[Tensor]) -> Tensor:
+    """Features of all views, one after the other; views of one size go through the network together."""
+    parts: list[Tensor] = []
+    for _, alike in groupby(views, key=lambda view: view.shape[-1]):
+        batch = list(alike)
+        parts.append(network.features(batch[0] if len(batch) == 1 else _stacked(batch)))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _stacked(views: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(views)).contiguous(memory_format=torch.channels_last)
+
+
+def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None) -> Tensor:
+    """Mean cross-entropy over views, images and clusterings; logits: views x images, by clusters side by side."""
+    views = len(logits) // len(labels)
+    parts = logits.float().split(list(clusters) if clusters else logits.shape[1], 1)
+    losses = [F.cross_entropy(part, each.repeat(views)) for part, each in zip(parts, labels.T, strict=True)]
+    return torch.stack(losses).mean()

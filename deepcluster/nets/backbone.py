@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.compact import Compact
-from deepcluster.nets.heads import reset_linear
+from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
 from deepcluster.nets.weights import HEADS, first_line, load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -21,12 +21,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head that is on top of it for one round.
 
-    ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features, the ones that are clustered.
-    ``classify`` maps these to B x K logits, through ``activation`` and the head; ``forward`` does both. Normalisation
-    by ``mean`` and ``std`` is part of the network, so nobody can forget it or do it twice.
+    ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features, the result of it all. ``embed``
+    maps these to what is clustered while training: itself, or its image under the ``projection`` (DeepCluster-v2).
+    ``classify`` maps embeddings to B x K logits, through ``activation`` and the head; ``forward`` does all three.
+    Normalisation by ``mean`` and ``std`` is part of the network, so nobody can forget it or do it twice.
     """
 
-    head: nn.Linear | None
+    head: nn.Linear | Centroids | None
     architecture: dict[str, str | int | bool]
     """The arguments of ``build`` that give this network again; empty for a body of one's own."""
 
@@ -36,6 +37,8 @@ class Network(nn.Module):
         feature_dim: int,
         *,
         activation: nn.Module | None = None,
+        projection: nn.Module | None = None,
+        embedding_dim: int | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
@@ -43,6 +46,8 @@ class Network(nn.Module):
         self.body = body
         self.feature_dim = feature_dim
         self.activation = activation or nn.Identity()
+        self.projection = projection or nn.Identity()
+        self.embedding_dim = embedding_dim or feature_dim
         self.head = None
         self.architecture = {}
         self.mean: Tensor
@@ -54,30 +59,49 @@ class Network(nn.Module):
         features: Tensor = self.body((images - self.mean) / self.std)
         return features
 
-    def classify(self, features: Tensor) -> Tensor:
+    def embed(self, features: Tensor) -> Tensor:
+        embeddings: Tensor = self.projection(features)
+        return embeddings
+
+    def classify(self, embeddings: Tensor) -> Tensor:
         if self.head is None:
             raise RuntimeError("the network has no head yet: call new_head(clusters, generator) first")
-        logits: Tensor = self.head(self.activation(features))
+        logits: Tensor = self.head(self.activation(embeddings))
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.features(images))
+        return self.classify(self.embed(self.features(images)))
 
     def new_head(self, clusters: int, generator: torch.Generator) -> None:
         """Put a fresh linear classifier with ``clusters`` outputs on top."""
-        self.head = reset_linear(self.feature_dim, clusters, generator).to(self.mean.device)
+        self.head = reset_linear(self.embedding_dim, clusters, generator).to(self.mean.device)
+
+    def centroid_head(self, centroids: Tensor, temperature: float) -> None:
+        """Put the directions of K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
+        self.head = Centroids(centroids, temperature).to(self.mean.device)
 
     def body_parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters below the head."""
-        return (parameter for parameter in self.body.parameters() if parameter.requires_grad)
+        parts = (self.body, self.projection)
+        return (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad)
 
 
-def build(name: str, *, image_size: int, sobel: bool = False, weights: str | None = None, seed: int = 0) -> Network:
+def build(
+    name: str,
+    *,
+    image_size: int,
+    sobel: bool = False,
+    weights: str | None = None,
+    projection: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Network:
     """The network called ``name``, on the CPU and without a head; its parameters depend on ``seed`` alone.
 
     ``name`` is ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. ``sobel`` puts the
     fixed Sobel filter before ``alexnet`` or ``vgg16``. ``weights`` is None, the path of a file, or ``"timm"`` for the
-    weights that timm publishes, which may download. ``build(**network.architecture)`` builds the same network again.
+    weights that timm publishes, which may download. ``projection``: hidden and output width of an MLP between features
+    and head, or None; it serves training alone and is no part of the architecture. ``build(**network.architecture)``
+    builds the same network again.
 
     Raises:
         UsageError: there is no such network, or not with these options.
@@ -112,6 +136,9 @@ def build(name: str, *, image_size: int, sobel: bool = False, weights: str | Non
 
     if state is not None:
         load_body(network.body, state, path=str(weights), name=name, heads=heads)
+    if projection is not None:
+        network.embedding_dim = projection[1]
+        network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
     network.architecture = {"name": name, "image_size": image_size, "sobel": sobel}
     return network
 
