@@ -14,13 +14,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.agreement import changed, nmi
+from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.whitening import Whitening, unreduced, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import Sampler, Step, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.pseudo_labels import (
+    Sampler,
+    Step,
+    body_optimizer,
+    train_on_pseudo_labels,
+)
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Clustering, Round
 from deepcluster.seeding import derive, generator
@@ -56,6 +61,7 @@ def alternate(
     temperature: float | None = None,
     features: str = "pass",
     views: Sequence[Augmentation] = PAPER_VIEWS,
+    instance_temperature: float | None = None,
     sample: Sampler = uniform_over_clusters,
     tolerance: float = 0.0,
     patience: int = 3,
@@ -72,8 +78,9 @@ def alternate(
     features: ``pass`` computes them anew in each round, by one pass over the images (the paper); ``memory`` does so in
     the first only and then takes those that training saw, each image's last (DeepCluster-v2): less to compute, but of
     random views by a network that was still learning. views: how each of the views of an image is made that a step
-    trains on. Ends after ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most
-    ``tolerance`` for ``patience`` rounds in a row. Everything is a function of ``seed``.
+    trains on. instance_temperature: where it is a number, clusters count as far as they are those of the round before,
+    and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
+    ``patience`` rounds in a row. Everything is a function of ``seed``.
     """
     if features not in FEATURES:
         raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
@@ -106,6 +113,12 @@ def alternate(
         labels = torch.stack([clustering.labels for clustering in clusterings], 1)
         times.append(time.perf_counter())
 
+        # How much has changed since the previous round? (Of step 6; learning may depend on it.)
+        clustering = clusterings[0]
+        agreement = math.nan if previous is None else nmi(previous, clustering.labels)
+        moved = math.nan if previous is None else changed(previous, clustering.labels)
+        trust = 1.0 if instance_temperature is None else trusted(previous, clustering.labels, seed, index)
+
         # Step 5, learning, with a new linear classifier, or the centroids as one.
         if temperature is None:
             network.new_head(sum(numbers), generator(seed, "head", index))
@@ -116,21 +129,26 @@ def alternate(
         del found  # without a memory nothing but the reduced features stays
         loss = train_on_pseudo_labels(
             network, images, labels, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
-            batch_size=batch_size, views=views, clusters=numbers, sample=sample, seed=seed, round=index,
-            memory=memory, dtype=dtype, progress=partial(progress, "training"),
+            batch_size=batch_size, views=views, clusters=numbers, trust=trust,
+            instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory, dtype=dtype, progress=partial(progress, "training"),
         )  # fmt: skip
         times.append(time.perf_counter())
 
-        # Step 6, alternation: how much has changed since the previous round?
-        clustering = clusterings[0]
-        agreement = math.nan if previous is None else nmi(previous, clustering.labels)
-        moved = math.nan if previous is None else changed(previous, clustering.labels)
+        # Step 6, alternation.
         step = lr(float(index)) if callable(lr) else lr
         yield _record(index, reduced, clustering, loss, agreement, moved, step, times, len(images) * epochs)
         settled = settled + 1 if 1 - agreement <= tolerance else 0
         if settled >= patience:
             return
         previous = clustering.labels
+
+
+def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> float:
+    """The weight (0 to 1) of pseudo-labels that repeat the previous ones by a share a: a^2 / (a^2 + (1 - a)^2)."""
+    if previous is None:
+        return 0.0
+    share = repeated(previous, labels, generator(seed, "chance", index))
+    return share**2 / (share**2 + (1 - share) ** 2)
 
 
 def _record(

@@ -306,6 +306,7 @@ def _rounds(
         temperature=recipe.temperature or None,
         features=recipe.features,
         views=_views(recipe),
+        instance_temperature=recipe.instance_temperature or None,
         sample=SAMPLERS[recipe.sampling],
         tolerance=recipe.tolerance,
         patience=recipe.patience,

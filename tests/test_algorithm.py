@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.images.augment import Augmentation
+from deepcluster.images.sampling import each_once
 from deepcluster.nets.backbone import build
 from tests.drawings import drawings
 
@@ -181,3 +183,61 @@ def test_an_unknown_source_of_features():
     images, _ = drawings(2)
     with pytest.raises(ValueError, match="'momory': choose pass or memory"):
         next(alternate(network(), images, rounds=1, features="momory", **OPTIONS))
+
+
+V2 = {
+    "clusters": (4, 6, 8), "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))] * 2, "lr": 0.05, "dims": None,
+    "spherical": True, "temperature": 0.1, "features": "memory", "sample": each_once,
+}  # fmt: skip
+
+
+def v2_network():
+    return build("compact", image_size=24, projection=(32, 8))
+
+
+def test_version_2_runs_through_the_same_alternation(monkeypatch):
+    """Several clusterings of the embeddings as they are, the mean directions of their clusters as classifiers."""
+    images, _ = drawings(10)
+    net = v2_network()
+    seen = []
+    original = algorithm.train_on_pseudo_labels
+
+    def spy(network, images, labels, *arguments, memory, **options):
+        seen.append((memory.clone(), labels.clone(), network.head.directions.clone()))
+        loss = original(network, images, labels, *arguments, memory=memory, **options)
+        assert torch.equal(network.head.directions, seen[-1][2])
+        return loss
+
+    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
+    rounds = list(alternate(net, images, rounds=3, **V2))
+    for round, (memory, labels, directions) in zip(rounds, seen, strict=True):
+        rows = F.normalize(memory.float(), dim=1)
+        assert torch.allclose(round.reduced, rows, atol=1e-6)
+        assert labels.shape == (30, 3)
+        assert torch.equal(labels[:, 0], round.clustering.labels)
+        wanted = [rows[labels[:, i] == k].mean(0) for i, number in enumerate((4, 6, 8)) for k in range(number)]
+        assert torch.allclose(directions, F.normalize(torch.stack(wanted), dim=1), atol=1e-4)
+        # No empty cluster, so no centroid that nothing belongs to.
+        assert [len(column.unique()) for column in labels.T] == [4, 6, 8]
+    assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_version_2_takes_as_many_clusters_as_there_are_images_and_no_more():
+    images, _ = drawings(4)
+    (round,) = alternate(v2_network(), images, rounds=1, **{**V2, "clusters": (12, 3)})
+    assert math.isfinite(round.loss)
+    with pytest.raises(ValueError, match="k=13 must be at least 1 and at most the number of rows, 12"):
+        next(alternate(v2_network(), images, rounds=1, **{**V2, "clusters": (3, 13)}))
+
+
+@pytest.mark.parametrize("features", ["pass", "memory"])
+def test_version_2_finds_shapes(features):
+    images, kinds = drawings(40, seed=3)
+    net = v2_network()
+    how = Augmentation(crop=(0.5, 1.0), stretch=1.1, flip=0.5, colour=0.4, grey=1.0)
+    options = {**V2, "clusters": (6, 12), "views": [how, how], "features": features, "epochs": 3}
+    for round in alternate(net, images, rounds=8, **options):
+        assert round.loss < 2 * round.chance_loss
+    reduced = conclude(net, images, clusters=6, whitening=0.5).reduced
+    found = min((kmeans(reduced, 3, seed=i) for i in range(5)), key=lambda found: found.inertia).labels
+    assert nmi(kinds, found) > 0.9

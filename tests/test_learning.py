@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, fixed_view
 from deepcluster.images.sampling import each_once, uniform_over_clusters
-from deepcluster.learning import precision
+from deepcluster.learning import precision, pseudo_labels
 from deepcluster.learning.features import extract
 from deepcluster.learning.precision import fastest_precision, network_precision
-from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.pseudo_labels import Instances, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
 from tests.drawings import drawings
@@ -266,3 +266,120 @@ def test_the_rule_for_the_precision(monkeypatch):
     assert network_precision(grouped, torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     assert network_precision(network(), cpu) == torch.float32
+
+
+def linear_network(centroids: torch.Tensor) -> tuple[Network, nn.Linear]:
+    """Mean colours through a linear projection, and frozen centroids on top: small enough to do by hand."""
+    layer = nn.Linear(3, 4)
+    net = Network(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, projection=layer, embedding_dim=4, mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )  # fmt: skip
+    net.centroid_head(centroids, 0.1)
+    return net, layer
+
+
+def by_hand(images, layer, centroids, labels) -> torch.Tensor:
+    embeddings = F.normalize((images.float() / 255).mean((2, 3)) @ layer.weight.T + layer.bias, dim=1)
+    return F.cross_entropy(embeddings @ F.normalize(centroids, dim=1).T / 0.1, labels)
+
+
+def test_several_clusterings_by_hand():
+    """The loss is the mean over the clusterings; the projection learns, the centroids do not."""
+    images, _ = drawings(2)
+    centroids = torch.randn(5, 4, generator=generator(0, "centroids"))
+    labels = torch.tensor([[0, 1], [1, 2], [0, 0], [1, 1], [1, 2], [0, 0]])
+    net, layer = linear_network(centroids)
+    weight = layer.weight.detach().clone().requires_grad_()
+    before = nn.Linear(3, 4)
+    before.weight, before.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(layer.bias.detach().clone())
+    expected = (
+        by_hand(images, before, centroids[:2], labels[:, 0]) + by_hand(images, before, centroids[2:], labels[:, 1])
+    ) / 2
+    expected.backward()
+    head = net.head.directions.clone()
+    loss = train(net, images, labels, clusters=(2, 3), sample=each_once, epochs=1, batch_size=6, lr=0.5)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(layer.weight, before.weight - 0.5 * (before.weight.grad + 1e-5 * before.weight), atol=1e-5)
+    assert torch.equal(net.head.directions, head)
+
+
+def test_each_view_has_the_label_of_its_image_and_memory_the_mean_of_the_full_ones():
+    images, _ = drawings(2)
+    centroids = torch.randn(3, 4, generator=generator(0, "centroids"))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    net, layer = linear_network(centroids)
+    expected = by_hand(images, layer, centroids, labels).item()
+    memory = torch.zeros(6, 4)
+    # Three views of one image that all show the same mean colours: two whole ones, one of half the size.
+    half = Augmentation(crop=(1, 1), stretch=1, flip=0, size=12)
+    loss = train(
+        net, images, labels, views=[STILL, STILL, half], sample=each_once, epochs=1, batch_size=6, lr=0.0, memory=memory
+    )
+    assert loss == pytest.approx(expected, rel=2e-2)
+    assert torch.allclose(memory, net.embed(net.features(fixed_view(images, 24))), atol=1e-5)
+
+
+def test_views_have_their_sizes():
+    images, kinds = drawings(4)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    seen = []
+    net.body.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    small = Augmentation(crop=(0.1, 0.3), size=16)
+    train(net, images, torch.tensor(kinds), views=[STILL, STILL, small], epochs=1, batch_size=12)
+    assert seen == [(24, 3, 24, 24), (12, 3, 16, 16)]
+
+
+def test_instances_by_hand():
+    """Two images, two views: each view must find its partner among the three others."""
+    views = torch.tensor([[2.0, 0], [0, 1], [1, 1], [0, 3]])  # image 0, image 1, and their second views
+    unit = F.normalize(views, dim=1)
+    expected = 0.0
+    for i, partner in enumerate((2, 3, 0, 1)):
+        likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in range(4) if j != i}
+        expected -= math.log(likeness[partner] / sum(likeness.values())) / 4
+    # A third, smaller view would follow and does not count.
+    found = pseudo_labels._instance_loss(torch.cat([views, torch.ones(2, 2)]), 2, 0.5)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_instances_add_to_the_loss_by_their_weight():
+    images, kinds = drawings(4)
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        net = network()
+        net.new_head(3, generator(0, "head"))
+        options = {"views": [Augmentation()] * 2, "lr": 0.0, "epochs": 1, "instances": Instances(weight, 0.2)}
+        losses.append(train(net, images, torch.tensor(kinds), **options))
+    assert losses[1] - losses[0] > 0.5
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+
+
+def test_the_step_may_depend_on_the_time_in_rounds():
+    images, kinds = drawings(4)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    times = []
+
+    def step(time: float) -> float:
+        times.append(time)
+        return 0.01
+
+    train(net, images, torch.tensor(kinds), lr=step, epochs=2, batch_size=4, round=5)
+    assert times == pytest.approx([5 + i / 6 for i in range(6)])
+
+
+def test_clusterings_take_turns_in_the_sampling():
+    images, _ = drawings(4)
+    labels = torch.stack([torch.zeros(12, dtype=torch.int64), torch.arange(12) % 3], 1)
+    net = network()
+    net.new_head(4, generator(0, "head"))
+    seen = []
+
+    def sample(by, draws, random):
+        seen.append(by.tolist())
+        return torch.arange(draws)
+
+    train(net, images, labels, clusters=(1, 3), sample=sample, epochs=3)
+    assert seen == [labels[:, 0].tolist(), labels[:, 1].tolist(), labels[:, 0].tolist()]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import IMAGENET_MEAN, IMAGENET_STD, Network, build
+from deepcluster.nets.heads import Centroids
 from deepcluster.nets.weights import load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -592,3 +593,47 @@ def test_published_efficientnet_weights():
     assert all(torch.equal(state[key], given[key]) for key in state)
     with pytest.raises(ModelError, match="tf_efficientnet_lite1"):
         build("timm:tf_efficientnet_lite1", image_size=64, weights=str(GIVEN))
+
+
+def test_frozen_centroids_by_hand():
+    head = Centroids(torch.tensor([[3.0, 0], [0, 0.5], [0, 0]]), 0.5)
+    logits = head(torch.tensor([[1.0, 1], [-2, 0]]))
+    expected = torch.tensor([[math.sqrt(0.5), math.sqrt(0.5), 0], [-1, 0, 0]]) / 0.5
+    torch.testing.assert_close(logits, expected)
+    assert not list(head.parameters())
+
+
+def test_frozen_centroids_are_float32_under_autocast():
+    head = Centroids(torch.randn(5, 16, generator=generator(0, "c")), 0.1)
+    x = torch.randn(4, 16, generator=generator(0, "x"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(x), head(x.clone()))
+        assert head(x).dtype == torch.float32
+    torch.testing.assert_close(head(x), F.cosine_similarity(x[:, None], head.directions[None], dim=2) / 0.1)
+
+
+def test_a_projection_is_between_features_and_head_and_trained_with_the_body():
+    network = build("compact", image_size=16, projection=(24, 8), seed=3)
+    images = torch.rand(4, 3, 16, 16, generator=generator(0, "x"))
+    features = network.features(images)
+    assert features.shape == (4, network.feature_dim)
+    assert network.embed(features).shape == (4, 8) == (4, network.embedding_dim)
+    network.new_head(5, generator(0, "head"))
+    torch.testing.assert_close(network(images), network.classify(network.embed(features)))
+    trained = {id(parameter) for parameter in network.body_parameters()}
+    assert {id(parameter) for parameter in network.projection.parameters()} <= trained
+    again = build("compact", image_size=16, projection=(24, 8), seed=3)
+    other = build("compact", image_size=16, projection=(24, 8), seed=4)
+    same, different = (
+        [torch.equal(a, b) for a, b in zip(network.projection.parameters(), net.projection.parameters(), strict=True)]
+        for net in (again, other)
+    )
+    assert all(same)
+    assert not all(different)
+
+
+def test_without_a_projection_embeddings_are_the_features():
+    network = build("compact", image_size=16)
+    features = torch.rand(2, network.feature_dim)
+    assert torch.equal(network.embed(features), features)
+    assert network.embedding_dim == network.feature_dim

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+import torch
 from torch import Tensor
 
 NMI_AVERAGE = "geometric"  # I(A;B) / sqrt(H(A) H(B)), as in the paper (equation 5)
@@ -17,6 +18,16 @@ Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 def nmi(a: Assignment, b: Assignment) -> float:
     """Normalised mutual information, geometric mean. High by chance when clusters are many: see :func:`ami`."""
     return float(normalized_mutual_info_score(np.asarray(a), np.asarray(b), average_method=NMI_AVERAGE))
+
+
+def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> float:
+    """How far an assignment repeats the one before, 0 to 1: their NMI above what chance gives.
+
+    Chance is the NMI with the images in another order. (AMI computes its expectation, which takes minutes for
+    thousands of clusters.)
+    """
+    chance = nmi(previous, current[torch.randperm(len(current), generator=random)])
+    return max(0.0, (nmi(previous, current) - chance) / max(1e-9, 1 - chance))
 
 
 def ami(a: Assignment, b: Assignment) -> float:

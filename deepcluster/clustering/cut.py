@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.sparse import csr_array, diags_array
+from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import silhouette_score
 from torch import Tensor
+from torch.nn import functional as F
 
 from deepcluster.clustering.assignment import assigner
 from deepcluster.clustering.kmeans import kmeans
@@ -14,6 +18,12 @@ from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
 
 STARTS = 10
+Directions = npt.NDArray[np.float64]
+NEIGHBOURS = 15
+SAMPLE = 50_000  # rows in the neighbour graph
+CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
+ROWS_EACH = 10
+TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,74 @@ class Placement:
 
 
 def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
-    """Cut N x d features into ``k`` groups: the best of several k-means by inertia."""
-    return as_groups(_best_of(STARTS, reduced, k, derive(seed, "cut")))
+    """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
+
+    Every row is tied to its nearest ones; the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan and Weiss,
+    2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new image
+    needs nothing but the nearest one. With fewer than ``ROWS_EACH`` rows for a group it is the best of several k-means.
+    """
+    own = derive(seed, "cut")
+    if k < 2 or len(reduced) < ROWS_EACH * k:
+        return as_groups(_best_of(STARTS, reduced, k, own))
+    rows = reduced
+    if len(rows) > SAMPLE:
+        rows = rows[torch.randperm(len(rows), generator=generator(own, "sample"))[:SAMPLE].sort().values]
+    found = _normalised_cut(_ties(rows), k, own)
+    sizes = torch.bincount(found, minlength=k)
+    parts = [
+        _inside(rows[found == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(own, "inside", group))
+        for group in torch.argsort(sizes, descending=True, stable=True).tolist()
+        if sizes[group] > 0
+    ]
+    groups = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    return _numbered(Cut(torch.cat(parts), groups), reduced)
+
+
+def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
+    """The centroids of one group, a ``share`` of its number of rows, none of them without a row."""
+    clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed, precision="fp32")
+    return clustering.centroids[clustering.sizes > 0]
+
+
+def _numbered(groups: Cut, reduced: Tensor) -> Cut:
+    """The same groups numbered by the rows that are placed in them."""
+    sizes = torch.bincount(groups.groups[assigner(groups.centroids)(reduced)], minlength=groups.count)
+    order = torch.argsort(sizes, descending=True, stable=True)
+    return Cut(groups.centroids, torch.argsort(order)[groups.groups])
+
+
+def _ties(rows: Tensor) -> csr_array:
+    """N x N: 1 for a row and one of its nearest neighbours, 2 where that is mutual."""
+    count, size = min(NEIGHBOURS, len(rows) - 1), len(rows)
+    nearest = torch.empty(size, count, dtype=torch.int64)
+    for begin in range(0, size, 1000):
+        part = rows[begin : begin + 1000]
+        likeness = part @ rows.T
+        likeness[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
+        nearest[begin : begin + 1000] = likeness.topk(count, 1).indices
+    ones = np.ones(size * count)
+    ties = csr_array((ones, nearest.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
+    return ties + ties.T
+
+
+def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
+    """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
+    size = ties.shape[0]
+    degrees = np.asarray(ties.sum(1)).ravel()
+    spread = TIES * degrees.mean()
+    scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
+    weighted = diags_array(scale * (1 - TIES)) @ ties @ diags_array(scale)
+
+    def multiply(vector: Directions) -> Directions:
+        vector = vector.ravel()
+        found: Directions = weighted @ vector + (spread / size * (scale @ vector)) * scale
+        return found
+
+    start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
+    operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
+    _, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-4)
+    found = F.normalize(torch.from_numpy(np.ascontiguousarray(vectors)).float(), dim=1)
+    return _best_of(STARTS, found, k, seed).labels
 
 
 def _best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:

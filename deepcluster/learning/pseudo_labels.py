@@ -41,6 +41,8 @@ def train_on_pseudo_labels(
     batch_size: int,
     views: Sequence[Augmentation],
     clusters: Sequence[int] | None = None,
+    trust: float = 1.0,
+    instance_temperature: float = 0.2,
     sample: Sampler = uniform_over_clusters,
     seed: int = 0,
     round: int = 0,
@@ -55,7 +57,8 @@ def train_on_pseudo_labels(
     linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as published), no
     momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one clustering, of
     each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last trained on, the
-    mean over its first two views. Raises NonFiniteError at the end of the epoch in which the loss stopped being finite.
+    mean over its first two views. ``trust`` is the weight of this loss; the rest goes to that of the finest clustering, in
+    which every image is a cluster of its own. Raises NonFiniteError at the end of the epoch in which the loss stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
     device = next(network.parameters()).device
@@ -88,6 +91,8 @@ def train_on_pseudo_labels(
                 if memory is not None:
                     memory[rows] = embeddings.detach().unflatten(0, (len(seen), -1))[:2].mean(0).to(memory)
                 loss = _loss(logits, labels[rows].to(device), clusters)
+                if trust < 1:
+                    loss = trust * loss + (1 - trust) * _instance_loss(embeddings, len(rows), instance_temperature)
                 for each in optimizers:
                     each.zero_grad()
                 loss.backward()
@@ -124,6 +129,14 @@ def _features(network: Network, views: Sequence[Tensor]) -> Tensor:
 
 def _stacked(views: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(views)).contiguous(memory_format=torch.channels_last)
+
+
+def _instance_loss(embeddings: Tensor, images: int, temperature: float) -> Tensor:
+    """The images of a batch as clusters: each of their first two views is to be told from all others by its likeness
+    to the other one, which stands for the centroid (SimCLR's loss, the E-step of PCL's finest level)."""
+    pair = F.normalize(embeddings[: 2 * images].float(), dim=1)
+    logits = (pair @ pair.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(2 * images, device=pair.device).roll(images))
 
 
 def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None) -> Tensor:

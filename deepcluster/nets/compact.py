@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-WIDTH = 32
+WIDTH = 16
 HALVED_FROM = 48  # px: at 64 px a round then costs what it costs at 32
 
 

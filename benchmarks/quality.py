@@ -1,0 +1,215 @@
+"""How good are the clusters? Methods side by side on class folders, over seeds; the labels only score.
+
+    python benchmarks/quality.py NAME IMAGES -k K [--test IMAGES] [--methods ...] [--seeds 0 1 2] [--minutes 60]
+                                 [--whole CLASS --share 0.1] [-- options of deepcluster fit]
+
+Prints ACC, NMI, AMI, ARI (mean and standard deviation over the seeds), seconds, and with --test the accuracy of 20
+nearest neighbours on those images by the features. results/quality-NAME.json grows by every run, so a long comparison
+can be made in parts; ``--methods`` without a name prints what is there.
+
+pixels, pca: scikit-learn's k-means on the pixels (at most 32 px), or on their 50 principal components. untrained: the
+network of auto before its first round. v1, v2, auto: the recipes, v1 and v2 with the network of auto and K = 10 k.
+v1-official, v1-none: v1 with the sampling of the released code, and without any. dec, idec, dcn: ClustPy's, with their
+own defaults, the epochs cut down where 100 + 150 do not fit into --minutes (one seed is enough).
+--whole makes a copy in which one class is kept and of the others a share, to see what balancing does.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from common import METRICS, RESULTS, fit, save, spread
+
+Run = Callable[[argparse.Namespace, int], dict[str, float]]
+NEIGHBOURS, TEMPERATURE = 20, 0.1
+CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
+
+
+def pixels(images: str, size: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """The pixels, N x 3 size^2 in [0, 1], and the labels."""
+    from deepcluster.images.labels import true_labels
+    from deepcluster.images.source import find
+    from deepcluster.images.store import read_once
+
+    source = find(images)
+    labels = true_labels("folders", source)
+    with tempfile.TemporaryDirectory() as folder:
+        store = read_once(source, size, folder=Path(folder))
+        rows = store.images.permute(0, 2, 3, 1).numpy().reshape(len(store.kept), -1).astype(np.float32) / 255
+    return rows, [labels[i] for i in store.kept]
+
+
+def scored(labels: list[str], found: npt.NDArray[Any], begin: float) -> dict[str, float]:
+    from deepcluster.clustering.agreement import scores
+
+    numbers = np.unique(labels, return_inverse=True)[1]
+    return {**scores(numbers, found), "seconds": round(time.perf_counter() - begin, 1)}
+
+
+# ---- methods --------------------------------------------------------------------------------------------------------
+
+
+def on_pixels(options: argparse.Namespace, seed: int, *, components: int = 0) -> dict[str, float]:
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    rows, labels = pixels(options.images)
+    begin = time.perf_counter()
+    if components:
+        rows = PCA(components, random_state=seed).fit_transform(rows)
+    return scored(labels, KMeans(options.k, n_init=3, random_state=seed).fit_predict(rows), begin)
+
+
+def command(options: argparse.Namespace, seed: int, *, arguments: tuple[str, ...]) -> dict[str, float]:
+    """`deepcluster fit` in a process of its own; scores are those of clusters.csv."""
+    settings = ["-k", str(options.k), "--labels", "folders", "--seed", str(seed), *arguments, *options.passed]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        result = fit(options.images, settings, out=run)
+        kept = {name: result[name] for name in (*METRICS, "seconds", "rounds", "peak_memory_mb")}
+        return kept | ({"knn": neighbours(run, options.test)} if options.test else {})
+
+
+def neighbours(run: Path, test: str) -> float:
+    """Accuracy on ``test`` of the weighted vote of the nearest training images, by the features of the run."""
+    import torch
+
+    file = run / "test.npy"
+    subprocess.run([sys.executable, "-m", "deepcluster", "embed", str(run), test, "-o", str(file)], check=True)
+    import csv
+
+    with (run / "clusters.csv").open() as table:
+        known = [row["label"] for row in csv.DictReader(table) if row["status"] == "ok"]
+    wanted = pixels(test, 8)[1]
+    names = sorted({*known, *wanted})
+    labels = torch.tensor([names.index(label) for label in known])
+    truth = torch.tensor([names.index(label) for label in wanted])
+    rows, queries = (torch.from_numpy(np.load(path)) for path in (run / "features.npy", file))
+    right = 0
+    for part, answer in zip(queries.split(500), truth.split(500), strict=True):
+        likeness, nearest = (part @ rows.T).topk(NEIGHBOURS, 1)
+        votes = torch.zeros(len(part), len(names)).scatter_add_(1, labels[nearest], (likeness / TEMPERATURE).exp())
+        right += int((votes.argmax(1) == answer).sum())
+    return right / len(truth)
+
+
+def clustpy(options: argparse.Namespace, seed: int, *, name: str) -> dict[str, float]:
+    """One of ClustPy's methods in a process of its own, which is stopped half a minute after the time limit."""
+    script = [sys.executable, __file__, "--clustpy", name, options.images, str(options.k), str(seed)]
+    limit = 60 * options.minutes
+    done = subprocess.run(
+        [*script, str(limit)], check=True, stdout=subprocess.PIPE, text=True, timeout=limit * 1.5 + 60
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def clustpy_process(name: str, images: str, k: str, seed: str, limit: str) -> None:
+    import clustpy.deep
+
+    method = getattr(clustpy.deep, name.upper())
+    rows, labels = pixels(images)
+
+    def run(epochs: tuple[int, int]) -> tuple[npt.NDArray[Any], float]:
+        begin = time.perf_counter()
+        model = method(
+            int(k), pretrain_epochs=epochs[0], clustering_epochs=epochs[1], random_state=int(seed), device="cpu"
+        )
+        return model.fit(rows).labels_, time.perf_counter() - begin
+
+    one, two = run((1, 1))[1], run((2, 2))[1]  # their difference is an epoch of each, without the start
+    share = min(1.0, 0.9 * float(limit) / (sum(CLUSTPY_EPOCHS) / 2 * max(two - one, 1e-3) + one))
+    epochs = tuple(max(1, round(share * number)) for number in CLUSTPY_EPOCHS)
+    begin = time.perf_counter()
+    found, _ = run((epochs[0], epochs[1]))
+    result = scored(labels, found, begin)
+    print(json.dumps({**result, "pretrain_epochs": epochs[0], "clustering_epochs": epochs[1]}))
+
+
+OWN = ("--backbone", "compact", "--image-size", "32", "--set", "margin=1")
+METHODS: dict[str, Run] = {
+    "pixels": on_pixels,
+    "pca": partial(on_pixels, components=50),
+    "untrained": partial(command, arguments=("--rounds", "0")),
+    "v1": partial(command, arguments=("--recipe", "v1", *OWN)),
+    "v1-official": partial(command, arguments=("--recipe", "v1", *OWN, "--set", "sampling=official")),
+    "v1-none": partial(command, arguments=("--recipe", "v1", *OWN, "--set", "sampling=none")),
+    "v2": partial(command, arguments=("--recipe", "v2", *OWN)),
+    "auto": partial(command, arguments=()),
+    **{name: partial(clustpy, name=name) for name in ("dec", "idec", "dcn")},
+}
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def thinned(images: str, whole: str, share: float) -> Iterator[str]:
+    """A folder of links to all images of the class ``whole`` and to a share of those of each other class."""
+    with tempfile.TemporaryDirectory() as folder:
+        for of in sorted(path for path in Path(images).resolve().iterdir() if path.is_dir()):
+            files = sorted(path for path in of.iterdir() if path.is_file())
+            if of.name != whole:
+                files = random.Random(0).sample(files, round(share * len(files)))
+            (Path(folder) / of.name).mkdir()
+            for file in files:
+                (Path(folder) / of.name / file.name).symlink_to(file)
+        yield folder
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    columns = [name for name in (*METRICS, "knn", "seconds") if any(name in row for row in rows)]
+    lines = [f"{'':14}{'seeds':>8}" + "".join(f"{name.upper():>17}" for name in columns)]
+    for method in METHODS:
+        of = [row for row in rows if row["method"] == method]
+        if of:
+            cells = [spread([row[name] for row in of]) if name in of[0] else "" for name in columns]
+            lines.append(f"{method:14}{len(of):>8}" + "".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    own, _, passed = "\0".join(sys.argv[1:]).partition("\0--\0")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="results/quality-NAME.json is written")
+    parser.add_argument("images")
+    parser.add_argument("-k", type=int, required=True)
+    parser.add_argument("--test")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--whole")
+    parser.add_argument("--share", type=float, default=0.1)
+    options = parser.parse_args(own.split("\0"))
+    options.passed = passed.split("\0") if passed else []
+    file = RESULTS / f"quality-{options.name}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.is_file() else []
+    original = options.images
+    for method in options.methods:
+        for seed in options.seeds if method not in ("dec", "idec", "dcn") else options.seeds[:1]:
+            if options.whole:
+                with thinned(original, options.whole, options.share) as options.images:
+                    result = METHODS[method](options, seed)
+            else:
+                result = METHODS[method](options, seed)
+            rows = [row for row in rows if (row["method"], row["seed"]) != (method, seed)]
+            rows.append({"method": method, "seed": seed, "options": " ".join(options.passed), **result})
+            save(f"quality-{options.name}", {"runs": rows})
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(table(rows))
+
+
+if sys.argv[1:2] == ["--clustpy"]:
+    clustpy_process(*sys.argv[2:])
+else:
+    main()
