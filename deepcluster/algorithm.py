@@ -79,7 +79,8 @@ def alternate(
     the first only and then takes those that training saw, each image's last (DeepCluster-v2): less to compute, but of
     random views by a network that was still learning. views: how each of the views of an image is made that a step
     trains on. instance_temperature: where it is a number, clusters count as far as they are those of the round before,
-    and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
+    and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after
+    ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
     ``patience`` rounds in a row. Everything is a function of ``seed``.
     """
     if features not in FEATURES:
@@ -130,7 +131,8 @@ def alternate(
         loss = train_on_pseudo_labels(
             network, images, labels, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
             batch_size=batch_size, views=views, clusters=numbers, trust=trust,
-            instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory, dtype=dtype, progress=partial(progress, "training"),
+            instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory,
+            dtype=dtype, progress=partial(progress, "training"),
         )  # fmt: skip
         times.append(time.perf_counter())
 

@@ -267,7 +267,7 @@ def _from_scratch(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
         "rounds": (ROUNDS, why), "batch_size": (256 if facts.count >= 10_000 else 128, f"{facts.count} images"),
         "lr": (0.25, why), "warmup": (0.5, why), "weight_decay": (5e-4, why),
         "instance_temperature": (0.2, why), "views": (2, why),
-        "view_size": (4 * round(size * 0.75 / 4) if size >= 32 else size, "crops look larger: at 3/4 they keep their scale"),
+        "view_size": (4 * round(size * 0.75 / 4) if size >= 32 else size, "crops look larger: 3/4 keeps their scale"),
         "heads": (3, why), "head_growth": (2.0, why), "temperature": (0.1, why), "spherical": (True, why),
         "features": ("memory", why), "reduce": (False, why),
         "projection_hidden": (512, why), "projection_dim": (128, why),

@@ -288,7 +288,7 @@ def _rounds(
     return alternate(
         network,
         images,
-        clusters=recipe.clusters,
+        clusters=[min(k, len(images)) for k in recipe.clusters],
         rounds=recipe.rounds,
         seed=seed,
         size=recipe.image_size,
@@ -404,7 +404,8 @@ def _write_groups(
     ]
     unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
     folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, tables.summary_rows(model, placement, rows.paths))
+    summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
     if rows.labels is not None and any(rows.labels):
         metrics = tables.metrics(rows.labels, placement)
         baseline = baseline or (metrics if record["rounds"] == 0 else {})

@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from deepcluster import algorithm
-from deepcluster.algorithm import alternate, conclude
+from deepcluster.algorithm import alternate, conclude, trusted
 from deepcluster.clustering import kmeans, whiten
-from deepcluster.clustering.agreement import nmi
+from deepcluster.clustering.agreement import nmi, repeated
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.nets.backbone import build
+from deepcluster.seeding import generator
 from tests.drawings import drawings
 
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
@@ -241,3 +242,32 @@ def test_version_2_finds_shapes(features):
     reduced = conclude(net, images, clusters=6, whitening=0.5).reduced
     found = min((kmeans(reduced, 3, seed=i) for i in range(5)), key=lambda found: found.inertia).labels
     assert nmi(kinds, found) > 0.9
+
+
+def test_pseudo_labels_are_trusted_as_far_as_they_repeat():
+    labels = torch.arange(400) % 8
+    shuffled = labels[torch.randperm(400, generator=generator(0, "x"))]
+    assert trusted(None, labels, 0, 0) == 0
+    assert trusted(labels, labels, 0, 1) == pytest.approx(1)
+    assert trusted(labels, shuffled, 0, 1) < 0.01
+    half = torch.where(torch.arange(400) < 300, labels, shuffled)
+    share = repeated(labels, half, generator(0, "chance", 1))
+    assert trusted(labels, half, 0, 1) == pytest.approx(1 / (1 + ((1 - share) / share) ** 2))
+
+
+def test_trust_reaches_the_training(monkeypatch):
+    images, _ = drawings(10)
+    given = []
+    original = algorithm.train_on_pseudo_labels
+
+    def spy(*arguments, trust, **options):
+        given.append(trust)
+        return original(*arguments, trust=trust, **options)
+
+    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
+    rounds = list(alternate(v2_network(), images, rounds=3, **V2, instance_temperature=0.2))
+    labels = [round.clustering.labels for round in rounds]
+    assert given == [0.0, trusted(labels[0], labels[1], 0, 1), trusted(labels[1], labels[2], 0, 2)]
+    given.clear()
+    list(alternate(v2_network(), images, rounds=2, **V2))
+    assert given == [1.0, 1.0]

@@ -1,9 +1,13 @@
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
+from deepcluster.clustering import cut as cuts
 from deepcluster.clustering import kmeans
+from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place, suggest_k
 from deepcluster.seeding import generator
 
@@ -22,11 +26,78 @@ def test_numbers_go_by_size():
     assert all(len(found.cluster[labels == i].unique()) == 1 for i in range(3))
 
 
-def test_cut_is_as_good_as_scikit_learn():
-    x, _ = groups_of((30,) * 12, spread=0.2)
+def test_few_rows_are_cut_as_well_as_by_scikit_learn():
+    x, _ = groups_of((9,) * 12, spread=0.2)
     found = place(x, cut(x, 12), x[:1])
     theirs = KMeans(12, n_init=20, random_state=0).fit(x.numpy())
     assert found.distance.square().sum().item() <= theirs.inertia_ * 1.03
+
+
+def ring_and_cap(ring: int = 300, cap: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows around an equator and rows near a pole: two groups with a gap between, one of them of no blob's shape."""
+    angle = 2 * torch.pi * torch.rand(ring, generator=generator(0, "angle"))
+    equator = torch.stack([angle.cos(), angle.sin(), torch.zeros(ring)], 1)
+    pole = torch.tensor([[0.0, 0, 1]]).repeat(cap, 1)
+    noise = torch.randn(ring + cap, 3, generator=generator(0, "noise"))
+    spread = torch.cat([torch.full((ring, 1), 0.05), torch.full((cap, 1), 0.2)])
+    return F.normalize(torch.cat([equator, pole]) + spread * noise), (torch.arange(ring + cap) >= ring).long()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_groups_may_have_any_shape(seed):
+    x, labels = ring_and_cap()
+    found = place(x, cut(x, 2, seed=seed), x[:1])
+    assert nmi(labels, found.cluster) > 0.95
+    theirs = KMeans(2, n_init=10, random_state=seed).fit(x.numpy())
+    assert nmi(labels, theirs.labels_) < 0.6  # else the case would show nothing
+
+
+def test_new_rows_go_where_their_neighbours_are():
+    x, labels = ring_and_cap(600, 200)
+    groups = cut(x[::2], 2)
+    assert len(groups.centroids) > 10
+    assert nmi(labels[1::2], place(x[1::2], groups, x[:1]).cluster) > 0.9
+
+
+def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
+    """Twenty rows that are neighbours of each other alone: without a tie to the rest they would be a perfect group."""
+    x, labels = groups_of((200, 200, 20), spread=0.3)
+    found = place(x, cut(x, 2), x[:1]).cluster
+    assert nmi(labels[:400], found[:400]) > 0.9
+
+
+def test_equal_rows_are_one_group():
+    x = torch.eye(4)[[0] * 30 + [1] * 20]
+    groups = cut(x, 2)
+    assert place(x, groups, x[:1]).cluster.tolist() == [0] * 30 + [1] * 20
+
+
+def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
+    monkeypatch.setattr(cuts, "SAMPLE", 150)
+    x, labels = groups_of((300, 200, 100))
+    found = place(x, cut(x, 3), x[:1])
+    assert torch.bincount(found.cluster).tolist() == [300, 200, 100]
+    assert nmi(labels, found.cluster) == pytest.approx(1)
+
+
+def test_cut_by_hand():
+    """Ties of two triangles with one weak bridge: the normalised cut goes through the bridge."""
+    ties = torch.zeros(6, 6)
+    for a, b, weight in ((0, 1, 2), (0, 2, 2), (1, 2, 2), (3, 4, 2), (3, 5, 2), (4, 5, 2), (2, 3, 1)):
+        ties[a, b] = ties[b, a] = weight
+    found = cuts._normalised_cut(csr_array(ties.double().numpy()), 2, 0).tolist()
+    assert found[:3] == [found[0]] * 3
+    assert found[3:] == [1 - found[0]] * 3
+
+
+def test_ties_are_to_the_nearest_and_never_to_oneself():
+    angle = torch.tensor([0.0, 0.1, 0.25, 0.45, 1.5])
+    ties = cuts._ties(torch.stack([angle.cos(), angle.sin()], 1)).toarray()
+    assert (ties == ties.T).all()
+    assert (ties.diagonal() == 0).all()
+    # Three neighbours each: the first four have each other, the far row has three of them and is nobody's.
+    assert ties[:4, :4].tolist() == (2 * (1 - np.eye(4))).tolist()
+    assert ties[4].tolist() == [0, 1, 1, 1, 0]
 
 
 def test_fine_clusters_as_groups_leave_out_the_empty_ones():

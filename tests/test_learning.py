@@ -11,7 +11,7 @@ from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.learning import precision, pseudo_labels
 from deepcluster.learning.features import extract
 from deepcluster.learning.precision import fastest_precision, network_precision
-from deepcluster.learning.pseudo_labels import Instances, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
 from tests.drawings import drawings
@@ -344,16 +344,17 @@ def test_instances_by_hand():
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_instances_add_to_the_loss_by_their_weight():
+def test_trust_divides_the_loss_between_clusters_and_instances():
     images, kinds = drawings(4)
     losses = []
-    for weight in (0.0, 1.0, 3.0):
+    for trust in (1.0, 0.0, 0.25):
         net = network()
         net.new_head(3, generator(0, "head"))
-        options = {"views": [Augmentation()] * 2, "lr": 0.0, "epochs": 1, "instances": Instances(weight, 0.2)}
+        options = {"views": [Augmentation()] * 2, "lr": 0.0, "epochs": 1, "trust": trust}
         losses.append(train(net, images, torch.tensor(kinds), **options))
-    assert losses[1] - losses[0] > 0.5
-    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+    clusters, instances, mixed = losses
+    assert abs(clusters - instances) > 0.1
+    assert mixed == pytest.approx(0.25 * clusters + 0.75 * instances, rel=1e-4)
 
 
 def test_the_step_may_depend_on_the_time_in_rounds():

@@ -25,6 +25,32 @@ def test_v1_on_few_images_lowers_the_number_of_clusters_and_says_so():
     assert any("10000" in reason and "300" in reason for reason in plan.reasons)
 
 
+def test_v2_is_the_published_run():
+    recipe = resolve("v2", {}, replace(PHOTOS, count=1_281_167, short_side=400)).recipe
+    assert (recipe.backbone, recipe.image_size, recipe.clusters, recipe.rounds) == (
+        "timm:resnet50", 224, (3000, 3000, 3000), 400
+    )  # fmt: skip
+    assert (recipe.views, recipe.view_size, recipe.small_views, recipe.small_size) == (2, 160, 4, 96)
+    assert (recipe.crop_min, recipe.crop_max, recipe.small_crop_min, recipe.small_crop_max) == (0.08, 1, 0.05, 0.14)
+    assert (recipe.temperature, recipe.projection_hidden, recipe.projection_dim) == (0.1, 2048, 128)
+    assert (recipe.features, recipe.spherical, recipe.reduce, recipe.kmeans_iterations) == ("memory", True, False, 10)
+    assert recipe.lr == pytest.approx(4.8 * recipe.batch_size / 4096)
+    assert (recipe.schedule, recipe.warmup, recipe.weight_decay, recipe.sampling) == ("cosine", 10, 1e-6, "none")
+    assert recipe.instance_temperature == 0
+
+
+def test_v2_with_another_network_keeps_the_proportions():
+    plan = resolve("v2", {"backbone": "compact", "image_size": "56"}, replace(PHOTOS, count=20_000))
+    assert (plan.recipe.view_size, plan.recipe.small_size, plan.recipe.store_size) == (40, 24, 56)
+    assert plan.recipe.pseudo_labels == 1000
+    assert any("1000" in reason and "3000" in reason for reason in plan.reasons)
+
+
+def test_clusters_of_several_heads():
+    assert Recipe(pseudo_labels=50, heads=3, head_growth=2.0).clusters == (50, 100, 200)
+    assert Recipe().clusters == (10_000,)
+
+
 def test_given_options_win_and_are_named():
     plan = resolve("auto", {"rounds": "3", "dims": 64, "empty": "sample", "sampling": "none"}, PHOTOS)
     assert (plan.recipe.rounds, plan.recipe.dims, plan.recipe.empty, plan.recipe.sampling) == (3, 64, "sample", "none")
@@ -41,6 +67,8 @@ def test_given_options_win_and_are_named():
         (replace(PHOTOS, short_side=300, device="cuda"), {"image_size": 96}),
         (replace(PHOTOS, count=12, n_clusters=5), {"pseudo_labels": 5}),
         (replace(PHOTOS, count=3, n_clusters=None), {"pseudo_labels": 3}),
+        (PHOTOS, {"view_size": 24, "views": 2, "clusters": (50, 100, 200), "grey": 0.2}),
+        (replace(PHOTOS, short_side=8, grey=True), {"view_size": 16, "colour": 0.0}),
     ],
 )
 def test_auto_follows_the_facts(facts, expected):
@@ -71,6 +99,10 @@ def test_more_pseudo_labels_than_images():
     ("options", "message"),
     [
         ({"round": "3"}, "did you mean rounds"),
+        ({"views": 1}, "for two views of an image: views=1"),
+        ({"projection_dim": 0}, "set both or neither"),
+        ({"small_crop_min": 0.5}, "small_crop_min=0.5 is larger than small_crop_max=0.14"),
+        ({"sampling": "even"}, "uniform or official or none"),
         ({"rounds": "many"}, "whole number"),
         ({"rounds": "1.5"}, "whole number"),
         ({"lr": "fast"}, "a number"),

@@ -1,10 +1,12 @@
 """From final features to the groups that the user sees, and the place of any image among them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import eigh
 from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.cluster import kmeans_plusplus
@@ -19,10 +21,10 @@ from deepcluster.seeding import derive, generator
 
 STARTS = 10
 Directions = npt.NDArray[np.float64]
-NEIGHBOURS = 15
 SAMPLE = 50_000  # rows in the neighbour graph
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
+DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 
 
@@ -56,9 +58,10 @@ class Placement:
 def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
 
-    Every row is tied to its nearest ones; the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan and Weiss,
-    2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new image
-    needs nothing but the nearest one. With fewer than ``ROWS_EACH`` rows for a group it is the best of several k-means.
+    Every row is tied to its ln N nearest ones; the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan and
+    Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new
+    image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` rows a group it is the best of several
+    k-means.
     """
     own = derive(seed, "cut")
     if k < 2 or len(reduced) < ROWS_EACH * k:
@@ -92,16 +95,17 @@ def _numbered(groups: Cut, reduced: Tensor) -> Cut:
 
 def _ties(rows: Tensor) -> csr_array:
     """N x N: 1 for a row and one of its nearest neighbours, 2 where that is mutual."""
-    count, size = min(NEIGHBOURS, len(rows) - 1), len(rows)
+    size = len(rows)
+    count = min(size - 1, max(3, round(math.log(size))))  # about as many as keep a random graph in one piece
     nearest = torch.empty(size, count, dtype=torch.int64)
-    for begin in range(0, size, 1000):
-        part = rows[begin : begin + 1000]
+    for begin in range(0, size, 500):
+        part = rows[begin : begin + 500]
         likeness = part @ rows.T
         likeness[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
-        nearest[begin : begin + 1000] = likeness.topk(count, 1).indices
+        nearest[begin : begin + 500] = likeness.topk(count, 1).indices
     ones = np.ones(size * count)
     ties = csr_array((ones, nearest.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
-    return ties + ties.T
+    return csr_array(ties + ties.T)
 
 
 def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
@@ -117,9 +121,14 @@ def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
         found: Directions = weighted @ vector + (spread / size * (scale @ vector)) * scale
         return found
 
-    start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
-    operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
-    _, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-4)
+    if size <= DENSE:
+        whole = weighted.toarray() + spread / size * np.outer(scale, scale)
+        _, vectors = eigh(whole, subset_by_index=[size - k, size - 1], overwrite_a=True)
+    else:
+        start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
+        operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
+        # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
+        _, vectors = eigsh(operator, k=k, ncv=max(3 * k, 40), which="LA", v0=start, tol=TIES * 1e-3)
     found = F.normalize(torch.from_numpy(np.ascontiguousarray(vectors)).float(), dim=1)
     return _best_of(STARTS, found, k, seed).labels
 

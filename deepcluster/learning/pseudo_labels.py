@@ -53,12 +53,13 @@ def train_on_pseudo_labels(
     """Minimise the cross-entropy of ``labels`` over ``epochs`` x N images; returns its mean over them.
 
     labels: int64, N; or N x H of H clusterings into ``clusters`` (H numbers), whose logits lie side by side in the
-    head. The loss is the mean over them and over the ``views`` of an image. ``network`` has its head of this round. A
-    linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as published), no
-    momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one clustering, of
-    each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last trained on, the
-    mean over its first two views. ``trust`` is the weight of this loss; the rest goes to that of the finest clustering, in
-    which every image is a cluster of its own. Raises NonFiniteError at the end of the epoch in which the loss stopped being finite.
+    head. The loss is the mean over them and over the ``views`` of an image. ``trust`` is its weight; the rest goes to
+    the loss of the finest clustering, in which every image is a cluster of its own. ``network`` has its head of this
+    round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
+    published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
+    clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
+    trained on, the mean over its first two views. Raises NonFiniteError at the end of the epoch in which the loss
+    stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
     device = next(network.parameters()).device

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deepcluster.clustering.agreement import nmi, scores
 from deepcluster.clustering.cut import Placement
+from deepcluster.clustering.kmeans import means
 from deepcluster.records import Round
 from deepcluster.storage.model import Model
 
@@ -58,15 +60,16 @@ def placement_rows(model: Model, placement: Placement, *, reject: bool = False) 
         }
 
 
-def summary_rows(model: Model, placement: Placement, paths: Sequence[str]) -> list[dict[str, Any]]:
-    between = torch.cdist(model.groups.centroids, model.groups.centroids).fill_diagonal_(torch.inf)
+def summary_rows(model: Model, placement: Placement, reduced: Tensor, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each group. A group may have many centroids: what stands for all of it is the mean of its features."""
+    middles = means(reduced, placement.cluster, model.groups.count)
+    between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
+    to_middle = (reduced - middles[placement.cluster]).norm(dim=1)
     summary = []
     for group in range(model.groups.count):
         members = torch.nonzero(placement.cluster == group).flatten()
-        own = model.groups.groups == group
-        neighbour = between[own].min(0).values.masked_fill(own, torch.inf)
         distances = placement.distance[members]
-        medoid = members[distances.argmin()].item() if len(members) else None
+        medoid = members[to_middle[members].argmin()].item() if len(members) else None
         summary.append(
             {
                 "cluster": group,
@@ -74,7 +77,7 @@ def summary_rows(model: Model, placement: Placement, paths: Sequence[str]) -> li
                 "size": len(members),
                 "share": f"{len(members) / len(paths):.6f}",
                 "mean_distance": f"{distances.mean().item():.6f}" if len(members) else "",
-                "nearest_cluster": model.groups.groups[neighbour.argmin()].item() if model.groups.count > 1 else "",
+                "nearest_cluster": between[group].argmin().item() if model.groups.count > 1 else "",
                 "medoid_path": paths[int(medoid)] if medoid is not None else "",
             }
         )
