@@ -188,10 +188,12 @@ def recipes(name: str | None = None, /) -> None:
         for preset, make in PRESETS.items():
             print(f"{preset:6} {' '.join((make.__doc__ or '').split())}")
         return
-    example = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+    # The published recipes were made for ImageNet's 1.28 million images.
+    count = 1_281_167 if name in ("v1", "v2") else 50_000
+    example = Facts(count=count, short_side=32, grey=False, n_clusters=10, device="cpu")
     if name == "auto":
         print("# What auto chooses for 50,000 colour images of 32 px, 10 groups, on a CPU:")
-    print(to_toml(resolve(name, {}, example).recipe if name != "v1" else PRESETS["v1"]({}, example).recipe), end="")
+    print(to_toml(resolve(name, {}, example).recipe), end="")
 
 
 @app.command

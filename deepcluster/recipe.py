@@ -261,10 +261,13 @@ def _adapting(facts: Facts) -> dict[str, tuple[Any, str]]:
 def _from_scratch(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
     """Nothing is known yet: each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
     why = "a network trained from nothing"
-    epochs = max(1, math.ceil(IMAGES_A_ROUND / max(1, facts.count)))
+    count = max(1, facts.count)
+    epochs = math.ceil(IMAGES_A_ROUND / count)
+    rounds = max(10, round(min(PASSES * count, IMAGES_IN_ALL) / (epochs * count)))
     return {
         "epochs": (epochs, f"at least {IMAGES_A_ROUND} images in a round, of {facts.count}"),
-        "rounds": (ROUNDS, why), "batch_size": (256 if facts.count >= 10_000 else 128, f"{facts.count} images"),
+        "rounds": (rounds, f"{PASSES} passes over the images, at most {IMAGES_IN_ALL} images in all"),
+        "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
         "lr": (0.25, why), "warmup": (0.5, why), "weight_decay": (5e-4, why),
         "instance_temperature": (0.2, why), "views": (2, why),
         "view_size": (4 * round(size * 0.75 / 4) if size >= 32 else size, "crops look larger: 3/4 keeps their scale"),
@@ -276,7 +279,8 @@ def _from_scratch(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
 
 PRESETS = {"auto": auto, "v1": v1, "v2": v2}
 IMAGES_A_ROUND = 5000
-ROUNDS = 30
+PASSES = 90
+IMAGES_IN_ALL = 5_000_000
 
 
 def _fine_clusters(facts: Facts) -> int:
