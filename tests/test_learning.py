@@ -209,7 +209,7 @@ def test_memory_holds_the_features_that_training_saw():
 def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
     images, kinds = drawings(4)
     losses = []
-    for memory in (None, torch.zeros(12, 256)):
+    for memory in (None, torch.zeros(12, network().feature_dim)):
         net = network()
         net.new_head(3, generator(0, "head"))
 

@@ -65,9 +65,9 @@ def test_features_are_row_aligned_and_of_length_one(finished):
     assert features.dtype == np.float32
     assert len(features) == len(table)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
-    centroids = models.load(finished).groups.centroids.numpy()
-    distances = np.linalg.norm(features[:, None] - centroids[None], axis=2)
-    assert distances.argmin(1).tolist() == [int(row["cluster"]) for row in table]
+    groups = models.load(finished).groups
+    distances = np.linalg.norm(features[:, None] - groups.centroids.numpy()[None], axis=2)
+    assert groups.groups[distances.argmin(1)].tolist() == [int(row["cluster"]) for row in table]
     np.testing.assert_allclose(distances.min(1), [float(row["distance"]) for row in table], atol=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_new_images_go_to_the_nearest_centroid(finished, tmp_path):
         Image.fromarray(draw(kind, random)).save(tmp_path / f"{kind}.png")
     found = run.apply(finished, tmp_path)
     distances = torch.cdist(found.reduced.double(), found.model.groups.centroids.double())
-    assert torch.equal(found.model.place(found.reduced).cluster, distances.argmin(1))
+    assert torch.equal(found.model.place(found.reduced).cluster, found.model.groups.groups[distances.argmin(1)])
 
 
 def test_bad_files_change_nothing_and_are_listed(finished, photos, tmp_path):

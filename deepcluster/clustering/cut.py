@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.assignment import assigner
-from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.kmeans import first_occurrences, kmeans
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
 
@@ -60,13 +60,13 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
 
     Every row is tied to its ln N nearest ones; the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan and
     Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new
-    image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` rows a group it is the best of several
-    k-means.
+    image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows a group it is the best of
+    several k-means.
     """
     own = derive(seed, "cut")
-    if k < 2 or len(reduced) < ROWS_EACH * k:
+    rows = reduced[first_occurrences(reduced)]  # equal rows would be each other's neighbours, and nobody else's
+    if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(_best_of(STARTS, reduced, k, own))
-    rows = reduced
     if len(rows) > SAMPLE:
         rows = rows[torch.randperm(len(rows), generator=generator(own, "sample"))[:SAMPLE].sort().values]
     found = _normalised_cut(_ties(rows), k, own)

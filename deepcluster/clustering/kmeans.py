@@ -149,7 +149,7 @@ def _random_rows(x: Tensor, k: int, random: torch.Generator) -> Tensor:
     count = k
     while True:
         candidates = x[order[:count].to(x.device)].float()
-        first = _first_occurrences(candidates)
+        first = first_occurrences(candidates)
         if len(first) >= k or count == len(x):
             break
         count = min(len(x), 2 * count)
@@ -159,7 +159,7 @@ def _random_rows(x: Tensor, k: int, random: torch.Generator) -> Tensor:
     return candidates[chosen.to(x.device)]
 
 
-def _first_occurrences(x: Tensor) -> Tensor:
+def first_occurrences(x: Tensor) -> Tensor:
     """Ascending indices of the rows that equal no earlier row."""
     # Compared as bytes, which is 5 times faster than torch.unique(dim=0). Adding 0 makes -0 and 0 the same.
     whole = (x + 0.0).cpu().contiguous().numpy()
@@ -183,4 +183,4 @@ def _farthest_distinct(x: Tensor, distances: Tensor, count: int) -> Tensor:
     """Up to ``count`` rows with a positive distance, farthest first, no two of them equal."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
-    return order[_first_occurrences(x[order]).to(x.device)][:count] if len(order) else order
+    return order[first_occurrences(x[order]).to(x.device)][:count] if len(order) else order
