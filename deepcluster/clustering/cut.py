@@ -24,6 +24,7 @@ Directions = npt.NDArray[np.float64]
 SAMPLE = 50_000  # rows in the neighbour graph
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
+MORE = 0.2  # eigenvectors beyond one for each group: a group in two pieces must not cost another its place
 DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 
@@ -111,6 +112,7 @@ def _ties(rows: Tensor) -> csr_array:
 def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
     size = ties.shape[0]
+    count = min(size - 1, k + round(MORE * k))
     degrees = np.asarray(ties.sum(1)).ravel()
     spread = TIES * degrees.mean()
     scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
@@ -123,12 +125,12 @@ def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
 
     if size <= DENSE:
         whole = weighted.toarray() + spread / size * np.outer(scale, scale)
-        _, vectors = eigh(whole, subset_by_index=[size - k, size - 1], overwrite_a=True)
+        _, vectors = eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
     else:
         start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
         operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
         # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
-        _, vectors = eigsh(operator, k=k, ncv=max(3 * k, 40), which="LA", v0=start, tol=TIES * 1e-3)
+        _, vectors = eigsh(operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3)
     found = F.normalize(torch.from_numpy(np.ascontiguousarray(vectors)).float(), dim=1)
     return _best_of(STARTS, found, k, seed).labels
 
