@@ -38,9 +38,9 @@ def fit(images: str, arguments: Sequence[str], *, out: Path | None = None) -> di
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation (n - 1), as text."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+    """Mean and standard deviation (n - 1), as text; one value has no deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 def machine() -> dict[str, Any]:

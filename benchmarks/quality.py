@@ -8,9 +8,10 @@ nearest neighbours on those images by the features. results/quality-NAME.json gr
 can be made in parts; ``--methods`` without a name prints what is there.
 
 pixels, pca: scikit-learn's k-means on the pixels (at most 32 px), or on their 50 principal components. untrained: the
-network of auto before its first round. v1, v2, auto: the recipes, v1 and v2 with the network of auto and K = 10 k.
-v1-official, v1-none: v1 with the sampling of the released code, and without any. dec, idec, dcn: ClustPy's, with their
-own defaults, the epochs cut down where 100 + 150 do not fit into --minutes (one seed is enough).
+network of auto before its first round. v1, v2, auto: the recipes, v1 and v2 with the compact network at --size px and
+K = 10 k; ours end by --time-limit. v1-official, v1-none: v1 with the sampling of the released code, and without any.
+dec, idec, dcn: ClustPy's, with their own defaults, the epochs cut down where 100 + 150 do not fit into --minutes (one
+seed is enough).
 --whole makes a copy in which one class is kept and of the others a share, to see what balancing does.
 """
 
@@ -73,7 +74,11 @@ def on_pixels(options: argparse.Namespace, seed: int, *, components: int = 0) ->
 
 def command(options: argparse.Namespace, seed: int, *, arguments: tuple[str, ...]) -> dict[str, float]:
     """`deepcluster fit` in a process of its own; scores are those of clusters.csv."""
-    settings = ["-k", str(options.k), "--labels", "folders", "--seed", str(seed), *arguments, *options.passed]
+    settings = ["-k", str(options.k), "--labels", "folders", "--seed", str(seed)]
+    settings += ["--time-limit", f"{options.minutes}m"]
+    if "--recipe" in arguments:
+        settings += ["--backbone", "compact", "--image-size", str(options.size), "--pseudo-labels", str(10 * options.k)]
+    settings += [*arguments, *options.passed]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         result = fit(options.images, settings, out=run)
@@ -109,7 +114,12 @@ def clustpy(options: argparse.Namespace, seed: int, *, name: str) -> dict[str, f
     script = [sys.executable, __file__, "--clustpy", name, options.images, str(options.k), str(seed)]
     limit = 60 * options.minutes
     done = subprocess.run(
-        [*script, str(limit)], check=True, stdout=subprocess.PIPE, text=True, timeout=limit * 1.5 + 60
+        [*script, str(limit)],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=limit * 1.5 + 60,
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -136,15 +146,15 @@ def clustpy_process(name: str, images: str, k: str, seed: str, limit: str) -> No
     print(json.dumps({**result, "pretrain_epochs": epochs[0], "clustering_epochs": epochs[1]}))
 
 
-OWN = ("--backbone", "compact", "--image-size", "32", "--set", "margin=1")
+V1 = ("--recipe", "v1", "--set", "margin=1")
 METHODS: dict[str, Run] = {
     "pixels": on_pixels,
     "pca": partial(on_pixels, components=50),
     "untrained": partial(command, arguments=("--rounds", "0")),
-    "v1": partial(command, arguments=("--recipe", "v1", *OWN)),
-    "v1-official": partial(command, arguments=("--recipe", "v1", *OWN, "--set", "sampling=official")),
-    "v1-none": partial(command, arguments=("--recipe", "v1", *OWN, "--set", "sampling=none")),
-    "v2": partial(command, arguments=("--recipe", "v2", *OWN)),
+    "v1": partial(command, arguments=V1),
+    "v1-official": partial(command, arguments=(*V1, "--set", "sampling=official")),
+    "v1-none": partial(command, arguments=(*V1, "--set", "sampling=none")),
+    "v2": partial(command, arguments=("--recipe", "v2", "--set", "margin=1")),
     "auto": partial(command, arguments=()),
     **{name: partial(clustpy, name=name) for name in ("dec", "idec", "dcn")},
 }
@@ -187,6 +197,7 @@ def main() -> None:
     parser.add_argument("--test")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", type=int, default=32, help="px, for v1 and v2")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--whole")
     parser.add_argument("--share", type=float, default=0.1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -20,12 +21,7 @@ from deepcluster.clustering.whitening import Whitening, unreduced, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import (
-    Sampler,
-    Step,
-    body_optimizer,
-    train_on_pseudo_labels,
-)
+from deepcluster.learning.pseudo_labels import Sampler, Step, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Clustering, Round
 from deepcluster.seeding import derive, generator
@@ -124,7 +120,7 @@ def alternate(
         if temperature is None:
             network.new_head(sum(numbers), generator(seed, "head", index))
         else:
-            along = unreduced(found)(found)
+            along = unreduced(found)(found) if dims else reduced
             centroids = [means(along, column, k) for column, k in zip(labels.T, numbers, strict=True)]
             network.centroid_head(torch.cat(centroids), temperature)
         del found  # without a memory nothing but the reduced features stays
@@ -138,7 +134,7 @@ def alternate(
 
         # Step 6, alternation.
         step = lr(float(index)) if callable(lr) else lr
-        yield _record(index, reduced, clustering, loss, agreement, moved, step, times, len(images) * epochs)
+        yield _record(index, reduced, clusterings, loss, agreement, moved, step, times, len(images) * epochs)
         settled = settled + 1 if 1 - agreement <= tolerance else 0
         if settled >= patience:
             return
@@ -154,16 +150,16 @@ def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> f
 
 
 def _record(
-    index: int, reduced: Tensor, clustering: Clustering, loss: float, agreement: float, moved: float, lr: float,
-    times: Sequence[float], views: int,
+    index: int, reduced: Tensor, clusterings: Sequence[Clustering], loss: float, agreement: float, moved: float,
+    lr: float, times: Sequence[float], views: int,
 ) -> Round:  # fmt: skip
     features, clusters, training = (later - earlier for earlier, later in pairwise(times))
     return Round(
         index=index,
         reduced=reduced,
-        clustering=clustering,
+        clustering=clusterings[0],
         loss=loss,
-        chance_loss=math.log(clustering.occupied),
+        chance_loss=mean(math.log(clustering.occupied) for clustering in clusterings),
         nmi_previous=agreement,
         changed=moved,
         lr=lr,

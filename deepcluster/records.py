@@ -38,7 +38,8 @@ class Round:
     """One round of the alternation: a clustering, and the training on it.
 
     ``reduced`` (float32, N x d) are the whitened, L2-normalised features that were clustered; ``clustering.labels`` are
-    the pseudo-labels that were trained on. ``loss`` is the mean cross-entropy over the round. ``nmi_previous`` and
+    the pseudo-labels that were trained on (those of the first, where several clusterings are learnt). ``loss`` is their
+    mean cross-entropy over the round, ``chance_loss`` that of guessing. ``nmi_previous`` and
     ``changed`` compare with the assignment of the round before (NaN in the first round).
     """
 

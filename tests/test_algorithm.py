@@ -215,6 +215,7 @@ def test_version_2_runs_through_the_same_alternation(monkeypatch):
         rows = F.normalize(memory.float(), dim=1)
         assert torch.allclose(round.reduced, rows, atol=1e-6)
         assert labels.shape == (30, 3)
+        assert round.chance_loss == pytest.approx((math.log(4) + math.log(6) + math.log(8)) / 3)
         assert torch.equal(labels[:, 0], round.clustering.labels)
         wanted = [rows[labels[:, i] == k].mean(0) for i, number in enumerate((4, 6, 8)) for k in range(number)]
         assert torch.allclose(directions, F.normalize(torch.stack(wanted), dim=1), atol=1e-4)

@@ -344,17 +344,24 @@ def test_instances_by_hand():
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_trust_divides_the_loss_between_clusters_and_instances():
+def test_trust_divides_a_step_between_clusters_and_instances():
+    """One step is linear in the loss; the number returned is the clusters' alone."""
     images, kinds = drawings(4)
-    losses = []
+    steps, losses = [], []
     for trust in (1.0, 0.0, 0.25):
-        net = network()
-        net.new_head(3, generator(0, "head"))
-        options = {"views": [Augmentation()] * 2, "lr": 0.0, "epochs": 1, "trust": trust}
+        net, layer = linear_network(torch.randn(3, 4, generator=generator(0, "centroids")))
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(4, 3, generator=generator(0, "weight")))
+            layer.bias.zero_()
+        before = layer.weight.detach().clone()
+        options = {"views": [Augmentation()] * 2, "lr": 1.0, "epochs": 1, "batch_size": 12, "trust": trust}
         losses.append(train(net, images, torch.tensor(kinds), **options))
-    clusters, instances, mixed = losses
-    assert abs(clusters - instances) > 0.1
-    assert mixed == pytest.approx(0.25 * clusters + 0.75 * instances, rel=1e-4)
+        steps.append(layer.weight.detach() - before)
+    clusters, instances, mixed = steps
+    assert (clusters - instances).abs().max() > 0.01
+    assert torch.allclose(mixed, 0.25 * clusters + 0.75 * instances, atol=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
 
 
 def test_the_step_may_depend_on_the_time_in_rounds():

@@ -18,8 +18,6 @@ from deepcluster.seeding import generator, lent_global
 from deepcluster.workers import made_ahead
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
-
-
 Step = float | Callable[[float], float]  # a learning rate, or one that depends on the time in rounds
 
 
@@ -53,8 +51,9 @@ def train_on_pseudo_labels(
     """Minimise the cross-entropy of ``labels`` over ``epochs`` x N images; returns its mean over them.
 
     labels: int64, N; or N x H of H clusterings into ``clusters`` (H numbers), whose logits lie side by side in the
-    head. The loss is the mean over them and over the ``views`` of an image. ``trust`` is its weight; the rest goes to
-    the loss of the finest clustering, in which every image is a cluster of its own. ``network`` has its head of this
+    head. The loss is the mean over them and over the ``views`` of an image. ``trust`` is its weight in what is
+    minimised; the rest goes to the loss of the finest clustering, in which every image is a cluster of its own, and
+    which is not part of the number returned. ``network`` has its head of this
     round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
     published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
     clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
@@ -92,11 +91,12 @@ def train_on_pseudo_labels(
                 if memory is not None:
                     memory[rows] = embeddings.detach().unflatten(0, (len(seen), -1))[:2].mean(0).to(memory)
                 loss = _loss(logits, labels[rows].to(device), clusters)
+                goal = loss
                 if trust < 1:
-                    loss = trust * loss + (1 - trust) * _instance_loss(embeddings, len(rows), instance_temperature)
+                    goal = trust * loss + (1 - trust) * _instance_loss(embeddings, len(rows), instance_temperature)
                 for each in optimizers:
                     each.zero_grad()
-                loss.backward()
+                goal.backward()
                 for each in optimizers:
                     each.step()
                 epoch_loss += loss.detach() * (len(rows) / len(images))
