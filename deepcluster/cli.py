@@ -115,7 +115,9 @@ def predict(
     images: ImagesArgument,
     /,
     *,
-    out: Annotated[str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.")] = "-",
+    out: Annotated[
+        str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
+    ] = "-",
     reject: Annotated[bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,

@@ -64,6 +64,12 @@ def test_predict_writes_csv(finished, photos, tmp_path, capsys):
     assert predicted == [{name: row[name] for name in columns} for row in fitted]
 
 
+@pytest.mark.parametrize("where", [[], ["-o", "-"], ["--out", "-"]])
+def test_predict_to_standard_output_said_or_not(finished, photos, capsys, where):
+    assert run_command(["predict", str(finished), str(photos), *where]) == 0
+    assert capsys.readouterr().out.startswith("path,cluster,name,distance,margin,is_outlier\n")
+
+
 def test_predict_to_standard_output_and_bad_files_to_standard_error(finished, photos, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     (tmp_path / "good.png").write_bytes((photos / "bars" / "00.png").read_bytes())

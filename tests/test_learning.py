@@ -222,6 +222,16 @@ def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
     assert memory[5:].abs().max() == 0
 
 
+def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice():
+    rows = torch.randint(0, 40, (5000,), generator=generator(0, "rows"))
+    embeddings = torch.randn(5000, 64, generator=generator(0, "embeddings"))
+    memory = torch.zeros(41, 64)
+    pseudo_labels._remember(memory, rows, embeddings)
+    for row in range(40):
+        assert torch.equal(memory[row], embeddings[torch.nonzero(rows == row).max()])
+    assert not memory[40].any()
+
+
 def test_features_are_kept_as_the_network_makes_them():
     images, _ = drawings(3)
     assert extract(network(), images, size=24).dtype == torch.float32

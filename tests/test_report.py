@@ -220,7 +220,7 @@ def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
     alts = [attributes["alt"] for attributes, _ in parsed.all("img")]
     assert alts[0] == "0/00.png" and alts[16] == "1/00.png" and len(set(alts)) == 32
     assert alts[12:16] == ["0/19.png", "0/18.png", "0/17.png", "0/16.png"]
-    assert [text for _, text in parsed.all("figcaption")][:3] == ["medoid", "from the centre outwards", "borderline"]
+    assert [text for _, text in parsed.all("figcaption")][:3] == ["medoid", "by distance to a centroid", "borderline"]
     assert "cluster 1" in [text for _, text in parsed.all("a", href="#cluster-1")]
     # Nothing but the medoid is drawn at double size.
     assert len(parsed.all("figure", class_="one")) == 2

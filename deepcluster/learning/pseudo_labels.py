@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -89,7 +90,7 @@ def train_on_pseudo_labels(
                     embeddings = network.embed(_features(network, seen))
                     logits = network.classify(embeddings)
                 if memory is not None:
-                    memory[rows] = embeddings.detach().unflatten(0, (len(seen), -1))[:2].mean(0).to(memory)
+                    _remember(memory, rows, embeddings.detach().unflatten(0, (len(seen), -1))[:2].mean(0))
                 loss = _loss(logits, labels[rows].to(device), clusters)
                 goal = loss
                 if trust < 1:
@@ -109,6 +110,16 @@ def train_on_pseudo_labels(
                 )
             total += epoch_loss.double().cpu()
     return total.item() / max(1, epochs)
+
+
+def _remember(memory: Tensor, rows: Tensor, embeddings: Tensor) -> None:
+    """Put embeddings into their rows of the memory, the last where a batch has an image more than once.
+
+    (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
+    """
+    last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
+    places = torch.from_numpy(len(rows) - 1 - last)
+    memory[rows[places]] = embeddings[places.to(embeddings.device)].to(memory)
 
 
 def _set_steps(optimizers: Sequence[SGD], lr: Step, head_lr: float | None, time: float) -> None:
