@@ -222,14 +222,16 @@ def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
     assert memory[5:].abs().max() == 0
 
 
-def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice():
-    rows = torch.randint(0, 40, (5000,), generator=generator(0, "rows"))
-    embeddings = torch.randn(5000, 64, generator=generator(0, "embeddings"))
-    memory = torch.zeros(41, 64)
+@pytest.mark.parametrize("draw", range(10))
+def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
+    """To assign all at once kept another one in 295 of 300 such draws, with two threads."""
+    rows = torch.randint(0, 64, (128,), generator=generator(draw, "rows"))
+    embeddings = torch.randn(128, 128, generator=generator(draw, "embeddings"))
+    memory = torch.zeros(65, 128)
     pseudo_labels._remember(memory, rows, embeddings)
-    for row in range(40):
-        assert torch.equal(memory[row], embeddings[torch.nonzero(rows == row).max()])
-    assert not memory[40].any()
+    last = dict(zip(rows.tolist(), embeddings, strict=True))
+    assert all(torch.equal(memory[row], embedding) for row, embedding in last.items())
+    assert not memory[64].any()
 
 
 def test_features_are_kept_as_the_network_makes_them():
