@@ -231,15 +231,19 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Traine
     stopped = ""
     job.folder.write_rows("history.csv", columns, history)
     begun = job.clock.elapsed()
-    for round in _rounds(network, store.images, recipe, job.request.seed, job.device, job.display):
+    steps = _Steps(recipe)
+    for round in _rounds(network, store.images, recipe, steps, job.request.seed, job.device, job.display):
         first = first or round
         history.append(tables.history_row(round, truth))
         job.folder.write_rows("history.csv", columns, history)
         job.display.round(history[-1], recipe.rounds)
         mean = (job.clock.elapsed() - begun) / len(history)
-        if limit is not None and job.clock.elapsed() + mean > limit:
-            stopped = "time limit"
-            break
+        if limit is not None:
+            left = max(0, int(((1 - FOR_THE_RESULT) * limit - job.clock.elapsed()) / mean))
+            steps.rounds = min(recipe.rounds, len(history) + left)
+            if len(history) < recipe.rounds and not left:
+                stopped = "time limit"
+                break
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
     ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
     return _Trained(len(history), first, stopped or ended)
@@ -282,8 +286,17 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     job.display.say("Done", _summary(folder, job.record))
 
 
+FOR_THE_RESULT = 0.05  # of a time limit: the final features, the cut and the report come after the rounds
+
+
 def _rounds(
-    network: Network, images: Tensor, recipe: Recipe, seed: int, device: torch.device, display: Display
+    network: Network,
+    images: Tensor,
+    recipe: Recipe,
+    steps: "_Steps",
+    seed: int,
+    device: torch.device,
+    display: Display,
 ) -> Iterator[Round]:
     return alternate(
         network,
@@ -294,7 +307,7 @@ def _rounds(
         size=recipe.image_size,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        lr=_schedule(recipe),
+        lr=steps,
         head_lr=recipe.head_lr or None,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -327,15 +340,21 @@ def _views(recipe: Recipe) -> tuple[Augmentation, ...]:
     return (whole,) * recipe.views + (small,) * recipe.small_views
 
 
-def _schedule(recipe: Recipe) -> Callable[[float], float]:
-    """The step at a time in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0."""
+class _Steps:
+    """The step at a time in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0.
 
-    def step(time: float) -> float:
-        rising = min(1.0, time / recipe.warmup) if recipe.warmup else 1.0
-        falling = 0.5 * (1 + math.cos(math.pi * time / recipe.rounds)) if recipe.schedule == "cosine" else 1.0
+    ``rounds`` is how many there will be. Where a time limit makes them fewer, rise and fall keep their share.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.rounds = recipe.rounds
+
+    def __call__(self, time: float) -> float:
+        recipe, share = self.recipe, time / self.rounds
+        rising = min(1.0, share * recipe.rounds / recipe.warmup) if recipe.warmup else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share))) if recipe.schedule == "cosine" else 1.0
         return recipe.lr * rising * falling
-
-    return step
 
 
 def _network(recipe: Recipe, seed: int, device: torch.device) -> Network:

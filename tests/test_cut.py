@@ -90,6 +90,31 @@ def test_cut_by_hand():
     assert found[3:] == [1 - found[0]] * 3
 
 
+def test_pieces_end_at_the_largest_gap_and_are_as_many_as_the_groups_at_least():
+    values = np.array([1, 0.99, 0.5, 0.49, 0.48, 0.2, 0.1])
+    assert cuts._pieces(values, 3) == 5  # .48 - .2, and not .99 - .5, which would be fewer than the groups
+    assert cuts._pieces(values, 5) == 5
+    assert cuts._pieces(values, 2) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_class_in_pieces_costs_no_other_its_place(seed, monkeypatch):
+    """Four large blobs, two of which touch, and a small one apart: cut into four, the large ones stay by themselves."""
+    centres = torch.eye(8)[:5]
+    centres[2, 3] = centres[3, 2] = 0.4
+    labels = torch.arange(5).repeat_interleave(torch.tensor([150, 150, 150, 150, 40]))
+    noise = 0.15 * torch.randn(len(labels), 8, generator=generator(seed, "noise"))
+    x = F.normalize(F.normalize(centres)[labels] + noise)
+    large = labels < 4
+
+    def agreement() -> float:
+        return nmi(labels[large], place(x, cut(x, 4, seed=seed), x[:1]).cluster[large])
+
+    assert agreement() > 0.97
+    monkeypatch.setattr(cuts, "_pieces", lambda values, k: k)  # as many eigenvectors as groups
+    assert agreement() < 0.9
+
+
 def test_ties_are_to_the_nearest_and_never_to_oneself():
     angle = torch.tensor([0.0, 0.1, 0.25, 0.45, 1.5])
     ties = cuts._ties(torch.stack([angle.cos(), angle.sin()], 1)).toarray()

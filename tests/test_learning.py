@@ -332,6 +332,20 @@ def test_each_view_has_the_label_of_its_image_and_memory_the_mean_of_the_full_on
     assert torch.allclose(memory, net.embed(net.features(fixed_view(images, 24))), atol=1e-5)
 
 
+def test_memory_takes_no_view_of_another_size():
+    images, kinds = drawings(2)
+    net = network()
+    net.new_head(3, generator(0, "head"))
+    memory = torch.full((6, net.feature_dim), torch.nan)
+    corner = Augmentation(crop=(0.1, 0.1), stretch=1, flip=0, size=16)
+    train(
+        net, images, torch.tensor(kinds), views=[STILL, corner], epochs=1, batch_size=6, lr=0.0, sample=each_once,
+        memory=memory,
+    )  # fmt: skip
+    with torch.no_grad():
+        assert torch.allclose(memory, net.features(fixed_view(images, 24)), atol=1e-4)
+
+
 def test_views_have_their_sizes():
     images, kinds = drawings(4)
     net = network()
@@ -352,8 +366,22 @@ def test_instances_by_hand():
         likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in range(4) if j != i}
         expected -= math.log(likeness[partner] / sum(likeness.values())) / 4
     # A third, smaller view would follow and does not count.
-    found = pseudo_labels._instance_loss(torch.cat([views, torch.ones(2, 2)]), 2, 0.5)
+    found = pseudo_labels._instance_loss(torch.cat([views, torch.ones(2, 2)]), torch.tensor([7, 9]), 0.5)
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_image_that_a_batch_has_twice_is_not_told_from_itself():
+    """Images 7, 9, 7: the views of the third are no candidates for those of the first, nor the other way round."""
+    views = torch.randn(6, 4, generator=generator(0, "views"))
+    rows, image = torch.tensor([7, 9, 7]), [7, 9, 7, 7, 9, 7]
+    unit = F.normalize(views, dim=1)
+    expected = 0.0
+    for i in range(6):
+        partner = (i + 3) % 6
+        others = [j for j in range(6) if image[j] != image[i] or j == partner]
+        likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in others}
+        expected -= math.log(likeness[partner] / sum(likeness.values())) / 6
+    assert pseudo_labels._instance_loss(views, rows, 0.5).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_trust_divides_a_step_between_clusters_and_instances():

@@ -16,6 +16,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from deepcluster import run
 from deepcluster.algorithm import alternate
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
+from deepcluster.recipe import Recipe
 from deepcluster.run import Request
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
@@ -222,6 +223,22 @@ def test_the_time_limit_stops_between_rounds(photos, tmp_path):
     assert record["rounds"] == 1
     assert record["stopped_because"] == "time limit"
     assert len(rows(found / "clusters.csv")) == 48
+
+
+def test_the_step_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
+    steps = run._Steps(Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10))
+    assert [steps(time) for time in (0, 1, 5, 10)] == pytest.approx([0, 0.5 * (1 + np.cos(0.1 * np.pi)) / 2, 0.5, 0])
+    steps.rounds = 5
+    assert [steps(time) for time in (0, 0.5, 2.5, 5, 6)] == pytest.approx(
+        [0, 0.5 * (1 + np.cos(0.1 * np.pi)) / 2, 0.5, 0, 0]
+    )
+
+
+def test_the_step_has_fallen_when_the_time_limit_ends_the_rounds(photos, tmp_path):
+    found = fit(photos, tmp_path / "run", rounds=100_000, time_limit=6)
+    steps = [float(row["lr"]) for row in rows(found / "history.csv")]
+    assert len(steps) > 10
+    assert steps[-1] < 0.2 * max(steps)
 
 
 def test_equal_images_end_in_fewer_clusters_with_a_warning(tmp_path):

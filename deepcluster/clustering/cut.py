@@ -24,7 +24,7 @@ Directions = npt.NDArray[np.float64]
 SAMPLE = 50_000  # rows in the neighbour graph
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
-MORE = 0.2  # eigenvectors beyond one for each group: a group in two pieces must not cost another its place
+MORE = 0.5  # eigenvectors looked at beyond one for each group
 DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 
@@ -112,7 +112,7 @@ def _ties(rows: Tensor) -> csr_array:
 def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
     size = ties.shape[0]
-    count = min(size - 1, k + round(MORE * k))
+    count = min(size - 1, k + max(1, round(MORE * k)) + 1)
     degrees = np.asarray(ties.sum(1)).ravel()
     spread = TIES * degrees.mean()
     scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
@@ -125,14 +125,26 @@ def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
 
     if size <= DENSE:
         whole = weighted.toarray() + spread / size * np.outer(scale, scale)
-        _, vectors = eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
+        values, vectors = eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
     else:
         start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
         operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
         # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
-        _, vectors = eigsh(operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3)
-    found = F.normalize(torch.from_numpy(np.ascontiguousarray(vectors)).float(), dim=1)
+        values, vectors = eigsh(operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3)
+    order = np.argsort(-values)
+    pieces = _pieces(values[order], k)
+    leading = np.ascontiguousarray(vectors[:, order[:pieces]])
+    found = F.normalize(torch.from_numpy(leading).float(), dim=1)
     return _best_of(STARTS, found, k, seed).labels
+
+
+def _pieces(values: Directions, k: int) -> int:
+    """How many pieces the graph of ``k`` groups has, by the largest gap in its descending eigenvalues from the k-th on.
+
+    A class may come in several (two ways to write a digit), and with one eigenvector too few two classes share one.
+    With fewer than 3 groups they are as many as the groups: a third one splits a ring that is one group.
+    """
+    return k if k < 3 else k + int(np.argmax(values[k - 1 : -1] - values[k:]))
 
 
 def _best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:

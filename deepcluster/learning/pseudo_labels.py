@@ -58,7 +58,7 @@ def train_on_pseudo_labels(
     round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
     published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
     clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
-    trained on, the mean over its first two views. Raises NonFiniteError at the end of the epoch in which the loss
+    trained on, the mean over its first two views where they are of one size. Raises NonFiniteError at the end of the epoch in which the loss
     stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
@@ -70,6 +70,7 @@ def train_on_pseudo_labels(
     network.train()
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(len(images) / batch_size))
+    whole = 2 if len(views) > 1 and views[0].size == views[1].size else 1
     total = torch.zeros((), dtype=torch.float64)
 
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, list[Tensor]]:
@@ -90,11 +91,13 @@ def train_on_pseudo_labels(
                     embeddings = network.embed(_features(network, seen))
                     logits = network.classify(embeddings)
                 if memory is not None:
-                    _remember(memory, rows, embeddings.detach().unflatten(0, (len(seen), -1))[:2].mean(0))
+                    _remember(memory, rows, embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0))
                 loss = _loss(logits, labels[rows].to(device), clusters)
                 goal = loss
                 if trust < 1:
-                    goal = trust * loss + (1 - trust) * _instance_loss(embeddings, len(rows), instance_temperature)
+                    goal = trust * loss + (1 - trust) * _instance_loss(
+                        embeddings, rows.to(device), instance_temperature
+                    )
                 for each in optimizers:
                     each.zero_grad()
                 goal.backward()
@@ -143,12 +146,19 @@ def _stacked(views: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(views)).contiguous(memory_format=torch.channels_last)
 
 
-def _instance_loss(embeddings: Tensor, images: int, temperature: float) -> Tensor:
+def _instance_loss(embeddings: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """The images of a batch as clusters: each of their first two views is to be told from all others by its likeness
-    to the other one, which stands for the centroid (SimCLR's loss, the E-step of PCL's finest level)."""
+    to the other one, which stands for the centroid (SimCLR's loss, the E-step of PCL's finest level).
+
+    ``rows`` are the numbers of the images: one that a batch has twice is not told from itself.
+    """
+    images = len(rows)
     pair = F.normalize(embeddings[: 2 * images].float(), dim=1)
-    logits = (pair @ pair.T / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(2 * images, device=pair.device).roll(images))
+    other = torch.arange(2 * images, device=pair.device).roll(images)
+    twice = rows.repeat(2)
+    own = twice.unsqueeze(1) == twice
+    own[torch.arange(2 * images, device=pair.device), other] = False
+    return F.cross_entropy((pair @ pair.T / temperature).masked_fill(own, -torch.inf), other)
 
 
 def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None) -> Tensor:
