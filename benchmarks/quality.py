@@ -177,6 +177,11 @@ def thinned(images: str, whole: str, share: float) -> Iterator[str]:
         yield folder
 
 
+def runs(file: Path) -> list[dict[str, Any]]:
+    """What is there already, another comparison that runs beside this one included."""
+    return list(json.loads(file.read_text())["runs"]) if file.is_file() else []
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     columns = [name for name in (*METRICS, "knn", "seconds") if any(name in row for row in rows)]
     lines = [f"{'':14}{'seeds':>8}" + "".join(f"{name.upper():>17}" for name in columns)]
@@ -204,7 +209,6 @@ def main() -> None:
     options = parser.parse_args(own.split("\0"))
     options.passed = passed.split("\0") if passed else []
     file = RESULTS / f"quality-{options.name}.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.is_file() else []
     original = options.images
     for method in options.methods:
         for seed in options.seeds if method not in ("dec", "idec", "dcn") else options.seeds[:1]:
@@ -213,11 +217,11 @@ def main() -> None:
                     result = METHODS[method](options, seed)
             else:
                 result = METHODS[method](options, seed)
-            rows = [row for row in rows if (row["method"], row["seed"]) != (method, seed)]
+            rows = [row for row in runs(file) if (row["method"], row["seed"]) != (method, seed)]
             rows.append({"method": method, "seed": seed, "options": " ".join(options.passed), **result})
             save(f"quality-{options.name}", {"runs": rows})
             print(rows[-1], file=sys.stderr, flush=True)
-    print(table(rows))
+    print(table(runs(file)))
 
 
 if sys.argv[1:2] == ["--clustpy"]:

@@ -58,8 +58,8 @@ def train_on_pseudo_labels(
     round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
     published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
     clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
-    trained on, the mean over its first two views where they are of one size. Raises NonFiniteError at the end of the epoch in which the loss
-    stopped being finite.
+    trained on, the mean over its first two views where they are of one size. Raises NonFiniteError at the end of the
+    epoch in which the loss stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
     device = next(network.parameters()).device
