@@ -37,14 +37,16 @@ NEIGHBOURS, TEMPERATURE = 20, 0.1
 CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 
 
-def pixels(images: str, size: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """The pixels, N x 3 size^2 in [0, 1], and the labels."""
+def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """The pixels, N x 3 S^2 in [0, 1] with S the side of the images, at ``most`` that; and the labels."""
     from deepcluster.images.labels import true_labels
+    from deepcluster.images.preview import preview
     from deepcluster.images.source import find
     from deepcluster.images.store import read_once
 
     source = find(images)
     labels = true_labels("folders", source)
+    size = min(most, preview(source).short_side)
     with tempfile.TemporaryDirectory() as folder:
         store = read_once(source, size, folder=Path(folder))
         rows = store.images.permute(0, 2, 3, 1).numpy().reshape(len(store.kept), -1).astype(np.float32) / 255

@@ -100,7 +100,7 @@ def fit(
         source = find(images, stdin=sys.stdin)
         print(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
         chosen = run.plan(source, preview(source), request)
-        print("\n".join(f"  {reason}" for reason in chosen.reasons))
+        print("\n".join(f"  {line}" for line in chosen.by_reason()))
         print("\n" + to_toml(chosen.recipe), end="")
         return
     with Terminal(quiet) as terminal:

@@ -156,6 +156,14 @@ class Plan:
     recipe: Recipe
     reasons: tuple[str, ...]
 
+    def by_reason(self) -> list[str]:
+        """The same, with what has one reason on one line."""
+        alike: dict[str, list[str]] = {}
+        for line in self.reasons:
+            what, _, why = line.partition(": ")
+            alike.setdefault(why, []).append(what)
+        return [f"{', '.join(what)}: {why}" for why, what in alike.items()]
+
 
 def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
     """The recipe called ``base`` (``auto``, ``v1`` or a TOML file) for these images, with the options ``given``.

@@ -176,8 +176,8 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
     count, skipped = len(store.kept), store.skipped
     job.display.say("Images", f"{count:,} of {job.source.name}, {len(skipped):,} skipped (skipped.csv)")
     settled = _with_precision(plan(job.source, job.seen, job.request, count), network)
-    for reason in settled.reasons:
-        job.display.say("Plan", reason)
+    for line in settled.by_reason():
+        job.display.say("Plan", line)
     job.folder.write_text("recipe.toml", to_toml(settled.recipe))
     job.folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
     job.record.update(

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.recipe import Facts, Recipe, resolve, to_toml
+from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
 
@@ -156,3 +156,8 @@ def test_bad_recipe_files(tmp_path, text, message):
 def test_unknown_recipes(name):
     with pytest.raises(UsageError, match=name):
         resolve(name, {}, PHOTOS)
+
+
+def test_what_has_one_reason_stands_on_one_line():
+    plan = Plan(Recipe(), ("lr 1: new: as said", "rounds 3: given", "heads 2: new: as said"))
+    assert plan.by_reason() == ["lr 1, heads 2: new: as said", "rounds 3: given"]
