@@ -90,11 +90,18 @@ def test_cut_by_hand():
     assert found[3:] == [1 - found[0]] * 3
 
 
-def test_pieces_end_at_the_largest_gap_and_are_as_many_as_the_groups_at_least():
+def test_pieces_end_at_the_largest_gap_between_a_fifth_and_a_half_more_than_the_groups():
     values = np.array([1, 0.99, 0.5, 0.49, 0.48, 0.2, 0.1])
-    assert cuts._pieces(values, 3) == 5  # .48 - .2, and not .99 - .5, which would be fewer than the groups
-    assert cuts._pieces(values, 5) == 5
+    assert cuts._pieces(values, 3) == 5  # 4 or 5: .48 - .2; not 2 or 3, where .99 - .5 is
+    assert cuts._pieces(values, 4) == 5  # 5 or 6
     assert cuts._pieces(values, 2) == 2
+    assert cuts._pieces(np.linspace(1, 0, 20) ** 2, 10) == 12
+
+
+@pytest.mark.parametrize("k", range(1, 13))
+def test_as_many_groups_as_a_small_graph_can_have(k):
+    x, _ = groups_of((12,) * 12)
+    assert cut(x[: cuts.ROWS_EACH * k], k).count == k
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -24,7 +24,7 @@ Directions = npt.NDArray[np.float64]
 SAMPLE = 50_000  # rows in the neighbour graph
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
-MORE = 0.5  # eigenvectors looked at beyond one for each group
+MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups, at least and at most
 DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 
@@ -112,7 +112,7 @@ def _ties(rows: Tensor) -> csr_array:
 def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
     size = ties.shape[0]
-    count = min(size - 1, k + max(1, round(MORE * k)) + 1)
+    count = min(size - 1, k + _more(k)[1] + 1)
     degrees = np.asarray(ties.sum(1)).ravel()
     spread = TIES * degrees.mean()
     scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
@@ -138,13 +138,21 @@ def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     return _best_of(STARTS, found, k, seed).labels
 
 
-def _pieces(values: Directions, k: int) -> int:
-    """How many pieces the graph of ``k`` groups has, by the largest gap in its descending eigenvalues from the k-th on.
+def _more(k: int) -> tuple[int, int]:
+    """How many eigenvectors beyond ``k`` to take, at least and at most. With fewer than 3 groups there is none more: a
+    third one splits a ring that is one group."""
+    least, most = (max(1, round(share * k)) for share in MORE)
+    return (least, most) if k > 2 else (0, 0)
 
-    A class may come in several (two ways to write a digit), and with one eigenvector too few two classes share one.
-    With fewer than 3 groups they are as many as the groups: a third one splits a ring that is one group.
+
+def _pieces(values: Directions, k: int) -> int:
+    """How many pieces the graph of ``k`` groups has, by the largest gap in its descending eigenvalues.
+
+    A class may come in several (two ways to write a digit), and with an eigenvector too few two classes share one.
     """
-    return k if k < 3 else k + int(np.argmax(values[k - 1 : -1] - values[k:]))
+    least, most = _more(k)
+    gaps = values[k + least - 1 : k + most] - values[k + least : k + most + 1]
+    return k + least + int(np.argmax(gaps))
 
 
 def _best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
