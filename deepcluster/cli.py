@@ -164,13 +164,16 @@ def recut(
     run_: RunArgument,
     /,
     *,
-    k: Annotated[int, Parameter(name=["-k", "--clusters"], help="Number of groups.")],
+    k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")],
+    quiet: Quiet = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
     from deepcluster import run
 
-    folder = run.recut(run_, _groups(str(k)) or 1)
-    _print_result(folder.path)
+    with Terminal(quiet) as terminal:
+        folder = run.recut(run_, _groups(k), terminal)
+    if not quiet:
+        _print_result(folder.path)
 
 
 @app.command

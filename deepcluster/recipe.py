@@ -20,7 +20,9 @@ class Recipe:
 
     # Network. weights: a file, "timm" for timm's published ones, or "" for a random start.
     backbone: str = "alexnet"
+    # frozen_statistics: batch normalisation keeps the mean and variance that it came with.
     weights: str = ""
+    frozen_statistics: bool = False
     sobel: bool = True
     # Images. margin: side of the stored image over side of the view; the view is its centre, training crops all of it.
     image_size: int = 224

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from torch import Tensor
 import deepcluster
 from deepcluster.algorithm import Result, alternate, conclude
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place, suggest_k
+from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place
+from deepcluster.clustering.number import candidates
 from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.images.augment import Augmentation
@@ -79,7 +80,7 @@ class Request:
     """What the user asked for, beside the images."""
 
     out: Path | None = None
-    n_clusters: int | None = None  # None: chosen by silhouette from the final features
+    n_clusters: int | None = None  # None: chosen from the final features
     recipe: str = "auto"
     options: Mapping[str, Any] | None = None
     device: str = "auto"
@@ -257,7 +258,7 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
         iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
     )  # fmt: skip
-    n_clusters = request.n_clusters or _suggested(result.reduced, request.seed, job.display)
+    n_clusters = request.n_clusters or _suggested(result.reduced, job.record, job.display)
     model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed), recipe)
     if model.groups.count < n_clusters:
         warnings.warn(
@@ -362,6 +363,7 @@ def _network(recipe: Recipe, seed: int, device: torch.device) -> Network:
         recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
         projection=(recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None, seed=seed,
     )  # fmt: skip
+    network.frozen_statistics = recipe.frozen_statistics
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -372,16 +374,18 @@ def _groups(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int) -> Cu
     return cut(reduced, n_clusters, seed=derive(seed, "groups"))
 
 
-def _suggested(reduced: Tensor, seed: int, display: Display) -> int:
-    values = suggest_k(reduced, seed=seed)
-    if not values:
+def _suggested(reduced: Tensor, record: dict[str, Any], display: Display) -> int:
+    """The best of the candidates for the number of groups; all of them are said, and kept in run.json."""
+    found = candidates(reduced, seed=derive(record["seed"], "number of groups"))
+    record["candidates"] = [
+        {name: round_to(value, 4) for name, value in asdict(candidate).items()} for candidate in found
+    ]
+    if not found:
         return 1
-    best = sorted(values, key=lambda k: -values[k])[:3]
-    display.say(
-        "Groups",
-        f"{best[0]}, the best silhouette ({values[best[0]]:.2f}); a guess. Also plausible: {best[1:]} (recut -k)",
-    )
-    return best[0]
+    texts = [f"{each.k} (stability {each.stability:.2f}, silhouette {each.silhouette:.2f})" for each in found]
+    others = f"; also plausible: {', '.join(texts[1:])}: deepcluster recut RUN -k N" if texts[1:] else ""
+    display.say("Groups", f"{texts[0]} is a guess, by the gaps in the graph of neighbours{others}")
+    return found[0].k
 
 
 def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
@@ -444,14 +448,16 @@ def _write_groups(
 # ---- what can be done with a run ------------------------------------------------------------------------------------
 
 
-def recut(run: Path, n_clusters: int) -> RunFolder:
-    """Cut the features of a run into another number of groups; nothing is trained, the cluster numbers are new."""
+def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> RunFolder:
+    """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
+    numbers are new."""
     folder = files.open_run(run)
     record = folder.read_json("run.json")
     model = models.load(folder.path)
     table = folder.read_rows("clusters.csv")
     used = [row for row in table if row["status"] == "ok"]
     reduced = torch.from_numpy(np.load(folder.path / "features.npy", allow_pickle=False))
+    n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
     _check_groups(n_clusters, len(used))
     fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
     sizes = torch.bincount(fine, minlength=len(model.fine_centroids))

@@ -1,14 +1,12 @@
-import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from deepcluster.clustering import cut as cuts
-from deepcluster.clustering import kmeans
+from deepcluster.clustering import graph, kmeans
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place, suggest_k
+from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place
 from deepcluster.seeding import generator
 
 
@@ -80,24 +78,6 @@ def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
     assert nmi(labels, found.cluster) == pytest.approx(1)
 
 
-def test_cut_by_hand():
-    """Ties of two triangles with one weak bridge: the normalised cut goes through the bridge."""
-    ties = torch.zeros(6, 6)
-    for a, b, weight in ((0, 1, 2), (0, 2, 2), (1, 2, 2), (3, 4, 2), (3, 5, 2), (4, 5, 2), (2, 3, 1)):
-        ties[a, b] = ties[b, a] = weight
-    found = cuts._normalised_cut(csr_array(ties.double().numpy()), 2, 0).tolist()
-    assert found[:3] == [found[0]] * 3
-    assert found[3:] == [1 - found[0]] * 3
-
-
-def test_pieces_end_at_the_largest_gap_between_a_fifth_and_a_half_more_than_the_groups():
-    values = np.array([1, 0.99, 0.5, 0.49, 0.48, 0.2, 0.1])
-    assert cuts._pieces(values, 3) == 5  # 4 or 5: .48 - .2; not 2 or 3, where .99 - .5 is
-    assert cuts._pieces(values, 4) == 5  # 5 or 6
-    assert cuts._pieces(values, 2) == 2
-    assert cuts._pieces(np.linspace(1, 0, 20) ** 2, 10) == 12
-
-
 @pytest.mark.parametrize("k", range(1, 13))
 def test_as_many_groups_as_a_small_graph_can_have(k):
     x, _ = groups_of((12,) * 12)
@@ -118,18 +98,8 @@ def test_a_class_in_pieces_costs_no_other_its_place(seed, monkeypatch):
         return nmi(labels[large], place(x, cut(x, 4, seed=seed), x[:1]).cluster[large])
 
     assert agreement() > 0.97
-    monkeypatch.setattr(cuts, "_pieces", lambda values, k: k)  # as many eigenvectors as groups
+    monkeypatch.setattr(graph, "_pieces", lambda values, k: k)  # as many eigenvectors as groups
     assert agreement() < 0.9
-
-
-def test_ties_are_to_the_nearest_and_never_to_oneself():
-    angle = torch.tensor([0.0, 0.1, 0.25, 0.45, 1.5])
-    ties = cuts._ties(torch.stack([angle.cos(), angle.sin()], 1)).toarray()
-    assert (ties == ties.T).all()
-    assert (ties.diagonal() == 0).all()
-    # Three neighbours each: the first four have each other, the far row has three of them and is nobody's.
-    assert ties[:4, :4].tolist() == (2 * (1 - np.eye(4))).tolist()
-    assert ties[4].tolist() == [0, 1, 1, 1, 0]
 
 
 def test_fine_clusters_as_groups_leave_out_the_empty_ones():
@@ -173,14 +143,3 @@ def test_outliers_by_hand():
     fences = outlier_distances(found, 2)
     assert fences[0].item() == 6
     assert fences[1] == torch.inf  # nobody is in it, so nothing is known
-
-
-def test_suggest_finds_a_clear_number():
-    x, _ = groups_of((60, 60, 60, 60, 60))
-    values = suggest_k(x)
-    assert max(values, key=values.__getitem__) == 5
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_suggest_with_few_rows(rows):
-    assert all(k < rows for k in suggest_k(torch.eye(3)[:rows]))

@@ -207,7 +207,15 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     folder = run.fit(photos, request, Listener()).path
     count = len(rows(folder / "cluster_summary.csv"))
     assert 2 <= count <= 30
-    assert any(heading == "Groups" and text.startswith(f"{count},") and "guess" in text for heading, text in said)
+    assert any(heading == "Groups" and text.startswith(f"{count} (") and "guess" in text for heading, text in said)
+    found = json.loads((folder / "run.json").read_text())["candidates"]
+    assert found[0]["k"] == count
+    assert len({each["k"] for each in found}) == 3
+
+    run.recut(folder, 5)
+    assert len(rows(folder / "cluster_summary.csv")) == 5
+    run.recut(folder, None)
+    assert len(rows(folder / "cluster_summary.csv")) == count
 
 
 def test_no_rounds_clusters_the_untrained_features(photos, tmp_path):

@@ -1,32 +1,20 @@
 """From final features to the groups that the user sees, and the place of any image among them."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.linalg import eigh
-from scipy.sparse import csr_array, diags_array
-from scipy.sparse.linalg import LinearOperator, eigsh
-from sklearn.cluster import kmeans_plusplus
-from sklearn.metrics import silhouette_score
 from torch import Tensor
-from torch.nn import functional as F
 
 from deepcluster.clustering.assignment import assigner
-from deepcluster.clustering.kmeans import first_occurrences, kmeans
+from deepcluster.clustering.graph import STARTS, neighbour_ties, normalised_cut
+from deepcluster.clustering.kmeans import best_of, first_occurrences, kmeans
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
 
-STARTS = 10
-Directions = npt.NDArray[np.float64]
 SAMPLE = 50_000  # rows in the neighbour graph
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
-MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups, at least and at most
-DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
-TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 
 
 @dataclass(frozen=True)
@@ -67,10 +55,10 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     own = derive(seed, "cut")
     rows = reduced[first_occurrences(reduced)]  # equal rows would be each other's neighbours, and nobody else's
     if k < 2 or len(rows) < ROWS_EACH * k:
-        return as_groups(_best_of(STARTS, reduced, k, own))
+        return as_groups(best_of(STARTS, reduced, k, own))
     if len(rows) > SAMPLE:
         rows = rows[torch.randperm(len(rows), generator=generator(own, "sample"))[:SAMPLE].sort().values]
-    found = _normalised_cut(_ties(rows), k, own)
+    found = normalised_cut(neighbour_ties(rows), k, own)
     sizes = torch.bincount(found, minlength=k)
     parts = [
         _inside(rows[found == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(own, "inside", group))
@@ -92,78 +80,6 @@ def _numbered(groups: Cut, reduced: Tensor) -> Cut:
     sizes = torch.bincount(groups.groups[assigner(groups.centroids)(reduced)], minlength=groups.count)
     order = torch.argsort(sizes, descending=True, stable=True)
     return Cut(groups.centroids, torch.argsort(order)[groups.groups])
-
-
-def _ties(rows: Tensor) -> csr_array:
-    """N x N: 1 for a row and one of its nearest neighbours, 2 where that is mutual."""
-    size = len(rows)
-    count = min(size - 1, max(3, round(math.log(size))))  # about as many as keep a random graph in one piece
-    nearest = torch.empty(size, count, dtype=torch.int64)
-    for begin in range(0, size, 500):
-        part = rows[begin : begin + 500]
-        likeness = part @ rows.T
-        likeness[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
-        nearest[begin : begin + 500] = likeness.topk(count, 1).indices
-    ones = np.ones(size * count)
-    ties = csr_array((ones, nearest.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
-    return csr_array(ties + ties.T)
-
-
-def _normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
-    """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
-    size = ties.shape[0]
-    count = min(size - 1, k + _more(k)[1] + 1)
-    degrees = np.asarray(ties.sum(1)).ravel()
-    spread = TIES * degrees.mean()
-    scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
-    weighted = diags_array(scale * (1 - TIES)) @ ties @ diags_array(scale)
-
-    def multiply(vector: Directions) -> Directions:
-        vector = vector.ravel()
-        found: Directions = weighted @ vector + (spread / size * (scale @ vector)) * scale
-        return found
-
-    if size <= DENSE:
-        whole = weighted.toarray() + spread / size * np.outer(scale, scale)
-        values, vectors = eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
-    else:
-        start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
-        operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
-        # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
-        values, vectors = eigsh(operator, k=count, ncv=max(3 * count, 40), which="LA", v0=start, tol=TIES * 1e-3)
-    order = np.argsort(-values)
-    pieces = _pieces(values[order], k)
-    leading = np.ascontiguousarray(vectors[:, order[:pieces]])
-    found = F.normalize(torch.from_numpy(leading).float(), dim=1)
-    return _best_of(STARTS, found, k, seed).labels
-
-
-def _more(k: int) -> tuple[int, int]:
-    """How many eigenvectors beyond ``k`` to take, at least and at most. With fewer than 3 groups there is none more: a
-    third one splits a ring that is one group."""
-    least, most = (max(1, round(share * k)) for share in MORE)
-    return (least, most) if k > 2 else (0, 0)
-
-
-def _pieces(values: Directions, k: int) -> int:
-    """How many pieces the graph of ``k`` groups has, by the largest gap in its descending eigenvalues.
-
-    A class may come in several (two ways to write a digit), and with an eigenvector too few two classes share one.
-    """
-    least, most = _more(k)
-    gaps = values[k + least - 1 : k + most] - values[k + least : k + most + 1]
-    return k + least + int(np.argmax(gaps))
-
-
-def _best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
-    """The k-means of least inertia. With few centroids spread starts (k-means++) are worth their time."""
-
-    def once(start: int) -> Clustering:
-        own = derive(seed, "start", start)
-        spread, _ = kmeans_plusplus(rows.numpy(), k, random_state=own % 2**32)
-        return kmeans(rows, k, start=torch.from_numpy(spread), seed=own, precision="fp32", iterations=50)
-
-    return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
 def as_groups(clustering: Clustering) -> Cut:
@@ -202,14 +118,3 @@ def outlier_distances(placement: Placement, count: int) -> Tensor:
             lower, upper = np.quantile(inside.numpy(), [0.25, 0.75])  # torch's refuses more than 16 million numbers
             fences[group] = upper + 1.5 * (upper - lower)
     return fences
-
-
-def suggest_k(reduced: Tensor, *, seed: int = 0, most: int = 30, sample: int = 2000) -> dict[int, float]:
-    """Silhouette (-1 to 1) of k-means into 2..``most`` groups on a sample of the features: a guess at how many."""
-    rows = reduced[torch.randperm(len(reduced), generator=generator(seed, "suggest"))[:sample]]
-    values: dict[int, float] = {}
-    for k in range(2, min(most, len(rows) - 1) + 1):
-        labels = _best_of(3, rows, k, derive(seed, "suggest", k)).labels
-        if len(labels.unique()) > 1:
-            values[k] = float(silhouette_score(rows.numpy(), labels.numpy()))
-    return values

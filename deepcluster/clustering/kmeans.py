@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ from deepcluster.clustering.rows import Rows, matrix, shared_out
 from deepcluster.devices import choose_precision
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
-from deepcluster.seeding import generator
+from deepcluster.seeding import derive, generator
 
 EMPTY_POLICIES = ("split", "sample")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
@@ -96,6 +97,17 @@ def kmeans(
         if not torch.isfinite(distances).all():
             raise _not_finite(walk)
         return _repaired(walk, labels, centroids, distances, iterations, reseeded, chunk)
+
+
+def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
+    """The k-means of least inertia. With few centroids spread starts (k-means++) are worth their time."""
+
+    def once(start: int) -> Clustering:
+        own = derive(seed, "start", start)
+        spread, _ = kmeans_plusplus(rows.numpy(), k, random_state=own % 2**32)
+        return kmeans(rows, k, start=torch.from_numpy(spread), seed=own, precision="fp32", iterations=50)
+
+    return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
 def means(x: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
@@ -30,6 +31,9 @@ class Network(nn.Module):
     head: nn.Linear | Centroids | None
     architecture: dict[str, str | int | bool]
     """The arguments of ``build`` that give this network again; empty for a body of one's own."""
+    frozen_statistics: bool
+    """Batch normalisation keeps its mean and variance while the network trains: for one that was pretrained on more
+    images than it is adapted to."""
 
     def __init__(
         self,
@@ -50,10 +54,19 @@ class Network(nn.Module):
         self.embedding_dim = embedding_dim or feature_dim
         self.head = None
         self.architecture = {}
+        self.frozen_statistics = False
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.body.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         features: Tensor = self.body((images - self.mean) / self.std)

@@ -1,0 +1,53 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deepcluster.clustering import number
+from deepcluster.clustering.number import candidates
+from deepcluster.seeding import generator
+
+
+def blobs(count: int, each: int = 60, spread: float = 0.12, width: int = 8) -> torch.Tensor:
+    centres = torch.linalg.qr(torch.randn(width, width, generator=generator(0, "centres")))[0][:count]
+    return F.normalize(
+        centres.repeat_interleave(each, 0) + spread * torch.randn(count * each, width, generator=generator(0, "noise"))
+    )
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_a_clear_number_is_the_first_candidate(count):
+    found = candidates(blobs(count))
+    assert found[0].k == count
+    assert found[0].stability > 0.9
+    assert len(found) == 3
+    assert all(one.gap >= other.gap for one, other in pairwise(found))
+    assert max(found, key=lambda each: each.silhouette).k == count
+
+
+def test_rows_without_groups_are_cut_unstably():
+    rows = F.normalize(torch.randn(400, 16, generator=generator(0, "rows")))
+    assert all(each.stability < 0.5 for each in candidates(rows))
+    assert min(each.stability for each in candidates(blobs(5))[:1]) > 0.9
+
+
+def test_a_sample_of_the_rows_has_the_same_number(monkeypatch):
+    monkeypatch.setattr(number, "ROWS", 200)
+    assert candidates(blobs(5, each=200))[0].k == 5
+
+
+def test_it_depends_on_the_seed_alone():
+    rows = blobs(4, spread=0.3)
+    assert candidates(rows, seed=3) == candidates(rows, seed=3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])
+def test_few_rows(rows):
+    found = candidates(torch.eye(12)[:rows])
+    assert all(2 <= each.k < rows for each in found)
+    assert bool(found) == (rows >= 4)
+
+
+def test_equal_rows_have_no_number():
+    assert candidates(torch.ones(50, 3)) == []
