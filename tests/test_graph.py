@@ -5,14 +5,50 @@ from scipy.sparse import csr_array
 from deepcluster.clustering import graph
 
 
-def test_ties_are_to_the_nearest_and_never_to_oneself():
-    angle = torch.tensor([0.0, 0.1, 0.25, 0.45, 1.5])
-    ties = graph.neighbour_ties(torch.stack([angle.cos(), angle.sin()], 1)).toarray()
-    assert (ties == ties.T).all()
+def on_circle(*angles: float) -> torch.Tensor:
+    angle = torch.tensor(angles, dtype=torch.float64)
+    return torch.stack([angle.cos(), angle.sin()], 1).float()
+
+
+def test_ties_are_to_the_nearest_and_never_to_oneself(monkeypatch):
+    monkeypatch.setattr(graph, "NEIGHBOURS", 3)
+    ties = graph.neighbour_ties(on_circle(0.0, 0.1, 0.25, 0.45, 1.5)).toarray()
+    assert np.allclose(ties, ties.T)
     assert (ties.diagonal() == 0).all()
     # Three neighbours each: the first four have each other, the far row has three of them and is nobody's.
-    assert ties[:4, :4].tolist() == (2 * (1 - np.eye(4))).tolist()
-    assert ties[4].tolist() == [0, 1, 1, 1, 0]
+    assert (ties[:4, :4][~np.eye(4, dtype=bool)] > 0).all()
+    assert (ties[4] > 0).tolist() == [False, True, True, True, False]
+    assert ties.max() <= 1
+    # The far row alone decides its ties: 1 to the nearest, less to the others, log2 of 3 in all.
+    assert np.isclose(ties[4, 3], 1)
+    assert ties[4, 3] > ties[4, 2] > ties[4, 1]
+    assert np.isclose(ties[4].sum(), np.log2(3))
+
+
+def test_ties_by_hand(monkeypatch):
+    """With 2 neighbours the weights of a row sum to log2(2) = 1: the nearest has 1, the other next to nothing."""
+    monkeypatch.setattr(graph, "NEIGHBOURS", 2)
+    ties = graph.neighbour_ties(on_circle(0.0, 0.1, 0.3, 0.6)).toarray()
+    assert np.allclose(ties, [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]], atol=1e-6)
+
+
+def test_ties_of_both_sides_are_joined(monkeypatch):
+    monkeypatch.setattr(graph, "NEIGHBOURS", 3)
+    monkeypatch.setattr(graph, "_weights", lambda distances: torch.full_like(distances, 0.5))
+    ties = graph.neighbour_ties(on_circle(0.0, 0.1, 0.25, 0.45, 1.5)).toarray()
+    assert np.isclose(ties[0, 1], 0.5 + 0.5 - 0.25)  # both are neighbours of each other
+    assert np.isclose(ties[4, 3], 0.5)
+
+
+def test_ties_do_not_depend_on_how_dense_a_place_is():
+    """A blob and the same blob three times as wide, far apart: the ties inside each are alike."""
+    small = 0.02 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    pole = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    basis = torch.tensor([[[0.0, 1, 0], [0, 0, 1]], [[1.0, 0, 0], [0, 1, 0]]])
+    rows = torch.cat([pole[0] + small @ basis[0], pole[1] + 3 * small @ basis[1]])
+    ties = graph.neighbour_ties(torch.nn.functional.normalize(rows)).toarray()
+    assert np.abs(ties[:40, :40] - ties[40:, 40:]).max() < 0.05
+    assert ties[:40, 40:].max() == 0
 
 
 def test_cut_by_hand():
@@ -23,14 +59,6 @@ def test_cut_by_hand():
     found = graph.normalised_cut(csr_array(ties.double().numpy()), 2, 0).tolist()
     assert found[:3] == [found[0]] * 3
     assert found[3:] == [1 - found[0]] * 3
-
-
-def test_pieces_end_at_the_largest_gap_between_a_fifth_and_a_half_more_than_the_groups():
-    values = np.array([1, 0.99, 0.5, 0.49, 0.48, 0.2, 0.1])
-    assert graph._pieces(values, 3) == 5  # 4 or 5: .48 - .2; not 2 or 3, where .99 - .5 is
-    assert graph._pieces(values, 4) == 5  # 5 or 6
-    assert graph._pieces(values, 2) == 2
-    assert graph._pieces(np.linspace(1, 0, 20) ** 2, 10) == 12
 
 
 def test_eigenvalues_by_hand():

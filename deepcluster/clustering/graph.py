@@ -15,32 +15,50 @@ from deepcluster.clustering.kmeans import best_of
 from deepcluster.seeding import generator
 
 STARTS = 10
-MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups, at least and at most
+NEIGHBOURS = 15
+MORE = 0.2  # eigenvectors beyond one for each group: a group in two pieces must not cost another its place
 DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 Numbers = npt.NDArray[np.float64]
 
 
 def neighbour_ties(rows: Tensor) -> csr_array:
-    """N x N: 1 for a row and one of its nearest neighbours, 2 where that is mutual."""
+    """N x N: how close two of N distinct rows of length 1 are, 0 to 1; only a row and its nearest ones are tied.
+
+    UMAP's weights (McInnes et al. 2018, sections 3.1 and 4): exp((rho - d) / sigma) with d the distance, rho that to
+    the nearest row, and sigma such that the weights of a row sum to log2 of the number of neighbours. So every row
+    counts its own neighbourhood as near, in dense and in thin places. The ties of both sides are joined as a + b - a b.
+    """
     size = len(rows)
-    count = min(size - 1, max(3, round(math.log(size))))  # about as many as keep a random graph in one piece
+    count = min(size - 1, NEIGHBOURS)
     nearest = torch.empty(size, count, dtype=torch.int64)
+    likeness = torch.empty(size, count)
     for begin in range(0, size, 500):
-        part = rows[begin : begin + 500]
-        likeness = part @ rows.T
-        likeness[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
-        nearest[begin : begin + 500] = likeness.topk(count, 1).indices
-    ones = np.ones(size * count)
-    ties = csr_array((ones, nearest.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
-    return csr_array(ties + ties.T)
+        part = rows[begin : begin + 500] @ rows.T
+        part[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
+        likeness[begin : begin + 500], nearest[begin : begin + 500] = part.topk(count, 1)
+    weights = _weights((2 - 2 * likeness.double()).clamp(min=0).sqrt()).flatten().numpy()
+    one = csr_array((weights, nearest.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
+    other = csr_array(one.T)
+    return csr_array(one + other - one * other)
+
+
+def _weights(distances: Tensor) -> Tensor:
+    """The weights of each row's neighbours, of N x n ascending ``distances``; sigma by bisection."""
+    beyond = distances - distances[:, :1]
+    wanted = math.log2(distances.shape[1])
+    low, high = torch.zeros(len(beyond), 1).double(), torch.full((len(beyond), 1), 1e3).double()
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > wanted
+        low, high = torch.where(too_much, low, middle), torch.where(too_much, middle, high)
+    return torch.exp(-beyond / high)
 
 
 def normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
-    values, vectors = leading_eigenvectors(ties, k + _more(k)[1] + 1, seed)
-    leading = np.ascontiguousarray(vectors[:, : _pieces(values, k)])
-    found = F.normalize(torch.from_numpy(leading).float(), dim=1)
+    _, vectors = leading_eigenvectors(ties, k + _more(k), seed)
+    found = F.normalize(torch.from_numpy(np.ascontiguousarray(vectors)).float(), dim=1)
     return best_of(STARTS, found, k, seed).labels
 
 
@@ -73,18 +91,7 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
     return values[order], vectors[:, order]
 
 
-def _more(k: int) -> tuple[int, int]:
-    """How many eigenvectors beyond ``k`` to take, at least and at most. With fewer than 3 groups there is none more: a
-    third one splits a ring that is one group."""
-    least, most = (max(1, round(share * k)) for share in MORE)
-    return (least, most) if k > 2 else (0, 0)
-
-
-def _pieces(values: Numbers, k: int) -> int:
-    """How many pieces the graph of ``k`` groups has, by the largest gap in its descending eigenvalues.
-
-    A class may come in several (two ways to write a digit), and with an eigenvector too few two classes share one.
-    """
-    least, most = _more(k)
-    gaps = values[k + least - 1 : k + most] - values[k + least : k + most + 1]
-    return k + least + int(np.argmax(gaps))
+def _more(k: int) -> int:
+    """How many eigenvectors beyond ``k`` to take: with fewer than 3 groups none, as a third one splits a ring that is
+    one of two groups."""
+    return max(1, round(MORE * k)) if k > 2 else 0
