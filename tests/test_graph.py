@@ -61,6 +61,20 @@ def test_cut_by_hand():
     assert found[3:] == [1 - found[0]] * 3
 
 
+def test_pieces_end_at_the_clearest_gap_between_a_fifth_and_a_half_more_than_the_groups():
+    values = np.array([1, 0.99, 0.9, 0.89, 0.88, 0.6, 0.5])
+    assert graph._pieces(values, 3) == 5  # 4 or 5: from .12 to .4; not 2, where it is from .01 to .1
+    assert graph._pieces(values, 4) == 5  # 5 or 6
+    assert graph._pieces(values, 2) == 2
+
+
+def test_without_a_clear_gap_pieces_are_a_fifth_more_than_the_groups():
+    even = 1 - 1.2 ** np.arange(20.0) / 100
+    assert graph._pieces(even, 10) == 12
+    even[14:] -= 0.1
+    assert graph._pieces(even, 10) == 14
+
+
 def test_eigenvalues_by_hand():
     """Two pairs that nothing ties together: two blocks [[0, 1], [1, 0]], with the eigenvalues 1, 1, -1, -1."""
     ties = torch.zeros(4, 4, dtype=torch.float64)

@@ -16,7 +16,8 @@ from deepcluster.seeding import generator
 
 STARTS = 10
 NEIGHBOURS = 15
-MORE = 0.2  # eigenvectors beyond one for each group: a group in two pieces must not cost another its place
+MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups, at least and at most
+CLEAR = 1.25  # a gap is one where the distance of the eigenvalues from 1 grows by a quarter
 DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 Numbers = npt.NDArray[np.float64]
@@ -57,8 +58,9 @@ def _weights(distances: Tensor) -> Tensor:
 
 def normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
-    _, vectors = leading_eigenvectors(ties, k + _more(k), seed)
-    found = F.normalize(torch.from_numpy(np.ascontiguousarray(vectors)).float(), dim=1)
+    values, vectors = leading_eigenvectors(ties, k + _more(k)[1] + 1, seed)
+    leading = np.ascontiguousarray(vectors[:, : _pieces(values, k)])
+    found = F.normalize(torch.from_numpy(leading).float(), dim=1)
     return best_of(STARTS, found, k, seed).labels
 
 
@@ -91,7 +93,19 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
     return values[order], vectors[:, order]
 
 
-def _more(k: int) -> int:
-    """How many eigenvectors beyond ``k`` to take: with fewer than 3 groups none, as a third one splits a ring that is
-    one of two groups."""
-    return max(1, round(MORE * k)) if k > 2 else 0
+def _pieces(values: Numbers, k: int) -> int:
+    """How many pieces the graph of ``k`` groups has, by the clearest gap in its descending eigenvalues.
+
+    A class may come in several (two ways to write a digit), and with an eigenvector too few two classes share one.
+    """
+    least, most = _more(k)
+    below = 1 - values[k + least - 1 : k + most + 1]
+    ratios = below[1:] / np.maximum(below[:-1], 1e-12)
+    return k + least + (int(np.argmax(ratios)) if ratios.max() >= CLEAR else 0)
+
+
+def _more(k: int) -> tuple[int, int]:
+    """How many eigenvectors beyond ``k`` to take, at least and at most: with fewer than 3 groups none, as a third one
+    splits a ring that is one of two groups."""
+    least, most = (max(1, round(share * k)) for share in MORE)
+    return (least, most) if k > 2 else (0, 0)
