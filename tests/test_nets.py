@@ -637,3 +637,21 @@ def test_without_a_projection_embeddings_are_the_features():
     features = torch.rand(2, network.feature_dim)
     assert torch.equal(network.embed(features), features)
     assert network.embedding_dim == network.feature_dim
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_while_their_layers_learn(frozen):
+    network = build("timm:resnet18", image_size=64)
+    network.frozen_statistics = frozen
+    images = torch.rand(4, 3, 64, 64, generator=generator(0, "images"))
+    statistics = {name: value.clone() for name, value in network.named_buffers() if "running" in name}
+    with torch.no_grad():
+        expected = network.eval().features(images)
+    found = network.train().features(images)
+    assert network.training
+    assert torch.allclose(found, expected, atol=1e-5) == frozen
+    assert all(
+        torch.equal(value, statistics[name]) for name, value in network.named_buffers() if "running" in name
+    ) == (frozen)
+    found.sum().backward()
+    assert network.body.bn1.weight.grad.abs().max() > 0
