@@ -235,6 +235,7 @@ def _print_result(folder: Path) -> None:
                     f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
                 )
                 print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
+    print(f"{'Verdict':9} {json.loads((folder / 'run.json').read_text())['verdict']}")
     print(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
     print(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
     print(f"{'Run':9} {folder}")

@@ -25,6 +25,7 @@ from deepcluster.algorithm import Result, alternate, conclude
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place
 from deepcluster.clustering.number import candidates
+from deepcluster.clustering.verdict import signs, verdict
 from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.images.augment import Augmentation
@@ -418,6 +419,8 @@ def _write_groups(
 ) -> None:
     """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, run.json."""
     placement = model.place(rows.reduced)
+    found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
+    said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
     labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
     used = [
         {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
@@ -442,7 +445,7 @@ def _write_groups(
                 "labelled": known,
             },
         )
-    folder.write_json("run.json", record)
+    folder.write_json("run.json", {**record, "signs": said, "verdict": verdict(found)})
 
 
 # ---- what can be done with a run ------------------------------------------------------------------------------------

@@ -56,6 +56,9 @@ def test_the_files_and_their_columns(finished):
     record = json.loads((finished / "run.json").read_text())
     assert record["status"] == "done"
     assert record["rounds"] == 2
+    assert set(record["signs"]) == {"agreement", "stability", "silhouette"}
+    assert record["verdict"].startswith("The groups are ")
+    assert record["verdict"][:30] in (finished / "report.html").read_text()
     assert not list(finished.glob(".*"))  # nothing half-written stays
     assert (finished / "report.html").stat().st_size > 20_000
 

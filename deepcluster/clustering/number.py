@@ -48,10 +48,10 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     values, _ = leading_eigenvectors(neighbour_ties(rows), min(most, len(rows) - 2) + 1, derive(seed, "eigenvectors"))
     gaps = values[1:-1] - values[2:]  # behind the second, the third, ...
     numbers = [int(i) + 2 for i in np.argsort(-gaps, kind="stable")[:count]]
-    return [Candidate(k, float(gaps[k - 2]), *_stability(rows, k, derive(seed, "stability", k))) for k in numbers]
+    return [Candidate(k, float(gaps[k - 2]), *stability(rows, k, derive(seed, "stability", k))) for k in numbers]
 
 
-def _stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
+def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
     """The agreement of cuts of samples, each of which places all rows; and the mean silhouette of these."""
     found = []
     for i in range(CUTS):

@@ -83,7 +83,7 @@ def render(
             title=title,
             facts=_facts(run),
             command=run.get("command"),
-            statements=statements(clusters, summary, history, metrics, skipped),
+            statements=statements(clusters, summary, history, metrics, skipped, str(run.get("verdict") or "")),
             metrics=_metric_rows(metrics),
             nmi_average=metrics.get("nmi_average"),
             sections=sections(shown, clusters, picture),

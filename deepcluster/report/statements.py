@@ -11,15 +11,17 @@ def statements(
     history: Sequence[Row],
     metrics: Mapping[str, float | str],
     skipped: Sequence[Row],
+    verdict: str = "",
 ) -> list[str]:
     """The sentences in the order of the page; what a run has no value for is left out."""
     sizes = [int(row["size"]) for row in summary]
     outliers = sum(row["is_outlier"] == "1" for row in clusters)
     return [
         _division(sizes),
+        *([verdict] if verdict else []),
         *_training(history),
         *_outliers(outliers, sum(sizes)),
-        *_verdict(metrics),
+        *_against_labels(metrics),
         _skipped(len(skipped)),
     ]
 
@@ -52,7 +54,7 @@ def _outliers(outliers: int, images: int) -> list[str]:
     return [f"{count(outliers, 'image')} ({percent(outliers / max(1, images))}) {lie}."]
 
 
-def _verdict(metrics: Mapping[str, float | str]) -> list[str]:
+def _against_labels(metrics: Mapping[str, float | str]) -> list[str]:
     trained, untrained = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
     if trained is None:
         return []

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deepcluster.clustering.cut import cut, place
+from deepcluster.clustering.verdict import CLEAR, MIXED, Signs, signs, verdict
+from deepcluster.seeding import generator
+from tests.test_number import blobs
+
+
+def of(rows: torch.Tensor, k: int) -> Signs:
+    found = signs(rows, place(rows, cut(rows, k), rows[:1]).cluster)
+    assert found is not None
+    return found
+
+
+def test_agreement_by_hand():
+    """Two blobs of 30 far apart, and ten of each counted as the other: the share of neighbours that agree is known."""
+    rows = blobs(2, each=30, spread=0.02)
+    truth = torch.arange(2).repeat_interleave(30)
+    assert signs(rows, truth).agreement == pytest.approx(1)
+    mixed = truth.clone()
+    mixed[torch.randperm(60, generator=generator(0, "some"))[:20]] ^= 1
+    likeness = (rows @ rows.T).fill_diagonal_(-torch.inf)
+    alike = sum((mixed[row.topk(10).indices] == mixed[i]).sum().item() for i, row in enumerate(likeness)) / 600
+    share = mixed.float().mean().item()
+    chance = share**2 + (1 - share) ** 2
+    assert signs(rows, mixed).agreement == pytest.approx((alike - chance) / (1 - chance), abs=1e-5)
+
+
+def test_labels_by_chance_have_no_agreement():
+    rows = blobs(4, each=100)
+    random = torch.randint(0, 4, (400,), generator=generator(0, "labels"))
+    assert abs(signs(rows, random).agreement) < 0.1
+
+
+def test_clear_groups_and_none():
+    clear, none = of(blobs(5), 5), of(F.normalize(torch.randn(400, 32, generator=generator(0, "rows"))), 5)
+    assert clear.agreement > CLEAR
+    assert clear.stability > none.stability + 0.2
+    assert none.agreement < MIXED
+    assert "clear" in verdict(clear)
+    assert "weak" in verdict(none)
+    assert "mixed" in verdict(Signs(0.85, 0.8, 0.1))
+
+
+@pytest.mark.parametrize(("rows", "k"), [(60, 1), (20, 2)])
+def test_of_too_little_nothing_is_said(rows, k):
+    found = signs(torch.eye(60)[:rows], torch.arange(rows) % k)
+    assert found is None
+    assert "Too few" in verdict(found)
