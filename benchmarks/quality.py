@@ -18,6 +18,7 @@ seed is enough).
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -167,7 +168,7 @@ METHODS: dict[str, Run] = {
 
 @contextmanager
 def thinned(images: str, whole: str, share: float) -> Iterator[str]:
-    """A folder of links to all images of the class ``whole`` and to a share of those of each other class."""
+    """A folder with copies of all images of the class ``whole`` and of a share of those of each other class."""
     with tempfile.TemporaryDirectory() as folder:
         for of in sorted(path for path in Path(images).resolve().iterdir() if path.is_dir()):
             files = sorted(path for path in of.iterdir() if path.is_file())
@@ -175,7 +176,7 @@ def thinned(images: str, whole: str, share: float) -> Iterator[str]:
                 files = random.Random(0).sample(files, round(share * len(files)))
             (Path(folder) / of.name).mkdir()
             for file in files:
-                (Path(folder) / of.name / file.name).symlink_to(file)
+                shutil.copyfile(file, Path(folder) / of.name / file.name)
         yield folder
 
 
