@@ -36,12 +36,13 @@ def test_labels_by_chance_have_no_agreement():
 
 def test_clear_groups_and_none():
     clear, none = of(blobs(5), 5), of(F.normalize(torch.randn(400, 32, generator=generator(0, "rows"))), 5)
-    assert clear.agreement > CLEAR
+    assert clear.score > CLEAR
     assert clear.stability > none.stability + 0.2
-    assert none.agreement < MIXED
+    assert none.score < MIXED
     assert "clear" in verdict(clear)
     assert "weak" in verdict(none)
-    assert "mixed" in verdict(Signs(0.85, 0.8, 0.1))
+    assert "mixed" in verdict(Signs(0.95, 0.8, 0.1))  # the score is the product
+    assert "clear" in verdict(Signs(0.95, 0.9, 0.1))
 
 
 @pytest.mark.parametrize(("rows", "k"), [(60, 1), (20, 2)])
