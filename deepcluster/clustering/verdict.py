@@ -10,8 +10,8 @@ from deepcluster.seeding import derive, generator
 
 NEIGHBOURS = 10
 LEAST_ROWS = 30
-# Of the score. Measured on 20 runs (docs/decisions.md): from .8 on the groups had an NMI to the labels of .65 or more, from
-# .6 to .8 of .41 or more, below of .4 or less.
+# Of the score. Measured on 20 states of runs (docs/decisions.md): from .8 on the groups had an NMI to the labels of .65
+# or more, from .6 to .8 of .41 or more, below of .4 or less.
 CLEAR, MIXED = 0.8, 0.6
 
 
