@@ -280,7 +280,11 @@ def _from_scratch(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
         "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
         "lr": (0.25, why), "warmup": (0.5, why), "weight_decay": (5e-4, why),
         "instance_temperature": (0.2, why), "views": (2, why),
-        "view_size": (4 * round(size * 0.75 / 4) if size >= 32 else size, "crops look larger: 3/4 keeps their scale"),
+        "view_size": (
+            (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
+            if size >= 32
+            else (size, "images below 32 px have no pixels to spare")
+        ),
         "heads": (3, why), "head_growth": (2.0, why), "temperature": (0.1, why), "spherical": (True, why),
         "features": ("memory", why), "reduce": (False, why),
         "projection_hidden": (512, why), "projection_dim": (128, why),
