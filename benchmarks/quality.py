@@ -1,7 +1,8 @@
 """How good are the clusters? Methods side by side on class folders, over seeds; the labels only score.
 
     python benchmarks/quality.py NAME IMAGES -k K [--test IMAGES] [--methods ...] [--seeds 0 1 2] [--minutes 60]
-                                 [--whole CLASS --share 0.1] [-- options of deepcluster fit]
+                                 [--whole CLASS --share 0.1] [--hold-out 0.2]
+                                 [--backbone timm:NAME --weights FILE] [-- options of deepcluster fit]
 
 Prints ACC, NMI, AMI, ARI (mean and standard deviation over the seeds), seconds, and with --test the accuracy of 20
 nearest neighbours on those images by the features. results/quality-NAME.json grows by every run, so a long comparison
@@ -12,7 +13,11 @@ network of auto before its first round. v1, v2, auto: the recipes, v1 and v2 wit
 K = 10 k; ours end by --time-limit. v1-official, v1-none: v1 with the sampling of the released code, and without any.
 dec, idec, dcn: ClustPy's, with their own defaults, the epochs cut down where 100 + 150 do not fit into --minutes (one
 seed is enough).
---whole makes a copy in which one class is kept and of the others a share, to see what balancing does.
+--whole makes a copy in which one class is kept and of the others a share, to see what balancing does. --hold-out keeps
+a share of each class out of the run and gives it to `predict`: the NMI of these images is the column held_out.
+With --backbone and --weights, auto and untrained start from that network, and there are its frozen features, at the
+image size of auto and of length 1: frozen, k-means (10 starts) on them; frozen-umap, on 10 dimensions of
+UMAP (pip install umap-learn) of them.
 """
 
 import argparse
@@ -25,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +80,71 @@ def on_pixels(options: argparse.Namespace, seed: int, *, components: int = 0) ->
     return scored(labels, KMeans(options.k, n_init=3, random_state=seed).fit_predict(rows), begin)
 
 
+def frozen(options: argparse.Namespace, seed: int, *, umap: bool = False) -> dict[str, float]:
+    """k-means on the features of the network as it was given, which are computed once and kept while this runs."""
+    from sklearn.cluster import KMeans
+
+    begin = time.perf_counter()
+    rows, labels = features(options.images, options.backbone, options.weights)
+    if umap:
+        from umap import UMAP
+
+        rows = UMAP(n_components=10, random_state=seed).fit_transform(rows)
+    return scored(labels, KMeans(options.k, n_init=10, random_state=seed).fit_predict(rows), begin)
+
+
+@cache
+def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], list[str]]:
+    from torch.nn import functional as F
+
+    from deepcluster.images.labels import true_labels
+    from deepcluster.images.preview import preview
+    from deepcluster.images.source import find
+    from deepcluster.images.store import read_once
+    from deepcluster.learning.features import extract
+    from deepcluster.nets.backbone import build
+    from deepcluster.run import Request, plan
+
+    source = find(images)
+    labels = true_labels("folders", source)
+    options = {"backbone": backbone, "weights": weights}
+    recipe = plan(source, preview(source), Request(n_clusters=2, options=options, device="cpu")).recipe
+    network = build(backbone, image_size=recipe.image_size, weights=weights)
+    with tempfile.TemporaryDirectory() as folder:
+        store = read_once(source, recipe.store_size, folder=Path(folder))
+        rows = F.normalize(extract(network, store.images, size=recipe.image_size), dim=1)
+    return rows.numpy(), [labels[i] for i in store.kept]
+
+
 def command(options: argparse.Namespace, seed: int, *, arguments: tuple[str, ...]) -> dict[str, float]:
     """`deepcluster fit` in a process of its own; scores are those of clusters.csv."""
     settings = ["-k", str(options.k), "--labels", "folders", "--seed", str(seed)]
     settings += ["--time-limit", f"{options.minutes}m"]
     if "--recipe" in arguments:
         settings += ["--backbone", "compact", "--image-size", str(options.size), "--pseudo-labels", str(10 * options.k)]
+    elif options.weights:
+        settings += ["--backbone", options.backbone, "--weights", options.weights]
     settings += [*arguments, *options.passed]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         result = fit(options.images, settings, out=run)
         kept = {name: result[name] for name in (*METRICS, "seconds", "rounds", "peak_memory_mb")}
+        kept |= {"start_nmi": result["baseline_nmi"]} if "baseline_nmi" in result else {}
+        kept |= {"held_out": held_out(run, options.held)} if options.held else {}
         return kept | ({"knn": neighbours(run, options.test)} if options.test else {})
+
+
+def held_out(run: Path, images: str) -> float:
+    """NMI of the clusters that `predict` gives to images that were not trained on."""
+    import csv
+    import io
+
+    from deepcluster.clustering.agreement import nmi
+
+    command = [sys.executable, "-m", "deepcluster", "predict", str(run), images, "-o", "-"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    return nmi([row["path"].split("/")[0] for row in rows], [row["cluster"] for row in rows])
 
 
 def neighbours(run: Path, test: str) -> float:
@@ -151,6 +209,8 @@ def clustpy_process(name: str, images: str, k: str, seed: str, limit: str) -> No
 
 V1 = ("--recipe", "v1", "--set", "margin=1")
 METHODS: dict[str, Run] = {
+    "frozen": frozen,
+    "frozen-umap": partial(frozen, umap=True),
     "pixels": on_pixels,
     "pca": partial(on_pixels, components=50),
     "untrained": partial(command, arguments=("--rounds", "0")),
@@ -161,23 +221,27 @@ METHODS: dict[str, Run] = {
     "auto": partial(command, arguments=()),
     **{name: partial(clustpy, name=name) for name in ("dec", "idec", "dcn")},
 }
+FROM_SCRATCH = ["pixels", "pca", "untrained", "v1", "v2", "auto", "dec", "idec", "dcn"]
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def thinned(images: str, whole: str, share: float) -> Iterator[str]:
-    """A folder with copies of all images of the class ``whole`` and of a share of those of each other class."""
+def copied(images: str, whole: str | None, share: float, out: float, seed: int) -> Iterator[tuple[str, str]]:
+    """Two folders with copies: all images of the class ``whole`` and a share of those of each other class, but for a
+    share ``out`` of each, which is in the second folder."""
     with tempfile.TemporaryDirectory() as folder:
         for of in sorted(path for path in Path(images).resolve().iterdir() if path.is_dir()):
             files = sorted(path for path in of.iterdir() if path.is_file())
-            if of.name != whole:
+            if whole and of.name != whole:
                 files = random.Random(0).sample(files, round(share * len(files)))
-            (Path(folder) / of.name).mkdir()
+            kept_out = set(random.Random(seed).sample(files, round(out * len(files))))
             for file in files:
-                shutil.copyfile(file, Path(folder) / of.name / file.name)
-        yield folder
+                place = Path(folder) / ("out" if file in kept_out else "in") / of.name / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
+        yield f"{folder}/in", f"{folder}/out"
 
 
 def runs(file: Path) -> list[dict[str, Any]]:
@@ -186,7 +250,9 @@ def runs(file: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    columns = [name for name in (*METRICS, "knn", "seconds") if any(name in row for row in rows)]
+    columns = [
+        name for name in (*METRICS, "start_nmi", "held_out", "knn", "seconds") if any(name in row for row in rows)
+    ]
     lines = [f"{'':14}{'seeds':>8}" + "".join(f"{name.upper():>17}" for name in columns)]
     for method in METHODS:
         of = [row for row in rows if row["method"] == method]
@@ -203,20 +269,31 @@ def main() -> None:
     parser.add_argument("images")
     parser.add_argument("-k", type=int, required=True)
     parser.add_argument("--test")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        choices=METHODS,
+        default=["pixels", "pca", "untrained", "v1", "v2", "auto", "dec", "idec", "dcn"],
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=32, help="px, for v1 and v2")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--whole")
     parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--hold-out", type=float, default=0.0)
+    parser.add_argument("--backbone", default="")
+    parser.add_argument("--weights", default="")
     options = parser.parse_args(own.split("\0"))
     options.passed = passed.split("\0") if passed else []
     file = RESULTS / f"quality-{options.name}.json"
     original = options.images
     for method in options.methods:
         for seed in options.seeds if method not in ("dec", "idec", "dcn") else options.seeds[:1]:
-            if options.whole:
-                with thinned(original, options.whole, options.share) as options.images:
+            options.held = ""
+            if options.whole or options.hold_out:
+                copies = copied(original, options.whole, options.share, options.hold_out, seed)
+                with copies as (options.images, out):
+                    options.held = out if options.hold_out else ""
                     result = METHODS[method](options, seed)
             else:
                 result = METHODS[method](options, seed)
