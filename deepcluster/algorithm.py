@@ -7,13 +7,13 @@ result, is :func:`conclude` on the network that it leaves behind.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from statistics import mean
 
 import torch
 from torch import Tensor
+from torch.optim import SGD
 
 from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.kmeans import kmeans, means
@@ -21,14 +21,26 @@ from deepcluster.clustering.whitening import Whitening, unreduced, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import Sampler, Step, body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.pseudo_labels import (
+    Sampler,
+    Step,
+    body_optimizer,
+    momenta,
+    restore_momentum,
+    train_on_pseudo_labels,
+)
 from deepcluster.nets.backbone import Network
-from deepcluster.records import Clustering, Round
+from deepcluster.records import Clustering, Round, State, Trained, Work
 from deepcluster.seeding import derive, generator
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)
 FEATURES = ("pass", "memory")
+Keep = Callable[[State], None]
+
+
+def forgotten(state: State) -> None:
+    """A state that nobody asked for."""
 
 
 def unheard(phase: str, done: int, total: int) -> None:
@@ -62,6 +74,8 @@ def alternate(
     tolerance: float = 0.0,
     patience: int = 3,
     dtype: torch.dtype = torch.float32,
+    state: State | None = None,
+    keep: Keep = forgotten,
     progress: Progress = unheard,
 ) -> Iterator[Round]:
     """Yield a Round after each clustering and the training on it; ``network`` is trained in place.
@@ -78,67 +92,89 @@ def alternate(
     and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after
     ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
     ``patience`` rounds in a row. Everything is a function of ``seed``.
+
+    keep: called with the State at the start of a round, when it has clustered, after each step of training, and at the
+    end; whoever writes it down, with the network, can go on from there by giving it as ``state``, to the same result.
     """
     if features not in FEATURES:
         raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
     size = size or images.shape[-1]
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
-    previous: Tensor | None = None
-    memory: Tensor | None = None
-    settled = 0
-    for index in range(rounds):
-        times = [time.perf_counter()]
+    state = state or State()
+    restore_momentum(optimizer, state.momentum)
+    while state.round < rounds and state.settled < patience:
+        index, memory, work = state.round, state.memory, state.work
+        keep(state)
+        if work is None:
+            times = [time.perf_counter()]
 
-        # Step 2, features.
-        found = memory
-        if found is None:
-            found = extract(
-                network, images, size=size, batch_size=batch_size, embedded=True, dtype=dtype,
-                progress=partial(progress, "features"),
-            )  # fmt: skip
-        times.append(time.perf_counter())
+            # Step 2, features.
+            found = memory
+            if found is None:
+                found = extract(
+                    network, images, size=size, batch_size=batch_size, embedded=True, dtype=dtype,
+                    progress=partial(progress, "features"),
+                )  # fmt: skip
+            times.append(time.perf_counter())
 
-        # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-        reduced = (whiten(found, dims, whitening) if dims else unreduced(found))(found)
-        memory = found if features == "memory" else None
-        clusterings = [
-            kmeans(reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
-                   spherical=spherical)
-            for i, k in enumerate(numbers)
-        ]  # fmt: skip
-        labels = torch.stack([clustering.labels for clustering in clusterings], 1)
-        times.append(time.perf_counter())
+            # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
+            reduced = (whiten(found, dims, whitening) if dims else unreduced(found))(found)
+            memory = found if features == "memory" else None
+            clusterings = [
+                kmeans(reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
+                       spherical=spherical)
+                for i, k in enumerate(numbers)
+            ]  # fmt: skip
+            times.append(time.perf_counter())
+            work = _compared(state.previous, reduced, clusterings, instance_temperature, seed, index, times)
 
-        # How much has changed since the previous round? (Of step 6; learning may depend on it.)
-        clustering = clusterings[0]
-        agreement = math.nan if previous is None else nmi(previous, clustering.labels)
-        moved = math.nan if previous is None else changed(previous, clustering.labels)
-        trust = 1.0 if instance_temperature is None else trusted(previous, clustering.labels, seed, index)
-
-        # Step 5, learning, with a new linear classifier, or the centroids as one.
-        if temperature is None:
-            network.new_head(sum(numbers), generator(seed, "head", index))
-        else:
-            along = unreduced(found)(found) if dims else reduced
-            centroids = [means(along, column, k) for column, k in zip(labels.T, numbers, strict=True)]
-            network.centroid_head(torch.cat(centroids), temperature)
-        del found  # without a memory nothing but the reduced features stays
+            # Step 5, learning, with a new linear classifier, or the centroids as one.
+            if temperature is None:
+                network.new_head(sum(numbers), generator(seed, "head", index))
+            else:
+                along = unreduced(found)(found) if dims else reduced
+                centroids = [means(along, each.labels, k) for each, k in zip(clusterings, numbers, strict=True)]
+                network.centroid_head(torch.cat(centroids), temperature)
+            del found, reduced  # without a memory nothing but the reduced features stays
+        state = replace(state, memory=memory, work=work)
+        keep(state)
+        begin = time.perf_counter()
         loss = train_on_pseudo_labels(
-            network, images, labels, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
-            batch_size=batch_size, views=views, clusters=numbers, trust=trust,
+            network, images, torch.stack([each.labels for each in work.clusterings], 1), optimizer, size=size, lr=lr,
+            head_lr=head_lr, epochs=epochs, batch_size=batch_size, views=views, clusters=numbers, trust=work.trust,
             instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory,
-            dtype=dtype, progress=partial(progress, "training"),
+            dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
+            progress=partial(progress, "training"),
         )  # fmt: skip
-        times.append(time.perf_counter())
 
         # Step 6, alternation.
         step = lr(float(index)) if callable(lr) else lr
-        yield _record(index, reduced, clusterings, loss, agreement, moved, step, times, len(images) * epochs)
-        settled = settled + 1 if 1 - agreement <= tolerance else 0
-        if settled >= patience:
-            return
-        previous = clustering.labels
+        yield _record(index, work, loss, step, time.perf_counter() - begin, len(images) * epochs)
+        settled = state.settled + 1 if 1 - work.agreement <= tolerance else 0
+        state = State(index + 1, work.clusterings[0].labels, settled, memory, momenta(optimizer))
+    keep(state)
+
+
+def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
+    """Hand on where the alternation is, in the middle of a training."""
+    keep(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
+
+
+def _compared(
+    previous: Tensor | None, reduced: Tensor, clusterings: Sequence[Clustering], instance_temperature: float | None,
+    seed: int, index: int, times: Sequence[float],
+) -> Work:  # fmt: skip
+    """How much has changed since the previous round? (Of step 6; learning may depend on it.)"""
+    labels = clusterings[0].labels
+    return Work(
+        reduced=reduced,
+        clusterings=tuple(clusterings),
+        agreement=math.nan if previous is None else nmi(previous, labels),
+        moved=math.nan if previous is None else changed(previous, labels),
+        trust=1.0 if instance_temperature is None else trusted(previous, labels, seed, index),
+        seconds=(times[1] - times[0], times[2] - times[1]),
+    )
 
 
 def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> float:
@@ -149,24 +185,20 @@ def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> f
     return share**2 / (share**2 + (1 - share) ** 2)
 
 
-def _record(
-    index: int, reduced: Tensor, clusterings: Sequence[Clustering], loss: float, agreement: float, moved: float,
-    lr: float, times: Sequence[float], views: int,
-) -> Round:  # fmt: skip
-    features, clusters, training = (later - earlier for earlier, later in pairwise(times))
+def _record(index: int, work: Work, loss: float, lr: float, seconds: float, views: int) -> Round:
     return Round(
         index=index,
-        reduced=reduced,
-        clustering=clusterings[0],
+        reduced=work.reduced,
+        clustering=work.clusterings[0],
         loss=loss,
-        chance_loss=mean(math.log(clustering.occupied) for clustering in clusterings),
-        nmi_previous=agreement,
-        changed=moved,
+        chance_loss=mean(math.log(clustering.occupied) for clustering in work.clusterings),
+        nmi_previous=work.agreement,
+        changed=work.moved,
         lr=lr,
-        features_seconds=features,
-        clustering_seconds=clusters,
-        training_seconds=training,
-        images_per_second=views / training,
+        features_seconds=work.seconds[0],
+        clustering_seconds=work.seconds[1],
+        training_seconds=seconds,
+        images_per_second=views / seconds,
     )
 
 

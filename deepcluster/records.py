@@ -60,3 +60,49 @@ class Round:
     def change(self) -> float:
         """1 - NMI to the previous assignment (NaN in the first round)."""
         return 1.0 - self.nmi_previous
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How far the training of a round is: steps done, and the sums of the losses of the epoch under way (float32) and
+    of the epochs before it (float64)."""
+
+    steps: int
+    epoch_loss: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round has found before it trains (steps 2 to 4), and how far it has trained since.
+
+    ``clusterings`` are those of ``reduced``, and ``agreement``, ``moved`` and ``trust`` compare the first of them with
+    the round before; ``seconds``: for the features, and for reduction and clustering.
+    """
+
+    reduced: Tensor
+    clusterings: tuple[Clustering, ...]
+    agreement: float
+    moved: float
+    trust: float
+    seconds: tuple[float, float]
+    trained: Trained | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an alternation is: with the network, the images and the options, all that the next step depends on.
+
+    ``round`` is the number of the one under way, ``previous`` the pseudo-labels of the one before it (int64, N),
+    ``settled`` for how many rounds they have not changed. ``memory`` are the features that training saw (N x D),
+    ``momentum`` the body optimizer's, a tensor for each parameter. ``work`` is None before the round has clustered;
+    from then on the head of the network belongs to the state too. The tensors are those that the alternation goes on
+    to change: a state is to be written or copied before the next step.
+    """
+
+    round: int = 0
+    previous: Tensor | None = None
+    settled: int = 0
+    memory: Tensor | None = None
+    momentum: tuple[Tensor, ...] = ()
+    work: Work | None = None

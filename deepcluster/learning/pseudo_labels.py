@@ -15,6 +15,7 @@ from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.images.store import gather
 from deepcluster.nets.backbone import Network
+from deepcluster.records import Trained
 from deepcluster.seeding import generator, lent_global
 from deepcluster.workers import made_ahead
 
@@ -25,6 +26,19 @@ Step = float | Callable[[float], float]  # a learning rate, or one that depends 
 def body_optimizer(network: Network, *, momentum: float = 0.9, weight_decay: float = 1e-5) -> SGD:
     """SGD for everything below the head. It lives as long as the run: its momentum outlasts the rounds."""
     return SGD(network.body_parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
+    """The momentum of each parameter; an empty tensor where there is none yet."""
+    states = [optimizer.state[each] for each in optimizer.param_groups[0]["params"]]
+    return tuple(torch.empty(0) if (found := each.get("momentum_buffer")) is None else found for each in states)
+
+
+def restore_momentum(optimizer: SGD, momentum: Sequence[Tensor]) -> None:
+    """Put back what :func:`momenta` took; nothing where ``momentum`` is empty."""
+    for parameter, each in zip(optimizer.param_groups[0]["params"] if momentum else (), momentum, strict=True):
+        if each.numel():
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(each)
 
 
 def train_on_pseudo_labels(
@@ -47,6 +61,8 @@ def train_on_pseudo_labels(
     round: int = 0,
     memory: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    begun: Trained | None = None,
+    keep: Callable[[Trained], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Minimise the cross-entropy of ``labels`` over ``epochs`` x N images; returns its mean over them.
@@ -58,8 +74,9 @@ def train_on_pseudo_labels(
     round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
     published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
     clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
-    trained on, the mean over its first two views where they are of one size. Raises NonFiniteError at the end of the
-    epoch in which the loss stopped being finite.
+    trained on, the mean over its first two views where they are of one size. ``keep`` is told after each step how far
+    the training is, and goes on from there where it was ``begun``. Raises NonFiniteError at the end of the epoch in
+    which the loss stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
     device = next(network.parameters()).device
@@ -71,7 +88,8 @@ def train_on_pseudo_labels(
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(len(images) / batch_size))
     whole = 2 if len(views) > 1 and views[0].size == views[1].size else 1
-    total = torch.zeros((), dtype=torch.float64)
+    begun = begun or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
+    done, epoch_loss, total = begun.steps, begun.epoch_loss.to(device), begun.loss
 
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, list[Tensor]]:
         epoch, step, rows = batch
@@ -79,39 +97,43 @@ def train_on_pseudo_labels(
         pictures = gather(images, rows).to(device)
         return step, rows, [random_views(pictures, how.size or size, how, random) for how in views]
 
-    with lent_global(seed, "training", round):  # dropout draws from the global generator
-        for epoch in range(epochs):
-            epoch_loss = torch.zeros((), device=device)
-            by = labels[:, (round * epochs + epoch) % labels.shape[1]]
-            drawn = sample(by, len(images), generator(seed, "sample", round, epoch))
-            batches = ((epoch, step, rows) for step, rows in enumerate(drawn.tensor_split(steps)))
-            for step, rows, seen in made_ahead(prepare, batches, device):
-                _set_steps(optimizers, lr, head_lr, round + (epoch + step / steps) / epochs)
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    embeddings = network.embed(_features(network, seen))
-                    logits = network.classify(embeddings)
-                if memory is not None:
-                    _remember(memory, rows, embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0))
-                loss = _loss(logits, labels[rows].to(device), clusters)
-                goal = loss
-                if trust < 1:
-                    goal = trust * loss + (1 - trust) * _instance_loss(
-                        embeddings, rows.to(device), instance_temperature
+    for epoch in range(done // steps, epochs):
+        by = labels[:, (round * epochs + epoch) % labels.shape[1]]
+        drawn = sample(by, len(images), generator(seed, "sample", round, epoch)).tensor_split(steps)
+        batches = ((epoch, step, drawn[step]) for step in range(done % steps, steps))
+        for step, rows, seen in made_ahead(prepare, batches, device):
+            _set_steps(optimizers, lr, head_lr, round + (epoch + step / steps) / epochs)
+            # Dropout draws from the global generator.
+            with (
+                lent_global(seed, "training", round, epoch, step),
+                torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+            ):
+                embeddings = network.embed(_features(network, seen))
+                logits = network.classify(embeddings)
+            if memory is not None:
+                _remember(memory, rows, embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0))
+            loss = _loss(logits, labels[rows].to(device), clusters)
+            goal = loss
+            if trust < 1:
+                goal = trust * loss + (1 - trust) * _instance_loss(embeddings, rows.to(device), instance_temperature)
+            for each in optimizers:
+                each.zero_grad()
+            goal.backward()
+            for each in optimizers:
+                each.step()
+            epoch_loss = epoch_loss + loss.detach() * (len(rows) / len(images))
+            done += 1
+            if step + 1 == steps:
+                if not math.isfinite(epoch_loss.item()):
+                    raise NonFiniteError(
+                        f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
+                        f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
                     )
-                for each in optimizers:
-                    each.zero_grad()
-                goal.backward()
-                for each in optimizers:
-                    each.step()
-                epoch_loss += loss.detach() * (len(rows) / len(images))
-                if progress is not None:
-                    progress(epoch * len(images) + (step + 1) * len(images) // steps, epochs * len(images))
-            if not math.isfinite(epoch_loss.item()):
-                raise NonFiniteError(
-                    f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
-                    f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
-                )
-            total += epoch_loss.double().cpu()
+                total, epoch_loss = total + epoch_loss.double().cpu(), torch.zeros((), device=device)
+            if keep is not None:
+                keep(Trained(done, epoch_loss, total))
+            if progress is not None:
+                progress(epoch * len(images) + (step + 1) * len(images) // steps, epochs * len(images))
     return total.item() / max(1, epochs)
 
 

@@ -25,7 +25,7 @@ class Centroids(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.directions: Tensor
-        self.register_buffer("directions", F.normalize(centroids.float(), dim=1), persistent=False)
+        self.register_buffer("directions", F.normalize(centroids.float(), dim=1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         # In float32 always: at a temperature of 0.1 the three digits of bfloat16 are an error of 0.04 in a logit.
