@@ -46,6 +46,9 @@ class Recipe:
     spherical: bool = False
     kmeans_iterations: int = 20
     empty: str = "split"
+    # What the groups are cut from: the neighbours of an image by the "final" features, or by those of all "rounds", the
+    # network as it was given counting as much as all others. Then it is also kept, where its neighbours know better.
+    neighbours: str = "final"
     # Head: a new linear one each round, or with a temperature above 0 the clusters' means, on an MLP where
     # projection_dim is not 0.
     temperature: float = 0.0
@@ -130,6 +133,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES = {
     "features": ("pass", "memory"),
     "empty": ("split", "sample"),
+    "neighbours": ("final", "rounds"),
     "sampling": ("uniform", "official", "none"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "probe", "fp32", "bf16"),
@@ -236,7 +240,8 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
         "margin": (1.0 if size <= 64 else 256 / 224, "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (_fine_clusters(facts), "5 for each group wanted, and at least 20 images for each"),
     }
-    chosen |= _adapting(facts) if adapting else _from_scratch(options.get("image_size", size), facts)
+    own_size = options.get("image_size", size)
+    chosen |= _adapting(own_size, facts) if adapting else _from_scratch(own_size, facts)
     if facts.grey:
         why = "the images are grey: shapes count, and left is not right"
         chosen |= {
@@ -258,13 +263,16 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     )
 
 
-def _adapting(facts: Facts) -> dict[str, tuple[Any, str]]:
-    """A pretrained network: few, gentle rounds of the paper's kind, with a head that learns at full speed."""
+def _adapting(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
+    """A pretrained network: few, gentle rounds on clusters' means, of which none can spoil the groups alone."""
     why = "a pretrained network is changed gently"
     return {
-        "rounds": (6, "a pretrained network needs few"),
+        "rounds": (3, "a pretrained network needs few"),
         "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
-        "lr": (0.001, why), "head_lr": (0.1, why), "batch_size": (128, why),
+        "frozen_statistics": (True, why), "lr": (0.001, why), "batch_size": (64, why),
+        "temperature": (0.07, why), "dims": (128, why),
+        "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
+        "view_size": (round(size * 0.75), "crops look larger: 3/4 of the side keeps their scale, and is faster"),
     }  # fmt: skip
 
 
@@ -310,7 +318,7 @@ def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:
     small = facts.device == "cpu"
     if backbone == "compact":
         return min(64 if small else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
-    return min(112 if small else 224, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 112 on a CPU"
+    return min(144 if small else 224, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:

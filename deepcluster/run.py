@@ -23,9 +23,10 @@ from torch import Tensor
 import deepcluster
 from deepcluster.algorithm import Result, alternate, conclude
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place
+from deepcluster.clustering.cut import ROWS_EACH, Cut, as_groups, cut, outlier_distances, place
+from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.number import candidates
-from deepcluster.clustering.verdict import signs, verdict
+from deepcluster.clustering.verdict import guard, signs, verdict
 from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.images.augment import Augmentation
@@ -216,11 +217,15 @@ def _with_precision(settled: Plan, network: Network) -> Plan:
 
 @dataclass(frozen=True)
 class _Trained:
-    """How the rounds went: their number, the first of them, and why there were no more."""
+    """How the rounds went: their number, the first of them, why there were no more; and where the recipe wants them the
+    graphs of their features, and how much what came out of each round counts: 1 minus its loss as a share of that of
+    guessing, as a network that cannot tell its own clusters apart has lost what it knew."""
 
     rounds: int
     first: Round | None
     stopped_because: str
+    graphs: Sequence[Graph]
+    weights: Sequence[float]
 
 
 def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Trained:
@@ -229,6 +234,8 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Traine
     columns = files.HISTORY if truth is None else (*files.HISTORY, "nmi_labels")
     history: list[dict[str, Any]] = []
     first: Round | None = None
+    graphs: list[Graph] = []
+    weights: list[float] = []
     limit = job.request.time_limit
     stopped = ""
     job.folder.write_rows("history.csv", columns, history)
@@ -236,6 +243,9 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Traine
     steps = _Steps(recipe)
     for round in _rounds(network, store.images, recipe, steps, job.request.seed, job.device, job.display):
         first = first or round
+        if recipe.neighbours == "rounds":
+            graphs.append(_graph(round.reduced, job.request.seed))
+            weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
         history.append(tables.history_row(round, truth))
         job.folder.write_rows("history.csv", columns, history)
         job.display.round(history[-1], recipe.rounds)
@@ -248,19 +258,40 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Traine
                 break
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
     ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
-    return _Trained(len(history), first, stopped or ended)
+    return _Trained(len(history), first, stopped or ended, graphs, weights)
+
+
+def _graph(reduced: Tensor, seed: int) -> Graph:
+    return neighbour_graph(reduced, derive(seed, "graph"))
+
+
+def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Result:
+    return conclude(
+        network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
+        batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
+        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
+    )  # fmt: skip
 
 
 def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: _Trained) -> None:
     """Step 7 into files: the model, the features, the clusters, the report."""
     request, folder, truth = job.request, job.folder, job.truth(store)
-    result = conclude(
-        network, store.images, clusters=recipe.pseudo_labels, seed=request.seed, size=recipe.image_size,
-        batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
-    )  # fmt: skip
+    result = _conclude(network, job, store, recipe)
     n_clusters = request.n_clusters or _suggested(result.reduced, job.record, job.display)
-    model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed), recipe)
+    graph: Graph | None = None
+    if trained.graphs:
+        last = _graph(result.reduced, request.seed)
+        graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
+        if len(graph.rows) >= ROWS_EACH * n_clusters:
+            found = guard(trained.graphs[0], last, graph, n_clusters, derive(request.seed, "guard"))
+            job.record["guard"] = {name: round_to(value, 4) for name, value in asdict(found).items()}
+            job.record["guard"]["kept"] = found.kept
+            job.display.say("Guard", found.text)
+            if not found.kept:
+                network = _network(recipe, request.seed, job.device)
+                result = _conclude(network, job, store, recipe)
+        folder.write_graph(graph)
+    model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed, graph), recipe)
     if model.groups.count < n_clusters:
         warnings.warn(
             f"only {model.groups.count} of {n_clusters} clusters are not empty: the features of the images have no more"
@@ -368,11 +399,12 @@ def _network(recipe: Recipe, seed: int, device: torch.device) -> Network:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _groups(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int) -> Cut:
-    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features."""
+def _groups(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
+    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features, or of a
+    ``graph`` of the images."""
     if len(fine.centroids) == n_clusters:
         return as_groups(fine)
-    return cut(reduced, n_clusters, seed=derive(seed, "groups"))
+    return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
 
 
 def _suggested(reduced: Tensor, record: dict[str, Any], display: Display) -> int:
@@ -465,7 +497,7 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
     sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
     clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
-    groups = _groups(reduced, clustering, n_clusters, record["seed"])
+    groups = _groups(reduced, clustering, n_clusters, record["seed"], folder.read_graph())
     placement = place(reduced, groups, model.fine_centroids)
     model = replace(
         model, groups=groups, names=("",) * groups.count, outlier_distance=outlier_distances(placement, groups.count)

@@ -71,7 +71,7 @@ def test_equal_rows_are_one_group():
 
 
 def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
-    monkeypatch.setattr(cuts, "SAMPLE", 150)
+    monkeypatch.setattr(graph, "SAMPLE", 150)
     x, labels = groups_of((300, 200, 100))
     found = place(x, cut(x, 3), x[:1])
     assert torch.bincount(found.cluster).tolist() == [300, 200, 100]

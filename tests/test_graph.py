@@ -3,6 +3,7 @@ import torch
 from scipy.sparse import csr_array
 
 from deepcluster.clustering import graph
+from deepcluster.clustering.agreement import nmi
 
 
 def on_circle(*angles: float) -> torch.Tensor:
@@ -94,3 +95,56 @@ def test_the_sparse_way_finds_the_dense_eigenvalues(monkeypatch):
     sparse, vectors = graph.leading_eigenvectors(ties, 8, 0)
     assert np.allclose(dense, sparse, atol=1e-6)
     assert np.allclose(vectors.T @ vectors, np.eye(8), atol=1e-6)
+
+
+def graph_of(rows: list[int], *pairs: tuple[int, int, float]) -> graph.Graph:
+    ties = np.zeros((len(rows), len(rows)))
+    for a, b, weight in pairs:
+        ties[rows.index(a), rows.index(b)] = ties[rows.index(b), rows.index(a)] = weight
+    return graph.Graph(torch.tensor(rows), csr_array(ties))
+
+
+def test_joined_by_hand():
+    """The first counts 1, the others their weights divided by their number, between the rows that all have."""
+    first = graph_of([0, 1, 2, 4], (0, 1, 1.0), (1, 4, 0.5), (0, 2, 1.0))
+    second = graph_of([0, 1, 3, 4], (0, 1, 0.5), (3, 4, 1.0))
+    third = graph_of([0, 1, 2, 3, 4], (0, 4, 0.5), (2, 3, 1.0))
+    got = graph.joined(first, [second, third], [1.0, 0.5])
+    assert got.rows.tolist() == [0, 1, 4]
+    want = graph_of([0, 1, 4], (0, 1, 1.25 / 1.75), (1, 4, 0.5 / 1.75), (0, 4, 0.125 / 1.75))
+    assert np.allclose(got.ties.toarray(), want.ties.toarray())
+    assert graph.joined(first, [], []) is first
+    assert graph.joined(first, [second, third], [0.0, 0.0]) is first
+
+
+def test_two_bad_graphs_do_not_outvote_the_first():
+    """Rows in three groups; the others know nothing, and each of its own."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 60)
+    good = torch.nn.functional.normalize(torch.eye(3)[labels] + 0.1 * torch.from_numpy(random.normal(size=(180, 3))))
+    graphs = [graph.neighbour_graph(good.float())]
+    for _ in range(2):
+        noise = torch.from_numpy(random.normal(size=(180, 8))).float()
+        graphs.append(graph.neighbour_graph(torch.nn.functional.normalize(noise)))
+    found = graph.normalised_cut(graph.joined(graphs[0], graphs[1:], [1.0, 1.0]).ties, 3, 0)
+    assert nmi(labels, found) > 0.95
+    assert nmi(labels, graph.normalised_cut(graph.joined(graphs[1], graphs[2:], [1.0]).ties, 3, 0)) < 0.2
+
+
+def test_inside_by_hand():
+    """Three ties of four are inside the two groups; their ends' shares are 5/8 and 3/8, so chance gives 34/64."""
+    path = graph_of([0, 1, 2, 3, 4], (0, 1, 1.0), (0, 2, 1.0), (2, 3, 1.0), (3, 4, 1.0))
+    got = graph.inside(path, path.rows, torch.tensor([0, 0, 0, 1, 1]))
+    assert np.isclose(got, (3 / 4 - 34 / 64) / (1 - 34 / 64))
+    assert graph.inside(path, torch.tensor([0, 1, 3, 4]), torch.tensor([0, 0, 1, 1])) == 1
+
+
+def test_a_graph_of_distinct_rows_or_of_a_sample(monkeypatch):
+    rows = torch.eye(5)[[0, 1, 1, 2, 0, 3]]
+    assert graph.neighbour_graph(rows).rows.tolist() == [0, 1, 3, 5]
+    monkeypatch.setattr(graph, "SAMPLE", 2)
+    sample = graph.neighbour_graph(rows, 1).rows
+    assert len(sample) == 2
+    assert torch.equal(sample, sample.sort().values)
+    assert torch.equal(sample, graph.neighbour_graph(rows, 1).rows)
+    assert graph.neighbour_graph(rows[:1]).ties.shape == (1, 1)

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.assignment import assigner
-from deepcluster.clustering.graph import STARTS, neighbour_ties, normalised_cut
-from deepcluster.clustering.kmeans import best_of, first_occurrences, kmeans
+from deepcluster.clustering.graph import STARTS, Graph, graph_rows, neighbour_ties, normalised_cut
+from deepcluster.clustering.kmeans import best_of, kmeans
 from deepcluster.records import Clustering
-from deepcluster.seeding import derive, generator
+from deepcluster.seeding import derive
 
-SAMPLE = 50_000  # rows in the neighbour graph
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 
@@ -44,7 +43,7 @@ class Placement:
     margin: Tensor
 
 
-def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
+def cut(reduced: Tensor, k: int, *, seed: int = 0, graph: Graph | None = None) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
 
     Every row is tied to its nearest ones (graph.py); the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan
@@ -53,12 +52,10 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     several k-means.
     """
     own = derive(seed, "cut")
-    rows = reduced[first_occurrences(reduced)]  # equal rows would be each other's neighbours, and nobody else's
+    rows = reduced[graph_rows(reduced, own) if graph is None else graph.rows]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(STARTS, reduced, k, own))
-    if len(rows) > SAMPLE:
-        rows = rows[torch.randperm(len(rows), generator=generator(own, "sample"))[:SAMPLE].sort().values]
-    found = normalised_cut(neighbour_ties(rows), k, own)
+    found = normalised_cut(neighbour_ties(rows) if graph is None else graph.ties, k, own)
     sizes = torch.bincount(found, minlength=k)
     parts = [
         _inside(rows[found == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(own, "inside", group))

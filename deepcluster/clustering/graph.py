@@ -1,6 +1,8 @@
 """The neighbour graph of features, and what its eigenvectors say of the groups in it."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +13,73 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.kmeans import best_of
+from deepcluster.clustering.kmeans import best_of, first_occurrences
 from deepcluster.seeding import generator
 
 STARTS = 10
+SAMPLE = 50_000  # rows in a graph
 NEIGHBOURS = 15
 MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups, at least and at most
 CLEAR = 1.25  # a gap is one where the distance of the eigenvalues from 1 grows by a quarter
 DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
 Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """How close images are: ``ties`` (M x M, 0 to 1) between the images ``rows`` (int64, M, ascending) of all N."""
+
+    rows: Tensor
+    ties: csr_array
+
+
+def graph_rows(reduced: Tensor, seed: int = 0) -> Tensor:
+    """The rows of N x d features that are in their graph: the distinct ones, or a sample of ``SAMPLE`` of them."""
+    rows = first_occurrences(reduced)  # equal rows would be each other's neighbours, and nobody else's
+    if len(rows) > SAMPLE:
+        rows = rows[torch.randperm(len(rows), generator=generator(seed, "sample"))[:SAMPLE].sort().values]
+    return rows
+
+
+def neighbour_graph(reduced: Tensor, seed: int = 0) -> Graph:
+    """The graph of N x d features (rows of length 1)."""
+    rows = graph_rows(reduced, seed)
+    return Graph(rows, neighbour_ties(reduced[rows]))
+
+
+def joined(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> Graph:
+    """``first``, and the mean of the ``others`` with a weight each (0 to 1), between the images that all of them have.
+
+    With weights of 1 the first counts as much as all others together; without any it stays as it is.
+    """
+    if not any(weights):
+        return first
+    rows = first.rows
+    for other in others:
+        rows = rows[torch.isin(rows, other.rows)]
+    ties = _between(first, rows)
+    for other, weight in zip(others, weights, strict=True):
+        ties = ties + weight / len(others) * _between(other, rows)
+    ties = ties / (1 + sum(weights) / len(others))
+    return Graph(rows, csr_array(ties.astype(np.float32).astype(np.float64)))  # as a file has it
+
+
+def inside(graph: Graph, rows: Tensor, groups: Tensor) -> float:
+    """The share of the ties between ``rows`` that are inside their ``groups`` (int64): 0 by chance, at most 1."""
+    own, ties = groups.numpy(), _between(graph, rows)
+    pairs = ties.tocoo()
+    total = float(pairs.data.sum())
+    alike = float(pairs.data[own[pairs.row] == own[pairs.col]].sum()) / total
+    chance = float((np.bincount(own, ties.sum(1)) ** 2).sum()) / total**2
+    return (alike - chance) / (1 - chance)
+
+
+def _between(graph: Graph, rows: Tensor) -> csr_array:
+    if len(rows) == len(graph.rows):
+        return graph.ties
+    kept = torch.isin(graph.rows, rows).nonzero().flatten().numpy()
+    return csr_array(graph.ties[kept][:, kept])
 
 
 def neighbour_ties(rows: Tensor) -> csr_array:
@@ -31,6 +90,8 @@ def neighbour_ties(rows: Tensor) -> csr_array:
     counts its own neighbourhood as near, in dense and in thin places. The ties of both sides are joined as a + b - a b.
     """
     size = len(rows)
+    if size < 2:
+        return csr_array((size, size))
     count = min(size - 1, NEIGHBOURS)
     nearest = torch.empty(size, count, dtype=torch.int64)
     likeness = torch.empty(size, count)

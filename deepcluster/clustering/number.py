@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.cut import cut, place
-from deepcluster.clustering.graph import leading_eigenvectors, neighbour_ties
+from deepcluster.clustering.graph import TIES, leading_eigenvectors, neighbour_ties
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.seeding import derive, generator
 
@@ -23,7 +23,8 @@ SHARE = 0.8  # of the sample, for each cut
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of groups ``k``: the ``gap`` behind the k-th eigenvalue of the neighbour graph (0 to 1), the
+    """A number of groups ``k``: the ``gap`` behind the k-th eigenvalue v of the neighbour graph, as a share of the root
+    of 1 - v (0 to 1), the
     ``stability`` of the cut (mean adjusted Rand index between cuts of several samples with several seeds, at most 1)
     and its ``silhouette`` (-1 to 1)."""
 
@@ -46,7 +47,9 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     if len(rows) < 4:
         return []
     values, _ = leading_eigenvectors(neighbour_ties(rows), min(most, len(rows) - 2) + 1, derive(seed, "eigenvectors"))
-    gaps = values[1:-1] - values[2:]  # behind the second, the third, ...
+    # Behind the second, the third, ...: between the fall itself, which favours many groups, and the fall as a share of
+    # the distance from 1, which favours few.
+    gaps = (values[1:-1] - values[2:]) / np.sqrt(1 - values[1:-1] + TIES)
     numbers = [int(i) + 2 for i in np.argsort(-gaps, kind="stable")[:count]]
     return [Candidate(k, float(gaps[k - 2]), *stability(rows, k, derive(seed, "stability", k))) for k in numbers]
 

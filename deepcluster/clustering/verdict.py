@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.graph import Graph, inside, normalised_cut
 from deepcluster.clustering.number import ROWS, stability
 from deepcluster.seeding import derive, generator
 
@@ -62,3 +63,30 @@ def verdict(found: Signs | None) -> str:
         f"{said} (of an image's nearest neighbours {found.agreement:.0%} beyond chance share its group;"
         f" cuts of samples agree to {found.stability:.2f}, 1 being alike)."
     )
+
+
+@dataclass(frozen=True)
+class Guard:
+    """How well a network knew the groups ``before`` it was adapted and ``after``: the share of the ties between
+    neighbours, by its features, that are inside the groups; 0 as chance has it, at most 1."""
+
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the adapted network is the better one."""
+        return self.after >= self.before
+
+    @property
+    def text(self) -> str:
+        shares = f"{self.after:.1%} of the ties between neighbours are inside the groups, {self.before:.1%} before"
+        if self.kept:
+            return f"the adapted network is kept: {shares}"
+        return f"the network is kept as it was given, and what it learnt counts in the groups alone: {shares}"
+
+
+def guard(before: Graph, after: Graph, shared: Graph, k: int, seed: int) -> Guard:
+    """The judgement by the ``k`` groups of the graph that both have a part in."""
+    groups = normalised_cut(shared.ties, k, seed)
+    return Guard(*(inside(each, shared.rows, groups) for each in (before, after)))

@@ -4,13 +4,17 @@ import csv
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from scipy.sparse import csr_array
 
+from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DiskError
 
 SCHEMA_VERSION = 1
@@ -21,11 +25,12 @@ HISTORY = (
     "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
+GRAPH = "neighbours.npz"
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 # All that a run may leave behind; --overwrite removes these and nothing else.
 CONTENTS = (
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "features.npy", "history.csv", "metrics.json", "model",
-    "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8",
+    "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
 )  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -66,6 +71,27 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         write_whole(self.path / name, lambda file: file.write(text))
+
+    def write_graph(self, graph: Graph) -> None:
+        ties = graph.ties
+        rows, data = graph.rows.numpy(), ties.data.astype(np.float32)
+
+        def write(file: Any) -> None:
+            np.savez(file, rows=rows, ties=data, columns=ties.indices, ends=ties.indptr)
+
+        write_whole(self.path / GRAPH, write, binary=True)
+
+    def read_graph(self) -> Graph | None:
+        """The graph that the groups were cut from; None where it is that of the features."""
+        try:
+            with np.load(self.path / GRAPH, allow_pickle=False) as file:
+                rows = torch.from_numpy(file["rows"])
+                ties = csr_array((file["ties"].astype(np.float64), file["columns"], file["ends"]), (len(rows),) * 2)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise DiskError(f"{self.path / GRAPH} is damaged ({error}): fit again with --overwrite") from None
+        return Graph(rows, ties)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         write_whole(self.path / name, lambda file: np.save(file, array), binary=True)

@@ -1,0 +1,115 @@
+"""A network that knows something is adapted: what it knew is not lost, whatever the rounds do."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deepcluster import run
+from deepcluster.algorithm import alternate
+from deepcluster.clustering.agreement import nmi
+from deepcluster.errors import DiskError
+from deepcluster.nets.backbone import build
+from deepcluster.run import Request
+from deepcluster.storage.run_folder import GRAPH, open_run
+from tests.drawings import drawings
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The weights of a compact network that tells the drawings apart, but not perfectly."""
+    images, labels = drawings(20, seed=7)
+    network = build("compact", image_size=24, seed=3)
+    optimizer = torch.optim.SGD(network.body.parameters(), 0.02, momentum=0.9)
+    head = torch.nn.Linear(network.feature_dim, 3)
+    for _ in range(12):
+        loss = torch.nn.functional.cross_entropy(head(network.features(images.float() / 255)), torch.tensor(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    file = tmp_path_factory.mktemp("weights") / "compact.safetensors"
+    save_file(network.body.state_dict(), file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The drawings as one array, and their kinds."""
+    images, kinds = drawings(60)
+    file = tmp_path_factory.mktemp("pictures") / "drawings.npy"
+    np.save(file, images.permute(0, 2, 3, 1).numpy())
+    return str(file), kinds
+
+
+def adapt(pictures, weights, out, **options):
+    options = {"backbone": "compact", "weights": weights, "image_size": 24, "epochs": 1, "view_size": 0, **options}
+    return run.fit(pictures[0], Request(out=out, n_clusters=3, options=options))
+
+
+def found(folder) -> list[int]:
+    return [int(row["cluster"]) for row in folder.read_rows("clusters.csv")]
+
+
+@pytest.fixture(scope="module")
+def adapted(pictures, pretrained, tmp_path_factory):
+    return adapt(pictures, pretrained, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_the_graph_of_all_rounds_is_kept_and_the_guard_says_what_it_did(adapted, pictures, pretrained, tmp_path):
+    guard = json.loads((adapted.path / "run.json").read_text())["guard"]
+    assert set(guard) == {"before", "after", "kept"}
+    assert guard["kept"] == (guard["after"] >= guard["before"])
+    graph = adapted.read_graph()
+    assert len(graph.rows) == 180
+    start = adapt(pictures, pretrained, tmp_path / "start", rounds=0)
+    assert start.read_graph() is None
+    assert "guard" not in json.loads((start.path / "run.json").read_text())
+    assert nmi(pictures[1], found(adapted)) >= nmi(pictures[1], found(start)) - 0.01
+
+
+def test_recut_cuts_the_same_graph(adapted):
+    before = found(adapted)
+    run.recut(adapted.path, 4)
+    assert len(set(found(adapted))) == 4
+    run.recut(adapted.path, 3)
+    assert found(adapted) == before
+
+
+def test_a_damaged_graph_is_named(adapted, tmp_path):
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "run.json").write_text("{}")
+    (other / GRAPH).write_bytes((adapted.path / GRAPH).read_bytes()[:300])
+    with pytest.raises(DiskError, match=f"{GRAPH} is damaged"):
+        open_run(other).read_graph()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_steps_that_destroy_the_network_do_not_destroy_the_groups(pictures, pretrained, tmp_path, seed):
+    """Rounds that turn the network into another: its own groups are worse than at the start, those of the run not."""
+    kinds = pictures[1]
+    harm = {"lr": 3.0, "rounds": 3, "frozen_statistics": True, "crop_min": 0.05, "crop_max": 0.1}
+    start = nmi(kinds, found(adapt(pictures, pretrained, tmp_path / "start", rounds=0)))
+    unguarded = nmi(kinds, found(adapt(pictures, pretrained, tmp_path / "own", neighbours="final", **harm)))
+    guarded = nmi(kinds, found(adapt(pictures, pretrained, tmp_path / "run", **harm)))
+    assert unguarded < start - 0.1  # else the case would show nothing
+    assert guarded >= start - 0.01
+
+
+def test_where_the_network_has_forgotten_the_first_one_is_kept(pictures, pretrained, tmp_path, monkeypatch):
+    """All parameters are noise in the end: the model is the network as it was given."""
+
+    def forgetting(network, *arguments, **options):
+        yield from alternate(network, *arguments, **options)
+        with torch.no_grad():
+            for parameter in network.body.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(run, "alternate", forgetting)
+    folder = adapt(pictures, pretrained, tmp_path / "run", rounds=1)
+    assert json.loads((folder.path / "run.json").read_text())["guard"]["kept"] is False
+    wanted = build("compact", image_size=24, weights=pretrained).body.state_dict()
+    got = run.models.load(folder.path).network.body.state_dict()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
