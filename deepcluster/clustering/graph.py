@@ -61,7 +61,7 @@ def joined(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> G
     ties = _between(first, rows)
     for other, weight in zip(others, weights, strict=True):
         ties = ties + weight / len(others) * _between(other, rows)
-    ties = ties / (1 + sum(weights) / len(others))
+    ties = csr_array(ties / (1 + sum(weights) / len(others)))
     return Graph(rows, csr_array(ties.astype(np.float32).astype(np.float64)))  # as a file has it
 
 
