@@ -19,6 +19,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.images import source as sources
 from deepcluster.run import Request
+from deepcluster.storage import model as models
 from deepcluster.storage import reading
 from deepcluster.storage import run_folder as files
 from tests.tiny import change_config, tiny_run
@@ -405,3 +406,12 @@ def test_features_come_back(tmp_path):
     features = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).numpy()
     folder.write_array("features.npy", features)
     assert np.array_equal(folder.read_array("features.npy", 7, 3), features)
+
+
+def test_a_model_has_neither_paths_nor_metadata(finished, photos):
+    """What may be passed on: no path of the images, no name of the machine, nothing but config and tensors."""
+    content = b"".join(path.read_bytes() for path in (finished / "model").iterdir())
+    for word in (str(photos), str(finished), photos.name, os.uname().nodename, ".png"):
+        assert word.encode() not in content, word
+    config = json.loads((finished / "model" / "config.json").read_text())
+    assert set(config) == models.TYPES.keys() | models.DIGESTS.keys()
