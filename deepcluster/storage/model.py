@@ -39,6 +39,7 @@ ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
 MOST_WEIGHTS = 1 << 40  # bytes
+MOST_CONSTANTS = 200_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
         path = folder / CONFIG
         with torch.device("meta"):  # takes no memory for the weights and no time for the trial: only shapes come of it
             shapes = build(**config["architecture"])
+        _check_constants(shapes)
         path = folder / WEIGHTS
         _check_shapes(tensors, shapes, len(config["names"]))
         _check_values(tensors, len(config["names"]))
@@ -200,6 +202,14 @@ def _read_tensors(path: Path, digest: str | None) -> dict[str, Tensor]:
     if digest is not None and digest != sha256(path):
         raise ValueError("changed since it was written, by its SHA-256")
     return load_file(path)
+
+
+def _check_constants(shapes: Network) -> None:
+    """The tables that a network keeps beside its weights, such as the masks of windows, grow with the image size."""
+    weights = sum(value.numel() * value.element_size() for value in shapes.body.state_dict().values())
+    beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
+    if beside > weights + MOST_CONSTANTS:
+        raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) -> None:
