@@ -402,6 +402,10 @@ for size in (8192, 10**9):
         change_config(folder, image_size=size, store_size=size,
                       architecture={"name": name, "image_size": size, "sobel": True})
         tried(f"{name} at {size}")
+for name in ("alexnet", "vgg16"):
+    change_config(folder, image_size=224, store_size=224,
+                  architecture={"name": name, "image_size": 224, "sobel": True})
+    tried(name)
 for piece in (b"{},", b'"a",'):
     (folder / "config.json").write_bytes(b"[" + piece * ((MOST_JSON - 3) // len(piece)) + b"1]")
     tried(f"config of {piece}")

@@ -122,12 +122,13 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
         _check_constants(shapes)
         path = folder / WEIGHTS
         _check_shapes(tensors, shapes, len(config["names"]))
+        # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
+        network = build(**config["architecture"], feature_dim=shapes.feature_dim)
         _check_values(tensors, len(config["names"]))
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
     except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
-    network = build(**config["architecture"], feature_dim=shapes.feature_dim)
     network.body.load_state_dict(_of_body(tensors))
     network.eval().to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(
@@ -238,12 +239,16 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) ->
         raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
 
 
+def _not_negative(values: Tensor) -> Tensor:
+    return values >= 0
+
+
 def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
     """Finite numbers, and each of ``count`` groups has a centroid."""
     for name, value in tensors.items():
         # An empty group has no distance that is too large.
-        fine = value >= 0 if name == "outlier_distance" else torch.isfinite(value)
-        if not fine.all():
+        fine = _not_negative if name == "outlier_distance" else torch.isfinite
+        if not all(fine(part).all() for part in value.flatten().split(1 << 20)):
             raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
     groups = tensors["groups.groups"]
     if groups.min() < 0 or groups.max() >= count or len(groups.unique()) != count:
