@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow fuzz check format clean
 
 $(BIN)/deepcluster: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,11 @@ test: $(BIN)/pytest check  ## the whole test suite but the slow ones
 
 test-slow: $(BIN)/pytest  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+SECONDS_EACH ?= 300
+fuzz: $(BIN)/pytest  ## damaged images and models, for SECONDS_EACH=300 each (with `pip install atheris` it sees the code)
+	$(BIN)/python -m fuzz.decode --seconds $(SECONDS_EACH)
+	$(BIN)/python -m fuzz.model --seconds $(SECONDS_EACH)
 
 check: $(BIN)/pytest  ## style and types
 	$(BIN)/ruff check .

@@ -173,7 +173,8 @@ def recut(
     with Terminal(quiet) as terminal:
         folder = run.recut(run_, _groups(k), terminal)
     if not quiet:
-        _print_result(folder.path)
+        with folder.believed():
+            _print_result(folder.path)
 
 
 @app.command

@@ -367,7 +367,7 @@ def _from_toml(path: str) -> tuple[str, dict[str, Any]]:
         options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no recipe file {path}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
     base = options.pop("base", "auto")
     if base not in PRESETS:

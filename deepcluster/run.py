@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import resource
 import sys
 import tempfile
@@ -487,17 +488,18 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
     numbers are new."""
     folder = files.open_run(run)
-    record = folder.read_json("run.json")
+    record = folder.read_json("run.json", files.RECORD | {"rounds": int})
     model = models.load(folder.path)
-    table = folder.read_rows("clusters.csv")
+    table = folder.read_rows("clusters.csv", files.CLUSTERS)
     used = [row for row in table if row["status"] == "ok"]
-    reduced = torch.from_numpy(np.load(folder.path / "features.npy", allow_pickle=False))
+    dims = model.reduction.projection.shape[1]
+    reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
     n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
     _check_groups(n_clusters, len(used))
     fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
     sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
     clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
-    groups = _groups(reduced, clustering, n_clusters, record["seed"], folder.read_graph())
+    groups = _groups(reduced, clustering, n_clusters, record["seed"], folder.read_graph(len(used)))
     placement = place(reduced, groups, model.fine_centroids)
     model = replace(
         model, groups=groups, names=("",) * groups.count, outlier_distance=outlier_distances(placement, groups.count)
@@ -546,17 +548,25 @@ def apply(
 def report(run: Path) -> Path:
     """Write report.html of a run again, with the pictures where the images are still at hand."""
     folder = files.open_run(run)
-    return _report(folder, _found_again(folder))
+    with folder.believed():
+        return _report(folder, _found_again(folder))
 
 
 def _found_again(folder: RunFolder) -> Source | None:
     """The images of a run, where they are still at hand."""
-    location = folder.read_json("run.json")["location"]
+    location = folder.read_json("run.json", files.RECORD)["location"]
     with suppress(DeepClusterError, OSError):
         if location == "-":  # standard input is gone, but its paths are in the table
-            return find([row["path"] for row in folder.read_rows("clusters.csv")])
-        return None if location.startswith("python:") else find(location)
+            return find([row["path"] for row in folder.read_rows("clusters.csv", files.CLUSTERS)])
+        return find(location) if _is_at_hand(location) else None
     return None
+
+
+def _is_at_hand(location: str) -> bool:
+    """Not passed from Python; and a data set of torchvision only where it is in the cache: nobody asked to download."""
+    scheme, _, name = location.partition(":")
+    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
+    return scheme != "python" and (scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir()))
 
 
 def _report(folder: RunFolder, source: Source | None) -> Path:
@@ -571,16 +581,16 @@ def _report(folder: RunFolder, source: Source | None) -> Path:
         except (Undecodable, OSError):
             return None
 
-    record = folder.read_json("run.json")
+    record = folder.read_json("run.json", files.RECORD)
     has_metrics = (folder.path / "metrics.json").is_file()
     page = render(
         title=str(record["images"]),
         run=record,
-        clusters=folder.read_rows("clusters.csv"),
-        summary=folder.read_rows("cluster_summary.csv"),
-        history=folder.read_rows("history.csv"),
+        clusters=folder.read_rows("clusters.csv", files.CLUSTERS),
+        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
+        history=folder.read_rows("history.csv", files.HISTORY),
         metrics=folder.read_json("metrics.json") if has_metrics else None,
-        skipped=folder.read_rows("skipped.csv"),
+        skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         picture=picture,
     )
     folder.write_text("report.html", page)

@@ -1,6 +1,7 @@
 """A network that knows something is adapted: what it knew is not lost, whatever the rounds do."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,10 +62,10 @@ def test_the_graph_of_all_rounds_is_kept_and_the_guard_says_what_it_did(adapted,
     guard = json.loads((adapted.path / "run.json").read_text())["guard"]
     assert set(guard) == {"before", "after", "kept"}
     assert guard["kept"] == (guard["after"] >= guard["before"])
-    graph = adapted.read_graph()
+    graph = adapted.read_graph(180)
     assert len(graph.rows) == 180
     start = adapt(pictures, pretrained, tmp_path / "start", rounds=0)
-    assert start.read_graph() is None
+    assert start.read_graph(180) is None
     assert "guard" not in json.loads((start.path / "run.json").read_text())
     assert nmi(pictures[1], found(adapted)) >= nmi(pictures[1], found(start)) - 0.01
 
@@ -83,7 +84,10 @@ def test_a_damaged_graph_is_named(adapted, tmp_path):
     (other / "run.json").write_text("{}")
     (other / GRAPH).write_bytes((adapted.path / GRAPH).read_bytes()[:300])
     with pytest.raises(DiskError, match=f"{GRAPH} is damaged"):
-        open_run(other).read_graph()
+        open_run(other).read_graph(180)
+    shutil.copyfile(adapted.path / GRAPH, other / GRAPH)
+    with pytest.raises(DiskError, match="its rows are not those of the images"):
+        open_run(other).read_graph(100)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from deepcluster.cli import run_command
+from tests.tiny import change_tensors
 
 QUICK = [
     "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"
@@ -96,9 +96,7 @@ def test_reject(finished, photos, tmp_path, capsys, fence, rejected):
     """Where every distance is beyond the fence all images are rejected, where none is nobody."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    tensors = load_file(run / "model" / "model.safetensors")
-    tensors["outlier_distance"] = torch.full_like(tensors["outlier_distance"], fence)
-    save_file(tensors, run / "model" / "model.safetensors")
+    change_tensors(run / "model", outlier_distance=torch.full((3,), fence))
     assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 48

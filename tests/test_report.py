@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.errors import DataError
+from deepcluster.errors import DiskError
 from deepcluster.report import thumbnails
 from deepcluster.report.page import render
 from deepcluster.report.text import inert
@@ -392,7 +392,7 @@ def test_very_long_names_keep_their_ends() -> None:
 
 
 def test_files_of_different_runs_are_refused() -> None:
-    with pytest.raises(DataError, match=r"'b.png' into cluster '7'.* 1 in cluster_summary"):
+    with pytest.raises(DiskError, match=r"'b.png' into cluster '7'.* 1 in cluster_summary"):
         page(clusters=[row("a.png"), row("b.png", 7)], summary=summary_of([row("a.png")]))
-    with pytest.raises(DataError, match="size 'many'"):
+    with pytest.raises(DiskError, match="size 'many'"):
         page(clusters=[row("a.png")], summary=summary_of([row("a.png")], size="many"))

@@ -135,7 +135,7 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, mo
     given: dict[str, Any] = {}
     monkeypatch.setattr(run, "render", lambda **page: given.update(page) or "")
     folder = SimpleNamespace(
-        path=tmp_path, read_json=lambda _: {"images": "a"}, read_rows=lambda _: [], write_text=lambda *_: None
+        path=tmp_path, read_json=lambda *_: {"images": "a"}, read_rows=lambda *_: [], write_text=lambda *_: None
     )
     run._report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
     read = given["picture"]("a.jpg")

@@ -118,6 +118,7 @@ def build(
     weights: str | None = None,
     projection: tuple[int, int] | None = None,
     seed: int = 0,
+    feature_dim: int | None = None,
 ) -> Network:
     """The network called ``name``, on the CPU and without a head; its parameters depend on ``seed`` alone.
 
@@ -125,7 +126,7 @@ def build(
     fixed Sobel filter before ``alexnet`` or ``vgg16``. ``weights`` is None, the path of a file, or ``"timm"`` for the
     weights that timm publishes, which may download. ``projection``: hidden and output width of an MLP between features
     and head, or None; it serves training alone and is no part of the architecture. ``build(**network.architecture)``
-    builds the same network again.
+    builds the same network again. ``feature_dim``, where it is known, saves the trial that measures it.
 
     Raises:
         UsageError: there is no such network, or not with these options.
@@ -143,7 +144,7 @@ def build(
         # Lent, because its layers also initialise themselves before the generator's numbers replace theirs.
         with lent_global(seed, "network"):
             compact = Compact(image_size, generator(seed, "network"))
-        network = Network(compact, _feature_dim(compact, name, image_size))
+        network = Network(compact, feature_dim or _feature_dim(compact, name, image_size))
     elif name in ("alexnet", "vgg16"):
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
@@ -153,7 +154,8 @@ def build(
         network = Network(body, paper.FEATURE_DIM, activation=nn.ReLU())
     elif name.startswith("timm:"):
         model, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
-        network = Network(model, _feature_dim(model, name, image_size), mean=config["mean"], std=config["std"])
+        dim = feature_dim or _feature_dim(model, name, image_size)
+        network = Network(model, dim, mean=config["mean"], std=config["std"])
         heads = _timm_heads(config["classifier"])
     else:
         raise _unknown(name)

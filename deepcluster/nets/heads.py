@@ -4,18 +4,27 @@ Cluster numbers of two rounds have nothing in common, so a round starts with ano
 same images have one head: their logits lie side by side.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
 
 def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer with weights from N(0, 0.01) and bias 0 (paper section 3; DeepCluster code, main.py)."""
-    head = nn.Linear(features, clusters, device="meta").to_empty(device="cpu")
+    head = with_memory(nn.Linear(features, clusters, device="meta"))
     with torch.no_grad():
         head.weight.normal_(0.0, 0.01, generator=generator)
         head.bias.zero_()
     return head
+
+
+def with_memory(layer: Layer) -> Layer:
+    """A layer of the meta device on the CPU, its values not yet set; inside ``with torch.device("meta")`` it stays."""
+    return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")
 
 
 class Centroids(nn.Module):

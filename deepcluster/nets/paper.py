@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import UsageError
-from deepcluster.nets.heads import reset_linear
+from deepcluster.nets.heads import reset_linear, with_memory
 
 IMAGE_SIZE = 224
 FEATURE_DIM = 4096
@@ -108,5 +108,4 @@ def _conv_bn_relu(
 
 def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
     # By way of the meta device: torch's own initialisation would draw from the global generator, for nothing.
-    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta")
-    return conv.to_empty(device="cpu")
+    return with_memory(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors.torch import load_file
@@ -29,12 +30,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
+        elif _is_packed(path):
+            raise ValueError("a compressed archive, which torch.save never writes")
         else:
             # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes are a stranger's: torch meets them with a dozen kinds of error
-        # torch's own text for a refused file advises to execute what is in it, so it is not passed on.
-        refused = type(error).__name__ == "UnpicklingError"  # by name: pickle is imported nowhere in this package
+        # torch's own text for a refused file advises to execute what is in it, so it is not passed on. (By name: pickle
+        # is imported nowhere in this package.)
+        refused = type(error).__name__ == "UnpicklingError" or "weights_only" in str(error)
         reason = "no tensors, or more than tensors, and nothing of it was executed" if refused else first_line(error)
         raise ModelError(
             f"{path}: cannot be read as weights ({reason}): is it damaged? "
@@ -45,6 +49,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
         raise ModelError(f"{path}: holds no state_dict, which is a table of named tensors")
     return dict(content)
+
+
+def _is_packed(path: Path) -> bool:
+    """A zip archive that takes more memory than disk: a few kilobytes of it may be gigabytes."""
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return any(entry.compress_type != ZIP_STORED for entry in archive.infolist())
 
 
 def load_body(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from deepcluster.errors import DataError
+from deepcluster.errors import DiskError
 from deepcluster.report.choice import Kind, representatives
 from deepcluster.report.text import Row, figure, number, percent, short
 from deepcluster.report.thumbnails import data_uri, fair_share
@@ -48,13 +48,13 @@ def check(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
     """The numbers are numbers, and both files tell of the same clusters."""
     for row in summary:
         if not (row["cluster"].isdecimal() and row["size"].isdecimal()):
-            raise DataError(
+            raise DiskError(
                 f"cluster_summary.csv: cluster {row['cluster']!r} of size {row['size']!r} should both be whole numbers"
             )
     known = {row["cluster"] for row in summary}
     for row in clusters:
         if row["cluster"] not in known:
-            raise DataError(
+            raise DiskError(
                 f"clusters.csv puts {row['path']!r} into cluster {row['cluster']!r}, which is not one of the "
                 f"{len(known)} in cluster_summary.csv; are both of the same run?"
             )

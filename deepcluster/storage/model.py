@@ -1,24 +1,42 @@
-"""The model that places new images: config.json and model.safetensors, nothing that could run code."""
+"""The model that places new images: config.json and model.safetensors, nothing that could run code.
+
+What the two files say is not believed: their SHA-256 finds damage, and every value is checked before a network is built
+from it, because a file that somebody wrote on purpose has the right digests.
+"""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as as_bytes
+from safetensors import SafetensorError
 from torch import Tensor
 
 from deepcluster.clustering.cut import Cut, Placement, place
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DeepClusterError, ModelError
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build
-from deepcluster.storage.run_folder import write_whole
+from deepcluster.nets.weights import first_line
+from deepcluster.storage.digest import json_sha256, sha256
+from deepcluster.storage.reading import read_json, read_tensors
+from deepcluster.storage.run_folder import write_tensors, write_whole
 
 SCHEMA_VERSION = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Every key of config.json and of the architecture in it, with its type; the digests may both be missing, as they are in
+# models of version 0.1.
+TYPES = {
+    "schema_version": int, "architecture": dict, "image_size": int, "store_size": int, "batch_size": int, "names": list,
+}  # fmt: skip
+DIGESTS = {"weights_sha256": str, "config_sha256": str}
+ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
+# timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
+BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
+MOST_CONSTANTS = 200_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,10 @@ class Model:
     def transform(self, images: Tensor, progress: Any = None) -> Tensor:
         """Reduced features (float32, N x d, rows of length 1) of uint8 images, N x 3 x store_size x store_size."""
         features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
-        return self.reduction(features)
+        reduced = self.reduction(features)
+        if not torch.isfinite(reduced).all():
+            raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
+        return reduced
 
     def place(self, reduced: Tensor) -> Placement:
         """The cluster of each row of :meth:`transform`."""
@@ -51,16 +72,10 @@ class Model:
 
 
 def save(model: Model, folder: Path) -> None:
-    """Write ``folder``/config.json and model.safetensors."""
+    """Write ``folder``/config.json and model.safetensors. DiskError where ``folder`` is a link that leads elsewhere."""
+    if folder.is_symlink():
+        raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "schema_version": SCHEMA_VERSION,
-        "architecture": model.network.architecture,
-        "image_size": model.image_size,
-        "store_size": model.store_size,
-        "batch_size": model.batch_size,
-        "names": list(model.names),
-    }
     tensors = {f"body.{name}": value for name, value in model.network.body.state_dict().items()}
     tensors |= {
         "reduction.mean": model.reduction.mean,
@@ -70,68 +85,153 @@ def save(model: Model, folder: Path) -> None:
         "groups.groups": model.groups.groups,
         "outlier_distance": model.outlier_distance,
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    # Not safetensors' own writer: it makes files that only their owner can read.
-    write_whole(folder / "model.safetensors", lambda file: file.write(as_bytes(tensors)), binary=True)
-    write_whole(folder / "config.json", lambda file: file.write(json.dumps(config, indent=2) + "\n"))
+    write_tensors(folder / WEIGHTS, tensors)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "architecture": model.network.architecture,
+        "image_size": model.image_size,
+        "store_size": model.store_size,
+        "batch_size": model.batch_size,
+        "names": list(model.names),
+        "weights_sha256": sha256(folder / WEIGHTS),
+    }
+    config["config_sha256"] = json_sha256(config)
+    write_whole(folder / CONFIG, lambda file: file.write(json.dumps(config, indent=2) + "\n"))
 
 
 def load(folder: str | Path, device: torch.device | None = None) -> Model:
-    """Read a model from ``folder``, or from ``folder``/model. ModelError names what is missing or does not fit."""
+    """Read a model from ``folder``, or from ``folder``/model.
+
+    It takes memory in proportion to the files. ModelError names the file that is missing, damaged or does not fit.
+    """
     folder = Path(folder)
     folder = folder / "model" if (folder / "model").is_dir() else folder
+    path = folder / CONFIG
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} is not a model: {Path(error.filename or 'model.safetensors').name} is missing"
-        ) from None
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the model in {folder} is damaged ({error}): fit again, or take a copy of it") from None
-    if not isinstance(config, dict) or config.get("schema_version") != SCHEMA_VERSION:
-        raise ModelError(f"{folder}/config.json is not a model of version {SCHEMA_VERSION}")
-    try:
-        model = _assemble(config, tensors, device or torch.device("cpu"))
-        _check(model)
-    except DeepClusterError as error:
-        raise ModelError(f"the model in {folder} cannot be used: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"the model in {folder} does not fit together: {type(error).__name__}: {error}") from None
-    return model
-
-
-def _assemble(config: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Model:
-    network = build(**config["architecture"])
-    body = {name.removeprefix("body."): value for name, value in tensors.items() if name.startswith("body.")}
-    network.body.load_state_dict(body)
-    network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        config = _read_config(path)
+        path = folder / WEIGHTS
+        tensors = read_tensors(path, config.get("weights_sha256"))
+        path = folder / CONFIG
+        with torch.device("meta"):  # takes no memory for the weights and no time for the trial: only shapes come of it
+            shapes = build(**config["architecture"])
+        _check_constants(shapes)
+        path = folder / WEIGHTS
+        _check_shapes(tensors, shapes, len(config["names"]))
+        # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
+        network = build(**config["architecture"], feature_dim=shapes.feature_dim)
+        _check_values(tensors, len(config["names"]))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
+    except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
+    network.body.load_state_dict(_of_body(tensors))
+    network.eval().to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"]),
         fine_centroids=tensors["fine_centroids"],
         groups=Cut(tensors["groups.centroids"], tensors["groups.groups"]),
         outlier_distance=tensors["outlier_distance"],
-        names=tuple(map(str, config["names"])),
-        image_size=int(config["image_size"]),
-        store_size=int(config["store_size"]),
-        batch_size=int(config["batch_size"]),
+        names=tuple(config["names"]),
+        image_size=config["image_size"],
+        store_size=config["store_size"],
+        batch_size=config["batch_size"],
     )
 
 
-def _check(model: Model) -> None:
-    """The shapes must agree with each other; what a file says is not believed."""
-    features, dims = model.reduction.projection.shape
-    groups, count = model.groups, len(model.names)
-    agree = (
-        model.reduction.mean.shape == (features,)
-        and features == model.network.feature_dim
-        and model.fine_centroids.shape[1:] == (dims,)
-        and groups.centroids.shape == (len(groups.groups), dims)
-        and model.outlier_distance.shape == (count,)
-        and sorted(set(groups.groups.tolist())) == list(range(count))
-        and 1 <= model.image_size <= model.store_size <= 8192
-        and 1 <= model.batch_size <= 1 << 20
-    )
-    if not agree:
-        raise ValueError("the shapes of its tensors disagree")
+def _of_body(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("body."): value for name, value in tensors.items() if name.startswith("body.")}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json, every value of its type and in its range. Raises OSError, or ValueError with the reason."""
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"not a model of version {SCHEMA_VERSION}")
+    _check_types(config, TYPES | DIGESTS if DIGESTS.keys() & config.keys() else TYPES)
+    content = {key: value for key, value in config.items() if key != "config_sha256"}
+    if "config_sha256" in config and config["config_sha256"] != json_sha256(content):
+        raise ValueError("changed since it was written")
+    architecture, names = config["architecture"], config["names"]
+    _check_types(architecture, ARCHITECTURE)
+    if not BACKBONE.fullmatch(architecture["name"]):
+        raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
+    sizes = (config["image_size"], config["store_size"], config["batch_size"])
+    if not (1 <= sizes[0] <= sizes[1] <= 8192 and 1 <= sizes[2] <= 1 << 20):
+        shown = (str(size)[:12] for size in sizes)
+        raise ValueError("image_size {}, store_size {} or batch_size {} is out of range".format(*shown))
+    if architecture["image_size"] != config["image_size"]:
+        raise ValueError(f"image_size {config['image_size']}, and another one in its architecture")
+    if not names or not all(isinstance(name, str) and _can_be_written(name) for name in names):
+        raise ValueError("names are not texts, one for each cluster")
+    return config
+
+
+def _check_types(table: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """Exactly these keys, and values of exactly these types (a bool is no int)."""
+    for key in types:
+        if key not in table:
+            raise ValueError(f"{key} is missing")
+        if type(table[key]) is not types[key]:
+            raise ValueError(f"{key} is not of type {types[key].__name__}")
+    unknown = sorted(table.keys() - types.keys())
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0][:80]!a}")
+
+
+def _can_be_written(name: str) -> bool:
+    try:
+        name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_constants(shapes: Network) -> None:
+    """The tables that a network keeps beside its weights, such as the masks of windows, grow with the image size."""
+    weights = sum(value.numel() * value.element_size() for value in shapes.body.state_dict().values())
+    beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
+    if beside > weights + MOST_CONSTANTS:
+        raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) -> None:
+    """Exactly the tensors of the network ``shapes`` and of ``count`` groups, in shapes that agree."""
+    for name, axes in (("reduction.projection", 2), ("groups.groups", 1), ("fine_centroids", 2)):
+        if name not in tensors or tensors[name].dim() != axes or not tensors[name].numel():
+            raise ValueError(f"{name} is missing or has another shape")
+    dims, centroids = tensors["reduction.projection"].shape[1], len(tensors["groups.groups"])
+    expected = {f"body.{name}": (value.dtype, value.shape) for name, value in shapes.body.state_dict().items()}
+    expected |= {
+        "reduction.mean": (torch.float32, (shapes.feature_dim,)),
+        "reduction.projection": (torch.float32, (shapes.feature_dim, dims)),
+        "fine_centroids": (torch.float32, (len(tensors["fine_centroids"]), dims)),
+        "groups.centroids": (torch.float32, (centroids, dims)),
+        "groups.groups": (torch.int64, (centroids,)),
+        "outlier_distance": (torch.float32, (count,)),
+    }
+    for name, (dtype, shape) in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
+        found = tensors[name]
+        if (found.dtype, found.shape) != (dtype, shape):
+            raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)} instead of {dtype} {tuple(shape)}")
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
+
+
+def _not_negative(values: Tensor) -> Tensor:
+    return values >= 0
+
+
+def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
+    """Finite numbers, and each of ``count`` groups has a centroid."""
+    for name, value in tensors.items():
+        # An empty group has no distance that is too large.
+        fine = _not_negative if name == "outlier_distance" else torch.isfinite
+        if not all(fine(part).all() for part in value.flatten().split(1 << 20)):
+            raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
+    groups = tensors["groups.groups"]
+    if groups.min() < 0 or groups.max() >= count or len(groups.unique()) != count:
+        raise ValueError(f"groups.groups are not the numbers of {count} clusters")

@@ -4,18 +4,23 @@ import csv
 import json
 import os
 import shutil
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save as as_bytes
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from deepcluster.clustering.graph import Graph
-from deepcluster.errors import DiskError
+from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.storage.reading import check_file, read_json, read_tensors
 
 SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
@@ -25,13 +30,17 @@ HISTORY = (
     "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
-GRAPH = "neighbours.npz"
+GRAPH = "neighbours.safetensors"
+# The values of run.json that commands read again.
+RECORD = {"images": str, "location": str, "seed": int}
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 # All that a run may leave behind; --overwrite removes these and nothing else.
 CONTENTS = (
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "features.npy", "history.csv", "metrics.json", "model",
     "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
 )  # fmt: skip
+
+MOST_CSV = 4 << 30  # bytes: about 25 million images
 
 Row = Mapping[str, Any]
 
@@ -49,52 +58,106 @@ class RunFolder:
     def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         write_whole(self.path / name, lambda file: write_csv(file, columns, rows))
 
-    def read_rows(self, name: str) -> list[dict[str, str]]:
-        try:
-            with (self.path / name).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                return list(csv.DictReader(file))
-        except FileNotFoundError:
-            raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
+    def read_rows(self, name: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+        """The rows of a table, every one with a cell for each column; ``columns`` are those that must be there."""
+        with self._read(name) as path:
+            check_file(path, MOST_CSV)
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                table = csv.DictReader(file, strict=True)
+                names = list(table.fieldnames or [])
+                if missing := [column for column in columns if column not in names]:
+                    raise ValueError(f"it has no column {missing[0]}")
+                rows = []
+                for row in table:
+                    if len(row) != len(names) or None in row.values():
+                        raise ValueError(f"line {table.line_num} has not {len(names)} cells")
+                    rows.append(row)
+                return rows
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
         write_whole(self.path / name, lambda file: file.write(text))
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
-        except ValueError as error:
-            raise DiskError(f"{self.path / name} is damaged ({error}): fit again with --overwrite") from None
-        return value
+    def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
+        """A table of JSON; ``types`` are the keys that must be there, and what they hold."""
+        with self._read(name) as path:
+            value = read_json(path)
+            if not isinstance(value, dict):
+                raise ValueError("it holds no table")
+            for key, kind in (types or {}).items():
+                if type(value.get(key)) is not kind:
+                    raise ValueError(f"it has no {key} of type {kind.__name__}")
+            return value
 
     def write_text(self, name: str, text: str) -> None:
         write_whole(self.path / name, lambda file: file.write(text))
 
     def write_graph(self, graph: Graph) -> None:
         ties = graph.ties
-        rows, data = graph.rows.numpy(), ties.data.astype(np.float32)
+        parts = {"rows": graph.rows, "ties": torch.from_numpy(ties.data.astype(np.float32))}
+        parts |= {"columns": torch.from_numpy(ties.indices), "ends": torch.from_numpy(ties.indptr)}
+        write_tensors(self.path / GRAPH, parts)
 
-        def write(file: Any) -> None:
-            np.savez(file, rows=rows, ties=data, columns=ties.indices, ends=ties.indptr)
-
-        write_whole(self.path / GRAPH, write, binary=True)
-
-    def read_graph(self) -> Graph | None:
-        """The graph that the groups were cut from; None where it is that of the features."""
-        try:
-            with np.load(self.path / GRAPH, allow_pickle=False) as file:
-                rows = torch.from_numpy(file["rows"])
-                ties = csr_array((file["ties"].astype(np.float64), file["columns"], file["ends"]), (len(rows),) * 2)
-        except FileNotFoundError:
+    def read_graph(self, images: int) -> Graph | None:
+        """The graph of ``images`` images that the groups were cut from; None where it is that of the features."""
+        if not (self.path / GRAPH).exists():
             return None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise DiskError(f"{self.path / GRAPH} is damaged ({error}): fit again with --overwrite") from None
-        return Graph(rows, ties)
+        with self._read(GRAPH) as path:
+            parts = read_tensors(path)
+            rows, ties, columns, ends = (parts[name] for name in ("rows", "ties", "columns", "ends"))
+            size = len(rows)
+            if not (
+                rows.dtype == torch.int64 and size and rows[0] >= 0 and rows[-1] < images and (rows.diff() > 0).all()
+            ):
+                raise ValueError("its rows are not those of the images")
+            if not (ties.dtype == torch.float32 and torch.isfinite(ties).all() and (ties >= 0).all()):
+                raise ValueError("its ties are not finite numbers from 0")
+            square = csr_array((ties.double().numpy(), columns.numpy(), ends.numpy()), (size, size))
+            square.check_format(full_check=True)
+            return Graph(rows, square)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         write_whole(self.path / name, lambda file: np.save(file, array), binary=True)
+
+    def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """A table of finite float32 numbers of this shape."""
+        with self._read(name) as path:
+            check_file(path, 1 << 62)
+            # Mapped: no memory is taken for more than the file has, whatever its header says.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (np.float32, (rows, columns)):
+                found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
+                raise ValueError(f"it holds {found} instead of float32 {(rows, columns)}")
+            array = np.array(array)
+            if not np.isfinite(array).all():
+                raise ValueError("it has numbers that are not finite")
+            return array
+
+    @contextmanager
+    def _read(self, name: str) -> Iterator[Path]:
+        """The path of a file of this run; what goes wrong in reading it is a DiskError."""
+        path = self.path / name
+        try:
+            yield path
+        except FileNotFoundError:
+            raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error, SafetensorError) as error:
+            raise _damaged(path, error) from error
+
+    @contextmanager
+    def believed(self) -> Iterator[None]:
+        """Work on what files of this run say; where they do not fit together it is a DiskError."""
+        try:
+            yield
+        except (DeepClusterError, MemoryError):
+            raise
+        except Exception as error:  # any line that works on a number or a name may trip over another thing
+            raise _damaged(self.path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DiskError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return DiskError(f"{path} is damaged ({reason}): fit again with --overwrite, or take a copy of it")
 
 
 def create(path: Path, *, overwrite: bool = False) -> RunFolder:
@@ -113,7 +176,8 @@ def create(path: Path, *, overwrite: bool = False) -> RunFolder:
                     old.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+        probe.open("xb").close()
         probe.unlink()
     except DiskError:
         raise
@@ -137,18 +201,29 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
     writer.writerows(rows)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole."""
+    # Not by safetensors' own writer: it makes files that only their owner can read.
+    parts = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_whole(path, lambda file: file.write(as_bytes(parts)), binary=True)
+
+
 def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
     """Write beside ``path`` and rename, so that a reader sees the old file or the new one and never half of one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        beside.unlink(missing_ok=True)
+        # "x": a new file and never the target of a link that somebody put there.
         with (
-            beside.open("wb") if binary else beside.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+            beside.open("xb") if binary else beside.open("x", encoding="utf-8", errors="surrogateescape", newline="")
         ) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free" if path.parent.exists() else ""
         raise DiskError(f"cannot write {path} ({error.strerror or error}{free})") from None

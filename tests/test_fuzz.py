@@ -1,0 +1,57 @@
+"""2,000 random changes to images and to models, by the scripts of `make fuzz`."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepcluster.errors import ModelError
+from deepcluster.images.decode import quietly
+from deepcluster.storage import model as models
+from fuzz import decode, harness, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["decode", "model"])
+def test_2000_random_changes(name, tmp_path):
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", f"fuzz.{name}", "--plain", "--runs", "2000", "--seconds", "900"],
+        capture_output=True, text=True, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["runs"] == 2000
+    assert 0 < found["accepted"] < 1500  # most changes are found, and not all are harmless by chance
+    assert found["slowest"] < 10
+    assert found["risen_mb"] < 210
+
+
+@pytest.mark.parametrize("script", [decode, model])
+def test_what_is_whole_is_accepted_and_a_few_changes_do_no_harm(script):
+    chance = random.Random(0)
+    with quietly():
+        assert script.one(script.seeds()[0])
+        for _ in range(30):
+            script.one(harness.changed(script.seeds(), chance))
+
+
+def test_a_fault_is_a_finding(monkeypatch):
+    """The negative control."""
+
+    def fails(folder: Path) -> None:
+        raise KeyError("names")
+
+    monkeypatch.setattr(models, "load", fails)
+    with pytest.raises(KeyError):
+        model.one(model.seeds()[0])
+
+    def refuses(folder: Path) -> None:
+        raise ModelError("no name of a file")
+
+    monkeypatch.setattr(models, "load", refuses)
+    with pytest.raises(AssertionError):
+        model.one(model.seeds()[0])

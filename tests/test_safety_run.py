@@ -1,0 +1,425 @@
+"""A run folder that is damaged or a stranger's: an error with 4 or 5, no traceback, and nothing written elsewhere."""
+
+import csv
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster import run as runs
+from deepcluster.cli import run_command
+from deepcluster.errors import DiskError
+from deepcluster.images import source as sources
+from deepcluster.run import Request
+from deepcluster.storage import model as models
+from deepcluster.storage import reading
+from deepcluster.storage import run_folder as files
+from tests.tiny import change_config, tiny_run
+
+QUICK = {"backbone": "compact", "rounds": 0, "image_size": 16, "pseudo_labels": 3, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    runs.fit(photos, Request(out=out, n_clusters=3, options=QUICK, labels="folders"))
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    run = Path(shutil.copytree(finished, tmp_path / "here" / "run"))
+    change_record(run, location="python:array")  # a report without pictures takes no time
+    return run
+
+
+def change_record(run: Path, **changes: object) -> None:
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | changes))
+
+
+def commands(run: Path) -> list[list[str]]:
+    return [["report", str(run)], ["recut", str(run), "-k", "3"]]
+
+
+def ends_well(arguments: list[str], capsys, codes=(4, 5)) -> str:
+    """The command ends with one of ``codes`` and at most one line for a person."""
+    code = run_command(arguments)
+    said = capsys.readouterr().err
+    assert code in codes, (arguments, code, said)
+    assert "Traceback" not in said and "bug" not in said
+    assert said.count("\n") <= 1
+    return said
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def npy(array: np.ndarray, *, pickled: bool = False) -> bytes:
+    file = BytesIO()
+    np.save(file, array, allow_pickle=pickled)
+    return file.getvalue()
+
+
+def claiming(shape: str, descr: str = "<f4", data: bytes = bytes(64)) -> bytes:
+    """An .npy file whose header says something else than what is in it."""
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (117 - len(header)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+class Unpickled:
+    """Ends the test when somebody unpickles it."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+FEATURES = {
+    "empty": b"",
+    "no array": b"hello",
+    "the start of one": npy(np.zeros((48, 4), np.float32))[:90],
+    "too few rows": npy(np.zeros((47, 4), np.float32)),
+    "no rows": npy(np.zeros((0, 4), np.float32)),
+    "float64": npy(np.zeros((48, 4))),
+    "one axis": npy(np.zeros(48, np.float32)),
+    "no axis": npy(np.float32(1)),
+    "a pickle": npy(np.array([Unpickled()], dtype=object), pickled=True),
+    "an archive": b"PK\x05\x06" + bytes(18),
+    "10^18 numbers": claiming("(1000000000, 1000000000)"),
+    "a negative shape": claiming("(-1, 4)"),
+    "a shape that is a program": claiming("(__import__('os').getpid(), 4)"),
+    "an unknown type": claiming("(4, 4)", "hello"),
+    "a deep header": claiming("(" * 50 + ")" * 50),
+}
+
+
+@pytest.mark.parametrize("content", FEATURES.values(), ids=FEATURES)
+def test_damaged_features(run, capsys, content):
+    (run / "features.npy").write_bytes(content)
+    assert "features.npy" in ends_well(["recut", str(run), "-k", "2"], capsys, (5,))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite(run, capsys, value):
+    features = np.load(run / "features.npy", allow_pickle=False)
+    features[5, 0] = value
+    np.save(run / "features.npy", features)
+    assert "not finite" in ends_well(["recut", str(run), "-k", "2"], capsys, (5,))
+
+
+def test_features_of_another_model(run, capsys):
+    features = np.load(run / "features.npy", allow_pickle=False)
+    np.save(run / "features.npy", features[:, :2])
+    assert "(48, 2) instead of" in ends_well(["recut", str(run), "-k", "2"], capsys, (5,))
+
+
+RECORDS = {
+    "empty": b"",
+    "a list": b"[]",
+    "nothing in it": b"{}",
+    "deep": b'{"a":' * 100_000,
+    "NaN": b'{"seed": NaN}',
+    "a key twice": b'{"seed": 0, "seed": 1}',
+    "no UTF-8": b'{"images": "\xff"}',
+    "location is a number": b'{"images": "a", "location": 1, "seed": 0, "rounds": 0}',
+    "seed is a text": b'{"images": "a", "location": "-", "seed": "0", "rounds": 0}',
+    "seed is a truth": b'{"images": "a", "location": "-", "seed": true, "rounds": 0}',
+    "too large": b'{"a": "' + b" " * reading.MOST_JSON + b'"}',
+}
+
+
+@pytest.mark.parametrize("content", RECORDS.values(), ids=RECORDS)
+def test_a_damaged_record(run, capsys, content):
+    (run / "run.json").write_bytes(content)
+    for arguments in commands(run):
+        assert "run.json is damaged" in ends_well(arguments, capsys, (5,))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": "long"}, {"seconds": 10**400}, {"seconds": [1]}, {"verdict": {"a": 1}}, {"command": 5},
+        {"images_count": None}, {"clusters": {"a": [1]}}, {"location": "\0"}, {"location": "a" * 10_000},
+        {"images": "x" * 100_000},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_a_record_with_odd_values(run, capsys, changes):
+    change_record(run, **changes)
+    ends_well(["report", str(run)], capsys, (0, 5))
+
+
+TABLES = {
+    "empty": b"",
+    "another header": b"a,b\n1,2\n",
+    "a short row": ",".join(files.CLUSTERS).encode() + b"\nx.png,ok\n",
+    "a long row": ",".join(files.CLUSTERS).encode() + b"\n" + b"1," * 20 + b"\n",
+    "a column twice": ",".join((*files.CLUSTERS, "path")).encode() + b"\n" + b"1," * 9 + b"1\n",
+    "an open quote": ",".join(files.CLUSTERS).encode() + b'\n"x.png,ok,0,,0,0,0,0,\n',
+    "a huge cell": ",".join(files.CLUSTERS).encode() + b"\n" + b"x" * 1_000_000 + b",ok,0,,0,0,0,0,\n",
+    "zeros": bytes(1000),
+    "an unknown cluster": ",".join(files.CLUSTERS).encode() + b"\nx.png,ok,77,,0,0,0,0,\n",
+}
+
+
+@pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
+def test_a_damaged_table(run, capsys, content):
+    (run / "clusters.csv").write_bytes(content)
+    for arguments in commands(run):
+        ends_well(arguments, capsys, (5,))
+
+
+@pytest.mark.parametrize("name", ["clusters.csv", "cluster_summary.csv", "history.csv", "skipped.csv"])
+def test_cells_that_are_not_what_they_should_be(run, capsys, name):
+    with (run / name).open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows = rows if len(rows) > 1 else [*rows, ["x"] * len(rows[0])]
+    odd = ["", "-1", "nan", "1e999", "5e-324", "9" * 5000, "²", "\0", "=1+1", "\U0001d7d8", "\udcff", "x" * 100_000]
+    for column in range(len(rows[0])):
+        for value in odd[column % 3 :: 3]:
+            changed = [list(row) for row in rows]
+            changed[1][column] = value
+            with (run / name).open("w", newline="", errors="surrogateescape") as file:
+                csv.writer(file).writerows(changed)
+            folder = files.open_run(run)
+            try:
+                with folder.believed():
+                    runs._report(folder, None)
+            except DiskError as error:
+                assert str(run) in str(error) or name in str(error)
+
+
+def test_120_random_changes_end_without_a_traceback(run, capsys):
+    """They are not all found, for these files have no digest; what is not found must do no harm."""
+    chance = random.Random(4)
+    names = ["clusters.csv", "cluster_summary.csv", "history.csv", "skipped.csv", "run.json", "metrics.json"]
+    kept = {name: (run / name).read_bytes() for name in names}
+    refused = 0
+    for i in range(120):
+        name = names[i % len(names)]
+        content, place = kept[name], chance.randrange(len(kept[name]))
+        changed = content[:place] + bytes([chance.randrange(256)]) * (i % 2) + content[place + 1 :]
+        (run / name).write_bytes(changed if i % 5 else content[:place])
+        code = run_command(["report", str(run)])
+        said = capsys.readouterr().err
+        assert code in (0, 5) and "bug" not in said, (name, place, said)
+        refused += code == 5
+        (run / name).write_bytes(content)
+    assert refused > 30
+
+
+def test_what_is_no_file_is_not_waited_for(run, capsys):
+    for name in ("clusters.csv", "features.npy", "history.csv"):
+        kept = (run / name).read_bytes()
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        ends_well(["recut", str(run), "-k", "3"] if name != "history.csv" else ["report", str(run)], capsys, (5,))
+        (run / name).unlink()
+        (run / name).symlink_to("/dev/zero")
+        ends_well(["recut", str(run), "-k", "3"] if name != "history.csv" else ["report", str(run)], capsys, (5,))
+        (run / name).unlink()
+        (run / name).write_bytes(kept)
+
+
+def test_without_their_guards_they_are_bugs(run, capsys, monkeypatch):
+    """The negative control of the tests above."""
+    change_record(run, seconds="long")
+    ends_well(["report", str(run)], capsys, (5,))
+    monkeypatch.setattr(files.RunFolder, "believed", lambda self: nullcontext())
+    assert run_command(["report", str(run)]) == 1
+    assert "bug" in capsys.readouterr().err
+
+
+def test_a_table_above_the_limit(run, capsys, monkeypatch):
+    monkeypatch.setattr(files, "MOST_CSV", 1000)
+    assert "more than the 1,000 that are read" in ends_well(["report", str(run)], capsys, (5,))
+
+
+# ---- nothing is written elsewhere -----------------------------------------------------------------------------------
+
+PATHS = [
+    "../x", "../../x", "..", ".", "/", "/etc/x", "//x", "~/x", "$HOME/x", "a/../../x", "./../x", "..\\x", "C:\\x",
+    "C:/x", "C:x", "\\\\host\\share\\x", "file:///tmp/x", "/dev/stdout", "/proc/self/cwd/x", "x\0y", "x\ny", "-o",
+    "--overwrite", "|touch x", "$(touch x)", "`touch x`", "%2e%2e/x", "..%2fx", "\uff0e\uff0e/x", "CON",
+]  # fmt: skip
+
+
+@pytest.fixture
+def outside(run, tmp_path) -> Iterator[Path]:
+    """A folder around the run with a file that must not change, and where nothing may appear."""
+    around = run.parents[1]
+    (around / "x").write_text("mine")
+    (around / "here" / "x").write_text("mine")
+    yield around
+    assert {path.relative_to(around).parts[0] for path in around.iterdir()} == {"x", "here"}
+    assert {path.name for path in (around / "here").iterdir()} <= {"x", "run", "out.csv", "out.npy"}
+    assert (around / "x").read_text() == (around / "here" / "x").read_text() == "mine"
+    assert {path.name for path in run.iterdir()} <= set(files.CONTENTS)
+    assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_30_paths_as_the_place_of_the_images(run, outside, monkeypatch, capsys):
+    assert len(PATHS) == 30
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr(runs, "find", lambda location: None)  # "/" would be searched
+    for path in PATHS:
+        change_record(run, location=path, images=path, command=path)
+        ends_well(["report", str(run)], capsys, (0,))
+
+
+def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    with (run / "clusters.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, path in zip(rows, PATHS, strict=False):
+        row["path"] = row["label"] = path
+    files.RunFolder(run).write_rows("clusters.csv", files.CLUSTERS, rows)
+    for path in PATHS[:2]:
+        change_config(run / "model", names=[path, path, path])
+        ends_well(["predict", str(run), str(photos), "-o", "out.csv"], capsys, (0,))
+        ends_well(["embed", str(run), str(photos), "-o", "out.npy"], capsys, (0,))
+    ends_well(["recut", str(run), "-k", "3"], capsys, (0,))
+
+
+def test_30_paths_as_the_backbone(run, outside, photos, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    for path in PATHS:
+        for name in (path, f"timm:{path}"):
+            change_config(run / "model", architecture={"name": name, "image_size": 16, "sobel": False})
+            code = run_command(["predict", str(run), str(photos)])
+            assert code == 4, name
+    assert "Traceback" not in capsys.readouterr().err
+
+
+LINKED = [name for name in files.CONTENTS if name not in ("model", "checkpoints", "images.u8", "recipe.toml")]
+
+
+def linked(run: Path, target: Path, names: list[str]) -> dict[str, Path]:
+    """Each file of the run moved to ``target``, and a link to it in its place."""
+    target.mkdir()
+    for name in names:
+        if (run / name).exists():
+            shutil.move(run / name, target / name)
+        else:
+            (target / name).write_text("mine")
+        (run / name).symlink_to(target / name)
+    return {name: target / name for name in names}
+
+
+def test_links_in_a_run_are_replaced_and_not_followed(run, tmp_path, capsys):
+    there = linked(run, tmp_path / "elsewhere", LINKED)
+    before = {name: path.read_bytes() for name, path in there.items()}
+    stale = [run / f".{name}.{os.getpid()}.tmp" for name in LINKED]
+    for path in stale:
+        path.symlink_to(tmp_path / "elsewhere" / "target")
+    ends_well(["recut", str(run), "-k", "3"], capsys, (0,))
+    assert {name: path.read_bytes() for name, path in there.items()} == before
+    assert not (tmp_path / "elsewhere" / "target").exists()
+    written = ["clusters.csv", "cluster_summary.csv", "metrics.json", "run.json", "report.html"]
+    assert not any((run / name).is_symlink() for name in written)
+    assert not any((run / f".{name}.{os.getpid()}.tmp").exists() for name in written)
+
+
+def test_a_plain_write_would_follow_them(run, tmp_path):
+    """The negative control: the link works, and it is the exclusive new file and the rename that leave it alone."""
+    target = tmp_path / "target"
+    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(target)
+    (tmp_path / f".a.{os.getpid()}.tmp").write_text("hello")
+    assert target.read_text() == "hello"
+    files.write_whole(tmp_path / "a", lambda file: file.write("other"))
+    assert target.read_text() == "hello" and (tmp_path / "a").read_text() == "other"
+
+
+def test_a_link_in_place_of_the_model_is_refused(run, tmp_path, capsys):
+    shutil.move(run / "model", tmp_path / "elsewhere")
+    (run / "model").symlink_to(tmp_path / "elsewhere")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
+    assert "symbolic link" in ends_well(["recut", str(run), "-k", "2"], capsys, (5,))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()} == before
+
+
+def test_overwrite_removes_links_and_not_what_they_lead_to(run, photos, tmp_path, capsys):
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (target / "keep").write_text("mine")
+    shutil.rmtree(run / "model")
+    for name in files.CONTENTS:
+        if name != "run.json":
+            (run / name).unlink(missing_ok=True)
+            (run / name).symlink_to(target if name in ("model", "checkpoints") else target / name)
+    (run / f".probe-{os.getpid()}").symlink_to(target / "probe")
+    runs.fit(photos, Request(out=run, n_clusters=3, options=QUICK, overwrite=True))
+    assert [path.name for path in target.iterdir()] == ["keep"]
+    assert not any(path.is_symlink() for path in run.rglob("*"))
+
+
+def test_results_named_by_a_link_replace_the_link(tmp_path, photos, capsys):
+    run = tiny_run(tmp_path / "run")
+    for name in ("out.csv", "out.npy"):
+        (tmp_path / f"{name}.real").write_text("mine")
+        (tmp_path / name).symlink_to(tmp_path / f"{name}.real")
+    ends_well(["predict", str(run), str(photos), "-o", str(tmp_path / "out.csv")], capsys, (0,))
+    ends_well(["embed", str(run), str(photos), "-o", str(tmp_path / "out.npy")], capsys, (0,))
+    assert all((tmp_path / f"{name}.real").read_text() == "mine" for name in ("out.csv", "out.npy"))
+
+
+# ---- no network -----------------------------------------------------------------------------------------------------
+
+
+def test_a_strangers_record_does_not_download(run, monkeypatch, tmp_path, capsys):
+    change_record(run, location="torchvision:CIFAR10")
+    monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path / "cache"))
+    asked: list[str] = []
+
+    def download(name: str) -> None:
+        asked.append(name)
+        raise sources.DataError("no connection")
+
+    monkeypatch.setattr(sources, "_from_torchvision", download)
+    ends_well(["report", str(run)], capsys, (0,))
+    assert asked == []
+    (tmp_path / "cache" / "CIFAR10").mkdir(parents=True)  # somebody asked for it before
+    ends_well(["report", str(run)], capsys, (0,))
+    assert asked == ["CIFAR10"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+    def fails(file) -> None:
+        file.write("half")
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    with pytest.raises(UnicodeEncodeError):
+        files.write_whole(tmp_path / "a", fails)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_come_back(tmp_path):
+    folder = files.create(tmp_path / "run")
+    features = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).numpy()
+    folder.write_array("features.npy", features)
+    assert np.array_equal(folder.read_array("features.npy", 7, 3), features)
+
+
+def test_a_model_has_neither_paths_nor_metadata(finished, photos):
+    """What may be passed on has no path of the images, and nothing but the known keys and tensors."""
+    config = json.loads((finished / "model" / "config.json").read_text())
+    assert set(config) == models.TYPES.keys() | models.DIGESTS.keys()
+    with (finished / "model" / "model.safetensors").open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little")).decode()
+    assert "__metadata__" not in header
+    for word in (str(photos), photos.name, str(finished), finished.parent.name, ".png"):
+        assert word not in header + json.dumps(config), word
+
+
+def test_a_recipe_that_is_nested_too_deeply(tmp_path, photos, capsys):
+    (tmp_path / "recipe.toml").write_text("lr = " + "[" * 100_000)
+    arguments = ["fit", str(photos), "--recipe", str(tmp_path / "recipe.toml"), "-o", str(tmp_path / "run")]
+    assert "recipe.toml cannot be read" in ends_well(arguments, capsys, (2,))

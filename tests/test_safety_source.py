@@ -1,0 +1,121 @@
+"""What the package never does, read from its source: unpickle, evaluate text, start programs, talk to the network."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import deepcluster
+
+ROOT = Path(deepcluster.__file__).parent
+
+MODULES = {
+    "code from data": {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"},
+    "programs": {"subprocess", "multiprocessing", "pty", "code", "runpy", "importlib", "imp"},
+    "network": {
+        "socket", "ssl", "urllib", "urllib3", "http", "httpx", "requests", "aiohttp", "ftplib", "smtplib", "xmlrpc",
+        "webbrowser", "huggingface_hub", "hf_hub_download", "telnetlib",
+    },
+    "archives": {"tarfile", "zipfile"},
+    "memory": {"ctypes", "cffi"},
+}  # fmt: skip
+CALLS = {
+    "eval", "exec", "compile", "__import__", "globals", "os.system", "os.popen", "os.startfile", "os.putenv",
+    "torch.jit.load", "torch.package.PackageImporter", "torch.hub.load", "torch.hub.load_state_dict_from_url",
+    "torch.utils.model_zoo.load_url", "torch.utils.cpp_extension.load", "np.lib.format.read_array", "np.fromregex",
+    "shutil.unpack_archive", "pd.read_pickle", "input", "breakpoint", "tempfile.mktemp",
+}  # fmt: skip
+STARTS = ("os.exec", "os.spawn", "os.posix_spawn", "os.fork", "torch.hub.", "torch.package.")
+# The call and the keyword that makes it safe.
+SAFE_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
+
+ALLOWED = {
+    ("devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
+    ("devices.py", "importlib"): "asks for the versions of installed packages (importlib.metadata), loads nothing",
+    ("images/decode.py", "ctypes"): "exchanges libtiff's error handler, so that it does not write on the terminal",
+    ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
+}
+
+
+def offences(source: str) -> list[str]:
+    """What a source text does that it must not."""
+    found: list[str] = []
+    modules = {name for names in MODULES.values() for name in names}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [top for alias in node.names if (top := alias.name.split(".")[0]) in modules]
+        elif isinstance(node, ast.ImportFrom):
+            top = str(node.module).split(".")[0]
+            found += [top] if top in modules else []
+            names = {alias.name for alias in node.names}
+            found += [f"{node.module}.{name}" for name in names if f"{node.module}.{name}" in CALLS]
+            if node.module in ("torch", "numpy", "torch.serialization") and "load" in names:
+                found.append(f"from {node.module} import load")
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).replace("numpy.", "np.")
+            if called in CALLS or called.startswith(STARTS):
+                found.append(called)
+            if called in SAFE_WITH:
+                keyword, value = SAFE_WITH[called]
+                if not any(given.arg == keyword and ast.unparse(given.value) == value for given in node.keywords):
+                    found.append(f"{called} without {keyword}={value}")
+    return found
+
+
+def test_the_package_does_none_of_it():
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 40
+    found = {(path.relative_to(ROOT).as_posix(), what) for path in files for what in offences(path.read_text())}
+    assert found == set(ALLOWED)
+
+
+def test_the_loads_that_there_are():
+    """So that the test above does not pass because it looks for the wrong words."""
+    text = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
+    assert text.count("torch.load(") == 1
+    assert text.count("np.load(") == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("import pickle", "pickle"),
+        ("from pickle import loads", "pickle"),
+        ("def f():\n    import marshal", "marshal"),
+        ("import urllib.request", "urllib"),
+        ("from os import system", "os.system"),
+        ("import os\nos.system('x')", "os.system"),
+        ("os.execvp('x', [])", "os.execvp"),
+        ("eval('1')", "eval"),
+        ("exec('1')", "exec"),
+        ("torch.load(path)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=safe)", "torch.load without weights_only=True"),
+        ("np.load(path)", "np.load without allow_pickle=False"),
+        ("numpy.load(path, allow_pickle=True)", "np.load without allow_pickle=False"),
+        ("from torch import load", "from torch import load"),
+        ("from numpy import load as read", "from numpy import load"),
+        ("torch.hub.load('a', 'b')", "torch.hub.load"),
+        ("import yaml", "yaml"),
+        ("from multiprocessing import Pool", "multiprocessing"),
+    ],
+)
+def test_each_of_them_is_seen(source, what):
+    """The negative control."""
+    assert what in offences(source)
+
+
+def test_what_is_fine_is_not_seen():
+    assert offences("torch.load(path, map_location='cpu', weights_only=True)\nnetwork.eval()\nnp.save(a, b)") == []
+
+
+def test_only_two_places_may_download():
+    """``torchvision:NAME`` and ``--weights timm``: the words that make these libraries download stand nowhere else."""
+    words = {"download": set(), "pretrained": set()}
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in words:
+                words[node.arg].add(path.relative_to(ROOT).as_posix())
+            if isinstance(node, ast.Constant) and node.value in words:
+                words[str(node.value)].add(path.relative_to(ROOT).as_posix())
+    assert words == {"download": {"images/source.py"}, "pretrained": {"nets/backbone.py"}}

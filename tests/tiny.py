@@ -1,0 +1,73 @@
+"""A model that takes no training, and the means to damage it on purpose."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from deepcluster.clustering.cut import Cut
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.nets.backbone import build
+from deepcluster.storage import model as models
+from deepcluster.storage.digest import json_sha256, sha256
+from deepcluster.storage.model import Model
+
+SIZE = 16
+
+
+def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
+    """Random weights, 4 dimensions, a centroid for each of the groups and one more."""
+    network = build("compact", image_size=SIZE, seed=3)
+    random = torch.Generator().manual_seed(5)
+    projection = torch.randn(network.feature_dim, 4, generator=random)
+    groups = torch.tensor([*range(len(names)), 0])
+    return Model(
+        network=network.eval(),
+        reduction=Whitening(torch.zeros(network.feature_dim), projection),
+        fine_centroids=torch.randn(5, 4, generator=random),
+        groups=Cut(torch.randn(len(groups), 4, generator=random), groups),
+        outlier_distance=torch.full((len(names),), torch.inf),
+        names=names,
+        image_size=SIZE,
+        store_size=SIZE,
+        batch_size=8,
+    )
+
+
+def tiny_run(folder: Path, **changes: Any) -> Path:
+    """A folder that has what ``predict`` needs of a run."""
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text("{}")
+    models.save(tiny_model(**changes), folder / "model")
+    return folder
+
+
+def sign(folder: Path, config: dict[str, Any]) -> None:
+    """Write a config with the digests that belong to it: what somebody does who means to deceive."""
+    config = {key: value for key, value in config.items() if key != "config_sha256"}
+    config |= {"weights_sha256": sha256(folder / "model.safetensors")}
+    config |= {"config_sha256": json_sha256(config)}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    sign(folder, json.loads((folder / "config.json").read_text()) | changes)
+
+
+def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Replace, add or (None) remove tensors; the digests are made to fit. Names have __ where tensors have a dot."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    tensors = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()} | changes
+    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "model.safetensors")
+    change_config(folder)
+
+
+def write_weights(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    change_config(folder)
+
+
+def safetensors_bytes(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
