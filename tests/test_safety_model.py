@@ -17,6 +17,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, NonFiniteError
 from deepcluster.nets.backbone import build
 from deepcluster.storage import model as models
+from deepcluster.storage import reading
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.reading import MOST_JSON, parse_json
 from tests.tiny import SIZE, change_config, change_tensors, safetensors_bytes, tiny_model, tiny_run, write_weights
@@ -140,7 +141,7 @@ def test_without_digests_flips_are_not_found(folder, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     content, chance = (folder / "model.safetensors").read_bytes(), random.Random(1)
     flips = [flipped(content, chance.randrange(20_000, len(content)), chance.randrange(8)) for _ in range(20)]
-    monkeypatch.setattr(models, "sha256", lambda path: config["weights_sha256"])
+    monkeypatch.setattr(reading, "sha256", lambda path: config["weights_sha256"])
     assert unnoticed(folder, "model.safetensors", flips) > 10
     monkeypatch.undo()
     (folder / "model.safetensors").write_bytes(content)
@@ -344,7 +345,7 @@ def test_what_safetensors_itself_takes(folder, monkeypatch):
     """The negative control of the test above: a name twice is found by our own look at the header."""
     write_weights(folder, HEADERS["a tensor twice"])
     assert "key twice" in refused(folder, "model.safetensors")
-    monkeypatch.setattr(models, "parse_json", lambda data: None)
+    monkeypatch.setattr(reading, "parse_json", lambda data: None)
     assert "key twice" not in refused(folder, "model.safetensors")
 
 
@@ -374,6 +375,7 @@ from pathlib import Path
 import torch
 from deepcluster.errors import ModelError
 from deepcluster.storage import model as models
+from deepcluster.storage import reading
 from deepcluster.storage.reading import MOST_JSON
 from fuzz.harness import peak_memory
 from tests.tiny import change_config, safetensors_bytes, write_weights
