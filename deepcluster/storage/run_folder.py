@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import DiskError
+from deepcluster.storage.cells import guarded, unguarded
 
 SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
@@ -47,7 +48,7 @@ class RunFolder:
     def read_rows(self, name: str) -> list[dict[str, str]]:
         try:
             with (self.path / name).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                return list(csv.DictReader(file))
+                return [unguarded(row) for row in csv.DictReader(file)]
         except FileNotFoundError:
             raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
 
@@ -69,6 +70,12 @@ class RunFolder:
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         write_whole(self.path / name, lambda file: np.save(file, array), binary=True)
+
+
+def folder_name(name: str) -> str:
+    """``name`` as the start of a folder's name: printable, in UTF-8, and short enough to put a date behind it."""
+    printable = "".join(char if char.isprintable() else "_" for char in name)
+    return printable.encode()[:200].decode(errors="ignore")
 
 
 def create(path: Path, *, overwrite: bool = False) -> RunFolder:
@@ -106,9 +113,16 @@ def open_run(path: Path) -> RunFolder:
 
 
 def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    """A header and a row for each of ``rows``, text guarded (cells.py)."""
+    plain, quoted = (
+        csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writeheader()
+    for row in map(guarded, rows):
+        # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
+        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
+        writer.writerow(row)
 
 
 def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
