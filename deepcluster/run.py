@@ -459,8 +459,8 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     table = folder.read_rows("clusters.csv")
     used = [row for row in table if row["status"] == "ok"]
     reduced = torch.from_numpy(np.load(folder.path / "features.npy", allow_pickle=False))
-    n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
     _check_groups(n_clusters, len(used))
+    n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
     fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
     sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
     clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
