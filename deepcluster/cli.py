@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping
@@ -94,13 +95,14 @@ def fit(
     request = run.Request(
         out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, seed=seed,
         time_limit=None if time_limit is None else _seconds(time_limit), labels=labels, overwrite=overwrite,
-        command=" ".join(["deepcluster", *sys.argv[1:]]),
+        command=shlex.join(["deepcluster", *sys.argv[1:]]),
     )  # fmt: skip
     if dry_run:
         source = find(images, stdin=sys.stdin)
-        print(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
+        _say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
         chosen = run.plan(source, preview(source), request)
-        print("\n".join(f"  {line}" for line in chosen.by_reason()))
+        for line in chosen.by_reason():
+            _say(f"  {line}")
         print("\n" + to_toml(chosen.recipe), end="")
         return
     with Terminal(quiet) as terminal:
@@ -130,7 +132,7 @@ def predict(
     placements = placement_rows(found.model, found.model.place(found.reduced), reject=reject)
     rows = ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
     if out == "-":
-        sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
         write_csv(sys.stdout, PREDICTIONS, rows)
     else:
         write_whole(Path(out), lambda file: write_csv(file, PREDICTIONS, rows))
@@ -182,7 +184,7 @@ def report(run_: RunArgument, /) -> None:
     """Write the report.html of a run again."""
     from deepcluster import run
 
-    print(run.report(run_))
+    _say(str(run.report(run_)))
 
 
 @app.command
@@ -236,10 +238,10 @@ def _print_result(folder: Path) -> None:
                     f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
                 )
                 print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
-    print(f"{'Verdict':9} {json.loads((folder / 'run.json').read_text())['verdict']}")
-    print(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
-    print(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
-    print(f"{'Run':9} {folder}")
+    _say(f"{'Verdict':9} {json.loads((folder / 'run.json').read_text())['verdict']}")
+    _say(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
+    _say(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
+    _say(f"{'Run':9} {folder}")
 
 
 def _groups(k: str) -> int | None:
@@ -266,9 +268,13 @@ def _seconds(text: str) -> float:
 
 
 def _printable(text: str) -> str:
-    """Text that is safe on a terminal: no control characters, no half characters from odd file names."""
+    """One line that is safe on a terminal: no control characters, no half characters from odd file names."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _say(text: str) -> None:
+    print(_printable(text))
 
 
 def _complain(text: str) -> None:
@@ -334,8 +340,9 @@ def run_command(arguments: list[str]) -> int:
     warnings.filterwarnings("always", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
     try:
-        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except cyclopts.CycloptsError:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        _complain(f"error: {error}")
         return UsageError.exit_code
     except DeepClusterError as error:
         if debug:
@@ -361,4 +368,6 @@ def run_command(arguments: list[str]) -> int:
 
 def main() -> None:
     """The entry point."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its code
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run_command(sys.argv[1:]))

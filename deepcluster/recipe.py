@@ -97,6 +97,8 @@ class Recipe:
             least, most = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
             if least > most:
                 raise UsageError(f"{kind}_min={least:g} is larger than {kind}_max={most:g}")
+        if 0 < self.view_size < _RANGES["image_size"][0]:
+            raise UsageError(f"view_size={self.view_size} must be 0 (as image_size) or at least 8")
         if self.instance_temperature and self.views < 2:
             raise UsageError(
                 f"instance_temperature={self.instance_temperature:g} is for two views of an image: views={self.views}"
@@ -219,7 +221,7 @@ def v2(options: Mapping[str, Any], facts: Facts) -> Plan:
         pseudo_labels=clusters, heads=3, rounds=400, features="memory", dims=256, whitening=0.5, reduce=False,
         spherical=True, kmeans_iterations=10, temperature=0.1, projection_hidden=2048, projection_dim=128,
         sampling="none", lr=0.3, schedule="cosine", warmup=10.0, weight_decay=1e-6, crop_min=0.08, colour=0.8, grey=0.2,
-        views=2, view_size=round(size * 160 / 224), small_views=4, small_size=max(8, round(size * 96 / 224)),
+        views=2, view_size=max(8, round(size * 160 / 224)), small_views=4, small_size=max(8, round(size * 96 / 224)),
     )  # fmt: skip
     reasons = [f"image_size {size}: {why_size}"]
     if clusters < 3000:

@@ -29,7 +29,7 @@ from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.number import candidates
 from deepcluster.clustering.verdict import guard, signs, verdict
 from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, UsageError
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.labels import true_labels
@@ -116,9 +116,8 @@ def fit(images: Images, request: Request, display: Display | None = None, stdin:
     seen = preview(source)
     network = _network(plan(source, seen, request).recipe, request.seed, device)
     started = datetime.now(UTC)
-    folder = files.create(
-        request.out or Path("runs") / f"{source.name}-{started.astimezone():%Y%m%d-%H%M%S}", overwrite=request.overwrite
-    )
+    own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
+    folder = files.create(request.out or Path("runs") / own, overwrite=request.overwrite)
     record: dict[str, Any] = {
         "schema_version": files.SCHEMA_VERSION,
         "version": deepcluster.__version__,
@@ -494,8 +493,8 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     used = [row for row in table if row["status"] == "ok"]
     dims = model.reduction.projection.shape[1]
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
-    n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
     _check_groups(n_clusters, len(used))
+    n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
     fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
     sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
     clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
@@ -616,6 +615,8 @@ class _Clock:
 
 
 def _check_groups(n_clusters: int | None, count: int) -> None:
+    if n_clusters is not None and n_clusters < 1:
+        raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
     if n_clusters is not None and n_clusters > count:
         raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
 

@@ -1,6 +1,7 @@
 """True labels, where somebody has them: used to print metrics after the fact and for nothing else."""
 
 import csv
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ def true_labels(spec: str, source: Source) -> list[str]:
             )
         return list(source.labels)
     by_path = _read_csv(Path(spec))
-    labels = [by_path.get(_same_name(path), "") for path in source.paths]
+    alike = {_same_name(path): label for path, label in by_path.items()}
+    labels = [by_path.get(path) or alike.get(_same_name(path), "") for path in source.paths]
     if not any(labels):
         raise DataError(
             f"--labels {spec}: none of its {len(by_path)} paths is among the {len(labels)} images"
@@ -45,9 +47,11 @@ def _read_csv(file: Path) -> dict[str, str]:
                     f"--labels {file}: its first line must name a path and a label column (path,label);"
                     f" it has {', '.join(reader.fieldnames or ['nothing'])}"
                 )
-            return {_same_name(row[path] or ""): row[label] or "" for row in reader}
+            return {row[path] or "": row[label] or "" for row in reader}
     except OSError as error:
         raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
+    except csv.Error as error:
+        raise DataError(f"--labels {file}: {error}; each line must be path,label as CSV has it") from None
 
 
 def _column(names: Sequence[str] | None, wanted: Sequence[str]) -> str | None:
@@ -55,4 +59,4 @@ def _column(names: Sequence[str] | None, wanted: Sequence[str]) -> str | None:
 
 
 def _same_name(path: str) -> str:
-    return unicodedata.normalize("NFC", path.replace("\\", "/").removeprefix("./"))
+    return unicodedata.normalize("NFC", re.sub(r"^(\./)+", "", path.replace("\\", "/")))

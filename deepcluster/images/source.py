@@ -165,19 +165,17 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
             continue
         for entry in entries:
             path = below + entry.name
-            if entry.is_symlink():
-                yield path, "a symbolic link, not followed"
-            elif entry.is_dir():
-                waiting.append(path + "/")
-            else:
-                yield path, None if entry.is_file() else _kind(entry)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    try:
-        return not_a_file(entry.stat(follow_symlinks=False).st_mode)
-    except OSError as error:
-        return explain(error)
+            try:
+                if entry.is_symlink():
+                    yield path, "a symbolic link, not followed"
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(path + "/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield path, None
+                else:
+                    yield path, not_a_file(entry.stat(follow_symlinks=False).st_mode)
+            except OSError as error:  # gone by now, or of a folder that may be listed but not entered
+                yield path, explain(error)
 
 
 def _from_paths(

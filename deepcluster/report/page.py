@@ -5,6 +5,7 @@ page goes through ``inert`` and the template's escaping, in one place (``_enviro
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,7 +13,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from deepcluster.report.curves import PLOT_HEIGHT, PLOT_WIDTH, SHARES, charts
 from deepcluster.report.sections import Picture, check, sections
 from deepcluster.report.statements import statements
-from deepcluster.report.text import MINUS, NOTHING, Row, duration, figure, inert, number, percent, short, three
+from deepcluster.report.text import (
+    MINUS,
+    NOTHING,
+    Row,
+    bare,
+    duration,
+    figure,
+    inert,
+    number,
+    percent,
+    retold,
+    short,
+    three,
+)
 
 MAX_CLUSTERS = 100
 MAX_SKIPPED = 200
@@ -82,7 +96,7 @@ def render(
         .render(
             title=title,
             facts=_facts(run),
-            command=run.get("command"),
+            command=retold(str(run.get("command") or "")),
             statements=statements(clusters, summary, history, metrics, skipped, str(run.get("verdict") or "")),
             metrics=_metric_rows(metrics),
             nmi_average=metrics.get("nmi_average"),
@@ -100,6 +114,7 @@ def render(
     )
 
 
+@cache
 def _environment() -> Environment:
     def finalize(value: Any) -> Any:
         """What every ``{{ ... }}`` goes through before it is escaped; markup of the template's own stays as it is."""
@@ -113,7 +128,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"grouped": "{:,}".format, "short": short}
+    environment.filters |= {"grouped": "{:,}".format, "short": short, "bare": bare}
     return environment
 
 

@@ -5,6 +5,8 @@ writing. ``inert`` makes such things visible; escaping for HTML is the template'
 """
 
 import math
+import re
+import shlex
 import unicodedata
 from collections.abc import Mapping
 
@@ -56,6 +58,19 @@ def duration(seconds: float) -> str:
 def short(text: str) -> str:
     """The two ends of a text that is too long."""
     return text if len(text) <= MAX_NAME else text[: MAX_NAME // 2].rstrip() + "…" + text[-MAX_NAME // 2 :]
+
+
+def bare(word: str) -> str:
+    """A path, or an option with one, that tells no folders of the owner's disk; what is not absolute stays."""
+    return re.sub(r"^((?:.*=|-\w)?)/.*/", r"\1.../", word, flags=re.DOTALL)
+
+
+def retold(command: str) -> str:
+    """A command line whose words are :func:`bare`; nothing where they cannot be told apart."""
+    try:
+        return shlex.join(map(bare, shlex.split(command)))
+    except ValueError:
+        return ""
 
 
 def inert(text: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.storage.cells import guarded, unguarded
 from deepcluster.storage.reading import check_file, read_json, read_tensors
 
 SCHEMA_VERSION = 1
@@ -71,7 +72,7 @@ class RunFolder:
                 for row in table:
                     if len(row) != len(names) or None in row.values():
                         raise ValueError(f"line {table.line_num} has not {len(names)} cells")
-                    rows.append(row)
+                    rows.append(unguarded(row))
                 return rows
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -160,6 +161,12 @@ def _damaged(path: Path, error: Exception) -> DiskError:
     return DiskError(f"{path} is damaged ({reason}): fit again with --overwrite, or take a copy of it")
 
 
+def folder_name(name: str) -> str:
+    """``name`` as the start of a folder's name: printable, in UTF-8, and short enough to put a date behind it."""
+    printable = "".join(char if char.isprintable() else "_" for char in name)
+    return printable.encode()[:200].decode(errors="ignore")
+
+
 def create(path: Path, *, overwrite: bool = False) -> RunFolder:
     """An empty run folder at ``path``. DiskError where something is there already, or nothing can be written."""
     try:
@@ -196,9 +203,16 @@ def open_run(path: Path) -> RunFolder:
 
 
 def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    """A header and a row for each of ``rows``, text guarded (cells.py)."""
+    plain, quoted = (
+        csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writeheader()
+    for row in map(guarded, rows):
+        # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
+        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
+        writer.writerow(row)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

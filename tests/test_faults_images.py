@@ -1,0 +1,594 @@
+"""Images that are broken, huge, odd or talkative, through whole runs: fit, predict and report see the same pixels."""
+
+import base64
+import csv
+import io
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from sklearn.datasets import load_digits
+
+from deepcluster import run
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError
+from deepcluster.images import decode as decode_module
+from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, quietly
+from deepcluster.images.source import find
+from deepcluster.images.store import Store, read_once
+from deepcluster.run import Request
+
+QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
+LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+
+
+def stored(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def fit(images: object, out: Path, k: int = 4, **options: object) -> Path:
+    return run.fit(images, Request(out=out, n_clusters=k, options=QUICK | options)).path  # type: ignore[arg-type]
+
+
+def same_result(one: Path, other: Path) -> None:
+    used = [row for row in rows(one / "clusters.csv") if row["status"] == "ok"]
+    assert used == [row for row in rows(other / "clusters.csv") if row["status"] == "ok"]
+    for name in ("features.npy", "cluster_summary.csv", "model/model.safetensors", "model/config.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+# Broken files
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0, before: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def broken() -> dict[str, bytes]:
+    """Files by name, more than 20 kinds, of which none is an image that can be used."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    whole = {kind: stored(noise, kind) for kind in FORMATS}
+    files = {f"cut.{kind.lower()}": data[: len(data) // 2] for kind, data in whole.items()}
+    files |= {f"start.{kind.lower()}": data[:16] for kind, data in whole.items()}
+    damaged = bytearray(whole["PNG"])
+    damaged[200:220] = bytes(20)
+    scan = whole["JPEG"].index(b"\xff\xda")
+    bitmap = bytearray(whole["BMP"])
+    bitmap[28:30] = struct.pack("<H", 7)  # bits a pixel
+    directory = bytearray(whole["TIFF"])
+    directory[4:8] = struct.pack("<I", 1 << 30)  # where the list of tags begins
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8 << 20)))
+    return files | {
+        "empty.png": b"",
+        "one byte.jpg": b"\xff",
+        "text.png": b"not an image\n",
+        "page.jpg": b"<!DOCTYPE html><html><body>404</body></html>",
+        "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
+        "document.png": b"%PDF-1.7\n",
+        "archive.png": b"PK\x03\x04" + bytes(60),
+        "icon.png": stored(noise, "ICO"),
+        "zeros.bmp": bytes(5000),
+        "random.webp": np.random.default_rng(1).bytes(5000),
+        "signature.png": b"\x89PNG\r\n\x1a\n",
+        "crc.png": bytes(damaged),
+        "no pixels.png": png(0, 0, zlib.compress(b"")),
+        "no data.png": png(9, 9, b""),
+        "bomb.png": png(30_000, 30_000, zlib.compress(bytes(1000))),
+        "text bomb.png": png(1, 1, zlib.compress(b"\0\0"), before=text),
+        "no scan.jpg": whole["JPEG"][:scan],
+        "no such depth.bmp": bytes(bitmap),
+        "no tags.tiff": bytes(directory),
+        "huge.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
+        "negative.ppm": b"P6 -3 3 255\n" + bytes(27),
+        "huge.ppm": b"P6 99999 99999 255\n",
+    }
+
+
+def digits(folder: Path, count: int = 40) -> Path:
+    folder.mkdir(parents=True)
+    for i, image in enumerate(load_digits().images[:count]):
+        Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"m{i:02}.png")
+    return folder
+
+
+def test_every_kind_of_broken_file_is_listed_and_changes_nothing(tmp_path: Path) -> None:
+    good = fit(digits(tmp_path / "good" / "folder"), tmp_path / "first")
+    files = broken()
+    assert len(files) >= 30
+    mixed = digits(tmp_path / "mixed" / "folder")
+    for i, (name, data) in enumerate(sorted(files.items())):
+        place = mixed / ("a" if i % 2 else "") / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(data)
+    (mixed / "a/folder.png").mkdir()
+    second = fit(mixed, tmp_path / "second")
+    skipped = rows(second / "skipped.csv")
+    assert sorted(row["path"].removeprefix("a/") for row in skipped) == sorted(files)
+    assert all(row["reason"] and row["reason"].isprintable() and str(tmp_path) not in row["reason"] for row in skipped)
+    assert len(rows(second / "clusters.csv")) == 40 + len(files)
+    same_result(good, second)
+
+
+def test_nothing_but_broken_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = broken()
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    assert run_command(["fit", str(folder), "-o", str(tmp_path / "run")]) == 3
+    said = capsys.readouterr().err
+    assert f"no readable image in {folder}: {len(files)} tried" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_some_broken_files_make_pillow_raise_what_is_no_oserror() -> None:
+    """So a guard that catches OSError alone is not enough."""
+    kinds = set()
+    for data in broken().values():
+        with quietly(), pytest.raises(Undecodable) as caught:
+            decode(io.BytesIO(data))
+        if cause := caught.value.__cause__:
+            kinds.add(type(cause))
+    assert {kind for kind in kinds if not issubclass(kind, OSError)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DEEPCLUSTER_BADINPUTS" not in os.environ, reason="set DEEPCLUSTER_BADINPUTS to a folder of them")
+def test_hostile_files_alone(tmp_path: Path) -> None:
+    """(test_slow.py has them among good ones.)"""
+    folder = Path(os.environ["DEEPCLUSTER_BADINPUTS"])
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    files = {path for path in files if not any(part.startswith(".") for part in path.split("/"))}
+    command = [sys.executable, "-m", "deepcluster", "fit", str(folder), "-k", "5", "--rounds", "1"]
+    done = subprocess.run([*command, "--image-size", "32", "-o", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    table = rows(tmp_path / "run/clusters.csv")
+    assert {row["path"] for row in table} == files and len(table) == len(files)
+    skipped = {row["path"]: row["reason"] for row in rows(tmp_path / "run/skipped.csv")}
+    assert all(skipped.values())
+    assert set(skipped) == {row["path"] for row in table if row["status"] == "skipped"}
+    # Alone, without the unusable ones: the same.
+    clean = tmp_path / folder.name
+    for path in files - set(skipped):
+        (clean / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / path, clean / path)
+    done = subprocess.run([*command[:4], str(clean), *command[5:], "--image-size", "32", "-o", str(tmp_path / "clean")])
+    assert done.returncode == 0
+    same_result(tmp_path / "run", tmp_path / "clean")
+
+
+def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the folder was searched: listed. After the images were read: not needed any more."""
+    good = digits(tmp_path / "good" / "folder")
+    breaking = {
+        "m03.png": lambda file: file.unlink(),
+        "m07.png": lambda file: file.write_bytes(file.read_bytes()[:60]),
+        "m11.png": lambda file: (file.unlink(), file.mkdir()),
+        "m15.png": lambda file: (file.unlink(), os.mkfifo(file)),
+        "m19.png": lambda file: (file.unlink(), file.symlink_to("m19.png")),
+        "m23.png": lambda file: file.write_bytes(b""),
+    }
+    folder = tmp_path / "breaking" / "folder"
+    shutil.copytree(good, folder)
+
+    def read(*arguments: object, **options: object) -> Store:
+        for name, damage in breaking.items():
+            damage(folder / name)
+        store = read_once(*arguments, **options)  # type: ignore[arg-type]
+        for file in folder.glob("m3*.png"):
+            file.unlink()
+        return store
+
+    monkeypatch.setattr(run, "read_once", read)
+    first = fit(folder, tmp_path / "first")
+    monkeypatch.undo()
+    assert {row["path"]: row["reason"] for row in rows(first / "skipped.csv")} == {
+        "m03.png": "no such file",
+        "m07.png": rows(first / "skipped.csv")[1]["reason"],
+        "m11.png": "is a folder",
+        "m15.png": "a FIFO, not a file",
+        "m19.png": "a symbolic link that leads to itself",
+        "m23.png": "empty file",
+    }
+    for name in breaking:
+        (good / name).unlink()
+    same_result(first, fit(good, tmp_path / "second"))
+    assert '<span class="tile"' in (first / "report.html").read_text()  # a picture that is gone
+
+
+# Huge and slow files
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+MEASURE = """
+import resource, sys
+from deepcluster.images.preview import preview
+from deepcluster.images.source import find
+from deepcluster.images.store import read_once
+from PIL import Image
+import torch
+limit = int(sys.argv[2])
+Image.init()
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+source = find(sys.argv[1], max_pixels=limit)
+preview(source)
+store = read_once(source, 8)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(peak - before, len(store.kept), [reason for _, reason in store.skipped])
+"""
+
+
+def megabytes(folder: Path, limit: int) -> tuple[float, int, str]:
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), str(limit)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rise, kept, reasons = done.stdout.split(maxsplit=2)
+    return float(rise), int(kept), reasons
+
+
+def black(side: int) -> bytes:
+    """A square PNG image of one bit a pixel."""
+    line, squeeze = bytes(1 + -(-side // 8)), zlib.compressobj(9)
+    return png(side, side, b"".join([*(squeeze.compress(line) for _ in range(side)), squeeze.flush()]), depth=1)
+
+
+@needs_proc
+def test_a_bomb_of_900_megapixels(tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "bomb.png").write_bytes(black(30_000))
+    assert 100_000 < (tmp_path / "bomb.png").stat().st_size < 120_000
+    rise, kept, reasons = megabytes(tmp_path, MAX_PIXELS)
+    assert kept == 1 and "too many pixels: 900000000, more than the limit of 89478485" in reasons
+    assert rise < 300
+
+
+@needs_proc
+def test_a_twentieth_of_it_takes_more_where_the_limit_lets_it_in(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(black(6_700))
+    rise, kept, _ = megabytes(tmp_path, 10**9)
+    assert kept == 1 and rise > 300
+
+
+def test_files_that_could_take_long(tmp_path: Path) -> None:
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    start = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(3) + b"\xff\xff\xff"
+    (tmp_path / "film.gif").write_bytes(start + 10_000 * frame + b";")
+    page = bytearray(stored(Image.new("L", (5, 5), 7), "TIFF"))
+    (begin,) = struct.unpack_from("<I", page, 4)
+    (tags,) = struct.unpack_from("<H", page, begin)
+    struct.pack_into("<I", page, begin + 2 + 12 * tags, begin)  # the next page is this one again
+    (tmp_path / "loop.tiff").write_bytes(page)
+    Image.new("L", (60_000, 1)).save(tmp_path / "long.png")
+    text = chunk(b"tEXt", b"a\0" + bytes(100))
+    (tmp_path / "talk.png").write_bytes(png(2, 1, zlib.compress(b"\0\1\2"), before=100_000 * text))
+    for file in sorted(tmp_path.iterdir()):
+        begun = time.perf_counter()
+        try:
+            read_once(find(file), 8)
+        except DataError as error:
+            assert "talk" in str(error) or "film" in str(error)
+        assert time.perf_counter() - begun < 5, file.name
+
+
+# The same pixels everywhere
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+BROWN = (200, 100, 50)
+
+
+def grey(*values: int) -> tuple[tuple[int, int, int], ...]:
+    return tuple((value, value, value) for value in values)
+
+
+# By mode: the values of four squares, what they are as RGB, how much a lossy conversion may be off, and the formats
+# that keep the mode (WebP and GIF keep the colours, not the mode).
+MODES: dict[str, tuple[tuple[object, ...], tuple[tuple[int, int, int], ...], int, str]] = {
+    "1": ((0, 255, 255, 0), grey(0, 255, 255, 0), 0, "JPEG PNG TIFF WEBP GIF BMP PPM"),
+    "L": ((0, 76, 150, 255), grey(0, 76, 150, 255), 0, "JPEG PNG TIFF WEBP GIF BMP PPM"),
+    "LA": (((9, 0), (0, 128), (76, 255), (255, 255)), grey(255, 127, 76, 255), 0, "PNG TIFF WEBP"),
+    "P": ((0, 1, 2, 3), (RED, GREEN, BLUE, BROWN), 0, "PNG TIFF WEBP GIF BMP"),
+    "RGB": ((RED, GREEN, BLUE, BROWN), (RED, GREEN, BLUE, BROWN), 0, "JPEG PNG TIFF WEBP GIF BMP PPM"),
+    "RGBA": (
+        ((9, 9, 9, 0), (0, 0, 0, 128), (*RED, 255), (*BLUE, 255)),
+        (WHITE, (127, 127, 127), RED, BLUE), 0, "PNG TIFF WEBP",
+    ),
+    "CMYK": (
+        ((0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)),
+        (RED, GREEN, BLACK, WHITE), 0, "JPEG TIFF",
+    ),
+    "YCbCr": (
+        ((76, 85, 255), (29, 255, 107), (128, 128, 128), (255, 128, 128)),
+        (RED, BLUE, *grey(128, 255)), 2, "JPEG TIFF",
+    ),
+    "I;16": ((0, 76 * 256, 150 * 257, 65535), grey(0, 76, 150, 255), 0, "PNG TIFF PPM"),
+    "I;16B": ((0, 76 * 256, 150 * 257, 65535), grey(0, 76, 150, 255), 0, "PNG TIFF"),
+    "I": ((0, 76 * 256, 150 * 257, 65535), grey(0, 76, 150, 255), 0, "TIFF PPM"),
+    "F": ((0.0, 76 / 255, 150 / 255, 1.0), grey(0, 76, 150, 255), 0, "TIFF PPM"),
+    "LAB": (((0, 128, 128), (255, 128, 128), (138, 209, 198), (138, 166, 174)), (BLACK, WHITE, RED, BROWN), 5, "TIFF"),
+}  # fmt: skip
+SIDE = 16
+
+
+def four_squares(mode: str, values: tuple[object, ...]) -> Image.Image:
+    if mode.startswith("I"):
+        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+        pixels = np.array(values, kind).reshape(2, 2).repeat(SIDE, 0).repeat(SIDE, 1)
+        return Image.frombytes(mode, (2 * SIDE, 2 * SIDE), pixels.tobytes())
+    image = Image.new(mode, (2 * SIDE, 2 * SIDE))
+    if mode == "P":
+        image.putpalette([*RED, *GREEN, *BLUE, 200, 100, 50])
+    for i, value in enumerate(values):
+        x, y = i % 2 * SIDE, i // 2 * SIDE
+        image.paste(value, (x, y, x + SIDE, y + SIDE))  # type: ignore[arg-type]
+    return image
+
+
+def golden(colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    return np.array(colours, int).reshape(2, 2, 3).repeat(SIDE, 0).repeat(SIDE, 1)
+
+
+def files_of_all_modes() -> dict[str, tuple[bytes, np.ndarray, int]]:
+    """By name: the bytes, the right pixels, and how much a lossy format may be off."""
+    made = {}
+    for mode, (values, colours, off, kinds) in MODES.items():
+        for kind in kinds.split():
+            data = stored(four_squares(mode, values), kind, **LOSSLESS.get(kind, {}))
+            made[f"{mode}.{kind}"] = (data, golden(colours), max(off, 3 if kind == "JPEG" else 0))
+    palette = four_squares("P", (0, 1, 2, 3))
+    for kind, transparency in (("PNG", b"\xff\0\x80\xff"), ("PNG", 1), ("GIF", 1)):
+        colours = (RED, WHITE, (127, 127, 255) if isinstance(transparency, bytes) else BLUE, BROWN)
+        data = stored(palette, kind, transparency=transparency)
+        made[f"P+{type(transparency).__name__}.{kind}"] = (data, golden(colours), 0)
+    colours = (RED, GREEN, BLUE, BROWN)
+    upright = golden(colours).astype(np.uint8)
+    for orientation, turned in {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1), 7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
+    }.items():  # fmt: skip
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+            data = stored(Image.fromarray(np.ascontiguousarray(turned)), kind, exif=exif, **LOSSLESS.get(kind, {}))
+            made[f"turned {orientation}.{kind}"] = (data, golden(colours), 3 if kind == "JPEG" else 0)
+    return made
+
+
+def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of_all_modes()
+    assert len(files) >= 70
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, (data, _, _) in files.items():
+        (folder / name).write_bytes(data)
+    seen: list[Store] = []
+    pictures: list[Callable[[str], Image.Image | None]] = []
+    draw = run.render
+    monkeypatch.setattr(run, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
+    monkeypatch.setattr(run, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
+    out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
+    paths = run.apply(out, folder).paths
+    assert set(paths) == set(files)
+    for i, path in enumerate(paths):
+        trained, predicted = (np.asarray(store.images[i].permute(1, 2, 0)).astype(int) for store in seen)
+        shown = pictures[0](path)
+        assert shown is not None and shown.mode == "RGB"
+        _, right, off = files[path]
+        assert np.abs(trained - right).max() <= off, path
+        assert (trained == predicted).all() and (trained == np.asarray(shown)).all(), path
+
+
+def test_a_wrong_turn_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "_orientation", lambda image: 1)
+    wrong = {
+        name
+        for name, (data, right, off) in files_of_all_modes().items()
+        if np.abs(np.asarray(decode(io.BytesIO(data))).astype(int) - right).max() > off
+    }
+    # Pillow itself turns TIFF.
+    assert wrong == {f"turned {turn}.{kind}" for turn in range(2, 9) for kind in ("JPEG", "PNG", "WEBP")}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_of_every_kind_of_png_keep_256_levels(channels: int) -> None:
+    ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    pixels = np.repeat(ramp[:, :, None], channels, 2)
+    if channels in (2, 4):
+        pixels[:, :, -1] = 65535
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    data = png(64, 64, zlib.compress(lines), depth=16, colour={1: 0, 2: 4, 3: 2, 4: 6}[channels])
+    found = np.asarray(decode(io.BytesIO(data)))
+    assert (found == (ramp >> 8)[:, :, None]).all() and len(np.unique(found)) == 256
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(b"P5", 10), (b"P5", 16), (b"P6", 12), (b"P6", 16)])
+def test_more_than_8_bits_of_ppm_keep_256_levels(kind: bytes, bits: int) -> None:
+    ramp = np.linspace(0, (1 << bits) - 1, 1024).round().astype(">u2").reshape(32, 32)
+    pixels = np.repeat(ramp[:, :, None], 3 if kind == b"P6" else 1, 2)
+    found = np.asarray(decode(io.BytesIO(kind + b" 32 32 %d\n" % ((1 << bits) - 1) + pixels.tobytes())))
+    assert len(np.unique(found)) == 256
+    assert np.abs(found[:, :, 0].astype(float) - ramp * (255 / ((1 << bits) - 1))).max() <= 1
+
+
+# predict
+
+
+@pytest.fixture(scope="module")
+def many() -> np.ndarray:
+    """64 digits, as colours: half a grey level off would be seen."""
+    pixels = (load_digits().images[:64] * 15).astype(np.uint8)
+    return np.stack([pixels, 255 - pixels, pixels // 2], 3)
+
+
+@pytest.fixture(scope="module")
+def finished(many: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(many, tmp_path_factory.mktemp("predict") / "run")
+
+
+def placed(finished: Path, images: object) -> dict[str, tuple[int, float]]:
+    found = run.apply(finished, images)  # type: ignore[arg-type]
+    placement = found.model.place(found.reduced)
+    numbers = zip(placement.cluster.tolist(), placement.distance.tolist(), strict=True)
+    return dict(zip(found.paths, numbers, strict=True))
+
+
+def test_the_same_answer_in_every_company_and_order(many: np.ndarray, finished: Path, tmp_path: Path) -> None:
+    for i, pixels in enumerate(many):
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+    files = [str(tmp_path / f"{i:02}.png") for i in range(64)]
+    right = placed(finished, files)
+    table = rows(finished / "clusters.csv")
+    assert [cluster for cluster, _ in right.values()] == [int(row["cluster"]) for row in table]
+    shuffled = [files[i] for i in np.random.default_rng(0).permutation(64)]
+    for size in (1, 7, 64):
+        found: dict[str, tuple[int, float]] = {}
+        for begin in range(0, 64 if size > 1 else 9, size):
+            found |= placed(finished, shuffled[begin : begin + size])
+        assert found == {path: right[path] for path in found}  # not merely near: the same
+
+
+def test_the_same_pixels_in_another_file_or_mode(many: np.ndarray, finished: Path, tmp_path: Path) -> None:
+    right = list(placed(finished, many).values())
+    for i, pixels in enumerate(many[:8]):
+        image = Image.fromarray(pixels)
+        for kind in ("PNG", "TIFF", "BMP", "PPM", "WEBP"):
+            (tmp_path / f"{i}.{kind}").write_bytes(stored(image, kind, **LOSSLESS.get(kind, {})))
+        image.convert("RGBA").save(tmp_path / f"{i}.rgba.png")
+        image.quantize(256).save(tmp_path / f"{i}.palette.png")
+        pasted = Image.new("RGB", (20, 8), "red")  # only the central square counts
+        pasted.paste(image, (6, 0))
+        pasted.save(tmp_path / f"{i}.wide.png")
+    found = placed(finished, tmp_path)
+    assert len(found) == 64
+    for path, answer in found.items():
+        assert answer == right[int(path.split(".")[0])], path
+
+
+def test_another_size_is_answered(many: np.ndarray, finished: Path) -> None:
+    for side in (1, 3, 50, 400):
+        larger = np.stack([np.asarray(Image.fromarray(pixels).resize((side, side), 0)) for pixels in many[:5]])
+        answers = placed(finished, larger)
+        assert len(answers) == 5 and all(np.isfinite(distance) for _, distance in answers.values())
+    grey_one = placed(finished, many[..., 0])
+    assert len(grey_one) == 64
+
+
+def test_bad_files_of_predict(
+    many: np.ndarray,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, data in broken().items():
+        (tmp_path / name).write_bytes(data)
+    assert run_command(["predict", str(finished), str(tmp_path)]) == 3
+    assert "no readable image" in capsys.readouterr().err
+    assert run_command(["embed", str(finished), str(tmp_path), "-o", str(tmp_path / "f.npy")]) == 3
+    assert not (tmp_path / "f.npy").exists() and not (tmp_path / "f.csv").exists()
+    Image.fromarray(many[5]).save(tmp_path / "good.png")
+    capsys.readouterr()
+    assert run_command(["predict", str(finished), str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(said.out))
+    assert row["path"] == "good.png" and row["cluster"] == rows(finished / "clusters.csv")[5]["cluster"]
+    assert said.err.count("\n") == len(broken()) and all(f"skipped {name}: " in said.err for name in broken())
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run_command(["predict", str(finished), "-"]) == 3
+    assert "no paths in standard input" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no paths in the list"):
+        run.apply(finished, [])
+
+
+# What images tell beside their pixels
+
+CANARY = "canary-7f3a"
+HOME = "eve-home-1c9"
+
+
+def talkative(folder: Path) -> None:
+    """Images whose metadata has the canary wherever a format has room for text."""
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x013B] = exif[0x010F] = CANARY  # description, artist, maker
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 29.0), 27: CANARY.encode()})  # the place
+    exif.get_ifd(0x8769)[0x9286] = CANARY.encode()  # user comment
+    xmp = f"<x:xmpmeta xmlns:x='adobe:ns:meta/'>{CANARY}</x:xmpmeta>".encode()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", CANARY)
+    text.add_itxt("Comment", CANARY, zip=True)
+    for i in range(4):
+        image = Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8))
+        more = {"exif": exif, "icc_profile": CANARY.encode()}
+        image.save(folder / f"{i}.jpg", comment=CANARY.encode(), xmp=xmp, **more)
+        image.save(folder / f"{i}.png", pnginfo=text, **more)
+        image.save(folder / f"{i}.webp", xmp=xmp, **more)
+        image.save(folder / f"{i}.tiff", tiffinfo={270: CANARY, 315: CANARY}, icc_profile=CANARY.encode())
+        image.save(folder / f"{i}.gif", comment=CANARY.encode())
+    assert sum(CANARY.encode() in file.read_bytes() for file in folder.iterdir()) == 20
+    (folder / "broken.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / HOME
+    (home / "photos").mkdir(parents=True)
+    talkative(home / "photos")
+    monkeypatch.setenv("HOME", str(home))
+    images = str(home / "photos")
+    if listed:
+        images = str(home / "list.txt")
+        Path(images).write_text("".join(f"{file}\n" for file in sorted((home / "photos").iterdir())))
+    arguments = [
+        "fit",
+        images,
+        "-k",
+        "2",
+        "-o",
+        str(home / "runs" / "one"),
+        "--rounds",
+        "0",
+        "--image-size",
+        "16",
+        "-q",
+    ]
+    monkeypatch.setattr(sys, "argv", ["deepcluster", *arguments])
+    assert run_command(arguments) == 0
+    out = home / "runs" / "one"
+    page = (out / "report.html").read_text()
+    pictures = [base64.b64decode(data) for data in re.findall(r"base64,([\w+/=]+)", page)]
+    assert len(pictures) == 20
+    files = {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    for name, data in [*files.items(), *((f"picture {i}", data) for i, data in enumerate(pictures))]:
+        assert CANARY.encode() not in data, name
+    told = {name for name, data in files.items() if HOME.encode() in data}
+    # A list of absolute paths is what the tables are about; the folder of images is not.
+    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv"} if listed else set()
+    assert told == {"run.json"} | tables
+    assert "deepcluster fit .../" in page and "-o .../one" in page
+
+
+def test_a_picture_that_keeps_its_metadata_would_be_seen(tmp_path: Path) -> None:
+    talkative(tmp_path)
+    with Image.open(tmp_path / "0.jpg") as image:
+        assert CANARY.encode() in stored(image, "JPEG", exif=image.getexif())
+    assert CANARY.encode() not in stored(decode(tmp_path / "0.jpg"), "JPEG")

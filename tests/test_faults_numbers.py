@@ -1,0 +1,335 @@
+"""Numbers at their ends: how many images and clusters, images that are all alike, shapes, and runs that are long."""
+
+import csv
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepcluster import run
+from deepcluster.cli import run_command
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.whitening import whiten
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.images.source import find
+from deepcluster.images.store import read_once
+from deepcluster.recipe import Recipe
+from deepcluster.run import Request
+
+TINY = {
+    "epochs": 1, "batch_size": 4, "image_size": 8, "margin": 1.0, "projection_hidden": 4, "projection_dim": 4,
+    "view_size": 8,
+}  # fmt: skip
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "clusters.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def clusters(images: np.ndarray, k: int | None, out: Path, **options: object) -> list[int]:
+    """The clusters of a tiny run, of which all numbers are finite and every label is one of the clusters."""
+    request = Request(out=out, n_clusters=k, options={"rounds": 1} | TINY | options, overwrite=True)
+    folder = run.fit(images, request).path
+    rows, features = table(folder), np.load(folder / "features.npy")
+    labels = [int(row["cluster"]) for row in rows]
+    count = json.loads((folder / "run.json").read_text())["clusters"]
+    assert len(rows) == len(features) == len(images)
+    assert np.isfinite(features).all()
+    assert all(np.isfinite(float(row[name])) for row in rows for name in ("distance", "margin"))
+    assert set(labels) == set(range(count)) and count <= (k or len(images))
+    return labels
+
+
+def noise(count: int, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+# K and N
+
+PAIRS = [(count, k) for count in range(1, 21) for k in range(1, 26)]
+EDGES = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (19, 19), (20, 1), (20, 19), (20, 20), (20, 21), (20, 25)]
+SAMPLE = EDGES + random.Random(0).sample(sorted(set(PAIRS) - set(EDGES)), 60 - len(EDGES))
+
+
+def check_pair(count: int, k: int, rounds: int, out: Path) -> None:
+    if k > count:
+        with pytest.raises(DataError, match=rf"^-k {k} is more than the {count} images: give at most -k {count}$"):
+            clusters(noise(count), k, out, rounds=rounds)
+        assert not out.exists() or not any(out.iterdir())  # it is said before anything is written
+    else:
+        assert len(set(clusters(noise(count), k, out, rounds=rounds))) == k
+
+
+def test_numbers_of_images_and_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a third of the time of a tiny run
+    assert len(set(SAMPLE)) == 60
+    for i, (count, k) in enumerate(SAMPLE):
+        check_pair(count, k, i % 2, tmp_path / f"{count}-{k}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_all_numbers_of_images_and_clusters(rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    assert len(PAIRS) == 500
+    for count, k in PAIRS:
+        check_pair(count, k, rounds, tmp_path / f"{count}-{k}")
+
+
+def test_without_the_check_of_k_other_things_go_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_check_groups", lambda n_clusters, count: None)
+    with pytest.raises(Exception) as caught:
+        check_pair(3, 5, 0, tmp_path / "run")
+    assert not isinstance(caught.value, DataError)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"-k {k}: give a whole number of at least 1"):
+        clusters(noise(3), k, tmp_path / "run")
+    clusters(noise(3), 2, tmp_path / "run")
+    with pytest.raises(UsageError, match=f"-k {k}"):
+        run.recut(tmp_path / "run", k)
+
+
+@pytest.mark.parametrize("recipe", ["v1", "v2"])
+def test_other_recipes_on_two_images(recipe: str, tmp_path: Path) -> None:
+    own = {"rounds": 1, "image_size": 8, "backbone": "compact", "batch_size": 4}
+    request = Request(out=tmp_path / "run", n_clusters=2, recipe=recipe, options=own)
+    folder = run.fit(noise(2), request).path
+    assert {row["cluster"] for row in table(folder)} == {"0", "1"}
+
+
+def test_views_are_no_smaller_than_images_may_be() -> None:
+    with pytest.raises(UsageError, match="view_size=7 must be 0"):
+        Recipe(view_size=7)
+    assert Recipe(view_size=8).view_size == 8
+
+
+def test_some_images_are_unusable_and_k_is_too_large_for_the_others(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.fromarray(noise(4)[i]).save(tmp_path / f"{i}.png")
+    for i in range(3):
+        (tmp_path / f"bad{i}.png").touch()
+    with pytest.raises(DataError, match="-k 5 is more than the 4 images: give at most -k 4"):
+        run.fit(tmp_path, Request(out=tmp_path / "run", n_clusters=5, options=TINY | {"rounds": 0}))
+
+
+# Images that are alike
+
+
+def alike(kind: str, count: int = 30) -> tuple[np.ndarray, int]:
+    """Images, and how many of them are distinct."""
+    two = noise(2)
+    return {
+        "black": (np.zeros((count, 8, 8, 3), np.uint8), 1),
+        "white": (np.full((count, 8, 8, 3), 255, np.uint8), 1),
+        "identical": (np.repeat(two[:1], count, 0), 1),
+        "two": (np.concatenate([np.repeat(two[:1], count - 1, 0), two[1:]]), 2),
+        "one pixel": (np.concatenate([np.repeat(two[:1], count - 1, 0), _touched(two[:1])]), 2),
+        "plain": (np.repeat(np.arange(count, dtype=np.uint8), 192).reshape(count, 8, 8, 3), count),
+        "a hundred times": (np.repeat(noise(4), 100, 0), 4),
+    }[kind]
+
+
+def _touched(image: np.ndarray) -> np.ndarray:
+    image = image.copy()
+    image[..., 3, 3, :] ^= 255
+    return image
+
+
+@pytest.mark.parametrize("kind", ["black", "white", "identical", "two", "one pixel", "plain", "a hundred times"])
+@pytest.mark.filterwarnings("always::deepcluster.errors.DeepClusterWarning")
+def test_images_that_are_alike(kind: str, tmp_path: Path) -> None:
+    images, distinct = alike(kind)
+    k = 6
+    with pytest.warns() if distinct < k else nullcontext():
+        labels = clusters(images, k, tmp_path / "run", rounds=2)
+    assert len(set(labels)) <= distinct
+    if kind != "plain":
+        # Equal images are together, and distinct ones apart.
+        assert len({(labels[i], images[i].tobytes()) for i in range(len(images))}) == len(set(labels)) == distinct
+    clusters(images, None, tmp_path / "auto", rounds=0)
+
+
+def test_why_there_are_fewer_clusters_is_said(tmp_path: Path) -> None:
+    images, _ = alike("identical")
+    with pytest.warns(DeepClusterWarning, match=r"only 1 of 6 clusters are not empty: .* equal\?"):
+        clusters(images, 6, tmp_path / "run", rounds=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_a_network_that_gives_the_same_for_every_image(
+    temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = run._network
+
+    def constant(*arguments: object) -> object:
+        network = make(*arguments)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+        return network
+
+    monkeypatch.setattr(run, "_network", constant)
+    with pytest.warns(DeepClusterWarning, match="only 1 of 3"):
+        labels = clusters(noise(12), 3, tmp_path / "run", rounds=2, temperature=temperature, pseudo_labels=4)
+    assert set(labels) == {0}
+    with (tmp_path / "run/history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert [row["largest_share"] for row in history] == ["1.0", "1.0"]  # a collapse is there to be seen
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_fewer_images_than_dimensions(rows: int) -> None:
+    features = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    for fraction in (0.5, 1.0):
+        reduced = whiten(features, 256, fraction)(features)
+        assert torch.isfinite(reduced).all() and 1 <= reduced.shape[1] <= max(1, rows - 1)
+    assert torch.isfinite(whiten(torch.ones(rows, 64), 256)(torch.ones(rows, 64))).all()
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.sampled_from(["sample", "split"]), st.integers(0, 9)
+)
+@settings(derandomize=True, max_examples=60, deadline=None)
+def test_labels_are_always_clusters(count: int, distinct: int, k: int, empty: str, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    points = torch.from_numpy(draw.normal(size=(distinct, 3)).astype(np.float32))
+    rows = points[torch.from_numpy(draw.integers(0, distinct, count))]
+    if k > count:
+        with pytest.raises(ValueError):
+            kmeans(rows, k, seed=seed, empty=empty)
+        return
+    found = kmeans(rows, k, seed=seed, empty=empty)
+    assert int(found.labels.min()) >= 0 and int(found.labels.max()) < k
+    assert torch.isfinite(found.centroids).all() and np.isfinite(found.inertia)
+    assert torch.equal(found.sizes, torch.bincount(found.labels, minlength=k))
+    assert found.occupied == min(k, len(rows.unique(dim=0)))
+
+
+# Shapes
+
+shapes = st.one_of(
+    st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])),
+    st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 4]), st.integers(5, 40), st.integers(5, 40)),
+    st.lists(st.integers(0, 5), max_size=5).map(tuple),
+)
+
+
+@given(shapes, st.integers(1, 8), st.sampled_from([0, 1]))
+@settings(derandomize=True, max_examples=25, deadline=None)
+def test_any_shape_is_clustered_or_refused(shape: tuple[int, ...], k: int, rounds: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = clusters(np.asarray(images), k, Path(folder) / "run", rounds=rounds)
+        except DataError as error:
+            assert re.search("shape|more than the", str(error))
+        except DeepClusterWarning as warning:
+            assert "distinct values" in str(warning)  # small images may be equal
+        else:
+            assert len(found) == shape[0] >= k
+
+
+# How many files
+
+
+def test_messages_about_the_number_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    out = ["-o", str(tmp_path / "run"), "--rounds", "0", "-q"]
+
+    def fails(words: str) -> None:
+        assert run_command(["fit", str(folder), *out]) == 3
+        assert re.search(words, capsys.readouterr().err)
+        assert not (tmp_path / "run").exists()
+
+    fails("no files in .*images")
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("hello")
+    fails(r"no readable image in .*images: 2 tried \(\w+\.\w+: .*; .*\)\. Check")
+    Image.fromarray(noise(1)[0]).save(folder / "one.png")
+    assert run_command(["fit", str(folder), *out]) == 0
+    assert [row["cluster"] for row in table(tmp_path / "run")] == ["0", "", ""]
+    assert "1 image in 1 cluster" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_folder_of_100_000_files(tmp_path: Path) -> None:
+    whole = tmp_path / "0.png"
+    Image.new("RGB", (4, 4), "red").save(whole)
+    data = whole.read_bytes()
+    for i in range(1, 100_000):
+        (tmp_path / f"{i}.png").write_bytes(data)
+    source = find(tmp_path)
+    assert len(source.paths) == 100_000
+    assert len(read_once(source, 4).kept) == 100_000
+
+
+# Long runs
+
+ROUNDS = """
+import os, sys
+import numpy as np, torch
+from deepcluster.algorithm import alternate
+from deepcluster.images.augment import Augmentation
+from deepcluster.nets.backbone import build
+
+kind, rounds, leak = sys.argv[1:]
+images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), np.uint8))
+network, options = build("compact", image_size=8), {}
+if kind == "memory":
+    network = build("compact", image_size=8, projection=(8, 4))
+    options = {"features": "memory", "temperature": 0.1, "instance_temperature": 0.2, "views": (Augmentation(),) * 2}
+kept, seen = [], []
+for round in alternate(
+    network, images, clusters=4, rounds=int(rounds), patience=10**6, batch_size=12, lr=0.01, **options
+):
+    if leak:
+        kept.append(np.ones(2500))
+    pages = int(open("/proc/self/statm").read().split()[1])
+    files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    seen.append((pages * os.sysconf("SC_PAGE_SIZE") / 1e6, files, threads))
+megabytes, files, threads = np.array(seen[100:]).T
+slope = np.polyfit(np.arange(len(megabytes)), megabytes, 1)[0] * 100
+print(slope, files.min(), files.max(), threads.min(), threads.max())
+"""
+
+
+def slope(kind: str, rounds: int, leak: str = "") -> list[float]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ROUNDS, kind, str(rounds), leak], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(word) for word in done.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("kind", ["pass", "memory"])
+def test_memory_and_open_files_stay_level(kind: str) -> None:
+    megabytes, fewest, most, least_threads, most_threads = slope(kind, 500)
+    assert megabytes < 1
+    assert fewest == most and least_threads == most_threads
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_leak_of_two_megabytes_in_a_hundred_rounds_would_be_seen() -> None:
+    assert slope("pass", 300, "leak")[0] > 1.5
