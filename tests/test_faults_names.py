@@ -1,6 +1,7 @@
 """Names and texts from strangers: processed, given back exactly, run by no terminal, browser or spreadsheet."""
 
 import csv
+import http.server
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.cells import guarded, unguarded
-from tests.test_report import Page
+from tests.test_report import Page, page, row, summary_of
 
 NAMES = [
     *(b"plain.png", b"two words.png", b" lead.png", b"trail.png ", b"  ", b"two  spaces.png", b"dot.", b"no suffix"),
@@ -118,16 +120,16 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
         assert shlex.split(record["command"])[2] == str(corpus)
 
     # HTML: what can be printed stands there exactly, the rest in a form that can be read.
-    page = Page((run / "report.html").read_text(encoding="utf-8"))
-    cells = [text for tag, _, parts in page.elements if tag == "td" for text in ["".join(parts)]]
+    shown_page = Page((run / "report.html").read_text(encoding="utf-8"))
+    cells = [text for tag, _, parts in shown_page.elements if tag == "td" for text in ["".join(parts)]]
     paths = [os.fsdecode(name) for name in bad]
     shown = dict(zip(paths, cells[-2 * len(bad) :: 2], strict=True))
     assert all(text == inert(path) for path, text in shown.items() if len(path) <= 160)
     assert sum(text == path for path, text in shown.items()) >= 40
-    alts = {attributes["alt"] for attributes, _ in page.all("img")}
+    alts = {attributes["alt"] for attributes, _ in shown_page.all("img")}
     assert alts <= {inert(os.fsdecode(name)) for name in NAMES} | {alt for alt in alts if alt and "…" in alt}
-    assert not page.all("script") and not page.all("iframe") and not page.all("b")
-    policy = [a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert not shown_page.all("script") and not shown_page.all("iframe") and not shown_page.all("b")
+    policy = [a["content"] for a, _ in shown_page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
     # predict: rows on standard output, the others on standard error, a line each.
@@ -273,6 +275,80 @@ def test_a_table_that_is_no_csv(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\n" + "a" * 200_000 + ",x\n")
     with pytest.raises(DataError, match=r"labels\.csv: field larger than"):
         true_labels(str(tmp_path / "labels.csv"), find(corpus))
+
+
+# A real browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CALL = "document.title='RAN';new Image().src='http://127.0.0.1:PORT/js'"
+GET = "http://127.0.0.1:PORT/get"
+PAYLOADS = [
+    *(f"<script>{CALL}</script>", f"<img src=x onerror={CALL}>", f'<img src="{GET}">', f"<svg onload={CALL}>"),
+    *(f"<svg><script>{CALL}</script></svg>", f"<body onload={CALL}>", f'<iframe src="{GET}"></iframe>'),
+    *(f'<iframe srcdoc="<script>top.{CALL}</script>">', f'<link rel=stylesheet href="{GET}">', f"<object data={GET}>"),
+    *(f"<style>@import url({GET});</style>", f"<style>body{{background:url({GET})}}</style>", f"<embed src={GET}>"),
+    *(f'<meta http-equiv=refresh content="0;url={GET}">', f"<base href={GET}>", f"<video src={GET} autoplay>"),
+    *(f'" onload="{CALL}" x="', f"' onload='{CALL}' x='", f'"><script>{CALL}</script>', f"'><script>{CALL}</script>"),
+    *(f"</title><script>{CALL}</script>", f"</style><script>{CALL}</script>", f"</td><script>{CALL}</script>"),
+    *(f"--><script>{CALL}</script>", f"]]><script>{CALL}</script>", f"</svg><script>{CALL}</script>"),
+    *(f"<details open ontoggle={CALL}>", f"<input autofocus onfocus={CALL}>", f"<audio src=x onerror={CALL}>"),
+    *(
+        f"<math><mtext><script>{CALL}</script>",
+        f"\x00<scr\x00ipt>{CALL}</scr\x00ipt>",
+        f"{{{{ '<script>{CALL}</script>' }}}}",
+    ),
+]
+
+
+def page_with(names: list[str]) -> str:
+    """A report with the names wherever a text from outside may stand."""
+    rows = [row(name, i % 2, label=name) for i, name in enumerate(names)]
+    return page(
+        title=names[0],
+        run={"images": names[1], "command": names[2], "stopped_because": names[3], "verdict": names[4]},
+        clusters=rows,
+        summary=summary_of(rows, name=names[5]),
+        skipped=[{"path": name, "reason": name} for name in names],
+    )[0]
+
+
+def opened(text: str, port: int, folder: Path) -> str:
+    """The page as the browser has it after its scripts ran."""
+    (folder / "page.html").write_text(text.replace("PORT", str(port)), encoding="utf-8")
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    command += ["--virtual-time-budget=3000", "--dump-dom", (folder / "page.html").as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_browser_runs_and_fetches_nothing(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    assert len(PAYLOADS) >= 30
+    text = page_with(PAYLOADS)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        dom = opened(text, server.server_port, tmp_path)
+        assert "<title>RAN" not in dom and 'class="skipped"' in dom and asked == []
+        # With the escaping undone the policy alone still holds; without both, scripts run and servers are asked.
+        policy = re.search('<meta http-equiv="Content-Security-Policy"[^>]*>', text)
+        assert policy
+        raw = "".join(f"<p>{name}</p>" for name in PAYLOADS[:4])
+        dom = opened(text.replace("</main>", raw + "</main>"), server.server_port, tmp_path)
+        assert "<title>RAN" not in dom and asked == []
+        dom = opened(text.replace(policy[0], "").replace("</main>", raw + "</main>"), server.server_port, tmp_path)
+        assert "<title>RAN" in dom and {"/js", "/get"} <= set(asked)
+        server.shutdown()
 
 
 # What a page tells of its owner's disk
