@@ -235,7 +235,8 @@ before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize(
 source = find(sys.argv[1], max_pixels=limit)
 preview(source)
 store = read_once(source, 8)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+# Not ru_maxrss, which in a child begins with its parent's.
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024 / 1e6
 print(peak - before, len(store.kept), [reason for _, reason in store.skipped])
 """
 
