@@ -15,12 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, UsageError
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from deepcluster.run import Prediction
-
-STOPPED = 75  # EX_TEMPFAIL
 
 app = App(
     name="deepcluster",
@@ -77,6 +75,10 @@ def fit(
         Parameter(help="For metrics only: folders (what comes with the source) or a CSV of path,label."),
     ] = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run that is in -o.")] = False,
+    resume: Annotated[bool, Parameter(negative=(), help="Go on with the run in -o from its last checkpoint.")] = False,
+    checkpoint_every: Annotated[
+        str, Parameter(help="Write one that often, and at the start of each round: 90s, 10m, 0s for each step.")
+    ] = "10m",
     dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -85,6 +87,7 @@ def fit(
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
     from deepcluster.recipe import to_toml
+    from deepcluster.stopping import Stop
 
     named: dict[str, Any] = {
         "backbone": backbone, "weights": weights, "rounds": rounds, "epochs": epochs, "image_size": image_size,
@@ -95,6 +98,7 @@ def fit(
     request = run.Request(
         out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, seed=seed,
         time_limit=None if time_limit is None else _seconds(time_limit), labels=labels, overwrite=overwrite,
+        resume=resume, checkpoint_every=_seconds(checkpoint_every),
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
     )  # fmt: skip
     if dry_run:
@@ -105,8 +109,13 @@ def fit(
             _say(f"  {line}")
         print("\n" + to_toml(chosen.recipe), end="")
         return
-    with Terminal(quiet) as terminal:
-        folder = run.fit(images, request, terminal, sys.stdin)
+    if resume and (overwrite or out is None):
+        raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
+    with Terminal(quiet) as terminal, Stop() as stop:
+        try:
+            folder = run.fit(images, request, terminal, sys.stdin, stop)
+        except Stopped as error:
+            raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
     if not quiet:
         _print_result(folder.path)
 
@@ -244,6 +253,13 @@ def _print_result(folder: Path) -> None:
     _say(f"{'Run':9} {folder}")
 
 
+def _resuming(run_: str) -> str:
+    """The command that goes on with this one, whose run is in ``run_``."""
+    arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
+    out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
+    return shlex.join(["deepcluster", *arguments, *out, "--resume"])
+
+
 def _groups(k: str) -> int | None:
     if k == "auto":
         return None
@@ -298,6 +314,7 @@ class Terminal:
         )
         self.task: TaskID | None = None
         self.phase = ""
+        self.run = ""
 
     def __enter__(self) -> "Terminal":
         self.bar.start()
@@ -307,6 +324,8 @@ class Terminal:
         self.bar.stop()
 
     def say(self, heading: str, text: str) -> None:
+        if heading == "Run":
+            self.run = text
         if not self.quiet:
             self.console.print(_printable(f"{heading.capitalize():9} {text}"), markup=False)
 
@@ -350,8 +369,8 @@ def run_command(arguments: list[str]) -> int:
         _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("stopped: this version cannot resume; the same command with --overwrite starts again")
-        return STOPPED
+        _complain("stopped")
+        return Stopped.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0

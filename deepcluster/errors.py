@@ -46,5 +46,11 @@ class NonFiniteError(DeepClusterError, ArithmeticError):
     exit_code = 7
 
 
+class Stopped(DeepClusterError):
+    """A signal ended the run, which can go on from where it was."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
 class DeepClusterWarning(UserWarning):
     """Something the user should know although the run goes on."""

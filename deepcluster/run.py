@@ -22,14 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 import deepcluster
-from deepcluster.algorithm import Result, alternate, conclude
+from deepcluster import resuming
+from deepcluster.algorithm import Keep, Result, alternate, conclude
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.clustering.cut import ROWS_EACH, Cut, as_groups, cut, outlier_distances, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.number import candidates
 from deepcluster.clustering.verdict import guard, signs, verdict
 from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, UsageError
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.labels import true_labels
@@ -37,19 +38,22 @@ from deepcluster.images.preview import Preview, preview
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, read_once
+from deepcluster.keeping import Keeper
 from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network, build
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
-from deepcluster.records import Clustering, Round
+from deepcluster.records import Clustering, Round, State
 from deepcluster.report.page import render
 from deepcluster.report.sections import MEDOID
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
+from deepcluster.stopping import Stop
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tables
+from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import RunFolder, graph_of, graph_tensors
 from deepcluster.storage.tables import round_to
 
 Images = str | Path | np.ndarray | Sequence[str | Path]
@@ -91,6 +95,8 @@ class Request:
     time_limit: float | None = None  # seconds
     labels: str | None = None
     overwrite: bool = False
+    resume: bool = False
+    checkpoint_every: float = 600.0  # seconds, beside the start of each round
     command: str = ""
 
 
@@ -103,48 +109,64 @@ def plan(source: Source, seen: Preview, request: Request, count: int | None = No
     return resolve(request.recipe, request.options or {}, facts)
 
 
-def fit(images: Images, request: Request, display: Display | None = None, stdin: TextIO | None = None) -> RunFolder:
+def fit(
+    images: Images,
+    request: Request,
+    display: Display | None = None,
+    stdin: TextIO | None = None,
+    stop: Stop | None = None,
+) -> RunFolder:
     """From images to a run folder (docs/run-folder.md). Raises a DeepClusterError that says what to do.
 
-    Whatever is wrong with the options, the labels or the weights is said before anything is written.
+    Whatever is wrong with the options, the labels or the weights is said before anything is written. With ``resume`` it
+    goes on from the last checkpoint in the folder, or begins where there is none. ``stop`` may end it with Stopped.
     """
     clock = _Clock()
     keep_freed_memory()
     device = choose_device(request.device)
+    if request.resume and request.out and (folder := files.finished(request.out)):
+        (display or Silent()).say("Run", f"{folder.path} is finished already")
+        return folder
     source = find(images, stdin=stdin)
     labels = true_labels(request.labels, source) if request.labels else None
     seen = preview(source)
     network = _network(plan(source, seen, request).recipe, request.seed, device)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
-    folder = files.create(request.out or Path("runs") / own, overwrite=request.overwrite)
-    record: dict[str, Any] = {
-        "schema_version": files.SCHEMA_VERSION,
-        "version": deepcluster.__version__,
-        "status": "running",
-        "command": request.command,
-        "images": source.name,
-        "location": source.location,
-        "started": started.isoformat(timespec="seconds"),
-        "seed": request.seed,
-        "device": str(device),
-        "environment": environment(device),
-    }
-    folder.write_json("run.json", record)
-    job = _Job(source, labels, seen, request, folder, device, display or Silent(), clock, record)
-    job.display.say("Run", str(folder.path))
-    try:
-        store, recipe = _read(job, network)
-        trained = _train(job, network, store, recipe)
-        _finish(job, network, store, recipe, trained)
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
-        with suppress(DeepClusterError):
-            folder.write_json("run.json", record)
-        raise
-    finally:
-        (folder.path / "images.u8").unlink(missing_ok=True)
+    out = request.out or Path("runs") / own
+    files.check_free(out, overwrite=request.overwrite, resume=request.resume)
+    with files.locked(out):
+        folder = files.create(out, overwrite=request.overwrite, resume=request.resume)
+        record: dict[str, Any] = {
+            "schema_version": files.SCHEMA_VERSION,
+            "version": deepcluster.__version__,
+            "status": "running",
+            "command": request.command,
+            "images": source.name,
+            "location": source.location,
+            "started": started.isoformat(timespec="seconds"),
+            "seed": request.seed,
+            "device": str(device),
+            "environment": environment(device),
+        }
+        checkpoints = Checkpoints(folder.path / "checkpoints")
+        found = checkpoints.latest() if request.resume else None
+        folder.write_json("run.json", record)
+        display, stop = display or Silent(), stop or Stop()
+        job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop)
+        job.display.say("Run", str(folder.path))
+        try:
+            store, recipe = _read(job, network)
+            trained = _train(job, network, store, recipe, found)
+            _finish(job, network, store, recipe, trained)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | Stopped)
+            record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
+            with suppress(DeepClusterError):
+                folder.write_json("run.json", record)
+            raise
+        finally:
+            (folder.path / "images.u8").unlink(missing_ok=True)
     return folder
 
 
@@ -161,6 +183,8 @@ class _Job:
     display: Display
     clock: "_Clock"
     record: dict[str, Any]
+    checkpoints: Checkpoints
+    stop: Stop
 
     def truth(self, store: Store) -> list[str] | None:
         """The labels in the order of the store's rows; None where no usable image has one."""
@@ -217,48 +241,90 @@ def _with_precision(settled: Plan, network: Network) -> Plan:
 
 @dataclass(frozen=True)
 class _Trained:
-    """How the rounds went: their number, the first of them, why there were no more; and where the recipe wants them the
-    graphs of their features, and how much what came out of each round counts: 1 minus its loss as a share of that of
-    guessing, as a network that cannot tell its own clusters apart has lost what it knew."""
+    """How the rounds went: their number, why there were no more, the features and clusters at the start; and where the
+    recipe wants them the graphs of their features, and how much what came out of each round counts: 1 minus its loss as
+    a share of that of guessing, as a network that cannot tell its own clusters apart has lost what it knew."""
 
     rounds: int
-    first: Round | None
     stopped_because: str
+    start: tuple[Tensor, Clustering] | None
     graphs: Sequence[Graph]
     weights: Sequence[float]
 
 
-def _train(job: _Job, network: Network, store: Store, recipe: Recipe) -> _Trained:
-    """Alternate until the recipe or the time limit ends it, and keep history.csv up to date."""
+def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Checkpoint | None) -> _Trained:
+    """Alternate until the recipe or the time limit ends it; keep history.csv up to date, and checkpoints."""
     truth = job.truth(store)
     columns = files.HISTORY if truth is None else (*files.HISTORY, "nmi_labels")
-    history: list[dict[str, Any]] = []
-    first: Round | None = None
+    history: list[Mapping[str, Any]] = []
+    start: tuple[Tensor, Clustering] | None = None
     graphs: list[Graph] = []
     weights: list[float] = []
     limit = job.request.time_limit
     stopped = ""
+    own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
+    about = {"options": {**asdict(recipe), **own}, "environment": job.record["environment"]}
+    images = resuming.digests(job.source, store)
+    if found is None:
+        resuming.remember(job.folder, images)
+    else:
+        resuming.check_options(found.about["options"], about["options"])
+        resuming.check_images(job.folder, images)
+        job.record["resumed"] = resuming.differing_environment(found.about["environment"], about["environment"])
+        network.restore(found.network, recipe.temperature or None)
+        history = [row for row in job.folder.read_rows("history.csv") if int(row["round"]) < found.state.round]
+        start = _start_of(found.parts["start"]) if "start" in found.parts else None
+        weights = list(found.about["weights"])
+        graphs = [graph_of(found.parts[f"graph{i}"], len(store.kept)) for i in range(len(weights))]
+        job.clock.start -= found.about["elapsed"]
+        job.display.say("Resumed", f"in round {found.state.round + 1}, from {job.checkpoints.folder}")
     job.folder.write_rows("history.csv", columns, history)
-    begun = job.clock.elapsed()
     steps = _Steps(recipe)
-    for round in _rounds(network, store.images, recipe, steps, job.request.seed, job.device, job.display):
-        first = first or round
+    before, begun = len(history), job.clock.elapsed()
+    keeper = Keeper(
+        job.checkpoints,
+        network,
+        lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed()},
+        job.stop,
+        job.request.checkpoint_every,
+    )
+    state = found.state if found else None
+    for round in _rounds(network, store.images, recipe, steps, job, state, keeper):
+        if start is None and round.index == 0:
+            start = (round.reduced, round.clustering)
+            job.checkpoints.add("start", _tensors_of_start(*start))
         if recipe.neighbours == "rounds":
             graphs.append(_graph(round.reduced, job.request.seed))
+            job.checkpoints.add(f"graph{round.index}", graph_tensors(graphs[-1]))
             weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
-        history.append(tables.history_row(round, truth))
+        row = tables.history_row(round, truth)
+        history.append(row)
         job.folder.write_rows("history.csv", columns, history)
-        job.display.round(history[-1], recipe.rounds)
-        mean = (job.clock.elapsed() - begun) / len(history)
+        job.display.round(row, recipe.rounds)
+        mean = (job.clock.elapsed() - begun) / (len(history) - before)
         if limit is not None:
             left = max(0, int(((1 - FOR_THE_RESULT) * limit - job.clock.elapsed()) / mean))
             steps.rounds = min(recipe.rounds, len(history) + left)
             if len(history) < recipe.rounds and not left:
                 stopped = "time limit"
                 break
+    job.stop.at_once = True
+    if job.stop.wanted:
+        raise Stopped("stopped after the last round")
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
     ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
-    return _Trained(len(history), first, stopped or ended, graphs, weights)
+    return _Trained(len(history), stopped or ended, start, graphs, weights)
+
+
+def _tensors_of_start(reduced: Tensor, clustering: Clustering) -> dict[str, Tensor]:
+    return {
+        "reduced": reduced, "labels": clustering.labels, "centroids": clustering.centroids, "sizes": clustering.sizes
+    }  # fmt: skip
+
+
+def _start_of(parts: Mapping[str, Tensor]) -> tuple[Tensor, Clustering]:
+    clustering = Clustering(parts["labels"], parts["centroids"], parts["sizes"], math.nan, 0, 0)
+    return parts["reduced"], clustering
 
 
 def _graph(reduced: Tensor, seed: int) -> Graph:
@@ -300,10 +366,10 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
             stacklevel=2,
         )
     baseline: dict[str, float] = {}
-    if truth is not None and trained.first is not None:
-        first = trained.first
-        untrained = _groups(first.reduced, first.clustering, n_clusters, request.seed)
-        baseline = tables.metrics(truth, place(first.reduced, untrained, first.clustering.centroids))
+    if truth is not None and trained.start is not None:
+        reduced, clustering = trained.start
+        untrained = _groups(reduced, clustering, n_clusters, request.seed)
+        baseline = tables.metrics(truth, place(reduced, untrained, clustering.centroids))
     models.save(model, folder.model)
     folder.write_array("features.npy", result.reduced.numpy())
     job.record.update(
@@ -327,16 +393,16 @@ def _rounds(
     images: Tensor,
     recipe: Recipe,
     steps: "_Steps",
-    seed: int,
-    device: torch.device,
-    display: Display,
+    job: _Job,
+    state: State | None,
+    keep: Keep,
 ) -> Iterator[Round]:
     return alternate(
         network,
         images,
         clusters=[min(k, len(images)) for k in recipe.clusters],
         rounds=recipe.rounds,
-        seed=seed,
+        seed=job.request.seed,
         size=recipe.image_size,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
@@ -356,8 +422,10 @@ def _rounds(
         sample=SAMPLERS[recipe.sampling],
         tolerance=recipe.tolerance,
         patience=recipe.patience,
-        dtype=choose_precision(recipe.precision, device),
-        progress=display.progress,
+        dtype=choose_precision(recipe.precision, job.device),
+        state=state,
+        keep=keep,
+        progress=job.display.progress,
     )  # fmt: skip
 
 

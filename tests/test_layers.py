@@ -12,11 +12,12 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A room may import itself and the rooms of lower levels.
 LEVELS = (
-    {"errors", "seeding", "records", "devices", "workers"},
+    {"errors", "seeding", "records", "devices", "workers", "stopping"},
     {"clustering", "images", "nets"},
     {"learning"},
     {"algorithm", "evaluation"},
     {"storage", "report", "recipe"},
+    {"keeping", "resuming"},
     {"run"},
     {"cli", "estimator"},
     {"__main__"},

@@ -1,14 +1,17 @@
 """The run folder: its files, their columns, and how they are written whole or not at all."""
 
 import csv
+import fcntl
+import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,7 @@ HISTORY = (
     "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
+LOCK = ".lock"
 GRAPH = "neighbours.safetensors"
 # The values of run.json that commands read again.
 RECORD = {"images": str, "location": str, "seed": int}
@@ -94,28 +98,14 @@ class RunFolder:
         write_whole(self.path / name, lambda file: file.write(text))
 
     def write_graph(self, graph: Graph) -> None:
-        ties = graph.ties
-        parts = {"rows": graph.rows, "ties": torch.from_numpy(ties.data.astype(np.float32))}
-        parts |= {"columns": torch.from_numpy(ties.indices), "ends": torch.from_numpy(ties.indptr)}
-        write_tensors(self.path / GRAPH, parts)
+        write_tensors(self.path / GRAPH, graph_tensors(graph))
 
     def read_graph(self, images: int) -> Graph | None:
         """The graph of ``images`` images that the groups were cut from; None where it is that of the features."""
         if not (self.path / GRAPH).exists():
             return None
         with self._read(GRAPH) as path:
-            parts = read_tensors(path)
-            rows, ties, columns, ends = (parts[name] for name in ("rows", "ties", "columns", "ends"))
-            size = len(rows)
-            if not (
-                rows.dtype == torch.int64 and size and rows[0] >= 0 and rows[-1] < images and (rows.diff() > 0).all()
-            ):
-                raise ValueError("its rows are not those of the images")
-            if not (ties.dtype == torch.float32 and torch.isfinite(ties).all() and (ties >= 0).all()):
-                raise ValueError("its ties are not finite numbers from 0")
-            square = csr_array((ties.double().numpy(), columns.numpy(), ends.numpy()), (size, size))
-            square.check_format(full_check=True)
-            return Graph(rows, square)
+            return graph_of(read_tensors(path), images)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         write_whole(self.path / name, lambda file: np.save(file, array), binary=True)
@@ -167,15 +157,98 @@ def folder_name(name: str) -> str:
     return printable.encode()[:200].decode(errors="ignore")
 
 
-def create(path: Path, *, overwrite: bool = False) -> RunFolder:
-    """An empty run folder at ``path``. DiskError where something is there already, or nothing can be written."""
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process from writing to the run folder ``path``, which is made where it is missing.
+
+    The system lets go of the lock when the process ends, however it ends. DiskError where another one has it.
+    """
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not overwrite:
-                raise DiskError(f"{path} exists already: give another -o, or --overwrite to replace that run")
-            if not (path / "run.json").is_file():
-                raise DiskError(f"{path} is not a run folder, so --overwrite leaves it alone: give another -o")
-            for name in CONTENTS:
+        path.mkdir(parents=True, exist_ok=True)
+        file = _lock(path / LOCK)
+    except OSError as error:
+        if isinstance(error, DiskError):
+            raise
+        raise DiskError(f"cannot write to {path} ({error.strerror}): give another -o") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (path / LOCK).unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(path: Path) -> BinaryIO:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        file = os.fdopen(descriptor, "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(200).decode(errors="replace").strip()
+            file.close()
+            raise DiskError(
+                f"{path.parent} is in use by {holder or 'another process'}: wait for it, or stop it"
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        file.close()  # it was removed by the process that had it, in between
+    file.truncate()
+    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    file.flush()
+    return file
+
+
+def graph_tensors(graph: Graph) -> dict[str, Tensor]:
+    """A graph as tensors; the ties in float32."""
+    ties = graph.ties
+    parts = {"rows": graph.rows, "ties": torch.from_numpy(ties.data.astype(np.float32))}
+    return parts | {"columns": torch.from_numpy(ties.indices), "ends": torch.from_numpy(ties.indptr)}
+
+
+def graph_of(parts: Mapping[str, Tensor], images: int) -> Graph:
+    """The graph that :func:`graph_tensors` took apart. ValueError where it is not one of ``images`` images."""
+    rows, ties, columns, ends = (parts[name] for name in ("rows", "ties", "columns", "ends"))
+    size = len(rows)
+    ascending = rows.dtype == torch.int64 and size > 0 and bool((rows.diff() > 0).all())
+    if not (ascending and rows[0] >= 0 and rows[-1] < images):
+        raise ValueError("its rows are not those of the images")
+    if not (ties.dtype == torch.float32 and torch.isfinite(ties).all() and (ties >= 0).all()):
+        raise ValueError("its ties are not finite numbers from 0")
+    square = csr_array((ties.double().numpy(), columns.numpy(), ends.numpy()), (size, size))
+    square.check_format(full_check=True)
+    return Graph(rows, square)
+
+
+def finished(path: Path) -> RunFolder | None:
+    """The run folder at ``path``, where there is one whose run has ended well."""
+    folder = RunFolder(path)
+    return folder if (path / "run.json").is_file() and folder.read_json("run.json").get("status") == "done" else None
+
+
+def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """DiskError where there is something at ``path`` that a run may not write into."""
+    if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
+        if not (overwrite or resume):
+            raise DiskError(
+                f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it"
+            )
+        if not (path / "run.json").is_file():
+            raise DiskError(f"{path} is not a run folder, so it is left alone: give another -o")
+
+
+def create(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
+    """An empty run folder at ``path``, or with ``resume`` the one that is there.
+
+    DiskError where something else is there already, or nothing can be written.
+    """
+    try:
+        check_free(path, overwrite=overwrite, resume=resume)
+        if path.is_dir():
+            for stale in path.glob(".*.tmp"):  # of a process that was killed
+                stale.unlink(missing_ok=True)
+            for name in ("images.u8",) if resume else CONTENTS:
                 old = path / name
                 if old.is_dir() and not old.is_symlink():
                     shutil.rmtree(old)
@@ -215,11 +288,22 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
         writer.writerow(row)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file whole."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file whole, and return its SHA-256."""
     # Not by safetensors' own writer: it makes files that only their owner can read.
-    parts = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, lambda file: file.write(as_bytes(parts)), binary=True)
+    data = as_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    write_whole(path, lambda file: file.write(data), binary=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder last, too. (Windows opens no folders.)"""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
@@ -235,6 +319,7 @@ def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        _sync(path.parent)
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if not isinstance(error, OSError):

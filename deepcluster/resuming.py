@@ -1,0 +1,74 @@
+"""May a run go on from a checkpoint? Only with the images and options that it began with."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.images.decode import one_line
+from deepcluster.images.source import Source
+from deepcluster.images.store import Store
+from deepcluster.storage.run_folder import RunFolder
+
+IMAGES_READ = "checkpoints/images.csv"
+COLUMNS = ("path", "sha256")
+SHOWN = 5
+
+
+def digests(source: Source, store: Store) -> dict[str, str]:
+    """The SHA-256 of the pixels of each image that is used, by its path."""
+    rows = store.images.permute(0, 2, 3, 1)
+    return {
+        source.paths[i]: hashlib.sha256(rows[row].contiguous().numpy().tobytes()).hexdigest()
+        for row, i in enumerate(store.kept)
+    }
+
+
+def remember(folder: RunFolder, images: Mapping[str, str]) -> None:
+    """Write down which images a run begins with."""
+    (folder.path / IMAGES_READ).parent.mkdir(exist_ok=True)
+    folder.write_rows(IMAGES_READ, COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()])
+
+
+def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
+    """DataError with a list of what has changed since :func:`remember`."""
+    then = {row["path"]: row["sha256"] for row in folder.read_rows(IMAGES_READ, COLUMNS)}
+    differences = {
+        "added": [path for path in now if path not in then],
+        "removed": [path for path in then if path not in now],
+        "changed": [path for path in now if path in then and then[path] != now[path]],
+    }
+    if not any(differences.values()) and list(then) == list(now):
+        return
+    shown = "; ".join(f"{len(paths):,} {what} ({_some(paths)})" for what, paths in differences.items() if paths)
+    raise DataError(
+        f"the images are not those that the run began with: {shown or 'they are in another order'}: put them back, or"
+        " begin anew with --overwrite"
+    )
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join([*map(one_line, paths[:SHOWN]), *(["..."] if len(paths) > SHOWN else [])])
+
+
+def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """UsageError where an option has another value than the run began with."""
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise UsageError(
+                f"--resume: {name} was {then.get(name)!r} and is {value!r} now: give the options that the run began"
+                " with, or --overwrite"
+            )
+
+
+def differing_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is another machine, version or number of threads than the run began with; a warning names it."""
+    found = [f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value]
+    if found:
+        warnings.warn(
+            f"the result may differ from that of a run without a break: {'; '.join(found)}",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    return found

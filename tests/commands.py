@@ -1,0 +1,105 @@
+"""Real commands in processes of their own that can be killed: a server that has imported everything forks one for each.
+
+    python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap]; answers with [exit code, stderr]
+
+``seconds``: kill -9 after that time (null: never). ``trap``: null or [what, where, count]; at the count-th call of the
+function ``where`` (module:name) the process gets the signal called ``what`` (SIGKILL, SIGTERM, ...), or with FSIZE it
+may write no file larger than ``count`` bytes from the beginning.
+"""
+
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def trapped(what: str, where: str, count: int) -> None:
+    """Let the count-th call of a function send a signal to this process before it does its work."""
+    module, _, name = where.partition(":")
+    owner: Any = importlib.import_module(module)
+    *classes, name = name.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    original, calls = getattr(owner, name), []
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), getattr(signal, what))
+        return original(*arguments, **options)
+
+    setattr(owner, name, call)
+
+
+def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
+    from deepcluster.cli import run_command
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(errors, 2)
+    if trap and trap[0] == "FSIZE":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (trap[2], trap[2]))
+    elif trap:
+        trapped(*trap)
+    sys.argv = ["deepcluster", *arguments]
+    code = run_command(arguments)
+    sys.stderr.flush()
+    return code
+
+
+def serve() -> None:
+    import torch
+
+    import deepcluster.run  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        arguments, seconds, trap = json.loads(line)
+        with tempfile.TemporaryFile() as errors:
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    code = child(arguments, trap, errors.fileno())
+                finally:
+                    os._exit(code)
+            if seconds is not None:
+                time.sleep(seconds)
+                os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+            errors.seek(0)
+            print(json.dumps([os.waitstatus_to_exitcode(status), errors.read().decode(errors="replace")]), flush=True)
+
+
+class Commands:
+    """The server, from the outside."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+
+    def __call__(
+        self, *arguments: object, seconds: float | None = None, trap: tuple[str, str, int] | None = None
+    ) -> tuple[int, str]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap]) + "\n")
+        self.process.stdin.flush()
+        code, said = json.loads(self.process.stdout.readline())
+        return code, said
+
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+if __name__ == "__main__":
+    serve()

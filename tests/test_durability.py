@@ -1,0 +1,442 @@
+"""Runs that are killed, stopped, out of disk, or come back to other images: made to happen, with the real command.
+
+The number of random kills: 10, or DEEPCLUSTER_KILLS.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
+from deepcluster.nets.backbone import build
+from deepcluster.records import Clustering, State, Trained, Work
+from deepcluster.storage import checkpoint, run_folder
+from deepcluster.storage.checkpoint import Checkpoints
+from tests.commands import Commands
+from tests.drawings import drawings
+
+KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "10"))
+OPTIONS = [
+    "-k", "3", "--image-size", "16", "--rounds", "3", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
+    "--seed", "5", "--precision", "fp32", "--checkpoint-every", "0s", "--quiet",
+]  # fmt: skip
+SAME = ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json")
+
+
+@pytest.fixture(scope="module")
+def command():
+    commands = Commands()
+    yield commands
+    commands.end()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    images, kinds = drawings(16, 16)
+    for i, (image, kind) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
+        (folder / str(kind)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(command, pictures, tmp_path_factory) -> tuple[Path, float]:
+    """A run without a break, and its seconds."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    begin = time.perf_counter()
+    assert command("fit", pictures, "-o", out, *OPTIONS)[0] == 0
+    return out, time.perf_counter() - begin
+
+
+def same(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in SAME)
+
+
+def finish(command, pictures, out) -> str:
+    code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume")
+    assert code == 0, said
+    return said
+
+
+# ---- kill -9 --------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_random_moments_it_ends_the_same(command, pictures, whole, tmp_path):
+    """Killed again and again until it is done by itself; KILLS such runs, or as many kills."""
+    wanted, seconds = whole
+    chance, kills, out = random.Random(0), 0, tmp_path / "run"
+    while kills < KILLS:
+        shutil.rmtree(out, ignore_errors=True)
+        while command("fit", pictures, "-o", out, *OPTIONS, "--resume", seconds=chance.uniform(0.05, seconds))[0] != 0:
+            kills += 1
+            if kills % 5 == 0:
+                finish(command, pictures, out)
+                break
+        assert same(wanted, out)
+        assert not list(out.glob(".*")) and not list((out / "checkpoints").glob(".*"))
+
+
+def test_without_its_checkpoints_a_run_ends_elsewhere(command, pictures, whole, tmp_path):
+    """The negative control of what "the same" can see: another seed of the training alone."""
+    out = tmp_path / "run"
+    options = [option if option != "5" else "6" for option in OPTIONS]
+    assert command("fit", pictures, "-o", out, *options)[0] == 0
+    assert not same(whole[0], out)
+
+
+WINDOWS = {
+    "reading": ("deepcluster.run:_read", 1),
+    "features": ("deepcluster.algorithm:extract", 1),
+    "clustering": ("deepcluster.algorithm:kmeans", 3),
+    "after clustering": ("deepcluster.nets.backbone:Network.centroid_head", 2),
+    "a step": ("deepcluster.learning.pseudo_labels:_set_steps", 5),
+    "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 4),
+    "while it is written": ("os:fsync", 12),
+    "before the rename": ("pathlib:Path.replace", 14),
+    "after the rename": ("deepcluster.storage.run_folder:_sync", 16),
+    "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
+    "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
+    "between the rounds": ("deepcluster.storage.tables:history_row", 2),
+    "before the result": ("deepcluster.run:conclude", 1),
+    "the model is half there": ("deepcluster.storage.model:json_sha256", 1),
+    "the report": ("deepcluster.run:render", 1),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_killed_inside_a_window(command, pictures, whole, tmp_path, window):
+    where, count = WINDOWS[window]
+    code, _ = command("fit", pictures, "-o", tmp_path / "run", *OPTIONS, trap=("SIGKILL", where, count))
+    assert code == -9, "the window was never reached"
+    finish(command, pictures, tmp_path / "run")
+    assert same(whole[0], tmp_path / "run")
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+PHASES = {
+    "reading": ("deepcluster.images.store:_results", 1),
+    "features": ("deepcluster.algorithm:extract", 2),
+    "clustering": ("deepcluster.algorithm:kmeans", 2),
+    "training": ("deepcluster.learning.pseudo_labels:_loss", 5),
+    "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
+    "result": ("deepcluster.run:cut", 1),
+    "report": ("deepcluster.run:render", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_saves_and_ends_with_75(command, pictures, whole, tmp_path, phase, name):
+    out = tmp_path / "run"
+    where, count = PHASES[phase]
+    code, said = command("fit", pictures, "-o", out, *OPTIONS, trap=(name, where, count))
+    assert code == 75, said
+    assert said.count("\n") == 1 and said.startswith("error: stopped ") and said.rstrip().endswith("--resume")
+    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
+    finish(command, pictures, out)
+    assert same(whole[0], out)
+
+
+def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
+    """In a step that takes forever the first one only asks; the second ends it."""
+    script = (
+        "import os, signal, sys, threading, time\n"
+        "import deepcluster.learning.pseudo_labels as learning\n"
+        "from deepcluster.cli import run_command\n"
+        "def forever(*_):\n"
+        "    for pause in (0.2, 0.7):\n"
+        "        threading.Timer(pause, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    print('in a step', flush=True)\n"
+        "    end = time.monotonic() + 60\n"
+        "    while time.monotonic() < end: time.sleep(0.05)\n"
+        "learning._loss = forever\n"
+        "sys.exit(run_command(sys.argv[1:]))\n"
+    )
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script, "fit", str(pictures), "-o", str(tmp_path / "run"), *OPTIONS],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "in a step\n")
+    assert time.monotonic() - begin < 50
+
+
+# ---- another run, other options, other images -----------------------------------------------------------------------
+
+
+def test_two_runs_in_one_folder(command, pictures, tmp_path):
+    out = tmp_path / "run"
+    with run_folder.locked(out):
+        for more in ([], ["--resume"], ["--overwrite"]):
+            code, said = command("fit", pictures, "-o", out, *OPTIONS, *more)
+            assert code == 5
+            assert re.search(rf"{out} is in use by process {os.getpid()} on \S+: wait", said)
+    assert not (out / ".lock").exists()
+    (out / ".lock").write_text("process 1 on elsewhere\n")  # left behind by one that was killed
+    assert command("fit", pictures, "-o", out, *OPTIONS)[0] == 0
+
+
+@pytest.fixture(scope="module")
+def stopped(command, pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    assert command("fit", pictures, "-o", out, *OPTIONS, trap=("SIGTERM", *PHASES["training"]))[0] == 75
+    return out
+
+
+@pytest.fixture
+def copied(stopped, tmp_path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--seed", "6", "seed was 5 and is 6"), ("--lr", "0.3", "lr was .* and is 0.3"), ("-k", "4", "was 3 and is 4")],
+)
+def test_other_options_are_refused(command, pictures, copied, option, value, message):
+    code, said = command("fit", pictures, "-o", copied, *OPTIONS, "--resume", option, value)
+    assert code == 2
+    assert re.search(message, said)
+
+
+def test_another_number_of_threads_is_said(command, pictures, copied):
+    for path in (copied / "checkpoints").glob("*.json"):
+        value = json.loads(path.read_text())
+        value["about"]["environment"]["threads"] = 7
+        del value["sha256"]
+        path.write_text(json.dumps(value | {"sha256": checkpoint.json_sha256(value)}))
+    said = finish(command, pictures, copied)
+    assert "may differ from that of a run without a break: threads 7 then, 1 now" in said
+    assert json.loads((copied / "run.json").read_text())["resumed"] == ["threads 7 then, 1 now"]
+
+
+def edit_keeping_the_time(path: Path) -> None:
+    status = path.stat()
+    image = np.array(Image.open(path))
+    image[0, 0] = 255 - image[0, 0]
+    Image.fromarray(image).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES = {
+    "added": (lambda folder: shutil.copy(folder / "0/00.png", folder / "0/zz.png"), "1 added (0/zz.png)"),
+    "removed": (lambda folder: (folder / "0/00.png").unlink(), "1 removed (0/00.png)"),
+    "renamed": (lambda folder: (folder / "0/00.png").rename(folder / "0/000.png"), "1 added (0/000.png); 1 removed"),
+    "moved": (lambda folder: (folder / "0/00.png").rename(folder / "1/00.png"), "1 added (1/00.png); 1 removed"),
+    "edited": (lambda folder: edit_keeping_the_time(folder / "0/00.png"), "1 changed (0/00.png)"),
+    "swapped": (lambda folder: swap(folder / "0/00.png", folder / "1/16.png"), "2 changed (0/00.png, 1/16.png)"),
+    "broken": (lambda folder: (folder / "0/00.png").write_bytes(b"no image"), "1 removed (0/00.png)"),
+    "a whole class gone": (lambda folder: shutil.rmtree(folder / "2"), "16 removed (2/32.png, 2/33.png, 2/34.png, "),
+}  # fmt: skip
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_changed_images_are_refused_with_a_list(command, pictures, copied, tmp_path, kind):
+    folder = Path(shutil.copytree(pictures, tmp_path / pictures.name))
+    change, message = CHANGES[kind]
+    change(folder)
+    code, said = command("fit", folder, "-o", copied, *OPTIONS, "--resume")
+    assert code == 3
+    assert message in said and "--overwrite" in said
+
+
+def test_a_finished_run_stays(command, pictures, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
+    finish(command, pictures, whole[0])
+    assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
+
+
+def test_resume_where_nothing_is_begins(command, pictures, whole, tmp_path):
+    finish(command, pictures, tmp_path / "run")
+    assert same(whole[0], tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    code, said = command("fit", pictures, "-o", tmp_path / "other", *OPTIONS, "--resume")
+    assert code == 5 and "is not a run folder, so it is left alone" in said
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
+
+
+# ---- damaged checkpoints --------------------------------------------------------------------------------------------
+
+
+def a_state(round: int, steps: int | None) -> State:
+    labels = torch.arange(6) % 3
+    clustering = Clustering(labels, torch.randn(3, 4), torch.bincount(labels), 1.5, 7, 0)
+    trained = None if steps is None else Trained(steps, torch.tensor(0.1), torch.tensor(0.2, dtype=torch.float64))
+    work = Work(torch.randn(6, 4), (clustering,), float("nan"), 0.25, 0.5, (1.0, 2.0), trained)
+    return State(round, labels, 1, torch.randn(6, 4), (torch.randn(2), torch.empty(0)), work if steps else None)
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    """Two checkpoints and a part."""
+    folder = Checkpoints(tmp_path / "checkpoints")
+    folder.add("start", {"reduced": torch.randn(6, 4)})
+    network = {"weight": torch.randn(5, 3), "counter": torch.tensor(7)}
+    for state in (a_state(1, None), a_state(1, 4)):
+        folder.write(state, network, {"weights": [0.5], "elapsed": 3.0})
+    return folder
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    folder, network = Checkpoints(tmp_path / "checkpoints"), build("compact", image_size=16).state_dict()
+    assert folder.latest() is None
+    folder.add("start", {"reduced": torch.eye(3)})
+    for state in (a_state(0, None), a_state(0, 3), a_state(2, None), a_state(2, 11)):
+        folder.write(state, network, {"elapsed": 1.5})
+        found = Checkpoints(folder.folder).latest()
+        assert found is not None
+        assert found.about == {"elapsed": 1.5}
+        assert torch.equal(found.parts["start"]["reduced"], torch.eye(3))
+        assert all(torch.equal(found.network[name], network[name]) for name in network)
+        assert (found.state.round, found.state.settled) == (state.round, state.settled)
+        assert torch.equal(found.state.memory, state.memory) and torch.equal(found.state.previous, state.previous)
+        assert all(map(torch.equal, found.state.momentum, state.momentum))
+        assert (found.state.work is None) == (state.work is None)
+        if state.work:
+            assert torch.equal(found.state.work.reduced, state.work.reduced)
+            assert np.isnan(found.state.work.agreement) and found.state.work.moved == 0.25
+            assert found.state.work.trained.steps == state.work.trained.steps
+            assert found.state.work.trained.loss.dtype == torch.float64
+            assert torch.equal(found.state.work.clusterings[0].centroids, state.work.clusterings[0].centroids)
+    names = {path.name for path in folder.folder.iterdir()}
+    assert names == {f"000002-000000{end}" for end in ("00.json", "00.safetensors", "11.json", "11.safetensors")} | {
+        "start.safetensors"
+    }
+
+
+def damaged(folder: Checkpoints, changes) -> list[str]:
+    """What latest() said of each damage to the later checkpoint; it has to give the one before."""
+    said = []
+    for path, content in changes:
+        before = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.warns(DeepClusterWarning, match="going on from 000001-00000000, the one before") as warned:
+            found = Checkpoints(folder.folder).latest()
+        assert found is not None and found.state.work is None
+        said.append(str(warned[0].message))
+        path.write_bytes(before)
+    return said
+
+
+def later(folder: Checkpoints) -> list[Path]:
+    return [folder.folder / f"000001-00000004.{end}" for end in ("json", "safetensors")]
+
+
+def flipped(path: Path, chance: random.Random) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    return bytes(content)
+
+
+def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
+    chance = random.Random(0)
+    flips = [(path, flipped(path, chance)) for path in later(checkpoints) for _ in range(200)]
+    cuts = [
+        (path, path.read_bytes()[: chance.randrange(len(path.read_bytes()) - 1)])
+        for path in later(checkpoints)
+        for _ in range(100)
+    ]
+    assert len(damaged(checkpoints, flips)) == 400
+    assert len(damaged(checkpoints, cuts)) == 200
+
+
+def test_without_the_digests_flips_are_not_found(checkpoints, monkeypatch):
+    """The negative control."""
+    chance, noticed = random.Random(0), 0
+    monkeypatch.setattr(checkpoint, "read_tensors", lambda path, digest: read(path))
+    read = checkpoint.read_tensors.__globals__["read"] = __import__("safetensors.torch").torch.load_file
+    path = later(checkpoints)[1]
+    begin = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    for _ in range(20):
+        content = bytearray(path.read_bytes())
+        content[chance.randrange(begin, len(content))] ^= 1
+        path.write_bytes(content)
+        found = Checkpoints(checkpoints.folder).latest()
+        noticed += found is None or found.state.work is None
+    assert noticed == 0
+
+
+def test_a_lost_file_or_part(checkpoints):
+    later(checkpoints)[1].unlink()
+    with pytest.warns(DeepClusterWarning, match=r"000001-00000004.json: 000001-00000004.safetensors is missing"):
+        Checkpoints(checkpoints.folder).latest()
+    (checkpoints.folder / "start.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no checkpoint .* is whole \(.*start.safetensors is missing") as error:
+        Checkpoints(checkpoints.folder).latest()
+    assert str(error.value).count("json: ") == 2
+
+
+def test_a_run_whose_checkpoints_are_all_bad_ends_with_4(command, pictures, copied):
+    for path in (copied / "checkpoints").glob("*.json"):
+        path.write_text("{")
+    code, said = command("fit", pictures, "-o", copied, *OPTIONS, "--resume")
+    assert code == 4 and said.count("\n") == 1 and "is whole" in said
+
+
+def test_what_is_not_finite_is_not_written(checkpoints):
+    before = sorted(path.name for path in checkpoints.folder.iterdir())
+    with pytest.raises(NonFiniteError, match=r"network.weight has numbers that are not finite"):
+        checkpoints.write(a_state(2, None), {"weight": torch.tensor([1.0, float("nan")])}, {})
+    assert before == sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_a_step_too_large_ends_with_7_and_the_last_good_state_stays(command, pictures, tmp_path):
+    out = tmp_path / "run"
+    options = [*OPTIONS, "--lr", "100", "--set", "weight_decay=1"]
+    code, said = command("fit", pictures, "-o", out, *options)
+    assert code == 7, said
+    found = Checkpoints(out / "checkpoints").latest()
+    assert found is not None
+    assert all(torch.isfinite(value).all() for value in found.network.values() if value.is_floating_point())
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_at_20_sizes(command, pictures, whole, tmp_path):
+    """No file may grow beyond a size: the run ends with 5, and what was written before is whole."""
+    largest = max(path.stat().st_size for path in (whole[0] / "checkpoints").glob("*.safetensors"))
+    resumed = 0
+    for i in range(20):
+        out = tmp_path / f"run{i}"
+        assert command("fit", pictures, "-o", out, *OPTIONS, trap=("SIGTERM", *PHASES["training"]))[0] == 75
+        size = 40_000 + (largest - 40_001) * i // 19
+        code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume", trap=("FSIZE", "", size))
+        assert code == 5, said
+        assert re.search(r"cannot write .*File too large", said)
+        assert Checkpoints(out / "checkpoints").latest() is not None
+        assert not list((out / "checkpoints").glob(".*"))
+        if i % 5 == 0:
+            finish(command, pictures, out)
+            assert same(whole[0], out)
+            resumed += 1
+        shutil.rmtree(out)
+    assert resumed == 4
+
+
+def test_a_full_disk_is_said_in_megabytes(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise DiskError("cannot write x (No space left on device; 1 MB are free)")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    with pytest.raises(DiskError, match=r"1 MB are free\); the checkpoint needs 4.0 MB: make room .* --resume"):
+        Checkpoints(tmp_path).add("start", {"reduced": torch.zeros(1_000_000)})
