@@ -84,6 +84,7 @@ def fit(
 ) -> None:
     """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
     from deepcluster import run
+    from deepcluster.estimate import memory
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
     from deepcluster.recipe import to_toml
@@ -107,6 +108,8 @@ def fit(
         chosen = run.plan(source, preview(source), request)
         for line in chosen.by_reason():
             _say(f"  {line}")
+        if needed := memory(chosen.recipe, len(source.paths)):
+            _say(f"  memory on a CPU: {needed.text}")
         print("\n" + to_toml(chosen.recipe), end="")
         return
     if resume and (overwrite or out is None):

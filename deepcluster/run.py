@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import deepcluster
-from deepcluster import resuming
+from deepcluster import estimate, resuming
 from deepcluster.algorithm import Keep, Result, alternate, conclude
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.clustering.cut import ROWS_EACH, Cut, as_groups, cut, outlier_distances, place
@@ -130,7 +130,11 @@ def fit(
     source = find(images, stdin=stdin)
     labels = true_labels(request.labels, source) if request.labels else None
     seen = preview(source)
-    network = _network(plan(source, seen, request).recipe, request.seed, device)
+    recipe = plan(source, seen, request).recipe
+    needed = estimate.memory(recipe, len(source.paths)) if device.type == "cpu" else None
+    if needed:
+        estimate.check(needed, estimate.available(), recipe)
+    network = _network(recipe, request.seed, device)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
     out = request.out or Path("runs") / own
@@ -155,6 +159,9 @@ def fit(
         display, stop = display or Silent(), stop or Stop()
         job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop)
         job.display.say("Run", str(folder.path))
+        if needed:
+            record["memory_estimate_mb"] = round(needed.total / 1e6)
+            job.display.say("Memory", f"{needed.text}, {estimate.available() / 1e9:.1f} GB are free")
         try:
             store, recipe = _read(job, network)
             trained = _train(job, network, store, recipe, found)

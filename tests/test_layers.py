@@ -17,7 +17,7 @@ LEVELS = (
     {"learning"},
     {"algorithm", "evaluation"},
     {"storage", "report", "recipe"},
-    {"keeping", "resuming"},
+    {"keeping", "resuming", "estimate"},
     {"run"},
     {"cli", "estimator"},
     {"__main__"},

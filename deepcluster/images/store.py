@@ -28,6 +28,7 @@ _TRIAL = 8  # images a thread
 _STRETCH = 64  # times as many follow in the quicker way
 # Seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px.
 _BATCH = 0.005
+MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more are in a mapped file
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_once(
     size: int,
     *,
     folder: Path | None = None,
-    memory_budget: int = 4 << 30,
+    memory_budget: int = MEMORY_BUDGET,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:

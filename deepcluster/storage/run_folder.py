@@ -290,8 +290,13 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a safetensors file whole, and return its SHA-256."""
+    parts: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        part = value.detach().cpu().contiguous()
+        shared = any(part.numel() and part.data_ptr() == other.data_ptr() for other in parts.values())
+        parts[name] = part.clone() if shared else part  # safetensors refuses two names of one memory
     # Not by safetensors' own writer: it makes files that only their owner can read.
-    data = as_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    data = as_bytes(parts)
     write_whole(path, lambda file: file.write(data), binary=True)
     return hashlib.sha256(data).hexdigest()
 

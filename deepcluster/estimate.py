@@ -1,0 +1,104 @@
+"""How much memory a run takes, said before it begins."""
+
+import resource
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcluster.errors import OutOfMemoryError
+from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.nets.backbone import build
+from deepcluster.recipe import Recipe
+
+# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; what a step keeps for the
+# way back, by the outputs of the layers; and how far an estimate may be above what a run really takes.
+BASE = 500e6
+KEPT = 1.5
+CERTAIN = 0.7
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, about, of the images, of the features, and of the network with a step of its training."""
+
+    images: float
+    features: float
+    training: float
+
+    @property
+    def total(self) -> float:
+        return BASE + self.images + self.features + self.training
+
+    @property
+    def text(self) -> str:
+        return (
+            f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
+            f" training {self.training / 1e9:.2f})"
+        )
+
+
+def memory(recipe: Recipe, count: int) -> Memory | None:
+    """The estimate for ``count`` images on a CPU; None for a network that cannot be looked at without memory."""
+    images = count * 3 * recipe.store_size**2
+    try:
+        with torch.device("meta"):  # shapes, and no memory
+            network = build(recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel)
+            sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
+            outputs = sum(_outputs(network.body, size) for size in sizes)
+    except Exception:  # other people's networks, which fail in many ways; it is an estimate
+        return None
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    heads = sum(recipe.clusters) * (recipe.projection_dim or network.feature_dim)
+    embedded = recipe.projection_dim or network.feature_dim
+    # The features, those of the result, and both reduced.
+    features = 4 * count * (max(embedded, network.feature_dim) + 2 * min(recipe.dims, network.feature_dim))
+    training = 4 * (3 * (weights + heads) + KEPT * outputs * min(recipe.batch_size, count))
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training)
+
+
+def _outputs(body: nn.Module, size: int) -> int:
+    """Numbers that the layers put out for an image."""
+    total = 0
+
+    def count(layer: nn.Module, given: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor) and not getattr(layer, "inplace", False):
+            total += output.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in body.modules() if not list(layer.children())]
+    with torch.no_grad():
+        body(torch.empty(2, 3, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total // 2
+
+
+def available() -> float:
+    """Bytes that this process may still take: free memory, or what its limits leave (Linux; elsewhere infinite)."""
+    found = [float("inf")]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            found.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY:
+        found.append(float(soft))
+    return max(0.0, min(found))
+
+
+def check(needed: Memory, free: float, recipe: Recipe) -> None:
+    """OutOfMemoryError where a run cannot fit."""
+    if CERTAIN * needed.total > free:
+        raise OutOfMemoryError(
+            f"the run needs {needed.text}, and {free / 1e9:.1f} GB are free: try --batch-size"
+            f" {max(1, recipe.batch_size // 4)} (it is {recipe.batch_size}), or a smaller --image-size"
+        )

@@ -1,0 +1,68 @@
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from deepcluster import estimate
+from deepcluster.errors import OutOfMemoryError
+from deepcluster.estimate import Memory, memory
+from deepcluster.recipe import Recipe
+
+SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
+
+
+def test_by_hand():
+    """Images of 3 x 32 x 32 bytes; features of 128 numbers, and reduced ones twice."""
+    found = memory(SMALL, 10_000)
+    assert found.images == 10_000 * 3 * 32 * 32
+    assert found.features == 4 * 10_000 * (128 + 2 * 128)
+    assert memory(SMALL, 2_000_000).images == 0  # in a mapped file
+
+
+def test_what_a_step_keeps_grows_with_its_batch_views_and_pixels():
+    def training(**options):
+        return memory(Recipe(**{**SMALL.__dict__, **options}), 10_000).training
+
+    one = training()
+    assert training(batch_size=512) / one == pytest.approx(2, rel=0.1)
+    assert training(views=2) / one == pytest.approx(2, rel=0.1)
+    assert training(view_size=16) / one == pytest.approx(0.25, rel=0.2)
+    assert training(views=2, view_size=16) > training(view_size=16)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_both_numbers():
+    needed = Memory(1e9, 1e9, 7.5e9)
+    estimate.check(needed, 8e9, SMALL)
+    with pytest.raises(OutOfMemoryError, match=r"about 10.0 GB .* and 6.0 GB are free: try --batch-size 64"):
+        estimate.check(needed, 6e9, SMALL)
+
+
+def test_a_limit_of_the_process_counts():
+    script = (
+        "import resource; from deepcluster.estimate import available\n"
+        "before = available(); resource.setrlimit(resource.RLIMIT_AS, (5 << 30, resource.RLIM_INFINITY))\n"
+        "print(before > 0, available() <= 5 << 30)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_the_command_refuses_before_it_writes(tmp_path, photos):
+    script = (
+        "import sys; import deepcluster.estimate as estimate; estimate.available = lambda: 1e8\n"
+        "from deepcluster.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
+    )
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "fit", str(photos), "-k", "3", "-o", str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: the run needs about ") and done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_other_peoples_networks_that_cannot_be_looked_at(monkeypatch):
+    monkeypatch.setattr(estimate, "build", lambda *_, **__: 1 / 0)
+    assert memory(SMALL, 100) is None
