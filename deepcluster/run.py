@@ -384,11 +384,13 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
         peak_memory_mb=peak_memory_mb(),
     )  # fmt: skip
     job.record["seconds_by_phase"]["result"] = round_to(job.clock.lap(), 2)
-    job.record.update(seconds=round_to(job.clock.elapsed(), 2), status="done")
+    job.record.update(seconds=round_to(job.clock.elapsed(), 2))
     paths = tuple(job.source.paths[i] for i in store.kept)
     rows = _Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
     _write_groups(folder, model, rows, job.record, baseline)
     _report(folder, job.source)
+    job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
+    folder.write_json("run.json", job.record)
     job.display.say("Done", _summary(folder, job.record))
 
 
@@ -522,7 +524,7 @@ class _Rows:
 
 
 def _write_groups(
-    folder: RunFolder, model: Model, rows: _Rows, record: Mapping[str, Any], baseline: Mapping[str, float]
+    folder: RunFolder, model: Model, rows: _Rows, record: dict[str, Any], baseline: Mapping[str, float]
 ) -> None:
     """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, run.json."""
     placement = model.place(rows.reduced)
@@ -552,7 +554,8 @@ def _write_groups(
                 "labelled": known,
             },
         )
-    folder.write_json("run.json", {**record, "signs": said, "verdict": verdict(found)})
+    record |= {"signs": said, "verdict": verdict(found)}
+    folder.write_json("run.json", record)
 
 
 # ---- what can be done with a run ------------------------------------------------------------------------------------
@@ -562,6 +565,14 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
     numbers are new."""
     folder = files.open_run(run)
+    with files.locked(run):
+        _recut(folder, n_clusters, display or Silent())
+        with folder.believed():
+            _report(folder, _found_again(folder))
+    return folder
+
+
+def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
     record = folder.read_json("run.json", files.RECORD | {"rounds": int})
     model = models.load(folder.path)
     table = folder.read_rows("clusters.csv", files.CLUSTERS)
@@ -569,7 +580,7 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     dims = model.reduction.projection.shape[1]
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
     _check_groups(n_clusters, len(used))
-    n_clusters = n_clusters or _suggested(reduced, record, display or Silent())
+    n_clusters = n_clusters or _suggested(reduced, record, display)
     fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
     sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
     clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
@@ -587,8 +598,6 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> 
     models.save(model, folder.model)
     # The figures of the untrained network were made with the old number of groups.
     _write_groups(folder, model, rows, record | {"clusters": groups.count}, {})
-    report(run)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -622,7 +631,7 @@ def apply(
 def report(run: Path) -> Path:
     """Write report.html of a run again, with the pictures where the images are still at hand."""
     folder = files.open_run(run)
-    with folder.believed():
+    with files.locked(run), folder.believed():
         return _report(folder, _found_again(folder))
 
 

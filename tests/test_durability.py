@@ -61,6 +61,7 @@ def whole(command, pictures, tmp_path_factory) -> tuple[Path, float]:
 
 
 def same(one: Path, other: Path) -> bool:
+    assert (other / "report.html").stat().st_size > 10_000
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in SAME)
 
 
@@ -177,13 +178,16 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
 # ---- another run, other options, other images -----------------------------------------------------------------------
 
 
-def test_two_runs_in_one_folder(command, pictures, tmp_path):
+def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
     out = tmp_path / "run"
     with run_folder.locked(out):
         for more in ([], ["--resume"], ["--overwrite"]):
             code, said = command("fit", pictures, "-o", out, *OPTIONS, *more)
             assert code == 5
             assert re.search(rf"{out} is in use by process {os.getpid()} on \S+: wait", said)
+        assert command("report", whole[0])[0] == 0
+    with run_folder.locked(whole[0]):
+        assert command("report", whole[0])[0] == command("recut", whole[0], "-k", "3")[0] == 5
     assert not (out / ".lock").exists()
     (out / ".lock").write_text("process 1 on elsewhere\n")  # left behind by one that was killed
     assert command("fit", pictures, "-o", out, *OPTIONS)[0] == 0
