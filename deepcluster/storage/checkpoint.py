@@ -59,8 +59,8 @@ class Checkpoints:
         for key, each in tensors.items():
             if each.is_floating_point() and not torch.isfinite(each).all():
                 raise NonFiniteError(
-                    f"{key} has numbers that are not finite, so no checkpoint is made of it: try a smaller learning rate"
-                    " (--lr)"
+                    f"{key} has numbers that are not finite, so no checkpoint is made of it: try a smaller learning"
+                    " rate (--lr)"
                 )
         name = _name(state)
         files = {**self.parts, name: self._write(name, tensors)}
