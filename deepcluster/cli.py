@@ -84,6 +84,7 @@ def fit(
 ) -> None:
     """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
     from deepcluster import run
+    from deepcluster.devices import choose_device
     from deepcluster.estimate import memory
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
@@ -108,8 +109,8 @@ def fit(
         chosen = run.plan(source, preview(source), request)
         for line in chosen.by_reason():
             _say(f"  {line}")
-        if needed := memory(chosen.recipe, len(source.paths)):
-            _say(f"  memory on a CPU: {needed.text}")
+        network = run.network_of(chosen.recipe, seed, choose_device("cpu"))
+        _say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
         print("\n" + to_toml(chosen.recipe), end="")
         return
     if resume and (overwrite or out is None):

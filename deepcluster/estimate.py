@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.images.store import MEMORY_BUDGET
-from deepcluster.nets.backbone import build
+from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 
 # Measured (docs/decisions.md): Python, torch and what the result takes beside its features; what a step keeps for the
@@ -41,40 +41,41 @@ class Memory:
         )
 
 
-def memory(recipe: Recipe, count: int) -> Memory | None:
-    """The estimate for ``count`` images on a CPU; None for a network that cannot be looked at without memory."""
+def memory(network: Network, recipe: Recipe, count: int) -> Memory:
+    """The estimate for ``count`` images on a CPU. The network sees an image of each size of view."""
     images = count * 3 * recipe.store_size**2
-    try:
-        with torch.device("meta"):  # shapes, and no memory
-            network = build(recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel)
-            sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
-            outputs = sum(_outputs(network.body, size) for size in sizes)
-    except Exception:  # other people's networks, which fail in many ways; it is an estimate
-        return None
+    sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
+    by_size = {size: _outputs(network, size) for size in set(sizes)}
+    outputs = sum(by_size[size] for size in sizes)
     weights = sum(parameter.numel() for parameter in network.parameters())
-    heads = sum(recipe.clusters) * (recipe.projection_dim or network.feature_dim)
-    embedded = recipe.projection_dim or network.feature_dim
+    heads = sum(recipe.clusters) * network.embedding_dim
     # The features, those of the result, and both reduced.
-    features = 4 * count * (max(embedded, network.feature_dim) + 2 * min(recipe.dims, network.feature_dim))
+    dims = min(recipe.dims, network.feature_dim)
+    features = 4 * count * (max(network.embedding_dim, network.feature_dim) + 2 * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * min(recipe.batch_size, count))
     return Memory(images if images <= MEMORY_BUDGET else 0, features, training)
 
 
-def _outputs(body: nn.Module, size: int) -> int:
-    """Numbers that the layers put out for an image."""
+def _outputs(network: Network, size: int) -> int:
+    """Numbers that the layers put out for an image of ``size`` px."""
     total = 0
 
-    def count(layer: nn.Module, given: Any, output: Any) -> None:
+    def add(layer: nn.Module, given: Any, output: Any) -> None:
         nonlocal total
         if isinstance(output, Tensor) and not getattr(layer, "inplace", False):
             total += output.numel()
 
-    hooks = [layer.register_forward_hook(count) for layer in body.modules() if not list(layer.children())]
-    with torch.no_grad():
-        body(torch.empty(2, 3, size, size, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return total // 2
+    hooks = [layer.register_forward_hook(add) for layer in network.modules() if not list(layer.children())]
+    training = network.training
+    network.eval()  # batch normalisation learns nothing from it
+    try:
+        with torch.no_grad():
+            network.embed(network.features(torch.zeros(1, 3, size, size)))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return total
 
 
 def available() -> float:

@@ -131,10 +131,10 @@ def fit(
     labels = true_labels(request.labels, source) if request.labels else None
     seen = preview(source)
     recipe = plan(source, seen, request).recipe
-    needed = estimate.memory(recipe, len(source.paths)) if device.type == "cpu" else None
+    network = network_of(recipe, request.seed, device)
+    needed = estimate.memory(network, recipe, len(source.paths)) if device.type == "cpu" else None
     if needed:
         estimate.check(needed, estimate.available(), recipe)
-    network = _network(recipe, request.seed, device)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
     out = request.out or Path("runs") / own
@@ -361,7 +361,7 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
             job.record["guard"]["kept"] = found.kept
             job.display.say("Guard", found.text)
             if not found.kept:
-                network = _network(recipe, request.seed, job.device)
+                network = network_of(recipe, request.seed, job.device)
                 result = _conclude(network, job, store, recipe)
         folder.write_graph(graph)
     model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed, graph), recipe)
@@ -467,7 +467,7 @@ class _Steps:
         return recipe.lr * rising * falling
 
 
-def _network(recipe: Recipe, seed: int, device: torch.device) -> Network:
+def network_of(recipe: Recipe, seed: int, device: torch.device) -> Network:
     network = build(
         recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
         projection=(recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None, seed=seed,

@@ -1,12 +1,14 @@
 """The contract that every backbone meets, and the names that build one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
@@ -108,6 +110,26 @@ class Network(nn.Module):
         """The trained parameters below the head."""
         parts = (self.body, self.projection)
         return (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad)
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        first = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")) and first.is_meta:
+            return first
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, networks are built on torch's meta device: no memory for the weights, and no time.
+
+    Without random numbers, which have no value there and whose first one imports torch's compiler (2 s). So does a
+    forward pass: give ``build`` the ``feature_dim``.
+    """
+    with torch.device("meta"), _NoRandomNumbers():
+        yield
 
 
 def build(

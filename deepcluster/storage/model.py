@@ -19,7 +19,7 @@ from deepcluster.clustering.cut import Cut, Placement, place
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.backbone import Network, build, shapes_only
 from deepcluster.nets.weights import first_line
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.reading import read_json, read_tensors
@@ -111,14 +111,17 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
         config = _read_config(path)
         path = folder / WEIGHTS
         tensors = read_tensors(path, config.get("weights_sha256"))
+        feature_dim = _claimed_feature_dim(tensors)
         path = folder / CONFIG
-        with torch.device("meta"):  # takes no memory for the weights and no time for the trial: only shapes come of it
-            shapes = build(**config["architecture"])
+        with shapes_only():
+            shapes = build(**config["architecture"], feature_dim=feature_dim)
         _check_constants(shapes)
         path = folder / WEIGHTS
         _check_shapes(tensors, shapes, len(config["names"]))
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        network = build(**config["architecture"], feature_dim=shapes.feature_dim)
+        network = build(**config["architecture"])
+        if network.feature_dim != shapes.feature_dim:
+            raise ValueError(f"features of {shapes.feature_dim} numbers, and the network gives {network.feature_dim}")
         _check_values(tensors, len(config["names"]))
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
@@ -185,6 +188,13 @@ def _can_be_written(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _claimed_feature_dim(tensors: Mapping[str, Tensor]) -> int:
+    mean = tensors.get("reduction.mean")
+    if mean is None or mean.dim() != 1 or not len(mean):
+        raise ValueError("reduction.mean is missing or has another shape")
+    return len(mean)
 
 
 def _check_constants(shapes: Network) -> None:
