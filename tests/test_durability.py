@@ -210,7 +210,12 @@ def copied(stopped, tmp_path) -> Path:
     [("--seed", "6", "seed was 5 and is 6"), ("--lr", "0.3", "lr was .* and is 0.3"), ("-k", "4", "was 3 and is 4")],
 )
 def test_other_options_are_refused(command, pictures, copied, option, value, message):
-    code, said = command("fit", pictures, "-o", copied, *OPTIONS, "--resume", option, value)
+    options = [*OPTIONS]
+    if option in options:
+        options[options.index(option) + 1] = value
+    else:
+        options += [option, value]
+    code, said = command("fit", pictures, "-o", copied, *options, "--resume")
     assert code == 2
     assert re.search(message, said)
 
@@ -416,13 +421,12 @@ def test_a_step_too_large_ends_with_7_and_the_last_good_state_stays(command, pic
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_at_20_sizes(command, pictures, whole, tmp_path):
+def test_a_full_disk_at_20_sizes(command, pictures, whole, stopped, tmp_path):
     """No file may grow beyond a size: the run ends with 5, and what was written before is whole."""
     largest = max(path.stat().st_size for path in (whole[0] / "checkpoints").glob("*.safetensors"))
     resumed = 0
     for i in range(20):
-        out = tmp_path / f"run{i}"
-        assert command("fit", pictures, "-o", out, *OPTIONS, trap=("SIGTERM", *PHASES["training"]))[0] == 75
+        out = Path(shutil.copytree(stopped, tmp_path / f"run{i}"))
         size = 40_000 + (largest - 40_001) * i // 19
         code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume", trap=("FSIZE", "", size))
         assert code == 5, said
