@@ -52,7 +52,7 @@ def fit(
     backbone: Annotated[str | None, Parameter(help="compact, alexnet, vgg16 or timm:NAME.")] = None,
     weights: Annotated[str | None, Parameter(help="Pretrained weights: a file, or timm to fetch timm's own.")] = None,
     pseudo_labels: Annotated[str | None, Parameter(help="Number of fine clusters trained on, or auto.")] = None,
-    rounds: Annotated[int | None, Parameter(help="Most rounds; 0 clusters the untrained features.")] = None,
+    rounds: Annotated[int | None, Parameter(help="Most rounds; 0 clusters the features at the start.")] = None,
     epochs: Annotated[int | None, Parameter(help="Passes over the images in a round.")] = None,
     image_size: Annotated[int | None, Parameter(help="Side of the images that the network sees, px.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
@@ -245,7 +245,7 @@ def _print_result(folder: Path) -> None:
     metrics = folder / "metrics.json"
     if metrics.is_file():
         values = json.loads(metrics.read_text())
-        for prefix, heading in (("", "Metrics"), ("baseline_", "Untrained")):
+        for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
             if f"{prefix}acc" in values:
                 shown = "  ".join(
                     f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")

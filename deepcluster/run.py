@@ -358,7 +358,7 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
         if len(graph.rows) >= ROWS_EACH * n_clusters:
             found = guard(trained.graphs[0], last, graph, n_clusters, derive(request.seed, "guard"))
             job.record["guard"] = {name: round_to(value, 4) for name, value in asdict(found).items()}
-            job.record["guard"]["kept"] = found.kept
+            job.record["guard"] |= {"kept": found.kept, "text": found.text}
             job.display.say("Guard", found.text)
             if not found.kept:
                 network = network_of(recipe, request.seed, job.device)
@@ -375,8 +375,8 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     baseline: dict[str, float] = {}
     if truth is not None and trained.start is not None:
         reduced, clustering = trained.start
-        untrained = _groups(reduced, clustering, n_clusters, request.seed)
-        baseline = tables.metrics(truth, place(reduced, untrained, clustering.centroids))
+        first = _groups(reduced, clustering, n_clusters, request.seed)
+        baseline = tables.metrics(truth, place(reduced, first, clustering.centroids))
     models.save(model, folder.model)
     folder.write_array("features.npy", result.reduced.numpy())
     job.record.update(
@@ -596,7 +596,7 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
         reduced=reduced,
     )
     models.save(model, folder.model)
-    # The figures of the untrained network were made with the old number of groups.
+    # The figures of the network at the start were made with the old number of groups.
     _write_groups(folder, model, rows, record | {"clusters": groups.count}, {})
 
 

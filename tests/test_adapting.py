@@ -60,7 +60,8 @@ def adapted(pictures, pretrained, tmp_path_factory):
 
 def test_the_graph_of_all_rounds_is_kept_and_the_guard_says_what_it_did(adapted, pictures, pretrained, tmp_path):
     guard = json.loads((adapted.path / "run.json").read_text())["guard"]
-    assert set(guard) == {"before", "after", "kept"}
+    assert set(guard) == {"before", "after", "kept", "text"}
+    assert guard["text"][1:] in (adapted.path / "report.html").read_text()
     assert guard["kept"] == (guard["after"] >= guard["before"])
     graph = adapted.read_graph(180)
     assert len(graph.rows) == 180

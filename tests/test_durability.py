@@ -394,6 +394,15 @@ def test_a_lost_file_or_part(checkpoints):
     assert str(error.value).count("json: ") == 2
 
 
+def test_a_link_in_place_of_the_checkpoints_is_refused(command, pictures, copied, tmp_path):
+    shutil.move(copied / "checkpoints", tmp_path / "elsewhere")
+    (copied / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
+    code, said = command("fit", pictures, "-o", copied, *OPTIONS, "--resume")
+    assert code == 5 and "symbolic link" in said
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
+
+
 def test_a_run_whose_checkpoints_are_all_bad_ends_with_4(command, pictures, copied):
     for path in (copied / "checkpoints").glob("*.json"):
         path.write_text("{")

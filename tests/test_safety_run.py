@@ -353,6 +353,7 @@ def test_overwrite_removes_links_and_not_what_they_lead_to(run, photos, tmp_path
     target.mkdir()
     (target / "keep").write_text("mine")
     shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints")
     for name in files.CONTENTS:
         if name != "run.json":
             (run / name).unlink(missing_ok=True)

@@ -97,7 +97,7 @@ def render(
             title=title,
             facts=_facts(run),
             command=retold(str(run.get("command") or "")),
-            statements=statements(clusters, summary, history, metrics, skipped, str(run.get("verdict") or "")),
+            statements=statements(clusters, summary, history, metrics, skipped, _said(run)),
             metrics=_metric_rows(metrics),
             nmi_average=metrics.get("nmi_average"),
             sections=sections(shown, clusters, picture),
@@ -142,15 +142,23 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _metric_rows(metrics: Mapping[str, float | str]) -> list[tuple[str, str, str, str]]:
-    """(measure, trained, untrained, difference) for every number that is not itself a baseline."""
+    """(measure, trained, at the start, difference) for every number that is not itself a baseline."""
     names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
     rows = []
     for name in names:
-        trained, untrained = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
-        gain = NOTHING if trained is None or untrained is None else f"{trained - untrained:+.3f}".replace("-", MINUS)
-        rows.append((METRICS.get(name, name), three(trained), three(untrained), gain))
+        trained, start = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
+        gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
+        rows.append((METRICS.get(name, name), three(trained), three(start), gain))
     return rows
+
+
+def _said(run: Mapping[str, Any]) -> list[str]:
+    """The verdict, and what the guard of an adapted network decided."""
+    guard = run.get("guard")
+    told = str(guard.get("text", "")) if isinstance(guard, dict) else ""
+    sentences = [str(run.get("verdict") or ""), told and f"{told[0].upper()}{told[1:]}."]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -11,14 +11,14 @@ def statements(
     history: Sequence[Row],
     metrics: Mapping[str, float | str],
     skipped: Sequence[Row],
-    verdict: str = "",
+    said: Sequence[str] = (),
 ) -> list[str]:
-    """The sentences in the order of the page; what a run has no value for is left out."""
+    """The sentences in the order of the page, with those that the run ``said``; no value, no sentence."""
     sizes = [int(row["size"]) for row in summary]
     outliers = sum(row["is_outlier"] == "1" for row in clusters)
     return [
         _division(sizes),
-        *([verdict] if verdict else []),
+        *said,
         *_training(history),
         *_outliers(outliers, sum(sizes)),
         *_against_labels(metrics),
@@ -55,14 +55,14 @@ def _outliers(outliers: int, images: int) -> list[str]:
 
 
 def _against_labels(metrics: Mapping[str, float | str]) -> list[str]:
-    trained, untrained = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
+    trained, start = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
     if trained is None:
         return []
     told = f"Against the labels the clusters reach an accuracy of {trained:.3f}"
-    if untrained is None:
+    if start is None:
         return [f"{told}."]
-    outcome = "training helped" if trained > untrained else "training did not help"
-    return [f"{told}, those of the untrained network {untrained:.3f}: by this measure {outcome} in this run."]
+    outcome = "training helped" if trained > start else "training did not help"
+    return [f"{told}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."]
 
 
 def _skipped(files: int) -> str:

@@ -39,9 +39,11 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints in a folder."""
+    """The checkpoints in a folder. DiskError where that is a link, which might lead anywhere."""
 
     def __init__(self, folder: Path):
+        if folder.is_symlink():
+            raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
         self.folder = folder
         self.parts: dict[str, str] = {}  # the digests of those that are written
 
