@@ -268,8 +268,9 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
 def _adapting(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
     """A pretrained network: few, gentle rounds on clusters' means, of which none can spoil the groups alone."""
     why = "a pretrained network is changed gently"
+    rounds = max(1, min(3, round(15_000 / max(1, facts.count)))) if facts.device == "cpu" else 3
     return {
-        "rounds": (3, "a pretrained network needs few"),
+        "rounds": (rounds, "a pretrained network needs few"),
         "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
         "frozen_statistics": (True, why), "lr": (0.001, why), "batch_size": (64, why),
         "temperature": (0.07, why), "dims": (128, why),

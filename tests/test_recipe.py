@@ -90,6 +90,14 @@ def test_weights_need_their_network():
     assert gentle.lr < resolve("auto", {"backbone": "timm:resnet18"}, PHOTOS).recipe.lr
 
 
+@pytest.mark.parametrize(
+    ("count", "device", "rounds"), [(50, "cpu", 3), (10_000, "cpu", 2), (90_000, "cpu", 1), (90_000, "cuda", 3)]
+)
+def test_a_pretrained_network_gets_fewer_rounds_on_many_images(count, device, rounds):
+    facts = replace(PHOTOS, count=count, device=device)
+    assert resolve("auto", {"weights": "w.safetensors", "backbone": "timm:resnet18"}, facts).recipe.rounds == rounds
+
+
 def test_more_pseudo_labels_than_images():
     with pytest.raises(DataError, match=r"60000 .* 50000"):
         resolve("auto", {"pseudo_labels": "60000"}, PHOTOS)
