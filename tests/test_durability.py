@@ -116,6 +116,16 @@ WINDOWS = {
 }
 
 
+def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied):
+    left = [copied / f".run.json.{i}.tmp" for i in range(2)]
+    left += [copied / "checkpoints" / ".000000-00000001.safetensors.7.tmp", copied / "model" / ".config.json.7.tmp"]
+    (copied / "model").mkdir(exist_ok=True)
+    for path in left:
+        path.write_bytes(b"half")
+    finish(command, pictures, copied)
+    assert not any(path.exists() for path in left)
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 def test_killed_inside_a_window(command, pictures, whole, tmp_path, window):
     where, count = WINDOWS[window]

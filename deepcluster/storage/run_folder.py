@@ -246,8 +246,9 @@ def create(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunF
     try:
         check_free(path, overwrite=overwrite, resume=resume)
         if path.is_dir():
-            for stale in path.glob(".*.tmp"):  # of a process that was killed
-                stale.unlink(missing_ok=True)
+            for folder in (path, path / "checkpoints", path / "model"):
+                for stale in folder.glob(".*.tmp") if not folder.is_symlink() else ():  # of a process that was killed
+                    stale.unlink(missing_ok=True)
             for name in ("images.u8",) if resume else CONTENTS:
                 old = path / name
                 if old.is_dir() and not old.is_symlink():
