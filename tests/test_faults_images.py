@@ -583,7 +583,7 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
         assert CANARY.encode() not in data, name
     told = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
-    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv"} if listed else set()
+    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "checkpoints/images.csv"} if listed else set()
     assert told == {"run.json"} | tables
     assert "deepcluster fit .../" in page and "-o .../one" in page
 

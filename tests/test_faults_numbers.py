@@ -175,7 +175,7 @@ def test_why_there_are_fewer_clusters_is_said(tmp_path: Path) -> None:
 def test_a_network_that_gives_the_same_for_every_image(
     temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = run._network
+    make = run.network_of
 
     def constant(*arguments: object) -> object:
         network = make(*arguments)
@@ -184,7 +184,7 @@ def test_a_network_that_gives_the_same_for_every_image(
                 parameter.zero_()
         return network
 
-    monkeypatch.setattr(run, "_network", constant)
+    monkeypatch.setattr(run, "network_of", constant)
     with pytest.warns(DeepClusterWarning, match="only 1 of 3"):
         labels = clusters(noise(12), 3, tmp_path / "run", rounds=2, temperature=temperature, pseudo_labels=4)
     assert set(labels) == {0}
