@@ -467,3 +467,29 @@ def test_a_full_disk_is_said_in_megabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(DiskError, match=r"1 MB are free\); the checkpoint needs 4.0 MB: make room .* --resume"):
         Checkpoints(tmp_path).add("start", {"reduced": torch.zeros(1_000_000)})
+
+
+@pytest.mark.slow
+def test_a_full_file_system_at_20_sizes(command, pictures, whole, stopped, tmp_path):
+    """A small tmpfs in memory: it is full at another moment each time. Needs the right to mount."""
+    place = tmp_path / "small"
+    place.mkdir()
+    used = sum(path.stat().st_size for path in stopped.rglob("*") if path.is_file())
+    for i in range(20):
+        size = used + 200_000 + 200_000 * i  # a checkpoint more takes 4.4 MB
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
+        )
+        if mounted.returncode:
+            pytest.skip("may not mount a tmpfs here")
+        try:
+            out = Path(shutil.copytree(stopped, place / "run"))
+            code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume")
+            assert code == 5 and "No space left on device" in said and "MB are free" in said
+            assert Checkpoints(out / "checkpoints").latest() is not None
+            moved = Path(shutil.copytree(out, tmp_path / f"moved{i}"))
+            if i % 5 == 0:
+                finish(command, pictures, moved)
+                assert same(whole[0], moved)
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
