@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.nets.backbone import build
@@ -381,8 +382,7 @@ def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
 def test_without_the_digests_flips_are_not_found(checkpoints, monkeypatch):
     """The negative control."""
     chance, noticed = random.Random(0), 0
-    monkeypatch.setattr(checkpoint, "read_tensors", lambda path, digest: read(path))
-    read = checkpoint.read_tensors.__globals__["read"] = __import__("safetensors.torch").torch.load_file
+    monkeypatch.setattr(checkpoint, "read_tensors", lambda path, digest: load_file(path))
     path = later(checkpoints)[1]
     begin = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     for _ in range(20):
@@ -392,6 +392,23 @@ def test_without_the_digests_flips_are_not_found(checkpoints, monkeypatch):
         found = Checkpoints(checkpoints.folder).latest()
         noticed += found is None or found.state.work is None
     assert noticed == 0
+
+
+def test_damaged_ones_do_not_push_out_those_written_after_them(checkpoints):
+    """Three are there when a run is killed before the oldest is removed; the last two are damaged."""
+    first = {path: path.read_bytes() for path in checkpoints.folder.glob("000001-00000000.*")}
+    checkpoints.write(a_state(1, 6), {"weight": torch.ones(2)}, {})
+    for path in checkpoints.folder.glob("*.json"):
+        path.write_text("{")
+    for path, content in first.items():
+        path.write_bytes(content)
+    again = Checkpoints(checkpoints.folder)
+    with pytest.warns(DeepClusterWarning, match="going on from 000001-00000000"):
+        assert again.latest() is not None
+    again.write(a_state(1, 2), {"weight": torch.ones(2)}, {})
+    assert sorted(path.stem for path in again.folder.glob("*.json")) == ["000001-00000000", "000001-00000002"]
+    found = Checkpoints(again.folder).latest()
+    assert found is not None and found.state.work.trained.steps == 2
 
 
 def test_a_lost_file_or_part(checkpoints):

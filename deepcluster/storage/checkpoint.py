@@ -74,7 +74,7 @@ class Checkpoints:
         }
         text = json.dumps(value | {"sha256": json_sha256(value)}, indent=1)
         write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"))
-        self._prune()
+        self._prune(name)
 
     def latest(self) -> Checkpoint | None:
         """The last checkpoint that is whole; None where there never was one.
@@ -134,8 +134,9 @@ class Checkpoints:
         # Copies: a mapped file would change under the run when the file is replaced.
         return {key: value.clone() for key, value in read_tensors(path, digest).items()}
 
-    def _prune(self) -> None:
-        kept = sorted(self.folder.glob("*-*.json"))[-KEPT:]
+    def _prune(self, last: str) -> None:
+        # A later one than that just written is damaged: the run went on from one before it.
+        kept = sorted(path for path in self.folder.glob("*-*.json") if path.stem <= last)[-KEPT:]
         wanted = {path.stem for path in kept} | self.parts.keys()
         for path in self.folder.iterdir():
             if path.stem not in wanted and path.suffix in (".json", ".safetensors"):
