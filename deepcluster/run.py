@@ -250,13 +250,15 @@ def _with_precision(settled: Plan, network: Network) -> Plan:
 class _Trained:
     """How the rounds went: their number, why there were no more, the features and clusters at the start; and where the
     recipe wants them the graphs of their features, and how much what came out of each round counts: 1 minus its loss as
-    a share of that of guessing, as a network that cannot tell its own clusters apart has lost what it knew."""
+    a share of that of guessing, as a network that cannot tell its own clusters apart has lost what it knew. ``given``
+    is the body as it was before them."""
 
     rounds: int
     stopped_because: str
     start: tuple[Tensor, Clustering] | None
     graphs: Sequence[Graph]
     weights: Sequence[float]
+    given: Mapping[str, Tensor]
 
 
 def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Checkpoint | None) -> _Trained:
@@ -267,6 +269,8 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
     start: tuple[Tensor, Clustering] | None = None
     graphs: list[Graph] = []
     weights: list[float] = []
+    joining = recipe.neighbours == "rounds"
+    given = {name: value.clone() for name, value in network.body.state_dict().items()} if joining else {}
     limit = job.request.time_limit
     stopped = ""
     own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
@@ -300,7 +304,7 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
         if start is None and round.index == 0:
             start = (round.reduced, round.clustering)
             job.checkpoints.add("start", _tensors_of_start(*start))
-        if recipe.neighbours == "rounds":
+        if joining:
             graphs.append(_graph(round.reduced, job.request.seed))
             job.checkpoints.add(f"graph{round.index}", graph_tensors(graphs[-1]))
             weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
@@ -320,7 +324,7 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
         raise Stopped("stopped after the last round")
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
     ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
-    return _Trained(len(history), stopped or ended, start, graphs, weights)
+    return _Trained(len(history), stopped or ended, start, graphs, weights, given)
 
 
 def _tensors_of_start(reduced: Tensor, clustering: Clustering) -> dict[str, Tensor]:
@@ -355,13 +359,13 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     if trained.graphs:
         last = _graph(result.reduced, request.seed)
         graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
-        if len(graph.rows) >= ROWS_EACH * n_clusters:
+        if n_clusters > 1 and len(graph.rows) >= ROWS_EACH * n_clusters:
             found = guard(trained.graphs[0], last, graph, n_clusters, derive(request.seed, "guard"))
             job.record["guard"] = {name: round_to(value, 4) for name, value in asdict(found).items()}
             job.record["guard"] |= {"kept": found.kept, "text": found.text}
             job.display.say("Guard", found.text)
             if not found.kept:
-                network = network_of(recipe, request.seed, job.device)
+                network.body.load_state_dict(trained.given)
                 result = _conclude(network, job, store, recipe)
         folder.write_graph(graph)
     model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed, graph), recipe)

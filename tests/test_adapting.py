@@ -118,3 +118,28 @@ def test_where_the_network_has_forgotten_the_first_one_is_kept(pictures, pretrai
     wanted = build("compact", image_size=24, weights=pretrained).body.state_dict()
     got = run.models.load(folder.path).network.body.state_dict()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (2, 2), (30, 1), (30, 2)])
+def test_few_images_or_one_group(pictures, pretrained, tmp_path, count, k):
+    images = np.load(pictures[0])[:count]
+    options = {"backbone": "compact", "weights": pretrained, "image_size": 24, "epochs": 1, "view_size": 0, "rounds": 1}
+    folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=k, options=options))
+    assert set(found(folder)) == set(range(k))
+    assert ("guard" in json.loads((folder.path / "run.json").read_text())) == (count == 30 and k == 2)
+
+
+def test_weights_that_are_gone_when_the_run_ends_cost_nothing(pictures, pretrained, tmp_path, monkeypatch):
+    weights = tmp_path / "weights.safetensors"
+    shutil.copyfile(pretrained, weights)
+
+    def forgetting(network, *arguments, **options):
+        yield from alternate(network, *arguments, **options)
+        weights.unlink()
+        with torch.no_grad():
+            for parameter in network.body.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(run, "alternate", forgetting)
+    folder = adapt(pictures, str(weights), tmp_path / "run", rounds=1)
+    assert json.loads((folder.path / "run.json").read_text())["guard"]["kept"] is False

@@ -72,7 +72,7 @@ def inside(graph: Graph, rows: Tensor, groups: Tensor) -> float:
     total = float(pairs.data.sum())
     alike = float(pairs.data[own[pairs.row] == own[pairs.col]].sum()) / total
     chance = float((np.bincount(own, ties.sum(1)) ** 2).sum()) / total**2
-    return (alike - chance) / (1 - chance)
+    return (alike - chance) / max(1e-12, 1 - chance)  # one group of all
 
 
 def _between(graph: Graph, rows: Tensor) -> csr_array:

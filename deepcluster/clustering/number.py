@@ -25,9 +25,8 @@ HALVES = 3  # most images fall into halves first (animals and vehicles): two gro
 @dataclass(frozen=True)
 class Candidate:
     """A number of groups ``k``: the ``gap`` behind the k-th eigenvalue v of the neighbour graph, as a share of the root
-    of 1 - v, the
-    ``stability`` of the cut (mean adjusted Rand index between cuts of several samples with several seeds, at most 1)
-    and its ``silhouette`` (-1 to 1)."""
+    of 1 - v; the ``stability`` of the cut (mean adjusted Rand index between cuts of several samples with several seeds,
+    at most 1) and its ``silhouette`` (-1 to 1)."""
 
     k: int
     gap: float
