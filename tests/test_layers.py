@@ -18,6 +18,7 @@ LEVELS = (
     {"algorithm", "evaluation"},
     {"storage", "report", "recipe"},
     {"keeping", "resuming", "estimate", "grouping"},
+    {"export"},
     {"run", "results"},
     {"cli", "estimator"},
     {"__main__"},
