@@ -236,7 +236,7 @@ def export(
         Literal["symlink", "hardlink", "copy"] | None,
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
-    images: Annotated[str | None, Parameter(help="Where the images are, if they are no longer where they were.")] = None,
+    images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -252,12 +252,19 @@ def export(
         return
     if mode or images or dry_run:
         raise UsageError(f"--mode, --images and --dry-run are for images: --to {to} writes none, so leave them out")
-    from deepcluster.export.hub import hub
-    from deepcluster.export.onnx import onnx
-    from deepcluster.export.parquet import parquet
-
     with Terminal(quiet) as terminal:
-        {"hub": hub, "onnx": onnx, "parquet": parquet}[to](run_, out, display=terminal)
+        if to == "parquet":
+            from deepcluster.export.parquet import parquet
+
+            parquet(run_, out, display=terminal)
+        elif to == "onnx":
+            from deepcluster.export.onnx import onnx
+
+            onnx(run_, out, display=terminal)
+        else:
+            from deepcluster.export.hub import hub
+
+            hub(run_, out, display=terminal)
 
 
 @app.command

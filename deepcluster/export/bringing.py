@@ -78,8 +78,8 @@ class Bringer:
                 if way == ways[-1] and way == "copy":
                     raise
         raise DiskError(
-            f"{WORDS[ways[-1]]} are refused there ({self.refused[ways[-1]]}): leave --mode out, and each image is linked"
-            " or copied as can be"
+            f"{WORDS[ways[-1]]} are refused there ({self.refused[ways[-1]]}): leave --mode out to have images"
+            " linked or copied as can be"
         )
 
     def _png(self, i: int, target: Path) -> str:

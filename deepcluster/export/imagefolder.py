@@ -44,7 +44,11 @@ def imagefolder(
     def finish(folder: Path, inventory: Sequence[Row]) -> None:
         labelled = any(row["label"] for row in members.rows)
         rows = [
-            {**row, "file_name": found["exported_path"].removeprefix(f"{SPLIT}/"), "junk": int(row["cluster"] in members.junk)}
+            {
+                **row,
+                "file_name": found["exported_path"].removeprefix(f"{SPLIT}/"),
+                "junk": int(row["cluster"] in members.junk),
+            }
             for row, found in zip(members.rows, inventory, strict=True)
             if found["exported_path"]
         ]

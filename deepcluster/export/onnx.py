@@ -27,8 +27,8 @@ OUTPUTS = ("features", "distances", "cluster")
 MOST_APART = 1e-4
 TRIED = 5  # images: another number than the graph is traced with
 PIXELS = (
-    "upright RGB image, its central square, resized to S x S by bicubic interpolation with antialiasing (Pillow), uint8,"
-    " channels first"
+    "upright RGB image, its central square, resized to S x S by bicubic interpolation with antialiasing (Pillow),"
+    " uint8, channels first"
 )
 
 
@@ -59,8 +59,8 @@ class Placing(nn.Module):
         rows = reduced.double()
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.float().clamp(min=0).sqrt()
-        by_group = torch.full((len(rows), self.count), torch.inf)
-        by_group = by_group.scatter_reduce(1, self.groups.expand(len(rows), -1), distances, "amin")
+        by_group = torch.full((rows.shape[0], self.count), torch.inf)
+        by_group = by_group.scatter_reduce(1, self.groups.expand(rows.shape[0], -1), distances, "amin")
         return reduced, by_group, by_group.argmin(1)
 
 

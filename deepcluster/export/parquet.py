@@ -1,5 +1,6 @@
 """clusters.csv and features.npy as one typed table."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     used = np.array([row["status"] == "ok" for row in rows], bool)
     features = np.zeros((len(rows), dims), np.float32)
     features[used] = folder.read_array("features.npy", int(used.sum()), dims)
-    types = {"cluster": (pa.int32(), int), "fine_cluster": (pa.int32(), int), "distance": (pa.float64(), float),
-             "margin": (pa.float64(), float), "is_outlier": (pa.bool_(), lambda cell: cell == "1")}  # fmt: skip
+    whole, real = (pa.int32(), int), (pa.float64(), float)
+    types: dict[str, tuple[Any, Callable[[str], Any]]] = {
+        "cluster": whole, "fine_cluster": whole, "distance": real, "margin": real,
+        "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
+    }  # fmt: skip
 
     def column(name: str) -> Any:
         kind, parse = types.get(name, (pa.string(), _as_utf8))

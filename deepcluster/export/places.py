@@ -37,8 +37,8 @@ def check_apart(out: Path, source: Source) -> None:
     images = Path(source.location)
     if source.file is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
         raise UsageError(
-            f"-o {one_line(str(out))} lies in {one_line(str(images))}, where the images are, and would be taken for more"
-            " of them: give an -o outside of it"
+            f"-o {one_line(str(out))} lies in {one_line(str(images))}, where the images are, and would be taken for"
+            " more of them: give an -o outside of it"
         )
 
 
@@ -72,7 +72,6 @@ def write_file(out: Path, write: Callable[[BinaryIO], object]) -> None:
     write_whole(out, write, binary=True)
 
 
-def _cannot_write(out: Path, error: OSError) -> DiskError:
+def _cannot_write(out: Path, error: Exception) -> DiskError:
     free = f"; {shutil.disk_usage(out.parent).free / 1e6:,.0f} MB are free" if out.parent.is_dir() else ""
     return DiskError(f"cannot write {one_line(str(out))} ({explain(error)}{free}): make room, or give another -o")
-

@@ -93,8 +93,16 @@ def show_tree(out: Path, members: Members, places: Sequence[str], mode: str | No
         display.say("Folder", f"{out / folder}: {count:,} images")
     wanted = [row for row, place in zip(members.rows, places, strict=True) if place]
     away = sum(row["path"] not in members.index for row in wanted)
-    ways = WORDS[PNG] if members.source.file is None else WORDS[mode] if mode else "symbolic links, else hard links, else copies"
-    display.say("Would do", f"{len(wanted) - away:,} images as {ways}; {away:,} are not there any more; nothing is written now")
+    ways = (
+        WORDS[PNG]
+        if members.source.file is None
+        else WORDS[mode]
+        if mode
+        else "symbolic links, else hard links, else copies"
+    )
+    display.say(
+        "Would do", f"{len(wanted) - away:,} images as {ways}; {away:,} are not there any more; nothing is written now"
+    )
 
 
 def _some(texts: Sequence[str]) -> str:
