@@ -96,7 +96,8 @@ class Bringer:
         """What was done, and what could not be."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
-        return f"{done or 'nothing'}; {self.bytes:,} bytes written{refused}"
+        why = "" if self.source.file else " (these images are no files)"
+        return f"{done}{why}; {self.bytes:,} bytes written{refused}"
 
 
 def _check_there(file: Path) -> None:

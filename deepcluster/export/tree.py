@@ -12,6 +12,7 @@ from deepcluster.export.members import Members, Row
 from deepcluster.export.names import distinct
 from deepcluster.export.places import check_apart, check_no_folder, new_folder
 from deepcluster.images.decode import one_line, quietly
+from deepcluster.report.text import count
 from deepcluster.storage.run_folder import write_csv, write_whole
 
 INVENTORY = "inventory.csv"
@@ -79,7 +80,7 @@ def write_tree(
     if missing:
         text = f"{len(missing):,} images are not there any more and left out: {_some(missing)}"
         warnings.warn(text, DeepClusterWarning, stacklevel=2)
-    display.say("Exported", f"{bring.files.total():,} images to {out}: {bring.text}")
+    display.say("Exported", f"{count(bring.files.total(), 'image')} to {out}: {bring.text}")
     if bring.files["symlink"]:
         display.say("Links", f"are absolute: {out} may be moved, the images may not")
     return tuple(inventory)
@@ -89,20 +90,15 @@ def show_tree(out: Path, members: Members, places: Sequence[str], mode: str | No
     """Say what :func:`write_tree` would do."""
     check_apart(out, members.source)
     check_no_folder(out)
-    for folder, count in sorted(Counter(str(Path(place).parent) for place in places if place).items()):
-        display.say("Folder", f"{out / folder}: {count:,} images")
+    sizes = Counter(str(Path(place).parent) for place in places if place)
+    for folder in sorted(sizes):
+        display.say("Folder", f"{out / folder}: {count(sizes[folder], 'image')}")
     wanted = [row for row, place in zip(members.rows, places, strict=True) if place]
     away = sum(row["path"] not in members.index for row in wanted)
-    ways = (
-        WORDS[PNG]
-        if members.source.file is None
-        else WORDS[mode]
-        if mode
-        else "symbolic links, else hard links, else copies"
-    )
-    display.say(
-        "Would do", f"{len(wanted) - away:,} images as {ways}; {away:,} are not there any more; nothing is written now"
-    )
+    ways = WORDS[mode] if mode else f"{WORDS['symlink']}, else {WORDS['hardlink']}, else {WORDS['copy']}"
+    ways = ways if members.source.file else WORDS[PNG]
+    missing = f"; {away:,} are not there any more" if away else ""
+    display.say("Would do", f"{count(len(wanted) - away, 'image')} as {ways}{missing}; nothing is written now")
 
 
 def _some(texts: Sequence[str]) -> str:
