@@ -117,7 +117,7 @@ def metadata(model: Model) -> dict[str, str]:
 
 def difference(model: Model, images: Tensor, found: list[Any]) -> float:
     """The largest difference between what a graph gives and the model, in features or distances; infinite where a
-    cluster differs that is not one of two at the same distance."""
+    cluster differs that is not one of two at the same distance, NaN where something is."""
     features, distances, cluster = (torch.from_numpy(each) for each in found)
     reduced = model.transform(images)
     placement = model.place(reduced)
@@ -126,7 +126,8 @@ def difference(model: Model, images: Tensor, found: list[Any]) -> float:
     at_border = placement.margin < MOST_APART
     if (other & ~at_border).any():
         return float("inf")
-    return max((features - reduced).abs().max().item(), (nearest - placement.distance).abs().max().item())
+    apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance]).abs()
+    return apart.max().item()  # NaN where one is
 
 
 def _trial_images(size: int) -> Tensor:
