@@ -63,7 +63,13 @@ def state(folder: Path) -> list[tuple[object, ...]]:
     found: list[tuple[object, ...]] = []
     for path in sorted([folder, *folder.rglob("*")], key=os.fsencode):
         status = path.lstat()
-        about: tuple[object, ...] = (os.fsencode(path), status.st_ino, status.st_mode, status.st_mtime_ns, status.st_size)
+        about: tuple[object, ...] = (
+            os.fsencode(path),
+            status.st_ino,
+            status.st_mode,
+            status.st_mtime_ns,
+            status.st_size,
+        )
         if path.is_symlink():
             about += (os.readlink(path),)
         elif path.is_file():

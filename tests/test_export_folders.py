@@ -44,9 +44,7 @@ def holiday(tmp_path):
         write_image(images / path, i)
     (images / "notes.doc").write_text("no image")
     clusters = {"a.png": 0, "sea/a.png": 0, "sea/b.png": 1, "sky/A.PNG": 0, "sky/c.png": 2}
-    return hand_run(
-        tmp_path / "run", str(images), clusters, names={0: "be/ach"}, junk=[2], skipped=["notes.doc"]
-    )
+    return hand_run(tmp_path / "run", str(images), clusters, names={0: "be/ach"}, junk=[2], skipped=["notes.doc"])
 
 
 def inventory(out):
@@ -134,7 +132,9 @@ def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, monkeypatch
 
 def test_a_mode_that_is_asked_for_is_that_mode_or_an_error(holiday, tmp_path):
     out = other_disk(tmp_path)
-    with pytest.raises(DiskError, match=r"hard links are refused there \(invalid cross-device link\): leave --mode out"):
+    with pytest.raises(
+        DiskError, match=r"hard links are refused there \(invalid cross-device link\): leave --mode out"
+    ):
         folders(holiday, out, mode="hardlink")
     assert not out.exists()
     assert not list(out.parent.glob(".deepcluster-export-*"))
