@@ -71,7 +71,7 @@ def state(folder: Path) -> list[tuple[object, ...]]:
             status.st_size,
         )
         if path.is_symlink():
-            about += (os.readlink(path),)
+            about += (path.readlink(),)
         elif path.is_file():
             about += (hashlib.sha256(path.read_bytes()).hexdigest(),)
         found.append(about)

@@ -83,7 +83,7 @@ def test_metrics(run, tmp_path):
     hub(run, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| NMI | 0.250 | 0.125 |" in text
-    assert "| accuracy (best matching) | 0.500 | – |" in text
+    assert "| accuracy (best matching) | 0.500 | \u2013 |" in text
     assert "ARI" not in text
 
 

@@ -26,7 +26,7 @@ WEIGHTS = Path("/work/shared/weights/tf_efficientnet_lite0.safetensors")
 
 
 def model_on(images, name, image_size, **options):
-    """A model whose features, whitening and centroids come from these images; group 1 has no centroid (it was merged)."""
+    """A model whose features, whitening and centroids come from these images; group 1 has none (it was merged)."""
     network = build(name, image_size=image_size, seed=0, **options).eval()
     features = extract(network, images, size=image_size, batch_size=16)
     reduction = whiten(features, 16)

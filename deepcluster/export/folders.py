@@ -1,12 +1,12 @@
 """Images sorted into a folder for each cluster."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deepcluster.display import Display, Silent
 from deepcluster.export.members import Row, read_members
 from deepcluster.export.names import cluster_folder, fitting
-from deepcluster.export.tree import file_name, places_of, show_tree, write_tree
+from deepcluster.export.tree import places_of, show_tree, write_tree
 from deepcluster.images.source import Images
 
 JUNK = "_junk"
@@ -30,7 +30,7 @@ def folders(
     members = read_members(run, images)
 
     def place(row: Row) -> tuple[str, str]:
-        folder, name = cluster_folder(int(row["cluster"]), row["name"]), file_name(row["path"])
+        folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
         folder = f"{JUNK}/{folder}" if row["cluster"] in members.junk else folder
         return folder, fitting(name, ".png") if members.source.file is None else name
 

@@ -1,12 +1,12 @@
 """A data set for Hugging Face's ``datasets``: images, and metadata.csv with what the run says of each."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deepcluster.display import Display, Silent
 from deepcluster.export.members import Row, read_members
 from deepcluster.export.names import cluster_folder, fitting, plain, split
-from deepcluster.export.tree import file_name, places_of, show_tree, write_tree
+from deepcluster.export.tree import places_of, show_tree, write_tree
 from deepcluster.images.source import Images
 from deepcluster.storage.run_folder import write_csv, write_whole
 
@@ -37,7 +37,7 @@ def imagefolder(
     members = read_members(run, images)
 
     def place(row: Row) -> tuple[str, str]:
-        name = plain(file_name(row["path"]))
+        name = plain(PurePosixPath(row["path"]).name)
         known = members.source.file is not None and split(name)[1].lower() in SUFFIXES
         return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", name if known else fitting(name, ".png")
 

@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from deepcluster.display import Display
 from deepcluster.errors import DataError, DeepClusterWarning
@@ -35,12 +35,6 @@ def places_of(rows: Sequence[Row], place: Place) -> tuple[str, ...]:
         for (i, _), name in zip(inside, names, strict=True):
             places[i] = f"{folder}/{name}"
     return tuple(places)
-
-
-def file_name(path: str) -> str:
-    """The last part of a path as the name of a file, whatever the path is."""
-    name = PurePosixPath(path).name.replace("\0", "_")
-    return name if name not in ("", "..") else "image"
 
 
 def write_tree(
