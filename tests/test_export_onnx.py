@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import deepcluster
@@ -148,3 +150,21 @@ def test_nothing_to_export(tmp_path):
     with pytest.raises(DiskError, match="exists already"):
         onnx(tmp_path / "model", tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_the_code_in_the_documentation_runs(photos, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    text = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    code = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in each)
+    model = tiny_model(names=("a", "b", "c"))
+    models.save(model, tmp_path / "model")
+    onnx(tmp_path / "model", tmp_path / "photos.onnx")
+    with Image.open(next(photos.rglob("*.png"))) as image:
+        image.resize((51, 36)).save(tmp_path / "new.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    placement = model.place(model.transform(read_once(find(tmp_path / "new.png"), model.store_size).images))
+    cluster, name, distance = capsys.readouterr().out.split()
+    assert (int(cluster), name) == (int(placement.cluster), "abc"[int(placement.cluster)])
+    assert float(distance) == pytest.approx(float(placement.distance), abs=1e-4)
