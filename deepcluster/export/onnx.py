@@ -1,10 +1,11 @@
 """The whole way from pixels to cluster as one ONNX graph, compared with torch before it is written."""
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def _silent() -> Iterator[None]:
     """Keep what the exporter says of itself off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # onnxscript 0.6 prints
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
         try:

@@ -14,8 +14,9 @@ from deepcluster.storage import run_folder as files
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     """Write the file ``out``: the columns of clusters.csv with their types, and ``features`` as lists of fixed length.
 
-    What clusters.csv leaves empty is null. Bytes of a path that are no UTF-8 become ``\\xNN``, as Parquet has no other
-    text. Needs the extra ``parquet``.
+    What clusters.csv leaves empty is null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list
+    of fixed length. Bytes of a path that are no UTF-8 become ``\\xNN``, as Parquet has no other text. Needs the extra
+    ``parquet``.
     """
     try:
         import pyarrow as pa
@@ -29,7 +30,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     rows = folder.read_rows("clusters.csv", files.CLUSTERS)
     dims = models.load(folder.path).reduction.projection.shape[1]
     used = np.array([row["status"] == "ok" for row in rows], bool)
-    features = np.zeros((len(rows), dims), np.float32)
+    features = np.full((len(rows), dims), np.nan, np.float32)
     features[used] = folder.read_array("features.npy", int(used.sum()), dims)
     whole, real = (pa.int32(), int), (pa.float64(), float)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
@@ -45,7 +46,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     with folder.believed():
         columns = {name: column(name) for name in files.CLUSTERS}
-    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims, mask=pa.array(~used))
+    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)
     write_file(out, lambda file: pq.write_table(pa.table(columns), file))
     (display or Silent()).say("Exported", f"{len(rows):,} rows with {dims} features to {out}")
 
