@@ -14,8 +14,8 @@ from deepcluster.storage import run_folder as files
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     """Write the file ``out``: the columns of clusters.csv with their types, and ``features`` as lists of fixed length.
 
-    What clusters.csv leaves empty is null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list
-    of fixed length. Bytes of a path that are no UTF-8 become ``\\xNN``, as Parquet has no other text. Needs the extra
+    What clusters.csv leaves empty is null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null
+    list of fixed length. Bytes of a path that are no UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra
     ``parquet``.
     """
     try:
