@@ -328,6 +328,13 @@ def test_a_link_named_on_purpose(tmp_path):
     assert made.stat().st_ino == (tmp_path / "a.png").stat().st_ino
 
 
+def test_a_place_behind_links_that_go_round(holiday, tmp_path):
+    (tmp_path / "x").symlink_to(tmp_path / "y")
+    (tmp_path / "y").symlink_to(tmp_path / "x")
+    with pytest.raises(DiskError, match="cannot write"):
+        folders(holiday, tmp_path / "x" / "out")
+
+
 def test_dry_run(holiday, tmp_path):
     said = Said()
     assert folders(holiday, tmp_path / "out", dry_run=True, display=said) == ()
@@ -361,8 +368,9 @@ def test_command(holiday, tmp_path, capsys):
 
 
 def test_wrong_mode_from_python(holiday, tmp_path):
-    with pytest.raises(UsageError, match="choose symlink, hardlink, copy"):
-        folders(holiday, tmp_path / "out", mode="move")
+    for dry_run in (False, True):
+        with pytest.raises(UsageError, match="choose symlink, hardlink, copy"):
+            folders(holiday, tmp_path / "out", mode="move", dry_run=dry_run)
     assert leftovers(tmp_path) == []
 
 

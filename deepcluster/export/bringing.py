@@ -41,7 +41,7 @@ class Bringer:
     """Brings images of a source to new places, and counts: ``files`` by way, ``bytes`` written, and why a way was
     ``refused`` when it first was.
 
-    ``mode`` None: each file by the first way that works, of symbolic link, hard link and copy. What is no file, or
+    ``ways`` are tried in turn for each file: with ``mode`` None symbolic link, hard link and copy. What is no file, or
     shall become a .png, is decoded and written as one.
     """
 
@@ -49,7 +49,7 @@ class Bringer:
         if mode is not None and mode not in WAYS:
             raise UsageError(f"--mode {mode}: choose {', '.join(WAYS)}, or leave it out")
         self.source = source
-        self.mode = mode
+        self.ways = (PNG,) if source.file is None else tuple(WAYS) if mode is None else (mode,)
         self.files: Counter[str] = Counter()
         self.bytes = 0
         self.refused: dict[str, str] = {}
@@ -68,18 +68,17 @@ class Bringer:
 
     def _file(self, file: Path, target: Path) -> str:
         _check_there(file)
-        ways = list(WAYS) if self.mode is None else [self.mode]
-        for way in ways:
+        for way in self.ways:
             try:
                 WAYS[way](file, target)
                 return way
             except OSError as error:
-                self.refused.setdefault(way, explain(error))
-                if way == ways[-1] and way == "copy":
+                if way == "copy":  # there is no other way
                     raise
+                self.refused.setdefault(way, explain(error))
         raise DiskError(
-            f"{WORDS[ways[-1]]} are refused there ({self.refused[ways[-1]]}): leave --mode out to have images"
-            " linked or copied as can be"
+            f"{WORDS[way]} are refused there ({self.refused[way]}): leave --mode out to have images linked or copied as"
+            " can be"
         )
 
     def _png(self, i: int, target: Path) -> str:

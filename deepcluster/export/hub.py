@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +48,8 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
         models.save(model, beside)
         write_whole(beside / CARD, lambda file: file.write(text))
     display.say("Exported", f"{out}: {models.CONFIG}, {models.WEIGHTS} and the card {CARD}; nothing was sent anywhere")
-    display.say("Load", f'deepcluster.load("{out}")')
-    display.say("Upload", f"read the card, then: hf upload USER/NAME {out}")
+    display.say("Load", f"deepcluster.load({str(out)!r})")
+    display.say("Upload", f"read the card, then: hf upload USER/NAME {shlex.quote(str(out))}")
 
 
 def card(folder: RunFolder, model: Model) -> str:

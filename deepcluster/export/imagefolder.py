@@ -62,5 +62,5 @@ def imagefolder(
         show_tree(out, members, places, mode, display)
         return ()
     inventory = write_tree(out, members, places, mode, display, finish)
-    display.say("Load", f'datasets.load_dataset("imagefolder", data_dir="{out}")')
+    display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
     return inventory

@@ -35,7 +35,9 @@ def check_no_folder(out: Path) -> None:
 def check_apart(out: Path, source: Source) -> None:
     """UsageError where ``out`` lies in the folder of the images: the next fit would find every image twice."""
     images = Path(source.location)
-    if source.file is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+    # realpath and not resolve(), which raises where links go round in a circle.
+    inside = Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images))
+    if source.file is not None and images.is_dir() and inside:
         raise UsageError(
             f"-o {one_line(str(out))} lies in {one_line(str(images))}, where the images are, and would be taken for"
             " more of them: give an -o outside of it"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepcluster.display import Display
 from deepcluster.errors import DataError, DeepClusterWarning
-from deepcluster.export.bringing import PNG, WORDS, Bringer, Unavailable
+from deepcluster.export.bringing import WORDS, Bringer, Unavailable
 from deepcluster.export.members import Members, Row
 from deepcluster.export.names import distinct
 from deepcluster.export.places import check_apart, check_no_folder, new_folder
@@ -89,8 +89,7 @@ def show_tree(out: Path, members: Members, places: Sequence[str], mode: str | No
         display.say("Folder", f"{out / folder}: {count(sizes[folder], 'image')}")
     wanted = [row for row, place in zip(members.rows, places, strict=True) if place]
     away = sum(row["path"] not in members.index for row in wanted)
-    ways = WORDS[mode] if mode else f"{WORDS['symlink']}, else {WORDS['hardlink']}, else {WORDS['copy']}"
-    ways = ways if members.source.file else WORDS[PNG]
+    ways = ", else ".join(WORDS[way] for way in Bringer(members.source, mode).ways)
     missing = f"; {away:,} are not there any more" if away else ""
     display.say("Would do", f"{count(len(wanted) - away, 'image')} as {ways}{missing}; nothing is written now")
 
