@@ -1,4 +1,4 @@
-"""Images that another library hands out one by one: a ``Dataset`` of torch or of Hugging Face, or a list of pictures."""
+"""Images that others hand out one by one: a ``Dataset`` of torch or of Hugging Face, or a list of pictures."""
 
 from collections.abc import Callable
 from io import BytesIO

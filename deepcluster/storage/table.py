@@ -14,7 +14,7 @@ MOST_PIXELS = 1 << 28  # of an image
 
 
 def save(table: Table, folder: Path) -> None:
-    values = {"shape": list(table.shape), "low": table.low, "high": table.high}
+    values = {"shape": list(table.shape), "width": table.width, "low": table.low, "high": table.high}
     write_whole(folder / TABLE, lambda file: file.write(json.dumps(values) + "\n"))
 
 
@@ -25,12 +25,16 @@ def load(folder: Path) -> Table | None:
         return None
     try:
         values = read_json(path)
-        shape, low, high = values["shape"], values["low"], values["high"]
-        sides = isinstance(shape, list) and len(shape) in (2, 3) and all(type(side) is int and side > 0 for side in shape)
+        shape, width, low, high = (values[name] for name in ("shape", "width", "low", "high"))
+        sides = (
+            isinstance(shape, list) and len(shape) in (2, 3) and all(type(side) is int and side > 0 for side in shape)
+        )
         if not sides or math.prod(shape) > MOST_PIXELS:
             raise ValueError("its shape is none of an image")
+        if type(width) is not int or not 1 <= width <= math.prod(shape):
+            raise ValueError("its width is none of a row")
         if not all(type(value) is float and math.isfinite(value) for value in (low, high)) or low > high:
             raise ValueError("low and high are no numbers in this order")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be used ({error}): fit again, or take a copy of it") from None
-    return Table(tuple(shape), low, high)
+    return Table(tuple(shape), width, low, high)
