@@ -115,11 +115,12 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         rows, images = self._read(X, reset=True)
         if rows is not None and n_clusters is not None and n_clusters > len(images):
             raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
+        seed = _seed(self.random_state)
         temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
         out = temporary / "run" if temporary else Path(str(run))
         request = runs.Request(
             out=out, n_clusters=n_clusters, recipe=str(self.recipe), options=self._options(),
-            device=self.device, seed=_seed(self.random_state),
+            device=self.device, seed=seed,
         )  # fmt: skip
         try:
             with self._display() as display:
@@ -300,11 +301,10 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     def _read(self, X: Any, *, reset: bool) -> tuple[Table | None, Any]:
         """X as what the engine takes, and the table that it is. ``reset``: for a fit, so that X tells what comes."""
-        images = _as_images(X)
-        if images is not None:
+        if not _is_table(X):
             for name in ("n_features_in_", "feature_names_in_") if reset else ():
                 self.__dict__.pop(name, None)
-            return None, images
+            return None, list(X) if getattr(X, "ndim", 0) == 1 else X
         if not reset and self._table is None:
             raise UsageError("X is a table of numbers, and the fit was of images: pass images, as docs/python.md says")
         numbers = validate_data(self, X.detach().cpu().numpy() if isinstance(X, Tensor) else X, reset=reset)
@@ -346,17 +346,15 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return found_again(RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
-def _as_images(X: Any) -> Any:
-    """X where it holds images or says where they are, in a form for ``find``; None where it is a table of numbers."""
-    if isinstance(X, np.ndarray | Tensor) and X.ndim in (3, 4):
-        return X
+def _is_table(X: Any) -> bool:
+    """Whether X is a table of numbers, or is meant as one; all else holds images, or says where they are."""
     if not (isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "shape")) or hasattr(X, "cast_column"):
-        return X
-    if isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1:  # an array or a column of paths, too
-        first = next(iter(X), None)
-        several = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
-        return list(X) if several or isinstance(first, str | Path | Image.Image) else None
-    return None
+        return False
+    if not (isinstance(X, list | tuple) or getattr(X, "ndim", 2) == 1):
+        return getattr(X, "ndim", 2) not in (3, 4)
+    first = next(iter(X), None)  # of a list, or of an array or a column of paths
+    several = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
+    return not (several or isinstance(first, str | Path | Image.Image))
 
 
 def _groups(n_clusters: Any) -> int | None:

@@ -33,7 +33,7 @@ class Notebook:
     def __init__(self) -> None:
         from IPython.display import HTML, display
 
-        self._html = HTML
+        self._html: Any = HTML
         self._said: list[tuple[str, str]] = []
         self._rounds: list[str] = []
         self._progress = ""
