@@ -125,8 +125,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         try:
             with self._display() as display:
                 runs.fit(images, request, display)
-            if rows is not None:
-                tables.save(rows, out / "model")
+            tables.save(rows, out / "model")
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -178,8 +177,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Write what ``predict`` and ``transform`` need (config.json, model.safetensors), for ``load``."""
         check_is_fitted(self)
         models.save(self._model, Path(folder))
-        if self._table:
-            tables.save(self._table, Path(folder))
+        tables.save(self._table, Path(folder))
         return Path(folder)
 
     @classmethod

@@ -342,6 +342,9 @@ def test_save_and_load(fitted, digits, tmp_path):
     assert np.array_equal(DeepCluster.load(tmp_path / "table").predict(digits), by_table.labels_)
     with pytest.raises(ValueError, match="expecting 64"):
         DeepCluster.load(tmp_path / "table").predict(digits[:, :63])
+    fitted.save(tmp_path / "table")  # in its place
+    with pytest.raises(UsageError, match="the fit was of images"):
+        DeepCluster.load(tmp_path / "table").predict(digits)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import Undecodable, decode, one_line, upright
+from deepcluster.images.decode import Undecodable, decode, explain, one_line, upright
 
 CHANNELS = (1, 3, 4)
 
@@ -22,15 +22,21 @@ def reader(dataset: Any) -> Callable[..., Image.Image]:
 
     An item is a PIL image, a uint8 array or tensor, or a tuple that begins with one (what follows are labels, and not
     looked at). Of a data set of Hugging Face it is the column of images, decoded as files are. Raises ``DataError``
-    where there is no such column, or more than one; ``read`` raises ``Undecodable`` for an item that is no image.
+    where there is no such column, or more than one; ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
+    no image.
     """
     if hasattr(dataset, "cast_column"):
         return _of_hugging_face(dataset)
     lock = Lock()  # nobody promised that a data set can be read by several threads
 
     def read(i: int, size: int | None = None) -> Image.Image:
-        with lock:
-            return picture(dataset[i])
+        try:
+            with lock:
+                return picture(dataset[i])
+        except (MemoryError, OSError, Undecodable):
+            raise
+        except Exception as error:  # what another's code may raise has no bounds
+            raise Undecodable(explain(error)) from error
 
     return read
 

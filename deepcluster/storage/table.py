@@ -13,7 +13,11 @@ TABLE = "table.json"
 MOST_PIXELS = 1 << 28  # of an image
 
 
-def save(table: Table, folder: Path) -> None:
+def save(table: Table | None, folder: Path) -> None:
+    """Write the file, or remove the one that is there where there is no table."""
+    if table is None:
+        (folder / TABLE).unlink(missing_ok=True)
+        return
     values = {"shape": list(table.shape), "width": table.width, "low": table.low, "high": table.high}
     write_whole(folder / TABLE, lambda file: file.write(json.dumps(values) + "\n"))
 
