@@ -1,7 +1,7 @@
 """The records of a run as one self-contained HTML page: no script, no network, nothing but pixels in the pictures.
 
 This module turns records into plain values; all markup is in ``templates/report.html.j2``. Every text that reaches the
-page goes through ``inert`` and the template's escaping, in one place (``environment``).
+page goes through ``inert`` and the template's escaping, in one place (``_environment``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ def render(
     hidden = by_size[MAX_CLUSTERS:]
     heads, rounds = _history_table(history)
     return (
-        environment()
+        _environment()
         .get_template("report.html.j2")
         .render(
             title=title,
@@ -115,7 +115,7 @@ def render(
 
 
 @cache
-def environment() -> Environment:
+def _environment() -> Environment:
     def finalize(value: Any) -> Any:
         """What every ``{{ ... }}`` goes through before it is escaped; markup of the template's own stays as it is."""
         return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
