@@ -30,5 +30,17 @@ def test_use_the_model(tmp_path):
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
 
 
+def test_estimator():
+    lines = output_of("estimator.py", "", "0")
+    assert "now 25 clusters" in lines[-3]
+    assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
+
+
+def test_pipeline():
+    lines = output_of("pipeline.py", "0", "0")
+    assert [line.split(" held-out")[0].strip() for line in lines] == ["raw pixels", "DeepCluster"]
+    assert all(float(line.split()[i]) > 0.9 for line in lines for i in [line.split().index("accuracy") + 1])
+
+
 def test_no_example_is_long():
     assert all(len(path.read_text().splitlines()) < 100 for path in EXAMPLES.glob("*.py"))
