@@ -15,16 +15,20 @@ from deepcluster.report import thumbnails
 from deepcluster.report.page import render
 from deepcluster.report.text import inert
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 TAGS = VOID | {
     *("html", "head", "title", "style", "body", "header", "main", "nav", "section", "h1", "h2", "h3", "p", "ul", "li"),
     *("dl", "dt", "dd", "div", "span", "strong", "a", "code", "figure", "figcaption", "details", "summary"),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "g", "line", "path", "text", "circle"),
+    *("script", "noscript", "button", "label", "select", "option", "fieldset", "legend", "canvas", "output", "ol"),
+    *("dialog", "form", "kbd"),
 }
 ATTRIBUTES = {
     *("lang", "charset", "name", "content", "http-equiv", "id", "class", "href", "src", "alt", "title", "decoding"),
     *("style", "scope", "open", "aria-label", "role", "viewbox", "transform", "x", "y", "x1", "x2", "y1", "y2"),
-    *("d", "cx", "cy", "r", "text-anchor"),
+    *("d", "cx", "cy", "r", "text-anchor", "hidden", "type", "value", "for", "min", "max", "step", "checked"),
+    *("placeholder", "autocomplete", "method", "visibility", "aria-hidden", "aria-pressed", "aria-labelledby"),
+    *("data-number", "data-act", "data-tile"),
 }
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",

@@ -1,5 +1,7 @@
 """All images on a plane, neighbours beside each other: the map of the report."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,7 +18,7 @@ STEPS = 300
 OTHERS = 8  # rows that each is pushed away from in a step
 PUSH = 5  # how much all pushes weigh beside all pulls
 FARTHEST = 4.0  # a row goes in a step, in each direction
-Points = npt.NDArray[np.float32]
+Points = npt.NDArray[Any]  # float32
 
 
 def layout(reduced: Tensor, seed: int = 0) -> Points:
@@ -55,11 +57,13 @@ def _drawn(rows: Tensor, random: torch.Generator) -> Points:
         squared = _squared(away)[..., None]
         outward = push * (2 * away / ((1e-3 + squared) * (1 + squared))).clip(-FARTHEST, FARTHEST).sum(1)
         places = places + np.float32(1 - step / STEPS) * (inward + outward).clip(-FARTHEST, FARTHEST)
-    return places - places.mean(0)
+    centred: Points = places - places.mean(0)
+    return centred
 
 
 def _squared(differences: Points) -> Points:
-    return np.einsum("...i,...i->...", differences, differences)
+    squared: Points = np.einsum("...i,...i->...", differences, differences)
+    return squared
 
 
 def _start(rows: Tensor) -> Points:

@@ -22,7 +22,7 @@ ROWS_EACH = 5  # fewer in a group on average, and no stability is told
 @dataclass(frozen=True)
 class Level:
     """``k`` groups: the mean ``silhouette`` (-1 to 1) of a sample in that cut of the tree, and the ``stability``: the
-    mean adjusted Rand index (at most 1) of Ward's trees of samples, cut into k. None where there is too little of it."""
+    mean adjusted Rand index (at most 1) of Ward's trees of samples, cut into k. None where there are too few images."""
 
     k: int
     silhouette: float | None
@@ -30,7 +30,7 @@ class Level:
 
 
 def levels(reduced: Tensor, tree: Tree, piece: Tensor, *, seed: int = 0) -> list[Level]:
-    """A level for each number of groups from 2 to the pieces of the ``tree`` of N x d features; ``piece`` (int64, N)."""
+    """A level for each number of groups from 2 to the pieces of the ``tree`` of N x d features; ``piece``: int64, N."""
     chosen = torch.randperm(len(reduced), generator=generator(seed, "levels"))[:ROWS]
     rows = reduced[chosen].numpy()
     numbers = range(2, len(tree.groups) + 1)

@@ -134,7 +134,5 @@ def _described(
         sizes.append(sizes[a] + sizes[b])
         middles.append((sizes[a] * middles[a] + sizes[b] * middles[b]) / sizes[-1])
         rows.append(torch.cat([rows[a], rows[b]]))
-    medoids = [
-        int(inside[(reduced[inside] - middle).norm(dim=1).argmin()]) for inside, middle in zip(rows, middles, strict=True)
-    ]
-    return tuple(sizes), tuple(medoids)
+    nearest = [(reduced[inside] - middle).norm(dim=1).argmin() for inside, middle in zip(rows, middles, strict=True)]
+    return tuple(sizes), tuple(int(inside[i]) for inside, i in zip(rows, nearest, strict=True))
