@@ -25,6 +25,7 @@ def script_data(
     summary: Sequence[Row],
     places: npt.NDArray[np.float32] | None,
     tree: tuple[Tree, Sequence[Level]] | None,
+    sheet: bytes = b"",
 ) -> str:
     """The JSON. ``clusters`` are the usable rows, in the order of the ``places``."""
     across = columns(len(on_sheet(len(clusters))))
@@ -32,6 +33,7 @@ def script_data(
         "cut": cut,
         "recut": recut,
         "columns": across,
+        "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
         "clusters": [_cluster(row) for row in summary],
         "points": _points(clusters, summary, places) if places is not None and len(clusters) else None,
         "tree": _tree(*tree, len(clusters)) if tree else None,

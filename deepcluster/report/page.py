@@ -158,7 +158,6 @@ def render(
         duplicates_count=alike_count,
         duplicates_images=alike_images,
         has_duplicates=duplicates is not None,
-        sheet="data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else "",
         name=shlex.quote(name),
         style=_own("report.css"),
         script=_own("report.js"),
@@ -171,6 +170,7 @@ def render(
                 summary=summary,
                 places=places,
                 tree=tree,
+                sheet=sheet,
             )
         ),
     )

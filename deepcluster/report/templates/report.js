@@ -102,7 +102,7 @@ if (!matchMedia("(min-width: 60rem)").matches) $(".run")?.removeAttribute("open"
 
 /* ---- pictures --------------------------------------------------------------------------------------------------- */
 
-const sheet = $("#sheet");
+const sheet = data.sheet ? element("img", {src: data.sheet}) : null;
 const sheetReady = sheet ? sheet.decode().then(() => true, () => false) : Promise.resolve(false);
 
 /* The picture at a place of the sheet, drawn as soon as the sheet is there. */
