@@ -1,5 +1,7 @@
 """The merge tree and its curves: cases by hand, scipy and scikit-learn as references, and what must always hold."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def test_ward_by_hand():
 
 
 def test_weights_are_repetitions():
-    # Unweighted, 3 and 4 are the first to merge (1/2); where they stand for 100 points each that costs 50, and comes last.
+    # Unweighted, 3 and 4 are the first to merge (1/2); where they stand for 100 points each it costs 50 and comes last.
     assert set(ward(points(0, 1.2, 3, 4), np.ones(4))[0][1:]) == {2, 3}
     weighted = ward(points(0, 1.2, 3, 4), np.array([1.0, 1, 100, 100]))
     assert weighted[0][0] == pytest.approx(0.72) and set(weighted[0][1:]) == {0, 1}
@@ -94,7 +96,7 @@ def test_the_present_groups_are_a_cut_and_others_only_merge_or_split(k):
     assert [len(set(nodes)) for nodes in every] == list(range(len(tree.groups), 0, -1))
     present = next(nodes for nodes in every if len(set(nodes)) == k)
     assert len(set(zip(present, tree.groups, strict=True))) == k
-    for finer, coarser in zip(every, every[1:], strict=False):
+    for finer, coarser in pairwise(every):
         assert len(set(zip(finer, coarser, strict=True))) == len(set(finer))
     assert tree.sizes[-1] == len(rows) and sum(tree.sizes[: len(tree.groups)]) == len(rows)
     inside = np.array([present[p] for p in piece.tolist()])
@@ -137,7 +139,7 @@ def test_silhouettes_are_those_of_scikit_learn():
 def test_a_silhouette_by_hand():
     tree, piece = hand_tree()
     rows = np.array([[0.0], [1], [2.5], [10], [11], [11]], dtype=np.float32)
-    # Two groups. 0: 1 - 1.75 / 10.667; 1: 1 - 1.25 / 9.667; 2.5: 1 - 2 / 8.167; 10: 1 - 1 / 8.833; 11, twice: 1 - .5 / 9.833.
+    # 0: 1 - 1.75 / 10.667; 1: 1 - 1.25 / 9.667; 2.5: 1 - 2 / 8.167; 10: 1 - 1 / 8.833; 11, twice: 1 - .5 / 9.833.
     assert silhouettes(rows, piece.numpy(), tree)[2] == pytest.approx(
         np.mean([0.8359, 0.8707, 0.7551, 0.8868, 0.9492, 0.9492]), abs=1e-4
     )
