@@ -145,7 +145,7 @@ def lasso(page: Any, folder: Path, shares: list[tuple[float, float]]) -> list[di
 HOVER = """() => {
   const plane = document.querySelector("#plane"), tip = document.querySelector("#tip"), told = new Set();
   const box = plane.getBoundingClientRect();
-  for (let x = 0; x < box.width; x += 4) for (let y = 0; y < box.height; y += 4) {
+  for (let x = 0; x < box.width; x += 7) for (let y = 0; y < box.height; y += 7) {
     plane.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + x, clientY: box.top + y}));
     if (!tip.hidden) told.add(tip.innerText);
   }
