@@ -3,6 +3,7 @@
 import base64
 import json
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def shorts(text: str) -> list[int]:
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
     arguments = {"cut": "c", "recut": "deepcluster recut run -k ", "clusters": clusters, "places": None, "tree": None}
-    arguments |= {"summary": summary_of(clusters)} | changes
+    arguments |= changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
     found: dict[str, Any] = json.loads(script_data(**arguments))
     return found
 
@@ -34,13 +35,11 @@ def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
 
 
 def test_points_by_hand() -> None:
-    rows = [
-        row("a/x.png", 3, "0.5", label="cat"),
-        row("a/y.png", 7, "2", label=""),
-        row("z.png", 3, "1", is_outlier="1"),
-    ]
+    rows = [row("a/x.png", 0, "0.5", label="cat"), row("a/y.png", 1, "2"), row("z.png", 0, "1", is_outlier="1")]
+    summary = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in summary_of(rows)]
+    rows = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in rows]  # numbers with gaps: 3 and 7
     places = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
-    points = read(rows, places=places)["points"]
+    points = read(rows, summary=summary, places=places)["points"]
     assert (points["folders"], points["names"]) == (["a/", ""], ["x.png", "y.png", "z.png"])
     assert shorts(points["folder"]) == [0, 0, 1] and shorts(points["cluster"]) == [0, 1, 0]
     # The wider side goes from 0 to 65535, the other one with the same scale.
@@ -68,8 +67,9 @@ def test_clusters_and_tree_by_hand() -> None:
     assert (found["cut"], found["recut"], found["sheet"]) == ("c", "deepcluster recut run -k ", None)
 
 
-def test_odd_distances_are_none(monkeypatch: Any) -> None:
-    points = read([row("a", distance="nan"), row("b", distance="")], places=np.zeros((2, 2), np.float32))["points"]
+def test_odd_distances_are_none() -> None:
+    rows = [row("a", distance="nan"), row("b", distance="")]
+    points = read(rows, summary=summary_of([row("a")]), places=np.zeros((2, 2), np.float32))["points"]
     assert shorts(points["distance"]) == [0, 0] and shorts(points["x"]) == [0, 0]
 
 
@@ -172,4 +172,4 @@ def test_ticks_stand_apart() -> None:
     for last in (3, 7, 30, 60, 499, 4000):
         ticks = curves([Level(k, 0.1, 0.1) for k in range(2, last + 1)])[0].x_ticks
         assert ticks[0] == (0.0, "2") and ticks[-1] == (WIDTH, str(last)) and len(ticks) <= 10
-        assert all(b - a > 20 for (a, _), (b, _) in zip(ticks, ticks[1:], strict=False))
+        assert all(b - a > 20 for (a, _), (b, _) in pairwise(ticks))
