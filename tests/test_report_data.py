@@ -45,10 +45,15 @@ def test_points_by_hand() -> None:
     # The wider side goes from 0 to 65535, the other one with the same scale.
     assert shorts(points["x"]) == [0, 65535, 32768] and shorts(points["y"]) == [0, 16384, 32768]
     assert points["farthest"] == 2 and shorts(points["distance"]) == [16384, 65535, 32768]
-    assert points["outlier"] == [2] and points["every"] == 1
+    assert points["outlier"] == [2] and points["every"] == points["step"] == 1
     assert points["labels"] == ["", "cat"] and shorts(points["label"]) == [1, 0, 0]
     assert read([row("a.png")], places=places[:1])["points"]["label"] is None
     assert read([], summary=[], places=places[:0])["points"] is None
+
+
+def test_folders_of_absolute_paths_are_not_told() -> None:
+    points = read([row("/home/me/photos/a.png"), row("b/c.png")], places=np.zeros((2, 2), np.float32))["points"]
+    assert (points["folders"], points["names"]) == ([".../", "b/"], ["a.png", "c.png"])
 
 
 def test_clusters_and_tree_by_hand() -> None:
@@ -78,7 +83,8 @@ def test_long_names_make_the_points_fewer(monkeypatch: Any) -> None:
     rows = [row("n" * 20 + str(i)) for i in range(10)]  # 210 characters: every third
     assert on_map(rows) == ([0, 3, 6, 9], 3)
     points = read(rows, places=np.zeros((10, 2), np.float32))["points"]
-    assert [name[-1] for name in points["names"]] == ["0", "3", "6", "9"] and points["every"] == 3
+    assert [name[-1] for name in points["names"]] == ["0", "3", "6", "9"]
+    assert points["every"] == points["step"] == 3
 
 
 def test_harmless_json_is_the_same_json() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from deepcluster.clustering.levels import Level
 from deepcluster.clustering.tree import Tree
 from deepcluster.report.sheet import columns, on_sheet, tile
-from deepcluster.report.text import Row, inert, number
+from deepcluster.report.text import Row, bare, inert, number
 
 NAMES = 600_000  # characters of file names, above which fewer images are on the map
 STEPS = 65_535  # of a place or a distance between the least and the greatest
@@ -65,10 +65,10 @@ def on_map(clusters: Sequence[Row]) -> tuple[list[int], int]:
 
 
 def _points(clusters: Sequence[Row], summary: Sequence[Row], places: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Columns of the images on the map."""
+    """Columns of the images on the map: ``every`` so many pictures of the sheet, and ``step`` rows, there is one."""
     chosen, every = on_map(clusters)
     rows = [clusters[i] for i in chosen]
-    paths = [inert(row["path"]).rpartition("/") for row in rows]
+    paths = [inert(bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
     numbers = {row["cluster"]: i for i, row in enumerate(summary)}
@@ -78,6 +78,7 @@ def _points(clusters: Sequence[Row], summary: Sequence[Row], places: npt.NDArray
     x, y = ((places[chosen] - corner) / width).T
     return {
         "every": every,
+        "step": chosen[1] if len(chosen) > 1 else 1,
         "x": _packed(x),
         "y": _packed(y),
         "distance": _packed(distances / farthest),

@@ -266,15 +266,13 @@ function openMerge(number) {
     const stops = [filter, ...$$("li:not([hidden]) button", list)];
     stops[Math.max(0, Math.min(stops.length - 1, stops.indexOf(document.activeElement) + step))].focus();
   };
-  dialog.onclose = () => {
-    if (dialog.returnValue !== "") {
-      const target = Number(dialog.returnValue);
-      into.set(number, target);
-      edited(number, target, ...members(target));
-    }
-    cards.get(number).focus({preventScroll: true});
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value === "") return;
+    const target = Number(event.submitter.value);
+    into.set(number, target);
+    edited(number, target, ...members(target));
   };
-  dialog.returnValue = "";
+  dialog.onclose = () => cards.get(number).focus({preventScroll: true});
   dialog.showModal();
   filter.focus();
 }
@@ -557,9 +555,9 @@ function map(points) {
   $("#clear").addEventListener("click", () => select(null));
   $("#copy-paths").addEventListener("click", event => copy(listed.map(pathOf).join("\n") + "\n", event.target));
   $("#save-csv").addEventListener("click", () => {
-    const heads = ["path", "cluster", "name", "distance", ...(label ? ["label"] : [])];
+    const heads = ["row", "path", "cluster", "name", "distance", ...(label ? ["label"] : [])];
     const rows = listed.map(i => [
-      guarded(pathOf(i), "./"), clusterOf(i), guarded(nameOf(clusterOf(i)), "'"), distanceOf(i).toFixed(4),
+      i * points.step, guarded(pathOf(i), "./"), clusterOf(i), guarded(nameOf(clusterOf(i)), "'"), distanceOf(i).toFixed(4),
       ...(label ? [guarded(points.labels[label[i]], "'")] : []),
     ]);
     save("selection.csv", [heads, ...rows].map(row => row.map(cell).join(",") + "\n").join(""), "text/csv");
