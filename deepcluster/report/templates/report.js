@@ -398,7 +398,7 @@ function map(points) {
     }
     const r = radius();
     for (const strong of [0, 1]) {
-      pen.globalAlpha = strong ? 0.82 : 0.1;
+      pen.globalAlpha = strong ? 0.82 : 0.2;
       for (const [key, which] of layers) {
         if (key % 2 !== strong) continue;
         pen.fillStyle = paintOf(key >> 1);
