@@ -34,6 +34,8 @@ from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.tables import round_to
 
+MOST_IN_TREE = 500
+
 
 def check_groups(n_clusters: int | None, count: int) -> None:
     if n_clusters is not None and n_clusters < 1:
@@ -114,6 +116,10 @@ def write_groups(
 
 
 def write_tree(folder: RunFolder, model: Model, reduced: Tensor, seed: int) -> None:
+    """The merge tree of up to ``MOST_IN_TREE`` groups; more are nothing to look at, and would take minutes."""
+    if model.groups.count > MOST_IN_TREE:
+        (folder.path / drawn.TREE).unlink(missing_ok=True)
+        return
     tree, piece = merge_tree(reduced, model.groups)
     drawn.write_tree(folder, tree, levels(reduced, tree, piece, seed=derive(seed, "levels")))
 

@@ -149,5 +149,6 @@ def _draw(folder: RunFolder) -> None:
     """Map and tree of a run of version 0.1, which had none; without features or model the report does without."""
     with suppress(DeepClusterError):
         record, model, rows = _read(folder)
-        write_map(folder, rows.reduced, record["seed"])
+        if not (folder.path / drawn.MAP).exists():
+            write_map(folder, rows.reduced, record["seed"])
         write_tree(folder, model, rows.reduced, record["seed"])

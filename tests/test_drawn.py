@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster import grouping
 from deepcluster import run as runs
 from deepcluster.cli import run_command
 from deepcluster.clustering.levels import Level
@@ -118,6 +119,12 @@ def test_without_features_the_report_does_without_map_and_tree(run: Path) -> Non
     assert run_command(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert 'id="clusters"' in page and 'id="map"' not in page and 'id="groups"' not in page
+
+
+def test_very_many_groups_have_no_tree(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "MOST_IN_TREE", 1)
+    assert run_command(["recut", str(run), "-k", "2"]) == 0  # the old tree does not stay
+    assert not (run / "tree.json").exists() and 'id="groups"' not in (run / "report.html").read_text()
 
 
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path) -> None:
