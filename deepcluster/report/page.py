@@ -158,7 +158,7 @@ def render(
         duplicates_count=alike_count,
         duplicates_images=alike_images,
         has_duplicates=duplicates is not None,
-        name=shlex.quote(name),
+        name=shlex.quote(inert(name)),
         style=_own("report.css"),
         script=_own("report.js"),
         script_sha256=base64.b64encode(hashlib.sha256(_own("report.js").encode()).digest()).decode("ascii"),
