@@ -14,7 +14,10 @@ from torch import Tensor
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.clustering.cut import Cut, as_groups, cut
 from deepcluster.clustering.graph import Graph
+from deepcluster.clustering.layout import layout
+from deepcluster.clustering.levels import levels
 from deepcluster.clustering.number import candidates
+from deepcluster.clustering.tree import merge_tree
 from deepcluster.clustering.verdict import signs, verdict
 from deepcluster.display import Display
 from deepcluster.errors import DataError, DeepClusterError, UsageError
@@ -25,11 +28,13 @@ from deepcluster.report.page import render
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
+from deepcluster.storage import drawn, tables
 from deepcluster.storage import run_folder as files
-from deepcluster.storage import tables
 from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.tables import round_to
+
+MOST_IN_TREE = 500
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -74,7 +79,7 @@ class Rows:
 def write_groups(
     folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]
 ) -> None:
-    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, run.json."""
+    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, tree.json, run.json."""
     placement = model.place(rows.reduced)
     found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
     said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
@@ -102,11 +107,25 @@ def write_groups(
                 "labelled": known,
             },
         )
+    write_tree(folder, model, rows.reduced, record["seed"])
     # What edits are for: this assignment, and no later one.
     record["cut"] = hashlib.sha256(placement.cluster.numpy().tobytes()).hexdigest()[:16]
     record["clusters"] = len(summary)
     record |= {"signs": said, "verdict": verdict(found)}
     folder.write_json("run.json", record)
+
+
+def write_tree(folder: RunFolder, model: Model, reduced: Tensor, seed: int) -> None:
+    """The merge tree of up to ``MOST_IN_TREE`` groups; more are nothing to look at, and would take minutes."""
+    if model.groups.count > MOST_IN_TREE:
+        (folder.path / drawn.TREE).unlink(missing_ok=True)
+        return
+    tree, piece = merge_tree(reduced, model.groups)
+    drawn.write_tree(folder, tree, levels(reduced, tree, piece, seed=derive(seed, "levels")))
+
+
+def write_map(folder: RunFolder, reduced: Tensor, seed: int) -> None:
+    drawn.write_map(folder, layout(reduced, derive(seed, "map")))
 
 
 def found_again(folder: RunFolder) -> Source | None:
@@ -144,16 +163,22 @@ def pictures(source: Source | None, size: int) -> Picture:
 
 def write_report(folder: RunFolder, source: Source | None) -> Path:
     record = folder.read_json("run.json", files.RECORD)
-    has_metrics = (folder.path / "metrics.json").is_file()
+    clusters = folder.read_rows("clusters.csv", files.CLUSTERS)
+    images = sum(row["status"] == "ok" for row in clusters)
     page = render(
         title=str(record["images"]),
         run=record,
-        clusters=folder.read_rows("clusters.csv", files.CLUSTERS),
-        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
+        clusters=clusters,
+        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
         history=folder.read_rows("history.csv", files.HISTORY),
-        metrics=folder.read_json("metrics.json") if has_metrics else None,
+        metrics=folder.read_json("metrics.json") if (folder.path / "metrics.json").is_file() else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
+        duplicates=folder.read_rows("duplicates.csv") if (folder.path / "duplicates.csv").is_file() else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
+        places=drawn.read_map(folder, images),
+        tree=drawn.read_tree(folder, images),
+        sheet=drawn.read_sheet(folder),
+        name=folder.path.resolve().name,
     )
     folder.write_text("report.html", page)
     return folder.path / "report.html"

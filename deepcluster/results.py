@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,11 +13,22 @@ from torch import Tensor
 
 from deepcluster.clustering.cut import outlier_distances, place
 from deepcluster.display import Display, Silent
-from deepcluster.errors import UsageError
-from deepcluster.grouping import Rows, check_groups, found_again, groups_of, suggested, write_groups, write_report
+from deepcluster.errors import DeepClusterError, UsageError
+from deepcluster.grouping import (
+    Rows,
+    check_groups,
+    found_again,
+    groups_of,
+    suggested,
+    write_groups,
+    write_map,
+    write_report,
+    write_tree,
+)
 from deepcluster.images.source import Images, Source, find_in_parts
 from deepcluster.images.store import nothing_readable, read_once
 from deepcluster.records import Clustering
+from deepcluster.storage import drawn
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits import Edits, carried_over, edited
@@ -89,6 +101,8 @@ def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], 
     model = replace(model, outlier_distance=outlier_distances(placement, model.groups.count))
     models.save(model, folder.model)
     write_groups(folder, model, rows, record, baseline)
+    if not (folder.path / drawn.MAP).exists():
+        write_map(folder, rows.reduced, record["seed"])
 
 
 @dataclass(frozen=True)
@@ -127,4 +141,15 @@ def report(run: Path, source: Source | None = None) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
     folder = files.open_run(run)
     with files.locked(run), folder.believed():
+        if not all((folder.path / name).exists() for name in (drawn.MAP, drawn.TREE)):
+            _draw(folder)
         return write_report(folder, source or found_again(folder))
+
+
+def _draw(folder: RunFolder) -> None:
+    """Map and tree of a run of version 0.1, which had none; without features or model the report does without."""
+    with suppress(DeepClusterError):
+        record, model, rows = read_run(folder)
+        if not (folder.path / drawn.MAP).exists():
+            write_map(folder, rows.reduced, record["seed"])
+        write_tree(folder, model, rows.reduced, record["seed"])

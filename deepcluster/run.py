@@ -27,7 +27,7 @@ from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
-from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_report
+from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
@@ -38,11 +38,12 @@ from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 from deepcluster.records import Clustering
+from deepcluster.report.sheet import sheet
 from deepcluster.seeding import derive
 from deepcluster.stopping import Stop
+from deepcluster.storage import drawn, tables
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage import tables
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder, graph_of, graph_tensors
@@ -378,6 +379,8 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     paths = tuple(job.source.paths[i] for i in store.kept)
     rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
     write_groups(folder, model, rows, job.record, baseline)
+    write_map(folder, result.reduced, request.seed)
+    folder.write_bytes(drawn.SHEET, sheet(store.images))
     write_report(folder, job.source)
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json("run.json", job.record)

@@ -581,14 +581,14 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     out = home / "runs" / "one"
     page = (out / "report.html").read_text()
     pictures = [base64.b64decode(data) for data in re.findall(r"base64,([\w+/=]+)", page)]
-    assert len(pictures) == 20
+    assert len(pictures) == 21  # 20 of the clusters, and the sheet of the map
     files = {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
     for name, data in [*files.items(), *((f"picture {i}", data) for i, data in enumerate(pictures))]:
         assert CANARY.encode() not in data, name
     told = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
-    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "checkpoints/images.csv"} if listed else set()
-    assert told == {"run.json"} | tables
+    tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "checkpoints/images.csv"}
+    assert told == {"run.json"} | (tables if listed else set())
     assert "deepcluster fit .../" in page and "-o .../one" in page
 
 

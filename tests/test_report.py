@@ -1,6 +1,8 @@
 """The page is read as a browser reads it, with html.parser: what is not a tag there is inert."""
 
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -10,21 +12,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.clustering.levels import Level
+from deepcluster.clustering.tree import Tree
 from deepcluster.errors import DiskError
-from deepcluster.report import thumbnails
+from deepcluster.report import sheet, thumbnails
 from deepcluster.report.page import render
 from deepcluster.report.text import inert
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 TAGS = VOID | {
     *("html", "head", "title", "style", "body", "header", "main", "nav", "section", "h1", "h2", "h3", "p", "ul", "li"),
     *("dl", "dt", "dd", "div", "span", "strong", "a", "code", "figure", "figcaption", "details", "summary"),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "g", "line", "path", "text", "circle"),
+    *("script", "noscript", "button", "label", "select", "option", "fieldset", "legend", "canvas", "output", "ol"),
+    *("dialog", "form", "kbd"),
 }
 ATTRIBUTES = {
     *("lang", "charset", "name", "content", "http-equiv", "id", "class", "href", "src", "alt", "title", "decoding"),
     *("style", "scope", "open", "aria-label", "role", "viewbox", "transform", "x", "y", "x1", "x2", "y1", "y2"),
-    *("d", "cx", "cy", "r", "text-anchor"),
+    *("d", "cx", "cy", "r", "text-anchor", "hidden", "type", "value", "for", "min", "max", "step", "checked"),
+    *("placeholder", "autocomplete", "method", "visibility", "aria-hidden", "aria-pressed", "aria-labelledby"),
+    *("data-number", "data-act", "data-tile"),
 }
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
@@ -189,7 +197,7 @@ def test_thumbnails_are_pixels_only() -> None:
 
     _, parsed = page(picture=marked)
     images = pictures(parsed)
-    assert len(images) == 32
+    assert len(images) == 34
     for image in images:
         image.load()
         assert image.format == "WEBP" and image.width == image.height
@@ -203,10 +211,11 @@ def test_thumbnails_are_pixels_only() -> None:
 def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     # The worst case: every picture takes all the bytes that it may, and the names are long.
     monkeypatch.setattr(thumbnails, "thumbnail", lambda image, side, limit: bytes(limit))
-    rows = [row(f"{'n' * 150}/{c}/{i}.png", c, distance=str(i)) for c in range(100) for i in range(16)]
-    text, parsed = page(clusters=rows)
-    assert len(parsed.all("img")) == 1600
-    assert 4_000_000 < len(text.encode()) <= 5_000_000
+    names = [(c, f"{'n' * 150}/{c}/{i}.png") for c in range(100) for i in range(100)]
+    rows = [row(name, c, distance=str(i), label=str(c), is_outlier="1") for i, (c, name) in enumerate(names)]
+    text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
+    assert len(parsed.all("img")) == 1100
+    assert 2_300_000 < len(text.encode()) <= 5_000_000
 
 
 # The page
@@ -216,11 +225,12 @@ def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
     _, parsed = page()
     assert sections(parsed) == ["cluster-0", "cluster-1"]
     items = [attributes["class"] for attributes, _ in parsed.all("li") if "class" in attributes]
-    assert items == 2 * (["medoid"] + 4 * ["central"] + 7 * ["spread"] + 4 * ["borderline"])
+    assert items == 2 * (["medoid"] + 8 * ["diverse"] + 4 * ["borderline"] + 4 * ["outlying"])
     alts = [attributes["alt"] for attributes, _ in parsed.all("img")]
-    assert alts[0] == "0/00.png" and alts[16] == "1/00.png" and len(set(alts)) == 32
-    assert alts[12:16] == ["0/19.png", "0/18.png", "0/17.png", "0/16.png"]
-    assert [text for _, text in parsed.all("figcaption")][:3] == ["medoid", "by distance to a centroid", "borderline"]
+    assert alts[0] == "0/00.png" and alts[17] == "1/00.png" and len(set(alts)) == 34
+    assert alts[9:13] == ["0/19.png", "0/18.png", "0/17.png", "0/16.png"]  # of the smallest margin
+    assert alts[13:17] == ["0/15.png", "0/14.png", "0/13.png", "0/12.png"]  # the farthest of the others
+    assert [text for _, text in parsed.all("figcaption")][:4] == ["medoid", "diverse", "borderline", "outlying"]
     assert "cluster 1" in [text for _, text in parsed.all("a", href="#cluster-1")]
     # Nothing but the medoid is drawn at double size.
     assert len(parsed.all("figure", class_="one")) == 2
@@ -246,7 +256,7 @@ def test_header_tells_the_facts() -> None:
 def test_only_known_keys_of_the_run_are_shown() -> None:
     text, parsed = page(run={"hostname": "canary", "command": "deepcluster fit 'my photos'"})
     assert "canary" not in text
-    assert [text for _, text in parsed.all("code")] == ["deepcluster fit 'my photos'"]
+    assert parsed.all("code")[0][1] == "deepcluster fit 'my photos'"
 
 
 def test_labels_and_outliers_of_a_cluster() -> None:
@@ -270,7 +280,7 @@ def test_metrics_stand_beside_the_untrained_network() -> None:
         "nmi_average": "arithmetic",
     }
     _, parsed = page(metrics=metrics)
-    assert [text for _, text in parsed.all("tr")][1:4] == [
+    assert [text for _, text in parsed.all("tr") if text.startswith(("Acc", "NMI (", "ARI"))] == [
         "Accuracy0.8000.900\u22120.100",
         "NMI (arithmetic mean)0.5000.400+0.100",
         "ARI0.100\u2013\u2013",
@@ -295,8 +305,8 @@ def test_history_table() -> None:
     table = parsed.all("table", class_="figures history")
     assert table[0][1].startswith("RoundLossChangedInertianew 00.12350.0%1,234,568x 1")
     assert len(parsed.all("tr")) == 41
-    assert [attributes for attributes, _ in parsed.all("details")] == [{}]
-    assert page()[1].all("details")[0][0] == {"open": None}
+    assert [attributes for attributes, _ in parsed.all("details", class_="rounds")] == [{"class": "rounds"}]
+    assert page()[1].all("details", class_="rounds")[0][0] == {"class": "rounds", "open": None}
 
 
 def test_one_cluster() -> None:
@@ -330,7 +340,7 @@ def test_the_largest_clusters_are_shown_in_order_of_their_numbers() -> None:
 def test_a_picture_that_cannot_be_read_again_is_a_plain_tile() -> None:
     _, parsed = page(picture=lambda path: None if path == "0/00.png" else picture(path))
     assert [text for _, text in parsed.all("span", class_="tile")] == ["0/00.png"]
-    assert len(parsed.all("img")) == 31
+    assert len(parsed.all("img")) == 33
 
 
 def test_skipped_files() -> None:
@@ -351,26 +361,59 @@ def test_rows_of_skipped_files_are_no_members() -> None:
 # Nothing foreign
 
 
+def drawn(images: int) -> dict[str, Any]:
+    """A map, a tree of two groups and a sheet for so many images."""
+    nodes = Tree(
+        groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(1, 1, images - 2, 2, images), medoids=(0, 1, 2, 0, 2)
+    )
+    levels = [Level(2, 0.25, 0.5), Level(3, -0.25, None)]
+    places = np.arange(2 * images, dtype=np.float32).reshape(images, 2)
+    return {"places": places, "tree": (nodes, levels), "sheet": b"RIFF    WEBP"}
+
+
 def test_the_page_is_self_contained() -> None:
-    text, parsed = page(metrics={"acc": 1.0}, skipped=[{"path": "a", "reason": "b"}])
+    text, parsed = page(metrics={"acc": 1.0}, skipped=[{"path": "a", "reason": "b"}], **drawn(40))
     policy = [a["content"] for a, _ in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<iframe", text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == [f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"]
+    assert [a for a, _ in parsed.all("script")] == [{}, {"type": "application/json", "id": "data"}]
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe", text)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|fetch|XMLHttp|Storage", script
+    )
     assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def test_tabs_are_links_to_the_parts_that_there_are() -> None:
+    def parts(parsed: Page) -> list[str]:
+        links = [str(a["href"])[1:] for a, _ in parsed.all("a")]
+        ids = [str(a["id"]) for a, _ in parsed.all("section", class_="part")]
+        assert links[: len(ids)] == ids
+        return ids
+
+    assert parts(page()[1]) == ["clusters", "training", "problems"]
+    labelled = [row(f"{i}.png", i % 2, label="cat") for i in range(40)]
+    everything = ["clusters", "map", "groups", "training", "problems", "labels"]
+    assert parts(page(clusters=labelled, **drawn(40))[1]) == everything
+    assert parts(page(clusters=[], summary=[])[1]) == ["clusters", "training", "problems"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_inert(name: str) -> None:
-    rows = [row(name, 0, label=name, name=name), row(name + "2", 0, label=name), row("b.png", 1)]
+    rows = [row(name, 0, label=name, name=name, is_outlier="1"), row(name + "2", 0, label=name), row("b.png", 1)]
     text, parsed = page(
         title=name,
-        run={"images": name, "command": name, "stopped_because": name},
+        run={"images": name, "command": name, "stopped_because": name, "cut": name},
         clusters=rows,
         summary=summary_of(rows, name=name, nearest_cluster=name),
         history=[{"round": name, "loss": "1", "chance_loss": name, name: name}],
         metrics={"acc": 0.5, name: 0.5, "nmi": 0.5, "nmi_average": name},
         skipped=[{"path": name, "reason": name}],
+        duplicates=[{"group": name, "path": name, "distance": name}],
         picture=lambda path: None if path == name else picture(path),
+        name=name,
+        **drawn(3),
     )
     text.encode("utf-8")
     for tag, attributes, _ in parsed.elements:
@@ -379,10 +422,18 @@ def test_hostile_names_are_inert(name: str) -> None:
         assert str(attributes.get("href", "#")).startswith("#")
         assert re.fullmatch(r"data:image/webp;base64,[\w+/]+=*", attributes.get("src") or "data:image/webp;base64,AA==")
     # The very same elements as with a harmless name; and the name is there, to be read.
+    assert len(parsed.all("script")) == 2
     assert parsed.all("h1")[0][1] == " ".join(inert(name).split())
-    assert parsed.all("td")[-1][1] == " ".join(inert(name).split())
+    skipped = parsed.all("table", class_="skipped")[0][1]
+    assert skipped.removeprefix("FileReason ") == " ".join(f"{inert(name)}{inert(name)}".split())
     assert inert(name + "2") in [attributes["alt"] for attributes, _ in parsed.all("img")]
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2028]", text)
+    # In what the script reads, too.
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data.isascii() and not set("<>&") & set(data)
+    points = json.loads(data)["points"]
+    assert points["folders"][0] + points["names"][0] == inert(name)
+    assert json.loads(data)["clusters"][0]["name"] == inert(name) and inert(name) in points["labels"]
 
 
 def test_very_long_names_keep_their_ends() -> None:

@@ -29,10 +29,10 @@ def test_representatives_by_hand() -> None:
     margins = {3: "0.1", 8: "0.2", 5: "0.3"}
     rows = [row(str(i), str(i), margins.get(i, "9")) for i in range(12)]
     chosen = [(r["path"], kind) for r, kind in representatives(rows[::-1], 8)]
-    # 8 // 4 = 2 borderline (3, 8), 2 central (1, 2); of the rest 4 5 6 7 9 10 11 three: ranks 2, 4 and 7 of 7.
+    # 8 // 4 = 2 borderline (3, 8) and 2 outlying (11, 10); of the rest, 1 2 4 5 6 7 9, three: ranks 0, 2 and 4.
     assert chosen == [
-        ("0", "medoid"), ("1", "central"), ("2", "central"), ("5", "spread"), ("7", "spread"), ("11", "spread"),
-        ("3", "borderline"), ("8", "borderline"),
+        ("0", "medoid"), ("1", "diverse"), ("4", "diverse"), ("6", "diverse"), ("3", "borderline"), ("8", "borderline"),
+        ("11", "outlying"), ("10", "outlying"),
     ]  # fmt: skip
 
 
@@ -43,8 +43,10 @@ def test_representatives_are_different_rows_and_fill_the_places(size: int) -> No
         chosen = representatives(rows, count)
         assert len({r["path"] for r, _ in chosen}) == len(chosen) == min(size, count)
         assert chosen[0] == (rows[0], "medoid")
-        distances = [float(r["distance"]) for r, kind in chosen if kind != "borderline"]
+        distances = [float(r["distance"]) for r, kind in chosen if kind in ("medoid", "diverse")]
         assert distances == sorted(distances)
+        outlying = [float(r["distance"]) for r, kind in chosen if kind == "outlying"]
+        assert outlying == sorted(outlying, reverse=True) and all(far > distances[-1] for far in outlying)
 
 
 def test_representatives_take_the_medoid_of_the_summary() -> None:
@@ -57,7 +59,8 @@ def test_representatives_without_margins_or_distances() -> None:
     rows = [row(str(i), "" if i == 0 else str(i), "nan") for i in range(8)]
     chosen = representatives(rows, 8)
     assert "borderline" not in {kind for _, kind in chosen}
-    assert chosen[0][0]["path"] == "1" and chosen[-1][0]["path"] == "0"
+    assert chosen[0][0]["path"] == "1"
+    assert [r["path"] for r, kind in chosen if kind == "outlying"] == ["0", "7"]  # without a distance: the farthest
     assert representatives([], 4) == [] == representatives(rows, 0)
 
 

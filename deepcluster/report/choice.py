@@ -1,4 +1,4 @@
-"""Which images stand for a cluster: its medoid, its centre, a spread over the rest, and the doubtful ones.
+"""Which images stand for a cluster: its medoid, a spread over the others, the borderline and the outlying ones.
 
 Only distances and margins are looked at, never the pictures, so the choice is the same wherever the images have gone.
 """
@@ -9,15 +9,15 @@ from typing import Literal
 
 from deepcluster.report.text import Row, number
 
-Kind = Literal["medoid", "central", "spread", "borderline"]
+Kind = Literal["medoid", "diverse", "borderline", "outlying"]
 
 
 def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, Kind]]:
     """Up to ``count`` of a cluster's rows and why each was chosen, in the order in which they are shown.
 
-    First the medoid (the row of path ``medoid``, else the one nearest to the centroid), then central images, then a
-    spread over the ranks of the rest that ends with the farthest, and last the borderline ones: those of the smallest
-    margin, smallest first. A quarter is central and a quarter borderline; a row without a margin is never borderline.
+    First the medoid (the row of path ``medoid``, else the one nearest to the centroid), then diverse ones, a spread
+    over the ranks of the distance, then a quarter borderline ones, of the smallest margin, and a quarter outlying ones,
+    of the largest distance, the most extreme first. A row without a margin is never borderline.
     """
     places = min(count, len(rows))
     if places < 1:
@@ -31,14 +31,15 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     taken = {id(row) for row in borderline}  # by identity: two rows may have equal cells
     ranked = [row for row in ranked if id(row) not in taken]
 
-    central, rest = ranked[: places // 4], ranked[places // 4 :]
-    wanted = places - 1 - len(central) - len(borderline)
-    spread = [rest[(i + 1) * len(rest) // wanted - 1] for i in range(wanted)]
+    outlying = ranked[::-1][: places // 4]
+    rest = ranked[: len(ranked) - len(outlying)]
+    wanted = places - 1 - len(borderline) - len(outlying)
+    diverse = [rest[i * len(rest) // wanted] for i in range(wanted)]
 
     chosen: list[tuple[Row, Kind]] = [(first, "medoid")]
-    chosen += [(row, "central") for row in central]
-    chosen += [(row, "spread") for row in spread]
+    chosen += [(row, "diverse") for row in diverse]
     chosen += [(row, "borderline") for row in borderline]
+    chosen += [(row, "outlying") for row in outlying]
     return chosen
 
 

@@ -49,7 +49,7 @@ def charts(history: Sequence[Row]) -> list[Chart]:
         if all(value is None for value in values):
             continue
         chance = [number(row.get("chance_loss")) for row in history] if name == "loss" else []
-        high = top or _ceiling(max(value for value in (*values, *chance) if value is not None))
+        high = top or ceiling(max(value for value in (*values, *chance) if value is not None))
         drawn.append(
             Chart(
                 title=title,
@@ -107,7 +107,7 @@ def _value_ticks(high: float, *, share: bool) -> tuple[tuple[float, str], ...]:
     return tuple((_down(value, high, PLOT_HEIGHT), f"{100 * value:g}%" if share else f"{value:g}") for value in values)
 
 
-def _ceiling(value: float) -> float:
+def ceiling(value: float) -> float:
     """A round number at or above ``value`` whose half is round too."""
     if value <= 0:
         return 1.0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from deepcluster.report.choice import representatives
-from deepcluster.report.page import _environment
+from deepcluster.report.page import environment
 from deepcluster.report.sections import Picture
 from deepcluster.report.text import Row, count, percent, short
 from deepcluster.report.thumbnails import data_uri
@@ -41,5 +41,5 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         }
         for row in by_size[:MAX_CLUSTERS]
     ]
-    template = _environment().get_template("gallery.html.j2")
+    template = environment().get_template("gallery.html.j2")
     return template.render(title=title, clusters=shown, hidden=len(by_size) - len(shown))

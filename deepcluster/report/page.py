@@ -1,16 +1,29 @@
-"""The records of a run as one self-contained HTML page: no script, no network, nothing but pixels in the pictures.
+"""The records of a run as one self-contained HTML page: no network, nothing but pixels in the pictures.
 
-This module turns records into plain values; all markup is in ``templates/report.html.j2``. Every text that reaches the
-page goes through ``inert`` and the template's escaping, in one place (``_environment``).
+This module turns records into plain values; all markup is in ``templates/``. Every text that reaches the page goes
+through ``inert`` and the templates' escaping, in one place (``environment``), or into the JSON of ``data.py``. The
+only script that the page lets run is ``report.js``, by its SHA-256; without it all parts stand one after the other.
 """
 
+import base64
+import hashlib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from deepcluster.clustering.levels import Level
+from deepcluster.clustering.tree import Tree
+from deepcluster.report import numbers, problems
+from deepcluster.report.confusion import confusion
 from deepcluster.report.curves import PLOT_HEIGHT, PLOT_WIDTH, SHARES, charts
+from deepcluster.report.data import on_map, script_data
 from deepcluster.report.sections import Picture, check, sections
 from deepcluster.report.statements import statements
 from deepcluster.report.text import (
@@ -74,14 +87,21 @@ def render(
     metrics: Mapping[str, float | str] | None,
     skipped: Sequence[Row],
     picture: Picture,
+    duplicates: Sequence[Row] | None = None,
+    places: npt.NDArray[np.float32] | None = None,
+    tree: tuple[Tree, Sequence[Level]] | None = None,
+    sheet: bytes = b"",
+    name: str = "RUN",
 ) -> str:
     """The report as text that encodes to UTF-8 whatever the names of the files.
 
-    The rows are those of ``clusters.csv``, ``cluster_summary.csv``, ``history.csv`` and ``skipped.csv``, cells as text,
-    an empty cell where there is no value; ``metrics`` is ``metrics.json``, None without labels; of ``run`` the known
-    keys are shown (``FACTS`` and ``command``). ``picture(path)`` gives the decoded RGB image of a row, or None when it
-    cannot be read again. Above ``MAX_CLUSTERS`` the largest are shown, in order of their numbers all the same. The page
-    stays below 5 MB: thumbnails lose quality before it grows.
+    The rows are those of ``clusters.csv``, ``cluster_summary.csv``, ``history.csv``, ``skipped.csv`` and
+    ``duplicates.csv`` (None where nobody looked for any), cells as text, an empty cell where there is no value;
+    ``metrics`` is ``metrics.json``, None without labels; of ``run`` the known keys are shown (``FACTS``, ``command``
+    and ``cut``). ``picture(path)`` gives the decoded RGB image of a row, or None when it cannot be read again.
+    ``places`` (N x 2), ``tree`` and ``sheet`` (WebP) are those of the usable images; a part of the page that lacks its
+    own is left out. ``name`` is what commands call the run. Above ``MAX_CLUSTERS`` the largest are shown, in order of
+    their numbers all the same. The page stays below 5 MB: thumbnails lose quality before it grows.
     """
     metrics = metrics or {}
     clusters = [row for row in clusters if row["status"] == "ok"]
@@ -90,32 +110,81 @@ def render(
     shown = sorted(by_size[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = by_size[MAX_CLUSTERS:]
     heads, rounds = _history_table(history)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            facts=_facts(run),
-            command=retold(str(run.get("command") or "")),
-            statements=statements(clusters, summary, history, metrics, skipped, _said(run)),
-            metrics=_metric_rows(metrics),
-            nmi_average=metrics.get("nmi_average"),
-            sections=sections(shown, clusters, picture),
-            hidden=len(hidden),
-            hidden_images=sum(int(row["size"]) for row in hidden),
-            charts=charts(history),
-            plot=(PLOT_WIDTH, PLOT_HEIGHT),
-            heads=heads,
-            rounds=rounds,
-            fold_history=len(history) >= LONG_HISTORY,
-            skipped=skipped[:MAX_SKIPPED],
-            skipped_count=len(skipped),
-        )
+    curves = numbers.curves(tree[1]) if tree else None
+    outliers, outliers_count = problems.outliers(clusters)
+    alike, alike_count, alike_images = problems.duplicates(duplicates or [], clusters)
+    metric_rows, table = _metric_rows(metrics), confusion(clusters)
+    has_map = places is not None and len(clusters) > 0
+    tabs = [
+        ("clusters", "Clusters", len(summary)),
+        *([("map", "Map", None)] if has_map else []),
+        *([("groups", "Number of groups", None)] if curves else []),
+        ("training", "Training", None),
+        ("problems", "Problems", len(skipped) + outliers_count + alike_count),
+        *([("labels", "Labels", None)] if metric_rows or table else []),
+    ]
+    templates = environment()
+    return templates.get_template("report.html.j2").render(
+        title=title,
+        tabs=tabs,
+        facts=_facts(run),
+        command=[words for words in re.split(" (?=-)", retold(str(run.get("command") or ""))) if words],
+        statements=statements(clusters, summary, history, metrics, skipped, _said(run)),
+        metrics=metric_rows,
+        compared=[row for row in metric_rows if row[2] != NOTHING],
+        nmi_average=metrics.get("nmi_average"),
+        confusion=table,
+        sections=sections(shown, clusters, picture),
+        has_labels=table is not None,
+        summary_count=len(summary),
+        hidden=len(hidden),
+        hidden_images=sum(int(row["size"]) for row in hidden),
+        has_map=has_map,
+        images=len(clusters),
+        shown=len(on_map(clusters)[0]),
+        curves=curves,
+        curves_width=numbers.WIDTH,
+        curves_height=numbers.HEIGHT,
+        charts=charts(history),
+        plot=(PLOT_WIDTH, PLOT_HEIGHT),
+        heads=heads,
+        rounds=rounds,
+        fold_history=len(history) >= LONG_HISTORY,
+        skipped=skipped[:MAX_SKIPPED],
+        skipped_count=len(skipped),
+        outliers=outliers,
+        outliers_count=outliers_count,
+        duplicates=alike,
+        duplicates_count=alike_count,
+        duplicates_images=alike_images,
+        has_duplicates=duplicates is not None,
+        name=shlex.quote(inert(name)),
+        style=_own("report.css"),
+        script=_own("report.js"),
+        script_sha256=base64.b64encode(hashlib.sha256(_own("report.js").encode()).digest()).decode("ascii"),
+        data=Markup(
+            script_data(
+                cut=str(run.get("cut") or ""),
+                recut=f"deepcluster recut {shlex.quote(inert(name))} -k ",
+                clusters=clusters,
+                summary=summary,
+                places=places,
+                tree=tree,
+                sheet=sheet,
+            )
+        ),
     )
 
 
 @cache
-def _environment() -> Environment:
+def _own(name: str) -> Markup:
+    """The text of a file in ``templates/``, as it is."""
+    loader = PackageLoader("deepcluster.report")
+    return Markup(loader.get_source(environment(), name)[0])
+
+
+@cache
+def environment() -> Environment:
     def finalize(value: Any) -> Any:
         """What every ``{{ ... }}`` goes through before it is escaped; markup of the template's own stays as it is."""
         return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -13,7 +13,8 @@ from deepcluster.report.thumbnails import data_uri, fair_share
 
 Picture = Callable[[str], Image.Image | None]
 
-IMAGES = 16  # pictures of a cluster
+IMAGES = 17  # pictures of a cluster
+MANY, FEWER = 50, 11  # clusters from which on there are fewer, so that each is still worth looking at
 MEDOID = 2  # the medoid is shown that many times as wide and high as the others
 
 
@@ -25,6 +26,7 @@ class Tile:
     kind: Kind
     source: str
     title: str
+    outlier: bool
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Section:
     linked: bool
     outliers: int
     labels: tuple[tuple[str, str], ...]
+    junk: bool
     tiles: tuple[Tile, ...]
 
 
@@ -66,8 +69,9 @@ def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture) ->
     for row in clusters:
         if row["cluster"] in members:
             members[row["cluster"]].append(row)
+    count = IMAGES if len(shown) <= MANY else FEWER
     chosen = {
-        row["cluster"]: representatives(members[row["cluster"]], IMAGES, medoid=row["medoid_path"]) for row in shown
+        row["cluster"]: representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in shown
     }
     # The medoid covers four places, and may take as many bytes.
     share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows))
@@ -84,6 +88,7 @@ def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture) ->
             linked=row["nearest_cluster"] in members,
             outliers=sum(member["is_outlier"] == "1" for member in members[row["cluster"]]),
             labels=_frequent_labels(members[row["cluster"]]),
+            junk=row.get("junk") == "1",
             tiles=tuple(_tile(member, kind, picture, share) for member, kind in chosen[row["cluster"]]),
         )
         for row in shown
@@ -94,7 +99,7 @@ def _tile(row: Row, kind: Kind, picture: Picture, share: int) -> Tile:
     image = picture(row["path"])
     about = (
         short(row["path"].rpartition("/")[2]),
-        kind if kind != "spread" else "",
+        kind,
         f"distance {figure(number(row['distance']))}",
         f"margin {figure(number(row['margin']))}",
         f"label {row['label']}" if row["label"] else "",
@@ -105,6 +110,7 @@ def _tile(row: Row, kind: Kind, picture: Picture, share: int) -> Tile:
         kind=kind,
         source=data_uri(image, share, scale=MEDOID if kind == "medoid" else 1) if image is not None else "",
         title=" · ".join(part for part in about if part),
+        outlier=row["is_outlier"] == "1",
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-# Base64 of all thumbnails together. The page stays below 5 MB: the rest is for names, tables and styles.
-PICTURE_CHARACTERS = 4_000_000
+# Base64 of all thumbnails together. The page stays below 5 MB: the sheet of tiny pictures takes up to 1,000,000, what
+# the script needs up to 900,000, and names in the page some 700,000.
+PICTURE_CHARACTERS = 2_300_000
 THUMBNAIL = 88  # pixels a side
 TINY = 32  # pictures up to this side keep their very pixels: they cost little, and enlarging shows every flaw
 
@@ -33,18 +34,18 @@ def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
     # A new image has no EXIF, comment or colour profile that an encoder could copy, whatever the version of Pillow.
     bare = Image.frombytes("RGB", square.size, square.tobytes())
     if side <= TINY:
-        data = _webp(bare, lossless=True)
+        data = webp(bare, lossless=True)
         if len(data) <= limit:
             return data
     for scale, quality in ((1.0, 75), (1.0, 40), (0.75, 20), (0.5, 10)):
         smaller = max(1, round(side * scale))
-        data = _webp(bare.resize((smaller, smaller)), quality=quality)
+        data = webp(bare.resize((smaller, smaller)), quality=quality)
         if len(data) <= limit:
             break
     return data
 
 
-def _webp(image: Image.Image, **options: Any) -> bytes:
+def webp(image: Image.Image, **options: Any) -> bytes:
     file = BytesIO()
     image.save(file, "WEBP", **options)
     return file.getvalue()

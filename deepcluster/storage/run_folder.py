@@ -44,6 +44,7 @@ PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 CONTENTS = (
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
     "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
+    "map.npy", "tree.json", "thumbnails.webp",
 )  # fmt: skip
 
 MOST_CSV = 4 << 30  # bytes: about 25 million images
@@ -107,6 +108,9 @@ class RunFolder:
             return None
         with self._read(GRAPH) as path:
             return graph_of(read_tensors(path), images)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        write_whole(self.path / name, lambda file: file.write(data), binary=True)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         write_whole(self.path / name, lambda file: np.save(file, array), binary=True)

@@ -1,0 +1,48 @@
+"""A sheet of tiny pictures of all images, for the map: one picture in the page instead of thousands."""
+
+import math
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from deepcluster.report.thumbnails import webp
+
+MOST = 20_000  # images on a sheet, evenly chosen where there are more
+PIXELS = 5_000_000  # of a sheet
+SIDES = (16, 48)  # of a picture, at least and at most
+BYTES = 750_000
+
+
+def on_sheet(images: int) -> list[int]:
+    """The rows of the images that have a picture on the sheet, row by row of it."""
+    step = max(1, math.ceil(images / MOST))
+    return list(range(0, images, step))
+
+
+def tile(row: int, images: int) -> int:
+    """The place of an image's picture on the sheet; -1 where it has none."""
+    step = max(1, math.ceil(images / MOST))
+    return row // step if row % step == 0 else -1
+
+
+def columns(pictures: int) -> int:
+    """How many pictures stand beside each other."""
+    return max(1, math.ceil(math.sqrt(pictures)))
+
+
+def sheet(images: Tensor) -> bytes:
+    """WebP of the pictures of uint8 images (N x 3 x S x S), made of pixels and nothing else."""
+    rows = on_sheet(len(images))
+    across = columns(len(rows))
+    side = min(images.shape[2], SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(rows))))
+    table = np.zeros((math.ceil(len(rows) / across) * side, across * side, 3), np.uint8)
+    for i, row in enumerate(rows):
+        picture = Image.fromarray(np.ascontiguousarray(images[row].permute(1, 2, 0).numpy()))
+        y, x = i // across * side, i % across * side
+        table[y : y + side, x : x + side] = np.asarray(picture.resize((side, side), Image.Resampling.BOX))
+    for quality in (75, 50, 30, 15, 5):
+        data = webp(Image.fromarray(table), quality=quality, method=2)
+        if len(data) <= BYTES:
+            break
+    return data

@@ -1,0 +1,136 @@
+"""Map, tree and thumbnails in the run folder: read back as written, refused when damaged, made when missing."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster import grouping
+from deepcluster import run as runs
+from deepcluster.cli import run_command
+from deepcluster.clustering.levels import Level
+from deepcluster.clustering.tree import Tree
+from deepcluster.errors import DiskError
+from deepcluster.run import Request
+from deepcluster.storage import drawn
+from deepcluster.storage.run_folder import SUMMARY, RunFolder
+
+QUICK = {"backbone": "compact", "rounds": 0, "image_size": 16, "pseudo_labels": 12, "precision": "fp32"}
+TREE = Tree(groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
+LEVELS = [Level(2, 0.5, None), Level(3, -0.25, 0.75)]
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drawn") / "run"
+    runs.fit(photos, Request(out=out, n_clusters=3, options=QUICK, labels="folders"))
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_tree_comes_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert drawn.read_tree(folder, 9) is None and drawn.read_map(folder, 9) is None and drawn.read_sheet(folder) == b""
+    drawn.write_tree(folder, TREE, LEVELS)
+    assert drawn.read_tree(folder, 9) == (TREE, LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("groups", [0, 0]), ("groups", [0, 0, -1]), ("groups", [0, 0, "1"]), ("groups", [0, 0, True]), ("groups", []),
+        ("merges", [[0, 1], [0, 2]]), ("merges", [[0, 1], [4, 2]]), ("merges", [[3, 1], [0, 2]]), ("merges", [[0, 1]]),
+        ("merges", [[0, 1, 2], [3]]), ("merges", [0, 1]), ("merges", {}), ("sizes", [1, 2, 3, 4]),
+        ("sizes", [1, 2, 3, 4, 10]), ("medoids", [0, 3, 8, 3, 9]), ("medoids", [0, 3, 8, 3, 1e3]),
+        ("levels", [[2, 5, None]]), ("levels", [[2, "<b>", None]]), ("levels", [[2, 0.5]]), ("levels", ["<b>"]),
+        ("levels", [["2", 0.5, 0.5]]),
+    ],
+)  # fmt: skip
+def test_what_is_no_tree_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    folder = RunFolder(tmp_path)
+    drawn.write_tree(folder, TREE, LEVELS)
+    table = json.loads((tmp_path / "tree.json").read_text())
+    (tmp_path / "tree.json").write_text(json.dumps(table | {key: value}))
+    with pytest.raises(DiskError, match="is damaged"):
+        drawn.read_tree(folder, 9)
+
+
+def test_a_run_has_them(run: Path) -> None:
+    folder = RunFolder(run)
+    places = drawn.read_map(folder, 48)
+    assert places is not None and np.ptp(places, axis=0).min() > 1
+    found = drawn.read_tree(folder, 48)
+    assert found is not None and set(found[0].groups) == {0, 1, 2} and found[0].sizes[-1] == 48
+    assert len(found[1]) == len(found[0].groups) - 1
+    assert drawn.read_sheet(folder)
+    # The groups of the tree are those of the table, with their medoids.
+    rows = {row["cluster"]: row for row in folder.read_rows("cluster_summary.csv")}
+    paths = [row["path"] for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
+    described = zip(found[0].sizes, found[0].medoids, strict=True)
+    nodes = {(size, paths[medoid]) for size, medoid in described}
+    assert {(int(row["size"]), row["medoid_path"]) for row in rows.values()} <= nodes
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tree.json", b"{"),
+        ("tree.json", b"[]"),
+        ("map.npy", b"no array"),
+        ("thumbnails.webp", b"<svg onload=alert(1)>"),
+    ],
+)
+def test_a_damaged_one_is_an_error(run: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / name).write_bytes(content)
+    assert run_command(["report", str(run)]) == 5
+    assert name in capsys.readouterr().err
+
+
+def test_a_run_of_version_0_1(run: Path) -> None:
+    """It had no map, tree or thumbnails, no cut, and no junk."""
+    before = {name: (run / name).read_bytes() for name in ("map.npy", "tree.json")}
+    for name in (*before, "thumbnails.webp", "duplicates.csv"):
+        (run / name).unlink()
+    record = json.loads((run / "run.json").read_text())
+    del record["cut"]
+    (run / "run.json").write_text(json.dumps(record))
+    with (run / "cluster_summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (run / "cluster_summary.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, SUMMARY[:-1], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert run_command(["report", str(run)]) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
+    assert 'id="map"' in (run / "report.html").read_text()
+
+
+def test_without_features_the_report_does_without_map_and_tree(run: Path) -> None:
+    for name in ("map.npy", "tree.json", "features.npy"):
+        (run / name).unlink()
+    assert run_command(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert 'id="clusters"' in page and 'id="map"' not in page and 'id="groups"' not in page
+
+
+def test_very_many_groups_have_no_tree(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "MOST_IN_TREE", 1)
+    assert run_command(["recut", str(run), "-k", "2"]) == 0  # the old tree does not stay
+    assert not (run / "tree.json").exists() and 'id="groups"' not in (run / "report.html").read_text()
+
+
+def test_recut_draws_another_tree_and_keeps_the_map(run: Path) -> None:
+    before = (run / "map.npy").read_bytes()
+    assert run_command(["recut", str(run), "-k", "2"]) == 0
+    found = drawn.read_tree(RunFolder(run), 48)
+    assert found is not None and set(found[0].groups) == {0, 1}
+    assert (run / "map.npy").read_bytes() == before
+    assert torch.from_numpy(np.load(run / "features.npy")).shape[0] == 48

@@ -1,0 +1,264 @@
+"""The report in a real browser: every tab, the edits, the map and the slider, with no request and no complaint.
+
+Needs chromium and playwright (CONTRIBUTING.md); without them it is skipped.
+"""
+
+import csv
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcluster import run as runs
+from deepcluster.cli import run_command
+from deepcluster.run import Request
+
+sync_api = pytest.importorskip("playwright.sync_api")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",
+]  # fmt: skip
+HOSTILE = ["<img src=x onerror=alert(1)>.png", "<!--<script>alert(2)<b>.png", "=1+1.png"]
+QUICK = {"backbone": "compact", "rounds": 1, "epochs": 1, "image_size": 16, "pseudo_labels": 12, "precision": "fp32"}
+NAME = '"<b>Strand & Meer</b>" 🏖'
+
+
+@contextmanager
+def opened(report: Path, **options: Any) -> Iterator[Any]:
+    """The report in a page of its own. Whatever it asks for or complains of fails the test at the end."""
+    asked: list[str] = []
+    said: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        page = browser.new_context(viewport={"width": 1200, "height": 900}, **options).new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: asked.append(request.url[:200]))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.goto(report.as_uri())
+        yield page
+        browser.close()
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
+    assert said == []
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def shown_part(page: Any) -> list[str]:
+    return [part.get_attribute("id") for part in page.locator("main > .part").all() if part.is_visible()]
+
+
+def every_tab(page: Any) -> list[str]:
+    """Click through the tabs, then walk them by keys; the parts that there are."""
+    parts = []
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        parts.append(tab.get_attribute("aria-controls"))
+        assert shown_part(page) == [parts[-1]] and tab.get_attribute("aria-selected") == "true"
+        assert page.locator("[role=tab][aria-selected=true]").count() == 1
+    page.keyboard.press("ArrowRight")
+    assert shown_part(page) == [parts[0]]
+    page.keyboard.press("ArrowLeft")
+    assert shown_part(page) == [parts[-1]]
+    page.keyboard.press("2")
+    assert shown_part(page) == [parts[1]]
+    return parts
+
+
+def move_slider(page: Any, images: int) -> None:
+    page.get_by_role("tab", name="Number of groups").click()
+    slider, sizes = page.get_by_role("slider"), page.locator("#k-groups strong")
+    present = int(slider.input_value())
+    assert page.locator("#k-told").inner_text() == "These are the present clusters."
+    slider.press("ArrowRight")
+    assert page.locator("#k-groups .split").count() == 2 and "split" in page.locator("#k-told").inner_text()
+    slider.press("Home")
+    assert page.locator("#k-groups .merged").count() >= 1 and "merge" in page.locator("#k-told").inner_text()
+    for groups in (2, 3):
+        assert slider.input_value() == str(groups)
+        assert sizes.count() == groups
+        assert sum(int(text.replace(",", "")) for text in sizes.all_inner_texts()) == images
+        assert re.fullmatch(rf"deepcluster recut (run|'a run') -k {groups}", page.locator("#recut").inner_text())
+        slider.press("ArrowRight")
+    slider.fill(str(present))
+    assert "as now" in page.locator("#k-figures").inner_text()
+
+
+def edit(page: Any, folder: Path) -> Path:
+    """Rename the first cluster, merge the third into the second and mark that as junk, by keys; the downloaded file."""
+    page.get_by_role("tab", name="Clusters").click()
+    for key in ("j", "n"):
+        page.keyboard.press(key)
+    page.keyboard.insert_text(NAME)
+    page.keyboard.press("Enter")
+    assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
+    for key in ("j", "x", "j", "m"):
+        page.keyboard.press(key)
+    page.locator("#merge-filter").fill("cluster 1")
+    page.keyboard.press("Enter")
+    assert page.locator("#cluster-2 .note").inner_text() == "Merged into cluster 1."
+    assert page.locator("#cluster-1 .note").inner_text().startswith("With cluster 2: ")
+    assert page.locator("#cluster-1 .junk-mark").is_visible()
+    assert page.locator("#pending").inner_text() == "3 edits pending"
+    # Back and forth: what is undone is not pending.
+    page.locator("#cluster-2").get_by_role("button", name="Undo merge").click()
+    assert page.locator("#pending").inner_text() == "2 edits pending"
+    page.locator("#cluster-2").get_by_role("button", name="Merge into").click()
+    page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download edits.json").click()
+    download.value.save_as(folder / download.value.suggested_filename)
+    return folder / "edits.json"
+
+
+def lasso(page: Any, folder: Path, shares: list[tuple[float, float]]) -> list[dict[str, str]]:
+    """Draw around points, and save what is inside."""
+    page.get_by_role("tab", name="Map").click()
+    page.locator("#plane").scroll_into_view_if_needed()
+    box = page.locator("#plane").bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in shares]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    download.value.save_as(folder / "selection.csv")
+    return rows_of(folder / "selection.csv")
+
+
+# Move over the whole map, and tell what is said of the points there.
+HOVER = """() => {
+  const plane = document.querySelector("#plane"), tip = document.querySelector("#tip"), told = new Set();
+  const box = plane.getBoundingClientRect();
+  for (let x = 0; x < box.width; x += 7) for (let y = 0; y < box.height; y += 7) {
+    plane.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + x, clientY: box.top + y}));
+    if (!tip.hidden) told.add(tip.innerText);
+  }
+  return [...told];
+}"""
+ALL = [(0.001, 0.001), (0.999, 0.001), (0.999, 0.999), (0.001, 0.999)]
+HALF = [(0.001, 0.001), (0.5, 0.001), (0.5, 0.999), (0.001, 0.999)]
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = Path(shutil.copytree(photos, tmp_path_factory.mktemp("browser") / "photos"))
+    for i, name in enumerate(HOSTILE):
+        shutil.copy(images / "bars" / f"{i:02}.png", images / name)
+    out = images.parent / "a run"
+    runs.fit(images, Request(out=out, n_clusters=3, options=QUICK, labels="folders"))
+    return out
+
+
+def test_a_small_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = rows_of(run / "clusters.csv")
+    with opened(run / "report.html") as page:
+        assert every_tab(page) == ["clusters", "map", "groups", "training", "problems", "labels"]
+        move_slider(page, len(table))
+        edits = edit(page, tmp_path)
+
+        # The lasso around all: every path is listed as it is, and no cell begins as a formula does.
+        listed = lasso(page, tmp_path, ALL)
+        assert [row["path"] for row in listed] == [table[int(row["row"])]["path"] for row in listed]
+        assert len(listed) == len(table)
+        assert "./=1+1.png" in {row["path"] for row in listed}
+        assert {row["cluster"] for row in listed} == {"0", "1"} and NAME in {row["name"] for row in listed}
+        assert page.locator("#selected").inner_text() == f"{len(table)} images selected"
+        assert HOSTILE[0] in page.locator("#selected-list").inner_text()
+        page.get_by_role("button", name="Copy paths").click()
+        half = lasso(page, tmp_path, HALF)
+        assert 0 < len(half) < len(table)
+
+        # A point tells what it is; hostile names are text everywhere.
+        page.get_by_role("button", name="Clear").click()
+        assert not page.locator("#selection").is_visible()
+        page.locator("#legend button").first.click()
+        assert page.locator("#selected").inner_text().endswith("images selected")
+        for colour in ("distance", "label", "cluster"):
+            page.locator(f"[name=colour][value={colour}] + span").click()
+        told = page.evaluate(HOVER)
+        assert all(any(name in text for text in told) for name in HOSTILE)
+        assert all(re.search(r"Cluster [01]( · .*)?\ndistance \d\.\d+", text) for text in told)
+        assert page.locator("img[src=x], main script, main b").count() == 0
+
+        # Sorting and filtering.
+        page.get_by_role("tab", name="Clusters").click()
+        page.locator("#sort").select_option("name")
+        page.locator("#filter").fill("strand")
+        assert [c.get_attribute("id") for c in page.locator(".cluster").all() if c.is_visible()] == ["cluster-0"]
+        page.locator("#filter").press("j")  # a letter in a field is no command
+        assert page.locator("#filter").input_value() == "strandj"
+        page.locator("h2").first.click()
+        page.keyboard.press("?")
+        assert page.locator("#help").is_visible()
+
+    cut = json.loads((run / "run.json").read_text())["cut"]
+    assert json.loads(edits.read_text(encoding="utf-8")) == {
+        "schema_version": 1, "cut": cut, "names": {"0": NAME}, "merge": [[1, 2]], "junk": [1],
+    }  # fmt: skip
+    # The real command takes them, and the page that it writes shows them.
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    assert run_command(["apply", str(copied), str(edits)]) == 0, capsys.readouterr().err
+    summary = rows_of(copied / "cluster_summary.csv")
+    assert [(row["cluster"], row["name"], row["junk"]) for row in summary] == [("0", NAME, "0"), ("1", "", "1")]
+    with opened(copied / "report.html", color_scheme="dark") as page:
+        assert page.locator(".cluster").count() == 2
+        assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
+        assert page.locator("#cluster-1 .junk-mark").is_visible() and page.locator("#pending").inner_text() == ""
+
+
+def test_without_script_everything_can_be_read(run: Path) -> None:
+    with opened(run / "report.html", java_script_enabled=False) as page:
+        assert shown_part(page) == ["clusters", "map", "groups", "training", "problems", "labels"]
+        assert all(card.is_visible() for card in page.locator(".cluster").all())
+        assert page.locator("svg .line").count() >= 4 and page.locator("table.confusion").is_visible()
+        assert not any(button.is_visible() for button in page.locator("button, select, canvas, input").all())
+        assert page.locator("img").evaluate_all("images => images.every(image => image.alt)")
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 10,000 test images of CIFAR-10, where they are at hand."""
+    folder, archive = Path("/tmp/data/cifar10/test"), Path(__file__).parents[2] / "shared" / "data" / "cifar10.zip"
+    if not folder.is_dir():
+        if not archive.is_file():
+            pytest.skip("needs CIFAR-10 as files")
+        folder = tmp_path_factory.mktemp("cifar")
+        with zipfile.ZipFile(archive) as files:
+            files.extractall(folder, [name for name in files.namelist() if "test/" in name])
+    return folder
+
+
+@pytest.mark.slow
+def test_ten_thousand_photographs(cifar: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert (
+        run_command(["fit", str(cifar), "-k", "10", "--rounds", "1", "--labels", "folders", "-o", str(run), "-q"]) == 0
+    )
+    assert (run / "report.html").stat().st_size < 5_000_000
+    table = rows_of(run / "clusters.csv")
+    assert len(table) == 10_000
+    with opened(run / "report.html") as page:
+        assert every_tab(page) == ["clusters", "map", "groups", "training", "problems", "labels"]
+        move_slider(page, len(table))
+        edits = edit(page, tmp_path)
+        assert len(lasso(page, tmp_path, ALL)) == 10_000
+        assert 0 < len(lasso(page, tmp_path, HALF)) < 10_000
+    assert run_command(["apply", str(run), str(edits)]) == 0
+    assert len(rows_of(run / "cluster_summary.csv")) == 9
+    assert {row["name"] for row in rows_of(run / "clusters.csv") if row["cluster"] == "0"} == {NAME}

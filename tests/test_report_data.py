@@ -1,0 +1,181 @@
+"""What the page's script works on, and the tables beside it: small cases by hand."""
+
+import base64
+import json
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from deepcluster.clustering.levels import Level
+from deepcluster.report import data, problems
+from deepcluster.report import sheet as sheets
+from deepcluster.report.confusion import confusion
+from deepcluster.report.data import harmless, on_map, script_data
+from deepcluster.report.numbers import HEIGHT, WIDTH, curves
+from deepcluster.report.sheet import columns, on_sheet, sheet, tile
+from tests.test_report import drawn, row, summary_of
+
+
+def shorts(text: str) -> list[int]:
+    return np.frombuffer(base64.b64decode(text), "<u2").tolist()
+
+
+def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
+    arguments = {"cut": "c", "recut": "deepcluster recut run -k ", "clusters": clusters, "places": None, "tree": None}
+    arguments |= changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
+    found: dict[str, Any] = json.loads(script_data(**arguments))
+    return found
+
+
+# The data
+
+
+def test_points_by_hand() -> None:
+    rows = [row("a/x.png", 0, "0.5", label="cat"), row("a/y.png", 1, "2"), row("z.png", 0, "1", is_outlier="1")]
+    summary = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in summary_of(rows)]
+    rows = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in rows]  # numbers with gaps: 3 and 7
+    places = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
+    points = read(rows, summary=summary, places=places)["points"]
+    assert (points["folders"], points["names"]) == (["a/", ""], ["x.png", "y.png", "z.png"])
+    assert shorts(points["folder"]) == [0, 0, 1] and shorts(points["cluster"]) == [0, 1, 0]
+    # The wider side goes from 0 to 65535, the other one with the same scale.
+    assert shorts(points["x"]) == [0, 65535, 32768] and shorts(points["y"]) == [0, 16384, 32768]
+    assert points["farthest"] == 2 and shorts(points["distance"]) == [16384, 65535, 32768]
+    assert points["outlier"] == [2] and points["every"] == points["step"] == 1
+    assert points["labels"] == ["", "cat"] and shorts(points["label"]) == [1, 0, 0]
+    assert read([row("a.png")], places=places[:1])["points"]["label"] is None
+    assert read([], summary=[], places=places[:0])["points"] is None
+
+
+def test_folders_of_absolute_paths_are_not_told() -> None:
+    points = read([row("/home/me/photos/a.png"), row("b/c.png")], places=np.zeros((2, 2), np.float32))["points"]
+    assert (points["folders"], points["names"]) == ([".../", "b/"], ["a.png", "c.png"])
+
+
+def test_clusters_and_tree_by_hand() -> None:
+    rows = [row(f"{i}.png", int(i > 1)) for i in range(4)]
+    summary = summary_of(rows, name="beach", junk="1")
+    summary[1] |= {"name": "1", "junk": "0", "nearest_cluster": "", "mean_distance": ""}
+    found = read(rows, summary=summary, **drawn(4) | {"sheet": b""})
+    assert found["clusters"] == [
+        {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "nearest": 1, "junk": True},
+        {"number": 1, "name": "", "size": 2, "distance": None, "nearest": None, "junk": False},
+    ]
+    assert found["tree"] == {
+        "groups": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "tiles": [0, 1, 2, 0, 2],
+        "levels": [[2, 0.25, 0.5], [3, -0.25, None]],
+    }  # fmt: skip
+    assert (found["cut"], found["recut"], found["sheet"]) == ("c", "deepcluster recut run -k ", None)
+
+
+def test_odd_distances_are_none() -> None:
+    rows = [row("a", distance="nan"), row("b", distance="")]
+    points = read(rows, summary=summary_of([row("a")]), places=np.zeros((2, 2), np.float32))["points"]
+    assert shorts(points["distance"]) == [0, 0] and shorts(points["x"]) == [0, 0]
+
+
+def test_long_names_make_the_points_fewer(monkeypatch: Any) -> None:
+    monkeypatch.setattr(data, "NAMES", 100)
+    rows = [row("n" * 20 + str(i)) for i in range(10)]  # 210 characters: every third
+    assert on_map(rows) == ([0, 3, 6, 9], 3)
+    points = read(rows, places=np.zeros((10, 2), np.float32))["points"]
+    assert [name[-1] for name in points["names"]] == ["0", "3", "6", "9"]
+    assert points["every"] == points["step"] == 3
+
+
+def test_harmless_json_is_the_same_json() -> None:
+    value = {"</script><!--": ["&amp;", "]]>", "\u2028"]}
+    text = harmless(json.dumps(value))
+    assert json.loads(text) == value and not set(text) & set("<>&")
+
+
+# The sheet
+
+
+def test_a_sheet_by_hand() -> None:
+    colours = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 0, 0]], dtype=torch.uint8)
+    images = colours[:, :, None, None].expand(-1, -1, 20, 20)
+    with Image.open(BytesIO(sheet(images))) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (60, 40))  # 3 beside each other
+        assert not picture.info.keys() & {"exif", "icc_profile", "xmp"}
+        seen = picture.convert("RGB")
+    for i, colour in enumerate(colours.tolist()):
+        found = seen.getpixel((i % 3 * 20 + 10, i // 3 * 20 + 10))
+        assert max(abs(a - b) for a, b in zip(found, colour, strict=True)) < 16
+
+
+def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
+    monkeypatch.setattr(sheets, "MOST", 10)
+    assert on_sheet(10) == list(range(10)) and on_sheet(25) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
+    assert [tile(i, 25) for i in (0, 1, 3, 24)] == [0, -1, 1, 8] and columns(9) == 3 and columns(10) == 4
+    noise = torch.randint(256, (10, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    monkeypatch.setattr(sheets, "BYTES", 5000)
+    assert len(sheet(noise)) <= 5000
+
+
+# Confusion
+
+
+def test_confusion_by_hand() -> None:
+    pairs = [("cat", 1)] * 3 + [("cat", 0)] + [("dog", 0)] * 2 + [("", 0)] * 9
+    found = confusion([row(str(i), cluster, label=label) for i, (label, cluster) in enumerate(pairs)])
+    assert found is not None and found.clusters == ("1", "0") and found.hidden == 0
+    assert found.rows == (("cat", 4, ((3, 0.75), (1, 0.25))), ("dog", 2, ((0, 0.0), (2, 1.0))))
+    assert confusion([row("a")]) is None
+
+
+def test_confusion_of_many_labels_and_clusters() -> None:
+    rows = [row(f"{i}", i % 40, label=f"{i % 50:02}") for i in range(2000)]
+    found = confusion(rows)
+    assert found is not None and len(found.rows) == len(found.clusters) == 30
+    shown = sum(count for _, _, cells in found.rows for count, _ in cells)
+    assert found.hidden == 2000 - shown > 0
+
+
+# Problems
+
+
+def test_outliers_come_by_distance() -> None:
+    rows = [row("a", 0, "1", is_outlier="1"), row("b"), row("c", 2, "3", is_outlier="1")]
+    found, count = problems.outliers(rows)
+    assert [(each.path, each.tile, each.cluster) for each in found] == [("c", 2, "2"), ("a", 0, "0")] and count == 2
+    assert found[0].about == "distance 3"
+    many, count = problems.outliers([row(str(i), is_outlier="1") for i in range(500)])
+    assert (len(many), count) == (problems.MOST_OUTLIERS, 500)
+
+
+def test_duplicates_by_hand() -> None:
+    pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
+    alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
+    found, groups, images = problems.duplicates(alike, [row("a", 4), row("b", 5), row("c", 6)])
+    assert (groups, images) == (2, 4)
+    assert [[(each.path, each.tile, each.cluster) for each in each_group] for each_group, _ in found] == [
+        [("b", 1, "5"), ("a", 0, "4")], [("c", 2, "6"), ("gone", -1, "")],
+    ]  # fmt: skip
+    assert found[0][0][1].about == "distance 0.02" and [size for _, size in found] == [2, 2]
+
+
+# The curves
+
+
+def test_curves_by_hand() -> None:
+    silhouette, stability = curves([Level(2, 0.1, 0.5), Level(3, 0.2, 1.0), Level(4, 0.0, None)])
+    assert silhouette.path == f"M0,{HEIGHT / 2:g} L{WIDTH / 2:g},0 L{WIDTH:g},{HEIGHT:g}"
+    assert stability.path == f"M0,{HEIGHT / 2:g} L{WIDTH / 2:g},0"
+    assert [text for _, text in silhouette.y_ticks] == ["0", "0.1", "0.2"]
+    assert silhouette.x_ticks == ((0.0, "2"), (WIDTH / 2, "3"), (WIDTH, "4"))
+    below, _ = curves([Level(2, -0.1, None), Level(3, 0.1, None)])
+    assert below.path == f"M0,{HEIGHT:g} L{WIDTH:g},0"
+    assert below.y_ticks == ((HEIGHT, "\u22120.1"), (HEIGHT / 2, "0"), (HEIGHT / 4, "0.05"), (0.0, "0.1"))
+    assert curves([Level(2, 0.1, 0.2)]) == []
+
+
+def test_ticks_stand_apart() -> None:
+    for last in (3, 7, 30, 60, 499, 4000):
+        ticks = curves([Level(k, 0.1, 0.1) for k in range(2, last + 1)])[0].x_ticks
+        assert ticks[0] == (0.0, "2") and ticks[-1] == (WIDTH, str(last)) and len(ticks) <= 10
+        assert all(b - a > 20 for (a, _), (b, _) in pairwise(ticks))
