@@ -5,20 +5,20 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import deepcluster
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, UsageError
+from deepcluster.terminal import Terminal, complain, say
 
 if TYPE_CHECKING:
-    from deepcluster.run import Prediction
+    from deepcluster.results import Prediction
+    from deepcluster.storage.model import Model
 
 app = App(
     name="deepcluster",
@@ -105,12 +105,12 @@ def fit(
     )  # fmt: skip
     if dry_run:
         source = find(images, stdin=sys.stdin)
-        _say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
+        say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
         chosen = run.plan(source, preview(source), request)
         for line in chosen.by_reason():
-            _say(f"  {line}")
+            say(f"  {line}")
         network = run.network_of(chosen.recipe, seed, choose_device("cpu"))
-        _say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
+        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
         print("\n" + to_toml(chosen.recipe), end="")
         return
     if resume and (overwrite or out is None):
@@ -141,14 +141,17 @@ def predict(
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv, write_whole
     from deepcluster.storage.tables import placement_rows
 
-    found = _apply(run_, images, device, quiet)
-    placements = placement_rows(found.model, found.model.place(found.reduced), reject=reject)
-    rows = ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
+    def rows() -> Iterator[dict[str, Any]]:
+        for model, found in _predictions(run_, images, device, quiet):
+            placements = placement_rows(model, model.place(found.reduced), reject=reject)
+            yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
+            sys.stdout.flush()
+
     if out == "-":
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write_csv(sys.stdout, PREDICTIONS, rows)
+        write_csv(sys.stdout, PREDICTIONS, rows())
     else:
-        write_whole(Path(out), lambda file: write_csv(file, PREDICTIONS, rows))
+        write_whole(Path(out), lambda file: write_csv(file, PREDICTIONS, rows()))
 
 
 @app.command
@@ -168,9 +171,10 @@ def embed(
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
-    found = _apply(run_, images, device, quiet)
-    write_whole(out, lambda file: np.save(file, found.reduced.numpy()), binary=True)
-    paths = [{"path": path} for path in found.paths]
+    found = [found for _, found in _predictions(run_, images, device, quiet)]
+    reduced = np.concatenate([each.reduced.numpy() for each in found])
+    write_whole(out, lambda file: np.save(file, reduced), binary=True)
+    paths = [{"path": path} for each in found for path in each.paths]
     write_whole(out.with_suffix(".csv"), lambda file: write_csv(file, ("path",), paths))
 
 
@@ -183,10 +187,28 @@ def recut(
     quiet: Quiet = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
-    from deepcluster import run
+    from deepcluster import results
 
     with Terminal(quiet) as terminal:
-        folder = run.recut(run_, _groups(k), terminal)
+        folder = results.recut(run_, _groups(k), terminal)
+    if not quiet:
+        with folder.believed():
+            _print_result(folder.path)
+
+
+@app.command
+def apply(
+    run_: RunArgument,
+    edits: Annotated[Path, Parameter(help="The edits.json that the report made.", allow_leading_hyphen=False)],
+    /,
+    *,
+    quiet: Quiet = False,
+) -> None:
+    """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
+    from deepcluster import results
+    from deepcluster.storage.edits import read_edits
+
+    folder = results.apply(run_, read_edits(edits))
     if not quiet:
         with folder.believed():
             _print_result(folder.path)
@@ -195,9 +217,9 @@ def recut(
 @app.command
 def report(run_: RunArgument, /) -> None:
     """Write the report.html of a run again."""
-    from deepcluster import run
+    from deepcluster import results
 
-    _say(str(run.report(run_)))
+    say(str(results.report(run_)))
 
 
 @app.command
@@ -231,14 +253,19 @@ def doctor() -> None:
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _apply(run_: Path, images: str, device: str, quiet: bool) -> "Prediction":
-    from deepcluster import run
+def _predictions(run_: Path, images: str, device: str, quiet: bool) -> Iterator[tuple["Model", "Prediction"]]:
+    """What the model of a run finds, part by part, with that model; the images of no use are named."""
+    from deepcluster.devices import choose_device
+    from deepcluster.results import predict
+    from deepcluster.storage.model import load
+    from deepcluster.storage.run_folder import open_run
 
+    model = load(open_run(run_).path, choose_device(device))
     with Terminal(quiet, to_stderr=True) as terminal:
-        found = run.apply(run_, images, device=device, display=terminal, stdin=sys.stdin)
-    for path, reason in found.skipped:
-        _complain(f"skipped {path}: {reason}")
-    return found
+        for found in predict(model, images, display=terminal, stdin=sys.stdin):
+            for path, reason in found.skipped:
+                complain(f"skipped {path}: {reason}")
+            yield model, found
 
 
 def _print_result(folder: Path) -> None:
@@ -251,10 +278,10 @@ def _print_result(folder: Path) -> None:
                     f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
                 )
                 print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
-    _say(f"{'Verdict':9} {json.loads((folder / 'run.json').read_text())['verdict']}")
-    _say(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
-    _say(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
-    _say(f"{'Run':9} {folder}")
+    say(f"{'Verdict':9} {json.loads((folder / 'run.json').read_text())['verdict']}")
+    say(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
+    say(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
+    say(f"{'Run':9} {folder}")
 
 
 def _resuming(run_: str) -> str:
@@ -287,93 +314,24 @@ def _seconds(text: str) -> float:
     return hours * 3600 + minutes * 60 + seconds
 
 
-def _printable(text: str) -> str:
-    """One line that is safe on a terminal: no control characters, no half characters from odd file names."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _say(text: str) -> None:
-    print(_printable(text))
-
-
-def _complain(text: str) -> None:
-    print(_printable(text), file=sys.stderr)
-
-
-class Terminal:
-    """Shows a run: a live bar on a terminal, otherwise a line for each round and each thing said."""
-
-    def __init__(self, quiet: bool, *, to_stderr: bool = False):
-        self.quiet = quiet
-        self.console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
-        self.bar = Progress(
-            TextColumn("{task.description:9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self.task: TaskID | None = None
-        self.phase = ""
-        self.run = ""
-
-    def __enter__(self) -> "Terminal":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def say(self, heading: str, text: str) -> None:
-        if heading == "Run":
-            self.run = text
-        if not self.quiet:
-            self.console.print(_printable(f"{heading.capitalize():9} {text}"), markup=False)
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        if self.bar.disable:
-            return
-        if self.task is None or phase != self.phase:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task, self.phase = self.bar.add_task(phase, total=total), phase
-        self.bar.update(self.task, completed=done, total=total)
-
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        def value(name: str, form: str) -> str:
-            return "-" if row[name] == "" else format(row[name], form)
-
-        seconds = sum(row[f"{phase}_seconds"] for phase in ("features", "clustering", "training"))
-        with_labels = f"  NMI labels {row['nmi_labels']:.3f}" if "nmi_labels" in row else ""
-        self.say(
-            f"{row['round'] + 1}/{rounds}",
-            f"loss {row['loss']:.3f} (chance {row['chance_loss']:.2f})  NMI previous {value('nmi_previous', '.3f')}"
-            f"  changed {value('changed', '.1%')}  largest {row['largest_share']:.1%}  reseeded {row['reseeded']}"
-            f"{with_labels}  {row['images_per_second']:,.0f} img/s  {seconds:.1f} s",
-        )
-
-
 def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     warnings.filterwarnings("always", category=DeepClusterWarning)
-    warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
+    warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
         return UsageError.exit_code
     except DeepClusterError as error:
         if debug:
             raise
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("stopped")
+        complain("stopped")
         return Stopped.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -382,9 +340,9 @@ def run_command(arguments: list[str]) -> int:
         if debug:
             raise
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-            _complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
+            complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
             return OutOfMemoryError.exit_code
-        _complain(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)")
+        complain(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)")
         return 1
     return 0
 

@@ -2,10 +2,8 @@
 
 import hashlib
 import math
-import os
 import resource
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,38 +12,32 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import deepcluster
 from deepcluster import estimate, resuming
 from deepcluster.algorithm import Keep, Result, alternate, conclude
-from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.clustering.cut import ROWS_EACH, Cut, as_groups, cut, outlier_distances, place
+from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
-from deepcluster.clustering.number import candidates
-from deepcluster.clustering.verdict import guard, signs, verdict
+from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
+from deepcluster.display import Display, Silent
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
+from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_report
 from deepcluster.images.augment import Augmentation
-from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
-from deepcluster.images.source import Source, find
+from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, read_once
 from deepcluster.keeping import Keeper
 from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network, build
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 from deepcluster.records import Clustering, Round, State
-from deepcluster.report.page import render
-from deepcluster.report.sections import MEDOID
-from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
 from deepcluster.stopping import Stop
 from deepcluster.storage import model as models
@@ -55,31 +47,6 @@ from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder, graph_of, graph_tensors
 from deepcluster.storage.tables import round_to
-
-Images = str | Path | np.ndarray | Sequence[str | Path]
-
-
-class Display(Protocol):
-    """Where a run says what it does."""
-
-    def say(self, heading: str, text: str) -> None: ...
-
-    def progress(self, phase: str, done: int, total: int) -> None: ...
-
-    def round(self, row: Mapping[str, Any], rounds: int) -> None: ...
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def say(self, heading: str, text: str) -> None:
-        pass
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        pass
-
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -103,7 +70,7 @@ class Request:
 def plan(source: Source, seen: Preview, request: Request, count: int | None = None) -> Plan:
     """The resolved recipe for these images, of which ``count`` are usable (default: all)."""
     count = len(source.paths) if count is None else count
-    _check_groups(request.n_clusters, count)
+    check_groups(request.n_clusters, count)
     device = choose_device(request.device)
     facts = Facts(count, seen.short_side, seen.grey, request.n_clusters, device.type)
     return resolve(request.recipe, request.options or {}, facts)
@@ -354,7 +321,7 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     """Step 7 into files: the model, the features, the clusters, the report."""
     request, folder, truth = job.request, job.folder, job.truth(store)
     result = _conclude(network, job, store, recipe)
-    n_clusters = request.n_clusters or _suggested(result.reduced, job.record, job.display)
+    n_clusters = request.n_clusters or suggested(result.reduced, job.record, job.display)
     graph: Graph | None = None
     if trained.graphs:
         last = _graph(result.reduced, request.seed)
@@ -368,7 +335,8 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
                 network.body.load_state_dict(trained.given)
                 result = _conclude(network, job, store, recipe)
         folder.write_graph(graph)
-    model = _model(network, result, _groups(result.reduced, result.clustering, n_clusters, request.seed, graph), recipe)
+    groups = groups_of(result.reduced, result.clustering, n_clusters, request.seed, graph)
+    model = _model(network, result, groups, recipe)
     if model.groups.count < n_clusters:
         warnings.warn(
             f"only {model.groups.count} of {n_clusters} clusters are not empty: the features of the images have no more"
@@ -379,20 +347,20 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     baseline: dict[str, float] = {}
     if truth is not None and trained.start is not None:
         reduced, clustering = trained.start
-        first = _groups(reduced, clustering, n_clusters, request.seed)
+        first = groups_of(reduced, clustering, n_clusters, request.seed)
         baseline = tables.metrics(truth, place(reduced, first, clustering.centroids))
     models.save(model, folder.model)
     folder.write_array("features.npy", result.reduced.numpy())
     job.record.update(
-        clusters=model.groups.count, rounds=trained.rounds, stopped_because=trained.stopped_because,
+        rounds=trained.rounds, stopped_because=trained.stopped_because,
         peak_memory_mb=peak_memory_mb(),
     )  # fmt: skip
     job.record["seconds_by_phase"]["result"] = round_to(job.clock.lap(), 2)
     job.record.update(seconds=round_to(job.clock.elapsed(), 2))
     paths = tuple(job.source.paths[i] for i in store.kept)
-    rows = _Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
-    _write_groups(folder, model, rows, job.record, baseline)
-    _report(folder, job.source)
+    rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
+    write_groups(folder, model, rows, job.record, baseline)
+    write_report(folder, job.source)
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json("run.json", job.record)
     job.display.say("Done", _summary(folder, job.record))
@@ -480,28 +448,6 @@ def network_of(recipe: Recipe, seed: int, device: torch.device) -> Network:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _groups(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
-    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features, or of a
-    ``graph`` of the images."""
-    if len(fine.centroids) == n_clusters:
-        return as_groups(fine)
-    return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
-
-
-def _suggested(reduced: Tensor, record: dict[str, Any], display: Display) -> int:
-    """The best of the candidates for the number of groups; all of them are said, and kept in run.json."""
-    found = candidates(reduced, seed=derive(record["seed"], "number of groups"))
-    record["candidates"] = [
-        {name: round_to(value, 4) for name, value in asdict(candidate).items()} for candidate in found
-    ]
-    if not found:
-        return 1
-    texts = [f"{each.k} (stability {each.stability:.2f}, silhouette {each.silhouette:.2f})" for each in found]
-    others = f"; also plausible: {', '.join(texts[1:])}: deepcluster recut RUN -k N" if texts[1:] else ""
-    display.say("Groups", f"{texts[0]} is a guess, by the gaps in the graph of neighbours{others}")
-    return found[0].k
-
-
 def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
     placement = place(result.reduced, groups, result.clustering.centroids)
     return Model(
@@ -515,173 +461,6 @@ def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Mod
         store_size=recipe.store_size,
         batch_size=recipe.batch_size,
     )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The images of a run: those that were used, in row order, and those that were not."""
-
-    paths: Sequence[str]
-    labels: Sequence[str] | None
-    skipped: Sequence[tuple[str, str]]
-    reduced: Tensor
-
-
-def _write_groups(
-    folder: RunFolder, model: Model, rows: _Rows, record: dict[str, Any], baseline: Mapping[str, float]
-) -> None:
-    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, run.json."""
-    placement = model.place(rows.reduced)
-    found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
-    said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
-    labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
-    used = [
-        {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
-        for path, fine, label, place_row in zip(
-            rows.paths, placement.fine_cluster.tolist(), labels, tables.placement_rows(model, placement), strict=True
-        )
-    ]
-    unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
-    folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
-    summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
-    if rows.labels is not None and any(rows.labels):
-        metrics = tables.metrics(rows.labels, placement)
-        baseline = baseline or (metrics if record["rounds"] == 0 else {})
-        known = sum(1 for label in rows.labels if label)
-        folder.write_json(
-            "metrics.json",
-            {
-                **metrics,
-                **{f"baseline_{name}": value for name, value in baseline.items()},
-                "nmi_average": NMI_AVERAGE,
-                "labelled": known,
-            },
-        )
-    record |= {"signs": said, "verdict": verdict(found)}
-    folder.write_json("run.json", record)
-
-
-# ---- what can be done with a run ------------------------------------------------------------------------------------
-
-
-def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> RunFolder:
-    """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
-    numbers are new."""
-    folder = files.open_run(run)
-    with files.locked(run):
-        _recut(folder, n_clusters, display or Silent())
-        with folder.believed():
-            _report(folder, _found_again(folder))
-    return folder
-
-
-def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
-    record = folder.read_json("run.json", files.RECORD | {"rounds": int})
-    model = models.load(folder.path)
-    table = folder.read_rows("clusters.csv", files.CLUSTERS)
-    used = [row for row in table if row["status"] == "ok"]
-    dims = model.reduction.projection.shape[1]
-    reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
-    _check_groups(n_clusters, len(used))
-    n_clusters = n_clusters or _suggested(reduced, record, display)
-    fine = place(reduced, model.groups, model.fine_centroids).fine_cluster
-    sizes = torch.bincount(fine, minlength=len(model.fine_centroids))
-    clustering = Clustering(fine, model.fine_centroids, sizes, math.nan, 0, 0)
-    groups = _groups(reduced, clustering, n_clusters, record["seed"], folder.read_graph(len(used)))
-    placement = place(reduced, groups, model.fine_centroids)
-    model = replace(
-        model, groups=groups, names=("",) * groups.count, outlier_distance=outlier_distances(placement, groups.count)
-    )
-    rows = _Rows(
-        paths=[row["path"] for row in used],
-        labels=[row["label"] for row in used] if any(row["label"] for row in used) else None,
-        skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
-        reduced=reduced,
-    )
-    models.save(model, folder.model)
-    # The figures of the network at the start were made with the old number of groups.
-    _write_groups(folder, model, rows, record | {"clusters": groups.count}, {})
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The usable images of a source, their reduced features, and those that could not be used."""
-
-    model: Model
-    paths: tuple[str, ...]
-    reduced: Tensor
-    skipped: tuple[tuple[str, str], ...]
-
-
-def apply(
-    run: Path, images: Images, *, device: str = "auto", display: Display | None = None, stdin: TextIO | None = None
-) -> Prediction:
-    """Run images through the model of a run: the common part of ``predict`` and ``embed``."""
-    display = display or Silent()
-    model = models.load(files.open_run(run).path, choose_device(device))
-    source = find(images, stdin=stdin)
-    with tempfile.TemporaryDirectory() as folder:
-        store = read_once(
-            source,
-            model.store_size,
-            folder=Path(folder),
-            progress=partial(display.progress, "reading"),
-        )
-        reduced = model.transform(store.images, progress=partial(display.progress, "features"))
-    return Prediction(model, tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
-
-
-def report(run: Path) -> Path:
-    """Write report.html of a run again, with the pictures where the images are still at hand."""
-    folder = files.open_run(run)
-    with files.locked(run), folder.believed():
-        return _report(folder, _found_again(folder))
-
-
-def _found_again(folder: RunFolder) -> Source | None:
-    """The images of a run, where they are still at hand."""
-    location = folder.read_json("run.json", files.RECORD)["location"]
-    with suppress(DeepClusterError, OSError):
-        if location == "-":  # standard input is gone, but its paths are in the table
-            return find([row["path"] for row in folder.read_rows("clusters.csv", files.CLUSTERS)])
-        return find(location) if _is_at_hand(location) else None
-    return None
-
-
-def _is_at_hand(location: str) -> bool:
-    """Not passed from Python; and a data set of torchvision only where it is in the cache: nobody asked to download."""
-    scheme, _, name = location.partition(":")
-    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
-    return scheme != "python" and (scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir()))
-
-
-def _report(folder: RunFolder, source: Source | None) -> Path:
-    index = {path: i for i, path in enumerate(source.paths)} if source else {}
-
-    def picture(path: str) -> Image.Image | None:
-        if source is None or path not in index:
-            return None
-        try:
-            with quietly(source.max_pixels):
-                return source.read(index[path], MEDOID * THUMBNAIL)
-        except (Undecodable, OSError):
-            return None
-
-    record = folder.read_json("run.json", files.RECORD)
-    has_metrics = (folder.path / "metrics.json").is_file()
-    page = render(
-        title=str(record["images"]),
-        run=record,
-        clusters=folder.read_rows("clusters.csv", files.CLUSTERS),
-        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
-        history=folder.read_rows("history.csv", files.HISTORY),
-        metrics=folder.read_json("metrics.json") if has_metrics else None,
-        skipped=folder.read_rows("skipped.csv", files.SKIPPED),
-        picture=picture,
-    )
-    folder.write_text("report.html", page)
-    return folder.path / "report.html"
 
 
 # ---- small things ---------------------------------------------------------------------------------------------------
@@ -700,13 +479,6 @@ class _Clock:
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
         return seconds
-
-
-def _check_groups(n_clusters: int | None, count: int) -> None:
-    if n_clusters is not None and n_clusters < 1:
-        raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
-    if n_clusters is not None and n_clusters > count:
-        raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
 
 
 def _fingerprint(source: Source, store: Store) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepcluster import run
+from deepcluster import results, run
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DiskError
@@ -73,9 +73,9 @@ def test_the_graph_of_all_rounds_is_kept_and_the_guard_says_what_it_did(adapted,
 
 def test_recut_cuts_the_same_graph(adapted):
     before = found(adapted)
-    run.recut(adapted.path, 4)
+    results.recut(adapted.path, 4)
     assert len(set(found(adapted))) == 4
-    run.recut(adapted.path, 3)
+    results.recut(adapted.path, 3)
     assert found(adapted) == before
 
 

@@ -113,7 +113,7 @@ WINDOWS = {
     "between the rounds": ("deepcluster.storage.tables:history_row", 2),
     "before the result": ("deepcluster.run:conclude", 1),
     "the model is half there": ("deepcluster.storage.model:json_sha256", 1),
-    "the report": ("deepcluster.run:render", 1),
+    "the report": ("deepcluster.grouping:render", 1),
 }
 
 
@@ -144,8 +144,8 @@ PHASES = {
     "clustering": ("deepcluster.algorithm:kmeans", 2),
     "training": ("deepcluster.learning.pseudo_labels:_loss", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
-    "result": ("deepcluster.run:cut", 1),
-    "report": ("deepcluster.run:render", 1),
+    "result": ("deepcluster.grouping:cut", 1),
+    "report": ("deepcluster.grouping:render", 1),
 }  # fmt: skip
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
 
-from deepcluster import run
+from deepcluster import grouping, results, run
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
 from deepcluster.images import decode as decode_module
@@ -27,6 +28,7 @@ from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, 
 from deepcluster.images.source import find
 from deepcluster.images.store import Store, read_once
 from deepcluster.run import Request
+from tests.predicting import predicted
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
 LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
@@ -384,19 +386,21 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
         (folder / name).write_bytes(data)
     seen: list[Store] = []
     pictures: list[Callable[[str], Image.Image | None]] = []
-    draw = run.render
-    monkeypatch.setattr(run, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
-    monkeypatch.setattr(run, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
+    draw = grouping.render
+    for module in (run, results):
+        monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
+    monkeypatch.setattr(grouping, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
     out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
-    paths = run.apply(out, folder).paths
+    paths = predicted(out, folder).paths
     assert set(paths) == set(files)
+    stores = [seen[0].images, torch.cat([store.images for store in seen[1:]])]
     for i, path in enumerate(paths):
-        trained, predicted = (np.asarray(store.images[i].permute(1, 2, 0)).astype(int) for store in seen)
+        trained, new = (np.asarray(images[i].permute(1, 2, 0)).astype(int) for images in stores)
         shown = pictures[0](path)
         assert shown is not None and shown.mode == "RGB"
         _, right, off = files[path]
         assert np.abs(trained - right).max() <= off, path
-        assert (trained == predicted).all() and (trained == np.asarray(shown)).all(), path
+        assert (trained == new).all() and (trained == np.asarray(shown)).all(), path
 
 
 def test_a_wrong_turn_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +451,7 @@ def finished(many: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def placed(finished: Path, images: object) -> dict[str, tuple[int, float]]:
-    found = run.apply(finished, images)  # type: ignore[arg-type]
+    found = predicted(finished, images)  # type: ignore[arg-type]
     placement = found.model.place(found.reduced)
     numbers = zip(placement.cluster.tolist(), placement.distance.tolist(), strict=True)
     return dict(zip(found.paths, numbers, strict=True))
@@ -518,7 +522,7 @@ def test_bad_files_of_predict(
     assert run_command(["predict", str(finished), "-"]) == 3
     assert "no paths in standard input" in capsys.readouterr().err
     with pytest.raises(DataError, match="no paths in the list"):
-        run.apply(finished, [])
+        predicted(finished, [])
 
 
 # What images tell beside their pixels

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster import run
+from deepcluster import results, run
 from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.whitening import whiten
@@ -90,7 +90,7 @@ def test_all_numbers_of_images_and_clusters(rounds: int, tmp_path: Path, monkeyp
 
 
 def test_without_the_check_of_k_other_things_go_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_check_groups", lambda n_clusters, count: None)
+    monkeypatch.setattr(run, "check_groups", lambda n_clusters, count: None)
     with pytest.raises(Exception) as caught:
         check_pair(3, 5, 0, tmp_path / "run")
     assert not isinstance(caught.value, DataError)
@@ -102,7 +102,7 @@ def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
         clusters(noise(3), k, tmp_path / "run")
     clusters(noise(3), 2, tmp_path / "run")
     with pytest.raises(UsageError, match=f"-k {k}"):
-        run.recut(tmp_path / "run", k)
+        results.recut(tmp_path / "run", k)
 
 
 @pytest.mark.parametrize("recipe", ["v1", "v2"])

@@ -12,13 +12,13 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A room may import itself and the rooms of lower levels.
 LEVELS = (
-    {"errors", "seeding", "records", "devices", "workers", "stopping"},
+    {"errors", "seeding", "records", "devices", "workers", "stopping", "display", "terminal"},
     {"clustering", "images", "nets"},
     {"learning"},
     {"algorithm", "evaluation"},
     {"storage", "report", "recipe"},
-    {"keeping", "resuming", "estimate"},
-    {"run"},
+    {"keeping", "resuming", "estimate", "grouping"},
+    {"run", "results"},
     {"cli", "estimator"},
     {"__main__"},
 )

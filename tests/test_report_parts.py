@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster import run
+from deepcluster import grouping
 from deepcluster.images.source import find
 from deepcluster.report.choice import representatives
 from deepcluster.report.curves import charts, curve
@@ -133,11 +133,11 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, mo
     (tmp_path / "images").mkdir()
     image.save(tmp_path / "images/a.jpg", quality=95)
     given: dict[str, Any] = {}
-    monkeypatch.setattr(run, "render", lambda **page: given.update(page) or "")
+    monkeypatch.setattr(grouping, "render", lambda **page: given.update(page) or "")
     folder = SimpleNamespace(
         path=tmp_path, read_json=lambda *_: {"images": "a"}, read_rows=lambda *_: [], write_text=lambda *_: None
     )
-    run._report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
+    grouping.write_report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
     read = given["picture"]("a.jpg")
     assert read.size == (640, 480) and given["picture"]("b.jpg") is None
     shown, whole = (

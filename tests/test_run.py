@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import run
+from deepcluster import results, run
 from deepcluster.algorithm import alternate
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.recipe import Recipe
 from deepcluster.run import Request
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
+from tests.predicting import predicted
 
 QUICK = {"rounds": 2, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
 
@@ -122,7 +123,7 @@ def test_two_runs_are_bit_identical_another_seed_differs(finished, photos, tmp_p
 
 
 def test_predict_gives_the_clusters_of_the_training_images(finished, photos):
-    found = run.apply(finished, photos)
+    found = predicted(finished, photos)
     placement = found.model.place(found.reduced)
     table = rows(finished / "clusters.csv")
     assert list(found.paths) == [row["path"] for row in table]
@@ -135,7 +136,7 @@ def test_predict_gives_the_clusters_of_the_training_images(finished, photos):
 def test_predict_does_not_depend_on_the_company(finished, photos, count):
     table = {row["path"]: row for row in rows(finished / "clusters.csv")}
     paths = sorted(table, reverse=True)[:count]
-    found = run.apply(finished, [photos / path for path in paths])
+    found = predicted(finished, [photos / path for path in paths])
     placement = found.model.place(found.reduced)
     assert placement.cluster.tolist() == [int(table[path]["cluster"]) for path in paths]
     assert [f"{distance:.6f}" for distance in placement.distance.tolist()] == [
@@ -149,7 +150,7 @@ def test_new_images_go_to_the_nearest_centroid(finished, tmp_path):
     random = np.random.default_rng(99)
     for kind in KINDS:
         Image.fromarray(draw(kind, random)).save(tmp_path / f"{kind}.png")
-    found = run.apply(finished, tmp_path)
+    found = predicted(finished, tmp_path)
     distances = torch.cdist(found.reduced.double(), found.model.groups.centroids.double())
     assert torch.equal(found.model.place(found.reduced).cluster, found.model.groups.groups[distances.argmin(1)])
 
@@ -185,18 +186,18 @@ def test_recut(finished, photos, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     before = rows(copy / "clusters.csv")
-    run.recut(copy, 5)
+    results.recut(copy, 5)
     after = rows(copy / "clusters.csv")
     assert {row["cluster"] for row in after} == set("01234")
     assert [row["fine_cluster"] for row in after] == [row["fine_cluster"] for row in before]
     assert [row["label"] for row in after] == [row["label"] for row in before]
     assert len(rows(copy / "cluster_summary.csv")) == 5
-    found = run.apply(copy, photos)
+    found = predicted(copy, photos)
     assert found.model.place(found.reduced).cluster.tolist() == [int(row["cluster"]) for row in after]
-    run.recut(copy, 3)
+    results.recut(copy, 3)
     assert rows(copy / "clusters.csv") == before  # back to what fit made
     with pytest.raises(DataError, match=r"-k 49 .* 48"):
-        run.recut(copy, 49)
+        results.recut(copy, 49)
 
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):
@@ -215,9 +216,9 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     assert found[0]["k"] == count
     assert len({each["k"] for each in found}) == 3
 
-    run.recut(folder, 5)
+    results.recut(folder, 5)
     assert len(rows(folder / "cluster_summary.csv")) == 5
-    run.recut(folder, None)
+    results.recut(folder, None)
     assert len(rows(folder / "cluster_summary.csv")) == count
 
 

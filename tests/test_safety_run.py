@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster import grouping
 from deepcluster import run as runs
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
@@ -192,7 +193,7 @@ def test_cells_that_are_not_what_they_should_be(run, capsys, name):
             folder = files.open_run(run)
             try:
                 with folder.believed():
-                    runs._report(folder, None)
+                    grouping.write_report(folder, None)
             except DiskError as error:
                 assert str(run) in str(error) or name in str(error)
 
@@ -269,7 +270,7 @@ def outside(run, tmp_path) -> Iterator[Path]:
 def test_30_paths_as_the_place_of_the_images(run, outside, monkeypatch, capsys):
     assert len(PATHS) == 30
     monkeypatch.chdir(run.parent)
-    monkeypatch.setattr(runs, "find", lambda location: None)  # "/" would be searched
+    monkeypatch.setattr(grouping, "find", lambda location: None)  # "/" would be searched
     for path in PATHS:
         change_record(run, location=path, images=path, command=path)
         ends_well(["report", str(run)], capsys, (0,))
@@ -414,7 +415,7 @@ def test_features_come_back(tmp_path):
 def test_a_model_has_neither_paths_nor_metadata(finished, photos):
     """What may be passed on has no path of the images, and nothing but the known keys and tensors."""
     config = json.loads((finished / "model" / "config.json").read_text())
-    assert set(config) == models.TYPES.keys() | models.DIGESTS.keys()
+    assert set(config) == models.TYPES.keys() | models.DIGESTS.keys() | models.OPTIONAL.keys()
     with (finished / "model" / "model.safetensors").open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little")).decode()
     assert "__metadata__" not in header

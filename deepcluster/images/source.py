@@ -7,7 +7,8 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -35,6 +36,10 @@ _WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, - for paths on standard input, "
     "sklearn:digits or torchvision:NAME"
 )
+
+
+# What :func:`find` takes.
+Images = str | Path | npt.NDArray[Any] | Sequence[str | Path]
 
 
 class Read(Protocol):
@@ -66,9 +71,42 @@ class Source:
     max_pixels: int = MAX_PIXELS
     short_side: Callable[[int], int] | None = None
 
+    def part(self, begin: int, end: int) -> "Source":
+        """The images ``begin`` to ``end`` alone; what is never opened goes with the first of them."""
+        side = self.short_side
+        return replace(
+            self,
+            paths=self.paths[begin:end],
+            read=lambda i, size=None: self.read(begin + i, size),
+            labels=None if self.labels is None else self.labels[begin:end],
+            skipped=() if begin else self.skipped,
+            short_side=None if side is None else lambda i: side(begin + i),
+        )
+
+
+def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
+    """What :func:`find` finds, ``count`` images at a time. Of ``-`` no more is read than the next part needs."""
+    if not (isinstance(images, str) and images == "-"):
+        source = find(images)
+        for begin in range(0, len(source.paths), count):
+            yield source.part(begin, begin + count)
+        return
+    known: set[str] = set()
+    waiting: list[str] = []
+    for path in _paths_as_they_come(stdin or sys.stdin):
+        file = str(_located(path, None))
+        if file not in known:
+            known.add(file)
+            waiting.append(path)
+        if len(waiting) == count:
+            yield _from_paths(waiting, "stdin", "-", MAX_PIXELS)
+            waiting = []
+    if waiting or not known:
+        yield _from_paths(waiting, "stdin", "-", MAX_PIXELS)
+
 
 def find(
-    images: str | Path | npt.NDArray[Any] | Sequence[str | Path],
+    images: Images,
     *,
     max_pixels: int = MAX_PIXELS,
     stdin: TextIO | None = None,
@@ -91,7 +129,7 @@ def find(
 def _from_text(text: str, max_pixels: int, stdin: TextIO | None) -> Source:
     scheme, _, name = text.partition(":")
     if text == "-":
-        return _from_paths(_stdin_lines(stdin or sys.stdin), "stdin", "-", max_pixels)
+        return _from_paths(_paths_as_they_come(stdin or sys.stdin), "stdin", "-", max_pixels)
     if scheme == "sklearn":
         return _from_sklearn(name)
     if scheme == "torchvision":
@@ -227,10 +265,18 @@ def _lines(content: bytes) -> list[str]:
     return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
 
 
-def _stdin_lines(stdin: TextIO) -> list[str]:
+def _paths_as_they_come(stdin: TextIO) -> Iterator[str]:
     # The bytes below the text, where there are some: a strict text stream fails on names that are not UTF-8.
     raw = getattr(stdin, "buffer", None)
-    return _lines(raw.read() if raw is not None else stdin.read().encode(errors="surrogateescape"))
+    blocks = iter(partial(raw.read1, 1 << 16), b"") if raw else iter([stdin.read().encode(errors="surrogateescape")])
+    waiting, separator = b"", b""
+    for block in blocks:
+        waiting += block
+        separator = separator or next((sign for sign in (b"\0", b"\n") if sign in waiting), b"")
+        if separator:
+            whole, _, waiting = waiting.rpartition(separator)
+            yield from _lines(whole)
+    yield from _lines(waiting)
 
 
 def _content(file: Path) -> bytes:

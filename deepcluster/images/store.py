@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -51,6 +51,7 @@ def read_once(
     folder: Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
     workers: int | None = None,
+    none_is_fine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     """Decode and resize every image of the source to ``size`` x ``size`` pixels.
@@ -60,8 +61,8 @@ def read_once(
     bytes go to ``folder/images.u8`` instead of memory. ``progress(done, total)`` is called after each image. Unusable
     images are left out, never replaced by others.
 
-    Raises ``DataError`` where no image is usable, or where a folder is needed and not given; ``DiskError`` where the
-    folder has no room.
+    Raises ``DataError`` where no image is usable (unless ``none_is_fine``), or where a folder is needed and not given;
+    ``DiskError`` where the folder has no room.
     """
     total = len(source.paths)
     rows = _allocate(total, size, folder, memory_budget)
@@ -83,9 +84,9 @@ def read_once(
                 failures[i] = reason
             if progress is not None:
                 progress(i + 1, total)
-    if len(failures) == total:
-        raise DataError(_nothing_readable(source, failures))
-    kept = np.array([i for i in range(total) if i not in failures])
+    if len(failures) == total and not none_is_fine:
+        raise nothing_readable(source.location, total, [(source.paths[i], failures[i]) for i in failures])
+    kept = np.array([i for i in range(total) if i not in failures], np.int64)
     _close_gaps(rows, kept)
     images = torch.from_numpy(rows[: len(kept)]).permute(0, 3, 1, 2)
     skipped = [*source.skipped, *((source.paths[i], reason) for i, reason in failures.items())]
@@ -175,9 +176,10 @@ def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64], block: int = 1024) ->
         rows[start : min(start + block, len(kept))] = rows[kept[start : start + block]]
 
 
-def _nothing_readable(source: Source, failures: dict[int, str]) -> str:
-    examples = "; ".join(f"{one_line(source.paths[i])}: {failures[i]}" for i in list(failures)[:3])
-    return (
-        f"no readable image in {one_line(source.location)}: {len(source.paths)} files tried ({examples}). "
+def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str]]) -> DataError:
+    """What to say where none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
+    examples = "; ".join(f"{one_line(path)}: {reason}" for path, reason in reasons[:3])
+    return DataError(
+        f"no readable image in {one_line(location)}: {tried} files tried ({examples}). "
         "Check that this is the right place, that the files are images and that they may be read"
     )

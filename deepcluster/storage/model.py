@@ -33,6 +33,7 @@ TYPES = {
     "schema_version": int, "architecture": dict, "image_size": int, "store_size": int, "batch_size": int, "names": list,
 }  # fmt: skip
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
+OPTIONAL = {"junk": list}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
@@ -45,7 +46,9 @@ class Model:
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
     model, because another size may round differently); outlier_distance (K): from where an image is an outlier of its
-    group; names (K): what a person called the groups, "" where nobody did.
+    group; names (K): what a person called the groups, "" where nobody did; junk: the groups that a person marked so.
+
+    A group that was merged into another one has no centroid any more, and so no image.
     """
 
     network: Network
@@ -57,6 +60,7 @@ class Model:
     image_size: int
     store_size: int
     batch_size: int
+    junk: tuple[int, ...] = ()
 
     def transform(self, images: Tensor, progress: Any = None) -> Tensor:
         """Reduced features (float32, N x d, rows of length 1) of uint8 images, N x 3 x store_size x store_size."""
@@ -93,6 +97,7 @@ def save(model: Model, folder: Path) -> None:
         "store_size": model.store_size,
         "batch_size": model.batch_size,
         "names": list(model.names),
+        "junk": list(model.junk),
         "weights_sha256": sha256(folder / WEIGHTS),
     }
     config["config_sha256"] = json_sha256(config)
@@ -139,6 +144,7 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
         image_size=config["image_size"],
         store_size=config["store_size"],
         batch_size=config["batch_size"],
+        junk=tuple(config.get("junk", ())),
     )
 
 
@@ -151,7 +157,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"not a model of version {SCHEMA_VERSION}")
-    _check_types(config, TYPES | DIGESTS if DIGESTS.keys() & config.keys() else TYPES)
+    signed = DIGESTS if DIGESTS.keys() & config.keys() else {}
+    _check_types(config, TYPES | signed | {key: OPTIONAL[key] for key in OPTIONAL.keys() & config.keys()})
     content = {key: value for key, value in config.items() if key != "config_sha256"}
     if "config_sha256" in config and config["config_sha256"] != json_sha256(content):
         raise ValueError("changed since it was written")
@@ -167,6 +174,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"image_size {config['image_size']}, and another one in its architecture")
     if not names or not all(isinstance(name, str) and _can_be_written(name) for name in names):
         raise ValueError("names are not texts, one for each cluster")
+    if not all(type(number) is int and 0 <= number < len(names) for number in config.get("junk", ())):
+        raise ValueError("junk are not numbers of clusters")
     return config
 
 
@@ -236,12 +245,12 @@ def _not_negative(values: Tensor) -> Tensor:
 
 
 def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
-    """Finite numbers, and each of ``count`` groups has a centroid."""
+    """Finite numbers, and centroids of ``count`` groups (those that were merged into others have none)."""
     for name, value in tensors.items():
         # An empty group has no distance that is too large.
         fine = _not_negative if name == "outlier_distance" else torch.isfinite
         if not all(fine(part).all() for part in value.flatten().split(1 << 20)):
             raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
     groups = tensors["groups.groups"]
-    if groups.min() < 0 or groups.max() >= count or len(groups.unique()) != count:
+    if groups.min() < 0 or groups.max() != count - 1:
         raise ValueError(f"groups.groups are not the numbers of {count} clusters")

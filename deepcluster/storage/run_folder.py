@@ -28,7 +28,7 @@ from deepcluster.storage.reading import check_file, read_json, read_tensors
 
 SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
-SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path")
+SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
 HISTORY = (
     "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",

@@ -46,11 +46,12 @@ def metrics(truth: Sequence[str], placement: Placement) -> dict[str, float]:
 
 
 def placement_rows(model: Model, placement: Placement, *, reject: bool = False) -> Iterator[dict[str, Any]]:
-    """The columns of predictions: cluster (-1 for an outlier that is rejected), name, distance, margin, is_outlier."""
+    """The columns of predictions: cluster (-1 where ``reject`` leaves out outliers and junk), name, distance, margin,
+    is_outlier."""
     outlier = placement.distance > model.outlier_distance[placement.cluster]
     columns = (placement.cluster, placement.distance, placement.margin, outlier)
     for cluster, distance, margin, out in zip(*(column.tolist() for column in columns), strict=True):
-        rejected = reject and out
+        rejected = reject and (out or cluster in model.junk)
         yield {
             "cluster": -1 if rejected else cluster,
             "name": "" if rejected else model.names[cluster],
@@ -64,9 +65,11 @@ def summary_rows(model: Model, placement: Placement, reduced: Tensor, paths: Seq
     """A row for each group. A group may have many centroids: what stands for all of it is the mean of its features."""
     middles = means(reduced, placement.cluster, model.groups.count)
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
+    present = model.groups.groups.unique().tolist()
+    between[:, [group for group in range(model.groups.count) if group not in present]] = torch.inf
     to_middle = (reduced - middles[placement.cluster]).norm(dim=1)
     summary = []
-    for group in range(model.groups.count):
+    for group in present:
         members = torch.nonzero(placement.cluster == group).flatten()
         distances = placement.distance[members]
         medoid = members[to_middle[members].argmin()].item() if len(members) else None
@@ -77,8 +80,9 @@ def summary_rows(model: Model, placement: Placement, reduced: Tensor, paths: Seq
                 "size": len(members),
                 "share": f"{len(members) / len(paths):.6f}",
                 "mean_distance": f"{distances.mean().item():.6f}" if len(members) else "",
-                "nearest_cluster": between[group].argmin().item() if model.groups.count > 1 else "",
+                "nearest_cluster": between[group].argmin().item() if len(present) > 1 else "",
                 "medoid_path": paths[int(medoid)] if medoid is not None else "",
+                "junk": int(group in model.junk),
             }
         )
     return summary

@@ -1,0 +1,154 @@
+"""The groups of a run, and every file of it that depends on them."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from deepcluster.clustering.agreement import NMI_AVERAGE
+from deepcluster.clustering.cut import Cut, as_groups, cut
+from deepcluster.clustering.graph import Graph
+from deepcluster.clustering.number import candidates
+from deepcluster.clustering.verdict import signs, verdict
+from deepcluster.display import Display
+from deepcluster.errors import DataError, DeepClusterError, UsageError
+from deepcluster.images.decode import Undecodable, quietly
+from deepcluster.images.source import Source, find
+from deepcluster.records import Clustering
+from deepcluster.report.page import render
+from deepcluster.report.sections import MEDOID
+from deepcluster.report.thumbnails import THUMBNAIL
+from deepcluster.seeding import derive
+from deepcluster.storage import run_folder as files
+from deepcluster.storage import tables
+from deepcluster.storage.model import Model
+from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.tables import round_to
+
+
+def check_groups(n_clusters: int | None, count: int) -> None:
+    if n_clusters is not None and n_clusters < 1:
+        raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
+    if n_clusters is not None and n_clusters > count:
+        raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
+
+
+def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
+    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features, or of a
+    ``graph`` of the images."""
+    if len(fine.centroids) == n_clusters:
+        return as_groups(fine)
+    return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
+
+
+def suggested(reduced: Tensor, record: dict[str, Any], display: Display) -> int:
+    """The best of the candidates for the number of groups; all of them are said, and kept in run.json."""
+    found = candidates(reduced, seed=derive(record["seed"], "number of groups"))
+    record["candidates"] = [
+        {name: round_to(value, 4) for name, value in asdict(candidate).items()} for candidate in found
+    ]
+    if not found:
+        return 1
+    texts = [f"{each.k} (stability {each.stability:.2f}, silhouette {each.silhouette:.2f})" for each in found]
+    others = f"; also plausible: {', '.join(texts[1:])}: deepcluster recut RUN -k N" if texts[1:] else ""
+    display.say("Groups", f"{texts[0]} is a guess, by the gaps in the graph of neighbours{others}")
+    return found[0].k
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of a run: those that were used, in row order, and those that were not."""
+
+    paths: Sequence[str]
+    labels: Sequence[str] | None
+    skipped: Sequence[tuple[str, str]]
+    reduced: Tensor
+
+
+def write_groups(
+    folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]
+) -> None:
+    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, run.json."""
+    placement = model.place(rows.reduced)
+    found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
+    said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
+    labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
+    used = [
+        {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
+        for path, fine, label, place_row in zip(
+            rows.paths, placement.fine_cluster.tolist(), labels, tables.placement_rows(model, placement), strict=True
+        )
+    ]
+    unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
+    folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
+    summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
+    if rows.labels is not None and any(rows.labels):
+        metrics = tables.metrics(rows.labels, placement)
+        baseline = baseline or (metrics if record["rounds"] == 0 else {})
+        known = sum(1 for label in rows.labels if label)
+        folder.write_json(
+            "metrics.json",
+            {
+                **metrics,
+                **{f"baseline_{name}": value for name, value in baseline.items()},
+                "nmi_average": NMI_AVERAGE,
+                "labelled": known,
+            },
+        )
+    # What edits are for: this assignment, and no later one.
+    record["cut"] = hashlib.sha256(placement.cluster.numpy().tobytes()).hexdigest()[:16]
+    record["clusters"] = len(summary)
+    record |= {"signs": said, "verdict": verdict(found)}
+    folder.write_json("run.json", record)
+
+
+def found_again(folder: RunFolder) -> Source | None:
+    """The images of a run, where they are still at hand."""
+    location = folder.read_json("run.json", files.RECORD)["location"]
+    with suppress(DeepClusterError, OSError):
+        if location == "-":  # standard input is gone, but its paths are in the table
+            return find([row["path"] for row in folder.read_rows("clusters.csv", files.CLUSTERS)])
+        return find(location) if _is_at_hand(location) else None
+    return None
+
+
+def _is_at_hand(location: str) -> bool:
+    """Not passed from Python; and a data set of torchvision only where it is in the cache: nobody asked to download."""
+    scheme, _, name = location.partition(":")
+    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
+    return scheme != "python" and (scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir()))
+
+
+def write_report(folder: RunFolder, source: Source | None) -> Path:
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+
+    def picture(path: str) -> Image.Image | None:
+        if source is None or path not in index:
+            return None
+        try:
+            with quietly(source.max_pixels):
+                return source.read(index[path], MEDOID * THUMBNAIL)
+        except (Undecodable, OSError):
+            return None
+
+    record = folder.read_json("run.json", files.RECORD)
+    has_metrics = (folder.path / "metrics.json").is_file()
+    page = render(
+        title=str(record["images"]),
+        run=record,
+        clusters=folder.read_rows("clusters.csv", files.CLUSTERS),
+        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
+        history=folder.read_rows("history.csv", files.HISTORY),
+        metrics=folder.read_json("metrics.json") if has_metrics else None,
+        skipped=folder.read_rows("skipped.csv", files.SKIPPED),
+        picture=picture,
+    )
+    folder.write_text("report.html", page)
+    return folder.path / "report.html"

@@ -1,0 +1,141 @@
+"""What a person decides about the clusters: names, merges and marks, as the report writes them into edits.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.cut import Cut
+from deepcluster.errors import UsageError
+from deepcluster.storage.model import Model
+from deepcluster.storage.reading import read_json
+
+SCHEMA_VERSION = 1
+KEYS = {"schema_version", "cut", "names", "merge", "junk"}
+LONGEST_NAME = 200  # characters
+
+
+@dataclass(frozen=True)
+class Edits:
+    """``cut`` is run.json's, of the assignment that they are for; "" where they are for any.
+
+    ``merge``: the clusters of each tuple become one with the number of the first. ``names`` of clusters as they are
+    after that; "" takes a name away. ``junk``: all clusters that are marked as junk from now on; None leaves the marks.
+    """
+
+    cut: str
+    names: Mapping[int, str]
+    merge: tuple[tuple[int, ...], ...]
+    junk: tuple[int, ...] | None
+
+
+def read_edits(path: Path) -> Edits:
+    """The edits in a JSON file. UsageError names the file and what is wrong with it."""
+    try:
+        table = read_json(path)
+        if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"not edits of version {SCHEMA_VERSION}")
+        if unknown := sorted(table.keys() - KEYS):
+            raise ValueError(f"unknown key {unknown[0][:80]!a}")
+        return Edits(
+            cut=_text(table.get("cut", ""), "cut"),
+            names={_number(key): _name(name) for key, name in _of(table.get("names", {}), dict, "names").items()},
+            merge=tuple(_numbers(each, "merge") for each in _of(table.get("merge", []), list, "merge")),
+            junk=_numbers(table["junk"], "junk") if "junk" in table else None,
+        )
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
+
+
+def edited(model: Model, edits: Edits) -> Model:
+    """The model with these edits, its outlier distances not yet those of merged clusters.
+
+    Numbers stay: where clusters are merged, the numbers of all but the first have no images from then on. UsageError
+    where a number is that of no cluster, or of one in two merges.
+    """
+    present = set(model.groups.groups.tolist())
+    merged = [number for clusters in edits.merge for number in clusters]
+    gone = {number for clusters in edits.merge for number in clusters[1:]}
+    _check_known([*merged, *edits.names, *(edits.junk or ())], present)
+    if twice := sorted({number for number in merged if merged.count(number) > 1}):
+        raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
+    if left := sorted(set(edits.names) & gone):
+        raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
+
+    target = torch.arange(model.groups.count)
+    for first, *others in edits.merge:
+        target[others] = first
+    groups = Cut(model.groups.centroids, target[model.groups.groups])
+    names, junk = list(model.names), set(model.junk)
+    for clusters in edits.merge:
+        names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
+    for number, name in edits.names.items():
+        names[number] = name
+    junk = (junk if edits.junk is None else set(edits.junk)) - gone
+    kept = [name if number not in gone else "" for number, name in enumerate(names)]
+    return replace(model, groups=groups, names=tuple(kept[: groups.count]), junk=tuple(sorted(junk)))
+
+
+def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names, and the clusters marked as junk, of ``count`` new clusters: those of the old ones that live on.
+
+    ``before`` and ``after`` (int64, N) are the cluster of each image in the old and in the new cut. An old cluster
+    lives on where more than half of its images are more than half of a new one, so never in two.
+    """
+    names, junk = [""] * count, []
+    for number in sorted({number for number, name in enumerate(model.names) if name} | set(model.junk)):
+        inside = after[before == number]
+        if not len(inside):
+            continue
+        heir = int(torch.bincount(inside).argmax())
+        shared, new = int((inside == heir).sum()), int((after == heir).sum())
+        if 2 * shared > len(inside) and 2 * shared > new:
+            names[heir] = model.names[number]
+            junk += [heir] if number in model.junk else []
+    return tuple(names), tuple(sorted(junk))
+
+
+def _check_known(numbers: list[int], present: set[int]) -> None:
+    for number in numbers:
+        if number not in present:
+            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(sorted(present))}")
+
+
+def _shown(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+
+
+def _of(value: Any, kind: type, key: str) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{key} is not of type {kind.__name__}")
+    return value
+
+
+def _text(value: Any, key: str) -> str:
+    return str(_of(value, str, key))
+
+
+def _number(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        raise ValueError(f"{key[:80]!a} in names is not the number of a cluster")
+    return int(key)
+
+
+def _numbers(value: Any, key: str) -> tuple[int, ...]:
+    numbers = _of(value, list, key)
+    if not all(type(number) is int and 0 <= number < 10**9 for number in numbers) or (key == "merge" and not numbers):
+        raise ValueError(f"{key} is not made of numbers of clusters")
+    return tuple(numbers)
+
+
+def _name(value: Any) -> str:
+    """One line that any file can hold."""
+    name = _text(value, "a name").strip()
+    if len(name) > LONGEST_NAME or not all(letter.isprintable() for letter in name):
+        raise ValueError(f"the name {name[:80]!a} is not one line of at most {LONGEST_NAME} printable characters")
+    return name
