@@ -9,8 +9,8 @@ from deepcluster.cli import run_command
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def output_of(name: str, *arguments: str) -> list[str]:
-    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True)
+def output_of(name: str, *arguments: str, cwd: Path | None = None) -> list[str]:
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -28,6 +28,15 @@ def test_use_the_model(tmp_path):
     lines = output_of("use_the_model.py", str(run))
     assert len(lines) == 21
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
+
+
+def test_photographs(photos, tmp_path):
+    lines = output_of("photographs.py", str(photos), "3", "1", cwd=tmp_path)
+    assert [line.split(":")[0] for line in lines[:3]] == ["cluster 0", "cluster 1", "cluster 2"]
+    assert sum(int(line.split()[2]) for line in lines[:3]) == 48
+    placed, was = lines[3].split(" is in cluster ")[1].split(", and was in ")
+    assert placed == was
+    assert lines[4].endswith(": 2")
 
 
 def test_no_example_is_long():
