@@ -27,6 +27,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 RunArgument = Annotated[Path, Parameter(help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)]
 ImagesArgument = Annotated[
@@ -39,6 +40,10 @@ ImagesArgument = Annotated[
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
+Json = Annotated[
+    bool,
+    Parameter(name="--json", negative=(), help="The result as JSON on standard output; the rest on standard error."),
+]
 
 
 @app.command
@@ -79,13 +84,17 @@ def fit(
     checkpoint_every: Annotated[
         str, Parameter(help="Write one that often, and at the start of each round: 90s, 10m, 0s for each step.")
     ] = "10m",
-    dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative=(), help="Print what would be done, with its time and memory, and stop.")
+    ] = False,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
     from deepcluster import run
+    from deepcluster.assembly import network_of
     from deepcluster.devices import choose_device
-    from deepcluster.estimate import memory
+    from deepcluster.estimate import memory, seconds
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
     from deepcluster.recipe import to_toml
@@ -109,19 +118,20 @@ def fit(
         chosen = run.plan(source, preview(source), request)
         for line in chosen.by_reason():
             say(f"  {line}")
-        network = run.network_of(chosen.recipe, seed, choose_device("cpu"))
+        network = network_of(chosen.recipe, seed, choose_device("cpu"))
         say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
+        in_all, each = seconds(network.to(choose_device(device)), chosen.recipe, len(source.paths))
+        say(f"  time for the rounds: about {_duration(in_all)}, {chosen.recipe.rounds} of {_duration(each)}")
         print("\n" + to_toml(chosen.recipe), end="")
         return
     if resume and (overwrite or out is None):
         raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
-    with Terminal(quiet) as terminal, Stop() as stop:
+    with Terminal(quiet, to_stderr=as_json) as terminal, Stop() as stop:
         try:
             folder = run.fit(images, request, terminal, sys.stdin, stop)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
-    if not quiet:
-        _print_result(folder.path)
+    _print_result(folder.path, quiet, as_json)
 
 
 @app.command
@@ -133,9 +143,12 @@ def predict(
     out: Annotated[
         str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
     ] = "-",
-    reject: Annotated[bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster.")] = False,
+    reject: Annotated[
+        bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster, or in one marked as junk.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv, write_whole
@@ -147,11 +160,17 @@ def predict(
             yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
             sys.stdout.flush()
 
+    def write(file: Any) -> None:
+        if as_json:
+            file.writelines(json.dumps(row) + "\n" for row in rows())
+        else:
+            write_csv(file, PREDICTIONS, rows())
+
     if out == "-":
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write_csv(sys.stdout, PREDICTIONS, rows())
+        write(sys.stdout)
     else:
-        write_whole(Path(out), lambda file: write_csv(file, PREDICTIONS, rows()))
+        write_whole(Path(out), write)
 
 
 @app.command
@@ -185,15 +204,15 @@ def recut(
     *,
     k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")],
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
     from deepcluster import results
 
-    with Terminal(quiet) as terminal:
+    with Terminal(quiet, to_stderr=as_json) as terminal:
         folder = results.recut(run_, _groups(k), terminal)
-    if not quiet:
-        with folder.believed():
-            _print_result(folder.path)
+    with folder.believed():
+        _print_result(folder.path, quiet, as_json)
 
 
 @app.command
@@ -203,15 +222,15 @@ def apply(
     /,
     *,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
     from deepcluster import results
     from deepcluster.storage.edits import read_edits
 
     folder = results.apply(run_, read_edits(edits))
-    if not quiet:
-        with folder.believed():
-            _print_result(folder.path)
+    with folder.believed():
+        _print_result(folder.path, quiet, as_json)
 
 
 @app.command
@@ -240,14 +259,17 @@ def recipes(name: str | None = None, /) -> None:
 
 
 @app.command
-def doctor() -> None:
+def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats."""
     from deepcluster.devices import choose_device, environment
     from deepcluster.images.decode import FORMATS
 
-    for name, value in environment(choose_device("auto")).items():
-        print(f"{name:14} {value}")
-    print(f"{'formats':14} {', '.join(FORMATS)}")
+    found = {**environment(choose_device("auto")), "formats": list(FORMATS)}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        print(f"{name:14} {', '.join(value) if isinstance(value, list) else value}")
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
@@ -268,17 +290,22 @@ def _predictions(run_: Path, images: str, device: str, quiet: bool) -> Iterator[
             yield model, found
 
 
-def _print_result(folder: Path) -> None:
+def _print_result(folder: Path, quiet: bool, as_json: bool) -> None:
+    """What came out of a fit, recut or apply: for a person, or as one object of JSON."""
+    record = json.loads((folder / "run.json").read_text())
     metrics = folder / "metrics.json"
-    if metrics.is_file():
-        values = json.loads(metrics.read_text())
-        for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
-            if f"{prefix}acc" in values:
-                shown = "  ".join(
-                    f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
-                )
-                print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
-    say(f"{'Verdict':9} {json.loads((folder / 'run.json').read_text())['verdict']}")
+    values = json.loads(metrics.read_text()) if metrics.is_file() else {}
+    if as_json:
+        told = {name: record.get(name) for name in ("clusters", "images_count", "skipped_count", "rounds", "verdict")}
+        print(json.dumps({"run": str(folder), **told, "metrics": values or None}, indent=2))
+        return
+    if quiet:
+        return
+    for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
+        if f"{prefix}acc" in values:
+            shown = "  ".join(f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
+            print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
+    say(f"{'Verdict':9} {record['verdict']}")
     say(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
     say(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
     say(f"{'Run':9} {folder}")
@@ -289,6 +316,13 @@ def _resuming(run_: str) -> str:
     arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
     out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
     return shlex.join(["deepcluster", *arguments, *out, "--resume"])
+
+
+def _duration(seconds: float) -> str:
+    unit, name = next(
+        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
+    )
+    return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
 
 
 def _groups(k: str) -> int | None:

@@ -1,14 +1,16 @@
-"""How much memory a run takes, said before it begins."""
+"""How much memory and time a run takes, said before it begins."""
 
+import copy
 import resource
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deepcluster.assembly import rounds_of
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.nets.backbone import Network
@@ -19,6 +21,7 @@ from deepcluster.recipe import Recipe
 BASE = 500e6
 KEPT = 1.5
 CERTAIN = 0.7
+TRIAL = 128  # images
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,20 @@ def memory(network: Network, recipe: Recipe, count: int) -> Memory:
     features = 4 * count * (max(network.embedding_dim, network.feature_dim) + 2 * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * min(recipe.batch_size, count))
     return Memory(images if images <= MEMORY_BUDGET else 0, features, training)
+
+
+def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:
+    """About how long all rounds and one of them take with ``count`` images, without reading and without the result.
+
+    Two short rounds on noise are timed, and the second one counts; the network is left as it was.
+    """
+    few = min(count, TRIAL)
+    side = recipe.store_size
+    noise = torch.randint(0, 256, (few, side, side, 3), generator=torch.Generator().manual_seed(0)).byte()
+    trial = replace(recipe, rounds=2, epochs=1, batch_size=min(recipe.batch_size, few), tolerance=0.0)
+    *_, timed = rounds_of(copy.deepcopy(network), noise.permute(0, 3, 1, 2), trial, 0.0, seed=0)
+    each = count / few * (timed.features_seconds + recipe.epochs * timed.training_seconds)
+    return recipe.rounds * each, each
 
 
 def _outputs(network: Network, size: int) -> int:

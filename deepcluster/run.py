@@ -19,25 +19,25 @@ from torch import Tensor
 
 import deepcluster
 from deepcluster import estimate, resuming
-from deepcluster.algorithm import Keep, Result, alternate, conclude
+from deepcluster.algorithm import Result, conclude
+from deepcluster.assembly import Steps, network_of, rounds_of
 from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
-from deepcluster.devices import choose_device, choose_precision, environment, keep_freed_memory
+from deepcluster.devices import choose_device, environment, keep_freed_memory
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
 from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_report
-from deepcluster.images.augment import Augmentation
+from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
-from deepcluster.images.sampling import each_once, official, uniform_over_clusters
 from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, read_once
 from deepcluster.keeping import Keeper
 from deepcluster.learning.precision import fastest_precision, network_precision
-from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
-from deepcluster.records import Clustering, Round, State
+from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 from deepcluster.stopping import Stop
 from deepcluster.storage import model as models
@@ -181,6 +181,13 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
         job.display.say("Plan", line)
     job.folder.write_text("recipe.toml", to_toml(settled.recipe))
     job.folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
+    again = near_duplicates(store.images)
+    job.folder.write_rows("duplicates.csv", files.DUPLICATES, _duplicate_rows(job.source, store, again))
+    if again:
+        groups = f"{len(again):,} group{'' if len(again) == 1 else 's'}"
+        job.display.say(
+            "Alike", f"{sum(map(len, again)):,} images in {groups} are nearly identical (duplicates.csv); all are used"
+        )
     job.record.update(
         images_count=count,
         skipped_count=len(skipped),
@@ -191,6 +198,14 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
         seconds_by_phase={"reading": round_to(job.clock.lap(), 2)},
     )
     return store, settled.recipe
+
+
+def _duplicate_rows(
+    source: Source, store: Store, groups: Sequence[Sequence[tuple[int, float]]]
+) -> Iterator[dict[str, Any]]:
+    for group, members in enumerate(groups):
+        for row, distance in members:
+            yield {"group": group, "path": source.paths[store.kept[row]], "distance": f"{distance:.4f}"}
 
 
 def _with_precision(settled: Plan, network: Network) -> Plan:
@@ -257,7 +272,7 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
         job.clock.start -= found.about["elapsed"]
         job.display.say("Resumed", f"in round {found.state.round + 1}, from {job.checkpoints.folder}")
     job.folder.write_rows("history.csv", columns, history)
-    steps = _Steps(recipe)
+    steps = Steps(recipe)
     before, begun = len(history), job.clock.elapsed()
     keeper = Keeper(
         job.checkpoints,
@@ -267,7 +282,10 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
         job.request.checkpoint_every,
     )
     state = found.state if found else None
-    for round in _rounds(network, store.images, recipe, steps, job, state, keeper):
+    rounds = rounds_of(
+        network, store.images, recipe, steps, job.request.seed, state=state, keep=keeper, progress=job.display.progress
+    )
+    for round in rounds:
         if start is None and round.index == 0:
             start = (round.reduced, round.clustering)
             job.checkpoints.add("start", _tensors_of_start(*start))
@@ -367,85 +385,6 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
 
 
 FOR_THE_RESULT = 0.05  # of a time limit: the final features, the cut and the report come after the rounds
-
-
-def _rounds(
-    network: Network,
-    images: Tensor,
-    recipe: Recipe,
-    steps: "_Steps",
-    job: _Job,
-    state: State | None,
-    keep: Keep,
-) -> Iterator[Round]:
-    return alternate(
-        network,
-        images,
-        clusters=[min(k, len(images)) for k in recipe.clusters],
-        rounds=recipe.rounds,
-        seed=job.request.seed,
-        size=recipe.image_size,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=steps,
-        head_lr=recipe.head_lr or None,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        dims=recipe.dims if recipe.reduce else None,
-        whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations,
-        empty=recipe.empty,
-        spherical=recipe.spherical,
-        temperature=recipe.temperature or None,
-        features=recipe.features,
-        views=_views(recipe),
-        instance_temperature=recipe.instance_temperature or None,
-        sample=SAMPLERS[recipe.sampling],
-        tolerance=recipe.tolerance,
-        patience=recipe.patience,
-        dtype=choose_precision(recipe.precision, job.device),
-        state=state,
-        keep=keep,
-        progress=job.display.progress,
-    )  # fmt: skip
-
-
-SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
-
-
-def _views(recipe: Recipe) -> tuple[Augmentation, ...]:
-    whole = Augmentation(
-        crop=(recipe.crop_min, recipe.crop_max), stretch=recipe.stretch, flip=recipe.flip, rotation=recipe.rotation,
-        colour=recipe.colour, grey=recipe.grey, size=recipe.view_size,
-    )  # fmt: skip
-    small = replace(whole, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
-    return (whole,) * recipe.views + (small,) * recipe.small_views
-
-
-class _Steps:
-    """The step at a time in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0.
-
-    ``rounds`` is how many there will be. Where a time limit makes them fewer, rise and fall keep their share.
-    """
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.rounds = recipe.rounds
-
-    def __call__(self, time: float) -> float:
-        recipe, share = self.recipe, time / self.rounds
-        rising = min(1.0, share * recipe.rounds / recipe.warmup) if recipe.warmup else 1.0
-        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share))) if recipe.schedule == "cosine" else 1.0
-        return recipe.lr * rising * falling
-
-
-def network_of(recipe: Recipe, seed: int, device: torch.device) -> Network:
-    network = build(
-        recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
-        projection=(recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None, seed=seed,
-    )  # fmt: skip
-    network.frozen_statistics = recipe.frozen_statistics
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepcluster import results, run
+from deepcluster import assembly, results, run
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DiskError
@@ -112,7 +112,7 @@ def test_where_the_network_has_forgotten_the_first_one_is_kept(pictures, pretrai
             for parameter in network.body.parameters():
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
 
-    monkeypatch.setattr(run, "alternate", forgetting)
+    monkeypatch.setattr(assembly, "alternate", forgetting)
     folder = adapt(pictures, pretrained, tmp_path / "run", rounds=1)
     assert json.loads((folder.path / "run.json").read_text())["guard"]["kept"] is False
     wanted = build("compact", image_size=24, weights=pretrained).body.state_dict()
@@ -140,6 +140,6 @@ def test_weights_that_are_gone_when_the_run_ends_cost_nothing(pictures, pretrain
             for parameter in network.body.parameters():
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
 
-    monkeypatch.setattr(run, "alternate", forgetting)
+    monkeypatch.setattr(assembly, "alternate", forgetting)
     folder = adapt(pictures, str(weights), tmp_path / "run", rounds=1)
     assert json.loads((folder.path / "run.json").read_text())["guard"]["kept"] is False

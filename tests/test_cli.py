@@ -212,12 +212,12 @@ def test_a_model_file_that_is_damaged(finished, photos, tmp_path, capsys):
 
 
 def test_an_interrupt_is_not_a_traceback(photos, tmp_path, monkeypatch, capsys):
-    from deepcluster import run
+    from deepcluster import assembly
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "alternate", interrupted)
+    monkeypatch.setattr(assembly, "alternate", interrupted)
     out = tmp_path / "run"
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 75
     assert capsys.readouterr().err == "stopped\n"

@@ -17,6 +17,7 @@ LEVELS = (
     {"learning"},
     {"algorithm", "evaluation"},
     {"storage", "report", "recipe"},
+    {"assembly"},
     {"keeping", "resuming", "estimate", "grouping"},
     {"run", "results"},
     {"cli", "estimator"},

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import results, run
+from deepcluster import assembly, results, run
 from deepcluster.algorithm import alternate
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.recipe import Recipe
@@ -238,7 +238,7 @@ def test_the_time_limit_stops_between_rounds(photos, tmp_path):
 
 
 def test_the_step_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
-    steps = run._Steps(Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10))
+    steps = assembly.Steps(Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10))
     assert [steps(time) for time in (0, 1, 5, 10)] == pytest.approx([0, 0.5 * (1 + np.cos(0.1 * np.pi)) / 2, 0.5, 0])
     steps.rounds = 5
     assert [steps(time) for time in (0, 0.5, 2.5, 5, 6)] == pytest.approx(
@@ -276,7 +276,7 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
             with torch.no_grad():
                 next(arguments[0].body_parameters()).fill_(torch.nan)
 
-    monkeypatch.setattr(run, "alternate", poisoned)
+    monkeypatch.setattr(assembly, "alternate", poisoned)
     with pytest.raises(NonFiniteError, match="learning rate"):
         fit(photos, tmp_path / "run")
     assert len(rows(tmp_path / "run" / "history.csv")) == 1

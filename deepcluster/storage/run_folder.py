@@ -30,6 +30,7 @@ SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
+DUPLICATES = ("group", "path", "distance")
 HISTORY = (
     "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
@@ -41,8 +42,8 @@ RECORD = {"images": str, "location": str, "seed": int}
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 # All that a run may leave behind; --overwrite removes these and nothing else.
 CONTENTS = (
-    "clusters.csv", "cluster_summary.csv", "skipped.csv", "features.npy", "history.csv", "metrics.json", "model",
-    "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
+    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
+    "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
 )  # fmt: skip
 
 MOST_CSV = 4 << 30  # bytes: about 25 million images

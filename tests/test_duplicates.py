@@ -1,0 +1,127 @@
+"""Near-duplicates: copies are found whatever was done to them, and nothing else is."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepcluster import run
+from deepcluster.images.duplicates import near_duplicates
+from deepcluster.images.store import square
+from deepcluster.run import Request
+from tests.drawings import KINDS, draw, drawings
+
+SIDE = 48
+WAYS = {
+    "as it is": lambda image: image,
+    "JPEG of quality 75": lambda image: _again(image, 75),
+    "two thirds of the size": lambda image: image.resize((32, 32), Image.Resampling.BICUBIC),
+    "a little brighter": lambda image: image.point(lambda value: min(255, round(value * 1.03))),
+}
+
+
+def _again(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def smooth(count: int, seed: int) -> list[Image.Image]:
+    """Images as different as photographs are, without hard edges that a smaller copy would lose."""
+    random = np.random.default_rng(seed)
+    return [
+        Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        for _ in range(count)
+    ]
+
+
+def stack(images: list[Image.Image]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([square(image, SIDE) for image in images])).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_copy_is_found_and_nothing_else(way):
+    images = smooth(300, 1)
+    copies = [WAYS[way](images[i]) for i in (5, 40, 41, 299)]
+    found = near_duplicates(stack(images + copies))
+    assert [[row for row, _ in group] for group in found] == [[5, 300], [40, 301], [41, 302], [299, 303]]
+    assert all(group[0][1] == 0 and group[1][1] <= 0.1 for group in found)
+    if way == "as it is":
+        assert all(distance == 0 for group in found for _, distance in group)
+
+
+def test_distances_by_hand():
+    # Half black, half white has a standard deviation of 127.5; 3 of 256 grey levels more in a quarter of the picture.
+    one = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    one[:, :, 16:] = 255
+    other = one.clone()
+    other[:, :16, :16] = 6
+    ((first, second),) = near_duplicates(torch.stack([one, other]))
+    assert first == (0, 0.0)
+    assert second[0] == 1 and second[1] == pytest.approx(np.sqrt(36 / 4) / 127.5, rel=0.01)
+
+
+def test_drawings_that_are_all_different_have_none():
+    images, _ = drawings(100)
+    assert near_duplicates(images) == []
+
+
+def test_hundreds_of_equal_images_are_one_group():
+    plain = torch.full((500, 3, 16, 16), 90, dtype=torch.uint8)
+    (group,) = near_duplicates(plain)
+    assert [row for row, _ in group] == list(range(500))
+
+
+def test_plain_images_of_other_colours_are_different():
+    colours = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200], [90, 90, 90]], dtype=torch.uint8)
+    assert near_duplicates(colours[:, :, None, None].expand(-1, -1, 16, 16)) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([8, 16, 33]))
+def test_the_order_changes_nothing(seed, count, side):
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, side, side), generator=random, dtype=torch.uint8)
+    images = images[torch.randint(0, count, (count,), generator=random)]
+    order = torch.randperm(count, generator=random)
+    found = {frozenset(row for row, _ in group) for group in near_duplicates(images)}
+    turned = {frozenset(int(order[row]) for row, _ in group) for group in near_duplicates(images[order])}
+    assert found == turned
+    equal = {}
+    for row, image in enumerate(images):
+        equal.setdefault(image.numpy().tobytes(), set()).add(row)
+    for rows in equal.values():
+        assert len(rows) == 1 or any(rows <= group for group in found)
+
+
+def test_a_run_reports_them_and_uses_them(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(3)
+    for i in range(24):
+        Image.fromarray(draw(KINDS[i % 3], random)).save(folder / f"{i:02}.png")
+    (folder / "=copy.png").write_bytes((folder / "07.png").read_bytes())
+    said: list[tuple[str, str]] = []
+
+    class Heard:
+        def say(self, heading, text):
+            said.append((heading, text))
+
+        def progress(self, *_):
+            pass
+
+        round = progress
+
+    out = tmp_path / "run"
+    run.fit(folder, Request(out=out, n_clusters=2, options={"rounds": 0, "image_size": 16}), Heard())
+    with (out / "duplicates.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["group"], row["path"]) for row in rows] == [("0", "07.png"), ("0", "./=copy.png")]
+    assert ("Alike", "2 images in 1 group are nearly identical (duplicates.csv); all are used") in said
+    with (out / "clusters.csv").open() as file:
+        assert sum(row["status"] == "ok" for row in csv.DictReader(file)) == 25

@@ -1,0 +1,175 @@
+"""The manners of the command: JSON for machines, a live bar on terminals, plain lines in pipes, rows as they come."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.cli import run_command
+from deepcluster.storage import model as models
+from tests.tiny import tiny_model
+
+QUICK = ["--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"]
+COMMAND = [sys.executable, "-m", "deepcluster"]
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("manners") / "run"
+    arguments = ["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", "--quiet", *QUICK]
+    assert run_command(arguments) == 0
+    return out
+
+
+def test_fit_in_json(photos, tmp_path, capfd):
+    out = tmp_path / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", "--json", *QUICK]) == 0
+    said = capfd.readouterr()
+    told = json.loads(said.out)
+    assert told["run"] == str(out) and told["clusters"] == 3 and told["images_count"] == 48 and told["rounds"] == 1
+    assert told["metrics"] == json.loads((out / "metrics.json").read_text())
+    assert re.search(r"^1/1 .*loss", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
+
+
+def test_recut_and_apply_in_json(finished, tmp_path, capsys):
+    assert run_command(["recut", str(finished), "-k", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clusters"] == 4
+    (tmp_path / "edits.json").write_text('{"schema_version": 1, "merge": [[0, 1]]}')
+    assert run_command(["apply", str(finished), str(tmp_path / "edits.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clusters"] == 3
+
+
+def test_predict_in_json_says_what_the_csv_says(finished, photos, capsys):
+    assert run_command(["predict", str(finished), str(photos)]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert run_command(["predict", str(finished), str(photos), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [",".join(map(str, row.values())) for row in rows] == lines
+    assert list(rows[0]) == header.split(",")
+
+
+def test_doctor_in_json(capsys):
+    assert run_command(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deepcluster"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["pridict", "a", "b"], 'Did you mean "predict"'),
+        (["fit", "x", "--clustres", "3"], "Did you mean --clusters"),
+        (["fit", "sklearn:digits", "--set", "momentun=1"], "did you mean momentum"),
+        (["fit", "sklearn:digits", "--recipe", "autp"], "did you mean auto"),
+        (["fit", "sklearn:digits", "--backbone", "alexnt"], "did you mean alexnet"),
+        (["fit", "torchvision:CIFAR1O"], "did you mean torchvision:CIFAR10"),
+    ],
+)
+def test_did_you_mean(arguments, hint, capsys):
+    assert run_command(arguments) in (2, 3)
+    assert hint in capsys.readouterr().err
+
+
+def test_a_dry_run_says_time_and_memory_and_writes_nothing(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["fit", str(photos), "-k", "3", "--dry-run", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"memory on a CPU: about \d+\.\d GB", printed)
+    assert re.search(r"time for the rounds: about [\d.]+ (s|min|h), 1 of [\d.]+ (s|min|h)", printed)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed(shell, tmp_path):
+    environment = os.environ | {"HOME": str(tmp_path), "SHELL": f"/bin/{shell}"}
+    done = subprocess.run([*COMMAND, "--install-completion"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scripts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("predict" in text and "pseudo-labels" in text for text in scripts)
+
+
+def on_a_terminal(arguments: list[str], **environment: str) -> str:
+    """All that a command writes on a terminal of its own."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        arguments, stdin=follower, stdout=follower, stderr=follower,
+        env={key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CI")}
+        | {"TERM": "xterm-256color", "COLUMNS": "120", **environment},
+    ) as process:  # fmt: skip
+        os.close(follower)
+        written = b""
+        while True:
+            try:
+                part = os.read(leader, 1 << 16)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not part:
+                break
+            written += part
+        assert process.wait() == 0, written
+    os.close(leader)
+    return written.decode()
+
+
+def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(photos, tmp_path):
+    arguments = [*COMMAND, "fit", str(photos), "-k", "3", *QUICK, "-o"]
+    live = on_a_terminal([*arguments, str(tmp_path / "one")])
+    assert "\x1b[" in live and "training" in live
+    colours = r"\x1b\[[\d;]*3[0-8][\d;]*m"
+    assert re.search(colours, live)
+    plain = on_a_terminal([*arguments, str(tmp_path / "two")], NO_COLOR="1")
+    assert not re.search(colours, plain) and "training" in plain
+
+
+def test_the_first_row_comes_before_the_last_path_is_given(finished, photos):
+    paths = sorted(str(path) for path in photos.rglob("*.png"))
+    assert len(paths) > 16  # the model's batch
+    with subprocess.Popen(
+        [*COMMAND, "predict", str(finished), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as p:
+        assert p.stdin and p.stdout
+        p.stdin.write("".join(path + "\n" for path in paths[:16]).encode())
+        p.stdin.flush()
+        first = ""
+        while first.count("\n") < 17:  # the header, and all that can be known by now
+            assert select.select([p.stdout], [], [], 60)[0], first
+            first += os.read(p.stdout.fileno(), 1 << 16).decode()
+        rest, _ = p.communicate("".join(path + "\n" for path in paths[16:]).encode())
+    assert [line.split(",")[0] for line in (first + rest.decode()).splitlines()[1:]] == paths
+
+
+def peak_of_predict(run: Path, images: Path) -> float:
+    """MB."""
+    script = (
+        "import resource, sys; from deepcluster.cli import run_command\n"
+        "code = run_command(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, file=sys.stderr); sys.exit(code)"
+    )
+    arguments = ["predict", str(run), str(images), "-o", str(run / "found.csv"), "--quiet"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stderr.split()[-1])
+
+
+@pytest.mark.parametrize("most", [4000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_number_of_images(most, tmp_path):
+    """All pixels of 4,000 images would take 49 MB in the model's store."""
+    run = tmp_path / "run"
+    models.save(replace(tiny_model(), store_size=64), run / "model")
+    (run / "run.json").write_text("{}")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "one.png")
+    for count in (500, most):
+        (tmp_path / str(count)).mkdir()
+        for i in range(count):
+            os.link(tmp_path / "one.png", tmp_path / str(count) / f"{i:05}.png")
+    few, many = (peak_of_predict(run, tmp_path / str(count)) for count in (500, most))
+    assert many - few < 15, (few, many)
+    assert len((run / "found.csv").read_text().splitlines()) == most + 1
