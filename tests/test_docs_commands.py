@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from deepcluster import errors
+from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
 from tests.sandbox import PENDING, Sandbox, options, verbs
 
@@ -48,7 +50,9 @@ def test_no_command_hides_in_another_block():
 
 
 def test_options_in_the_prose_exist():
-    everywhere = set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"} | PENDING
+    everywhere = (
+        set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"} | PENDING
+    )
     for page in PAGES:
         if page.name in HISTORY:
             continue
@@ -63,3 +67,23 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(page)):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_columns_in_the_pages_are_those_of_the_files():
+    page = text_of(ROOT / "docs/run-folder.md")
+    for name, columns in (
+        ("clusters.csv", files.CLUSTERS),
+        ("cluster_summary.csv", files.SUMMARY),
+        ("skipped.csv", files.SKIPPED),
+        ("duplicates.csv", files.DUPLICATES),
+    ):
+        assert f"`{','.join(columns)}`" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+    assert ",".join(files.PREDICTIONS) in text_of(ROOT / "README.md")
+
+
+def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
+    codes = {
+        error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
+    }
+    said = text_of(ROOT / "docs/usage.md").partition("## Exit codes")[2]
+    assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0}
