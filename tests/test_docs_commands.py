@@ -14,6 +14,7 @@ from deepcluster import errors
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
 from tests.sandbox import PENDING, Sandbox, options, verbs
+from tests.test_layers import LEVEL, modules
 
 HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or other programs'
 
@@ -87,3 +88,10 @@ def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
     }
     said = text_of(ROOT / "docs/usage.md").partition("## Exit codes")[2]
     assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0}
+
+
+def test_every_room_is_in_the_list_of_rooms():
+    table = re.findall(r"`(\w+)/?`", text_of(ROOT / "CONTRIBUTING.md").partition("| room |")[2].partition("##")[0])
+    order = [LEVEL[room] for room in table if room in LEVEL]
+    assert order == sorted(order)
+    assert {room for room in LEVEL if any(module.split(".")[0] == room for module in modules())} <= {*table, "__main__"}
