@@ -1,5 +1,6 @@
 """A folder with what a reader of the documentation has at hand, in which the commands of a page are run."""
 
+import importlib.util
 import io
 import json
 import re
@@ -23,7 +24,7 @@ import deepcluster
 from deepcluster.cli import app, run_command
 from deepcluster.learning import pseudo_labels
 from tests.drawings import KINDS, draw, drawings
-from tests.pages import ROOT, Block, blocks, of_deepcluster, text_of, words_of
+from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
 
 QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not set them
 # Parsed, but not run, because ...
@@ -32,6 +33,13 @@ NOT_RUN = {
     "imagenet/": "nobody has that at hand",
     "--recipe mine.toml": "AlexNet at 224 px takes minutes",
     "--device cuda": "the machines that run the tests have no GPU",
+}
+# Run where the package is there; make test does not install it.
+NEEDS = {
+    "--to parquet": "pyarrow",
+    "--to onnx": "onnxscript",
+    "import datasets": "datasets",
+    "import onnxruntime": "onnx",
 }
 # Commands, options and names that are written about before they are there. Empty it when they are.
 PENDING = {"export", "--mode", "DeepCluster"}
@@ -65,10 +73,18 @@ class Sandbox:
             "neighbours.safetensors",
         }:
             write_weights(folder / name)
+        Image.fromarray(draw(KINDS[0], random)).save(folder / "new.png")
+        if self._begins_with_a_run():
+            self.run("deepcluster fit photos/ -k 3 -o runs/photos")
         self.names: dict[str, Any] = {
             "images": drawings(67, size=32)[0],
             "features": torch.rand(1200, 32, generator=torch.Generator().manual_seed(0)),
         }
+
+    def _begins_with_a_run(self) -> bool:
+        """A page without a ``fit`` goes on from that of another page."""
+        ours = [arguments for line in commands(self.page) if (arguments := of_deepcluster(line))]
+        return "fit" not in {verb for verb, *_ in ours} and any("runs/photos" in arguments for arguments in ours)
 
     def run(self, line: str) -> None:
         """Run a line, or check what cannot be run, and assert that it ends as the page says."""
@@ -92,7 +108,7 @@ class Sandbox:
             from_shell(line)
 
     def _run_ours(self, line: str, arguments: list[str]) -> None:
-        if any(part in line for part in NOT_RUN):
+        if any(part in line for part in NOT_RUN) or needs_more(line):
             app.parse_args(arguments, exit_on_error=False, print_error=False)
             return
         if arguments[0] in PENDING - verbs():
@@ -130,10 +146,17 @@ class Sandbox:
         """Run a block of Python, of one round where it says how many."""
         if any(re.search(rf"import .*{name}", block.text) and not hasattr(deepcluster, name) for name in PENDING):
             return
+        if needs_more(block.text):
+            return
         source = re.sub(r"\brounds=\d+", "rounds=1", block.text)
         source = re.sub(r"\bDeepCluster\((?!.*\brounds=)", "DeepCluster(rounds=1, ", source)
         with redirect_stdout(io.StringIO()):
             exec(compile(source, str(self.page), "exec"), self.names)
+
+
+def needs_more(text: str) -> bool:
+    """Whether a command or a block needs a package that is not here."""
+    return any(part in text and importlib.util.find_spec(package) is None for part, package in NEEDS.items())
 
 
 def from_shell(line: str) -> str:
