@@ -68,10 +68,7 @@ class Sandbox:
                 Image.fromarray(draw(kind, random)).save(folder / place / name)
         names = sorted(path.name for path in (folder / "photos").iterdir())
         (folder / "labels.csv").write_text("path,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names))
-        for name in set(re.findall(r"\w+\.safetensors", text_of(page))) - {
-            "model.safetensors",
-            "neighbours.safetensors",
-        }:
+        for name in set(re.findall(r"--weights (\S+\.safetensors)", "\n".join(commands(page)))):
             write_weights(folder / name)
         Image.fromarray(draw(KINDS[0], random)).save(folder / "new.png")
         if self._begins_with_a_run():
@@ -100,9 +97,8 @@ class Sandbox:
             assert {word for word in words[1:] if "=" not in word} <= set(rules), line
         elif words[:2] == ["pip", "install"]:
             extras = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
-            assert {each for named in re.findall(r"\[(.*?)\]", line) for each in named.split(",")} <= extras.keys(), (
-                line
-            )
+            named = ",".join(re.findall(r"\[(.*?)\]", line)).split(",")
+            assert {*named} - {""} <= extras.keys(), line
         else:
             assert words[0] in SHELL, f"{self.page.name}: no rule for {line!r}"
             from_shell(line)
@@ -113,10 +109,8 @@ class Sandbox:
             return
         if arguments[0] in PENDING - verbs():
             return
-        if ">" in arguments:
-            arguments, (_, target) = arguments[: arguments.index(">")], arguments[arguments.index(">") :]
-        else:
-            target = ""
+        target = arguments.pop() if ">" in arguments else ""
+        arguments = [word for word in arguments if word != ">"]
         if arguments[0] == "fit" and "--dry-run" not in arguments:
             arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
         if arguments[0] == "apply":
