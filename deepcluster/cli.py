@@ -242,6 +242,51 @@ def report(run_: RunArgument, /) -> None:
 
 
 @app.command
+def export(
+    run_: RunArgument,
+    /,
+    *,
+    to: Annotated[
+        Literal["folders", "imagefolder", "parquet", "onnx", "hub"],
+        Parameter(help="What to make: images sorted into folders, a data set, a table, a graph, a model for the Hub."),
+    ],
+    out: Annotated[Path, Parameter(name=["-o", "--out"], help="The folder or file to make; it must not be there yet.")],
+    mode: Annotated[
+        Literal["symlink", "hardlink", "copy"] | None,
+        Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
+    ] = None,
+    images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
+    if to in ("folders", "imagefolder"):
+        from deepcluster.export.folders import folders
+        from deepcluster.export.imagefolder import imagefolder
+
+        make = folders if to == "folders" else imagefolder
+        given = {} if mode is None else {"mode": mode}
+        with Terminal(quiet) as terminal:
+            make(run_, out, images=images, dry_run=dry_run, display=terminal, **given)
+        return
+    if mode or images or dry_run:
+        raise UsageError(f"--mode, --images and --dry-run are for images: --to {to} writes none, so leave them out")
+    with Terminal(quiet) as terminal:
+        if to == "parquet":
+            from deepcluster.export.parquet import parquet
+
+            parquet(run_, out, display=terminal)
+        elif to == "onnx":
+            from deepcluster.export.onnx import onnx
+
+            onnx(run_, out, display=terminal)
+        else:
+            from deepcluster.export.hub import hub
+
+            hub(run_, out, display=terminal)
+
+
+@app.command
 def recipes(name: str | None = None, /) -> None:
     """List the recipes, or print the options of one as TOML (what `auto` chooses depends on the images: --dry-run)."""
     from deepcluster.recipe import PRESETS, Facts, resolve, to_toml

@@ -54,3 +54,8 @@ class Stopped(DeepClusterError):
 
 class DeepClusterWarning(UserWarning):
     """Something the user should know although the run goes on."""
+
+
+def missing_extra(extra: str, error: ImportError) -> UsageError:
+    """What to raise where a package of an extra cannot be imported."""
+    return UsageError(f"this needs packages that are not installed ({error}): pip install 'deepcluster[{extra}]'")

@@ -113,7 +113,7 @@ def found_again(folder: RunFolder) -> Source | None:
     """The images of a run, where they are still at hand."""
     location = folder.read_json("run.json", files.RECORD)["location"]
     with suppress(DeepClusterError, OSError):
-        if location == "-":  # standard input is gone, but its paths are in the table
+        if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
             return find([row["path"] for row in folder.read_rows("clusters.csv", files.CLUSTERS)])
         return find(location) if _is_at_hand(location) else None
     return None

@@ -19,6 +19,7 @@ LEVELS = (
     {"storage", "report", "recipe"},
     {"assembly"},
     {"keeping", "resuming", "estimate", "grouping"},
+    {"export"},
     {"run", "results"},
     {"cli", "estimator"},
     {"__main__"},

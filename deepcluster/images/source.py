@@ -58,8 +58,9 @@ class Source:
     the order of their bytes; those of a list are as they stand there, in its order; array rows are padded numbers.
     ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
     the caller needs, files may come reduced as in ``decode``; then ``short_side(i)`` is the shorter side in px that the
-    whole image has, from the header (None: ``read`` reduces nothing). ``labels`` belong to ``paths``. ``skipped`` has
-    (path, reason) for what was found but is never opened.
+    whole image has, from the header (None: ``read`` reduces nothing), and ``file(i)`` the absolute path of the file
+    (None: the images are no files). ``labels`` belong to ``paths``. ``skipped`` has (path, reason) for what was found
+    but is never opened.
     """
 
     name: str
@@ -70,10 +71,11 @@ class Source:
     skipped: tuple[tuple[str, str], ...]
     max_pixels: int = MAX_PIXELS
     short_side: Callable[[int], int] | None = None
+    file: Callable[[int], Path] | None = None
 
     def part(self, begin: int, end: int) -> "Source":
         """The images ``begin`` to ``end`` alone; what is never opened goes with the first of them."""
-        side = self.short_side
+        side, file = self.short_side, self.file
         return replace(
             self,
             paths=self.paths[begin:end],
@@ -81,6 +83,7 @@ class Source:
             labels=None if self.labels is None else self.labels[begin:end],
             skipped=() if begin else self.skipped,
             short_side=None if side is None else lambda i: side(begin + i),
+            file=None if file is None else lambda i: file(begin + i),
         )
 
 
@@ -187,6 +190,7 @@ def _from_folder(folder: Path, max_pixels: int) -> Source:
         skipped=tuple(skipped),
         max_pixels=max_pixels,
         short_side=lambda i: short_side(folder / paths[i], max_pixels=max_pixels),
+        file=lambda i: folder / paths[i],
     )
 
 
@@ -253,6 +257,7 @@ def _from_files(paths: list[str], files: list[Path], name: str, location: str, m
         skipped=(),
         max_pixels=max_pixels,
         short_side=lambda i: short_side(files[i], max_pixels=max_pixels),
+        file=lambda i: files[i],
     )
 
 

@@ -1,0 +1,109 @@
+"""Images at their new places: by a symbolic link, a hard link, a copy, or written as PNG. Originals are only read."""
+
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from deepcluster.errors import DiskError, UsageError
+from deepcluster.images.decode import Undecodable, explain, not_a_file
+from deepcluster.images.source import Source
+
+PNG = "png"
+
+
+class Unavailable(Exception):
+    """An original that is not there any more, or cannot be read; the message is the reason."""
+
+
+def _symlink(file: Path, target: Path) -> None:
+    target.symlink_to(file)
+
+
+def _hardlink(file: Path, target: Path) -> None:
+    os.link(os.path.realpath(file), target)  # a link to a link would be one
+
+
+def _copy(file: Path, target: Path) -> None:
+    shutil.copyfile(file, target)
+    with suppress(OSError):  # times and rights, where the file system has them
+        shutil.copystat(file, target)
+
+
+WAYS: dict[str, Callable[[Path, Path], None]] = {"symlink": _symlink, "hardlink": _hardlink, "copy": _copy}
+WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
+
+
+class Bringer:
+    """Brings images of a source to new places, and counts: ``files`` by way, ``bytes`` written, and why a way was
+    ``refused`` when it first was.
+
+    ``ways`` are tried in turn for each file: with ``mode`` None symbolic link, hard link and copy. What is no file, or
+    shall become a .png, is decoded and written as one.
+    """
+
+    def __init__(self, source: Source, mode: str | None):
+        if mode is not None and mode not in WAYS:
+            raise UsageError(f"--mode {mode}: choose {', '.join(WAYS)}, or leave it out")
+        self.source = source
+        self.ways = (PNG,) if source.file is None else tuple(WAYS) if mode is None else (mode,)
+        self.files: Counter[str] = Counter()
+        self.bytes = 0
+        self.refused: dict[str, str] = {}
+
+    def __call__(self, i: int, target: Path) -> str:
+        """Bring the i-th image to ``target`` and return the way. Raises Unavailable, or an OSError of the target."""
+        file = self.source.file(i) if self.source.file else None
+        if file is None or (target.suffix == ".png" and file.suffix.lower() != ".png"):
+            way = self._png(i, target)
+        else:
+            way = self._file(file, target)
+        self.files[way] += 1
+        if way in ("copy", PNG):
+            self.bytes += target.stat().st_size
+        return way
+
+    def _file(self, file: Path, target: Path) -> str:
+        _check_there(file)
+        for way in self.ways:
+            try:
+                WAYS[way](file, target)
+                return way
+            except OSError as error:
+                if way == "copy":  # there is no other way
+                    raise
+                self.refused.setdefault(way, explain(error))
+        raise DiskError(
+            f"{WORDS[way]} are refused there ({self.refused[way]}): leave --mode out to have images linked or copied as"
+            " can be"
+        )
+
+    def _png(self, i: int, target: Path) -> str:
+        try:
+            image = self.source.read(i)
+        except (Undecodable, OSError) as error:
+            raise Unavailable(explain(error)) from None
+        with target.open("xb") as stream:
+            image.save(stream, "PNG")
+        return PNG
+
+    @property
+    def text(self) -> str:
+        """What was done, and what could not be."""
+        done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
+        refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
+        why = "" if self.source.file else " (these images are no files)"
+        return f"{done}{why}; {self.bytes:,} bytes written{refused}"
+
+
+def _check_there(file: Path) -> None:
+    try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a FIFO would wait forever
+            raise Unavailable(not_a_file(mode) if not stat.S_ISDIR(mode) else "is a folder")
+        file.open("rb").close()
+    except OSError as error:
+        raise Unavailable(explain(error)) from None

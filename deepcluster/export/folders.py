@@ -1,0 +1,41 @@
+"""Images sorted into a folder for each cluster."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from deepcluster.display import Display, Silent
+from deepcluster.export.members import Row, read_members
+from deepcluster.export.names import cluster_folder, fitting
+from deepcluster.export.tree import places_of, show_tree, write_tree
+from deepcluster.images.source import Images
+
+JUNK = "_junk"
+
+
+def folders(
+    run: Path,
+    out: Path,
+    *,
+    mode: str | None = None,
+    images: Images | None = None,
+    dry_run: bool = False,
+    display: Display | None = None,
+) -> Sequence[Row]:
+    """Sort the images of a run into ``out``/NUMBER-NAME, those of junk clusters below ``out``/_junk.
+
+    ``mode``: symlink, hardlink or copy, where another way is an error; None takes for each file the first of these that
+    works. Images that are no files are written as PNG at their own size. ``images``: where they are, if no longer where
+    the run found them. With ``dry_run`` nothing is written. Returns the rows of inventory.csv.
+    """
+    members = read_members(run, images)
+
+    def place(row: Row) -> tuple[str, str]:
+        folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
+        folder = f"{JUNK}/{folder}" if row["cluster"] in members.junk else folder
+        return folder, fitting(name, ".png") if members.source.file is None else name
+
+    places = places_of(members.rows, place)
+    if dry_run:
+        show_tree(out, members, places, mode, display or Silent())
+        return ()
+    return write_tree(out, members, places, mode, display or Silent())

@@ -1,0 +1,143 @@
+"""A folder ready for the Hugging Face Hub: the model's two files and a card. Nothing is sent anywhere."""
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepcluster.display import Display, Silent
+from deepcluster.export.places import new_folder
+from deepcluster.report.text import inert, number, percent, three
+from deepcluster.storage import model as models
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.model import Model
+from deepcluster.storage.run_folder import RunFolder, write_whole
+
+CARD = "README.md"
+METRICS = {"acc": "accuracy (best matching)", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
+VERSIONS = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "python")
+USE = """import deepcluster
+from deepcluster.results import predict
+
+model = deepcluster.load(".")  # this folder, or huggingface_hub.snapshot_download("USER/NAME")
+for part in predict(model, "photos/"):
+    for path, cluster in zip(part.paths, model.place(part.reduced).cluster.tolist()):
+        print(path, cluster, model.names[cluster])
+"""
+LIMITS = """\
+- The clusters are those of the images that it was made from. Every image is put into the nearest one, also an image
+  of another kind; `is_outlier` and `margin` of `deepcluster predict` say how far it is to be trusted.
+- Numbers and names are of clusters, not of classes: nobody checked that a name fits every image.
+- Images are seen as their central square, upright, in RGB.
+- This card states no licence: whoever publishes the model chooses one, with an eye on the images and on the weights
+  that it started from."""
+
+
+def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
+    """Make the folder ``out``: config.json, model.safetensors (which ``deepcluster.load`` reads) and README.md.
+
+    The card has figures, names of clusters, options and versions; no path of this machine and no name of an image.
+    """
+    folder, display = files.open_run(run), display or Silent()
+    model = models.load(folder.path)
+    text = card(folder, model)
+    with new_folder(out) as beside:
+        models.save(model, beside)
+        write_whole(beside / CARD, lambda file: file.write(text))
+    display.say("Exported", f"{out}: {models.CONFIG}, {models.WEIGHTS} and the card {CARD}; nothing was sent anywhere")
+    display.say("Load", f"deepcluster.load({str(out)!r})")
+    display.say("Upload", f"read the card, then: hf upload USER/NAME {shlex.quote(str(out))}")
+
+
+def card(folder: RunFolder, model: Model) -> str:
+    """The model card of a run, in Markdown."""
+    record = folder.read_json("run.json", files.RECORD)
+    summary = folder.read_rows("cluster_summary.csv", ("cluster", "name", "size", "share"))
+    metrics = folder.read_json("metrics.json") if (folder.path / "metrics.json").is_file() else {}
+    parameters = sum(value.numel() for value in model.network.body.parameters())
+    backbone = str(model.network.architecture["name"])
+    dims = model.reduction.projection.shape[1]
+    parts = {
+        "": f"""Puts images into {len(summary)} clusters, and turns each into {dims} features.
+
+Made by [DeepCluster](https://arxiv.org/abs/1807.05520) (package `deepcluster`): the clusters come from the images
+alone, no labels were used. Backbone `{backbone}` with {parameters:,} parameters, for images of {model.image_size} px.
+{_whole(record.get("images_count"))} images were clustered, after {_whole(record.get("rounds"))} rounds of training.""",
+        "Use": f"`pip install deepcluster`, then\n\n```python\n{USE}```",
+        "Clusters": _clusters(summary),
+        "How good": _quality(metrics, record),
+        "Recipe": f"```toml\n{_recipe(folder)}```",
+        "Versions": ", ".join(_versions(record)) or "not known",
+        "Limits": LIMITS,
+    }  # fmt: skip
+    body = "\n\n".join(f"## {heading}\n\n{text}" if heading else text for heading, text in parts.items())
+    return f"{FRONT}# {len(summary)} clusters of images\n\n{body}\n"
+
+
+FRONT = """---
+library_name: deepcluster
+pipeline_tag: image-feature-extraction
+tags:
+- clustering
+- self-supervised
+- deepcluster
+---
+
+"""
+
+
+def _clusters(summary: list[dict[str, str]]) -> str:
+    lines = ["| cluster | name | images | share | |", "|---|---|---|---|---|"]
+    for row in summary:
+        mark = "marked as junk" if row.get("junk") == "1" else ""
+        share, cells = percent(number(row["share"])), (row["cluster"], row["name"], row["size"])
+        lines.append(f"| {' | '.join(map(_text, cells))} | {share} | {mark} |")
+    return "\n".join(lines)
+
+
+def _quality(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    said = _text(str(record.get("verdict", ""))) or "Nothing is known about it."
+    known = [key for key in METRICS if number(metrics.get(key)) is not None]
+    if not known:
+        return f"{said}\n\nThere were no labels to compare with."
+    lines = [
+        f"{said}\n\nAgainst labels of {_whole(metrics.get('labelled'))} images, which were used for nothing else:",
+        "",
+        "| | trained | at the start |",
+        "|---|---|---|",
+    ]
+    for key in known:
+        lines.append(
+            f"| {METRICS[key]} | {three(number(metrics[key]))} | {three(number(metrics.get(f'baseline_{key}')))} |"
+        )
+    return "\n".join(lines)
+
+
+def _recipe(folder: RunFolder) -> str:
+    """The options, of the file of weights no more than its name."""
+    with folder.believed():
+        options = tomllib.loads((folder.path / "recipe.toml").read_text(encoding="utf-8"))
+    if isinstance(weights := options.get("weights"), str):
+        options["weights"] = re.split(r"[/\\]", weights)[-1]
+    kept = {key: value for key, value in options.items() if isinstance(value, str | int | float) and key.isidentifier()}
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in kept.items())
+
+
+def _versions(record: Mapping[str, Any]) -> list[str]:
+    found = record.get("environment")
+    known = found if isinstance(found, dict) else {}
+    return [f"{_text(name)} {_text(str(known[name]))}" for name in VERSIONS if name in known]
+
+
+def _whole(value: object) -> str:
+    found = number(value)
+    return "?" if found is None else f"{found:,.0f}"
+
+
+def _text(text: str) -> str:
+    """Text from outside as text in Markdown, on one line, in no case a link, a table or HTML."""
+    plain = re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", inert(text))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,66 @@
+"""A data set for Hugging Face's ``datasets``: images, and metadata.csv with what the run says of each."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from deepcluster.display import Display, Silent
+from deepcluster.export.members import Row, read_members
+from deepcluster.export.names import cluster_folder, fitting, plain, split
+from deepcluster.export.tree import places_of, show_tree, write_tree
+from deepcluster.images.source import Images
+from deepcluster.storage.run_folder import write_csv, write_whole
+
+SPLIT = "train"
+METADATA = "metadata.csv"
+COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
+# What both `datasets` and this program take for an image; another file is written as PNG.
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+}  # fmt: skip
+
+
+def imagefolder(
+    run: Path,
+    out: Path,
+    *,
+    mode: str | None = "copy",
+    images: Images | None = None,
+    dry_run: bool = False,
+    display: Display | None = None,
+) -> Sequence[Row]:
+    """Write ``out``/train/NUMBER/*.jpg, .png, ... and ``out``/train/metadata.csv; the options are those of ``folders``.
+
+    Names of files are made plain, and those of clusters stand in the metadata alone: `datasets` takes a folder that is
+    called test, or 003-test, for another split.
+    """
+    members = read_members(run, images)
+
+    def place(row: Row) -> tuple[str, str]:
+        name = plain(PurePosixPath(row["path"]).name)
+        known = members.source.file is not None and split(name)[1].lower() in SUFFIXES
+        return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", name if known else fitting(name, ".png")
+
+    def finish(folder: Path, inventory: Sequence[Row]) -> None:
+        labelled = any(row["label"] for row in members.rows)
+        rows = [
+            {
+                **row,
+                "file_name": found["exported_path"].removeprefix(f"{SPLIT}/"),
+                "junk": int(row["cluster"] in members.junk),
+            }
+            for row, found in zip(members.rows, inventory, strict=True)
+            if found["exported_path"]
+        ]
+        columns = (*COLUMNS, "label") if labelled else COLUMNS
+        kept = [{column: row[column] for column in columns} for row in rows]
+        write_whole(folder / SPLIT / METADATA, lambda file: write_csv(file, columns, kept))
+
+    display = display or Silent()
+    places = places_of(members.rows, place)
+    if dry_run:
+        show_tree(out, members, places, mode, display)
+        return ()
+    inventory = write_tree(out, members, places, mode, display, finish)
+    display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
+    return inventory

@@ -1,0 +1,165 @@
+"""The whole way from pixels to cluster as one ONNX graph, compared with torch before it is written."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import deepcluster
+from deepcluster.display import Display, Silent
+from deepcluster.errors import ModelError, missing_extra
+from deepcluster.export.places import check_no_file, write_file
+from deepcluster.images.augment import fixed_view
+from deepcluster.seeding import generator
+from deepcluster.storage import model as models
+from deepcluster.storage.model import Model
+
+OPSET = 18  # the first whose ScatterElements takes the smallest
+OUTPUTS = ("features", "distances", "cluster")
+MOST_APART = 1e-4
+TRIED = 5  # images: another number than the graph is traced with
+PIXELS = (
+    "upright RGB image, its central square, resized to S x S by bicubic interpolation with antialiasing (Pillow),"
+    " uint8, channels first"
+)
+
+
+class Placing(nn.Module):
+    """uint8 N x 3 x S x S images to reduced features (float32, N x d), the distance to the nearest centroid of each
+    group (float32, N x K; infinite for the number of one that was merged into another), and the cluster (int64, N)."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.network, self.size, self.count = model.network, model.image_size, model.groups.count
+        centroids = model.groups.centroids.double()
+        self.mean: Tensor
+        self.projection: Tensor
+        self.centroids: Tensor
+        self.lengths: Tensor
+        self.groups: Tensor
+        for name, value in {
+            "mean": model.reduction.mean, "projection": model.reduction.projection, "groups": model.groups.groups,
+            "centroids": centroids.T.contiguous(), "lengths": centroids.square().sum(1),
+        }.items():  # fmt: skip
+            self.register_buffer(name, value)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.network.features(fixed_view(images, self.size))
+        reduced = F.normalize((features - self.mean) @ self.projection, eps=1e-12)
+        # By a product, as a difference of every row and centroid is far larger; in float64, because in float32 the
+        # distance of an image to a centroid that it lies on would be 3e-4 and not 0.
+        rows = reduced.double()
+        squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
+        distances = squares.float().clamp(min=0).sqrt()
+        by_group = torch.full((rows.shape[0], self.count), torch.inf)
+        by_group = by_group.scatter_reduce(1, self.groups.expand(rows.shape[0], -1), distances, "amin")
+        return reduced, by_group, by_group.argmin(1)
+
+
+def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
+    """Write the file ``out``: the model of a run (or a model's own folder) as a graph for any number of images.
+
+    In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster`` (see Placing). Names, sizes and
+    outlier distances of the clusters are in its metadata. Needs the extra ``onnx``. ModelError where onnxruntime gives
+    other numbers than torch.
+    """
+    check_no_file(out)
+    model = models.load(run)
+    try:
+        import onnxscript  # noqa: F401 (what torch's exporter is built on)
+        from onnx import helper
+        from onnxruntime import InferenceSession, SessionOptions
+    except ImportError as error:
+        raise missing_extra("onnx", error) from None
+    images = _trial_images(model.store_size)
+    graph = _graph(model, images[:2])
+    helper.set_model_props(graph, metadata(model))
+    content = graph.SerializeToString()
+    options = SessionOptions()
+    options.log_severity_level = 3
+    session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    apart = difference(model, images, session.run(list(OUTPUTS), {"images": images.numpy()}))
+    if not apart <= MOST_APART:
+        raise ModelError(
+            f"onnxruntime and torch differ by {apart:.1e} for this network, more than {MOST_APART:.0e}: nothing is"
+            " written; use deepcluster predict instead"
+        )
+    write_file(out, lambda file: file.write(content))
+    (display or Silent()).say(
+        "Exported", f"{out}: {len(content) / 1e6:,.1f} MB, uint8 N x 3 x {model.store_size} x {model.store_size} to"
+        f" {', '.join(OUTPUTS)}; onnxruntime and torch differ by {apart:.0e}",
+    )  # fmt: skip
+
+
+def metadata(model: Model) -> dict[str, str]:
+    """What a program that runs the graph has to know beside it, as texts."""
+    values: dict[str, Any] = {
+        "deepcluster_version": deepcluster.__version__,
+        "pixels": PIXELS,
+        "store_size": model.store_size,
+        "image_size": model.image_size,
+        "backbone": model.network.architecture["name"],
+        "names": list(model.names),
+        "junk": list(model.junk),
+        # JSON has no infinity: null for a group without outliers.
+        "outlier_distance": [each if np.isfinite(each) else None for each in model.outlier_distance.tolist()],
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def difference(model: Model, images: Tensor, found: list[Any]) -> float:
+    """The largest difference between what a graph gives and the model, in features or distances; infinite where a
+    cluster differs that is not one of two at the same distance, NaN where something is."""
+    features, distances, cluster = (torch.from_numpy(each) for each in found)
+    reduced = model.transform(images)
+    placement = model.place(reduced)
+    nearest = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
+    other = cluster != placement.cluster
+    at_border = placement.margin < MOST_APART
+    if (other & ~at_border).any():
+        return float("inf")
+    apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance]).abs()
+    return apart.max().item()  # NaN where one is
+
+
+def _trial_images(size: int) -> Tensor:
+    """Smooth random images, as photographs are, and for once white noise."""
+    random = generator(0, "onnx")
+    coarse = torch.randint(0, 256, (TRIED - 1, 3, 8, 8), generator=random, dtype=torch.uint8).float()
+    smooth = F.interpolate(coarse, size=(size, size), mode="bilinear").byte()
+    return torch.cat([smooth, torch.randint(0, 256, (1, 3, size, size), generator=random, dtype=torch.uint8)])
+
+
+def _graph(model: Model, example: Tensor) -> Any:
+    placing = Placing(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with _silent():
+        # Not with dynamo=False: what that makes of argmin is no valid graph (torch 2.13).
+        program = torch.onnx.export(
+            placing, (example,), input_names=["images"], output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the exporter says of itself off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # onnxscript 0.6 prints
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

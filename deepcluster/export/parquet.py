@@ -1,0 +1,55 @@
+"""clusters.csv and features.npy as one typed table."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepcluster.display import Display, Silent
+from deepcluster.errors import missing_extra
+from deepcluster.export.places import check_no_file, write_file
+from deepcluster.storage import model as models
+from deepcluster.storage import run_folder as files
+
+
+def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
+    """Write the file ``out``: the columns of clusters.csv with their types, and ``features`` as lists of fixed length.
+
+    What clusters.csv leaves empty is null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null
+    list of fixed length. Bytes of a path that are no UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra
+    ``parquet``.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise missing_extra("parquet", error) from None
+    import numpy as np
+
+    check_no_file(out)
+    folder = files.open_run(run)
+    rows = folder.read_rows("clusters.csv", files.CLUSTERS)
+    dims = models.load(folder.path).reduction.projection.shape[1]
+    used = np.array([row["status"] == "ok" for row in rows], bool)
+    features = np.full((len(rows), dims), np.nan, np.float32)
+    features[used] = folder.read_array("features.npy", int(used.sum()), dims)
+    whole, real = (pa.int32(), int), (pa.float64(), float)
+    types: dict[str, tuple[Any, Callable[[str], Any]]] = {
+        "cluster": whole, "fine_cluster": whole, "distance": real, "margin": real,
+        "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
+    }  # fmt: skip
+
+    def column(name: str) -> Any:
+        kind, parse = types.get(name, (pa.string(), _as_utf8))
+        # A cluster without a name has the empty name; what is empty otherwise is not known.
+        empty = [not row[name] and not (name == "name" and row["cluster"]) for row in rows]
+        return pa.array([None if none else parse(row[name]) for row, none in zip(rows, empty, strict=True)], kind)
+
+    with folder.believed():
+        columns = {name: column(name) for name in files.CLUSTERS}
+    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)
+    write_file(out, lambda file: pq.write_table(pa.table(columns), file))
+    (display or Silent()).say("Exported", f"{len(rows):,} rows with {dims} features to {out}")
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

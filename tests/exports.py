@@ -1,0 +1,83 @@
+"""A finished run made by hand: what the exports of images read of one, and the state of the originals."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, RunFolder
+
+RECORD = {"schema_version": 1, "images": "pictures", "seed": 0, "rounds": 0, "status": "done"}
+
+
+def colour(i: int) -> tuple[int, int, int]:
+    """Another one for each i."""
+    return (i * 37 % 256, i * 91 % 256, i % 256)
+
+
+def write_image(file: Path, i: int, kind: str = "PNG") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("xb") as stream:
+        Image.new("RGB", (4 + i % 3, 4), colour(i)).save(stream, kind)
+
+
+def hand_run(
+    run: Path,
+    location: str,
+    clusters: Mapping[str, int],
+    *,
+    names: Mapping[int, str] | None = None,
+    junk: Sequence[int] = (),
+    skipped: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> Path:
+    """A run on the images of ``location`` that put each path into a cluster."""
+    run.mkdir()
+    folder, names, labels = RunFolder(run), names or {}, labels or {}
+    (run / "run.json").write_text(json.dumps({**RECORD, "location": location}))
+    rows = [
+        {
+            "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "fine_cluster": cluster,
+            "distance": f"{i / 7:.6f}", "margin": "0.250000", "is_outlier": i % 2, "label": labels.get(path, ""),
+        }
+        for i, (path, cluster) in enumerate(clusters.items())
+    ]  # fmt: skip
+    folder.write_rows("clusters.csv", CLUSTERS, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
+    found = sorted(set(clusters.values()))
+    summary = [{"cluster": each, "name": names.get(each, ""), "junk": int(each in junk)} for each in found]
+    folder.write_rows("cluster_summary.csv", SUMMARY, summary)
+    return run
+
+
+def tree(folder: Path) -> list[str]:
+    """Every file below, as a relative path, in order."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def state(folder: Path) -> list[tuple[object, ...]]:
+    """All that must stay as it is of the originals: names, inodes, times, rights, targets of links, content."""
+    found: list[tuple[object, ...]] = []
+    for path in sorted([folder, *folder.rglob("*")], key=os.fsencode):
+        status = path.lstat()
+        about: tuple[object, ...] = (
+            os.fsencode(path),
+            status.st_ino,
+            status.st_mode,
+            status.st_mtime_ns,
+            status.st_size,
+        )
+        if path.is_symlink():
+            about += (path.readlink(),)
+        elif path.is_file():
+            about += (hashlib.sha256(path.read_bytes()).hexdigest(),)
+        found.append(about)
+    return found
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,382 @@
+import csv
+import errno
+import json
+import os
+import resource
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
+from deepcluster.export import bringing
+from deepcluster.export.folders import folders
+from deepcluster.storage.run_folder import RunFolder
+from tests.exports import colour, hand_run, pixels, state, tree, write_image
+
+MODES = [None, "symlink", "hardlink", "copy"]
+
+
+class Said:
+    """A display that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, heading, text):
+        self.lines.append(f"{heading}: {text}")
+
+    def progress(self, phase, done, total):
+        pass
+
+    def round(self, row, rounds):
+        pass
+
+
+@pytest.fixture
+def holiday(tmp_path):
+    """Five images, two of one name, in two sub-folders, a third cluster of junk, and a file that is no image."""
+    images = tmp_path / "photos"
+    for i, path in enumerate(["a.png", "sea/a.png", "sea/b.png", "sky/A.PNG", "sky/c.png"]):
+        write_image(images / path, i)
+    (images / "notes.doc").write_text("no image")
+    clusters = {"a.png": 0, "sea/a.png": 0, "sea/b.png": 1, "sky/A.PNG": 0, "sky/c.png": 2}
+    return hand_run(tmp_path / "run", str(images), clusters, names={0: "be/ach"}, junk=[2], skipped=["notes.doc"])
+
+
+def inventory(out):
+    return RunFolder(out).read_rows("inventory.csv")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_tree_in_every_mode(holiday, tmp_path, mode):
+    images, out = tmp_path / "photos", tmp_path / "out"
+    before = state(images)
+    rows = folders(holiday, out, mode=mode)
+    assert tree(out) == [
+        "000-be_ach/A-3.PNG", "000-be_ach/a-2.png", "000-be_ach/a.png", "001/b.png", "_junk/002/c.png", "inventory.csv",
+    ]  # fmt: skip
+    how = mode or "symlink"
+    expected = [
+        ("a.png", "0", "be/ach", "000-be_ach/a.png", how),
+        ("sea/a.png", "0", "be/ach", "000-be_ach/a-2.png", how),
+        ("sea/b.png", "1", "", "001/b.png", how),
+        ("sky/A.PNG", "0", "be/ach", "000-be_ach/A-3.PNG", how),
+        ("sky/c.png", "2", "", "_junk/002/c.png", how),
+        ("notes.doc", "", "", "", "skipped"),
+    ]
+    assert [tuple(row.values()) for row in rows] == expected
+    assert [tuple(row.values()) for row in inventory(out)] == expected
+    for row in rows[:5]:
+        original, new = images / row["path"], out / row["exported_path"]
+        assert new.read_bytes() == original.read_bytes()
+        assert new.is_symlink() == (how == "symlink")
+        assert new.lstat().st_ino == original.stat().st_ino or how != "hardlink"
+        assert new.stat().st_mtime_ns == original.stat().st_mtime_ns
+        assert how != "copy" or new.stat().st_ino != original.stat().st_ino
+    assert state(images) == before
+
+
+def test_links_survive_moving_the_tree(holiday, tmp_path):
+    folders(holiday, tmp_path / "out")
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "out").rename(tmp_path / "elsewhere" / "deep" / "out")
+    moved = tmp_path / "elsewhere" / "deep" / "out" / "001" / "b.png"
+    assert moved.readlink() == tmp_path / "photos" / "sea" / "b.png"
+    assert tuple(pixels(moved)[0, 0]) == colour(2)
+
+
+def refuse(way):
+    def raise_as_windows(file, target):
+        raise OSError(errno.EPERM, "A required privilege is not held by the client")
+
+    return {**bringing.WAYS, way: raise_as_windows}
+
+
+def test_symlinks_refused_become_hard_links(holiday, tmp_path, monkeypatch):
+    monkeypatch.setattr(bringing, "WAYS", refuse("symlink"))
+    said = Said()
+    rows = folders(holiday, tmp_path / "out", display=said)
+    assert {row["how"] for row in rows} == {"hardlink", "skipped"}
+    assert said.lines == [
+        f"Exported: 5 images to {tmp_path / 'out'}: 5 hard links; 0 bytes written;"
+        " symbolic links are refused there (permission denied)"
+    ]
+
+
+@pytest.fixture
+def other_disk(tmp_path):
+    """A folder on another file system."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    with tempfile.TemporaryDirectory(dir=shm) as folder:
+        yield Path(folder)
+
+
+def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, other_disk, monkeypatch):
+    """The kernel itself refuses these."""
+    monkeypatch.setattr(bringing, "WAYS", refuse("symlink"))
+    said = Said()
+    rows = folders(holiday, other_disk / "out", display=said)
+    written = sum((tmp_path / "photos" / row["path"]).stat().st_size for row in rows[:5])
+    assert {row["how"] for row in rows} == {"copy", "skipped"}
+    assert f"5 copies; {written:,} bytes written" in said.lines[0]
+    assert "hard links are refused there (invalid cross-device link)" in said.lines[0]
+
+
+def test_a_mode_that_is_asked_for_is_that_mode_or_an_error(holiday, other_disk):
+    with pytest.raises(
+        DiskError, match=r"hard links are refused there \(invalid cross-device link\): leave --mode out"
+    ):
+        folders(holiday, other_disk / "out", mode="hardlink")
+    assert list(other_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_that_are_no_files_are_written_as_png(tmp_path, mode):
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 9, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    run = hand_run(tmp_path / "run", str(tmp_path / "images.npy"), {"0": 0, "1": 1, "2": 0})
+    said = Said()
+    rows = folders(run, tmp_path / "out", mode=mode, display=said)
+    assert tree(tmp_path / "out") == ["000/0.png", "000/2.png", "001/1.png", "inventory.csv"]
+    for i, row in enumerate(rows):
+        assert row["how"] == "png"
+        assert np.array_equal(pixels(tmp_path / "out" / row["exported_path"]), images[i])
+    assert "these images are no files" in said.lines[0]
+
+
+def test_images_that_were_passed_from_python(tmp_path):
+    images = np.zeros((2, 4, 4), np.uint8)
+    run = hand_run(tmp_path / "run", "python:array", {"0": 0, "1": 0})
+    with pytest.raises(DataError, match="say where they are now with --images"):
+        folders(run, tmp_path / "out")
+    folders(run, tmp_path / "out", images=images)
+    assert tree(tmp_path / "out") == ["000/0.png", "000/1.png", "inventory.csv"]
+
+
+def test_paths_that_were_passed_from_python_are_found_again(tmp_path):
+    write_image(tmp_path / "x" / "a.png", 0)
+    path = str(tmp_path / "x" / "a.png")
+    folders(hand_run(tmp_path / "run", "python:paths", {path: 0}), tmp_path / "out")
+    assert tree(tmp_path / "out") == ["000/a.png", "inventory.csv"]
+
+
+def test_what_is_missing_is_named_and_the_rest_goes_on(holiday, tmp_path):
+    (tmp_path / "photos" / "sea" / "b.png").unlink()
+    (tmp_path / "photos" / "sky" / "c.png").unlink()
+    (tmp_path / "photos" / "sky" / "c.png").mkdir()
+    with pytest.warns(DeepClusterWarning, match=r"2 images are not there any more and left out: sea/b.png \(no such"):
+        rows = folders(holiday, tmp_path / "out")
+    assert tree(tmp_path / "out") == ["000-be_ach/A-3.PNG", "000-be_ach/a-2.png", "000-be_ach/a.png", "inventory.csv"]
+    assert [row["how"] for row in rows if not row["exported_path"]] == ["missing: no such image"] * 2 + ["skipped"]
+
+
+def test_what_goes_away_meanwhile(tmp_path):
+    """A list of paths is not looked at before the images are; a FIFO would be waited for."""
+    for i in range(4):
+        write_image(tmp_path / "x" / f"{i}.png", i)
+    paths = [str(tmp_path / "x" / f"{i}.png") for i in range(4)]
+    run = hand_run(tmp_path / "run", "-", dict.fromkeys(paths, 0))
+    Path(paths[1]).unlink()
+    Path(paths[2]).unlink()
+    os.mkfifo(paths[2])
+    with pytest.warns(DeepClusterWarning):
+        rows = folders(run, tmp_path / "out", mode="copy")
+    assert [row["how"] for row in rows] == ["copy", "missing: no such file", "missing: a FIFO, not a file", "copy"]
+
+
+def test_nothing_at_hand(holiday, tmp_path):
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"none of the 5 images of .* is at hand") as caught:
+        folders(holiday, tmp_path / "out")
+    assert str(tmp_path / "photos") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    folders(holiday, tmp_path / "out", images=tmp_path / "moved")
+    assert len(tree(tmp_path / "out")) == 6
+
+
+def test_what_is_there_is_left_alone(holiday, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "to_empty").symlink_to(tmp_path / "empty")
+    for name in ("taken", "link", "file", "to_empty"):
+        with pytest.raises(DiskError, match="exists already, and is left as it is"):
+            folders(holiday, tmp_path / name)
+    assert tree(taken) == ["mine"]
+    folders(holiday, tmp_path / "empty")
+    assert len(tree(tmp_path / "empty")) == 6
+
+
+def test_not_into_the_current_folder_itself(holiday, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), tmp_path / "here"):
+        with pytest.raises(DiskError, match="name a new folder in it"):
+            folders(holiday, out)
+    folders(holiday, Path("sorted"))
+    assert len(tree(tmp_path / "here" / "sorted")) == 6
+
+
+def test_not_among_the_images(holiday, tmp_path):
+    (tmp_path / "way").symlink_to(tmp_path / "photos")
+    for out in (tmp_path / "photos" / "sorted", tmp_path / "way" / "sorted", tmp_path / "photos" / "sea" / ".." / "x"):
+        with pytest.raises(UsageError, match="give an -o outside of it"):
+            folders(holiday, out)
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.name not in ("photos", "run")]
+
+
+def test_stopped_in_between_nothing_is_left(holiday, tmp_path):
+    class Impatient(Said):
+        def progress(self, phase, done, total):
+            if done == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        folders(holiday, tmp_path / "out", display=Impatient())
+    assert leftovers(tmp_path) == []
+
+
+def test_a_full_disk(tmp_path):
+    """By a limit on the size of files, which fails in the same place."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for name in "ab":
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(images).save(tmp_path / "photos" / f"{name}.png")
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0, "b.png": 0})
+    before = state(tmp_path / "photos")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DiskError, match=r"cannot write .*out \(file too large; .* MB are free\): make room"):
+            folders(run, tmp_path / "out", mode="copy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert leftovers(tmp_path) == []
+    assert state(tmp_path / "photos") == before
+
+
+def test_hostile_names(tmp_path):
+    names = ["new\nline.png", "\udcff.png", "n" * 251 + ".png", "<img src=x onerror=alert(1)>.png", "=1+1.png", "-.png",
+             "con.png", "back\\slash.png", "no suffix", " .png"]  # fmt: skip
+    try:
+        for i, name in enumerate(names):
+            write_image(tmp_path / "photos" / name, i)
+            write_image(tmp_path / "photos" / "sub" / name, i + 20)
+    except OSError:
+        pytest.skip("this file system does not take such names")
+    paths = [f"{folder}{name}" for name in names for folder in ("", "sub/")]
+    clusters = dict.fromkeys(paths, 0)
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), clusters, names={0: '../<b>"x"\n\udcff'})
+    rows = folders(run, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000-__b__x___", "inventory.csv"]
+    assert len(tree(tmp_path / "out")) == 2 * len(names) + 1
+    for row in rows:
+        assert (tmp_path / "out" / row["exported_path"]).resolve() == tmp_path / "photos" / row["path"]
+    assert [row["path"] for row in inventory(tmp_path / "out")] == paths
+    with (tmp_path / "out" / "inventory.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert not [cell for row in csv.reader(file) for cell in row if cell.startswith(("=", "-", "\n"))]
+
+
+def test_paths_that_lead_out_of_the_folder(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", 0)
+    write_image(tmp_path / "b.png", 1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths = ["../a.png", str(tmp_path / "b.png"), "../here/../a.png"]
+    rows = folders(hand_run(tmp_path / "run", "-", dict.fromkeys(paths[:2], 0)), tmp_path / "out")
+    assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
+    assert [row["path"] for row in rows] == paths[:2]
+
+
+def test_a_table_that_somebody_changed(holiday, tmp_path):
+    """It can neither bring other files in nor write anywhere else."""
+    folder = RunFolder(holiday)
+    rows = folder.read_rows("clusters.csv")
+    (tmp_path / "secret").write_text("secret")
+    rows[0]["path"] = "../secret"
+    rows[1]["path"] = "/"
+    folder.write_rows("clusters.csv", list(rows[0]), rows)
+    with pytest.warns(DeepClusterWarning, match="2 images are not there"):
+        folders(holiday, tmp_path / "out")
+    assert tree(tmp_path / "out") == ["000-be_ach/A.PNG", "001/b.png", "_junk/002/c.png", "inventory.csv"]
+    rows[2]["cluster"] = "../../x"
+    folder.write_rows("clusters.csv", list(rows[0]), rows)
+    with pytest.raises(DiskError, match="is damaged"):
+        folders(holiday, tmp_path / "out2")
+
+
+def test_a_link_named_on_purpose(tmp_path):
+    """The list names a link: the hard link is one to the image, not to the link."""
+    write_image(tmp_path / "a.png", 0)
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    run = hand_run(tmp_path / "run", "-", {str(tmp_path / "link.png"): 0})
+    folders(run, tmp_path / "out", mode="hardlink")
+    made = tmp_path / "out" / "000" / "link.png"
+    assert not made.is_symlink()
+    assert made.stat().st_ino == (tmp_path / "a.png").stat().st_ino
+
+
+def test_a_place_behind_links_that_go_round(holiday, tmp_path):
+    (tmp_path / "x").symlink_to(tmp_path / "y")
+    (tmp_path / "y").symlink_to(tmp_path / "x")
+    with pytest.raises(DiskError, match="cannot write"):
+        folders(holiday, tmp_path / "x" / "out")
+
+
+def test_dry_run(holiday, tmp_path):
+    said = Said()
+    assert folders(holiday, tmp_path / "out", dry_run=True, display=said) == ()
+    assert leftovers(tmp_path) == []
+    out = tmp_path / "out"
+    assert said.lines == [
+        f"Folder: {out}/000-be_ach: 3 images",
+        f"Folder: {out}/001: 1 image",
+        f"Folder: {out}/_junk/002: 1 image",
+        "Would do: 5 images as symbolic links, else hard links, else copies; nothing is written now",
+    ]
+
+
+def test_command(holiday, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_command(["export", str(holiday), "--to", "folders", "-o", str(out)]) == 0
+    assert "5 symbolic links; 0 bytes written" in capsys.readouterr().out
+    for arguments, code, said in [
+        (["--to", "folders", "-o", str(out)], 5, "exists already"),
+        (["--to", "parquet", "-o", str(tmp_path / "x"), "--mode", "copy"], 2, "leave them out"),
+        (["--to", "hub", "-o", str(tmp_path / "x"), "--dry-run"], 2, "leave them out"),
+        (["--to", "nowhere", "-o", str(tmp_path / "x")], 2, "nowhere"),
+        (["--to", "folders", "-o", str(tmp_path / "x"), "--mode", "move"], 2, "move"),
+        (["--to", "folders", "-o", str(tmp_path / "x"), "--images", str(tmp_path / "none")], 3, "no such file"),
+        (["--to", "folders"], 2, "-o requires"),
+    ]:
+        assert run_command(["export", str(holiday), *arguments]) == code
+        assert said in capsys.readouterr().err
+    assert run_command(["export", str(tmp_path), "--to", "folders", "-o", str(tmp_path / "x")]) == 5
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_wrong_mode_from_python(holiday, tmp_path):
+    for dry_run in (False, True):
+        with pytest.raises(UsageError, match="choose symlink, hardlink, copy"):
+            folders(holiday, tmp_path / "out", mode="move", dry_run=dry_run)
+    assert leftovers(tmp_path) == []
+
+
+def test_an_unfinished_run(holiday, tmp_path):
+    (holiday / "clusters.csv").unlink()
+    with pytest.raises(DiskError, match=r"has no clusters.csv"):
+        folders(holiday, tmp_path / "out")
+    record = json.loads((holiday / "run.json").read_text())
+    assert record["status"] == "done"

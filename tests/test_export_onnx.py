@@ -1,0 +1,170 @@
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import deepcluster
+from deepcluster.clustering.cut import Cut
+from deepcluster.clustering.whitening import whiten
+from deepcluster.errors import DiskError, ModelError, UsageError
+from deepcluster.export import onnx as exporting
+from deepcluster.export.onnx import MOST_APART, difference, onnx
+from deepcluster.images.source import find
+from deepcluster.images.store import read_once
+from deepcluster.learning.features import extract
+from deepcluster.nets.backbone import build
+from deepcluster.storage import model as models
+from deepcluster.storage.model import Model
+from tests.tiny import tiny_model
+
+WEIGHTS = Path("/work/shared/weights/tf_efficientnet_lite0.safetensors")
+
+
+def model_on(images, name, image_size, **options):
+    """A model whose features, whitening and centroids come from these images; group 1 has none (it was merged)."""
+    network = build(name, image_size=image_size, seed=0, **options).eval()
+    features = extract(network, images, size=image_size, batch_size=16)
+    reduction = whiten(features, 16)
+    reduced = reduction(features)
+    # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.
+    centroids = torch.cat([reduced[:8], F.normalize(reduced[8:16] + 1e-3 * reduced[16:24])])
+    groups = torch.tensor([0, 2, 3, 4] * 4)
+    return Model(
+        network, reduction, reduced[:4], Cut(centroids, groups), torch.tensor([0.5, torch.inf, 0.7, 0.8, 0.9]),
+        ("", "", "a", 'b"\n', ""), image_size, images.shape[-1], 16, junk=(3,),
+    )  # fmt: skip
+
+
+def by_hand(model, images):
+    """Reduced features, N x K distances and clusters, in float64 from the features of torch."""
+    reduced = model.transform(images)
+    rows, centroids = reduced.double().numpy(), model.groups.centroids.double().numpy()
+    distances = np.sqrt(((rows[:, None] - centroids[None]) ** 2).sum(2))
+    by_group = np.full((len(rows), model.groups.count), np.inf)
+    for i, group in enumerate(model.groups.groups.tolist()):
+        by_group[:, group] = np.minimum(by_group[:, group], distances[:, i])
+    return reduced.numpy(), by_group, model.place(reduced).cluster.numpy()
+
+
+def check(model, images, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    models.save(model, tmp_path / "model")
+    onnx(tmp_path / "model", tmp_path / "x.onnx")
+    session = runtime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    features, distances, cluster = by_hand(model, images)
+    for rows in (slice(0, 1), slice(1, 4), slice(0, len(images))):
+        found = session.run(["features", "distances", "cluster"], {"images": images[rows].numpy()})
+        assert np.abs(found[0] - features[rows]).max() < 1e-4
+        finite = np.isfinite(distances[rows])
+        assert np.array_equal(np.isfinite(found[1]), finite)
+        assert np.abs(found[1][finite] - distances[rows][finite]).max() < 1e-4
+        assert np.array_equal(found[2], cluster[rows])
+    assert [(each.name, each.shape[1:], each.type) for each in session.get_inputs()] == [
+        ("images", [3, model.store_size, model.store_size], "tensor(uint8)")
+    ]  # fmt: skip
+    return session
+
+
+@pytest.fixture(scope="module")
+def small(photos):
+    return read_once(find(photos), 36).images
+
+
+def test_distances_agree_with_torch(small, tmp_path):
+    """With a margin around the fixed view, images on a centroid, and a group that was merged into another."""
+    session = check(model_on(small, "compact", 32), small, tmp_path)
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["deepcluster_version"] == deepcluster.__version__
+    assert json.loads(about["names"]) == ["", "", "a", 'b"\n', ""]
+    assert json.loads(about["outlier_distance"]) == pytest.approx([0.5, None, 0.7, 0.8, 0.9], nan_ok=True)
+    assert (about["store_size"], about["image_size"], about["backbone"]) == ("36", "32", "compact")
+    assert json.loads(about["junk"]) == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "options"),
+    [
+        pytest.param("timm:resnet18", 64, {}, marks=pytest.mark.slow),
+        pytest.param("alexnet", 224, {"sobel": True}, marks=pytest.mark.slow),
+        pytest.param("timm:vit_tiny_patch16_224", 64, {}, marks=pytest.mark.slow),
+        pytest.param("timm:tf_efficientnet_lite0", 96, {"weights": str(WEIGHTS)}, marks=pytest.mark.slow),
+    ],
+)
+def test_distances_agree_with_torch_for_other_networks(photos, tmp_path, name, image_size, options):
+    if options.get("weights") and not WEIGHTS.is_file():
+        pytest.skip("no weights here")
+    images = read_once(find(photos), image_size * 9 // 8).images
+    check(model_on(images, name, image_size, **options), images, tmp_path)
+
+
+def test_the_comparison_sees_a_difference(small):
+    model = model_on(small, "compact", 32)
+    reduced = model.transform(small)
+    placement = model.place(reduced)
+    distances = by_hand(model, small)[1].astype(np.float32)
+    cluster = placement.cluster.numpy()
+    assert difference(model, small, [reduced.numpy(), distances, cluster]) < 1e-5
+    assert difference(model, small, [reduced.numpy() + 1e-3, distances, cluster]) > MOST_APART
+    assert difference(model, small, [reduced.numpy(), distances + 1e-3, cluster]) > MOST_APART
+    wrong = np.where(np.arange(len(cluster)) == 5, (cluster + 2) % 5, cluster)
+    assert difference(model, small, [reduced.numpy(), distances, wrong]) > MOST_APART
+    assert np.isnan(difference(model, small, [reduced.numpy() * np.nan, distances, cluster]))
+    assert np.isnan(difference(model, small, [reduced.numpy(), distances * np.nan, cluster]))
+
+
+def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Blurred(exporting.Placing):
+        def forward(self, images):
+            return super().forward(images // 2 * 2)
+
+    monkeypatch.setattr(exporting, "Placing", Blurred)
+    models.save(tiny_model(), tmp_path / "model")
+    with pytest.raises(ModelError, match="onnxruntime and torch differ by"):
+        onnx(tmp_path / "model", tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_without_the_packages(tmp_path, monkeypatch):
+    models.save(tiny_model(), tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"pip install 'deepcluster\[onnx\]'"):
+        onnx(tmp_path / "model", tmp_path / "x.onnx")
+
+
+def test_nothing_to_export(tmp_path):
+    with pytest.raises(ModelError, match="is not a model"):
+        onnx(tmp_path, tmp_path / "x.onnx")
+    models.save(replace(tiny_model(), batch_size=4), tmp_path / "model")
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(DiskError, match="exists already"):
+        onnx(tmp_path / "model", tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_the_code_in_the_documentation_runs(photos, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    text = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    code = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in each)
+    model = tiny_model(names=("a", "b", "c"))
+    models.save(model, tmp_path / "model")
+    onnx(tmp_path / "model", tmp_path / "photos.onnx")
+    with Image.open(next(photos.rglob("*.png"))) as image:
+        image.resize((51, 36)).save(tmp_path / "new.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    placement = model.place(model.transform(read_once(find(tmp_path / "new.png"), model.store_size).images))
+    cluster, name, distance = capsys.readouterr().out.split()
+    assert (int(cluster), name) == (int(placement.cluster), "abc"[int(placement.cluster)])
+    assert float(distance) == pytest.approx(float(placement.distance), abs=1e-4)

@@ -1,0 +1,79 @@
+import sys
+
+import numpy as np
+import pytest
+
+from deepcluster.cli import run_command
+from deepcluster.errors import DiskError, UsageError
+from deepcluster.export.parquet import parquet
+from deepcluster.storage import model as models
+from deepcluster.storage.run_folder import CLUSTERS, RunFolder
+from tests.exports import hand_run
+from tests.tiny import tiny_model
+
+PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    clusters = {path: i % 2 for i, path in enumerate(PATHS)}
+    run = hand_run(
+        tmp_path / "run", "-", clusters, names={1: "b"}, skipped=["x.doc"], labels={"a.png": "-1", "ü.png": "two"}
+    )
+    models.save(tiny_model(), run / "model")
+    features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    RunFolder(run).write_array("features.npy", features)
+    return run
+
+
+def test_read_back(run, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "new" / "x.parquet"
+    parquet(run, out)
+    table = pq.read_table(out)
+    rows = RunFolder(run).read_rows("clusters.csv")
+    assert table.column_names == [*CLUSTERS, "features"]
+    assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
+        "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",
+        "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string",
+        "features": "fixed_size_list<element: float>[4]",
+    }  # fmt: skip
+    found = table.to_pylist()
+    assert [row["path"] for row in found] == ["a.png", "=1+1.png", "\\xff\n.png", "ü.png", "x.doc"]
+    assert [row["name"] for row in found] == ["", "b", "", "b", None]
+    assert [row["label"] for row in found] == ["-1", None, None, "two", None]
+    for column, kind in (("cluster", int), ("fine_cluster", int), ("distance", float), ("margin", float)):
+        assert [row[column] for row in found] == [*(kind(row[column]) for row in rows[:4]), None]
+    assert [row["is_outlier"] for row in found] == [False, True, False, True, None]
+    features = np.load(run / "features.npy")
+    assert np.isnan(found[4]["features"]).all()
+    assert np.array_equal(np.array([row["features"] for row in found[:4]], np.float32), features)
+
+
+def test_without_the_package(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'deepcluster\[parquet\]'"):
+        parquet(run, tmp_path / "x.parquet")
+    assert run_command(["export", str(run), "--to", "parquet", "-o", str(tmp_path / "x.parquet")]) == 2
+    assert "pip install 'deepcluster[parquet]'" in capsys.readouterr().err
+    assert not (tmp_path / "x.parquet").exists()
+
+
+def test_what_is_there_is_left_alone(run, tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "x").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for name in ("x", "folder"):
+        with pytest.raises(DiskError, match="exists already"):
+            parquet(run, tmp_path / name)
+    with pytest.raises(DiskError, match="cannot write"):
+        parquet(run, tmp_path / "x" / "y")
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_features_of_other_images(run, tmp_path):
+    pytest.importorskip("pyarrow")
+    RunFolder(run).write_array("features.npy", np.zeros((5, 4), np.float32))
+    with pytest.raises(DiskError, match=r"features.npy is damaged .*instead of float32 \(4, 4\)"):
+        parquet(run, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
