@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepcluster.estimator import DeepCluster
     from deepcluster.storage.model import load
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["DeepCluster", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from deepcluster.storage.model import load
 
         return load
+    if name == "DeepCluster":
+        from deepcluster.estimator import DeepCluster
+
+        return DeepCluster
     raise AttributeError(f"module 'deepcluster' has no attribute {name!r}")

@@ -22,7 +22,7 @@ from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.source import Source, find
 from deepcluster.records import Clustering
 from deepcluster.report.page import render
-from deepcluster.report.sections import MEDOID
+from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
 from deepcluster.storage import run_folder as files
@@ -126,7 +126,8 @@ def _is_at_hand(location: str) -> bool:
     return scheme != "python" and (scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir()))
 
 
-def write_report(folder: RunFolder, source: Source | None) -> Path:
+def pictures(source: Source | None, size: int) -> Picture:
+    """A function from a path to its image, of at least ``size`` px if it has them; None where it cannot be read."""
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
 
     def picture(path: str) -> Image.Image | None:
@@ -134,10 +135,14 @@ def write_report(folder: RunFolder, source: Source | None) -> Path:
             return None
         try:
             with quietly(source.max_pixels):
-                return source.read(index[path], MEDOID * THUMBNAIL)
+                return source.read(index[path], size)
         except (Undecodable, OSError):
             return None
 
+    return picture
+
+
+def write_report(folder: RunFolder, source: Source | None) -> Path:
     record = folder.read_json("run.json", files.RECORD)
     has_metrics = (folder.path / "metrics.json").is_file()
     page = render(
@@ -148,7 +153,7 @@ def write_report(folder: RunFolder, source: Source | None) -> Path:
         history=folder.read_rows("history.csv", files.HISTORY),
         metrics=folder.read_json("metrics.json") if has_metrics else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
-        picture=picture,
+        picture=pictures(source, MEDOID * THUMBNAIL),
     )
     folder.write_text("report.html", page)
     return folder.path / "report.html"

@@ -14,7 +14,7 @@ from deepcluster.clustering.cut import outlier_distances, place
 from deepcluster.display import Display, Silent
 from deepcluster.errors import UsageError
 from deepcluster.grouping import Rows, check_groups, found_again, groups_of, suggested, write_groups, write_report
-from deepcluster.images.source import Images, find_in_parts
+from deepcluster.images.source import Images, Source, find_in_parts
 from deepcluster.images.store import nothing_readable, read_once
 from deepcluster.records import Clustering
 from deepcluster.storage import model as models
@@ -24,19 +24,19 @@ from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
 
 
-def recut(run: Path, n_clusters: int | None, display: Display | None = None) -> RunFolder:
+def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> RunFolder:
     """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
-    numbers are new."""
+    numbers are new. ``source``: the images for the report, where the caller has them at hand."""
     folder = files.open_run(run)
     with files.locked(run):
         _recut(folder, n_clusters, display or Silent())
         with folder.believed():
-            write_report(folder, found_again(folder))
+            write_report(folder, source or found_again(folder))
     return folder
 
 
 def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
-    record, model, rows = _read(folder)
+    record, model, rows = read_run(folder)
     check_groups(n_clusters, len(rows.paths))
     n_clusters = n_clusters or suggested(rows.reduced, record, display)
     before = model.place(rows.reduced)
@@ -52,7 +52,7 @@ def apply(run: Path, edits: Edits) -> RunFolder:
     """Merge, name and mark clusters of a run. UsageError where the edits are not for its present clusters."""
     folder = files.open_run(run)
     with files.locked(run):
-        record, model, rows = _read(folder)
+        record, model, rows = read_run(folder)
         if edits.cut and edits.cut != record.get("cut"):
             raise UsageError(f"the edits are for other clusters than {run} has now: edit those of its report.html")
         _write(folder, edited(model, edits), rows, record, {} if edits.merge else _baseline(folder))
@@ -61,7 +61,8 @@ def apply(run: Path, edits: Edits) -> RunFolder:
     return folder
 
 
-def _read(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
+def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
+    """run.json, the model, and the images with their reduced features."""
     record = folder.read_json("run.json", files.RECORD | {"rounds": int})
     model = models.load(folder.path)
     table = folder.read_rows("clusters.csv", files.CLUSTERS)
@@ -122,8 +123,8 @@ def predict(
         raise nothing_readable(source.location, tried, reasons)
 
 
-def report(run: Path) -> Path:
-    """Write report.html of a run again, with the pictures where the images are still at hand."""
+def report(run: Path, source: Source | None = None) -> Path:
+    """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
     folder = files.open_run(run)
     with files.locked(run), folder.believed():
-        return write_report(folder, found_again(folder))
+        return write_report(folder, source or found_again(folder))

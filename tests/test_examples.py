@@ -37,6 +37,16 @@ def test_photographs(photos, tmp_path):
     placed, was = lines[3].split(" is in cluster ")[1].split(", and was in ")
     assert placed == was
     assert lines[4].endswith(": 2")
+def test_estimator():
+    lines = output_of("estimator.py", "", "0")
+    assert "now 25 clusters" in lines[-3]
+    assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
+
+
+def test_pipeline():
+    lines = output_of("pipeline.py", "0", "0")
+    assert [line.split(" held-out")[0].strip() for line in lines] == ["raw pixels", "DeepCluster"]
+    assert all(float(line.split()[i]) > 0.9 for line in lines for i in [line.split().index("accuracy") + 1])
 
 
 def test_no_example_is_long():

@@ -374,3 +374,18 @@ def test_never_an_empty_cluster_that_could_be_filled(rows, k, empty):
     assert int((found.sizes > 0).sum()) == min(k, len(set(rows)))
     assert found.labels.min() >= 0
     assert found.labels.max() < k
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_ends_where_nothing_changes_any_more(precision):
+    """And that is the end that all further iterations would have come to."""
+    x = normal(400, 6, 3)
+    found = kmeans(x, 8, iterations=300, precision=precision)
+    assert 1 < found.iterations < 100
+    for more in (1, 7):
+        again = kmeans(x, 8, start=found.centroids, iterations=more, precision=precision)
+        assert again.iterations == 1
+        assert torch.equal(again.centroids, found.centroids) and torch.equal(again.labels, found.labels)
+    before = kmeans(x, 8, iterations=found.iterations - 1, precision=precision)
+    assert torch.equal(kmeans(x, 8, iterations=found.iterations, precision=precision).centroids, found.centroids)
+    assert before.iterations == found.iterations - 1

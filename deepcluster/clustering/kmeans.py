@@ -41,11 +41,12 @@ def kmeans(
     x: N x d, of any floating type, a mapped file included; it is read once in an iteration and not copied. start: k x d
     centroids to begin with; or labels (integers, N), of which the mean of each cluster is taken, which needs few
     iterations where they are nearly right; or None for a random sample of distinct rows. iterations: updates of the
-    centroids, the last of them followed by one more assignment, so that the labels belong to the centroids returned.
-    precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16 where that is native and
-    the matrix product is large). empty: what becomes of a centroid without rows: ``split`` puts it beside that of a
-    large cluster (faiss, the paper's code), ``sample`` on a random row. spherical: centroids have length 1; for rows of
-    length 1. workers: threads (as many as torch uses). chunk: rows scored at a time (as many as fit the cache).
+    centroids at most (one that changes nothing is the last), followed by one more assignment, so that the labels belong
+    to the centroids returned. precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16
+    where that is native and the matrix product is large). empty: what becomes of a centroid without rows: ``split``
+    puts it beside that of a large cluster (faiss, the paper's code), ``sample`` on a random row. spherical: centroids
+    have length 1; for rows of length 1. workers: threads (as many as torch uses). chunk: rows scored at a time (as many
+    as fit the cache).
 
     Where there are at least k distinct rows no cluster is empty: what the policy leaves empty after the last update is
     put on rows that lie farthest from their centroid. Deterministic on one machine for given arguments, and the same
@@ -83,7 +84,7 @@ def kmeans(
         return centroids, len(vacant)
 
     with shared_out(x, workers) as walk:
-        reseeded = 0
+        reseeded = done = 0
         if start is None:
             centroids = _random_rows(x, k, generator(seed, "k-means start"))
         elif start.ndim == 1:
@@ -91,12 +92,15 @@ def kmeans(
         else:
             centroids = start.float().clone()
         for iteration in range(iterations):
-            centroids, vacant = renew(nearest_sums(walk, centroids, dtype, chunk), iteration)
-            reseeded += vacant
+            before = centroids
+            centroids, vacant = renew(nearest_sums(walk, before, dtype, chunk), iteration)
+            reseeded, done = reseeded + vacant, iteration + 1
+            if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
+                break
         labels, distances = place(walk, centroids, chunk)
         if not torch.isfinite(distances).all():
             raise _not_finite(walk)
-        return _repaired(walk, labels, centroids, distances, iterations, reseeded, chunk)
+        return _repaired(walk, labels, centroids, distances, done, reseeded, chunk)
 
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:

@@ -75,7 +75,7 @@ def decode(file: Path | BinaryIO, *, size: int | None = None, max_pixels: int = 
     that before anything is decoded. Raises ``OSError`` where the file cannot be read. A limit beyond twice
     ``PIL.Image.MAX_IMAGE_PIXELS`` needs ``quietly(max_pixels)`` around the call.
     """
-    return _examine(file, max_pixels, lambda image: _upright(image, size))
+    return _examine(file, max_pixels, lambda image: upright(image, size))
 
 
 def short_side(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> int:
@@ -189,8 +189,8 @@ def _examine_stream(stream: BinaryIO, max_pixels: int, look: Callable[[Image.Ima
         raise Undecodable(f"cannot be decoded: {explain(error)}") from error
 
 
-def _upright(image: Image.Image, size: int | None) -> Image.Image:
-    """The pixels of an image that was opened: decoded, in RGB, turned."""
+def upright(image: Image.Image, size: int | None = None) -> Image.Image:
+    """The pixels of an image that was opened: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
     if size is not None:
         least = size * 3 // 2
         # On 600 photographs of 224 px, then resized to 45..73 px, the pixels differ from those of a full decode by 0.7

@@ -6,17 +6,19 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
 
 from deepcluster.errors import DataError
+from deepcluster.images.datasets import CHANNELS, reader
 from deepcluster.images.decode import (
     MAX_PIXELS,
     Undecodable,
@@ -38,8 +40,16 @@ _WHAT_TO_TYPE = (
 )
 
 
+class Dataset(Protocol):
+    """Images one by one, as in ``datasets.reader``: torch's Dataset, Hugging Face's, a list of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
 # What :func:`find` takes.
-Images = str | Path | npt.NDArray[Any] | Sequence[str | Path]
+Images = str | Path | npt.NDArray[Any] | Tensor | Sequence[str | Path] | Dataset
 
 
 class Read(Protocol):
@@ -53,9 +63,10 @@ class Source:
     """Images that were found but not yet read.
 
     ``name`` is short, for the name of a run. ``location`` is what ``find`` takes to find them again: an absolute path,
-    ``sklearn:digits``, ``torchvision:NAME``, ``-``; what was passed from Python has ``python:paths`` or
-    ``python:array`` and cannot be found again. ``paths`` are relative to a folder, with ``/`` between their parts, in
-    the order of their bytes; those of a list are as they stand there, in its order; array rows are padded numbers.
+    ``sklearn:digits``, ``torchvision:NAME``, ``-``; what was passed from Python has ``python:paths``, ``python:array``
+    or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the order of their
+    bytes; those of a list are as they stand there, in its order (a file only once, but for a list passed from Python,
+    which is taken as it is); those of an array or data set are padded numbers.
     ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
     the caller needs, files may come reduced as in ``decode``; then ``short_side(i)`` is the shorter side in px that the
     whole image has, from the header (None: ``read`` reduces nothing), and ``file(i)`` the absolute path of the file
@@ -118,15 +129,30 @@ def find(
 
     Raises ``DataError`` where there is nothing, or where it is nothing that can hold images.
     """
+    if isinstance(images, Tensor):
+        images = images.detach().cpu().numpy()
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
         return _from_array(images, "array", "python:array")
     if isinstance(images, str | Path):
         return _from_text(str(images), max_pixels, stdin)
     if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
         return _from_paths(images, "images", "python:paths", max_pixels)
+    if _is_dataset(images):
+        if not len(images):
+            raise DataError(f"no images in the {type(images).__name__} that was passed")
+        return Source("dataset", "python:dataset", _numbers(len(images)), reader(images), None, ())
     raise DataError(
-        f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths or a numpy array"
+        f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths, an array or tensor, or a "
+        "Dataset that has a length"
     )
+
+
+def _is_dataset(images: Any) -> TypeGuard[Dataset]:
+    """Whether it gives images by number. Of a list, the first item tells."""
+    if isinstance(images, list | tuple):
+        return bool(images) and isinstance(images[0], Image.Image | np.ndarray | Tensor)
+    known = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    return known and not isinstance(images, str | bytes | bytearray | Mapping)
 
 
 def _from_text(text: str, max_pixels: int, stdin: TextIO | None) -> Source:
@@ -224,13 +250,20 @@ def _from_paths(
     given: Iterable[str | Path], name: str, location: str, max_pixels: int, folder: Path | None = None
 ) -> Source:
     """A list of paths in its order, a file only once; relative ones lie in ``folder``, else in the current folder."""
-    files: dict[Path, str] = {}
+    known: set[Path] = set()
+    paths: list[str] = []
+    files: list[Path] = []
     for path in map(str, given):
-        files.setdefault(_located(path, folder), path)
+        file = _located(path, folder)
+        # From Python, each item of a list has its row.
+        if file not in known or location == "python:paths":
+            known.add(file)
+            paths.append(path)
+            files.append(file)
     if not files:
         where = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
         raise DataError(f"no paths in {where}: one path of an image a line is expected")
-    return _from_files(list(files.values()), list(files), name, location, max_pixels)
+    return _from_files(paths, files, name, location, max_pixels)
 
 
 def _located(path: str, folder: Path | None) -> Path:
@@ -342,9 +375,9 @@ def _from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.N
         raise DataError(
             f"the array {where} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')"
         )
-    if array.ndim == 4 and array.shape[3] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
+    if array.ndim == 4 and array.shape[3] not in CHANNELS and array.shape[1] in CHANNELS:
         array = array.transpose(0, 2, 3, 1)
-    if 0 in array.shape or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3, 4)):
+    if 0 in array.shape or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in CHANNELS):
         raise DataError(
             f"the array {where} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with "
             "C one of 1, 3, 4"
@@ -385,7 +418,7 @@ def _from_torchvision(name: str) -> Source:
     """The training part of a data set of torchvision, downloaded once into the cache folder."""
     from torchvision import datasets
 
-    names = {known.lower(): known for known in datasets.__all__ if _is_dataset(getattr(datasets, known))}
+    names = {known.lower(): known for known in datasets.__all__ if _is_torchvision(getattr(datasets, known))}
     known = names.get(name.lower())
     if known is None:
         near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
@@ -411,7 +444,7 @@ def _from_torchvision(name: str) -> Source:
     return Source(known, f"torchvision:{known}", _numbers(len(dataset)), read, _targets(dataset), ())
 
 
-def _is_dataset(kind: object) -> bool:
+def _is_torchvision(kind: object) -> bool:
     return inspect.isclass(kind) and kind.__name__ not in ("VisionDataset", "DatasetFolder", "ImageFolder")
 
 

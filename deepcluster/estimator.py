@@ -1,0 +1,405 @@
+"""scikit-learn's shape: a thin coat over ``run.py`` (fit) and ``results.py`` (what can be done with a run)."""
+
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from sklearn import get_config
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state, estimator_html_repr
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from deepcluster import results
+from deepcluster import run as runs
+from deepcluster.clustering.kmeans import means
+from deepcluster.devices import choose_device
+from deepcluster.display import Display, Silent
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.grouping import found_again, pictures
+from deepcluster.images.decode import one_line
+from deepcluster.images.source import Images, Source, find
+from deepcluster.images.table import Table, table
+from deepcluster.notebook import Notebook, in_notebook
+from deepcluster.report.gallery import gallery
+from deepcluster.report.text import count
+from deepcluster.report.thumbnails import THUMBNAIL
+from deepcluster.storage import model as models
+from deepcluster.storage import run_folder as files
+from deepcluster.storage import table as tables
+from deepcluster.storage.model import Model
+from deepcluster.storage.run_folder import RunFolder, write_whole
+from deepcluster.terminal import Terminal
+
+Errors = Literal["raise", "coerce"]
+# What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
+_PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - {"checkpoints", "report.html", "images.u8"}
+
+
+class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Clusters of images by DeepCluster (Caron et al., 2018): k-means and a convnet that learns its clusters, in turns.
+
+    ``X`` is a folder, a list of paths, uint8 images (N x H x W, N x H x W x C or N x C x H x W, an array or tensor), a
+    list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers, each row an image
+    of ``image_shape``. All of docs/python.md.
+
+    Parameters are those of ``deepcluster fit`` (docs/usage.md); None leaves a value to the recipe.
+
+    n_clusters: groups, or "auto"; recipe: a name or a .toml file; options: a dict of any other option of a recipe;
+    random_state: the seed (an int; None takes another one each time); image_shape: (H, W) or (H, W, C) of the rows of a
+    table, None for the smallest square that holds one; verbose: 0 silent, 1 tells how it goes.
+
+    Attributes after ``fit``, where N counts the images that could be used: ``labels_`` (N), ``embedding_`` (N x d, what
+    ``transform`` gives), ``paths_`` (N), ``skipped_`` (path and reason of the others), ``cluster_centers_`` (K x d: of
+    each cluster, the mean of the centroids that stand for it), ``n_clusters_``, ``inertia_`` (sum of squared distances
+    to these), ``n_iter_`` (rounds), ``history_`` (a dict a round), ``run_`` (the run folder; docs/run-folder.md), and
+    of a table ``n_features_in_``.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_clusters: int | str | None = "auto",
+        recipe: str | Path = "auto",
+        backbone: str | None = None,
+        weights: str | Path | None = None,
+        pseudo_labels: int | str | None = None,
+        rounds: int | None = None,
+        epochs: int | None = None,
+        image_size: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        options: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        random_state: Any = 0,
+        image_shape: tuple[int, ...] | None = None,
+        verbose: int = 0,
+    ):
+        self.n_clusters = n_clusters
+        self.recipe = recipe
+        self.backbone = backbone
+        self.weights = weights
+        self.pseudo_labels = pseudo_labels
+        self.rounds = rounds
+        self.epochs = epochs
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.lr = lr
+        self.options = options
+        self.device = device
+        self.random_state = random_state
+        self.image_shape = image_shape
+        self.verbose = verbose
+
+    # ---- fit and what can be asked then -----------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None) -> Self:
+        """Train, cluster, and take over the result. ``y`` is not looked at.
+
+        ``run``: the run folder to make, which may not exist; without it a temporary one, which ends with the estimator.
+        Images that cannot be used are left out with a DeepClusterWarning. Raises a DeepClusterError, or ValueError
+        where a table is none.
+        """
+        n_clusters = _groups(self.n_clusters)
+        rows, images = self._read(X, reset=True)
+        if rows is not None and n_clusters is not None and n_clusters > len(images):
+            raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
+        seed = _seed(self.random_state)
+        temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
+        out = temporary / "run" if temporary else Path(str(run))
+        request = runs.Request(
+            out=out, n_clusters=n_clusters, recipe=str(self.recipe), options=self._options(),
+            device=self.device, seed=seed,
+        )  # fmt: skip
+        try:
+            with self._display() as display:
+                runs.fit(images, request, display)
+            tables.save(rows, out / "model")
+        except BaseException:
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._open(out, temporary, None if isinstance(images, str | Path) else images)
+        if self.skipped_:
+            warnings.warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all", DeepClusterWarning, 2)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """``fit(X)``, then ``embedding_``: the features of all images that could be used."""
+        return self.fit(X, **fit_params).embedding_
+
+    def transform(self, X: Any, *, errors: Errors = "raise") -> Any:
+        """The reduced features of images, float32 N x d with rows of length 1; not distances to clusters.
+
+        An image that cannot be used is a DataError, or with ``errors="coerce"`` a row of NaN.
+        """
+        return self._reduced(X, errors).numpy()
+
+    def predict(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.int64]:
+        """The cluster of each image; of those of the fit it is ``labels_``.
+
+        An image that cannot be used is a DataError, or with ``errors="coerce"`` in cluster -1.
+        """
+        return self._clusters(self._reduced(X, errors)).numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the sum of the squared distances to ``cluster_centers_``, as of KMeans: larger is better."""
+        reduced = self._reduced(X, "raise")
+        return -_inertia(reduced, self._clusters(reduced), self._centers())
+
+    def recut(self, n_clusters: int | str | None) -> Self:
+        """Make another number of groups of the same features, without training; clusters get new numbers."""
+        self._check_run("recut")
+        with self._display() as display:
+            results.recut(self.run_, _groups(n_clusters), display, self._at_hand())
+        self._read_results()
+        return self
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report of the run, one HTML page, and return where it is."""
+        self._check_run("a report")
+        page = results.report(self.run_, self._at_hand()).read_text(encoding="utf-8")
+        write_whole(Path(path), lambda file: file.write(page))
+        return Path(path)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what ``predict`` and ``transform`` need (config.json, model.safetensors), for ``load``."""
+        check_is_fitted(self)
+        models.save(self._model, Path(folder))
+        tables.save(self._table, Path(folder))
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto") -> Self:
+        """A fitted estimator of a model's folder, or of a run folder (which ``recut`` then changes).
+
+        Of a model alone: ``predict``, ``transform``, ``score`` and ``save``. ModelError, or DiskError of a run.
+        """
+        folder = Path(folder)
+        loaded = cls(device=device)
+        loaded._open(folder)
+        if hasattr(loaded, "run_"):  # with the parameters that would make it again
+            seed = RunFolder(folder).read_json("run.json", files.RECORD)["seed"]
+            recipe = str(loaded.run_ / "recipe.toml")
+            loaded.set_params(n_clusters=loaded.n_clusters_, recipe=recipe, random_state=seed)
+        return loaded
+
+    # ---- scikit-learn's protocols -----------------------------------------------------------------------------------
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self._model.reduction.projection.shape[1])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def _repr_html_(self) -> str:
+        """The clusters in a notebook; before there are any, scikit-learn's diagram."""
+        if not hasattr(self, "run_"):
+            return str(estimator_html_repr(self))
+        folder = RunFolder(self.run_)
+        title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
+        with folder.believed():
+            used = [row for row in folder.read_rows("clusters.csv", files.CLUSTERS) if row["status"] == "ok"]
+            summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
+            return gallery(title, used, summary, pictures(self._at_hand(), THUMBNAIL))
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        html = {"text/html": self._repr_html_()} if get_config()["display"] == "diagram" else {}
+        return {"text/plain": repr(self), **html}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Parameters and files, no objects of torch: a copy has a run folder of its own."""
+        state: dict[str, Any] = super().__getstate__()
+        if not hasattr(self, "_model"):
+            return state
+        kept = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
+        state = {name: value for name, value in state.items() if name in kept}
+        if hasattr(self, "run_"):
+            return state | {"_files": _packed(self.run_)}
+        with tempfile.TemporaryDirectory() as folder:
+            return state | {"_files": _packed(self.save(folder))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_files", None)
+        super().__setstate__(state)
+        if packed is not None:
+            temporary = Path(tempfile.mkdtemp(prefix="deepcluster-"))
+            self._open(_unpacked(packed, temporary / "run"), temporary, None)
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _options(self) -> dict[str, Any]:
+        named = ("backbone", "weights", "pseudo_labels", "rounds", "epochs", "image_size", "batch_size", "lr")
+        given = {name: getattr(self, name) for name in named}
+        given |= {"weights": None if self.weights is None else str(self.weights)}
+        given |= {"pseudo_labels": None if self.pseudo_labels == "auto" else self.pseudo_labels}
+        return {name: value for name, value in given.items() if value is not None} | dict(self.options or {})
+
+    def _display(self) -> AbstractContextManager[Display]:
+        if not self.verbose:
+            return nullcontext(Silent())
+        return Notebook() if in_notebook() else Terminal(quiet=False)
+
+    def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
+        """Take over a run folder, or one with a model alone. ``temporary`` is removed at the end of the estimator."""
+        before = getattr(self, "_end", None)
+        self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
+        self._images = images
+        self._table = tables.load(folder / "model" if (folder / "model").is_dir() else folder)
+        if self._table:
+            self.n_features_in_ = self._table.width
+        if (folder / "run.json").is_file():
+            self.run_ = folder.absolute()
+            self._read_results()
+        else:
+            self._take(models.load(folder))
+        if before:
+            before()
+
+    def _read_results(self) -> None:
+        folder = RunFolder(self.run_)
+        record, model, rows = results.read_run(folder)
+        self._take(model)
+        cluster = model.place(rows.reduced).cluster
+        self.labels_ = cluster.numpy()
+        self.embedding_ = rows.reduced.numpy()
+        self.paths_ = list(rows.paths)
+        self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
+        self.inertia_ = _inertia(rows.reduced, cluster, self._centers())
+        self.n_iter_ = int(record["rounds"])
+        self.history_ = [
+            {name: _number(cell) for name, cell in row.items()}
+            for row in folder.read_rows("history.csv", files.HISTORY)
+        ]
+
+    def _take(self, model: Model) -> None:
+        model.network.to(choose_device(self.device))
+        self._model = model
+        self.cluster_centers_ = self._centers().numpy()
+        self.n_clusters_ = len(model.groups.groups.unique())
+
+    def _centers(self) -> Tensor:
+        groups = self._model.groups
+        return means(groups.centroids, groups.groups, groups.count)
+
+    def _read(self, X: Any, *, reset: bool) -> tuple[Table | None, Any]:
+        """X as what the engine takes, and the table that it is. ``reset``: for a fit, so that X tells what comes."""
+        if not _is_table(X):
+            for name in ("n_features_in_", "feature_names_in_") if reset else ():
+                self.__dict__.pop(name, None)
+            return None, list(X) if getattr(X, "ndim", 0) == 1 else X
+        if not reset and self._table is None:
+            raise UsageError("X is a table of numbers, and the fit was of images: pass images, as docs/python.md says")
+        numbers = validate_data(self, X.detach().cpu().numpy() if isinstance(X, Tensor) else X, reset=reset)
+        rows = self._table if not reset and self._table else table(numbers, self.image_shape)
+        return rows, rows.images(numbers)
+
+    def _reduced(self, X: Any, errors: Errors) -> Tensor:
+        """Features of each image of X, NaN for those that cannot be used where that is wanted."""
+        check_is_fitted(self, "cluster_centers_")
+        if errors not in ("raise", "coerce"):
+            raise UsageError(f"errors={errors!r}: choose raise or coerce")
+        _, images = self._read(X, reset=False)
+        found = list(results.predict(self._model, images))
+        reduced = torch.cat([each.reduced for each in found])
+        skipped = [pair for each in found for pair in each.skipped]
+        if not skipped:
+            return reduced
+        if errors == "raise":
+            raise DataError(
+                f"{_unusable(skipped)}: leave them out, or pass errors='coerce' to predict or transform for -1 or NaN"
+            )
+        row_of = {path: row for row, path in enumerate(path for each in found for path in each.paths)}
+        rows = torch.tensor([row_of.get(path, -1) for path in find(images).paths])
+        return torch.where((rows < 0).unsqueeze(1), torch.nan, reduced[rows])
+
+    def _clusters(self, reduced: Tensor) -> Tensor:
+        clusters = torch.full((len(reduced),), -1)
+        usable = torch.isfinite(reduced[:, 0])
+        clusters[usable] = self._model.place(reduced[usable]).cluster
+        return clusters
+
+    def _check_run(self, what: str) -> None:
+        check_is_fitted(self, "cluster_centers_")
+        if not hasattr(self, "run_"):
+            raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
+
+    def _at_hand(self) -> Source | None:
+        """The images of the fit, for pictures of them."""
+        return found_again(RunFolder(self.run_)) if self._images is None else find(self._images)
+
+
+def _is_table(X: Any) -> bool:
+    """Whether X is a table of numbers, or is meant as one; all else holds images, or says where they are."""
+    if not (isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "shape")) or hasattr(X, "cast_column"):
+        return False
+    if not (isinstance(X, list | tuple) or getattr(X, "ndim", 2) == 1):
+        return getattr(X, "ndim", 2) not in (3, 4)
+    first = next(iter(X), None)  # of a list, or of an array or a column of paths
+    several = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
+    return not (several or isinstance(first, str | Path | Image.Image))
+
+
+def _groups(n_clusters: Any) -> int | None:
+    if n_clusters is None or (isinstance(n_clusters, str) and n_clusters == "auto"):
+        return None
+    if not isinstance(n_clusters, int | np.integer) or n_clusters is True or n_clusters < 1:
+        raise UsageError(f"n_clusters={n_clusters!r}: give a whole number of at least 1, or 'auto'")
+    return int(n_clusters)
+
+
+def _seed(random_state: Any) -> int:
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _inertia(reduced: Tensor, clusters: Tensor, centers: Tensor) -> float:
+    parts = zip(reduced.split(4096), clusters.split(4096), strict=True)
+    return float(sum((rows - centers[own]).square().sum(dtype=torch.float64).item() for rows, own in parts))
+
+
+def _number(cell: str) -> int | float:
+    """A cell of history.csv; NaN where it is empty."""
+    return int(cell) if cell.isdecimal() else float(cell or "nan")
+
+
+def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
+    shown = "; ".join(f"{one_line(path)}: {reason}" for path, reason in skipped[:5])
+    what = "1 image cannot be used" if len(skipped) == 1 else f"{len(skipped):,} images cannot be used"
+    return f"{what} ({shown}{'; ...' if len(skipped) > 5 else ''})"
+
+
+def _packed(folder: Path) -> dict[str, bytes]:
+    """The files below a folder, by their relative paths."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.as_posix(): (folder / path).read_bytes() for path in paths if path.parts[0] in _PACKED}
+
+
+def _unpacked(packed: Mapping[str, bytes], folder: Path) -> Path:
+    for name, content in packed.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # and not in a process that was forked from it
+        shutil.rmtree(folder, ignore_errors=True)

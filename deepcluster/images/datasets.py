@@ -1,0 +1,85 @@
+"""Images that others hand out one by one: a ``Dataset`` of torch or of Hugging Face, or a list of pictures."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from deepcluster.errors import DataError
+from deepcluster.images.decode import Undecodable, decode, explain, one_line, upright
+
+CHANNELS = (1, 3, 4)
+
+
+def reader(dataset: Any) -> Callable[..., Image.Image]:
+    """``read(i, size)`` for whatever has ``dataset[i]``: the i-th image in mode RGB.
+
+    An item is a PIL image, a uint8 array or tensor, or a tuple that begins with one (what follows are labels, and not
+    looked at). Of a data set of Hugging Face it is the column of images, decoded as files are. Raises ``DataError``
+    where there is no such column, or more than one; ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
+    no image.
+    """
+    if hasattr(dataset, "cast_column"):
+        return _of_hugging_face(dataset)
+    lock = Lock()  # nobody promised that a data set can be read by several threads
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        try:
+            with lock:
+                return picture(dataset[i])
+        except (MemoryError, OSError, Undecodable):
+            raise
+        except Exception as error:  # what another's code may raise has no bounds
+            raise Undecodable(explain(error)) from error
+
+    return read
+
+
+def picture(item: Any) -> Image.Image:
+    """The item of a data set as an image in mode RGB."""
+    if isinstance(item, tuple | list) and item:
+        item = item[0]
+    if isinstance(item, Image.Image):
+        return upright(item)
+    if isinstance(item, Tensor):
+        item = item.detach().cpu().numpy()
+    if isinstance(item, np.ndarray):
+        return upright(Image.fromarray(_pixels(item)))
+    raise Undecodable(f"not an image but of type {type(item).__name__}")
+
+
+def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """H x W, or H x W x 3 or 4, of H x W, H x W x C or C x H x W (the last axis is asked first)."""
+    if array.dtype != np.uint8:
+        raise Undecodable(f"{array.dtype} and not uint8: leave out ToTensor and Normalize, or scale it to 0..255")
+    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+        array = array.transpose(1, 2, 0)
+    if 0 in array.shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
+        raise Undecodable(f"shape {array.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
+    return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _of_hugging_face(dataset: Any) -> Callable[..., Image.Image]:
+    columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
+    if len(columns) != 1:
+        found = ", ".join(map(one_line, columns or dataset.features))
+        what = "several columns of images" if columns else "no column of type Image, but"
+        raise DataError(f"the data set has {what} {found}: pass one with a single one (cast_column, select_columns)")
+    column = columns[0]
+    # Not decoded there: so that these images, too, come by the one decoder, and labels are not even read.
+    encoded = dataset.with_format(None).select_columns(columns)
+    encoded = encoded.cast_column(column, type(dataset.features[column])(decode=False))
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        item = encoded[i][column]
+        if not item or (item["bytes"] is None and not item["path"]):
+            raise Undecodable("no image in this row")
+        return decode(Path(item["path"]) if item["bytes"] is None else BytesIO(item["bytes"]), size=size)
+
+    return read

@@ -1,0 +1,45 @@
+"""The clusters of a run as a small piece of HTML, for the output of a notebook's cell."""
+
+from collections.abc import Sequence
+
+from deepcluster.report.choice import representatives
+from deepcluster.report.page import _environment
+from deepcluster.report.sections import Picture
+from deepcluster.report.text import Row, count, percent, short
+from deepcluster.report.thumbnails import data_uri
+
+IMAGES = 8  # of a cluster
+MAX_CLUSTERS = 50
+MOST_BYTES = 4000  # of a picture: a notebook that is saved holds them all
+
+
+def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
+    """A row for each cluster, largest first: number, name, size, and pictures that stand for it, the medoid first.
+
+    The rows are those of ``clusters.csv`` and ``cluster_summary.csv``; ``picture`` as in ``page.render``.
+    """
+    by_size = sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
+    members: dict[str, list[Row]] = {row["cluster"]: [] for row in by_size[:MAX_CLUSTERS]}
+    for row in clusters:
+        if row["cluster"] in members:
+            members[row["cluster"]].append(row)
+
+    def tile(path: str) -> tuple[str, str]:
+        image = picture(path)
+        return short(path), "" if image is None else data_uri(image, MOST_BYTES, scale=1)
+
+    shown = [
+        {
+            "number": row["cluster"],
+            "name": row["name"],
+            "size": count(int(row["size"]), "image"),
+            "share": percent(float(row["share"])),
+            "tiles": [
+                tile(chosen["path"])
+                for chosen, _ in representatives(members[row["cluster"]], IMAGES, medoid=row["medoid_path"])
+            ],
+        }
+        for row in by_size[:MAX_CLUSTERS]
+    ]
+    template = _environment().get_template("gallery.html.j2")
+    return template.render(title=title, clusters=shown, hidden=len(by_size) - len(shown))

@@ -1,0 +1,35 @@
+"""Features learnt without labels, in a scikit-learn pipeline: how well digits are told apart, beside their raw pixels.
+
+python examples/pipeline.py [SEED [ROUNDS]]
+"""
+
+import sys
+
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from deepcluster import DeepCluster
+
+
+def main(seed: int, rounds: int | None) -> None:
+    digits = load_digits()  # rows of 64 numbers, 8 x 8 pixels each
+    train, test, labels, truth = train_test_split(
+        digits.data, digits.target, test_size=0.25, stratify=digits.target, random_state=seed
+    )
+    few = slice(50)  # with labels for few images only, features matter most
+    features = DeepCluster(n_clusters=10, image_shape=(8, 8), rounds=rounds, random_state=seed)
+    # No scaler after the features: that some directions are longer than others is part of what they say.
+    for name, first in (("raw pixels", StandardScaler()), ("DeepCluster", features)):
+        classifier = GridSearchCV(LogisticRegression(max_iter=5000), {"C": [0.01, 0.1, 1, 10, 100, 1000]}, cv=3)
+        pipeline = make_pipeline(first, classifier).fit(train, labels)
+        with_all = pipeline.score(test, truth)
+        classifier.fit(first.transform(train[few]), labels[few])
+        with_few = pipeline.score(test, truth)
+        print(f"{name:12} held-out accuracy {with_all:.3f} with {len(train):,} labels, {with_few:.3f} with 50")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 0, int(sys.argv[2]) if len(sys.argv) > 2 else None)

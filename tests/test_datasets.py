@@ -1,0 +1,132 @@
+"""Images that come from a data set, one by one."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.errors import DataError
+from deepcluster.images.datasets import picture
+from deepcluster.images.decode import Undecodable
+from deepcluster.images.source import find
+from deepcluster.images.store import read_once
+from deepcluster.images.table import Table, table
+
+GREY = np.array([[0, 100], [200, 255]], np.uint8)
+COLOUR = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        (Image.fromarray(COLOUR), COLOUR),
+        (COLOUR, COLOUR),
+        (COLOUR.transpose(2, 0, 1), COLOUR),
+        (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR),
+        ((COLOUR, 3), COLOUR),
+        ([torch.from_numpy(COLOUR), "label"], COLOUR),
+        (GREY, np.stack([GREY] * 3, 2)),
+        (GREY[None], np.stack([GREY] * 3, 2)),
+        (GREY[..., None], np.stack([GREY] * 3, 2)),
+        (np.dstack([COLOUR, np.zeros((2, 5), np.uint8)]), np.full((2, 5, 3), 255)),  # transparent, over white
+    ],
+    ids=range(10),
+)
+def test_items(item, expected):
+    found = picture(item)
+    assert found.mode == "RGB" and np.array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (torch.zeros(3, 4, 4), "float32 and not uint8: leave out ToTensor and Normalize"),
+        (np.zeros((5, 4, 5), np.uint8), r"shape \(5, 4, 5\)"),
+        (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        ({"image": GREY}, "of type dict"),
+        ((), "of type tuple"),
+        (None, "of type NoneType"),
+    ],
+)
+def test_items_that_are_no_images(item, reason):
+    with pytest.raises(Undecodable, match=reason):
+        picture(item)
+
+
+def test_a_photograph_is_turned_as_its_file_would_be():
+    turned = Image.fromarray(COLOUR)
+    turned.getexif()[0x0112] = 6
+    assert picture(turned).size == (2, 5)
+
+
+class Fragile(torch.utils.data.Dataset):
+    """One reader at a time, and the third item is broken."""
+
+    busy = False
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        assert not self.busy
+        self.busy = True
+        found = np.full((4, 4), i, np.uint8).tolist()
+        self.busy = False
+        if i == 2:
+            raise RuntimeError("the disk is\nfull")
+        return np.array(found, np.uint8), i
+
+
+def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped():
+    source = find(Fragile())
+    assert (source.name, source.location, source.labels) == ("dataset", "python:dataset", None)
+    assert source.paths[:2] == ("00", "01")
+    store = read_once(source, 4, workers=4)
+    assert store.skipped == (("02", "RuntimeError: the disk is full"),)
+    assert store.images[:, 0, 0, 0].tolist() == [i for i in range(40) if i != 2]
+
+
+def test_data_sets_that_cannot_be_counted():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield GREY
+
+    with pytest.raises(DataError, match=r"images cannot come from a Endless: .* a Dataset that has a length"):
+        find(Endless())
+    with pytest.raises(DataError, match="images cannot come from a DataLoader"):
+        find(torch.utils.data.DataLoader(Fragile()))
+
+
+# Tables
+
+
+def test_a_table_by_hand():
+    rows = np.array([[-1.0, 0.0, 1.0], [3.0, 2.0, -1.0]])
+    found = table(rows, None)
+    assert found == Table((2, 2), 3, -1.0, 3.0)
+    # -1..3 is 0..255, so a step of 1 is 63.75; the fourth pixel has no number.
+    assert found.images(rows).tolist() == [[[0, 64], [128, 0]], [[255, 191], [0, 0]]]
+    assert found.images(np.array([[-9.0, 9.0, 1.0]])).tolist() == [[[0, 255], [128, 0]]]
+
+
+def test_uint8_is_as_it_is_and_a_constant_is_black():
+    pixels = np.array([[7, 8, 9, 250, 1, 2]], np.uint8)
+    found = table(pixels, (1, 2, 3))
+    assert found.images(pixels).tolist() == [[[[7, 8, 9], [250, 1, 2]]]]
+    assert not table(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int64, bool])
+def test_the_whole_range_of_a_type(dtype):
+    rows = np.array([[0, 1]], bool)
+    if dtype is not bool:
+        limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+        rows = np.array([[limits.min, limits.max]], dtype)
+    assert table(rows, (1, 2)).images(rows).tolist() == [[[0, 255]]]
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 2, 2), (0, 4), (-2, -2), (2.0, 2.0), (1, 1, 1, 4)])
+def test_shapes_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match="image_shape="):
+        table(np.zeros((1, 4)), shape)

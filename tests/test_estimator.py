@@ -1,0 +1,455 @@
+"""The estimator: the same as the command, whatever form the images come in."""
+
+import copy
+import gc
+import inspect
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from deepcluster import DeepCluster, load
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.storage.run_folder import RunFolder
+from tests.drawings import drawings
+
+QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}
+
+
+def pixels() -> np.ndarray:
+    """48 images of three kinds, N x H x W x C."""
+    images, _ = drawings(16)
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@pytest.fixture(scope="module")
+def fitted() -> DeepCluster:
+    """For tests that change nothing."""
+    return DeepCluster(**QUICK).fit(pixels())
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return load_digits().data[:120]
+
+
+class Pairs(torch.utils.data.Dataset):
+    """(image, label), as the data sets of torchvision are."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i], 7
+
+
+def same(one: DeepCluster, other: DeepCluster) -> bool:
+    return np.array_equal(one.labels_, other.labels_) and np.array_equal(one.embedding_, other.embedding_)
+
+
+# The same as the command
+
+
+@pytest.fixture(scope="module")
+def by_command(photos, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("by command") / "run"
+    options = ["-k", "3", "--rounds", "1", "--epochs", "1", "--image-size", "16", "--seed", "5", "--quiet"]
+    assert run_command(["fit", str(photos), *options, "-o", str(run)]) == 0
+    return run
+
+
+def columns(run: Path, *names: str) -> list[list[str]]:
+    return [[row[name] for row in RunFolder(run).read_rows("clusters.csv")] for name in names]
+
+
+def test_the_result_is_that_of_the_command(photos, by_command, tmp_path):
+    ours = DeepCluster(**QUICK, random_state=5).fit(photos)
+    paths, clusters = columns(by_command, "path", "cluster")
+    assert ours.paths_ == paths and ours.labels_.tolist() == list(map(int, clusters))
+    assert np.array_equal(ours.embedding_, np.load(by_command / "features.npy"))
+    assert not np.array_equal(ours.embedding_, DeepCluster(**QUICK, random_state=6).fit(photos).embedding_)
+
+    assert run_command(["recut", str(by_command), "-k", "5", "--quiet"]) == 0
+    assert ours.recut(5) is ours
+    assert ours.labels_.tolist() == list(map(int, columns(by_command, "cluster")[0]))
+    assert ours.n_clusters_ == 5 and set(ours.labels_.tolist()) == set(range(5)) and ours.n_clusters == 3
+
+    page = ours.report(tmp_path / "mine.html").read_text()
+    assert page.count("data:image/webp") > 5
+
+
+def test_a_run_of_the_command_as_an_estimator(photos, by_command):
+    loaded = DeepCluster.load(by_command)
+    again = clone(loaded).fit(photos)
+    assert loaded.run_ == by_command and loaded.n_clusters == loaded.n_clusters_
+    assert np.array_equal(loaded.predict(photos), loaded.labels_)
+    assert np.array_equal(again.embedding_, loaded.embedding_)  # its parameters make the same run
+
+
+def test_what_fit_leaves(fitted):
+    images = pixels()
+    assert fitted.labels_.shape == (48,) and fitted.labels_.dtype == np.int64
+    assert fitted.embedding_.dtype == np.float32 and np.allclose(np.linalg.norm(fitted.embedding_, axis=1), 1)
+    assert fitted.cluster_centers_.shape == (3, fitted.embedding_.shape[1])
+    assert (fitted.n_clusters_, fitted.n_iter_, len(fitted.history_), fitted.skipped_) == (3, 1, 1, [])
+    assert fitted.history_[0]["round"] == 0 and fitted.history_[0]["loss"] > 0
+    assert np.isnan(fitted.history_[0]["nmi_previous"])
+    assert fitted.paths_[:2] == ["00", "01"] and not hasattr(fitted, "n_features_in_")
+
+    assert np.array_equal(fitted.predict(images), fitted.labels_)
+    assert np.array_equal(fitted.transform(images), fitted.embedding_)
+    to_own = fitted.embedding_ - fitted.cluster_centers_[fitted.labels_]
+    assert fitted.inertia_ == pytest.approx((to_own**2).sum(), rel=1e-5)
+    assert fitted.score(images) == -fitted.inertia_
+    assert np.array_equal(fitted.predict(images[40:]), fitted.labels_[40:])
+
+
+# Forms of images
+
+
+def as_files(folder: Path) -> list[Path]:
+    paths = [folder / f"{i:02}.png" for i in range(48)]
+    for path, image in zip(paths, pixels(), strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+FORMS = {
+    "NCHW": lambda images: images.transpose(0, 3, 1, 2),
+    "tensor": torch.from_numpy,
+    "PIL": lambda images: [Image.fromarray(image) for image in images],
+    "arrays": list,
+    "Dataset of PIL": lambda images: Pairs([Image.fromarray(image) for image in images]),
+    "Dataset of tensors": lambda images: Pairs(torch.from_numpy(images).permute(0, 3, 1, 2)),
+    "table": lambda images: images.reshape(48, -1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_result_whatever_form_the_images_have(form, fitted):
+    images = FORMS[form](pixels())
+    shape = (24, 24, 3) if form == "table" else None
+    other = DeepCluster(**QUICK, image_shape=shape).fit(images)
+    assert same(other, fitted)
+    assert np.array_equal(other.predict(images), fitted.labels_)
+
+
+def test_files_by_path_or_folder(fitted, tmp_path):
+    paths = as_files(tmp_path)
+    for images in (paths, np.array(list(map(str, paths))), str(tmp_path)):
+        assert same(DeepCluster(**QUICK).fit(images), fitted)
+    # A row for each path of a list, in its order, however often it stands there.
+    assert fitted.predict([paths[7], paths[3], paths[7]]).tolist() == fitted.labels_[[7, 3, 7]].tolist()
+
+
+def test_a_data_set_of_hugging_face(fitted, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    paths = list(map(str, as_files(tmp_path)))
+    table = datasets.Dataset.from_dict({"label": [0] * 48, "picture": paths}).cast_column("picture", datasets.Image())
+    assert same(DeepCluster(**QUICK).fit(table), fitted)
+    inside = datasets.Dataset.from_dict(
+        {"picture": [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]},
+        features=datasets.Features({"picture": datasets.Image()}),
+    )
+    assert np.array_equal(fitted.predict(inside.with_format("torch")), fitted.labels_)
+    with pytest.raises(DataError, match="no column of type Image, but label"):
+        fitted.predict(table.select_columns(["label"]))
+    with pytest.raises(DataError, match="several columns of images picture, second"):
+        fitted.predict(inside.add_column("second", [""] * 48).cast_column("second", datasets.Image()))
+
+
+def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits):
+    """0..16 becomes 0..255, in later tables too, whatever their own largest number is."""
+    by_table = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
+    images = np.rint(digits * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    assert same(by_table, DeepCluster(**QUICK).fit(images))
+    assert by_table.n_features_in_ == 64
+    faint = digits[:10] / 4
+    assert np.array_equal(
+        by_table.transform(faint), by_table.transform(np.rint(faint * 255 / 16).astype(np.uint8).reshape(-1, 8, 8))
+    )
+    with pytest.raises(ValueError, match="X has 63 features, but DeepCluster is expecting 64"):
+        by_table.predict(digits[:, 1:])
+
+
+def test_nothing_of_an_earlier_fit_is_left(digits):
+    changing = DeepCluster(**QUICK).fit(digits)
+    first = changing.run_
+    assert not hasattr(clone(changing), "labels_")
+    changing.recut(5).fit(pixels())
+    assert same(changing, DeepCluster(**QUICK).fit(pixels()))
+    assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
+    with pytest.raises(UsageError, match="the fit was of images"):
+        changing.predict(digits)
+
+
+# Images that cannot be used
+
+
+def test_unusable_images(tmp_path):
+    paths = as_files(tmp_path)
+    paths[5].write_bytes(b"no image")
+    with pytest.warns(DeepClusterWarning, match=r"1 image cannot be used \(05.png: not an image"):
+        ours = DeepCluster(**QUICK).fit(tmp_path)
+    assert len(ours.labels_) == len(ours.paths_) == 47 and "05.png" not in ours.paths_
+    assert [path for path, _ in ours.skipped_] == ["05.png"]
+    with pytest.raises(DataError, match=r"1 image cannot be used \(05.png"):
+        ours.predict(tmp_path)
+    clusters, features = ours.predict(tmp_path, errors="coerce"), ours.transform(tmp_path, errors="coerce")
+    assert clusters[5] == -1 and np.isnan(features[5]).all()
+    assert np.array_equal(np.delete(clusters, 5), ours.labels_)
+    assert np.array_equal(np.delete(features, 5, axis=0), ours.embedding_)
+    with pytest.warns(DeepClusterWarning):
+        assert np.array_equal(DeepCluster(**QUICK).fit_transform(tmp_path), ours.embedding_)
+    with pytest.raises(UsageError, match="errors='skip'"):
+        ours.predict(tmp_path, errors="skip")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ([], ValueError, "Expected 2D array"),
+        (None, DataError, "images cannot come from a NoneType"),
+        ({"a": 1}, DataError, "images cannot come from a dict"),
+        ("nowhere/at/all", DataError, "no such file"),
+        (np.zeros((4, 8, 8), np.float32), DataError, "float32, not uint8"),
+        (torch.zeros(4, 3, 8, 8), DataError, "float32, not uint8"),
+        (Pairs(torch.zeros(4, 3, 8, 8)), DataError, "float32 and not uint8: leave out ToTensor"),
+        (Pairs([]), DataError, "no images in the Pairs"),
+        (Pairs(["a.png"] * 4), DataError, "not an image but of type str"),
+        (np.zeros((4, 9, 8, 8), np.uint8), DataError, "has shape"),
+        ([[1.0, np.nan], [2.0, 3.0]], ValueError, "NaN"),
+    ],
+)
+def test_what_is_no_images(wrong, error, message):
+    with pytest.raises(error, match=message):
+        DeepCluster(**QUICK).fit(wrong)
+
+
+# Parameters
+
+
+def test_parameters_are_few_and_unchecked_until_fit():
+    parameters = inspect.signature(DeepCluster.__init__).parameters
+    assert len(parameters) - 1 <= 15
+    assert all(each.kind is each.KEYWORD_ONLY for name, each in parameters.items() if name != "self")
+    absurd = DeepCluster(n_clusters="many", backbone=3, options=4, image_shape="no")
+    assert absurd.n_clusters == "many" and clone(absurd).options == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_clusters": "many"}, "n_clusters='many': give a whole number"),
+        ({"n_clusters": 0}, "n_clusters=0"),
+        ({"n_clusters": 2.5}, "n_clusters=2.5"),
+        ({"n_clusters": True}, "n_clusters=True"),
+        ({"n_clusters": 121}, "n_samples=120 should be >= n_clusters=121"),
+        ({"lr": "fast"}, "lr='fast' is not a number"),
+        ({"options": {"hedas": 2}}, "did you mean heads"),
+        ({"recipe": "v3"}, "no recipe is called 'v3'"),
+        ({"image_shape": (8, 7)}, "is of 56 numbers, and X has 64 features"),
+        ({"image_shape": (4, 8, 2)}, r"image_shape=\(4, 8, 2\) must be"),
+        ({"random_state": "dice"}, "cannot be used to seed"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_wrong_parameters_are_named_by_fit(given, message, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        DeepCluster(**QUICK | given).fit(digits)
+    assert list(tmp_path.iterdir()) == []  # no folder is left behind
+
+
+def test_every_parameter_reaches_the_recipe(digits):
+    given = {"pseudo_labels": 7, "batch_size": 16, "lr": 0.125, "epochs": 2, "backbone": "compact"}
+    ours = DeepCluster(**QUICK | given, options={"heads": 2, "flip": 0.25}).fit(digits)
+    recipe = (ours.run_ / "recipe.toml").read_text().splitlines()
+    assert {
+        f"{name} = {value}" for name, value in (given | {"heads": 2, "flip": 0.25}).items() if name != "backbone"
+    } <= set(recipe)
+
+
+def test_random_state(digits):
+    def seed(random_state) -> int:
+        ours = DeepCluster(**QUICK, random_state=random_state).fit(digits[:20])
+        return RunFolder(ours.run_).read_json("run.json")["seed"]
+
+    assert seed(np.int64(3)) == 3 and seed(None) != seed(None)
+    assert seed(np.random.RandomState(1)) == seed(np.random.RandomState(1)) != seed(np.random.RandomState(2))
+
+
+# Copies and files
+
+
+@pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy])
+def test_a_copy_stands_alone(copied, digits):
+    original = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
+    labels = original.labels_
+    other = copied(original)
+    assert other.get_params() == original.get_params() and other.run_ != original.run_
+    assert same(other, original) and other.n_features_in_ == 64
+    assert np.array_equal(other.predict(digits), labels) and other.score(digits) == original.score(digits)
+    assert np.array_equal(other.recut(5).labels_, copied(original).recut(5).labels_)
+    assert np.array_equal(original.labels_, labels)
+    where = original.run_
+    del original
+    gc.collect()
+    assert not where.parent.exists()  # a temporary folder goes with its estimator
+    assert np.array_equal(other.recut(3).labels_, labels)
+
+
+def test_a_pickle_names_no_class_but_the_estimators(fitted):
+    """The model is in it as the bytes of its files: reading them runs no code of torch's."""
+    named = set()
+
+    class Watching(pickle.Unpickler):
+        def find_class(self, module, name):
+            named.add(module)
+            return super().find_class(module, name)
+
+    Watching(io.BytesIO(pickle.dumps(fitted))).load()
+    assert named <= {"deepcluster.estimator", "copyreg", "builtins"}
+
+
+def test_save_and_load(fitted, digits, tmp_path):
+    images = pixels()
+    assert fitted.save(tmp_path / "model") == tmp_path / "model"
+    alone = DeepCluster.load(tmp_path / "model")
+    for other in (alone, pickle.loads(pickle.dumps(alone)), DeepCluster.load(fitted.run_)):
+        assert np.array_equal(other.predict(images), fitted.labels_)
+        assert np.array_equal(other.transform(images), fitted.embedding_)
+        assert other.score(images) == fitted.score(images)
+    assert load(tmp_path / "model").groups.count == load(fitted.run_).groups.count == 3
+    with pytest.raises(UsageError, match="load the run folder"):
+        alone.recut(4)
+    by_table = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
+    by_table.save(tmp_path / "table")
+    assert np.array_equal(DeepCluster.load(tmp_path / "table").predict(digits), by_table.labels_)
+    with pytest.raises(ValueError, match="expecting 64"):
+        DeepCluster.load(tmp_path / "table").predict(digits[:, :63])
+    fitted.save(tmp_path / "table")  # in its place
+    with pytest.raises(UsageError, match="the fit was of images"):
+        DeepCluster.load(tmp_path / "table").predict(digits)
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{", "[]", "{}", '{"shape": [8, 8], "width": 65, "low": 0.0, "high": 1.0}',
+                '{"shape": [80000, 80000], "width": 64, "low": 0.0, "high": 1.0}',
+                '{"shape": [8, 8], "width": 64, "low": 2.0, "high": 1.0}']
+)  # fmt: skip
+def test_a_damaged_table_is_named(damaged, fitted, tmp_path):
+    fitted.save(tmp_path)
+    (tmp_path / "table.json").write_text(damaged)
+    with pytest.raises(ModelError, match=r"table\.json cannot be used"):
+        DeepCluster.load(tmp_path)
+
+
+def test_a_run_folder_of_ones_own(fitted, tmp_path):
+    ours = DeepCluster(**QUICK).fit(pixels(), run=tmp_path / "run")
+    assert same(ours, fitted) and ours.run_ == tmp_path / "run"
+    with pytest.raises(DiskError, match="exists already"):
+        clone(ours).fit(pixels(), run=tmp_path / "run")
+    del ours
+    gc.collect()
+    assert (tmp_path / "run" / "clusters.csv").is_file()
+
+
+@pytest.mark.parametrize("method", ["predict", "transform", "score", "save", "recut", "report"])
+def test_before_fit(method):
+    with pytest.raises(NotFittedError):
+        getattr(DeepCluster(), method)("x")
+
+
+# Among scikit-learn's own
+
+
+def test_in_a_pipeline(digits):
+    target = load_digits().target[:120]
+    pipeline = make_pipeline(DeepCluster(**QUICK, image_shape=(8, 8)), LogisticRegression(max_iter=1000))
+    pipeline.fit(digits, target)
+    assert pipeline.score(digits, target) > 0.5
+    assert len(pipeline[0].get_feature_names_out()) == pipeline[0].embedding_.shape[1]
+
+
+@pytest.mark.parametrize("images", [pixels(), load_digits().data[:60]], ids=["images", "table"])
+def test_a_search_for_the_number_of_clusters(images):
+    search = GridSearchCV(DeepCluster(**QUICK), {"n_clusters": [2, 4]}, cv=2).fit(images)
+    assert search.best_params_ == {"n_clusters": 4}  # more centres are nearer
+    assert search.best_estimator_.labels_.shape == (len(images),)
+    assert np.array_equal(search.predict(images), search.best_estimator_.labels_)
+
+
+def test_output_for_pandas(fitted):
+    pytest.importorskip("pandas")
+    frame = copy.deepcopy(fitted).set_output(transform="pandas").transform(pixels())
+    assert list(frame.columns[:2]) == ["deepcluster0", "deepcluster1"]
+    assert np.array_equal(frame.to_numpy(), fitted.embedding_)
+
+
+# Notebooks
+
+
+def test_the_clusters_in_a_notebook(fitted):
+    page = fitted._repr_html_()
+    shown = np.minimum(np.bincount(fitted.labels_), 8).sum()
+    assert page.count("<tr") == 3 and page.count("data:image/webp") == shown > 16
+    assert fitted._repr_mimebundle_()["text/html"] == page
+    assert "sk-top-container" in DeepCluster()._repr_html_()  # scikit-learn's diagram
+    assert "data:image/webp" not in copy.deepcopy(fitted)._repr_html_()  # the images themselves do not go with a copy
+
+
+def test_names_of_files_are_inert(tmp_path):
+    for path in as_files(tmp_path):
+        path.rename(tmp_path / f"<img src=x onerror=alert({path.stem})>.png")
+    ours = DeepCluster(**QUICK).fit(tmp_path)
+    assert "<img src=x" not in ours._repr_html_() and "&lt;img src=x" in ours._repr_html_()
+
+
+def test_progress_in_a_notebook():
+    """In a real kernel: one output, updated, and at the end a table with the rounds."""
+    pytest.importorskip("ipykernel")
+    client_of = pytest.importorskip("jupyter_client.manager").start_new_kernel
+    code = (
+        "import numpy as np\nfrom deepcluster import DeepCluster\n"
+        "x = np.random.default_rng(0).integers(0, 255, (40, 8, 8)).astype('uint8')\n"
+        "DeepCluster(n_clusters=2, rounds=2, epochs=1, image_size=8, verbose=1).fit(x)"
+    )
+    manager, client = client_of(kernel_name="python3")
+    seen: list[tuple[str, dict]] = []
+    try:
+        client.execute_interactive(
+            code, timeout=120, output_hook=lambda message: seen.append((message["msg_type"], message["content"]))
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    kinds = [kind for kind, _ in seen]
+    assert kinds.count("display_data") == 1 and kinds.count("update_display_data") > 3
+    assert not {"stream", "error"} & set(kinds), seen
+    last = [content["data"]["text/html"] for kind, content in seen if kind == "update_display_data"][-1]
+    assert "<td>2/2</td>" in last and "<th>loss</th>" in last and "<b>Done</b>" in last
+    result = next(content["data"]["text/html"] for kind, content in seen if kind == "execute_result")
+    assert "2 clusters of 40 images, 2 rounds" in result and "data:image/webp" in result
+
+
+def test_progress_on_a_terminal(capsys):
+    DeepCluster(**QUICK, verbose=1).fit(pixels())
+    shown = capsys.readouterr().out
+    assert "1/1       loss" in shown and "3 clusters" in shown
+    DeepCluster(**QUICK).fit(pixels())
+    assert capsys.readouterr() == ("", "")
