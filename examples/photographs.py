@@ -1,44 +1,40 @@
-"""From a folder of photographs to groups, in Python: fit, look at each group, place an image, cut again.
+"""From a folder of photographs to groups that you can look at, search and use: what a first script of your own may do.
 
-python examples/photographs.py photos/ [GROUPS] [ROUNDS]     makes runs/photographs
+python examples/photographs.py photos/ [GROUPS] [ROUNDS]     makes runs/photographs-N
 """
 
-import csv
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-import deepcluster
-from deepcluster import results, run
-from deepcluster.images.source import find
-from deepcluster.images.store import read_once
+import numpy as np
 
-RUN = Path("runs/photographs")
+from deepcluster import DeepCluster
 
 
 def main(photos: str, groups: int | None, rounds: int | None) -> None:
-    # A pretrained network learns more from few photographs: {"backbone": "timm:resnet18", "weights": FILE}.
-    options = {} if rounds is None else {"rounds": rounds}
-    run.fit(photos, run.Request(out=RUN, n_clusters=groups, options=options, overwrite=True))
+    # A pretrained network learns more from few photographs: backbone="timm:resnet18", weights=FILE.
+    dc = DeepCluster(n_clusters=groups or "auto", rounds=rounds, random_state=0, verbose=1)
+    dc.fit(photos, run=unused("runs/photographs"))
+    print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} files of no use")
 
-    # The tables of a run are for any tool; the report for a browser.
-    with (RUN / "clusters.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
-    members = defaultdict(list)
-    for row in sorted(rows, key=lambda row: float(row["margin"]), reverse=True):
-        members[int(row["cluster"])].append(row)
-    for cluster, found in sorted(members.items()):
-        print(f"cluster {cluster}: {len(found)} images, the clearest is {found[0]['path']!a}")
+    # Rows of length 1: a product of two is how much they are alike, 1 at most.
+    paths, features = dc.paths_, dc.embedding_
+    for cluster in range(dc.n_clusters_):
+        own = np.flatnonzero(dc.labels_ == cluster)
+        typical = own[np.argmax(features[own] @ features[own].mean(0))]
+        print(f"cluster {cluster}: {len(own)} photographs, the most typical is {paths[typical]!a}")
 
-    # The model places any image; for those that it was trained on it gives what clusters.csv says.
-    model = deepcluster.load(RUN)
-    first = rows[0]
-    store = read_once(find([Path(photos) / first["path"]]), model.store_size)
-    placed = model.place(model.transform(store.images))
-    print(f"{first['path']!a} is in cluster {int(placed.cluster)}, and was in {first['cluster']}")
+    alike = np.argsort(features @ features[0])[::-1][1:4]
+    print(f"most like {paths[0]!a}: {', '.join(ascii(paths[i]) for i in alike)}")
 
-    results.recut(RUN, 2)
-    print("clusters after a recut:", deepcluster.load(RUN).groups.count)
+    new = [str(Path(photos) / path) for path in paths[:3]]  # any other photographs as well
+    print("clusters of three photographs:", dc.predict(new).tolist())
+    print("the report:", dc.run_ / "report.html")
+
+
+def unused(name: str) -> str:
+    """A name for a run folder that is not there yet."""
+    return next(each for i in range(10**6) if not Path(each := f"{name}-{i}").exists())
 
 
 if __name__ == "__main__":

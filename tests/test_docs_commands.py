@@ -13,7 +13,7 @@ import pytest
 from deepcluster import errors
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
-from tests.sandbox import PENDING, Sandbox, options, verbs
+from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 
 HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or other programs'
@@ -36,12 +36,12 @@ def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_commands_are_found():
     ours = [arguments for page in PAGES for line in commands(page) if (arguments := of_deepcluster(line))]
     assert len(ours) >= 45
-    assert verbs() <= {arguments[0] for arguments in ours} <= verbs() | PENDING  # each command is shown somewhere
+    assert {arguments[0] for arguments in ours} == verbs()  # each command is shown somewhere
     assert len(pages_with("console")) >= 12
 
 
 def test_no_command_hides_in_another_block():
-    ours = re.compile(rf"(\$ )?deepcluster ({'|'.join(verbs() | PENDING)})\b")
+    ours = re.compile(rf"(\$ )?deepcluster ({'|'.join(verbs())})\b")
     for page in PAGES:
         hidden = [line for block in blocks(page) if block.language != "console" for line in block.lines()]
         hidden = [line for line in hidden if ours.match(line)]
@@ -51,15 +51,13 @@ def test_no_command_hides_in_another_block():
 
 
 def test_options_in_the_prose_exist():
-    everywhere = (
-        set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"} | PENDING
-    )
+    everywhere = set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"}
     for page in PAGES:
         if page.name in HISTORY:
             continue
         for code in re.findall(r"`((?:deepcluster |-)[^`\n]+)`", prose(page)):
             verb = found[1] if (found := re.match(r"deepcluster (\w+)", code)) else ""
-            assert verb in verbs() | PENDING | {"", "VERB"}, f"{page.name}: {code}"
+            assert verb in verbs() | {"", "VERB"}, f"{page.name}: {code}"
             named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", code))
             assert named <= (options(verb) if verb in verbs() else everywhere), f"{page.name}: {code}"
 
