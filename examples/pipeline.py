@@ -19,7 +19,8 @@ def main(seed: int, rounds: int | None) -> None:
     train, test, labels, truth = train_test_split(
         digits.data, digits.target, test_size=0.25, stratify=digits.target, random_state=seed
     )
-    few = slice(50)  # with labels for few images only, features matter most
+    # With labels for few images only, features matter most.
+    few, _ = train_test_split(range(len(train)), train_size=50, stratify=labels, random_state=seed)
     features = DeepCluster(n_clusters=10, image_shape=(8, 8), rounds=rounds, random_state=seed)
     # No scaler after the features: that some directions are longer than others is part of what they say.
     for name, first in (("raw pixels", StandardScaler()), ("DeepCluster", features)):

@@ -1,5 +1,7 @@
 """Images that come from a data set, one by one."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -71,11 +73,11 @@ class Fragile(torch.utils.data.Dataset):
     def __getitem__(self, i):
         assert not self.busy
         self.busy = True
-        found = np.full((4, 4), i, np.uint8).tolist()
+        time.sleep(0.001)  # for another thread to come in between, if it can
         self.busy = False
         if i == 2:
             raise RuntimeError("the disk is\nfull")
-        return np.array(found, np.uint8), i
+        return np.full((4, 4), i, np.uint8), i
 
 
 def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped():
