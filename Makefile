@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow fuzz check format clean
+.PHONY: demo test test-slow fuzz check docs format clean
 
 $(BIN)/deepcluster: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,10 +15,14 @@ $(BIN)/pytest: $(BIN)/deepcluster
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+$(BIN)/sphinx-build: $(BIN)/deepcluster
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
 	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders -o runs/digits --overwrite
 
-test: $(BIN)/pytest check  ## the whole test suite but the slow ones, a process of one thread for each core
+test: $(BIN)/pytest check docs  ## style, types, the site, and the whole test suite but the slow ones, a process of one thread for each core
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(BIN)/pytest  ## the tests that take minutes
@@ -34,9 +38,12 @@ check: $(BIN)/pytest  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(BIN)/sphinx-build  ## the site, docs/_build/index.html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -E -q -c docs . docs/_build
+
 format: $(BIN)/pytest
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) docs/_build build *.egg-info .pytest_cache .mypy_cache .ruff_cache

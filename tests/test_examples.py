@@ -1,5 +1,6 @@
 """The examples run, as a reader would run them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from deepcluster.cli import run_command
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def output_of(name: str, *arguments: str) -> list[str]:
-    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True)
+def output_of(name: str, *arguments: str, cwd: Path | None = None) -> list[str]:
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -28,6 +29,15 @@ def test_use_the_model(tmp_path):
     lines = output_of("use_the_model.py", str(run))
     assert len(lines) == 21
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
+
+
+def test_photographs(photos, tmp_path):
+    lines = output_of("photographs.py", str(photos), "3", "1", cwd=tmp_path)[-7:]
+    assert lines[0] == "48 photographs in 3 clusters, 0 files of no use"
+    told = dict(line.split(": ", 1) for line in lines[1:])
+    assert sum(int(told[f"cluster {i}"].split()[0]) for i in range(3)) == 48
+    assert len(json.loads(told["clusters of three photographs"])) == 3
+    assert Path(told["the report"]).is_file()
 
 
 def test_estimator():

@@ -1,0 +1,42 @@
+"""From a folder of photographs to groups that you can look at, search and use: what a first script of your own may do.
+
+python examples/photographs.py photos/ [GROUPS] [ROUNDS]     makes runs/photographs-N
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from deepcluster import DeepCluster
+
+
+def main(photos: str, groups: int | None, rounds: int | None) -> None:
+    # A pretrained network learns more from few photographs: backbone="timm:resnet18", weights=FILE.
+    dc = DeepCluster(n_clusters=groups or "auto", rounds=rounds, random_state=0, verbose=1)
+    dc.fit(photos, run=unused("runs/photographs"))
+    print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} files of no use")
+
+    # Rows of length 1: a product of two is how much they are alike, 1 at most.
+    paths, features = dc.paths_, dc.embedding_
+    for cluster in range(dc.n_clusters_):
+        own = np.flatnonzero(dc.labels_ == cluster)
+        typical = own[np.argmax(features[own] @ features[own].mean(0))]
+        print(f"cluster {cluster}: {len(own)} photographs, the most typical is {paths[typical]!a}")
+
+    alike = np.argsort(features @ features[0])[::-1][1:4]
+    print(f"most like {paths[0]!a}: {', '.join(ascii(paths[i]) for i in alike)}")
+
+    new = [str(Path(photos) / path) for path in paths[:3]]  # any other photographs as well
+    print("clusters of three photographs:", dc.predict(new).tolist())
+    print("the report:", dc.run_ / "report.html")
+
+
+def unused(name: str) -> str:
+    """A name for a run folder that is not there yet."""
+    return next(each for i in range(10**6) if not Path(each := f"{name}-{i}").exists())
+
+
+if __name__ == "__main__":
+    numbers = [int(text) for text in sys.argv[2:]]
+    main(sys.argv[1], *numbers, *[None] * (2 - len(numbers)))

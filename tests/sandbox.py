@@ -1,0 +1,178 @@
+"""A folder with what a reader of the documentation has at hand, in which the commands of a page are run."""
+
+import importlib.util
+import io
+import json
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.cli import app, run_command
+from deepcluster.learning import pseudo_labels
+from tests.drawings import KINDS, draw, drawings
+from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
+
+QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not set them
+# Parsed, but not run, because ...
+NOT_RUN = {
+    "--weights timm": "it downloads",
+    "imagenet/": "nobody has that at hand",
+    "--recipe mine.toml": "AlexNet at 224 px takes minutes",
+    "--device cuda": "the machines that run the tests have no GPU",
+}
+# Run where the package is there; make test does not install it.
+NEEDS = {
+    "--to parquet": "pyarrow",
+    "--to onnx": "onnxscript",
+    "import datasets": "datasets",
+    "import onnxruntime": "onnx",
+}
+SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm")
+
+
+def verbs() -> set[str]:
+    return {name for name in app if not name.startswith("-")}
+
+
+def options(verb: str) -> set[str]:
+    return {name for each in app[verb].assemble_argument_collection() for name in each.names if name.startswith("-")}
+
+
+class Sandbox:
+    """``folder``, the current one, for the commands and the Python blocks of a ``page``, which share their names."""
+
+    def __init__(self, folder: Path, page: Path):
+        self.page = page
+        random = np.random.default_rng(7)
+        for place, count in (("photos", 16), ("new", 2)):
+            (folder / place).mkdir()
+            pictures = [(kind, i) for i in range(count) for kind in KINDS]
+            for number, (kind, i) in enumerate(pictures):
+                name = f"{kind}-{i:02}.png" if place == "photos" else f"{number:02}.png"
+                Image.fromarray(draw(kind, random)).save(folder / place / name)
+        names = sorted(path.name for path in (folder / "photos").iterdir())
+        (folder / "labels.csv").write_text("path,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names))
+        for name in set(re.findall(r"--weights (\S+\.safetensors)", "\n".join(commands(page)))):
+            write_weights(folder / name)
+        Image.fromarray(draw(KINDS[0], random)).save(folder / "new.png")
+        if self._begins_with_a_run():
+            self.run("deepcluster fit photos/ -k 3 -o runs/photos")
+        self.names: dict[str, Any] = {
+            "images": drawings(67, size=32)[0],
+            "features": torch.rand(1200, 32, generator=torch.Generator().manual_seed(0)),
+        }
+
+    def _begins_with_a_run(self) -> bool:
+        """A page without a ``fit`` goes on from that of another page."""
+        ours = [arguments for line in commands(self.page) if (arguments := of_deepcluster(line))]
+        return "fit" not in {verb for verb, *_ in ours} and any("runs/photos" in arguments for arguments in ours)
+
+    def run(self, line: str) -> None:
+        """Run a line, or check what cannot be run, and assert that it ends as the page says."""
+        words = words_of(line)
+        if (ours := of_deepcluster(line)) is not None:
+            self._run_ours(line, ours)
+        elif words[0] == "python" and words[1].startswith("examples/"):
+            assert Path(words[1]).name in text_of(ROOT / "tests/test_examples.py"), f"{words[1]} is to be run there"
+        elif words[0] == "python" and words[1].startswith("benchmarks/"):
+            check_benchmark(words[1], [word for word in words[2:] if word.startswith("--")])
+        elif words[0] == "make":
+            rules = re.findall(r"^(\w[\w-]*):", text_of(ROOT / "Makefile"), re.MULTILINE)
+            assert {word for word in words[1:] if "=" not in word} <= set(rules), line
+        elif words[:2] == ["pip", "install"]:
+            extras = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+            named = ",".join(re.findall(r"\[(.*?)\]", line)).split(",")
+            assert {*named} - {""} <= extras.keys(), line
+        else:
+            assert words[0] in SHELL, f"{self.page.name}: no rule for {line!r}"
+            from_shell(line)
+
+    def _run_ours(self, line: str, arguments: list[str]) -> None:
+        if any(part in line for part in NOT_RUN) or needs_more(line):
+            app.parse_args(arguments, exit_on_error=False, print_error=False)
+            return
+        target = arguments.pop() if ">" in arguments else ""
+        arguments = [word for word in arguments if word != ">"]
+        if arguments[0] == "fit" and "--dry-run" not in arguments:
+            arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
+        if arguments[0] == "apply":
+            self._write_edits(*arguments[1:3])
+        before, pipe, _ = line.rpartition("| ")
+        expected = int(found[1]) if (found := re.search(r"#.*exit code (\d+)", line)) else 0
+
+        said, complained = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
+            patch.setattr(sys, "argv", ["deepcluster", *arguments])
+            patch.setattr(sys, "stdin", io.StringIO(from_shell(before) if pipe else ""))
+            if expected == 75:
+                patch.setattr(pseudo_labels, "_loss", with_ctrl_c(pseudo_labels._loss))
+            code = run_command(arguments)
+        assert code == expected, f"{self.page.name}: {line} ended with {code}\n{complained.getvalue()}"
+        if target:
+            Path(target).write_bytes(said.buffer.getvalue())  # type: ignore[attr-defined]
+        if code == 0 and "-o" in arguments and (out := arguments[arguments.index("-o") + 1]) != "-":
+            assert Path(out).exists(), line
+
+    def _write_edits(self, run: str, edits: str) -> None:
+        """The edits.json that the page shows, for the cut that there is."""
+        shown = next(json.loads(block.text) for block in blocks(self.page) if block.language == "json")
+        Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "run.json")))["cut"]}))
+
+    def execute(self, block: Block) -> None:
+        """Run a block of Python, with one round and, in the estimator, one epoch."""
+        if needs_more(block.text):
+            return
+        source = re.sub(r"\brounds=\d+", "rounds=1", block.text)
+        for name in ("rounds", "epochs"):
+            source = re.sub(rf"\bDeepCluster\((?!.*\b{name}=)", f"DeepCluster({name}=1, ", source)
+        with redirect_stdout(io.StringIO()):
+            exec(compile(source, str(self.page), "exec"), self.names)
+
+
+def needs_more(text: str) -> bool:
+    """Whether a command or a block needs a package that is not here."""
+    return any(part in text and importlib.util.find_spec(package) is None for part, package in NEEDS.items())
+
+
+def from_shell(line: str) -> str:
+    return subprocess.run(["bash", "-c", line], check=True, capture_output=True, text=True).stdout
+
+
+def with_ctrl_c(function: Callable[..., Any]) -> Callable[..., Any]:
+    def pressed(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return function(*arguments)
+
+    return pressed
+
+
+def write_weights(path: Path) -> None:
+    """Random weights of the network of timm that the file is called after."""
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model(path.stem, pretrained=False).state_dict(), path)
+
+
+def check_benchmark(script: str, given: list[str]) -> None:
+    """A script of measurements takes minutes to hours: it is there, and it and ``fit`` know the options given."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        patch.setattr(sys, "argv", [script, "--help"])
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    own = given[: given.index("--")] if "--" in given else given
+    assert set(own) <= set(re.findall(r"^ +(--[a-z-]+)", said.getvalue(), re.MULTILINE)), f"{script}: {shlex.join(own)}"
+    assert set(given[len(own) + 1 :]) <= options("fit"), f"{script} -- {shlex.join(given)}"

@@ -1,0 +1,95 @@
+"""The documentation is true: every command and every Python block of its pages runs, page by page, in order.
+
+Each page has a sandbox of its own with what its reader would have: ``photos/`` (48 small drawings), ``new/`` (6 more),
+``labels.csv`` and the file of weights that it names. Two rules make it cheap: ``fit`` gets the options ``QUICK`` that
+the page does not set, and a Python block ``rounds=1``. A comment ``exit code N`` is part of what a page promises.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deepcluster import errors
+from deepcluster.storage import run_folder as files
+from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
+from tests.sandbox import Sandbox, options, verbs
+from tests.test_layers import LEVEL, modules
+
+HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or other programs'
+
+
+@pytest.mark.parametrize("page", pages_with("console", "python"), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    sandbox = Sandbox(tmp_path, page)
+    for block in blocks(page):
+        if block.language == "console":
+            for line in block.lines():
+                sandbox.run(line)
+        elif block.language == "python":
+            sandbox.execute(block)
+    for named in re.findall(r"`(runs/[\w./-]+)`", prose(page)):
+        assert Path(named).exists(), f"{page.name} names {named}, which its commands do not make"
+
+
+def test_commands_are_found():
+    ours = [arguments for page in PAGES for line in commands(page) if (arguments := of_deepcluster(line))]
+    assert len(ours) >= 45
+    assert {arguments[0] for arguments in ours} == verbs()  # each command is shown somewhere
+    assert len(pages_with("console")) >= 12
+
+
+def test_no_command_hides_in_another_block():
+    ours = re.compile(rf"(\$ )?deepcluster ({'|'.join(verbs())})\b")
+    for page in PAGES:
+        hidden = [line for block in blocks(page) if block.language != "console" for line in block.lines()]
+        hidden = [line for line in hidden if ours.match(line)]
+        assert not hidden, f"{page.name}: in a console block they are run: {hidden}"
+        fences = len(re.findall(r"^ *```", text_of(page), re.MULTILINE))
+        assert fences == 2 * len(FENCE.findall(text_of(page))), f"{page.name}: a block without a language or an end"
+
+
+def test_options_in_the_prose_exist():
+    everywhere = set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"}
+    for page in PAGES:
+        if page.name in HISTORY:
+            continue
+        for code in re.findall(r"`((?:deepcluster |-)[^`\n]+)`", prose(page)):
+            verb = found[1] if (found := re.match(r"deepcluster (\w+)", code)) else ""
+            assert verb in verbs() | {"", "VERB"}, f"{page.name}: {code}"
+            named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", code))
+            assert named <= (options(verb) if verb in verbs() else everywhere), f"{page.name}: {code}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(page)):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_columns_in_the_pages_are_those_of_the_files():
+    page = text_of(ROOT / "docs/run-folder.md")
+    for name, columns in (
+        ("clusters.csv", files.CLUSTERS),
+        ("cluster_summary.csv", files.SUMMARY),
+        ("skipped.csv", files.SKIPPED),
+        ("duplicates.csv", files.DUPLICATES),
+    ):
+        assert f"`{','.join(columns)}`" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+    assert ",".join(files.PREDICTIONS) in text_of(ROOT / "README.md")
+
+
+def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
+    codes = {
+        error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
+    }
+    said = text_of(ROOT / "docs/usage.md").partition("## Exit codes")[2]
+    assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0}
+
+
+def test_every_room_is_in_the_list_of_rooms():
+    table = re.findall(r"`(\w+)/?`", text_of(ROOT / "CONTRIBUTING.md").partition("| room |")[2].partition("##")[0])
+    order = [LEVEL[room] for room in table if room in LEVEL]
+    assert order == sorted(order)
+    assert {room for room in LEVEL if any(module.split(".")[0] == room for module in modules())} <= {*table, "__main__"}
