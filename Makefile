@@ -12,7 +12,7 @@ $(BIN)/deepcluster: pyproject.toml
 	@touch $@
 
 $(BIN)/pytest: $(BIN)/deepcluster
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parquet,onnx,hf]'
 	@touch $@
 
 $(BIN)/sphinx-build: $(BIN)/deepcluster
@@ -22,7 +22,7 @@ $(BIN)/sphinx-build: $(BIN)/deepcluster
 demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
 	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders -o runs/digits --overwrite
 
-test: $(BIN)/pytest check docs  ## style, types, the site, and the whole test suite but the slow ones, a process of one thread for each core
+test: $(BIN)/pytest check docs  ## style, types, the site, all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(BIN)/pytest  ## the tests that take minutes
