@@ -29,7 +29,9 @@ app = App(
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
-RunArgument = Annotated[Path, Parameter(help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)]
+RunArgument = Annotated[
+    Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)
+]
 ImagesArgument = Annotated[
     str,
     Parameter(

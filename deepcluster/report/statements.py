@@ -21,7 +21,7 @@ def statements(
         *said,
         *_training(history),
         *_outliers(outliers, sum(sizes)),
-        *_against_labels(metrics),
+        *_against_labels(metrics, trained=bool(history)),
         _skipped(len(skipped)),
     ]
 
@@ -54,14 +54,14 @@ def _outliers(outliers: int, images: int) -> list[str]:
     return [f"{count(outliers, 'image')} ({percent(outliers / max(1, images))}) {lie}."]
 
 
-def _against_labels(metrics: Mapping[str, float | str]) -> list[str]:
-    trained, start = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
-    if trained is None:
+def _against_labels(metrics: Mapping[str, float | str], *, trained: bool) -> list[str]:
+    reached, start = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
+    if reached is None:
         return []
-    told = f"Against the labels the clusters reach an accuracy of {trained:.3f}"
-    if start is None:
+    told = f"Against the labels the clusters reach an accuracy of {reached:.3f}"
+    if start is None or not trained:
         return [f"{told}."]
-    outcome = "training helped" if trained > start else "training did not help"
+    outcome = "training helped" if reached > start else "training did not help"
     return [f"{told}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."]
 
 
