@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,7 +37,7 @@ ImagesArgument = Annotated[
     str,
     Parameter(
         help="A folder (searched recursively), a text file of paths, an .npy/.npz array, - for paths on standard input,"
-        " sklearn:digits or torchvision:NAME.",
+        " sklearn:digits, torchvision:NAME or hf:NAME.",
         allow_leading_hyphen=True,
     ),
 ]
@@ -162,11 +163,15 @@ def predict(
             yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
             sys.stdout.flush()
 
+    found_rows = rows()
+    first = next(found_rows)  # most of what can be wrong is said here, before anything is written
+    every = chain([first], found_rows)
+
     def write(file: Any) -> None:
         if as_json:
-            file.writelines(json.dumps(row) + "\n" for row in rows())
+            file.writelines(json.dumps(row) + "\n" for row in every)
         else:
-            write_csv(file, PREDICTIONS, rows())
+            write_csv(file, PREDICTIONS, every)
 
     if out == "-":
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]

@@ -139,10 +139,12 @@ def found_again(folder: RunFolder) -> Source | None:
 
 
 def _is_at_hand(location: str) -> bool:
-    """Not passed from Python; and a data set of torchvision only where it is in the cache: nobody asked to download."""
+    """Not passed from Python; nor a data set that would be downloaded: nobody asked for that."""
     scheme, _, name = location.partition(":")
     cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
-    return scheme != "python" and (scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir()))
+    return scheme not in ("python", "hf") and (
+        scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir())
+    )
 
 
 def pictures(source: Source | None, size: int) -> Picture:

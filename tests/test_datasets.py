@@ -1,5 +1,8 @@
 """Images that come from a data set, one by one."""
 
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -132,3 +135,23 @@ def test_the_whole_range_of_a_type(dtype):
 def test_shapes_that_do_not_fit(shape):
     with pytest.raises(ValueError, match="image_shape="):
         table(np.zeros((1, 4)), shape)
+
+
+def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):
+    """Its name may be a folder, too, so that nothing is downloaded here. In a process of its own, for its cache."""
+    pytest.importorskip("datasets")
+    script = (
+        "import sys, numpy as np\nfrom deepcluster.images.source import find\n"
+        "source = find('hf:' + sys.argv[1])\n"
+        "print(len(source.paths), sorted(set(source.labels)), source.location == 'hf:' + sys.argv[1])\n"
+        "print(np.asarray(source.read(0)).shape, source.labels[0], source.labels[47])\n"
+        "try:\n    find('hf:nobody/nothing')\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_DATASETS_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(photos)], capture_output=True, text=True, env=environment, check=True
+    )
+    first, second, third = done.stdout.splitlines()
+    assert first == "48 ['bars', 'blob', 'checks'] True"
+    assert second == "(24, 24, 3) bars checks"
+    assert third.startswith("DataError hf:nobody/nothing cannot be loaded: ") and "Check the name" in third

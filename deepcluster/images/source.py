@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, missing_extra
 from deepcluster.images.datasets import CHANNELS, reader
 from deepcluster.images.decode import (
     MAX_PIXELS,
@@ -36,7 +36,7 @@ _IMAGE_SUFFIXES = {
 }
 _WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, - for paths on standard input, "
-    "sklearn:digits or torchvision:NAME"
+    "sklearn:digits, torchvision:NAME or hf:NAME"
 )
 
 
@@ -63,8 +63,8 @@ class Source:
     """Images that were found but not yet read.
 
     ``name`` is short, for the name of a run. ``location`` is what ``find`` takes to find them again: an absolute path,
-    ``sklearn:digits``, ``torchvision:NAME``, ``-``; what was passed from Python has ``python:paths``, ``python:array``
-    or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the order of their
+    ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``, ``-``; what was passed from Python has ``python:paths``,
+    ``python:array`` or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the order of their
     bytes; those of a list are as they stand there, in its order (a file only once, but for a list passed from Python,
     which is taken as it is); those of an array or data set are padded numbers.
     ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
@@ -163,6 +163,8 @@ def _from_text(text: str, max_pixels: int, stdin: TextIO | None) -> Source:
         return _from_sklearn(name)
     if scheme == "torchvision":
         return _from_torchvision(name)
+    if scheme == "hf":
+        return _from_hugging_face(name)
     return _from_place(text, max_pixels)
 
 
@@ -442,6 +444,32 @@ def _from_torchvision(name: str) -> Source:
         return as_rgb(image)
 
     return Source(known, f"torchvision:{known}", _numbers(len(dataset)), read, _targets(dataset), ())
+
+
+def _from_hugging_face(name: str) -> Source:
+    """The training part (or the first one) of a data set of the Hugging Face Hub, which its package downloads."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("hf", error) from None
+    try:
+        parts = datasets.load_dataset(name)
+        dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]
+    except Exception as error:  # its many parts raise their own kinds
+        raise DataError(
+            f"hf:{one_line(name)} cannot be loaded: {one_line(str(error))}. Check the name (USER/NAME) and the connection"
+        ) from error
+    labels = _hugging_face_labels(dataset)
+    return Source(name.rpartition("/")[2], f"hf:{name}", _numbers(len(dataset)), reader(dataset), labels, ())
+
+
+def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
+    """The names of the classes of each image, where there is one column of them."""
+    columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"]
+    if len(columns) != 1:
+        return None
+    names = dataset.features[columns[0]].names
+    return tuple(names[label] if label is not None and label >= 0 else "" for label in dataset[columns[0]])
 
 
 def _is_torchvision(kind: object) -> bool:
