@@ -142,9 +142,8 @@ def _is_at_hand(location: str) -> bool:
     """Not passed from Python; nor a data set that would be downloaded: nobody asked for that."""
     scheme, _, name = location.partition(":")
     cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
-    return scheme not in ("python", "hf") and (
-        scheme != "torchvision" or (name.isidentifier() and (cache / name).is_dir())
-    )
+    cached = name.isidentifier() and (cache / name).is_dir()
+    return cached if scheme == "torchvision" else scheme not in ("python", "hf")
 
 
 def pictures(source: Source | None, size: int) -> Picture:

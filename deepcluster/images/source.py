@@ -64,8 +64,8 @@ class Source:
 
     ``name`` is short, for the name of a run. ``location`` is what ``find`` takes to find them again: an absolute path,
     ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``, ``-``; what was passed from Python has ``python:paths``,
-    ``python:array`` or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the order of their
-    bytes; those of a list are as they stand there, in its order (a file only once, but for a list passed from Python,
+    ``python:array`` or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the
+    order of their bytes; those of a list are as they stand there, in its order (a file only once, but for a list passed from Python,
     which is taken as it is); those of an array or data set are padded numbers.
     ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
     the caller needs, files may come reduced as in ``decode``; then ``short_side(i)`` is the shorter side in px that the
@@ -457,7 +457,8 @@ def _from_hugging_face(name: str) -> Source:
         dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]
     except Exception as error:  # its many parts raise their own kinds
         raise DataError(
-            f"hf:{one_line(name)} cannot be loaded: {one_line(str(error))}. Check the name (USER/NAME) and the connection"
+            f"hf:{one_line(name)} cannot be loaded: {one_line(str(error))}. Check the name (USER/NAME) and the"
+            " connection"
         ) from error
     labels = _hugging_face_labels(dataset)
     return Source(name.rpartition("/")[2], f"hf:{name}", _numbers(len(dataset)), reader(dataset), labels, ())
