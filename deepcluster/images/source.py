@@ -65,8 +65,8 @@ class Source:
     ``name`` is short, for the name of a run. ``location`` is what ``find`` takes to find them again: an absolute path,
     ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``, ``-``; what was passed from Python has ``python:paths``,
     ``python:array`` or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the
-    order of their bytes; those of a list are as they stand there, in its order (a file only once, but for a list passed from Python,
-    which is taken as it is); those of an array or data set are padded numbers.
+    order of their bytes; those of a list are as they stand there, in its order (a file only once, but for a list
+    passed from Python, which is taken as it is); those of an array or data set are padded numbers.
     ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
     the caller needs, files may come reduced as in ``decode``; then ``short_side(i)`` is the shorter side in px that the
     whole image has, from the header (None: ``read`` reduces nothing), and ``file(i)`` the absolute path of the file
