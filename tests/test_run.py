@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import assembly, results, run
+from deepcluster import assembly, load, results, run
 from deepcluster.algorithm import alternate
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.recipe import Recipe
@@ -359,3 +359,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         files.write_whole(folder.path / "recipe.toml", fails)
     assert (folder.path / "recipe.toml").read_text() == "old"
     assert [path.name for path in folder.path.iterdir()] == ["recipe.toml"]
+
+
+def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_path):
+    model = load(finished / "model")
+    table = rows(finished / "clusters.csv")
+    assert model.predict(photos).tolist() == [int(row["cluster"]) for row in table]
+    assert model.predict([photos / table[5]["path"]]).tolist() == [int(table[5]["cluster"])]
+    assert np.array_equal(model.transform(str(photos)).numpy(), np.load(finished / "features.npy"))
+    (tmp_path / "a.png").write_bytes((photos / table[0]["path"]).read_bytes())
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 of the images cannot be used; bad\.png: "):
+        model.predict(tmp_path)

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from deepcluster.clustering.cut import Cut, Placement, place
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, NonFiniteError
+from deepcluster.errors import DataError, DeepClusterError, DiskError, ModelError, NonFiniteError
+from deepcluster.images.decode import one_line
+from deepcluster.images.source import Images, find
+from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build, shapes_only
 from deepcluster.nets.weights import first_line
@@ -62,8 +67,19 @@ class Model:
     batch_size: int
     junk: tuple[int, ...] = ()
 
-    def transform(self, images: Tensor, progress: Any = None) -> Tensor:
-        """Reduced features (float32, N x d, rows of length 1) of uint8 images, N x 3 x store_size x store_size."""
+    def predict(self, images: Images) -> npt.NDArray[np.int64]:
+        """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
+        return self.place(self.transform(images)).cluster.numpy()
+
+    def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
+        """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
+        has them: uint8, N x 3 x store_size x store_size."""
+        if not isinstance(images, Tensor) or images.shape[1:] != (3, self.store_size, self.store_size):
+            store = read_once(find(images), self.store_size)
+            if store.skipped:
+                path, reason = store.skipped[0]
+                raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
+            images = store.images
         features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
         reduced = self.reduction(features)
         if not torch.isfinite(reduced).all():
