@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError
@@ -148,14 +149,16 @@ def joined() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def _board() -> dist.Store:
+def _board() -> Store:
     """Where the processes leave a word: the store that torchrun, or the first of them, keeps."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
-    return dist.PrefixStore(f"deepcluster/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
+    )
+    return PrefixStore(f"deepcluster/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _worded(error: BaseException, board: dist.Store) -> BaseException:
+def _worded(error: BaseException, board: Store) -> BaseException:
     """What to raise here for ``error``: one process alone is to speak of what has happened."""
     code = error.exit_code if isinstance(error, DeepClusterError) else 1
     code = Stopped.exit_code if isinstance(error, KeyboardInterrupt) else code

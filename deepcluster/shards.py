@@ -26,10 +26,15 @@ class Shards:
         return sum(self.sizes)
 
     @property
+    def parts(self) -> list[slice]:
+        """The rows of each process."""
+        ends = [*accumulate(self.sizes)]
+        return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
+
+    @property
     def own(self) -> slice:
         """The rows of this process."""
-        begin = sum(self.sizes[: self.processes.rank])
-        return slice(begin, begin + self.sizes[self.processes.rank])
+        return self.parts[self.processes.rank]
 
     def whole(self, own: Tensor) -> Tensor:
         """All rows, for everybody."""
@@ -105,7 +110,8 @@ class Shards:
         """A process without rows does not know their type and shape."""
         if 0 not in self.sizes:
             return own
-        kind, tail = next(each for each in self.processes.every(_kind(own) if len(own) else None) if each)
+        known = self.processes.every(_kind(own) if len(own) else None)
+        kind, tail = next((each for each in known if each), _kind(own))
         return own if len(own) else torch.empty(0, *tail, dtype=kind)
 
 

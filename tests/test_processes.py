@@ -86,4 +86,4 @@ def test_what_all_are_told(ranks, count):
     assert [each[2] for each in found] == [values] * count
     assert [each[3] for each in found] == [values if rank == 0 else [] for rank in range(count)]
     assert [each[4] for each in found] == [1] * count
-    assert sum((each[5] for each in found), []) == list(range(7))
+    assert [thing for each in found for thing in each[5]] == list(range(7))
