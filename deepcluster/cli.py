@@ -1,6 +1,7 @@
 """The command line: parser and printing. Nothing that imports torch is loaded before a command needs it."""
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -14,7 +15,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, UsageError
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, Unsaid, UsageError
 from deepcluster.terminal import Terminal, complain, say
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def fit(
     from deepcluster.estimate import memory, seconds
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
+    from deepcluster.processes import joined
     from deepcluster.recipe import to_toml
     from deepcluster.stopping import Stop
 
@@ -129,12 +131,17 @@ def fit(
         return
     if resume and (overwrite or out is None):
         raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
-    with Terminal(quiet, to_stderr=as_json) as terminal, Stop() as stop:
+    with (
+        joined() as processes,
+        Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal,
+        Stop() as stop,
+    ):
         try:
-            folder = run.fit(images, request, terminal, sys.stdin, stop)
+            folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
-    _print_result(folder.path, quiet, as_json)
+        if processes.leads:
+            _print_result(folder.path, quiet, as_json)
 
 
 @app.command
@@ -367,7 +374,9 @@ def _resuming(run_: str) -> str:
     """The command that goes on with this one, whose run is in ``run_``."""
     arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
     out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
-    return shlex.join(["deepcluster", *arguments, *out, "--resume"])
+    several = os.environ.get("LOCAL_WORLD_SIZE")
+    program = ["torchrun", f"--nproc-per-node={several}", "-m", "deepcluster"] if several else ["deepcluster"]
+    return shlex.join([*program, *arguments, *out, "--resume"])
 
 
 def _duration(seconds: float) -> str:
@@ -404,7 +413,9 @@ def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    warnings.filterwarnings("always", category=DeepClusterWarning)
+    # Of the processes that torchrun starts the first one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    warnings.filterwarnings("always" if speaks else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -414,7 +425,8 @@ def run_command(arguments: list[str]) -> int:
     except DeepClusterError as error:
         if debug:
             raise
-        complain(f"error: {error}")
+        if not isinstance(error, Unsaid):
+            complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         complain("stopped")

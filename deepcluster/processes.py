@@ -101,7 +101,7 @@ class Processes:
             return module
         # Where it looks for unused parameters, torch never puts the gradients into another order after the first step:
         # sums over three processes and more depend on it, and a resumed training has a first step of its own.
-        return DistributedDataParallel(module, broadcast_buffers=True, find_unused_parameters=self.count > 2)
+        return DistributedDataParallel(module, find_unused_parameters=self.count > 2)
 
     def same_buffers(self, module: nn.Module) -> None:
         """Give ``module`` the buffers that the first one has (running means of batch normalisation)."""
