@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemory
 from deepcluster.terminal import Terminal, complain, say
 
 if TYPE_CHECKING:
+    from deepcluster.processes import Processes
     from deepcluster.results import Prediction
     from deepcluster.storage.model import Model
 
@@ -136,6 +137,7 @@ def fit(
         Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal,
         Stop() as stop,
     ):
+        _check_input(images, processes)
         try:
             folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
@@ -161,30 +163,34 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
+    from deepcluster.processes import joined
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv, write_whole
     from deepcluster.storage.tables import placement_rows
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for model, found in _predictions(run_, images, device, quiet):
-            placements = placement_rows(model, model.place(found.reduced), reject=reject)
-            yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
-            sys.stdout.flush()
-
-    found_rows = rows()
-    first = next(found_rows)  # most of what can be wrong is said here, before anything is written
-    every = chain([first], found_rows)
-
-    def write(file: Any) -> None:
+    def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
         if as_json:
-            file.writelines(json.dumps(row) + "\n" for row in every)
+            file.writelines(json.dumps(row) + "\n" for row in rows)
         else:
-            write_csv(file, PREDICTIONS, every)
+            write_csv(file, PREDICTIONS, rows)
 
-    if out == "-":
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write(sys.stdout)
-    else:
-        write_whole(Path(out), write)
+    with joined() as processes:
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for model, found in _predictions(run_, images, device, quiet, processes):
+                placements = placement_rows(model, model.place(found.reduced), reject=reject)
+                yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
+                sys.stdout.flush()
+
+        found = rows()
+        first = list(islice(found, 1))  # most of what can be wrong is said here, before anything is written
+        if not processes.leads:  # it had nothing to say, and has done its part
+            return
+        every = chain(first, found)
+        if out == "-":
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
+            write(sys.stdout, every)
+        else:
+            write_whole(Path(out), lambda file: write(file, every))
 
 
 @app.command
@@ -200,11 +206,15 @@ def embed(
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
     import numpy as np
 
+    from deepcluster.processes import joined
     from deepcluster.storage.run_folder import write_csv, write_whole
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
-    found = [found for _, found in _predictions(run_, images, device, quiet)]
+    with joined() as processes:
+        found = [found for _, found in _predictions(run_, images, device, quiet, processes)]
+    if not processes.leads:
+        return
     reduced = np.concatenate([each.reduced.numpy() for each in found])
     write_whole(out, lambda file: np.save(file, reduced), binary=True)
     paths = [{"path": path} for each in found for path in each.paths]
@@ -334,19 +344,27 @@ def doctor(*, as_json: Json = False) -> None:
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _predictions(run_: Path, images: str, device: str, quiet: bool) -> Iterator[tuple["Model", "Prediction"]]:
+def _predictions(
+    run_: Path, images: str, device: str, quiet: bool, processes: "Processes"
+) -> Iterator[tuple["Model", "Prediction"]]:
     """What the model of a run finds, part by part, with that model; the images of no use are named."""
     from deepcluster.devices import choose_device
     from deepcluster.results import predict
     from deepcluster.storage.model import load
     from deepcluster.storage.run_folder import open_run
 
+    _check_input(images, processes)
     model = load(open_run(run_).path, choose_device(device))
-    with Terminal(quiet, to_stderr=True) as terminal:
-        for found in predict(model, images, display=terminal, stdin=sys.stdin):
+    with Terminal(quiet or not processes.leads, to_stderr=True) as terminal:
+        for found in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
             for path, reason in found.skipped:
                 complain(f"skipped {path}: {reason}")
             yield model, found
+
+
+def _check_input(images: str, processes: "Processes") -> None:
+    if images == "-" and not processes.alone:
+        raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
 
 
 def _print_result(folder: Path, quiet: bool, as_json: bool) -> None:

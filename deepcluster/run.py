@@ -28,7 +28,7 @@ from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
 from deepcluster.display import Display, Silent
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped
 from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
@@ -103,8 +103,6 @@ def fit(
         if finished := processes.first(lambda: files.finished(out)):
             display.say("Run", f"{finished.path} is finished already")
             return finished
-    if isinstance(images, str) and images == "-" and not processes.alone:
-        raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
     source = find(images, stdin=stdin)
     _check_alike(source, processes)
     labels = true_labels(request.labels, source) if request.labels else None
@@ -365,7 +363,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
                 steps.rounds = min(recipe.rounds, len(history) + left)
                 stopped = "time limit" if len(history) < recipe.rounds and not left else ""
         # The clock of the first process decides for all.
-        steps.rounds, stopped = processes.first(partial(tuple, (steps.rounds, stopped)))
+        steps.rounds, stopped = processes.every((steps.rounds, stopped))[0]
         if stopped:
             break
     job.stop.at_once = True
