@@ -103,12 +103,13 @@ def read_share(
     processes: Processes,
     *,
     folder: Path | None = None,
+    memory_budget: int = MEMORY_BUDGET,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     """:func:`read_once` by several processes, of which each reads a part of the source and keeps what is in it."""
     share = processes.share(len(source.paths))
     part = replace(source.part(share.start, share.stop), skipped=())
-    own = read_once(part, size, folder=folder, none_is_fine=True, progress=progress)
+    own = read_once(part, size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress)
     kept = tuple(i for each in processes.every([share.start + i for i in own.kept]) for i in each)
     failures = [pair for each in processes.every(own.skipped) for pair in each]
     if not kept:
