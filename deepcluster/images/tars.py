@@ -10,7 +10,8 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 from threading import local
 from typing import Any, BinaryIO
 
@@ -80,7 +81,7 @@ def shards_among(paths: Iterable[str]) -> list[str]:
         if is_shard(path):
             found.append(path)
         else:
-            others |= PurePosixPath(path).suffix.lower() not in _BESIDE
+            others |= splitext(path)[1].lower() not in _BESIDE
     return [] if others else found
 
 
@@ -179,7 +180,7 @@ def _check_plain(file: Path, stream: BinaryIO) -> None:
     stream.seek(0)
     for sign, kind in _COMPRESSED.items():
         if begin.startswith(sign):
-            plain = f"{_SHARD.sub('', file.name)}.plain.tar" if file.suffix == ".tar" else _SHARD.sub(".tar", file.name)
+            plain = _SHARD.sub("-plain.tar" if file.suffix.lower() == ".tar" else ".tar", file.name)
             raise DataError(
                 f"{one_line(str(file))} is compressed ({kind}), so that an image in it cannot be read alone. Unpack it"
                 f" once: {kind} -dc {one_line(file.name)} > {one_line(plain)} (images are compressed in themselves)"
@@ -193,7 +194,7 @@ def _read_members(stream: "_Headers", found: _Contents) -> str:
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # it would keep every header, 1 kB each
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
                 at = tar.offset
                 if at <= member.offset:  # a negative size: the same header would come again, for ever
                     return _damaged(member.offset, "a size below 0")
@@ -213,7 +214,7 @@ def _take(member: tarfile.TarInfo, stream: BinaryIO, found: _Contents, *, cut: b
     if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
         return
     name = "/".join(parts)
-    suffix, dots = PurePosixPath(name).suffix.lower(), parts[-1].lower().partition(".")[2]
+    suffix, dots = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
     if dots in ("cls", "json"):
         if member.isreg() and not cut and member.size <= _LONGEST_LABEL:
             _take_label(stream, member, dots, _key(name), found.labels)
@@ -263,7 +264,7 @@ def _key(name: str) -> str:
 
 def _how_it_ends(stream: BinaryIO, at: int, length: int) -> str:
     """Why there is no header at byte ``at``; "" where the archive is whole."""
-    stream.seek(at)
+    stream.seek(min(at, length))
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         return f"cut off at byte {length}: what followed is not there" if length else "empty file"
