@@ -196,7 +196,7 @@ def _read_members(stream: "_Headers", found: _Contents) -> str:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
                 at = tar.offset
-                if at <= member.offset:  # a negative size: the same header would come again, for ever
+                if member.size < 0 or at <= member.offset:  # the same header could come again, for ever
                     return _damaged(member.offset, "a size below 0")
                 cut = member.isreg() and not member.issparse() and member.offset_data + member.size > length
                 _take(member, stream, found, cut=cut)
