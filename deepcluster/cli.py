@@ -38,8 +38,9 @@ RunArgument = Annotated[
 ImagesArgument = Annotated[
     str,
     Parameter(
-        help="A folder (searched recursively), a text file of paths, an .npy/.npz array, - for paths on standard input,"
-        " sklearn:digits, torchvision:NAME or hf:NAME.",
+        help="A folder (searched recursively; of images or of .tar shards), a text file of paths, an .npy/.npz array, a"
+        " .tar shard, several as 'train-{000..146}.tar', - for paths on standard input, sklearn:digits,"
+        " torchvision:NAME or hf:NAME.",
         allow_leading_hyphen=True,
     ),
 ]

@@ -40,7 +40,7 @@ NEEDS = {
     "import datasets": "datasets",
     "import onnxruntime": "onnx",
 }
-SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm")
+SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm", "tar")
 
 
 def verbs() -> set[str]:
