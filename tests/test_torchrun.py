@@ -3,6 +3,7 @@
 DEEPCLUSTER_KILLS=20 pytest tests/test_torchrun.py -m slow    kills so often (of the launcher: half as often)
 """
 
+import importlib
 import json
 import os
 import random
@@ -23,7 +24,6 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from PIL import Image
 
-from deepcluster.clustering import kmeans as clustering
 from deepcluster.processes import joined
 from tests.test_fit_shared import pixels, results
 
@@ -200,6 +200,7 @@ def _patient(rank: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     # What torch takes where nobody says otherwise.
     dist.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
+    clustering = importlib.import_module("deepcluster.clustering.kmeans")  # the package has a function of this name
     original = clustering.nearest_sums
 
     def slow(*arguments: object) -> torch.Tensor:
