@@ -1,8 +1,8 @@
 """Checkpoints that Python 2 wrote, in words that torch still reads without executing anything.
 
-Before its zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 spelt two things in them that
-torch's reader for weights alone does not know (2.13): a whole number beyond 32 bits as text, which is how the optimizer
-of every such checkpoint names its parameters, and a string of more than 255 bytes.
+Before its zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 spelt two things in them
+that torch's reader for weights alone does not know (2.13): a whole number beyond 32 bits as text, which is how the
+optimizer of every such checkpoint names its parameters, and a string of more than 255 bytes.
 """
 
 import io
@@ -49,7 +49,7 @@ def _word(name: str, value: Any) -> bytes:
             raise ValueError("no number of a checkpoint")
         return b"\x8a" + bytes([length]) + number.to_bytes(length, "little", signed=True)
     if name in ("BINSTRING", "SHORT_BINSTRING"):  # pickletools has read its bytes as latin-1
-        text = value.encode()
+        text = str(value).encode()
         return b"X" + len(text).to_bytes(4, "little") + text
     return b""
 
