@@ -86,12 +86,19 @@ def weights_of(arch: str, *, sobel: bool) -> OrderedDict[str, Tensor]:
     return state
 
 
-def described(arch: str, state: dict[str, Tensor], images: Tensor, *, sobel: bool) -> dict[str, Tensor]:
-    """The output of each layer by its description, from the tensors of a file."""
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith("top_layer.")}
+
+
+def described(
+    arch: str, state: dict[str, Tensor], images: Tensor, *, sobel: bool, around: int = 1
+) -> dict[str, Tensor]:
+    """The output of each layer by its description, from the tensors of a file; ``around``: zeros before the filter."""
     x, out = (images - MEAN) / STD, {}
     if sobel:
         x = F.conv2d(x, state["sobel.0.weight"], state["sobel.0.bias"])
-        x = out["sobel"] = F.conv2d(x, state["sobel.1.weight"], state["sobel.1.bias"], padding=1)
+        x = F.pad(x, (around,) * 4)
+        x = out["sobel"] = F.conv2d(x, state["sobel.1.weight"], state["sobel.1.bias"])
     for index, *numbers in LAYERS[arch]:
         if len(numbers) == 2:
             x = F.max_pool2d(x, *numbers)
@@ -372,7 +379,7 @@ def test_deepcluster_v2_equals_torchvision(resnet, tmp_path, bare, write):
 # DeeperCluster
 
 
-def test_deepercluster(tmp_path):
+def test_deepercluster(monkeypatch):
     """Its names; and what a filter behind two pixels of zeros, instead of one within its padding, does there."""
     state = weights_of("vgg16", sobel=True)
     theirs = OrderedDict((f"module.body.{name.replace('module.', '')}", value) for name, value in state.items()
@@ -389,11 +396,19 @@ def test_deepercluster(tmp_path):
     assert found.state.keys() == expected.keys()
     assert all(torch.equal(found.state[name], expected[name]) for name in expected)
 
-    x = (images_of(5) - MEAN) / STD
+    images = images_of(5)
+    monkeypatch.setattr("deepcluster.nets.backbone.read_official", lambda path: found)
+    network = from_official("d.pth.tar")
+    expected = described("vgg16", without_head(state), images, sobel=True, around=2)
+    out = computed(network, images, list(expected))
+    assert expected["sobel"].shape[-1] == 226 and len(out) == len(expected)
+    assert all(apart(out[name], expected[name]) < 1e-5 for name in expected)
+    assert network.architecture == {} and network.head is None
+
+    # build() has the filter of 2018: its first map is the same inside, and another at the border.
+    x = (images - MEAN) / STD
     conv = (state["features.module.0.weight"], state["features.module.0.bias"])
-    filtered = F.conv2d(F.pad(x, (2, 2, 2, 2)).mean(1, keepdim=True), state["sobel.1.weight"])
-    assert filtered.shape[-1] == 226
-    at_theirs = F.conv2d(filtered, *conv, padding=1)[..., 1:-1, 1:-1]
+    at_theirs = F.conv2d(expected["sobel"], *conv, padding=1)[..., 1:-1, 1:-1]
     ours = F.conv2d(F.conv2d(x.mean(1, keepdim=True), state["sobel.1.weight"], padding=1), *conv, padding=1)
     assert apart(ours[..., 1:-1, 1:-1], at_theirs[..., 1:-1, 1:-1]) < 1e-5
     assert apart(ours, at_theirs) > 1e-2

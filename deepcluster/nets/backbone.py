@@ -214,7 +214,8 @@ def _check_for(found: OfficialWeights, name: str, sobel: bool, path: str) -> Non
 
 def from_official(path: str | Path) -> Network:
     """The network of a file that the authors published, for 224 px images, with the classifier of its pseudo-labels as
-    head where the file has one.
+    head where the file has one. It is theirs, also where ``build`` has no name for it: the Sobel filter of
+    DeeperCluster looks a pixel farther beyond the image.
 
     Raises:
         ModelError: the file is of none of the published layouts, or damaged, or a tensor is missing, left over or of
@@ -224,6 +225,12 @@ def from_official(path: str | Path) -> Network:
     network = build(found.backbone, image_size=paper.IMAGE_SIZE, sobel=found.sobel)
     load_body(network.body, found.state, path=path, name=found.backbone, heads=())
     network.origin = found.text
+    if found.release == "DeeperCluster":
+        # Two pixels of zeros and a filter without padding: maps of 226 x 226, of which five poolings make 7 x 7, too.
+        gradient = network.body.get_submodule("sobel.1")
+        assert isinstance(gradient, nn.Conv2d)
+        gradient.padding = (2, 2)
+        network.architecture = {}
     if found.head:
         weight, bias = found.head
         network.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
