@@ -376,6 +376,16 @@ def test_deepcluster_v2_equals_torchvision(resnet, tmp_path, bare, write):
         assert expected.std() > 0 and network.head is None
 
 
+def test_fit_says_what_it_began_with(resnet, photos, tmp_path, capsys):
+    path = save_legacy(of_2020(resnet), tmp_path / "v2.pth.tar")
+    options = ["--backbone", "timm:resnet50", "--weights", str(path), "--rounds", "0", "--image-size", "64"]
+    assert run_command(["fit", str(photos), "-k", "2", *options, "-o", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "DeepCluster-v2, resnet50; left out: projection_head, prototypes" in said.out + said.err
+    body = models.load(tmp_path / "run").network.body.state_dict()
+    assert all(torch.equal(body[name], value) for name, value in resnet.state_dict().items())
+
+
 # DeeperCluster
 
 
