@@ -645,8 +645,8 @@ def test_the_filter_folds_into_the_first_convolution(published):
 def test_the_constants_of_the_filter_fold_too():
     body = paper.alexnet(sobel=True, generator=generator(0, "fold"))
     with torch.no_grad():
-        for layer in body.sobel:
-            layer.bias.normal_(generator=generator(1, "fold"))
+        for parameter in body.sobel.parameters():  # of the real filter all constants are 0, and so are the sums
+            parameter.normal_(generator=generator(1, "fold"))
         body.features[0].bias.normal_(generator=generator(2, "fold"))
         x = torch.randn(1, 3, 224, 224, generator=generator(3, "fold"))
         before, after = body.features[0](body.sobel(x)), paper.fold_sobel(body).features[0](x)
