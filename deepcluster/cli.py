@@ -272,8 +272,11 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["folders", "imagefolder", "parquet", "onnx", "hub"],
-        Parameter(help="What to make: images sorted into folders, a data set, a table, a graph, a model for the Hub."),
+        Literal["folders", "imagefolder", "parquet", "onnx", "hub", "official"],
+        Parameter(
+            help="What to make: images sorted into folders, a data set, a table, a graph, a model for the Hub, or a"
+            " checkpoint as the authors' own programs read it (alexnet and vgg16)."
+        ),
     ],
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The folder or file to make; it must not be there yet.")],
     mode: Annotated[
@@ -281,10 +284,15 @@ def export(
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
     images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    fold_sobel: Annotated[
+        bool, Parameter(negative=(), help="For official: the Sobel filter becomes part of the first convolution.")
+    ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
+    if fold_sobel and to != "official":
+        raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
     if to in ("folders", "imagefolder"):
         from deepcluster.export.folders import folders
         from deepcluster.export.imagefolder import imagefolder
@@ -305,6 +313,10 @@ def export(
             from deepcluster.export.onnx import onnx
 
             onnx(run_, out, display=terminal)
+        elif to == "official":
+            from deepcluster.export.official import official
+
+            official(run_, out, fold_sobel=fold_sobel, display=terminal)
         else:
             from deepcluster.export.hub import hub
 

@@ -4,6 +4,7 @@ Every method of :class:`Processes` is called by all of them, in the same order, 
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +146,8 @@ def joined() -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that a killed one leaves
         raise _worded(error, board) from error
     dist.destroy_process_group()
 

@@ -256,6 +256,8 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     else:
         why = "the images have colours: photographs"
         chosen |= {"crop_min": (0.2, why), "colour": (0.4, why), "grey": (0.2, why)}
+    if backbone in PAPER_NETWORKS:
+        chosen["view_size"] = (own_size, f"what {backbone} takes")
     # Measured in benchmarks/ and docs/decisions.md: half whitening for the cut.
     steady = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values = {name: value for name, (value, _) in chosen.items()}

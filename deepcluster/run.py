@@ -139,6 +139,8 @@ def fit(
         stop = stop or Stop()
         job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop, processes)
         job.display.say("Run", str(folder.path))
+        if network.origin:
+            job.display.say("Weights", network.origin)
         if needed:
             record["memory_estimate_mb"] = round(needed.total / 1e6)
             job.display.say("Memory", f"{needed.text}, {available / 1e9:.1f} GB are free")

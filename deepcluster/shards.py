@@ -104,7 +104,7 @@ class Shards:
         return found, torch.cat(coming)
 
     def _owner(self, rows: Tensor) -> Tensor:
-        return torch.bucketize(rows, torch.tensor([*accumulate(self.sizes)]), right=True)
+        return torch.bucketize(rows.contiguous(), torch.tensor([*accumulate(self.sizes)]), right=True)
 
     def _alike(self, own: Tensor) -> Tensor:
         """A process without rows does not know their type and shape."""

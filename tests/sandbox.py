@@ -22,6 +22,9 @@ from PIL import Image
 
 from deepcluster.cli import app, run_command
 from deepcluster.learning import pseudo_labels
+from deepcluster.nets.backbone import build
+from deepcluster.nets.official import official_checkpoint, save_official
+from deepcluster.seeding import generator
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
 
@@ -67,6 +70,8 @@ class Sandbox:
         (folder / "labels.csv").write_text("path,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names))
         for name in set(re.findall(r"--weights (\S+\.safetensors)", "\n".join(commands(page)))):
             write_weights(folder / name)
+        for name in set(re.findall(r"--weights (\S+\.pth\.tar)", "\n".join(commands(page)))):
+            write_published(folder / name)
         Image.fromarray(draw(KINDS[0], random)).save(folder / "new.png")
         if self._begins_with_a_run():
             self.run("deepcluster fit photos/ -k 3 -o runs/photos")
@@ -165,6 +170,20 @@ def write_weights(path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(timm.create_model(path.stem, pretrained=False).state_dict(), path)
+
+
+def write_published(path: Path) -> None:
+    """Random weights in the layout of the authors' AlexNet, or of their ResNet-50 where the name has v2 in it."""
+    if "v2" in path.name:
+        import timm
+
+        state = timm.create_model("resnet50", pretrained=False, num_classes=0).state_dict()
+        published = {f"module.{name}": value for name, value in state.items()}
+        torch.save(published | {"module.prototypes.prototypes0.weight": torch.zeros(3, 128)}, path)
+        return
+    network = build("alexnet", image_size=224, sobel=True)
+    network.new_head(100, generator(0, "published"))
+    save_official(official_checkpoint(network.body, network.head), path)
 
 
 def check_benchmark(script: str, given: list[str]) -> None:

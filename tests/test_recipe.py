@@ -90,6 +90,13 @@ def test_weights_need_their_network():
     assert gentle.lr < resolve("auto", {"backbone": "timm:resnet18"}, PHOTOS).recipe.lr
 
 
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
+@pytest.mark.parametrize("weights", [{}, {"weights": "checkpoint.pth.tar"}])
+def test_auto_gives_the_papers_networks_views_that_they_can_take(backbone, weights):
+    recipe = resolve("auto", {"backbone": backbone, **weights}, PHOTOS).recipe
+    assert (recipe.image_size, recipe.view_size) == (224, 224)
+
+
 @pytest.mark.parametrize(
     ("count", "device", "rounds"), [(50, "cpu", 3), (10_000, "cpu", 2), (90_000, "cpu", 1), (90_000, "cuda", 3)]
 )

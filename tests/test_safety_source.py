@@ -10,7 +10,9 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 
 MODULES = {
-    "code from data": {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"},
+    "code from data": {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml",
+        "pickletools",
+    },
     "programs": {"subprocess", "multiprocessing", "pty", "code", "runpy", "importlib", "imp"},
     "network": {
         "socket", "ssl", "urllib", "urllib3", "http", "httpx", "requests", "aiohttp", "ftplib", "smtplib", "xmlrpc",
@@ -34,6 +36,7 @@ ALLOWED = {
     ("devices.py", "importlib"): "asks for the versions of installed packages (importlib.metadata), loads nothing",
     ("images/decode.py", "ctypes"): "exchanges libtiff's error handler, so that it does not write on the terminal",
     ("images/tars.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
+    ("nets/legacy.py", "pickletools"): "parses the pickles of Python 2, executes nothing; torch reads what comes of it",
     ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
 }
 
