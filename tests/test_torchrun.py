@@ -23,7 +23,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from PIL import Image
+from safetensors.torch import save_file
 
+from deepcluster.nets.backbone import build
 from deepcluster.processes import joined
 from tests.test_fit_shared import pixels, results
 
@@ -156,25 +158,33 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     assert results(run) == results(whole)
 
 
+def one_message(process: subprocess.Popen[str], code: int, message: str) -> None:
+    _, said = finished(process)
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
+    assert message in lines[0]
+    assert set(re.findall(r"exitcode *: (-?\d+)", said)) == {str(code)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["fit", "/nowhere"], 3, "no such file"),
         (["fit", "-"], 2, "several processes cannot share standard input"),
         (["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images"),
-        (
-            ["fit", "sklearn:digits", "-k", "10", "--lr", "1e30", "--rounds", "1", "--epochs", "1"],
-            7,
-            "no longer finite",
-        ),
     ],
 )
 def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
-    _, said = finished(torchrun(*arguments, *(["-o", tmp_path / "run"] if arguments[0] == "fit" else []), "-q"))
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, said
-    assert message in lines[0]
-    assert set(re.findall(r"exitcode *: (-?\d+)", said)) == {str(code)}
+    one_message(torchrun(*arguments, "-o", tmp_path / "run", "-q"), code, message)
+
+
+def test_one_message_where_numbers_are_not_finite(images, tmp_path):
+    state = build("compact", image_size=12).body.state_dict()
+    huge = {name: value * 1e30 if value.ndim > 1 else value for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in huge.items()}, tmp_path / "huge.safetensors")
+    weights = ["--weights", tmp_path / "huge.safetensors"]
+    one_message(torchrun("fit", images, "-o", tmp_path / "run", *OPTIONS, *weights), 7, "not finite")
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
 
 
 def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
