@@ -332,7 +332,8 @@ def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Resu
     return conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
+        iterations=recipe.kmeans_iterations, empty=recipe.empty, levels=recipe.kmeans_levels,
+        progress=job.display.progress,
     )  # fmt: skip
 
 
