@@ -17,6 +17,7 @@ from torch.optim import SGD
 
 from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.kmeans import kmeans, means
+from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, unreduced, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
@@ -68,6 +69,7 @@ def alternate(
     iterations: int = 20,
     empty: str = "split",
     spherical: bool = False,
+    levels: int = 1,
     temperature: float | None = None,
     features: str = "pass",
     views: Sequence[Augmentation] = PAPER_VIEWS,
@@ -94,7 +96,8 @@ def alternate(
     trains on. instance_temperature: where it is a number, clusters count as far as they are those of the round before,
     and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after
     ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
-    ``patience`` rounds in a row. Everything is a function of ``seed``.
+    ``patience`` rounds in a row. Everything is a function of ``seed``. levels: 2 takes
+    :func:`two_level_kmeans`, for very many clusters.
 
     processes: those that share the images, of which ``images`` are the own ones of each; so are the rows of ``reduced``
     and of a memory, while labels are those of all images. A step trains on ``batch_size`` images of all together.
@@ -104,6 +107,7 @@ def alternate(
     """
     if features not in FEATURES:
         raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
+    cluster: Callable[..., Clustering] = kmeans if levels == 1 else two_level_kmeans
     size = size or images.shape[-1]
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
@@ -129,7 +133,7 @@ def alternate(
             reduced = (whiten(found, dims, whitening, processes) if dims else unreduced(found))(found)
             memory = found if features == "memory" else None
             clusterings = [
-                _of_all(table, kmeans(
+                _of_all(table, cluster(
                     reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
                     spherical=spherical, processes=processes,
                 ))
@@ -240,11 +244,13 @@ def conclude(
     whitening: float = 1.0,
     iterations: int = 20,
     empty: str = "split",
+    levels: int = 1,
     progress: Progress = unheard,
     processes: Processes = ALONE,
 ) -> Result:
     """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly.
 
+    levels: with 2 the centroids are those of :func:`two_level_kmeans`, and a label is the nearest of all of them.
     processes: those that share the images, of which ``images`` and the rows of ``reduced`` are the own ones of each.
     """
     size = size or images.shape[-1]
@@ -252,7 +258,14 @@ def conclude(
     reduction = whiten(features, dims, whitening, processes)
     reduced = reduction(features)
     own = derive(seed, "k-means final")
+    start = None
+    if levels == 2:
+        found = two_level_kmeans(
+            reduced, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty, processes=processes
+        )
+        start, iterations = found.centroids, 0
     clustering = kmeans(
-        reduced, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty, processes=processes
-    )
+        reduced, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
+        processes=processes,
+    )  # fmt: skip
     return Result(reduction, reduced, _of_all(shards(processes, len(images)), clustering))

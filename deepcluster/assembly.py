@@ -50,6 +50,7 @@ def rounds_of(
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
         spherical=recipe.spherical,
+        levels=recipe.kmeans_levels,
         temperature=recipe.temperature or None,
         features=recipe.features,
         views=views_of(recipe),

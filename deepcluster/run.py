@@ -396,8 +396,8 @@ def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Resu
     found = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
-        processes=job.processes,
+        iterations=recipe.kmeans_iterations, empty=recipe.empty, levels=recipe.kmeans_levels,
+        progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
     return replace(found, reduced=store.table.at_first(found.reduced))
 

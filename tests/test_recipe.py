@@ -125,6 +125,7 @@ def test_more_pseudo_labels_than_images():
         ({"lr": "-1"}, "between"),
         ({"sobel": "maybe"}, "true or false"),
         ({"empty": "drop"}, "split or sample"),
+        ({"kmeans_levels": "3"}, "kmeans_levels=3 must lie between 1 and 2"),
         ({"crop_min": "2"}, "crop_max"),
         ({"rounds": True}, "whole number"),
     ],
