@@ -406,7 +406,8 @@ def _resuming(run_: str) -> str:
     arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
     out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
     several = os.environ.get("LOCAL_WORLD_SIZE")
-    program = ["torchrun", f"--nproc-per-node={several}", "-m", "deepcluster"] if several else ["deepcluster"]
+    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={several}", "-m"] if several else []
+    program = [*torchrun, "deepcluster"]
     return shlex.join([*program, *arguments, *out, "--resume"])
 
 

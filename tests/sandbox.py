@@ -90,6 +90,8 @@ class Sandbox:
         words = words_of(line)
         if (ours := of_deepcluster(line)) is not None:
             self._run_ours(line, ours)
+        elif words[0] in ("torchrun", "srun"):
+            self._run_shared(line, words)
         elif words[0] == "python" and words[1].startswith("examples/"):
             assert Path(words[1]).name in text_of(ROOT / "tests/test_examples.py"), f"{words[1]} is to be run there"
         elif words[0] == "python" and words[1].startswith("benchmarks/"):
@@ -130,6 +132,19 @@ class Sandbox:
             Path(target).write_bytes(said.buffer.getvalue())  # type: ignore[attr-defined]
         if code == 0 and "-o" in arguments and (out := arguments[arguments.index("-o") + 1]) != "-":
             assert Path(out).exists(), line
+
+    def _run_shared(self, line: str, words: list[str]) -> None:
+        """By several processes, where they are those of one machine."""
+        begin = words.index("deepcluster") + 1
+        arguments = words[begin:]
+        if words[1] != "--standalone" or any(part in line for part in NOT_RUN):
+            app.parse_args(arguments, exit_on_error=False, print_error=False)
+            return
+        if arguments[0] == "fit":
+            arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
+        command = [sys.executable, "-m", "torch.distributed.run", *words[1:begin], *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{self.page.name}: {line} ended with {done.returncode}\n{done.stderr}"
 
     def _write_edits(self, run: str, edits: str) -> None:
         """The edits.json that the page shows, for the cut that there is."""

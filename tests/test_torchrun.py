@@ -40,8 +40,8 @@ OPTIONS = (
 def torchrun(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0",
-         "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "deepcluster", *map(str, arguments)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+         "-m", "deepcluster", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=environment | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -151,7 +151,8 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     launcher.send_signal(signal.SIGTERM)
     _, said = finished(launcher)
     assert len(re.findall("^error: ", said, re.M)) == 1, said
-    assert re.search(r"error: stopped .*; to go on: torchrun --nproc-per-node=2 -m deepcluster fit .* --resume", said)
+    going_on = "torchrun --standalone --nproc-per-node=2 -m deepcluster fit .* --resume"
+    assert re.search(f"error: stopped .*; to go on: {going_on}", said)
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     code, said = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
     assert code == 0, said
