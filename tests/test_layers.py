@@ -20,7 +20,7 @@ LEVELS = (
     {"assembly"},
     {"keeping", "resuming", "estimate", "grouping"},
     {"export"},
-    {"run", "results"},
+    {"run", "results", "evaluating"},
     {"cli", "estimator"},
     {"__main__"},
 )

@@ -1,0 +1,257 @@
+"""The protocols on a run: from its folder, images and labels to figures, and to ``evaluation-PROTOCOL.json`` in it."""
+
+import difflib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
+
+import torch
+
+from deepcluster.devices import choose_device
+from deepcluster.display import Display, Silent
+from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.evaluation import clustering
+from deepcluster.evaluation.parts import Once, Pair, Value, Values
+from deepcluster.grouping import found_again
+from deepcluster.images.labels import true_labels
+from deepcluster.images.source import Source, find
+from deepcluster.images.store import read_once
+from deepcluster.recipe import as_type
+from deepcluster.storage import model as models
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.digest import json_sha256
+from deepcluster.storage.model import Model
+from deepcluster.storage.run_folder import RunFolder
+
+SCHEMA_VERSION = 1
+OPTIONS: dict[str, Any] = {"clustering": clustering.Options}
+# Options that only choose among the parts of a protocol, each of which is what it is without the others.
+SELECTING = ("layers", "shares")
+SCRATCH = ".evaluate-"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate a run by. images: what is scored (None: the run's own images, or a fifth of them that is kept
+    from training); train: what a protocol learns from (None: the run's own images); options: those of the protocol."""
+
+    protocol: str = "clustering"
+    images: str | None = None
+    labels: str | None = None
+    train: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+
+
+def evaluate(
+    run: Path, request: Request, *, display: Display | None = None, stdin: TextIO | None = None
+) -> Iterator[Pair]:
+    """Yield what the protocol finds, as it is found; parts that are in the run folder are not computed again.
+
+    Raises a DeepClusterError that says what to do, before anything is computed where it can be known by then.
+    """
+    folder = files.open_run(run)
+    job = _Job(folder, request, options_of(request), display or Silent(), stdin)
+    with files.locked(run):
+        for stale in run.glob(f"{SCRATCH}*"):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        depends, pairs = PREPARE[request.protocol](job)
+        memory = Memory(folder, request.protocol, {**depends, "seed": request.seed}, asdict(job.options))
+        if memory.complete:
+            job.display.say("Known", f"from {memory.path}: it was computed from the same before")
+            yield from memory.values.items()
+            return
+        for name, value in pairs(memory.once):
+            memory.values[name] = value
+            yield name, value
+        memory.end()
+
+
+def options_of(request: Request) -> Any:
+    """The options of the protocol, each turned into its type. UsageError names the one that is wrong."""
+    kind = OPTIONS[request.protocol]
+    types = {each.name: type(each.default) for each in fields(kind)}
+    chosen = {}
+    for name, value in request.options.items():
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1) or types
+            raise UsageError(
+                f"no option of the protocol {request.protocol} is called {name!r}: it has {', '.join(near)}"
+            )
+        chosen[name] = as_type(name, value, types[name])
+    return kind(**chosen)
+
+
+class Memory:
+    """evaluation-PROTOCOL.json: the ``values`` of the last evaluation, and every part that was ever computed by what it
+    depends on. It is written after each part."""
+
+    def __init__(self, folder: RunFolder, protocol: str, depends: Mapping[str, Any], options: Mapping[str, Any]):
+        self.folder = folder
+        self.name = files.evaluation(protocol)
+        self.path = folder.path / self.name
+        self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
+        shaping = {name: value for name, value in options.items() if name not in SELECTING}
+        self._depends = {"schema_version": SCHEMA_VERSION, "inputs": depends, "options": shaping}
+        before = self._read()
+        self.parts: dict[str, dict[str, Value]] = before.get("parts", {})
+        self.complete = before.get("status") == "done" and all(before.get(key) == self.about[key] for key in self.about)
+        self.values: dict[str, Value] = before["values"] if self.complete else {}
+
+    def once(self, part: str, compute: Callable[[], Values]) -> Values:
+        key = json_sha256({**self._depends, "part": part})
+        if key not in self.parts:
+            self.parts[key] = dict(compute())
+            self._write("running")
+        return self.parts[key]
+
+    def end(self) -> None:
+        self._write("done")
+
+    def _write(self, status: str) -> None:
+        self.folder.write_json(self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts})
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {}
+        types = {"schema_version": int, "status": str, "values": dict, "parts": dict}
+        try:
+            found = self.folder.read_json(self.name, types)
+            every = [*found["values"].values(), *(value for part in found["parts"].values() for value in part.values())]
+            if not all(isinstance(value, int | float | str) for value in every):
+                raise ValueError
+        except (DiskError, ValueError, AttributeError):
+            raise DiskError(f"{self.path} is damaged: remove it, and it is computed again") from None
+        return found if found["schema_version"] == SCHEMA_VERSION else {}
+
+
+# ---- what each protocol needs ---------------------------------------------------------------------------------------
+
+Prepared = tuple[dict[str, Any], Callable[[Once], Iterator[Pair]]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An evaluation: ``options`` are those of its protocol."""
+
+    folder: RunFolder
+    request: Request
+    options: Any
+    display: Display
+    stdin: TextIO | None
+
+    @property
+    def labels(self) -> str:
+        if self.request.labels is None:
+            raise UsageError(
+                f"the protocol {self.request.protocol} needs labels: --labels folders, or a CSV file of path,label"
+            )
+        return self.request.labels
+
+    def own_images(self) -> Source:
+        source = found_again(self.folder)
+        if source is None:
+            raise DataError(
+                f"the images of {self.folder.path} are not where they were any more:"
+                " say where they are (IMAGES, or --train for those to learn from)"
+            )
+        return source
+
+    def model(self) -> Model:
+        return models.load(self.folder.path, choose_device(self.request.device))
+
+    def read(self, source: Source, labels: Sequence[str], size: int, scratch: str) -> tuple[torch.Tensor, list[str]]:
+        """The usable images that have a label, and these."""
+        wanted = [i for i, label in enumerate(labels) if label]
+        if not wanted:
+            raise DataError(f"no image of {source.name} has a label: check --labels")
+        chosen = source.rows(wanted)
+        place = Path(scratch) / hashlib.sha256(source.location.encode(errors="surrogateescape")).hexdigest()[:8]
+        place.mkdir(exist_ok=True)
+        store = read_once(chosen, size, folder=place, progress=lambda *done: self.display.progress("reading", *done))
+        if left_out := len(chosen.paths) - len(store.kept):
+            self.display.say("Skipped", f"{left_out:,} files of {source.name} that cannot be used")
+        return store.images, [labels[wanted[i]] for i in store.kept]
+
+
+def _clustering(job: _Job) -> Prepared:
+    """Of the run's own images by clusters.csv, of others by the model."""
+    if job.request.images is None:
+        rows = [row for row in job.folder.read_rows("clusters.csv", files.CLUSTERS) if row["status"] == "ok"]
+        paths = [row["path"] for row in rows]
+        source = job.own_images() if job.labels == "folders" else find(paths)
+        by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
+        labels = [by_path.get(path, "") for path in paths]
+        with job.folder.believed():
+            clusters = [int(row["cluster"]) for row in rows]
+        depends = {"clusters": json_sha256([clusters, labels])}
+        return depends, lambda once: clustering.clustering(
+            clusters, labels, job.options, seed=job.request.seed, once=once
+        )
+    source = find(job.request.images, stdin=job.stdin)
+    every = true_labels(job.labels, source)
+    model = job.model()
+
+    def pairs(once: Once) -> Iterator[Pair]:
+        with _scratch(job) as scratch:
+            images, labels = job.read(source, every, model.store_size, scratch)
+            placed = model.place(model.transform(images)).cluster.tolist()
+        yield from clustering.clustering(placed, labels, job.options, seed=job.request.seed, once=once)
+
+    return {"model": model_digest(model), "test": _fingerprint(source, every)}, pairs
+
+
+PREPARE: dict[str, Callable[[_Job], Prepared]] = {"clustering": _clustering}
+
+
+def _scratch(job: _Job) -> TemporaryDirectory[str]:
+    """A folder for images that do not fit into memory, in the run folder, as there is room for those of the run."""
+    return TemporaryDirectory(prefix=SCRATCH, dir=job.folder.path)
+
+
+def body_digest(model: Model) -> str:
+    """SHA-256 of the backbone and of how large the images are that it takes: whatever a recut leaves alone."""
+    digest = hashlib.sha256(f"{model.network.architecture} {model.image_size} {model.store_size}".encode())
+    for name, value in model.network.body.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def model_digest(model: Model) -> str:
+    """SHA-256 of all that places an image."""
+    parts = (
+        model.reduction.mean, model.reduction.projection, model.fine_centroids,
+        model.groups.centroids, model.groups.groups,
+    )  # fmt: skip
+    digest = hashlib.sha256(body_digest(model).encode())
+    for part in parts:
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(source: Source, labels: Sequence[str] = ()) -> str:
+    """SHA-256 of paths, labels, and where they are files size and time of change: known before an image is read."""
+    digest = hashlib.sha256()
+
+    def add(*values: object) -> None:
+        digest.update("\0".join(map(str, values)).encode(errors="surrogateescape") + b"\n")
+
+    place = Path(source.location)
+    add(source.location, *_stamp(place))
+    for i, path in enumerate(source.paths):
+        add(path, labels[i] if labels else "", *(_stamp(source.file(i)) if source.file else ()))
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return ()
+    return () if path.is_dir() else (status.st_size, status.st_mtime_ns)
