@@ -4,18 +4,20 @@ import difflib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
 from deepcluster.devices import choose_device
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.evaluation import clustering
-from deepcluster.evaluation.parts import Once, Pair, Value, Values
+from deepcluster.evaluation import clustering, knn, linear
+from deepcluster.evaluation.parts import Labelled, Once, Pair, Task, Value, Values, held_out
 from deepcluster.grouping import found_again
 from deepcluster.images.labels import true_labels
 from deepcluster.images.source import Source, find
@@ -28,7 +30,7 @@ from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
 
 SCHEMA_VERSION = 1
-OPTIONS: dict[str, Any] = {"clustering": clustering.Options}
+OPTIONS: dict[str, Any] = {"clustering": clustering.Options, "knn": knn.Options, "linear": linear.Options}
 # Options that only choose among the parts of a protocol, each of which is what it is without the others.
 SELECTING = ("layers", "shares")
 SCRATCH = ".evaluate-"
@@ -165,16 +167,16 @@ class _Job:
     def model(self) -> Model:
         return models.load(self.folder.path, choose_device(self.request.device))
 
-    def read(self, source: Source, labels: Sequence[str], size: int, scratch: str) -> tuple[torch.Tensor, list[str]]:
-        """The usable images that have a label, and these."""
+    def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Tensor, list[str]]:
+        """The usable images that have a label, and these. What does not fit into memory goes to ``place``."""
         wanted = [i for i, label in enumerate(labels) if label]
         if not wanted:
             raise DataError(f"no image of {source.name} has a label: check --labels")
-        chosen = source.rows(wanted)
-        place = Path(scratch) / hashlib.sha256(source.location.encode(errors="surrogateescape")).hexdigest()[:8]
-        place.mkdir(exist_ok=True)
-        store = read_once(chosen, size, folder=place, progress=lambda *done: self.display.progress("reading", *done))
-        if left_out := len(chosen.paths) - len(store.kept):
+        place.mkdir()
+        store = read_once(
+            source.rows(wanted), size, folder=place, progress=lambda *done: self.display.progress("reading", *done)
+        )
+        if left_out := len(wanted) - len(store.kept):
             self.display.say("Skipped", f"{left_out:,} files of {source.name} that cannot be used")
         return store.images, [labels[wanted[i]] for i in store.kept]
 
@@ -199,19 +201,98 @@ def _clustering(job: _Job) -> Prepared:
 
     def pairs(once: Once) -> Iterator[Pair]:
         with _scratch(job) as scratch:
-            images, labels = job.read(source, every, model.store_size, scratch)
+            images, labels = job.read(source, every, model.store_size, scratch / "images")
             placed = model.place(model.transform(images)).cluster.tolist()
         yield from clustering.clustering(placed, labels, job.options, seed=job.request.seed, once=once)
 
     return {"model": model_digest(model), "test": _fingerprint(source, every)}, pairs
 
 
-PREPARE: dict[str, Callable[[_Job], Prepared]] = {"clustering": _clustering}
+def _learnt(
+    job: _Job, protocol: Callable[..., Iterator[Pair]], sizes: Callable[[Model, Any], tuple[int, int]]
+) -> Prepared:
+    """Protocols that learn from labelled images and are scored on others: those that are given, or a fifth of the same.
+
+    sizes: of a model and the options, side of the images that the network sees and of those that are stored.
+    """
+    source = find(job.request.train, stdin=job.stdin) if job.request.train else job.own_images()
+    labels = true_labels(job.labels, source)
+    if job.request.images:
+        tests = find(job.request.images, stdin=job.stdin)
+        test_labels = true_labels(job.labels, tests)
+        _check_apart(source, tests)
+    else:
+        source, labels, tests, test_labels = _split(source, labels, job.request.seed)
+    model = job.model()
+    image_size, store_size = sizes(model, job.options)
+
+    def pairs(once: Once) -> Iterator[Pair]:
+        with _scratch(job) as scratch:
+            images, names = job.read(source, labels, store_size, scratch / "train")
+            test_images, test_names = job.read(tests, test_labels, store_size, scratch / "test")
+            known = sorted({*names, *test_names})
+            number = {name: i for i, name in enumerate(known)}
+            task = Task(
+                network=model.network,
+                train=Labelled(images, torch.tensor([number[name] for name in names])),
+                test=Labelled(test_images, torch.tensor([number[name] for name in test_names])),
+                names=known,
+                image_size=image_size,
+                batch_size=model.batch_size,
+                seed=job.request.seed,
+            )
+            yield from protocol(task, job.options, once=once, display=job.display)
+
+    depends = {
+        "backbone": body_digest(model),
+        "train": _fingerprint(source, labels),
+        "test": _fingerprint(tests, test_labels),
+    }
+    return depends, pairs
 
 
-def _scratch(job: _Job) -> TemporaryDirectory[str]:
+def _split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
+    """Four fifths of the images that have a label, and the other one."""
+    known = [i for i, label in enumerate(labels) if label]
+    train, test = ([known[i] for i in rows.tolist()] for rows in held_out(len(known), seed))
+    return source.rows(train), [labels[i] for i in train], source.rows(test), [labels[i] for i in test]
+
+
+def _check_apart(train: Source, test: Source) -> None:
+    """DataError where images that are to be scored are among those that are learnt from."""
+    if train.file and test.file:
+        known = {train.file(i) for i in range(len(train.paths))}
+        both = sum(test.file(i) in known for i in range(len(test.paths)))
+    else:
+        both = len(test.paths) if train.location == test.location else 0
+    if both:
+        raise DataError(
+            f"{both:,} images of {test.name} are among those that are learnt from: give others, or leave IMAGES out,"
+            " and a fifth is kept from training"
+        )
+
+
+def _as_in_the_run(model: Model, options: Any) -> tuple[int, int]:
+    return model.image_size, model.store_size
+
+
+def _with_margin(model: Model, options: linear.Options) -> tuple[int, int]:
+    size = options.image_size or model.image_size
+    return size, max(size, round(size * options.margin))
+
+
+PREPARE: dict[str, Callable[[_Job], Prepared]] = {
+    "clustering": _clustering,
+    "knn": lambda job: _learnt(job, knn.knn, _as_in_the_run),
+    "linear": lambda job: _learnt(job, linear.linear, _with_margin),
+}
+
+
+@contextmanager
+def _scratch(job: _Job) -> Iterator[Path]:
     """A folder for images that do not fit into memory, in the run folder, as there is room for those of the run."""
-    return TemporaryDirectory(prefix=SCRATCH, dir=job.folder.path)
+    with TemporaryDirectory(prefix=SCRATCH, dir=job.folder.path) as place:
+        yield Path(place)
 
 
 def body_digest(model: Model) -> str:

@@ -181,3 +181,55 @@ def test_what_is_wrong_is_said(run, capsys, arguments, code, said):
     assert run_command(["evaluate", str(run), *arguments]) == code
     assert said in capsys.readouterr().err.lower()
     assert not (run / "evaluation-clustering.json").exists()
+
+
+LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
+
+
+def test_a_probe_goes_on_layer_by_layer(run, capsys, monkeypatch):
+    from deepcluster.evaluation import linear as room
+
+    real, probed = room.probe, []
+
+    def probe(task, layer, *rest):
+        if len(probed) == 2:
+            raise KeyboardInterrupt
+        probed.append(layer.name)
+        return real(task, layer, *rest)
+
+    monkeypatch.setattr(room, "probe", probe)
+    assert run_command(["evaluate", str(run), *map(str, LINEAR)]) == 75
+    assert probed == ["block1", "block2"]
+    probed.clear()
+    found = evaluated(capsys, run, *LINEAR, "--layers", "block2,block4")
+    assert probed == ["block4"]
+    assert {name for name in found if name.endswith("top1")} == {"block2_top1", "block4_top1"}
+    assert evaluated(capsys, run, *LINEAR, "--layers", "block4")["block4_top1"] == found["block4_top1"]
+    assert probed == ["block4"]
+    assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
+    evaluated(capsys, run, *LINEAR, "--layers", "block2")  # other groups, the same backbone
+    assert probed == ["block4"]
+    evaluated(capsys, run, *LINEAR, "--layers", "block2", "--seed", "1")
+    assert probed == ["block4", "block2"]
+
+
+def test_a_fifth_is_held_out_where_nothing_else_is_given(run, capsys):
+    found = evaluated(capsys, run, "--labels", "folders", "--protocol", "knn", "--set", "neighbours=3")
+    assert (found["train_images"], found["images"]) == (39, 9)
+    assert not list(run.glob(".evaluate-*"))
+
+
+def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys):
+    apart = tmp_path / "apart"
+    for kind in ("bars", "blob"):
+        shutil.copytree(photos / kind, apart / kind)
+    (apart / "bars" / "00.png").write_text("no image")
+    common = ("--labels", "folders", "--protocol", "knn", "--set", "neighbours=1")
+    found = evaluated(capsys, run, apart, *common)
+    assert (found["train_images"], found["images"], found["top1_k1"]) == (48, 31, 1.0)  # copies of what it learnt
+    found = evaluated(capsys, run, photos, "--train", apart, *common)
+    assert (found["train_images"], found["images"], found["classes"]) == (31, 48, 3)
+    assert found["top1_k1"] == pytest.approx(32 / 48, abs=0.03)  # nothing of the third class was learnt
+
+    assert run_command(["evaluate", str(run), str(photos), *common]) == 3
+    assert f"48 images of {photos.name} are among those" in capsys.readouterr().err
