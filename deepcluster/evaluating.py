@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcluster.devices import choose_device
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.evaluation import clustering, knn, linear
+from deepcluster.evaluation import clustering, few, knn, linear
 from deepcluster.evaluation.parts import Labelled, Once, Pair, Task, Value, Values, held_out
 from deepcluster.grouping import found_again
 from deepcluster.images.labels import true_labels
@@ -30,9 +30,14 @@ from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
 
 SCHEMA_VERSION = 1
-OPTIONS: dict[str, Any] = {"clustering": clustering.Options, "knn": knn.Options, "linear": linear.Options}
-# Options that only choose among the parts of a protocol, each of which is what it is without the others.
-SELECTING = ("layers", "shares")
+OPTIONS: dict[str, Any] = {
+    "clustering": clustering.Options,
+    "knn": knn.Options,
+    "linear": linear.Options,
+    "few": few.Options,
+}
+# Options that only choose among the parts of a protocol, or that are in the names of these.
+SELECTING = {"linear": ("layers",), "few": ("shares", "lr", "head_lr")}
 SCRATCH = ".evaluate-"
 
 
@@ -98,7 +103,7 @@ class Memory:
         self.name = files.evaluation(protocol)
         self.path = folder.path / self.name
         self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
-        shaping = {name: value for name, value in options.items() if name not in SELECTING}
+        shaping = {name: value for name, value in options.items() if name not in SELECTING.get(protocol, ())}
         self._depends = {"schema_version": SCHEMA_VERSION, "inputs": depends, "options": shaping}
         before = self._read()
         self.parts: dict[str, dict[str, Value]] = before.get("parts", {})
@@ -285,6 +290,7 @@ PREPARE: dict[str, Callable[[_Job], Prepared]] = {
     "clustering": _clustering,
     "knn": lambda job: _learnt(job, knn.knn, _as_in_the_run),
     "linear": lambda job: _learnt(job, linear.linear, _with_margin),
+    "few": lambda job: _learnt(job, few.few, _as_in_the_run),
 }
 
 
