@@ -81,4 +81,4 @@ def test_options_that_are_none(options, said):
 
 def test_steps_that_are_too_large():
     with pytest.raises(NonFiniteError, match=r"10%.*head_lr"):
-        list(few(task_of(), Options(shares="0.1", head_lr="1e8", lr="1e8", epochs=9)))
+        list(few(task_of(), Options(shares="0.1", head_lr="9e8", lr="9e8", momentum=0.99, weight_decay=9e8, epochs=9)))
