@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcluster.devices import choose_device
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.evaluation import clustering, few, knn, linear
+from deepcluster.evaluation import clustering, few, knn, linear, retrieval, voc07
 from deepcluster.evaluation.parts import Labelled, Once, Pair, Task, Value, Values, held_out
 from deepcluster.grouping import found_again
 from deepcluster.images.labels import true_labels
@@ -31,11 +31,9 @@ from deepcluster.storage.run_folder import RunFolder
 
 SCHEMA_VERSION = 1
 OPTIONS: dict[str, Any] = {
-    "clustering": clustering.Options,
-    "knn": knn.Options,
-    "linear": linear.Options,
-    "few": few.Options,
-}
+    "clustering": clustering.Options, "knn": knn.Options, "linear": linear.Options, "few": few.Options,
+    "retrieval": retrieval.Options, "voc07": voc07.Options,
+}  # fmt: skip
 # Options that only choose among the parts of a protocol, or that are in the names of these.
 SELECTING = {"linear": ("layers",), "few": ("shares", "lr", "head_lr")}
 SCRATCH = ".evaluate-"
@@ -159,6 +157,13 @@ class _Job:
                 f"the protocol {self.request.protocol} needs labels: --labels folders, or a CSV file of path,label"
             )
         return self.request.labels
+
+    def images(self, what: str) -> str:
+        if self.request.images is None:
+            raise UsageError(f"the protocol {self.request.protocol} needs IMAGES: {what}")
+        if self.request.labels is not None:
+            raise UsageError(f"the protocol {self.request.protocol} brings its own labels: leave --labels out")
+        return self.request.images
 
     def own_images(self) -> Source:
         source = found_again(self.folder)
@@ -286,11 +291,55 @@ def _with_margin(model: Model, options: linear.Options) -> tuple[int, int]:
     return size, max(size, round(size * options.margin))
 
 
+def _retrieval(job: _Job) -> Prepared:
+    """Of images with queries as Oxford and Paris come; the whitening is learnt from them, or from those of --train."""
+    source, queries = retrieval.dataset(job.images("images and ground truth of Oxford or Paris buildings"))
+    others = retrieval.images_below(job.request.train) if job.request.train else None
+    model = job.model()
+    depends = {
+        "backbone": body_digest(model),
+        "test": _fingerprint(source),
+        "queries": hashlib.sha256(repr([_sorted(query) for query in queries]).encode()).hexdigest(),
+        "train": _fingerprint(others) if others else "",
+    }
+    return depends, lambda once: retrieval.retrieval(
+        model.network, source, queries, job.options,
+        whiten_by=others, seed=job.request.seed, once=once, display=job.display,
+    )  # fmt: skip
+
+
+def _sorted(query: retrieval.Query) -> list[Any]:
+    return [query.name, query.image, query.box, sorted(query.positive), sorted(query.junk)]
+
+
+def _voc07(job: _Job) -> Prepared:
+    """Of a VOCdevkit."""
+    root = voc07.devkit(job.images("the folder VOCdevkit/VOC2007"))
+    if job.request.train:
+        raise UsageError("the protocol voc07 learns from a part of VOC07: leave --train out, see --set split=...")
+    train, test, names = voc07.splits(root, job.options.split)
+    model = job.model()
+
+    def pairs(once: Once) -> Iterator[Pair]:
+        yield from voc07.voc07(
+            model.network, train, test, names, job.options, image_size=model.image_size,
+            scratch=lambda: _scratch(job), seed=job.request.seed, once=once, display=job.display,
+        )  # fmt: skip
+
+    depends = {
+        "backbone": body_digest(model),
+        **{part: [_fingerprint(each.source), each.digest()] for part, each in (("train", train), ("test", test))},
+    }
+    return depends, pairs
+
+
 PREPARE: dict[str, Callable[[_Job], Prepared]] = {
     "clustering": _clustering,
     "knn": lambda job: _learnt(job, knn.knn, _as_in_the_run),
     "linear": lambda job: _learnt(job, linear.linear, _with_margin),
     "few": lambda job: _learnt(job, few.few, _as_in_the_run),
+    "retrieval": _retrieval,
+    "voc07": _voc07,
 }
 
 

@@ -18,6 +18,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.linear import as_numbers
 from deepcluster.evaluation.maps import layers_of, maps_at
 from deepcluster.evaluation.parts import Once, Pair, anew
+from deepcluster.images.decode import explain
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import read_once
 from deepcluster.images.whole import whole
@@ -43,8 +44,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: ``box`` (left, top, right, bottom; px) of an ``image``, and which images show it. Names are those
-    of the files, without ``.jpg``; ``junk`` counts neither as right nor as wrong."""
+    """What is looked for: ``box`` (left, top, right, bottom; px) of an ``image``, and which images show it. Names are
+    those of the files, without ``.jpg``; ``junk`` counts neither as right nor as wrong."""
 
     name: str
     image: str
@@ -54,8 +55,8 @@ class Query:
 
 
 def dataset(folder: str) -> tuple[Source, list[Query]]:
-    """The images (``*.jpg``) and queries (``*_query.txt``, with ``_good``, ``_ok`` and ``_junk``) below a folder, as Oxford
-    and Paris come. DataError where there are none, or where a file says something else."""
+    """The images (``*.jpg``) and queries (``*_query.txt``, with ``_good``, ``_ok`` and ``_junk``) below a folder, as
+    Oxford and Paris come. DataError where there are none, or where a file says something else."""
     root = Path(folder)
     queries = [_query(path) for path in sorted(root.rglob("*_query.txt"))]
     if not queries:
@@ -82,7 +83,7 @@ def images_below(folder: str) -> Source:
 
 def _query(path: Path) -> Query:
     name = path.name.removesuffix("_query.txt")
-    words = path.read_text(encoding="utf-8").split()
+    words = _words(path)
     try:
         image, (left, top, right, bottom) = words[0], map(float, words[1:5])
     except (IndexError, ValueError):
@@ -92,12 +93,19 @@ def _query(path: Path) -> Query:
 
     def names(kind: str) -> frozenset[str]:
         file = path.with_name(f"{name}_{kind}.txt")
-        return frozenset(file.read_text(encoding="utf-8").split()) if file.exists() else frozenset()
+        return frozenset(_words(file)) if file.exists() else frozenset()
 
     # Oxford's names of images have the name of the collection in front here, and here only.
     return Query(
         name, image.removeprefix("oxc1_"), (left, top, right, bottom), names("good") | names("ok"), names("junk")
     )
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {explain(error)}") from None
 
 
 def retrieval(
@@ -215,7 +223,9 @@ class _Describing:
 
 def region_vectors(maps: Tensor, levels: int) -> Tensor:
     """The greatest number of each channel in each region of C x H x W maps, R x C, rows of length 1."""
-    parts = [maps[:, y : y + side, x : x + side].amax((1, 2)) for y, x, side in regions(*maps.shape[1:], levels)]
+    parts = [
+        maps[:, y : y + side, x : x + side].amax((1, 2)) for y, x, side in regions(maps.shape[1], maps.shape[2], levels)
+    ]
     return F.normalize(torch.stack(parts))
 
 

@@ -1,4 +1,4 @@
-"""Whole images in a store: what a protocol needs whose crops may lie anywhere, while a store keeps the central square."""
+"""Whole images in a store, which else keeps the central square of each: for protocols whose crops lie anywhere."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from deepcluster.images.source import Source
 
 def whole(source: Source, side: int) -> tuple[Source, npt.NDArray[np.int64]]:
     """The source with each image scaled so that its longer side is ``side`` px, in the upper left corner of a square
-    that its last row and column fill up; and N x 2 heights and widths of the images, which are there once they are read.
+    that its last row and column fill up; and N x 2 heights and widths of the images, known once they are read.
 
     ``read_once`` with the same ``side`` stores these squares as they are.
     """
@@ -24,6 +24,6 @@ def whole(source: Source, side: int) -> tuple[Source, npt.NDArray[np.int64]]:
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         extents[i] = height, width
-        return Image.fromarray(np.pad(image, ((0, side - height), (0, side - width), (0, 0)), mode="edge"))
+        return Image.fromarray(np.pad(np.asarray(image), ((0, side - height), (0, side - width), (0, 0)), mode="edge"))
 
     return replace(source, read=read), extents
