@@ -32,8 +32,8 @@ from tests.tiny import tiny_run
 
 
 def test_average_precision_by_hand():
-    # + - + with two positives: recall .5 at precision 1, an area of .5 (1 + 1) / 2; then precision 1/2; then recall 1 at
-    # precision 2/3, an area of .5 (1/2 + 2/3) / 2.
+    # + - + with two positives: recall .5 at precision 1, an area of .5 (1 + 1) / 2; then precision 1/2; then recall
+    # 1 at precision 2/3, an area of .5 (1/2 + 2/3) / 2.
     assert average_precision("axb", {"a", "b"}, set()) == pytest.approx(0.5 + 7 / 24)
     assert average_precision("ajxjb", {"a", "b"}, {"j"}) == pytest.approx(0.5 + 7 / 24)  # junk leaves no trace
     assert average_precision("xa", {"a"}, set()) == pytest.approx((0 + 1 / 2) / 2)
