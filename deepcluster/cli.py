@@ -295,7 +295,7 @@ def evaluate(
         try:
             for name, value in evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin):
                 values[name] = value
-                if not as_json:
+                if not (as_json or quiet):
                     say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {shlex.join(['deepcluster', *sys.argv[1:]])}") from None
