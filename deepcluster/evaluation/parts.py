@@ -52,7 +52,7 @@ class Task:
     @property
     def chance(self) -> float:
         """The top-1 accuracy of always naming the most frequent class of training."""
-        return float((self.test.classes == self.train.classes.bincount().argmax()).float().mean())
+        return float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())
 
 
 def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -71,9 +71,9 @@ def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
     """Share of images (scores N x K, classes N) whose class has the highest score, and, beyond 5 classes, one of the 5
     highest."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes.unsqueeze(1)
-    found = {"top1": float(best[:, 0].float().mean())}
+    found = {"top1": float(best[:, 0].double().mean())}
     if scores.shape[1] > 5:
-        found["top5"] = float(best.any(1).float().mean())
+        found["top5"] = float(best.any(1).double().mean())
     return found
 
 
