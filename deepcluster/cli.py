@@ -266,7 +266,9 @@ def evaluate(
     train: Annotated[
         str | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
     ] = None,
-    layers: Annotated[str | None, Parameter(help="Those to probe, for example conv3,conv5.")] = None,
+    layers: Annotated[
+        str | None, Parameter(help="linear: those to probe, for example conv3,conv5; voc07: top or all.")
+    ] = None,
     epochs: Annotated[int | None, Parameter(help="Passes over the images that a protocol learns from.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
     image_size: Annotated[int | None, Parameter(help="Side of the images that the network sees, px.")] = None,

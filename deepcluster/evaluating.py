@@ -36,6 +36,10 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 # Options that only choose among the parts of a protocol, or that are in the names of these.
 SELECTING = {"linear": ("layers",), "few": ("shares", "lr", "head_lr")}
+RANGES = {
+    "batch_size": (1, 1e6), "epochs": (1, 1e6), "image_size": (0, 8192), "margin": (1, 2), "momentum": (0, 0.9999),
+    "temperature": (1e-6, 1e6), "levels": (1, 100), "dims": (1, 1e6),
+}  # fmt: skip
 SCRATCH = ".evaluate-"
 
 
@@ -89,6 +93,10 @@ def options_of(request: Request) -> Any:
                 f"no option of the protocol {request.protocol} is called {name!r}: it has {', '.join(near)}"
             )
         chosen[name] = as_type(name, value, types[name])
+        if types[name] in (int, float):
+            least, most = RANGES.get(name, (0, 1e9))
+            if not least <= chosen[name] <= most:
+                raise UsageError(f"{name}={chosen[name]!r} must lie between {least:g} and {most:g}")
     return kind(**chosen)
 
 

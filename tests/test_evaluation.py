@@ -18,6 +18,9 @@ QUICK = [
 ]  # fmt: skip
 
 
+LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
+
+
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "run"
@@ -172,6 +175,10 @@ def test_a_damaged_file(run, capsys, content):
         ([], 2, "--labels folders"),
         (["--labels", "folders", "--epochs", "3"], 2, "shuffles"),
         (["--labels", "folders", "--set", "shuffles=x"], 2, "whole number"),
+        (["--labels", "folders", "--set", "shuffles=-1"], 2, "between 0 and 1e+09"),
+        ([*map(str, LINEAR), "--batch-size", "0"], 2, "batch_size=0 must lie between 1"),
+        ([*map(str, LINEAR), "--set", "lr=nan"], 2, "lr=nan"),
+        ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),
         (["--labels", "nowhere.csv"], 2, "nowhere.csv"),
         (["nowhere", "--labels", "folders"], 3, "nowhere"),
         (["--labels", "folders", "--protocol", "best"], 2, "protocol"),
@@ -181,9 +188,6 @@ def test_what_is_wrong_is_said(run, capsys, arguments, code, said):
     assert run_command(["evaluate", str(run), *arguments]) == code
     assert said in capsys.readouterr().err.lower()
     assert not (run / "evaluation-clustering.json").exists()
-
-
-LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
 
 
 def test_a_probe_goes_on_layer_by_layer(run, capsys, monkeypatch):

@@ -198,4 +198,4 @@ def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match=r"_query\.txt"):
         dataset(str(tmp_path))
     with pytest.raises(UsageError, match="at least 1"):
-        list(retrieval(build("compact", image_size=32), find([Image.new("RGB", (9, 9))]), [], Options(levels=0)))
+        list(retrieval(build("compact", image_size=32), find([Image.new("RGB", (9, 9))]), [], Options(dims=0)))
