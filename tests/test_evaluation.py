@@ -125,7 +125,8 @@ def test_what_was_found_is_kept_and_not_found_again(run, capsys, monkeypatch):
         assert evaluated(capsys, run, "--labels", "folders") == first
         # Another number of shuffles is another question.
         assert run_command(["evaluate", str(run), "--labels", "folders", "--set", "shuffles=2"]) == 1
-    # So is another assignment.
+    # So is another seed, and another assignment.
+    assert evaluated(capsys, run, "--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
     assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
     assert evaluated(capsys, run, "--labels", "folders")["clusters"] == 2
 

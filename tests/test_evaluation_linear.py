@@ -5,6 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from deepcluster.display import Silent
 from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.evaluation.linear import (
     Options,
@@ -190,6 +191,22 @@ def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
     assert found("block2", epochs=20)["block2_top1"] > 0.9  # of the images that it learnt
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class Said(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, heading: str, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_loss_above_that_of_guessing_is_said():
+    train = colours(40, 25, 0)
+    for lr, expected in ((0.01, False), (1000.0, True)):
+        said = Said()
+        dict(linear(Task(plain_network(), train, train, "abc", 8, 8, 0), Options(epochs=3, lr=lr), display=said))
+        assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
 
 
 def test_a_step_that_is_too_large():

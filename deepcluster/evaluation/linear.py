@@ -92,13 +92,20 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
             display.progress(layer.name, t + 1, options.epochs * steps)
         check_finite(total, f"the probe of {layer.name}", "lr", options.lr)
 
+    mean_loss, guessing = total.item() / len(images), math.log(len(task.names))
+    if options.epochs and mean_loss > guessing:
+        display.say(
+            "Step",
+            f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
+            f" lr={options.lr:g} is too large for its maps, try --set lr={options.lr / 10:g}",
+        )
     scores = []
     with torch.no_grad():
         for part in task.test.images.split(max(1, options.batch_size // (10 if options.ten_crops else 1))):
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
-    found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": total.item() / len(images)}
+    found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
     found |= accuracies(torch.cat(scores), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in found.items()}
 
