@@ -267,6 +267,63 @@ def report(run_: RunArgument, /) -> None:
 
 
 @app.command
+def evaluate(
+    run_: RunArgument,
+    images: Annotated[
+        str | None,
+        Parameter(help="What is scored, as for fit; without it the images of the run.", allow_leading_hyphen=True),
+    ] = None,
+    /,
+    *,
+    labels: Annotated[
+        str | None, Parameter(help="folders (what comes with the source) or a CSV of path,label.")
+    ] = None,
+    protocol: Annotated[
+        Literal["clustering", "knn", "linear", "few", "retrieval", "voc07"], Parameter(help="See docs/protocols.md.")
+    ] = "clustering",
+    train: Annotated[
+        str | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
+    ] = None,
+    layers: Annotated[
+        str | None, Parameter(help="linear: those to probe, for example conv3,conv5; voc07: top or all.")
+    ] = None,
+    epochs: Annotated[int | None, Parameter(help="Passes over the images that a protocol learns from.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
+    image_size: Annotated[int | None, Parameter(help="Side of the images that the network sees, px.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set", help="OPTION=VALUE ... for any option of the protocol.", negative=(), consume_multiple=True
+        ),
+    ] = None,
+    seed: Annotated[int, Parameter(help="All that is drawn depends on it.")] = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """What clusters and features are worth by labels; what was found stays in the run folder and is not found twice."""
+    from deepcluster import evaluating
+    from deepcluster.stopping import Stop
+
+    named = {"layers": layers, "epochs": epochs, "batch_size": batch_size, "image_size": image_size}
+    options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
+    request = evaluating.Request(
+        protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
+    )
+    values = {}
+    with Terminal(quiet, to_stderr=as_json) as terminal, Stop():
+        try:
+            for name, value in evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin):
+                values[name] = value
+                if not (as_json or quiet):
+                    say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+        except Stopped as error:
+            raise Stopped(f"{error}; to go on: {shlex.join(['deepcluster', *sys.argv[1:]])}") from None
+    if as_json:
+        print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
+
+
+@app.command
 def export(
     run_: RunArgument,
     /,

@@ -336,11 +336,12 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(name, _TYPES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(_TYPES)}"
             raise UsageError(f"no option is called {name!r}: {hint}")
-        checked[name] = _as_type(name, value, _TYPES[name])
+        checked[name] = as_type(name, value, _TYPES[name])
     return checked
 
 
-def _as_type(name: str, value: Any, kind: type) -> Any:
+def as_type(name: str, value: Any, kind: type) -> Any:
+    """The value of the option ``name`` as bool, int, float or str, from text where needed. UsageError if it is none."""
     if kind is bool:
         truth = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
         if str(value).lower() in truth:

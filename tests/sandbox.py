@@ -33,6 +33,8 @@ QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not s
 NOT_RUN = {
     "--weights timm": "it downloads",
     "imagenet/": "nobody has that at hand",
+    "runs/imagenet": "nobody has that at hand",
+    "cifar2000": "nobody has that at hand",
     "--recipe mine.toml": "AlexNet at 224 px takes minutes",
     "--device cuda": "the machines that run the tests have no GPU",
 }

@@ -32,7 +32,7 @@ LEVELS = (
     {"assembly"},
     {"keeping", "resuming", "estimate", "grouping"},
     {"export"},
-    {"run", "results"},
+    {"run", "results", "evaluating"},
     {"cli", "estimator"},
     {"__main__"},
 )

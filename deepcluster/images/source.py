@@ -96,6 +96,19 @@ class Source:
             file=None if file is None else lambda i: file(begin + i),
         )
 
+    def rows(self, chosen: Sequence[int]) -> "Source":
+        """The images with these numbers alone, in their order, and nothing that is never opened."""
+        side, file = self.short_side, self.file
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in chosen),
+            read=lambda i, size=None: self.read(chosen[i], size),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
+            skipped=(),
+            short_side=None if side is None else lambda i: side(chosen[i]),
+            file=None if file is None else lambda i: file(chosen[i]),
+        )
+
 
 def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
     """What :func:`find` finds, ``count`` images at a time. Of ``-`` no more is read than the next part needs."""

@@ -41,16 +41,22 @@ GRAPH = "neighbours.safetensors"
 # The values of run.json that commands read again.
 RECORD = {"images": str, "location": str, "seed": int}
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
+PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07")  # of `deepcluster evaluate`, a file for each
 # All that a run may leave behind; --overwrite removes these and nothing else.
 CONTENTS = (
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
     "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
-    "map.npy", "tree.json", "thumbnails.webp",
+    "map.npy", "tree.json", "thumbnails.webp", *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
 )  # fmt: skip
 
 MOST_CSV = 4 << 30  # bytes: about 25 million images
 
 Row = Mapping[str, Any]
+
+
+def evaluation(protocol: str) -> str:
+    """The name of the file that `deepcluster evaluate` keeps."""
+    return f"evaluation-{protocol}.json"
 
 
 @dataclass(frozen=True)

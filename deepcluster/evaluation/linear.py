@@ -1,0 +1,148 @@
+"""Protocol ``linear``: how well a linear classifier on the maps of each layer tells the classes apart.
+
+Paper, section 4.3, after Zhang et al. 2016, with the settings of the release's eval_linear.sh. The network stays as it
+is; the figure is that of the last epoch (the release reports the best one by the test images).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from deepcluster.display import Display, Silent
+from deepcluster.evaluation.maps import Layer, chosen_layers, maps_at, pooling_of
+from deepcluster.evaluation.parts import Once, Pair, Task, Value, accuracies, anew, check_finite
+from deepcluster.images.augment import fixed_view
+from deepcluster.images.store import gather
+from deepcluster.nets.heads import reset_linear
+from deepcluster.seeding import generator
+from deepcluster.workers import made_ahead
+
+
+@dataclass(frozen=True)
+class Options:
+    """image_size: 0 is that of the run; margin: side of the stored image over that of its crops. ten_crops: the mean of
+    the probabilities of four corners and the centre, and of the same mirrored, instead of the centre alone."""
+
+    layers: str = ""
+    epochs: int = 90
+    batch_size: int = 256
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-7
+    image_size: int = 0
+    margin: float = 256 / 224
+    ten_crops: bool = True
+
+
+def linear(
+    task: Task, options: Options | None = None, *, once: Once = anew, display: Display | None = None
+) -> Iterator[Pair]:
+    """For each layer its ``_pooling``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1`` (beyond 5 classes
+    ``_top5`` too). ``chance``: always the most frequent class."""
+    options, display = options or Options(), display or Silent()
+    layers = chosen_layers(task.network, options.layers)
+    yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
+    yield from {"classes": len(task.names), "chance": task.chance}.items()
+    for layer in layers:
+        yield from once(layer.name, partial(probe, task, layer, options, display)).items()
+
+
+def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[str, Value]:
+    """Train a linear classifier on the pooled maps of one layer, and score it."""
+    size, device = task.image_size, task.network.mean.device
+    with torch.no_grad():
+        maps = maps_at(task.network, layer, fixed_view(task.train.images[:1].to(device), size))
+    pooling = pooling_of(layer, maps.shape, size)
+
+    def features(views: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
+            return found
+
+    dims = features(fixed_view(task.train.images[:1].to(device), size)).shape[1]
+    head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
+    optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
+    images, classes = task.train.images, task.train.classes
+    steps = -(-len(images) // options.batch_size)
+    total = torch.zeros((), device=device)
+
+    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
+        epoch, step, rows = batch
+        crops = random_crops(gather(images, rows), size, generator(task.seed, "linear crops", epoch, step))
+        return epoch * steps + step, rows, as_numbers(crops.to(device))
+
+    for epoch in range(options.epochs):
+        drawn = torch.randperm(len(images), generator=generator(task.seed, "linear order", epoch))
+        batches = ((epoch, step, rows) for step, rows in enumerate(drawn.split(options.batch_size)))
+        total.zero_()
+        for t, rows, views in made_ahead(prepare, batches, device):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(t, options.lr, options.weight_decay)
+            loss = F.cross_entropy(head(features(views)), classes[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(rows)
+            display.progress(layer.name, t + 1, options.epochs * steps)
+        check_finite(total, f"the probe of {layer.name}", "lr", options.lr)
+
+    mean_loss, guessing = total.item() / len(images), math.log(len(task.names))
+    if options.epochs and mean_loss > guessing:
+        display.say(
+            "Step",
+            f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
+            f" lr={options.lr:g} is too large for its maps, try --set lr={options.lr / 10:g}",
+        )
+    scores = []
+    with torch.no_grad():
+        for part in task.test.images.split(max(1, options.batch_size // (10 if options.ten_crops else 1))):
+            crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
+            logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
+            scores.append(mean_probabilities(logits).cpu())
+    found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
+    found |= accuracies(torch.cat(scores), task.test.classes)
+    return {f"{layer.name}_{name}": value for name, value in found.items()}
+
+
+def lr_at(t: int, lr: float, weight_decay: float) -> float:
+    """The step of iteration t, from 0: lr / sqrt(1 + lr weight_decay t) (eval_linear.py of the release)."""
+    return lr / math.sqrt(1 + lr * weight_decay * t)
+
+
+def mean_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """Of the crops of images, each B x K: the mean of their softmax."""
+    return torch.stack([each.softmax(1) for each in logits]).mean(0)
+
+
+def as_numbers(crops: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [0, 1], channels-last."""
+    return crops.contiguous(memory_format=torch.channels_last).float().div_(255)
+
+
+def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
+    """A ``size`` x ``size`` crop at a random place of each of B x 3 x S x S images, mirrored or not: its own pixels."""
+    room = images.shape[-1] - size + 1
+    tops, lefts = torch.randint(room, (2, len(images)), generator=random).tolist()
+    crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)])
+    mirrored = torch.rand(len(images), generator=random) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(3), crops)
+
+
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    edge = (images.shape[-1] - size) // 2
+    return images[..., edge : edge + size, edge : edge + size]
+
+
+def ten_crops(images: Tensor, size: int) -> list[Tensor]:
+    """The corners (top left, top right, bottom left, bottom right) and the centre of B x 3 x S x S images, then these
+    mirrored: ten times B x 3 x ``size`` x ``size``."""
+    far = images.shape[-1] - size
+    corners = [images[..., y : y + size, x : x + size] for y in (0, far) for x in (0, far)]
+    five = [*corners, centre_crop(images, size)]
+    return five + [crop.flip(3) for crop in five]

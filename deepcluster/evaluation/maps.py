@@ -1,0 +1,138 @@
+"""The feature maps inside a network: its layers by name, and how they are pooled to fewer than 10,000 numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+from torch import Tensor, nn
+
+from deepcluster.errors import UsageError
+from deepcluster.nets.backbone import Network
+from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
+from deepcluster.nets.weights import first_line
+
+LEAST_TOO_MANY = 10_000  # numbers of a pooled map
+# Kernel, step and border of the average over the maps of each convolution at 224 px. AlexNet: paper, section 4.3 and
+# eval_linear.py of the release; the zeros of the border count. VGG-16: DeeperCluster's, for each of the five blocks.
+ALEXNET = ((6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0))
+VGG16 = tuple((side, side, 0) for side, convolutions in zip((18, 14, 9, 6, 3), (2, 2, 3, 3, 3), strict=True)
+              for _ in range(convolutions))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place in a network that has feature maps: the output of ``module``. channels: of the maps, where it is known;
+    pooling: kernel, step and border of the average over maps of images of 224 px, where the literature has one."""
+
+    name: str
+    module: nn.Module
+    channels: int | None = None
+    pooling: tuple[int, int, int] | None = None
+
+
+def layers_of(network: Network) -> tuple[Layer, ...]:
+    """From the image to the features: every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every
+    block of the compact network, every stage that timm knows of its networks."""
+    body = network.body
+    if isinstance(body, PaperNet):
+        activations = [module for module in body.features if isinstance(module, nn.ReLU)]
+        poolings = ALEXNET if len(activations) == len(ALEXNET) else VGG16
+        return tuple(
+            Layer(f"conv{number}", module, pooling=pooling)
+            for number, (module, pooling) in enumerate(zip(activations, poolings, strict=True), 1)
+        )
+    modules = dict(body.named_modules())
+    stages = [stage for stage in getattr(body, "feature_info", ()) if stage["module"] in modules]
+    if stages:
+        return tuple(Layer(stage["module"], modules[stage["module"]], stage["num_chs"]) for stage in stages)
+    blocks = [module for module in body.children() if any(True for _ in module.parameters())]
+    return tuple(Layer(f"block{number}", module) for number, module in enumerate(blocks, 1))
+
+
+def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
+    """The layers with these names (``conv3,conv5``; "": all), from the image to the features. UsageError names one that
+    is not there."""
+    layers = layers_of(network)
+    wanted = [name.strip() for name in names.split(",")] if names else [layer.name for layer in layers]
+    known = [layer.name for layer in layers]
+    if missing := [name for name in wanted if name not in known]:
+        raise UsageError(f"layers={names}: there is no layer {missing[0]!r}; the network has {', '.join(known)}")
+    return tuple(layer for layer in layers if layer.name in wanted)
+
+
+class _Reached(Exception):
+    """The maps of the layer are there, and what is above it need not be computed."""
+
+    def __init__(self, maps: Tensor):
+        super().__init__()
+        self.maps = maps
+
+
+def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
+    """The maps (B x C x H x W) of B x 3 x S x S images in [0, 1] at a layer; what is above it is not computed.
+
+    The tokens of a transformer are a square map. UsageError where the network cannot take images of this size, or has
+    no maps there.
+    """
+
+    def stop(module: nn.Module, inputs: object, maps: Tensor) -> None:
+        raise _Reached(maps)
+
+    body = network.body
+    handle = layer.module.register_forward_hook(stop)
+    try:
+        normalised = (images - network.mean) / network.std
+        if isinstance(body, PaperNet):  # its linear layers fit one size only, its convolutions any
+            body.features(normalised if body.sobel is None else body.sobel(normalised))
+        else:
+            body(normalised)
+    except _Reached as reached:
+        return _as_maps(reached.maps, layer, getattr(body, "num_prefix_tokens", 0))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if "memory" in str(error):
+            raise
+        raise UsageError(
+            f"the network cannot take images of {' x '.join(map(str, images.shape[-2:]))} pixels ({first_line(error)}):"
+            " try another --image-size"
+        ) from error
+    finally:
+        handle.remove()
+    raise UsageError(f"images do not pass through the layer {layer.name}: choose others, --layers")
+
+
+def _as_maps(found: Tensor, layer: Layer, prefix: int) -> Tensor:
+    if found.dim() == 3:  # tokens, after those that stand for the whole image
+        tokens = found[:, prefix:]
+        side = isqrt(tokens.shape[1])
+        if side * side == tokens.shape[1]:
+            square: Tensor = tokens.transpose(1, 2).unflatten(2, (side, side))
+            return square
+    if found.dim() != 4:
+        raise UsageError(
+            f"the layer {layer.name} gives no maps but shape {tuple(found.shape)}: choose others, --layers"
+        )
+    last = layer.channels is not None and found.shape[1] != layer.channels == found.shape[3]
+    return found.permute(0, 3, 1, 2) if last else found
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """An average over maps: ``text`` says which, ``module`` does it."""
+
+    text: str
+    module: nn.Module
+
+
+def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> Pooling:
+    """The literature's average for a layer of AlexNet and VGG-16 at 224 px, else an adaptive one to as many squares as
+    leave fewer than 10,000 numbers; ``shape``: that of the maps, B x C x H x W."""
+    if layer.pooling is not None and image_size == IMAGE_SIZE:
+        kernel, step, border = layer.pooling
+        return Pooling(
+            f"average {kernel} x {kernel}, step {step}, border {border}",
+            nn.AvgPool2d(kernel, step, border, count_include_pad=True),
+        )
+    channels, height, width = shape[1:]
+    most = max(1, isqrt((LEAST_TOO_MANY - 1) // channels))
+    rows, columns = min(most, height), min(most, width)
+    return Pooling(f"adaptive average to {rows} x {columns}", nn.AdaptiveAvgPool2d((rows, columns)))

@@ -1,0 +1,240 @@
+"""`deepcluster evaluate`: what all protocols share, and the protocol ``clustering``."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError, UsageError
+from deepcluster.evaluation.clustering import Options, clustering
+from deepcluster.evaluation.parts import accuracies, held_out, numbers
+
+QUICK = [
+    "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16", "--quiet"
+]  # fmt: skip
+
+
+LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A run of its own for a test, as an evaluation writes into it."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def evaluated(capsys, *arguments: object) -> dict[str, float | str]:
+    """What `deepcluster evaluate` finds."""
+    capsys.readouterr()
+    code = run_command(["evaluate", *map(str, arguments), "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)["values"]
+
+
+def test_agreement_by_hand():
+    # Classes aabb, clusters 0 1 1 1: the best matching is a-0, b-1, three of four right.
+    found = dict(clustering([0, 1, 1, 1, 7], ["a", "a", "b", "b", ""], seed=3))
+    assert (found["images"], found["classes"], found["clusters"]) == (4, 2, 2)
+    assert found["acc"] == 0.75
+    assert found["ari"] == 0.0  # pairs together in both: 1; expected: 2 * 3 / 6
+    # Of the six orders of aabb, each gives the same table up to names: 0.75 again.
+    assert found["acc_chance"] == 0.75
+
+
+def test_the_chance_level_is_that_of_labels_in_another_order():
+    labels = [str(i % 4) for i in range(400)]
+    perfect = dict(clustering([int(label) for label in labels], labels, seed=1))
+    assert perfect["acc"] == perfect["nmi"] == perfect["ari"] == 1.0
+    assert 0.25 < float(perfect["acc_chance"]) < 0.35
+    assert abs(float(perfect["ari_chance"])) < 0.02
+    again = dict(clustering([int(label) for label in labels], labels, seed=1))
+    other = dict(clustering([int(label) for label in labels], labels, seed=2))
+    assert again == perfect != other
+    assert "acc_chance" not in dict(clustering([0, 1], ["a", "b"], Options(shuffles=0)))
+
+
+def test_no_labels_at_all():
+    with pytest.raises(DataError, match="no image"):
+        list(clustering([0, 1], ["", ""]))
+
+
+def test_held_out_is_a_fifth_and_depends_on_the_seed():
+    train, test = held_out(101, 0)
+    assert len(test) == 20
+    assert sorted([*train.tolist(), *test.tolist()]) == list(range(101))
+    assert test.tolist() == held_out(101, 0)[1].tolist() != held_out(101, 1)[1].tolist()
+    assert [len(part) for part in held_out(2, 0)] == [1, 1]
+    with pytest.raises(DataError, match="more"):
+        held_out(1, 0)
+
+
+def test_accuracies_by_hand():
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert accuracies(scores, torch.tensor([1, 0, 0, 0])) == {"top1": 0.75}
+    scores = torch.eye(6)[[0, 1, 2]] + torch.arange(6) / 100  # the least, beside the one of the row, is class 0 or 1
+    assert accuracies(scores, torch.tensor([0, 0, 5])) == pytest.approx({"top1": 1 / 3, "top5": 2 / 3})
+
+
+@pytest.mark.parametrize("text", ["", "a", "3,", "0", "-1", "1,nan"])
+def test_lists_of_numbers(text):
+    assert numbers("20,200", "neighbours", int) == [20, 200]
+    with pytest.raises(UsageError, match="neighbours"):
+        numbers(text, "neighbours", int)
+
+
+def test_clusters_of_the_run_itself(run, photos, capsys):
+    found = evaluated(capsys, run, "--labels", "folders")
+    with (run / "clusters.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_hand = dict(clustering([int(row["cluster"]) for row in rows], [row["path"].split("/")[0] for row in rows]))
+    assert found == by_hand
+    assert evaluated(capsys, run, photos, "--labels", "folders") == found  # by the model: as fit places them
+
+
+def test_labels_of_a_table_need_no_images(run, photos, tmp_path, capsys):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "location": str(tmp_path / "gone")}))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
+    assert evaluated(capsys, run, "--labels", labels)["images"] == 2
+    assert run_command(["evaluate", str(run), "--labels", "folders"]) == 3
+    assert "say where they are" in capsys.readouterr().err
+
+
+def test_what_was_found_is_kept_and_not_found_again(run, capsys, monkeypatch):
+    first = evaluated(capsys, run, "--labels", "folders")
+    kept = json.loads((run / "evaluation-clustering.json").read_text())
+    assert kept["values"] == first
+    assert kept["status"] == "done"
+    assert len(kept["parts"]) == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deepcluster.evaluation.clustering.scores", None)  # to compute anything is an error now
+        assert evaluated(capsys, run, "--labels", "folders") == first
+        # Another number of shuffles is another question.
+        assert run_command(["evaluate", str(run), "--labels", "folders", "--set", "shuffles=2"]) == 1
+    # So is another seed, and another assignment.
+    assert evaluated(capsys, run, "--labels", "folders", "--seed", 1)["acc_chance"] != first["acc_chance"]
+    assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
+    assert evaluated(capsys, run, "--labels", "folders")["clusters"] == 2
+
+
+def test_a_stopped_evaluation_goes_on_with_the_next_part(run, capsys, monkeypatch):
+    from deepcluster.evaluation import clustering as room
+
+    real, calls = room.scores, []
+
+    def once_then_stop(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "scores", once_then_stop)
+        assert run_command(["evaluate", str(run), "--labels", "folders"]) == 75
+    kept = json.loads((run / "evaluation-clustering.json").read_text())
+    assert kept["status"] == "running"
+    assert len(kept["parts"]) == 1
+    calls.clear()
+    monkeypatch.setattr(room, "scores", lambda *arguments: calls.append(1) or real(*arguments))
+    evaluated(capsys, run, "--labels", "folders")
+    assert len(calls) == 5  # the shuffles alone
+
+
+def test_figures_come_as_lines_for_people(run, capsys):
+    assert run_command(["evaluate", str(run), "--labels", "folders"]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert lines["images"] == "48"
+    assert len(lines["acc"].partition(".")[2]) == 4
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"schema_version": 1, "status": "done", "values": {}, "parts": {"a": 1}}']
+)
+def test_a_damaged_file(run, capsys, content):
+    (run / "evaluation-clustering.json").write_text(content)
+    assert run_command(["evaluate", str(run), "--labels", "folders"]) == 5
+    assert "remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "--labels folders"),
+        (["--labels", "folders", "--epochs", "3"], 2, "shuffles"),
+        (["--labels", "folders", "--set", "shuffles=x"], 2, "whole number"),
+        (["--labels", "folders", "--set", "shuffles=-1"], 2, "between 0 and 1e+09"),
+        ([*map(str, LINEAR), "--batch-size", "0"], 2, "batch_size=0 must lie between 1"),
+        ([*map(str, LINEAR), "--set", "lr=nan"], 2, "lr=nan"),
+        ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),
+        (["--labels", "nowhere.csv"], 2, "nowhere.csv"),
+        (["nowhere", "--labels", "folders"], 3, "nowhere"),
+        (["--labels", "folders", "--protocol", "best"], 2, "protocol"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(run, capsys, arguments, code, said):
+    assert run_command(["evaluate", str(run), *arguments]) == code
+    assert said in capsys.readouterr().err.lower()
+    assert not (run / "evaluation-clustering.json").exists()
+
+
+def test_a_probe_goes_on_layer_by_layer(run, capsys, monkeypatch):
+    from deepcluster.evaluation import linear as room
+
+    real, probed = room.probe, []
+
+    def probe(task, layer, *rest):
+        if len(probed) == 2:
+            raise KeyboardInterrupt
+        probed.append(layer.name)
+        return real(task, layer, *rest)
+
+    monkeypatch.setattr(room, "probe", probe)
+    assert run_command(["evaluate", str(run), *map(str, LINEAR)]) == 75
+    assert probed == ["block1", "block2"]
+    probed.clear()
+    found = evaluated(capsys, run, *LINEAR, "--layers", "block2,block4")
+    assert probed == ["block4"]
+    assert {name for name in found if name.endswith("top1")} == {"block2_top1", "block4_top1"}
+    assert evaluated(capsys, run, *LINEAR, "--layers", "block4")["block4_top1"] == found["block4_top1"]
+    assert probed == ["block4"]
+    assert run_command(["recut", str(run), "-k", "2", "--quiet"]) == 0
+    evaluated(capsys, run, *LINEAR, "--layers", "block2")  # other groups, the same backbone
+    assert probed == ["block4"]
+    evaluated(capsys, run, *LINEAR, "--layers", "block2", "--seed", "1")
+    assert probed == ["block4", "block2"]
+
+
+def test_a_fifth_is_held_out_where_nothing_else_is_given(run, capsys):
+    found = evaluated(capsys, run, "--labels", "folders", "--protocol", "knn", "--set", "neighbours=3")
+    assert (found["train_images"], found["images"]) == (39, 9)
+    assert not list(run.glob(".evaluate-*"))
+
+
+def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys):
+    apart = tmp_path / "apart"
+    for kind in ("bars", "blob"):
+        shutil.copytree(photos / kind, apart / kind)
+    (apart / "bars" / "00.png").write_text("no image")
+    common = ("--labels", "folders", "--protocol", "knn", "--set", "neighbours=1")
+    found = evaluated(capsys, run, apart, *common)
+    assert (found["train_images"], found["images"], found["top1_k1"]) == (48, 31, 1.0)  # copies of what it learnt
+    found = evaluated(capsys, run, photos, "--train", apart, *common)
+    assert (found["train_images"], found["images"], found["classes"]) == (31, 48, 3)
+    assert found["top1_k1"] == pytest.approx(32 / 48, abs=0.03)  # nothing of the third class was learnt
+
+    assert run_command(["evaluate", str(run), str(photos), *common]) == 3
+    assert f"48 images of {photos.name} are among those" in capsys.readouterr().err

@@ -1,0 +1,215 @@
+"""The protocol ``linear``: maps, pooling, crops and schedule by hand; the probe against scikit-learn."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from deepcluster.display import Silent
+from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.evaluation.linear import (
+    Options,
+    linear,
+    lr_at,
+    mean_probabilities,
+    random_crops,
+    ten_crops,
+)
+from deepcluster.evaluation.maps import chosen_layers, layers_of, maps_at, pooling_of
+from deepcluster.evaluation.parts import Labelled, Task
+from deepcluster.nets.backbone import Network, build, shapes_only
+from tests.drawings import drawings
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("alexnet", [9600, 9216, 9600, 9600, 9216]),
+        ("vgg16", [9216] * 2 + [8192] * 2 + [9216] * 3 + [8192] * 6),
+    ],
+)
+@pytest.mark.parametrize("sobel", [False, True])
+def test_pooled_numbers_at_224_px(name, dims, sobel):
+    with shapes_only():
+        network = build(name, image_size=224, sobel=sobel).eval()
+        found = []
+        for layer in layers_of(network):
+            maps = maps_at(network, layer, torch.zeros(1, 3, 224, 224))
+            pooling = pooling_of(layer, maps.shape, 224)
+            assert pooling.text.startswith("average")
+            found.append(pooling.module(maps).flatten(1).shape[1])
+    assert found == dims
+
+
+def test_the_zeros_of_the_border_count():
+    with shapes_only():
+        conv3 = layers_of(build("alexnet", image_size=224))[2]
+    pooled = pooling_of(conv3, (1, 384, 13, 13), 224).module(torch.ones(1, 1, 13, 13))[0, 0]
+    assert pooled.shape == (5, 5)
+    assert pooled[0, 0] == pytest.approx(4 / 9) == pooled[4, 4]
+    assert pooled[0, 2] == pytest.approx(6 / 9) == pooled[2, 4]
+    assert pooled[2, 2] == 1
+
+
+def test_maps_are_those_after_the_relu_and_before_pooling():
+    network = build("alexnet", image_size=224, sobel=True).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    body = network.body
+    with torch.no_grad():
+        maps = maps_at(network, layers_of(network)[1], images)
+        by_hand = body.features[:7](body.sobel((images - network.mean) / network.std))
+    assert isinstance(body.features[6], nn.ReLU)
+    assert torch.equal(maps, by_hand)
+    assert maps.min() == 0
+    pooling = pooling_of(layers_of(network)[1], maps.shape, 64)  # 7 x 7 of 256: 6 x 6 are fewer than 10,000
+    assert pooling.text == "adaptive average to 6 x 6"
+    assert pooling.module(maps).flatten(1).shape == (2, 9216)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shapes"),
+    [
+        ("compact", 32, [(16, 32), (32, 32), (32, 16), (64, 16), (128, 8), (128, 4)]),
+        ("timm:resnet18", 64, [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)]),
+        ("timm:test_vit", 160, [(64, 10)] * 6),  # tokens, without those that stand for the image
+        ("timm:swin_tiny_patch4_window7_224", 224, [(96, 56), (192, 28), (384, 14), (768, 7)]),  # channels come last
+    ],
+)
+def test_stages_of_other_networks(name, size, shapes):
+    with shapes_only():
+        network = build(name, image_size=size, feature_dim=8).eval()
+        found = []
+        for layer in layers_of(network):
+            maps = maps_at(network, layer, torch.zeros(1, 3, size, size))
+            assert maps.shape[2] == maps.shape[3]
+            found.append(tuple(maps.shape[1:3]))
+            assert pooling_of(layer, maps.shape, size).module(maps).flatten(1).shape[1] < 10_000
+    assert found == shapes
+
+
+def test_nothing_above_the_layer_is_computed_and_nothing_stays():
+    network = build("compact", image_size=16).eval()
+    calls = []
+    network.body[4].register_forward_hook(lambda *_: calls.append(1))
+    layers = layers_of(network)
+    first = maps_at(network, layers[1], torch.ones(1, 3, 16, 16))
+    assert calls == []
+    network.features(torch.ones(1, 3, 16, 16))  # no hook of ours is left that would stop it
+    assert calls == [1]
+    assert torch.equal(first, maps_at(network, layers[1], torch.ones(1, 3, 16, 16)))
+
+
+def test_layers_by_name():
+    network = build("compact", image_size=16)
+    assert [layer.name for layer in chosen_layers(network, "block5, block2")] == ["block2", "block5"]
+    with pytest.raises(UsageError, match="block1, block2"):
+        chosen_layers(network, "conv1")
+
+
+def test_the_schedule():
+    # Of 90 epochs of ImageNet (5,005 steps each), as the release computes it.
+    assert lr_at(0, 0.01, 1e-7) == 0.01
+    assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.01 / (1 + 4.5045e-4) ** 0.5, rel=1e-12)
+    assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
+    assert lr_at(90 * 5005, 0.01, 1e-4) == pytest.approx(0.0083, abs=5e-5)
+
+
+def test_ten_crops_by_hand():
+    y, x = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
+    image = (10 * y + x).expand(1, 3, 6, 6)
+    crops = [crop[0, 0].tolist() for crop in ten_crops(image, 2)]
+    assert crops[:5] == [[[0, 1], [10, 11]], [[4, 5], [14, 15]], [[40, 41], [50, 51]], [[44, 45], [54, 55]],
+                         [[22, 23], [32, 33]]]  # fmt: skip
+    assert crops[5:] == [[row[::-1] for row in crop] for crop in crops[:5]]
+
+
+def test_random_crops_are_pixels_of_the_image():
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    images = (10 * y + x).to(torch.uint8).expand(400, 3, 8, 8)
+    crops = random_crops(images, 5, torch.Generator().manual_seed(0))[:, 0].int()
+    steps = crops[:, :, 1:] - crops[:, :, :-1]
+    mirrored = (steps == -1).all(2).all(1)
+    assert ((steps == 1).all(2).all(1) | mirrored).all()
+    assert (crops[:, 1:] - crops[:, :-1] == 10).all()
+    assert 0.4 < mirrored.float().mean() < 0.6
+    corners = torch.where(mirrored, crops[:, 0, -1], crops[:, 0, 0])
+    assert {*corners.tolist()} == {10 * top + left for top in range(4) for left in range(4)}
+
+
+def test_probabilities_are_averaged_not_logits():
+    # The mean of the logits is (13, 4): class 0. Two of three crops say class 1.
+    crops = [torch.tensor([[9.0, 10.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[30.0, 0.0]])]
+    expected = torch.stack([each.softmax(1) for each in crops]).mean(0)
+    assert torch.equal(mean_probabilities(crops), expected)
+    assert mean_probabilities(crops)[0, 1] == pytest.approx((0.7311 + 0.8808 + 0) / 3, abs=1e-4)
+    assert mean_probabilities(crops).argmax() == 1 != torch.stack(crops).mean(0).argmax()
+
+
+def colours(count: int, spread: float, seed: int) -> Labelled:
+    """Images of one colour each, around that of their class."""
+    random = torch.Generator().manual_seed(seed)
+    classes = torch.randint(3, (count,), generator=random)
+    middles = torch.tensor([[90.0, 128, 128], [128, 90, 150], [150, 150, 90]])
+    colour = (middles[classes] + spread * torch.randn(count, 3, generator=random)).clamp(0, 255).to(torch.uint8)
+    return Labelled(colour[:, :, None, None].expand(count, 3, 8, 8).contiguous(), classes)
+
+
+def plain_network() -> Network:
+    """Its maps are the pixels."""
+    layer = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(3)[:, :, None, None])
+        layer.bias.zero_()
+    return Network(nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3).eval()
+
+
+@pytest.mark.parametrize(("spread", "least"), [(4, 1.0), (25, 0.7)])
+def test_the_probe_is_as_good_as_logistic_regression(spread, least):
+    train, test = colours(300, spread, 0), colours(300, spread, 1)
+    network = plain_network()
+    options = Options(epochs=60, batch_size=32, weight_decay=0.0)
+    found = dict(linear(Task(network, train, test, "abc", 7, 32, 0), options))
+    pixels = [each.images[:, :, 0, 0].float().numpy() / 255 for each in (train, test)]
+    theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
+    assert theirs >= least
+    assert abs(found["block1_top1"] - theirs) <= 0.02
+
+
+def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
+    images, kinds = drawings(10, size=18)
+    every = Labelled(images, torch.tensor(kinds))
+    network = build("compact", image_size=16).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def found(layers: str, seed: int = 0, epochs: int = 3) -> dict[str, float | str]:
+        task = Task(network, every, every, ("bars", "blob", "checks"), 16, 8, seed)
+        return dict(linear(task, Options(layers=layers, epochs=epochs, batch_size=8)))
+
+    both = found("block2,block5")
+    assert found("block5").items() <= both.items()
+    assert found("block5", seed=1)["block5_loss"] != both["block5_loss"]
+    assert found("block2", epochs=20)["block2_top1"] > 0.9  # of the images that it learnt
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class Said(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, heading: str, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_loss_above_that_of_guessing_is_said():
+    train = colours(40, 25, 0)
+    for lr, expected in ((0.01, False), (1000.0, True)):
+        said = Said()
+        dict(linear(Task(plain_network(), train, train, "abc", 8, 8, 0), Options(epochs=3, lr=lr), display=said))
+        assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
+
+
+def test_a_step_that_is_too_large():
+    train = colours(40, 4, 0)
+    with pytest.raises(NonFiniteError, match=r"block1.*lr"):
+        dict(linear(Task(plain_network(), train, train, "abc", 8, 8, 0), Options(epochs=3, lr=1e38, batch_size=8)))
