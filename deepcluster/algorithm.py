@@ -66,6 +66,7 @@ def alternate(
     iterations: int = 20,
     empty: str = "split",
     spherical: bool = False,
+    renumber: bool = False,
     temperature: float | None = None,
     features: str = "pass",
     views: Sequence[Augmentation] = PAPER_VIEWS,
@@ -92,6 +93,9 @@ def alternate(
     and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after
     ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
     ``patience`` rounds in a row. Everything is a function of ``seed``.
+
+    renumber: a new linear classifier learns the places of the clusters among those that are not empty, and not their
+    numbers (the released code).
 
     keep: called with the State at the start of a round, when it has clustered, after each step of training, and at the
     end; whoever writes it down, with the network, can go on from there by giving it as ``state``, to the same result.
@@ -140,8 +144,9 @@ def alternate(
         state = replace(state, memory=memory, work=work)
         keep(state)
         begin = time.perf_counter()
+        targets = torch.stack([renumbered(each.labels) if renumber else each.labels for each in work.clusterings], 1)
         loss = train_on_pseudo_labels(
-            network, images, torch.stack([each.labels for each in work.clusterings], 1), optimizer, size=size, lr=lr,
+            network, images, targets, optimizer, size=size, lr=lr,
             head_lr=head_lr, epochs=epochs, batch_size=batch_size, views=views, clusters=numbers, trust=work.trust,
             instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory,
             dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
@@ -175,6 +180,12 @@ def _compared(
         trust=1.0 if instance_temperature is None else trusted(previous, labels, seed, index),
         seconds=(times[1] - times[0], times[2] - times[1]),
     )
+
+
+def renumbered(labels: Tensor) -> Tensor:
+    """Each label's place among the labels that occur, ascending."""
+    places: Tensor = torch.unique(labels, return_inverse=True)[1]
+    return places
 
 
 def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> float:

@@ -47,6 +47,7 @@ def rounds_of(
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
         spherical=recipe.spherical,
+        renumber=recipe.renumber,
         temperature=recipe.temperature or None,
         features=recipe.features,
         views=views_of(recipe),

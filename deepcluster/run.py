@@ -329,10 +329,11 @@ def _graph(reduced: Tensor, seed: int) -> Graph:
 
 
 def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Result:
+    empty = "split" if recipe.empty == "faiss" else recipe.empty  # that one is for the record of rounds
     return conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
+        iterations=recipe.kmeans_iterations, empty=empty, progress=job.display.progress,
     )  # fmt: skip
 
 
