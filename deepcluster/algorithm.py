@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)
 FEATURES = ("pass", "memory")
 Keep = Callable[[State], None]
+Group = Callable[[Tensor], Clustering]  # reduced features, N x d; how many clusters there are is its own matter
 
 
 def forgotten(state: State) -> None:
@@ -66,6 +67,7 @@ def alternate(
     iterations: int = 20,
     empty: str = "split",
     spherical: bool = False,
+    group: Group | None = None,
     renumber: bool = False,
     temperature: float | None = None,
     features: str = "pass",
@@ -94,6 +96,7 @@ def alternate(
     ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
     ``patience`` rounds in a row. Everything is a function of ``seed``.
 
+    group: what clusters in the rounds in place of k-means into ``clusters``: ``pic``, the paper's second choice.
     renumber: a new linear classifier learns the places of the clusters among those that are not empty, and not their
     numbers (the released code).
 
@@ -125,7 +128,7 @@ def alternate(
             # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
             reduced = (whiten(found, dims, whitening) if dims else unreduced(found))(found)
             memory = found if features == "memory" else None
-            clusterings = [
+            clusterings = [group(reduced)] if group else [
                 kmeans(reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
                        spherical=spherical)
                 for i, k in enumerate(numbers)
@@ -135,10 +138,10 @@ def alternate(
 
             # Step 5, learning, with a new linear classifier, or the centroids as one.
             if temperature is None:
-                network.new_head(sum(numbers), generator(seed, "head", index))
+                network.new_head(sum(len(each.centroids) for each in clusterings), generator(seed, "head", index))
             else:
                 along = unreduced(found)(found) if dims else reduced
-                centroids = [means(along, each.labels, k) for each, k in zip(clusterings, numbers, strict=True)]
+                centroids = [means(along, each.labels, len(each.centroids)) for each in clusterings]
                 network.centroid_head(torch.cat(centroids), temperature)
             del found, reduced  # without a memory nothing but the reduced features stays
         state = replace(state, memory=memory, work=work)
@@ -146,10 +149,10 @@ def alternate(
         begin = time.perf_counter()
         targets = torch.stack([renumbered(each.labels) if renumber else each.labels for each in work.clusterings], 1)
         loss = train_on_pseudo_labels(
-            network, images, targets, optimizer, size=size, lr=lr,
-            head_lr=head_lr, epochs=epochs, batch_size=batch_size, views=views, clusters=numbers, trust=work.trust,
-            instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory,
-            dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
+            network, images, targets, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
+            batch_size=batch_size, views=views, clusters=[len(each.centroids) for each in work.clusterings],
+            trust=work.trust, instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index,
+            memory=memory, dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
             progress=partial(progress, "training"),
         )  # fmt: skip
 

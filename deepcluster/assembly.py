@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deepcluster.algorithm import Keep, Progress, alternate, forgotten, unheard
+from deepcluster.algorithm import Group, Keep, Progress, alternate, forgotten, unheard
+from deepcluster.clustering.pic import pic
 from deepcluster.devices import choose_precision
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
@@ -47,6 +48,7 @@ def rounds_of(
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
         spherical=recipe.spherical,
+        group=GROUPS[recipe.clustering],
         renumber=recipe.renumber,
         temperature=recipe.temperature or None,
         features=recipe.features,
@@ -62,6 +64,7 @@ def rounds_of(
     )  # fmt: skip
 
 
+GROUPS: dict[str, Group | None] = {"kmeans": None, "pic": pic}
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
 
 

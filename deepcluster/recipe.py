@@ -44,6 +44,8 @@ class Recipe:
     whitening: float = 1.0
     reduce: bool = True
     spherical: bool = False
+    # clustering in the rounds: "kmeans", or "pic" (the paper's other one), which finds the number of clusters itself.
+    clustering: str = "kmeans"
     kmeans_iterations: int = 20
     # Empty clusters: "split" a large one, put it on a "sample", or as "faiss" does, which may leave some empty.
     empty: str = "split"
@@ -106,6 +108,8 @@ class Recipe:
             raise UsageError(
                 f"instance_temperature={self.instance_temperature:g} is for two views of an image: views={self.views}"
             )
+        if self.clustering == "pic" and self.heads > 1:
+            raise UsageError(f"clustering=pic finds one clustering: heads={self.heads} would all learn the same")
         if self.renumber and self.temperature:
             raise UsageError(
                 f"renumber is for a new linear head: temperature={self.temperature:g} puts the clusters' means there"
@@ -141,6 +145,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _CHOICES = {
     "features": ("pass", "memory"),
+    "clustering": ("kmeans", "pic"),
     "empty": ("split", "sample", "faiss"),
     "neighbours": ("final", "rounds"),
     "sampling": ("uniform", "official", "none"),

@@ -1,6 +1,7 @@
-"""Mathematics on matrices: whitening, k-means, the cut into groups, agreement of two assignments."""
+"""Mathematics on matrices: whitening, k-means, power iterations, the cut into groups, agreement of two assignments."""
 
 from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pic import pic
 from deepcluster.clustering.whitening import Whitening, whiten
 
-__all__ = ["Whitening", "kmeans", "whiten"]
+__all__ = ["Whitening", "kmeans", "pic", "whiten"]
