@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from sklearn.metrics import homogeneity_score
 from torch.nn import functional as F
 
@@ -103,8 +104,6 @@ def test_a_tie_counts_once_where_only_one_row_is_near():
 
 def test_masses_of_a_star_in_closed_form():
     """Four rows tied to one: the fixed point of s v = a W v + (1 - a) / N, by two unknowns."""
-    from scipy.sparse import csr_array
-
     star = np.zeros((5, 5))
     star[0, 1:] = star[1:, 0] = 1
     masses = _masses(csr_array(star))
@@ -138,8 +137,19 @@ def test_a_single_row_goes_to_its_nearest():
 
 
 def test_singletons_that_are_each_others_nearest_become_a_pair():
-    tops, nearest = np.array([0, 1, 2, 2, 4]), np.array([[1], [0], [3], [2], [1]])
+    tops, nearest = np.array([0, 1, 2, 2, 4]), np.array([[1, 3], [0, 3], [3, 0], [2, 0], [1, 2]])
     assert _without_singletons(tops, nearest).tolist() == [0, 0, 1, 1, 0]
+
+
+def test_a_singleton_that_another_one_has_come_to_stays():
+    tops, nearest = np.array([0, 1, 2, 2]), np.array([[1], [2], [3], [2]])
+    assert _without_singletons(tops, nearest).tolist() == [0, 0, 1, 1]
+
+
+def test_rows_of_equal_mass_do_not_point_to_each_other():
+    chain = csr_array(np.array([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]))
+    assert _leads_to(chain, np.full(3, 1 / 3)).tolist() == [0, 1, 2]
+    assert _leads_to(chain, np.array([0.2, 0.3, 0.5])).tolist() == [2, 2, 2]
 
 
 @settings(max_examples=60, deadline=None)
