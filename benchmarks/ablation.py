@@ -1,6 +1,7 @@
 """Which parts of the paper's recipe matter? One factor at a time, over seeds; the labels only score.
 
     python benchmarks/ablation.py TRAIN TEST [--settings NAME ...] [--seeds 0 1 2] [--print]
+    python benchmarks/ablation.py --draws [--seeds 0 1 2]
 
 Recipe v1 (Caron et al. 2018) as far as it runs on one core: CIFAR-10 class folders, 5,000 images of TRAIN chosen by
 the seed, 6 passes over them, K = 100, batches of 64, and the compact network, its first convolution halving the image,
@@ -14,6 +15,9 @@ labels, of the last clustering trained on: NMI to the one before, share of the l
 clusters (exp of the entropy of their sizes). Of the draws of all epochs: the spread of the number of draws of a cluster
 as a share of its mean (CV: 0 is balanced), the share of the images that an epoch draws, and the share of draws that
 fall on the largest class.
+
+--draws takes a second and no images: what one epoch draws of 50,000 images, in random order, of two made-up
+clusterings: 100 clusters of log-normal sizes (sigma 1), and 10 of which one has 91 %.
 
 results/ablation.json grows by every run, and what is in it is not made again; --print only prints what is there. The
 algorithm is called, not the command, as draws are counted and the command has no Sobel filter for this network.
@@ -38,6 +42,7 @@ from torch import Tensor, nn
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.agreement import accuracy, nmi
 from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pic import pic
 from deepcluster.clustering.whitening import whiten
 from deepcluster.images.labels import true_labels
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
@@ -73,6 +78,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no reduction": {"dims": None},
     "sobel off": {"sobel": False},
     "head frozen means": {"temperature": 0.1},
+    "PIC": {"group": pic},
     "2 epochs a round": {"epochs": 2},
     "3 epochs a round": {"epochs": 3},
     "K 1000, sampling official": {"clusters": 1000, "sampling": "official"},
@@ -100,11 +106,11 @@ def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int,
     images, labels = images[rows], labels[rows]
     network = network_of(seed, sobel=how.pop("sobel", True))
     sample = SAMPLERS[how.pop("sampling", "uniform")]
-    draws: list[dict[str, float]] = []
+    drawn_each: list[dict[str, float]] = []
 
     def counted(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
         drawn = sample(numbers, count, random)
-        draws.append(of_draws(numbers, drawn, labels))
+        drawn_each.append(of_draws(numbers, drawn, labels))
         return drawn
 
     last: Round | None = None
@@ -116,7 +122,7 @@ def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int,
         last = each
     found = scores(network, images, labels, tests, truth, seed)
     if last is not None:
-        found |= of_clusters(last) | {name: mean(each[name] for each in draws) for name in draws[0]}
+        found |= of_clusters(last) | {name: mean(each[name] for each in drawn_each) for name in drawn_each[0]}
     return found | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
@@ -194,6 +200,41 @@ def of_draws(numbers: Tensor, drawn: Tensor, labels: Tensor) -> dict[str, float]
     }
 
 
+# ---- draws ----------------------------------------------------------------------------------------------------------
+
+
+def made_up(name: str, seed: int, rows: int = 50_000) -> Tensor:
+    """The clusters of images in random order: N labels."""
+    random = generator(seed, "sizes")
+    shares = torch.randn(100, generator=random).exp() if name == "log-normal" else torch.tensor([91.0] + [1.0] * 9)
+    ends = (shares.cumsum(0) / shares.sum() * rows).round().long()
+    labels = torch.searchsorted(ends, torch.arange(rows), right=True)
+    return labels[torch.randperm(rows, generator=random)]
+
+
+def draws(seeds: Sequence[int]) -> list[dict[str, Any]]:
+    rows = []
+    for name in ("log-normal", "one of 91 %"):
+        for sampling, sample in SAMPLERS.items():
+            for seed in seeds:
+                labels = made_up(name, seed)
+                found = of_draws(labels, sample(labels, len(labels), generator(seed, "draws")), labels)
+                rows.append({"sizes": name, "sampling": sampling, "seed": seed, **found})
+    return rows
+
+
+def draws_table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = ("draws_cv", "seen", "largest_class")
+    lines = ["| sizes | sampling | CV of the draws of a cluster | images drawn | draws of the largest cluster |"]
+    lines += ["|---|---|---|---|---|"]
+    for sizes, sampling in dict.fromkeys((row["sizes"], row["sampling"]) for row in rows):
+        of = [row for row in rows if (row["sizes"], row["sampling"]) == (sizes, sampling)]
+        lines.append(
+            f"| {sizes} | {sampling} | " + " | ".join(spread([row[name] for row in of]) for name in columns) + " |"
+        )
+    return "\n".join(lines)
+
+
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
@@ -209,29 +250,48 @@ def read(folder: str) -> tuple[Tensor, Tensor]:
         return store.images[:].clone(), torch.tensor([numbers[name] for name in kept])
 
 
-def made(file: Path) -> list[dict[str, Any]]:
-    return list(json.loads(file.read_text())["runs"]) if file.is_file() else []
+def made(file: Path, what: str = "runs") -> list[dict[str, Any]]:
+    return list(json.loads(file.read_text()).get(what, [])) if file.is_file() else []
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and standard deviation over the seeds of every setting, as Markdown."""
-    lines = ["| | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for setting in dict.fromkeys([*SETTINGS, *(row["setting"] for row in rows)]):
+    """Mean and standard deviation over the seeds of every setting, and of the changes of seeds by it, as Markdown."""
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = ["| | seeds | " + " | ".join([*columns, "linear, change", "nmi, change"]) + " |"]
+    lines += ["|---" * (len(columns) + 4) + "|"]
+    by = {(row["setting"], row["seed"]): row for row in rows}
+    for setting in [each for each in SETTINGS if any(each == row["setting"] for row in rows)]:
         of = [row for row in rows if row["setting"] == setting]
-        cells = [spread([row[name] for row in of]) if name in of[0] else "" for name in COLUMNS] if of else []
-        lines += [f"| {setting} | {len(of)} | " + " | ".join(cells) + " |"] if of else []
+        cells = [spread([row[name] for row in of]) if name in of[0] else "" for name in columns]
+        pairs = [(row, known) for row in of if (known := by.get((_changed_from(setting), row["seed"])))]
+        for name in ("linear", "nmi"):
+            cells.append(spread([row[name] - known[name] for row, known in pairs]) if pairs else "")
+        lines.append(f"| {setting} | {len(of)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _changed_from(setting: str) -> str:
+    """The setting that differs from ``setting`` in one thing; "" of v1."""
+    of, comma, _ = setting.partition(", sampling")
+    return ("tail, v1" if of == "tail" else of) if comma else "v1" if setting not in ("v1", "tail, v1") else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train")
-    parser.add_argument("test")
+    parser.add_argument("train", nargs="?")
+    parser.add_argument("test", nargs="?")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--print", action="store_true")
+    parser.add_argument("--draws", action="store_true")
     options = parser.parse_args()
     file = RESULTS / "ablation.json"
+    if options.draws:
+        save("ablation", {"runs": made(file), "draws": (found := draws(options.seeds))})
+        print(draws_table(found))
+        return
+    if not (options.print or (options.train and options.test)):
+        parser.error("give the folders TRAIN and TEST, or --draws or --print")
     for setting, seed in ((setting, seed) for setting in options.settings for seed in options.seeds):
         done = {(row["setting"], row["seed"]) for row in made(file)}
         if options.print or (setting, seed) in done:
@@ -241,7 +301,7 @@ def main() -> None:
         some = torch.arange(0, len(tests), len(tests) // TESTED)  # the same for all, as many of each class
         found = run(images, labels, tests[some], truth[some], seed, SETTINGS[setting])
         row = {"setting": setting, "seed": seed, **found}
-        save("ablation", {"runs": [*made(file), row]})
+        save("ablation", {"runs": [*made(file), row], "draws": made(file, "draws")})
         print(row, file=sys.stderr, flush=True)
     print(table(made(file)))
 
