@@ -310,6 +310,9 @@ def test_faiss_leaves_clusters_empty_and_draws_donors_by_size():
     centroids[:3] = torch.tensor([[1.0, 1], [-1, -1], [5, 5]])
     new = _as_faiss(centroids, sizes, 200, generator(0, "test"))
     assert not (new > 4).any()  # a single row has nothing to share
+    for seed in range(5):
+        alone = torch.cat([torch.ones(1, 2), torch.full((20, 2), 9.0), torch.zeros(1, 2)])
+        assert (_as_faiss(alone, torch.tensor([2, *[1] * 20, 0]), 1, generator(seed, "test")) < 2).all()
     assert 0.6 < (new[:, 0] > 0).float().mean() < 0.8
 
 

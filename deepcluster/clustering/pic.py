@@ -28,7 +28,7 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     of them a row points to the neighbour j with the largest W_ij (v_j - v_i) above 0. A row that points nowhere is a
     local maximum and makes a cluster with all rows that lead to it. A cluster of one row goes to that of its nearest
     row, so none is smaller than two (where N is). The numbers are those of the code released with Caron et al. 2018;
-    to which of its terms a step gives 0.001 changes the number of clusters by 2 % at most (docs/decisions.md).
+    to which of its terms a step gives 0.001 changed the number of clusters by 1 to 2 % (docs/decisions.md).
 
     x: N x d, of any floating type, N at least 1. Takes N^2 d multiplications and memory for 5 N ties; nothing is
     random. ``centroids`` are the means of the clusters, and ``inertia`` is of them; other than after k-means, a row may
