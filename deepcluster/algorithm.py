@@ -40,6 +40,7 @@ Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)
 FEATURES = ("pass", "memory")
 Keep = Callable[[State], None]
+Group = Callable[[Tensor], Clustering]  # reduced features, N x d; how many clusters there are is its own matter
 
 
 def forgotten(state: State) -> None:
@@ -70,6 +71,8 @@ def alternate(
     empty: str = "split",
     spherical: bool = False,
     levels: int = 1,
+    group: Group | None = None,
+    renumber: bool = False,
     temperature: float | None = None,
     features: str = "pass",
     views: Sequence[Augmentation] = PAPER_VIEWS,
@@ -102,6 +105,10 @@ def alternate(
     processes: those that share the images, of which ``images`` are the own ones of each; so are the rows of ``reduced``
     and of a memory, while labels are those of all images. A step trains on ``batch_size`` images of all together.
 
+    group: what clusters in the rounds in place of k-means into ``clusters``: ``pic``, the paper's second choice.
+    renumber: a new linear classifier learns the places of the clusters among those that are not empty, and not their
+    numbers (the released code).
+
     keep: called with the State at the start of a round, when it has clustered, after each step of training, and at the
     end; whoever writes it down, with the network, can go on from there by giving it as ``state``, to the same result.
     """
@@ -132,7 +139,7 @@ def alternate(
             # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
             reduced = (whiten(found, dims, whitening, processes) if dims else unreduced(found))(found)
             memory = found if features == "memory" else None
-            clusterings = [
+            clusterings = [_by_first(table, group, reduced)] if group else [
                 _of_all(table, cluster(
                     reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
                     spherical=spherical, processes=processes,
@@ -144,23 +151,24 @@ def alternate(
 
             # Step 5, learning, with a new linear classifier, or the centroids as one.
             if temperature is None:
-                network.new_head(sum(numbers), generator(seed, "head", index))
+                network.new_head(sum(len(each.centroids) for each in clusterings), generator(seed, "head", index))
             else:
                 along = unreduced(found)(found) if dims else reduced
                 centroids = [
-                    means(along, each.labels[table.own], k, processes)
-                    for each, k in zip(clusterings, numbers, strict=True)
+                    means(along, each.labels[table.own], len(each.centroids), processes) for each in clusterings
                 ]
                 network.centroid_head(torch.cat(centroids), temperature)
             del found, reduced  # without a memory nothing but the reduced features stays
         state = replace(state, memory=memory, work=work)
         keep(state)
         begin = time.perf_counter()
+        targets = torch.stack([renumbered(each.labels) if renumber else each.labels for each in work.clusterings], 1)
         loss = train_on_pseudo_labels(
-            network, images, torch.stack([each.labels for each in work.clusterings], 1), optimizer, size=size, lr=lr,
-            head_lr=head_lr, epochs=epochs, batch_size=batch_size, views=views, clusters=numbers, trust=work.trust,
-            instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory,
-            table=table, dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
+            network, images, targets, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
+            batch_size=batch_size, views=views, clusters=[len(each.centroids) for each in work.clusterings],
+            trust=work.trust, instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index,
+            memory=memory, table=table, dtype=dtype, begun=work.trained,
+            keep=partial(_kept, keep, state, work, optimizer),
             progress=partial(progress, "training"),
         )  # fmt: skip
 
@@ -175,6 +183,12 @@ def alternate(
 def _of_all(table: Shards, own: Clustering) -> Clustering:
     """A clustering with the labels of all images, not only the own ones."""
     return replace(own, labels=table.whole(own.labels.int()).long())
+
+
+def _by_first(table: Shards, group: Group, reduced: Tensor) -> Clustering:
+    """A clustering of all rows by the first process."""
+    rows = table.at_first(reduced)
+    return table.processes.first(lambda: group(rows))
 
 
 def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
@@ -196,6 +210,12 @@ def _compared(
         trust=1.0 if instance_temperature is None else trusted(previous, labels, seed, index),
         seconds=(times[1] - times[0], times[2] - times[1]),
     )
+
+
+def renumbered(labels: Tensor) -> Tensor:
+    """Each label's place among the labels that occur, ascending."""
+    places: Tensor = torch.unique(labels, return_inverse=True)[1]
+    return places
 
 
 def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> float:

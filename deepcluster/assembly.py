@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deepcluster.algorithm import Keep, Progress, alternate, forgotten, unheard
+from deepcluster.algorithm import Group, Keep, Progress, alternate, forgotten, unheard
+from deepcluster.clustering.pic import pic
 from deepcluster.devices import choose_precision
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
@@ -51,6 +52,8 @@ def rounds_of(
         empty=recipe.empty,
         spherical=recipe.spherical,
         levels=recipe.kmeans_levels,
+        group=GROUPS[recipe.clustering],
+        renumber=recipe.renumber,
         temperature=recipe.temperature or None,
         features=recipe.features,
         views=views_of(recipe),
@@ -66,6 +69,7 @@ def rounds_of(
     )  # fmt: skip
 
 
+GROUPS: dict[str, Group | None] = {"kmeans": None, "pic": pic}
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
 
 

@@ -69,7 +69,7 @@ def fit(
     batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
     lr: Annotated[float | None, Parameter(help="Learning rate.")] = None,
     empty: Annotated[
-        Literal["sample", "split"] | None, Parameter(help="Where an empty cluster's centroid goes.")
+        Literal["sample", "split", "faiss"] | None, Parameter(help="Where an empty cluster's centroid goes.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -382,19 +382,24 @@ def export(
 
 @app.command
 def recipes(name: str | None = None, /) -> None:
-    """List the recipes, or print the options of one as TOML (what `auto` chooses depends on the images: --dry-run)."""
+    """List the recipes, or print the options of one as TOML, with how it departs from what was published.
+
+    What `auto` chooses depends on the images: --dry-run."""
     from deepcluster.recipe import PRESETS, Facts, resolve, to_toml
 
     if name is None:
         for preset, make in PRESETS.items():
-            print(f"{preset:6} {' '.join((make.__doc__ or '').split())}")
+            print(f"{preset:13} {' '.join((make.__doc__ or '').split())}")
         return
     # The published recipes were made for ImageNet's 1.28 million images.
-    count = 1_281_167 if name in ("v1", "v2") else 50_000
+    count = 1_281_167 if name in PRESETS and name != "auto" else 50_000
     example = Facts(count=count, short_side=32, grey=False, n_clusters=10, device="cpu")
     if name == "auto":
         print("# What auto chooses for 50,000 colour images of 32 px, 10 groups, on a CPU:")
-    print(to_toml(resolve(name, {}, example).recipe), end="")
+    chosen = resolve(name, {}, example)
+    if name in PRESETS and name != "auto":
+        print("".join(f"# {line}\n" for line in chosen.by_reason()), end="")
+    print(to_toml(chosen.recipe), end="")
 
 
 @app.command

@@ -45,9 +45,14 @@ class Recipe:
     whitening: float = 1.0
     reduce: bool = True
     spherical: bool = False
+    # clustering in the rounds: "kmeans", or "pic" (the paper's other one), which finds the number of clusters itself.
+    clustering: str = "kmeans"
     kmeans_iterations: int = 20
     kmeans_levels: int = 1
+    # Empty clusters: "split" a large one, put it on a "sample", or as "faiss" does, which may leave some empty.
     empty: str = "split"
+    # renumber: the head's rows are those clusters that are not empty, in order; the released code's, for the record.
+    renumber: bool = False
     # What the groups are cut from: the neighbours of an image by the "final" features, or by those of all "rounds", the
     # network as it was given counting as much as all others. Then it is also kept, where its neighbours know better.
     neighbours: str = "final"
@@ -105,6 +110,12 @@ class Recipe:
             raise UsageError(
                 f"instance_temperature={self.instance_temperature:g} is for two views of an image: views={self.views}"
             )
+        if self.clustering == "pic" and self.heads > 1:
+            raise UsageError(f"clustering=pic finds one clustering: heads={self.heads} would all learn the same")
+        if self.renumber and self.temperature:
+            raise UsageError(
+                f"renumber is for a new linear head: temperature={self.temperature:g} puts the clusters' means there"
+            )
         if (self.projection_hidden > 0) != (self.projection_dim > 0):
             raise UsageError(
                 f"projection_hidden={self.projection_hidden}, projection_dim={self.projection_dim}: set both or neither"
@@ -136,7 +147,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _CHOICES = {
     "features": ("pass", "memory"),
-    "empty": ("split", "sample"),
+    "clustering": ("kmeans", "pic"),
+    "empty": ("split", "sample", "faiss"),
     "neighbours": ("final", "rounds"),
     "sampling": ("uniform", "official", "none"),
     "schedule": ("constant", "cosine"),
@@ -204,31 +216,88 @@ def v1(options: Mapping[str, Any], facts: Facts) -> Plan:
     """The paper's settings: AlexNet on Sobel-filtered 224 px images, 10,000 clusters, 500 rounds, a constant step."""
     backbone = options.get("backbone", "alexnet")
     if backbone in PAPER_NETWORKS:
-        return Plan(Recipe(), ())
+        recipe = Recipe()
+        return Plan(recipe, (*_DEPARTURES_V1, f"patience {recipe.patience}: {_SETTLED}", f"empty split: {_REPAIRED}"))
     return Plan(Recipe(sobel=False), (f"sobel off: {backbone} takes colours; the paper used alexnet and vgg16",))
+
+
+def v1_official(options: Mapping[str, Any], facts: Facts) -> Plan:
+    """The released code of 2018 by its defaults, its sampling and numbering of clusters included: for the record."""
+    recipe = Recipe(sobel=False, rounds=200, sampling="official", empty="faiss", renumber=True, patience=10**6)
+    return Plan(
+        recipe,
+        (
+            *_DEPARTURES_V1,
+            "sobel False: the default of the released code; its main.sh and all released weights have it on",
+            "rounds 200: the default of the released code; the paper has 500",
+            "sampling official: image numbers taken for places in a list sorted by cluster, so it does not balance",
+            "renumber True: clusters that are not empty are numbered anew for the head, and saved by their old numbers",
+        ),
+    )
+
+
+_DEPARTURES_V1 = (
+    "margin 1.143: training crops are of the stored 256 px square, published: of the whole image",
+    "k-means: all assignments but the last in bfloat16 where that is native, published: float32",
+    "dims 256: directions with less than 1e-6 of the largest variance are left out, published: kept",
+)
+_SETTLED = "it ends when so many rounds change nothing, published: always all rounds"
+_REPAIRED = "no cluster stays empty, published: some may after the last assignment"
 
 
 def v2(options: Mapping[str, Any], facts: Facts) -> Plan:
     """DeepCluster-v2: frozen means as classifiers, several clusterings, features from memory, many views, a projection.
 
-    The settings of the 400-epoch run of its authors, but for the batch (256 images, the step in proportion) and plain
-    SGD in place of LARC. Another network than ResNet-50 gets its own image size, and views in the same proportion.
+    The 400-epoch run of its authors with views of 2 x 160 and 4 x 96 px, but for the batch (256 images, the step in
+    proportion) and plain SGD in place of LARC. Another network than ResNet-50 gets its own image size, and views in the
+    same proportion.
     """
+    return _v2(options, facts, rounds=400, side=160, crop_min=0.08, small_views=4)
+
+
+def v2_400_2x224(options: Mapping[str, Any], facts: Facts) -> Plan:
+    """As v2, the 400-epoch run with two views of 224 px and no small ones."""
+    return _v2(options, facts, rounds=400, side=224, crop_min=0.08, small_views=0)
+
+
+def v2_800(options: Mapping[str, Any], facts: Facts) -> Plan:
+    """As v2, the 800-epoch run with views of 2 x 224 and 6 x 96 px, the longest and best that was published."""
+    return _v2(options, facts, rounds=800, side=224, crop_min=0.14, small_views=6)
+
+
+def _v2(options: Mapping[str, Any], facts: Facts, *, rounds: int, side: int, crop_min: float, small_views: int) -> Plan:
+    """side: of the two large views, px, for images of 224."""
     backbone = options.get("backbone", "timm:resnet50")
     size, why_size = (224, "as published") if "backbone" not in options else _image_size(backbone, facts)
     size = options.get("image_size", size)
     clusters = max(1, min(3000, facts.count // 20))
     recipe = Recipe(
         backbone=backbone, sobel=False, image_size=size, margin=1.0 if size <= 64 else 256 / 224,
-        pseudo_labels=clusters, heads=3, rounds=400, features="memory", dims=256, whitening=0.5, reduce=False,
+        pseudo_labels=clusters, heads=3, rounds=rounds, features="memory", dims=256, whitening=0.5, reduce=False,
         spherical=True, kmeans_iterations=10, temperature=0.1, projection_hidden=2048, projection_dim=128,
-        sampling="none", lr=0.3, schedule="cosine", warmup=10.0, weight_decay=1e-6, crop_min=0.08, colour=0.8, grey=0.2,
-        views=2, view_size=max(8, round(size * 160 / 224)), small_views=4, small_size=max(8, round(size * 96 / 224)),
+        sampling="none", lr=0.3, schedule="cosine", warmup=10.0, weight_decay=1e-6, crop_min=crop_min, colour=0.8,
+        grey=0.2, views=2, view_size=max(8, round(size * side / 224)), small_views=small_views,
+        small_size=max(8, round(size * 96 / 224)),
     )  # fmt: skip
     reasons = [f"image_size {size}: {why_size}"]
     if clusters < 3000:
         reasons.append(f"pseudo_labels {clusters}: at least 20 images for each, where 3000 were published")
-    return Plan(recipe, tuple(reasons))
+    # Of a run with another network nobody expects the published one.
+    return Plan(recipe, (*reasons, *(_DEPARTURES_V2 if "backbone" not in options else ())))
+
+
+_DEPARTURES_V2 = (
+    "margin 1.143: views are of the stored 256 px square, published: of the whole image",
+    "batch_size 256: published: 4096, on 64 GPUs",
+    "lr 0.3: in proportion to the batch, published: 4.8",
+    "optimizer: SGD, published: SGD with LARC (trust 0.001)",
+    "schedule cosine: from and to 0, published: from 0.3 and to 0.0048, of 4.8",
+    "colour 0.8: brightness, contrast and saturation of every view, published: of 80 %, with hue (0.2) and blur (50 %)",
+    "features memory: of the mean of both views, published: of one of them, by turns of the clusterings",
+    "first features: of the fixed views in evaluation mode, published: of random ones in training mode",
+    "empty split: no cluster stays empty, published: an empty one keeps its old centroid",
+    "batch normalisation: over the batch of a process, published: over those of 8 GPUs",
+)
 
 
 def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
@@ -306,7 +375,9 @@ def _from_scratch(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
     }  # fmt: skip
 
 
-PRESETS = {"auto": auto, "v1": v1, "v2": v2}
+PRESETS = {
+    "auto": auto, "v1": v1, "v1-official": v1_official, "v2": v2, "v2-400-2x224": v2_400_2x224, "v2-800": v2_800,
+}  # fmt: skip
 IMAGES_A_ROUND = 5000
 PASSES = 90
 IMAGES_IN_ALL = 5_000_000

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Clustering:
-    """The result of k-means on N rows of d numbers.
+    """The result of k-means, or of ``pic`` (see there), on N rows of d numbers.
 
     ``labels`` (int64, N) are the nearest of ``centroids`` (float32, K x d): they belong to these centroids, not to the
     ones before the last update. ``sizes`` (int64, K) count the labels. ``inertia`` is the sum over rows of the squared

@@ -393,10 +393,11 @@ def _graph(reduced: Tensor, seed: int) -> Graph:
 
 def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Result:
     """Step 7; the first process gets the features of all images."""
+    empty = "split" if recipe.empty == "faiss" else recipe.empty  # that one is for the record of rounds
     found = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty, levels=recipe.kmeans_levels,
+        iterations=recipe.kmeans_iterations, empty=empty, levels=recipe.kmeans_levels,
         progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
     return replace(found, reduced=store.table.at_first(found.reduced))

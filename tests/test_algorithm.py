@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from deepcluster import algorithm
-from deepcluster.algorithm import alternate, conclude, trusted
+from deepcluster.algorithm import alternate, conclude, renumbered, trusted
 from deepcluster.assembly import rounds_of
 from deepcluster.clustering import kmeans, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import nmi, repeated
@@ -60,6 +60,30 @@ def test_the_labels_trained_on_are_the_labels_recorded(monkeypatch):
     assert len(trained_on) == 3
     for labels, round in zip(trained_on, rounds, strict=True):
         assert torch.equal(labels[:, 0], round.clustering.labels)
+
+
+def test_renumbered_labels_are_places_among_the_clusters_that_are_not_empty(monkeypatch):
+    assert renumbered(torch.tensor([7, 2, 7, 5])).tolist() == [2, 0, 2, 1]
+    images, _ = drawings(3)
+    images = images.repeat(4, 1, 1, 1)  # 9 distinct images, so 3 of 12 clusters are empty
+    trained_on = []
+    original = algorithm.train_on_pseudo_labels
+
+    def spy(network, images, labels, *arguments, **options):
+        assert network.head.out_features == 12
+        trained_on.append(labels.clone())
+        return original(network, images, labels, *arguments, **options)
+
+    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
+    options = {**OPTIONS, "clusters": 12, "empty": "faiss", "lr": 0.0}
+    (ours,) = alternate(network(), images, rounds=1, **options)
+    (theirs,) = alternate(network(), images, rounds=1, **options, renumber=True)
+    assert torch.equal(ours.clustering.labels, theirs.clustering.labels)
+    kept, learnt = (each[:, 0] for each in trained_on)
+    assert torch.equal(kept, ours.clustering.labels)
+    assert learnt.unique().tolist() == list(range(9))
+    assert kept.max() > 8
+    assert all(len(learnt[kept == number].unique()) == 1 for number in kept.unique())
 
 
 def test_a_round_really_uses_its_pseudo_labels():

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,12 @@ def test_recipes_and_doctor(capsys):
     listed = capsys.readouterr().out
     assert "v1" in listed
     assert "auto" in listed
-    assert run_command(["recipes", "v1"]) == 0
-    assert "pseudo_labels = 10000" in capsys.readouterr().out
+    for name in ("v1", "v1-official", "v2", "v2-400-2x224", "v2-800"):
+        assert name in listed
+        assert run_command(["recipes", name]) == 0
+        printed = capsys.readouterr().out
+        assert "published" in printed
+        assert tomllib.loads(printed)["pseudo_labels"] == (10000 if name.startswith("v1") else 3000)
     assert run_command(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
 

@@ -105,9 +105,16 @@ def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
         results.recut(tmp_path / "run", k)
 
 
-@pytest.mark.parametrize("recipe", ["v1", "v2"])
-def test_other_recipes_on_two_images(recipe: str, tmp_path: Path) -> None:
-    own = {"rounds": 1, "image_size": 8, "backbone": "compact", "batch_size": 4}
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        *((name, {}) for name in ("v1", "v1-official", "v2", "v2-400-2x224", "v2-800")),
+        ("v1", {"clustering": "pic"}),
+        ("v1-official", {"clustering": "pic"}),
+    ],
+)
+def test_other_recipes_on_two_images(recipe: str, options: dict[str, str], tmp_path: Path) -> None:
+    own = {"rounds": 2, "image_size": 8, "backbone": "compact", "batch_size": 4, **options}
     request = Request(out=tmp_path / "run", n_clusters=2, recipe=recipe, options=own)
     folder = run.fit(noise(2), request).path
     assert {row["cluster"] for row in table(folder)} == {"0", "1"}

@@ -8,6 +8,8 @@ from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
 
+IMAGENET = replace(PHOTOS, count=1_281_167, short_side=400)
+
 
 def test_v1_is_the_paper():
     recipe = resolve("v1", {}, replace(PHOTOS, count=1_281_167)).recipe
@@ -17,6 +19,16 @@ def test_v1_is_the_paper():
     assert (recipe.schedule, recipe.head_lr, recipe.kmeans_iterations, recipe.empty) == ("constant", 0, 20, "split")
     assert (recipe.crop_min, recipe.crop_max, recipe.flip, recipe.colour) == (0.08, 1, 0.5, 0)
     assert recipe.sampling == "uniform"
+
+
+def test_v1_official_is_the_released_code_by_its_defaults():
+    paper, released = (resolve(name, {}, IMAGENET).recipe for name in ("v1", "v1-official"))
+    assert (released.rounds, released.sobel, released.sampling) == (200, False, "official")
+    assert (released.empty, released.renumber) == ("faiss", True)
+    assert released.patience > released.rounds  # it never ends early
+    changed = ("rounds", "sobel", "sampling", "empty", "renumber", "patience")
+    assert replace(released, **{name: getattr(paper, name) for name in changed}) == paper
+    assert resolve("v1-official", {"sobel": "true"}, IMAGENET).recipe.sobel
 
 
 def test_v1_on_few_images_lowers_the_number_of_clusters_and_says_so():
@@ -37,6 +49,52 @@ def test_v2_is_the_published_run():
     assert recipe.lr == pytest.approx(4.8 * recipe.batch_size / 4096)
     assert (recipe.schedule, recipe.warmup, recipe.weight_decay, recipe.sampling) == ("cosine", 10, 1e-6, "none")
     assert recipe.instance_temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds", "large", "small", "crops"),
+    [  # the scripts of its authors
+        ("v2", 400, (2, 160), (4, 96), (0.08, 1, 0.05, 0.14)),
+        ("v2-400-2x224", 400, (2, 224), (0, 96), (0.08, 1, 0.05, 0.14)),
+        ("v2-800", 800, (2, 224), (6, 96), (0.14, 1, 0.05, 0.14)),
+    ],
+)
+def test_the_published_runs_of_v2(name, rounds, large, small, crops):
+    recipe = resolve(name, {}, IMAGENET).recipe
+    assert recipe.rounds == rounds
+    assert (recipe.views, recipe.view_size or recipe.image_size) == large
+    assert (recipe.small_views, recipe.small_size) == small
+    assert (recipe.crop_min, recipe.crop_max, recipe.small_crop_min, recipe.small_crop_max) == crops
+    changed = {"rounds": 400, "view_size": 160, "small_views": 4, "crop_min": 0.08}
+    assert replace(recipe, **changed) == resolve("v2", {}, IMAGENET).recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("v1", ["whole image", "float32", "always all rounds", "some may"]),
+        ("v1-official", ["whole image", "main.sh", "the paper has 500", "does not balance", "numbered anew"]),
+        ("v2", ["4096", "4.8", "LARC", "0.0048", "hue", "by turns", "training mode", "old centroid", "8 GPUs"]),
+        ("v2-400-2x224", ["4096", "LARC"]),
+        ("v2-800", ["4096", "LARC"]),
+    ],
+)
+def test_departures_from_what_was_published_are_named(name, published):
+    plan = resolve(name, {}, IMAGENET)
+    text = "\n".join(plan.reasons)
+    assert all(each in text for each in published)
+    assert all(": " in reason for reason in plan.reasons)
+    values = {line.partition(": ")[0].partition(" ")[::2] for line in plan.reasons}
+    for option, value in values:
+        if option in asdict(plan.recipe):
+            of = getattr(plan.recipe, option)
+            assert value == (f"{of:.4g}" if isinstance(of, float) else str(of)), option
+
+
+def test_a_departure_that_was_undone_is_not_named():
+    assert not any(line.startswith("patience") for line in resolve("v1", {"patience": 9}, IMAGENET).reasons[:-1])
+    other = resolve("v2", {"backbone": "compact", "image_size": 32}, PHOTOS)
+    assert not any("LARC" in line for line in other.reasons)  # nobody takes that for the published run
 
 
 def test_v2_with_another_network_keeps_the_proportions():
@@ -124,7 +182,8 @@ def test_more_pseudo_labels_than_images():
         ({"lr": "nan"}, "between"),
         ({"lr": "-1"}, "between"),
         ({"sobel": "maybe"}, "true or false"),
-        ({"empty": "drop"}, "split or sample"),
+        ({"empty": "drop"}, "split or sample or faiss"),
+        ({"renumber": "true"}, "for a new linear head: temperature=0.1"),
         ({"kmeans_levels": "3"}, "kmeans_levels=3 must lie between 1 and 2"),
         ({"crop_min": "2"}, "crop_max"),
         ({"rounds": True}, "whole number"),

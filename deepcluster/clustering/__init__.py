@@ -1,7 +1,8 @@
-"""Mathematics on matrices: whitening, k-means, the cut into groups, agreement of two assignments."""
+"""Mathematics on matrices: whitening, k-means, power iterations, the cut into groups, agreement of two assignments."""
 
 from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pic import pic
 from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, whiten
 
-__all__ = ["Whitening", "kmeans", "two_level_kmeans", "whiten"]
+__all__ = ["Whitening", "kmeans", "pic", "two_level_kmeans", "whiten"]

@@ -19,7 +19,7 @@ from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
 from deepcluster.shards import Shards, shards
 
-EMPTY_POLICIES = ("split", "sample")
+EMPTY_POLICIES = ("split", "sample", "faiss")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
 Finish = Callable[[Tensor], Tensor]
 Reseed = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]  # centroids, sizes, how many, random: new centroids
@@ -47,13 +47,13 @@ def kmeans(
     centroids at most (one that changes nothing is the last), followed by one more assignment, so that the labels belong
     to the centroids returned. precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16
     where that is native and the matrix product is large). empty: what becomes of a centroid without rows: ``split``
-    puts it beside that of a large cluster (faiss, the paper's code), ``sample`` on a random row. spherical: centroids
-    have length 1; for rows of length 1. workers: threads (as many as torch uses). chunk: rows scored at a time (as many
-    as fit the cache).
+    puts it beside that of a large cluster, ``sample`` on a random row, ``faiss`` splits as faiss does, and so the
+    paper's code did, and no more (some may be empty in the end). spherical: centroids have length 1; for rows of length
+    1. workers: threads (as many as torch uses). chunk: rows scored at a time (as many as fit the cache).
 
-    Where there are at least k distinct rows no cluster is empty: what the policy leaves empty after the last update is
-    put on rows that lie farthest from their centroid. Deterministic on one machine for given arguments, and the same
-    for any ``workers`` and ``chunk``.
+    Where there are at least k distinct rows no cluster is empty (but for ``faiss``): what the policy leaves empty after
+    the last update is put on rows that lie farthest from their centroid. Deterministic on one machine for given
+    arguments, and the same for any ``workers`` and ``chunk``.
 
     processes: those that share the rows. ``x``, ``start`` where it is labels, and the labels returned are the own ones
     of each; N and everything else are of all, and the same for all. In an iteration one k x (d + 1) sum goes round.
@@ -76,7 +76,10 @@ def kmeans(
         precision = "fp32"
     dtype = choose_precision(precision, x.device)
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
-    reseed: Reseed = _beside_large if empty == "split" else partial(_random_sample, x, table)
+    policies: dict[str, Reseed] = {
+        "split": _beside_large, "sample": partial(_random_sample, x, table), "faiss": _as_faiss,
+    }  # fmt: skip
+    reseed = policies[empty]
 
     def renew(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
         """Centroids from the sums of an assignment, and how many of them had no rows."""
@@ -109,7 +112,7 @@ def kmeans(
         labels, distances = place(walk, centroids, chunk)
         if processes.any(not torch.isfinite(distances).all()):
             raise _not_finite(walk, processes)
-        return _repaired(walk, table, labels, centroids, distances, done, reseeded, chunk)
+        return _repaired(walk, table, labels, centroids, distances, done, reseeded, chunk, repair=empty != "faiss")
 
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
@@ -151,12 +154,12 @@ def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
 
 def _repaired(
     walk: Rows, table: Shards, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int,
-    chunk: int | None,
+    chunk: int | None, *, repair: bool,
 ) -> Clustering:  # fmt: skip
     """The result, with empty clusters moved onto rows that had a distance: the inertia falls each time, so it ends."""
     k = len(centroids)
     sizes, inertia = _sizes_and_inertia(labels, distances, k, table.processes)
-    while len(vacant := torch.nonzero(sizes == 0).flatten()):
+    while repair and len(vacant := torch.nonzero(sizes == 0).flatten()):
         far = _farthest_distinct(walk.x, table, distances, len(vacant))
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
@@ -204,6 +207,24 @@ def _beside_large(centroids: Tensor, sizes: Tensor, count: int, random: torch.Ge
     donors = torch.multinomial((sizes - 1).clamp(min=0).float().cpu(), count, replacement=True, generator=random)
     signs = 2.0 * torch.randint(2, (count, centroids.shape[1]), generator=random) - 1
     return centroids[donors.to(centroids.device)] * (1 + signs / 1024).to(centroids)
+
+
+def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """``faiss``: one after the other beside a donor drawn by size - 1, which gives half of its size and moves too.
+
+    Coordinates are multiplied by 1 + 1/1024 and 1 - 1/1024 in turn, the donor's the other way round.
+    """
+    sizes = sizes.clone().cpu()
+    away = torch.full((centroids.shape[1],), 1 / 1024, device=centroids.device)
+    away[1::2] *= -1
+    vacant = torch.nonzero(sizes == 0).flatten()
+    for each in vacant.tolist():
+        donor = int(torch.multinomial((sizes - 1).clamp(min=0).float(), 1, generator=random))
+        centroids[each] = centroids[donor] * (1 + away)
+        centroids[donor] *= 1 - away
+        sizes[each] = sizes[donor] // 2
+        sizes[donor] -= sizes[each]
+    return centroids[vacant]
 
 
 def _random_sample(

@@ -1,0 +1,310 @@
+"""Which parts of the paper's recipe matter? One factor at a time, over seeds; the labels only score.
+
+    python benchmarks/ablation.py TRAIN TEST [--settings NAME ...] [--seeds 0 1 2] [--print]
+    python benchmarks/ablation.py --draws [--seeds 0 1 2]
+
+Recipe v1 (Caron et al. 2018) as far as it runs on one core: CIFAR-10 class folders, 5,000 images of TRAIN chosen by
+the seed, 6 passes over them, K = 100, batches of 64, and the compact network, its first convolution halving the image,
+behind the paper's Sobel filter in place of AlexNet. Everything else is v1's. A setting changes one thing. The settings
+that begin with ``tail`` have classes of unequal size: 2,000 images of the first, 20 of the last, exponential between.
+
+Measured after the last pass, by the labels: accuracy on 2,000 images of TEST, of a linear classifier (logistic
+regression on standardised features, classes weighted equally) and of the vote of 20 neighbours; ACC and NMI of k-means
+with k = 10; neighbours and k-means are by features of whitening 0.5 and length 1, the same for all settings. Without
+labels, of the last clustering trained on: NMI to the one before, share of the largest cluster, effective number of
+clusters (exp of the entropy of their sizes). Of the draws of all epochs: the spread of the number of draws of a cluster
+as a share of its mean (CV: 0 is balanced), the share of the images that an epoch draws, and the share of draws that
+fall on the largest class.
+
+--draws takes a second and no images: what one epoch draws of 50,000 images, in random order, of two made-up
+clusterings: 100 clusters of log-normal sizes (sigma 1), and 10 of which one has 91 %.
+
+results/ablation.json grows by every run, and what is in it is not made again; --print only prints what is there. The
+algorithm is called, not the command, as draws are counted and the command has no Sobel filter for this network.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from common import RESULTS, save, spread
+from torch import Tensor, nn
+
+from deepcluster.algorithm import alternate
+from deepcluster.clustering.agreement import accuracy, nmi
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.pic import pic
+from deepcluster.clustering.whitening import whiten
+from deepcluster.images.labels import true_labels
+from deepcluster.images.sampling import each_once, official, uniform_over_clusters
+from deepcluster.images.source import find
+from deepcluster.images.store import read_once
+from deepcluster.learning.features import extract
+from deepcluster.learning.pseudo_labels import Sampler
+from deepcluster.nets.backbone import Network
+from deepcluster.nets.compact import WIDTH, Compact
+from deepcluster.nets.paper import sobel_filter
+from deepcluster.records import Round
+from deepcluster.seeding import derive, generator
+
+SIZE, COUNT, TESTED, PASSES = 32, 5000, 2000, 6
+LARGEST, RATIO = 2000, 100  # of unequal classes: images of the first, and how many times those of the last
+NEIGHBOURS, TEMPERATURE = 20, 0.1
+SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+# What is changed of the arguments of alternate; sobel, sampling and tail are this script's own.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "v1": {},
+    "untrained": {"rounds": 0},
+    "untrained, sobel off": {"rounds": 0, "sobel": False},
+    "sampling official": {"sampling": "official"},
+    "sampling none": {"sampling": "none"},
+    "tail, v1": {"tail": True},
+    "tail, sampling official": {"tail": True, "sampling": "official"},
+    "tail, sampling none": {"tail": True, "sampling": "none"},
+    "K 1000": {"clusters": 1000},
+    "K 30": {"clusters": 30},
+    "K 300": {"clusters": 300},
+    "whitening 0.5": {"whitening": 0.5},
+    "whitening 0": {"whitening": 0.0},
+    "no reduction": {"dims": None},
+    "sobel off": {"sobel": False},
+    "head frozen means": {"temperature": 0.1},
+    "PIC": {"group": pic},
+    "2 epochs a round": {"epochs": 2},
+    "3 epochs a round": {"epochs": 3},
+    "K 1000, sampling official": {"clusters": 1000, "sampling": "official"},
+    "K 1000, sampling none": {"clusters": 1000, "sampling": "none"},
+}
+COLUMNS = (
+    "linear",
+    "knn",
+    "acc",
+    "nmi",
+    "nmi_previous",
+    "largest_share",
+    "effective",
+    "draws_cv",
+    "seen",
+    "largest_class",
+)
+
+
+def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int, how: dict[str, Any]) -> dict[str, Any]:
+    """One setting with one seed: its measures."""
+    begin = time.perf_counter()
+    how = {"clusters": 100, "epochs": 1, **how}
+    rows = chosen(labels, seed, tail=how.pop("tail", False))
+    images, labels = images[rows], labels[rows]
+    network = network_of(seed, sobel=how.pop("sobel", True))
+    sample = SAMPLERS[how.pop("sampling", "uniform")]
+    drawn_each: list[dict[str, float]] = []
+
+    def counted(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
+        drawn = sample(numbers, count, random)
+        drawn_each.append(of_draws(numbers, drawn, labels))
+        return drawn
+
+    last: Round | None = None
+    rounds = how.pop("rounds", PASSES // how["epochs"])
+    of_rounds = alternate(
+        network, images, rounds=rounds, batch_size=64, seed=seed, sample=counted, patience=PASSES, **how
+    )
+    for each in of_rounds:
+        last = each
+    found = scores(network, images, labels, tests, truth, seed)
+    if last is not None:
+        found |= of_clusters(last) | {name: mean(each[name] for each in drawn_each) for name in drawn_each[0]}
+    return found | {"seconds": round(time.perf_counter() - begin, 1)}
+
+
+def chosen(labels: Tensor, seed: int, *, tail: bool) -> Tensor:
+    """Rows of as many images of each class, or of exponentially fewer from class to class, chosen by the seed."""
+    classes = int(labels.max()) + 1
+    sizes = [round(LARGEST * RATIO ** (-c / (classes - 1))) if tail else COUNT // classes for c in range(classes)]
+    random = generator(seed, "subset")
+    parts = [torch.nonzero(labels == c).flatten() for c in range(classes)]
+    parts = [part[torch.randperm(len(part), generator=random)[:size]] for part, size in zip(parts, sizes, strict=True)]
+    rows = torch.cat(parts)
+    # Mixed, as the released sampler depends on the order of the images.
+    return rows[torch.randperm(len(rows), generator=random)]
+
+
+def network_of(seed: int, *, sobel: bool) -> Network:
+    random = generator(seed, "network")
+    body: nn.Sequential = Compact(2 * SIZE, random)  # the size at which its first convolution halves
+    if sobel:
+        first = nn.Conv2d(2, WIDTH, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(first.weight, nonlinearity="relu", generator=random)
+        body[0][0] = first  # type: ignore[index]
+        body = nn.Sequential(sobel_filter(), body)
+    return Network(body, 8 * WIDTH).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+# ---- measures -------------------------------------------------------------------------------------------------------
+
+
+def scores(
+    network: Network, images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int
+) -> dict[str, float]:
+    from sklearn.linear_model import LogisticRegression
+
+    known, asked = extract(network, images, size=SIZE), extract(network, tests, size=SIZE)
+    centre, scale = known.mean(0), known.std(0).clamp(min=1e-6)
+    classifier = LogisticRegression(C=0.1, max_iter=500, class_weight="balanced").fit(
+        ((known - centre) / scale).numpy(), labels.numpy()
+    )
+    linear = classifier.score(((asked - centre) / scale).numpy(), truth.numpy())
+    reduction = whiten(known, 256, 0.5)
+    rows, queries = reduction(known), reduction(asked)
+    likeness, nearest = (queries @ rows.T).topk(NEIGHBOURS, 1)
+    votes = torch.zeros(len(queries), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[nearest], (likeness / TEMPERATURE).exp())
+    groups = kmeans(rows, int(labels.max()) + 1, seed=derive(seed, "groups"), iterations=50).labels
+    return {
+        "linear": float(linear),
+        "knn": float((votes.argmax(1) == truth).float().mean()),
+        "acc": accuracy(labels, groups),
+        "nmi": nmi(labels, groups),
+    }
+
+
+def of_clusters(last: Round) -> dict[str, float]:
+    """Of the clustering that was trained on last."""
+    shares = last.clustering.sizes[last.clustering.sizes > 0].double() / len(last.clustering.labels)
+    return {
+        "largest_share": last.clustering.largest_share,
+        "occupied": last.clustering.occupied,
+        "effective": math.exp(float(-(shares * shares.log()).sum())),
+        "nmi_previous": last.nmi_previous,
+        "loss": last.loss,
+        "chance_loss": last.chance_loss,
+    }
+
+
+def of_draws(numbers: Tensor, drawn: Tensor, labels: Tensor) -> dict[str, float]:
+    """Of one epoch: how even the draws are over the clusters, which are all that is known of the images."""
+    counts = torch.bincount(numbers[drawn], minlength=int(numbers.max()) + 1)[torch.bincount(numbers) > 0].double()
+    return {
+        "draws_cv": float(counts.std(correction=0) / counts.mean()),
+        "seen": len(drawn.unique()) / len(numbers),
+        "largest_class": float((labels[drawn] == labels.mode().values).float().mean()),
+    }
+
+
+# ---- draws ----------------------------------------------------------------------------------------------------------
+
+
+def made_up(name: str, seed: int, rows: int = 50_000) -> Tensor:
+    """The clusters of images in random order: N labels."""
+    random = generator(seed, "sizes")
+    shares = torch.randn(100, generator=random).exp() if name == "log-normal" else torch.tensor([91.0] + [1.0] * 9)
+    ends = (shares.cumsum(0) / shares.sum() * rows).round().long()
+    labels = torch.searchsorted(ends, torch.arange(rows), right=True)
+    return labels[torch.randperm(rows, generator=random)]
+
+
+def draws(seeds: Sequence[int]) -> list[dict[str, Any]]:
+    rows = []
+    for name in ("log-normal", "one of 91 %"):
+        for sampling, sample in SAMPLERS.items():
+            for seed in seeds:
+                labels = made_up(name, seed)
+                found = of_draws(labels, sample(labels, len(labels), generator(seed, "draws")), labels)
+                rows.append({"sizes": name, "sampling": sampling, "seed": seed, **found})
+    return rows
+
+
+def draws_table(rows: Sequence[dict[str, Any]]) -> str:
+    columns = ("draws_cv", "seen", "largest_class")
+    lines = ["| sizes | sampling | CV of the draws of a cluster | images drawn | draws of the largest cluster |"]
+    lines += ["|---|---|---|---|---|"]
+    for sizes, sampling in dict.fromkeys((row["sizes"], row["sampling"]) for row in rows):
+        of = [row for row in rows if (row["sizes"], row["sampling"]) == (sizes, sampling)]
+        lines.append(
+            f"| {sizes} | {sampling} | " + " | ".join(spread([row[name] for row in of]) for name in columns) + " |"
+        )
+    return "\n".join(lines)
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+@cache
+def read(folder: str) -> tuple[Tensor, Tensor]:
+    """All images of class folders, uint8, N x 3 x S x S, and the numbers of their classes."""
+    source = find(folder)
+    names = true_labels("folders", source)
+    with tempfile.TemporaryDirectory() as place:
+        store = read_once(source, SIZE, folder=Path(place))
+        kept = [names[i] for i in store.kept]
+        numbers = {name: number for number, name in enumerate(sorted(set(kept)))}
+        return store.images[:].clone(), torch.tensor([numbers[name] for name in kept])
+
+
+def made(file: Path, what: str = "runs") -> list[dict[str, Any]]:
+    return list(json.loads(file.read_text()).get(what, [])) if file.is_file() else []
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds of every setting, and of the changes of seeds by it, as Markdown."""
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = ["| | seeds | " + " | ".join([*columns, "linear, change", "nmi, change"]) + " |"]
+    lines += ["|---" * (len(columns) + 4) + "|"]
+    by = {(row["setting"], row["seed"]): row for row in rows}
+    for setting in [each for each in SETTINGS if any(each == row["setting"] for row in rows)]:
+        of = [row for row in rows if row["setting"] == setting]
+        cells = [spread([row[name] for row in of]) if name in of[0] else "" for name in columns]
+        pairs = [(row, known) for row in of if (known := by.get((_changed_from(setting), row["seed"])))]
+        for name in ("linear", "nmi"):
+            cells.append(spread([row[name] - known[name] for row, known in pairs]) if pairs else "")
+        lines.append(f"| {setting} | {len(of)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _changed_from(setting: str) -> str:
+    """The setting that differs from ``setting`` in one thing; "" of v1."""
+    of, comma, _ = setting.partition(", sampling")
+    return ("tail, v1" if of == "tail" else of) if comma else "v1" if setting not in ("v1", "tail, v1") else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", nargs="?")
+    parser.add_argument("test", nargs="?")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--print", action="store_true")
+    parser.add_argument("--draws", action="store_true")
+    options = parser.parse_args()
+    file = RESULTS / "ablation.json"
+    if options.draws:
+        save("ablation", {"runs": made(file), "draws": (found := draws(options.seeds))})
+        print(draws_table(found))
+        return
+    if not (options.print or (options.train and options.test)):
+        parser.error("give the folders TRAIN and TEST, or --draws or --print")
+    for setting, seed in ((setting, seed) for setting in options.settings for seed in options.seeds):
+        done = {(row["setting"], row["seed"]) for row in made(file)}
+        if options.print or (setting, seed) in done:
+            continue
+        images, labels = read(options.train)
+        tests, truth = read(options.test)
+        some = torch.arange(0, len(tests), len(tests) // TESTED)  # the same for all, as many of each class
+        found = run(images, labels, tests[some], truth[some], seed, SETTINGS[setting])
+        row = {"setting": setting, "seed": seed, **found}
+        save("ablation", {"runs": [*made(file), row], "draws": made(file, "draws")})
+        print(row, file=sys.stderr, flush=True)
+    print(table(made(file)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Clustering (step 4) by the paper's second choice: power iterations on the neighbour graph, and its local maxima."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from deepcluster.clustering.kmeans import means
+from deepcluster.clustering.rows import matrix
+from deepcluster.errors import NonFiniteError
+from deepcluster.records import Clustering
+
+NEIGHBOURS = 5
+SIGMA = 0.2  # the scale of distances, for rows of length 1
+ALPHA = 0.001  # the share of a step that comes over the ties
+ITERATIONS = 200
+SCORES = 1 << 22  # likenesses computed at a time
+Numbers = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
+    """Group N rows of length 1 by power iteration clustering; their number of clusters is found, not given.
+
+    Every row is tied to its 5 nearest ones by exp(-d^2 / 0.2^2), and ties count both ways (W, symmetric). Each row has
+    a mass v, at first 1/N; a step of the power iteration is v = 0.001 W v + 0.999 / N, scaled to the sum 1. After 200
+    of them a row points to the neighbour j with the largest W_ij (v_j - v_i) above 0. A row that points nowhere is a
+    local maximum and makes a cluster with all rows that lead to it. A cluster of one row goes to that of its nearest
+    row, so none is smaller than two (where N is). The numbers are those of the code released with Caron et al. 2018;
+    to which of its terms a step gives 0.001 changed the number of clusters by 1 to 2 % (docs/decisions.md).
+
+    x: N x d, of any floating type, N at least 1. Takes N^2 d multiplications and memory for 5 N ties; nothing is
+    random. ``centroids`` are the means of the clusters, and ``inertia`` is of them; other than after k-means, a row may
+    be nearer to the mean of another cluster. Raises ValueError without rows, NonFiniteError on NaN or infinity.
+    """
+    x = matrix(x)
+    rows = len(x)
+    if not rows:
+        raise ValueError("there are no rows to group")
+    if bad := int((~torch.isfinite(x).all(1)).sum()):
+        raise NonFiniteError(f"{bad} of {rows} rows are not finite")
+    nearest, distances = _nearest(x, min(NEIGHBOURS, rows - 1))
+    ties = _ties(nearest, distances)
+    tops = _leads_to(ties, _masses(ties))
+    labels = torch.from_numpy(_without_singletons(tops, nearest))
+    k = int(labels.max()) + 1
+    centroids = means(x, labels, k)
+    inertia = sum(
+        float((part.float() - centroids[own].to(x.device)).double().square().sum())
+        for part, own in zip(x.split(1 << 16), labels.split(1 << 16), strict=True)
+    )
+    return Clustering(labels, centroids, torch.bincount(labels, minlength=k), inertia, ITERATIONS, 0)
+
+
+def _nearest(x: Tensor, count: int) -> tuple[Indices, Numbers]:
+    """The ``count`` nearest other rows of each row, nearest first, and the squared distances to them: N x count."""
+    rows, x = len(x), x.float()
+    lengths = x.square().sum(1)
+    nearest = torch.empty(rows, count, dtype=torch.int64)
+    distances = torch.empty(rows, count, dtype=torch.float64)
+    size = max(1, SCORES // rows)
+    for begin in range(0, rows if count else 0, size):
+        part = x[begin : begin + size]
+        likeness = part @ x.T - lengths / 2
+        likeness[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
+        found = likeness.topk(count, 1).indices
+        # As a sum of squares: as a difference of products it would be rounding errors where rows are close.
+        exact = (x[found].double() - part.double().unsqueeze(1)).square().sum(2)
+        exact, order = exact.sort(dim=1, stable=True)
+        nearest[begin : begin + len(part)] = found.gather(1, order).cpu()
+        distances[begin : begin + len(part)] = exact.cpu()
+    return nearest.numpy(), distances.numpy()
+
+
+def _ties(nearest: Indices, distances: Numbers) -> csr_array:
+    rows, count = nearest.shape
+    weights = np.exp(-distances / SIGMA**2).ravel()
+    one = csr_array((weights, nearest.ravel(), count * np.arange(rows + 1)), (rows, rows))
+    return csr_array(one + one.T)
+
+
+def _masses(ties: csr_array) -> Numbers:
+    rows = ties.shape[0]
+    masses = np.full(rows, 1 / rows)
+    for _ in range(ITERATIONS):
+        masses = ALPHA * (ties @ masses) + (1 - ALPHA) / rows
+        masses /= masses.sum()
+    return masses
+
+
+def _leads_to(ties: csr_array, masses: Numbers) -> Indices:
+    """The local maximum that each row leads to; its own number where it is one."""
+    pairs = ties.tocoo()
+    gains = pairs.data * (masses[pairs.col] - masses[pairs.row])
+    order = np.lexsort((pairs.col, -gains, pairs.row))  # of a row's neighbours the best first
+    order = order[gains[order] > 0]
+    climbing, first = np.unique(pairs.row[order], return_index=True)
+    pointers = np.arange(len(masses))
+    pointers[climbing] = pairs.col[order][first]
+    while not np.array_equal(further := pointers[pointers], pointers):  # it only goes up, so there is no circle
+        pointers = further
+    return pointers
+
+
+def _without_singletons(tops: Indices, nearest: Indices) -> Indices:
+    """Numbers 0 to K - 1 of the clusters, in order of their local maxima, after those of one row went to another."""
+    labels = np.unique(tops, return_inverse=True)[1].astype(np.int64)
+    sizes = np.bincount(labels)
+    for row in np.flatnonzero(sizes[labels] == 1) if nearest.shape[1] else ():
+        if sizes[labels[row]] == 1:  # no other one has come to it meanwhile
+            sizes[labels[row]] = 0
+            labels[row] = labels[nearest[row, 0]]
+            sizes[labels[row]] += 1
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,246 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from sklearn.metrics import homogeneity_score
+from torch.nn import functional as F
+
+from deepcluster.algorithm import alternate
+from deepcluster.assembly import rounds_of
+from deepcluster.clustering import kmeans, pic
+from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons
+from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.images.augment import Augmentation
+from deepcluster.nets.backbone import build
+from deepcluster.recipe import Recipe
+from deepcluster.records import State
+from deepcluster.seeding import generator
+from tests.drawings import drawings
+
+
+def normal(rows: int, width: int, *index: int) -> torch.Tensor:
+    return torch.randn(rows, width, generator=generator(0, "test", rows, width, *index))
+
+
+def reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masses and labels by full matrices and loops, from the description alone."""
+    rows = len(x)
+    distances = ((x[:, None] - x[None]) ** 2).sum(2)
+    others = [sorted((j for j in range(rows) if j != i), key=lambda j, i=i: distances[i, j])[:5] for i in range(rows)]
+    one = np.zeros((rows, rows))
+    for i in range(rows):
+        for j in others[i]:
+            one[i, j] = math.exp(-distances[i, j] / 0.2**2)
+    ties = one + one.T
+    masses = np.full(rows, 1 / rows)
+    for _ in range(200):
+        masses = 0.001 * ties @ masses + 0.999 / rows
+        masses = masses / masses.sum()
+    top = []
+    for i in range(rows):
+        at = i
+        while True:
+            gains = ties[at] * (masses - masses[at])
+            if gains.max() <= 0:
+                break
+            at = int(gains.argmax())
+        top.append(at)
+    clusters = {peak: [i for i in range(rows) if top[i] == peak] for peak in sorted(set(top))}
+    for i in range(rows):
+        if clusters.get(top[i]) == [i]:
+            del clusters[top[i]]
+            top[i] = top[others[i][0]]
+            clusters[top[i]] = [*clusters[top[i]], i]
+    names = sorted(clusters)
+    return masses, np.array([names.index(peak) for peak in top])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scale", [0.1, 0.3])
+def test_the_same_as_full_matrices_and_loops(seed, scale):
+    x = scale * normal(120, 3, seed)
+    masses, labels = reference(x.double().numpy())
+    ours = _masses(_ties(*_nearest(x, 5)))
+    np.testing.assert_allclose(ours, masses, rtol=1e-9)
+    found = pic(x)
+    assert found.labels.tolist() == labels.tolist()
+    assert 3 < len(found.sizes) < 60
+
+
+def test_two_groups_by_hand():
+    """Six rows in a line, and the same mirrored and far away: each row's five nearest are the rest of its group."""
+    line = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.55])
+    x = torch.cat([line, 5 - line]).unsqueeze(1)
+    nearest, distances = _nearest(x, 5)
+    assert nearest[5].tolist() == [4, 3, 2, 1, 0]
+    assert distances[5] == pytest.approx([0.15**2, 0.25**2, 0.35**2, 0.45**2, 0.55**2], rel=1e-4)
+    ties = _ties(nearest, distances)
+    assert ties[0, 1] == pytest.approx(2 * math.exp(-0.01 / 0.04), rel=1e-4)  # both are among the other's nearest
+    assert ties[2].sum() == pytest.approx(2 * (2 * math.exp(-0.25) + 2 * math.exp(-1) + math.exp(-3.0625)), rel=1e-4)
+    masses = _masses(ties)
+    assert masses.sum() == pytest.approx(1)
+    # The third has most ties (2.34, where the fourth has 2.24), so all go up to it.
+    assert masses[:6].argmax() == 2
+    assert _leads_to(ties, masses).tolist() == [2] * 6 + [8] * 6
+    found = pic(x)
+    assert found.labels.tolist() == [0] * 6 + [1] * 6
+    assert found.sizes.tolist() == [6, 6]
+    middle = 1.55 / 6
+    assert found.centroids.flatten().tolist() == pytest.approx([middle, 5 - middle], rel=1e-6)
+    assert found.inertia == pytest.approx(2 * sum((value - middle) ** 2 for value in line.tolist()), rel=1e-4)
+
+
+def test_a_tie_counts_once_where_only_one_row_is_near():
+    x = torch.cat([torch.linspace(0, 0.05, 6), torch.tensor([0.3])]).unsqueeze(1)
+    ties = _ties(*_nearest(x, 5)).toarray()
+    np.testing.assert_allclose(ties, ties.T)
+    assert ties[6, 5] == pytest.approx(math.exp(-(0.25**2) / 0.04), rel=1e-5)
+    assert ties[6, 0] == 0
+
+
+def test_masses_of_a_star_in_closed_form():
+    """Four rows tied to one: the fixed point of s v = a W v + (1 - a) / N, by two unknowns."""
+    star = np.zeros((5, 5))
+    star[0, 1:] = star[1:, 0] = 1
+    masses = _masses(csr_array(star))
+    centre, leaf = masses[0], masses[1]
+    total = 0.001 * (4 * leaf + 4 * centre) + 0.999
+    assert centre == pytest.approx((0.001 * 4 * leaf + 0.999 / 5) / total, rel=1e-12)
+    assert leaf == pytest.approx((0.001 * centre + 0.999 / 5) / total, rel=1e-12)
+    assert centre > leaf
+
+
+def test_rings_that_kmeans_mixes():
+    """Two rings, 4.5 times as far apart as their rows are. Into as many clusters, k-means takes pieces of both."""
+    which = torch.arange(1200) % 2
+    place = torch.arange(1200) // 2 + 0.3 * torch.rand(1200, generator=generator(0, "rings"))
+    angle = 2 * math.pi * place / 600
+    radius = 0.3 * (1 + 4.5 * 2 * math.pi / 600 * which)
+    x = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    found = pic(x)
+    k = len(found.sizes)
+    assert homogeneity_score(which, found.labels) == pytest.approx(1)
+    assert max(homogeneity_score(which, kmeans(x, k, seed=seed).labels) for seed in range(3)) < 0.7
+
+
+def test_a_single_row_goes_to_its_nearest():
+    x = torch.cat([normal(30, 2) * 0.05, normal(30, 2, 1) * 0.05 + 2, torch.tensor([[1.2, 1.2]])])
+    tops = _leads_to(ties := _ties(*_nearest(x, 5)), _masses(ties))
+    assert tops[60] != 60 or (tops == 60).sum() == 1
+    found = pic(x)
+    nearest = int(torch.cdist(x[60:], x[:60]).argmin())
+    assert found.labels[60] == found.labels[nearest]
+
+
+def test_singletons_that_are_each_others_nearest_become_a_pair():
+    tops, nearest = np.array([0, 1, 2, 2, 4]), np.array([[1, 3], [0, 3], [3, 0], [2, 0], [1, 2]])
+    assert _without_singletons(tops, nearest).tolist() == [0, 0, 1, 1, 0]
+
+
+def test_a_singleton_that_another_one_has_come_to_stays():
+    tops, nearest = np.array([0, 1, 2, 2]), np.array([[1], [2], [3], [2]])
+    assert _without_singletons(tops, nearest).tolist() == [0, 0, 1, 1]
+
+
+def test_rows_of_equal_mass_do_not_point_to_each_other():
+    chain = csr_array(np.array([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]))
+    assert _leads_to(chain, np.full(3, 1 / 3)).tolist() == [0, 1, 2]
+    assert _leads_to(chain, np.array([0.2, 0.3, 0.5])).tolist() == [2, 2, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(2, 60), width=st.integers(1, 5), scale=st.sampled_from([0.0, 0.01, 0.3, 30.0]),
+    twice=st.booleans(), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_invariants(rows, width, scale, twice, seed):
+    x = scale * normal(rows, width, seed)
+    x = torch.cat([x, x]) if twice else x
+    found = pic(x)
+    k = len(found.sizes)
+    assert found.labels.unique().tolist() == list(range(k))
+    assert found.sizes.min() >= 2
+    assert torch.equal(found.sizes, torch.bincount(found.labels))
+    means = torch.stack([x[found.labels == number].double().mean(0) for number in range(k)])
+    torch.testing.assert_close(found.centroids.double(), means, rtol=1e-4, atol=1e-5 * max(scale, 1))
+    inertia = (x.double() - means[found.labels]).square().sum().item()
+    assert found.inertia == pytest.approx(inertia, rel=1e-3, abs=1e-6)
+    assert torch.equal(found.labels, pic(x).labels)
+
+
+def test_one_row_and_none_and_not_finite():
+    assert pic(torch.ones(1, 3)).labels.tolist() == [0]
+    with pytest.raises(ValueError, match="no rows"):
+        pic(torch.ones(0, 3))
+    with pytest.raises(NonFiniteError, match="1 of 3 rows"):
+        pic(torch.tensor([[0.0], [math.nan], [1.0]]))
+
+
+def test_other_types_and_the_order_of_rows():
+    x = F.normalize(normal(300, 8))
+    found = pic(x.numpy())
+    assert torch.equal(found.labels, pic(x).labels)
+    order = torch.randperm(300, generator=generator(1, "order"))
+    assert homogeneity_score(pic(x[order]).labels, found.labels[order]) > 0.99
+
+
+OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_the_alternation_takes_it_and_as_many_clusters_as_there_are_each_round(temperature):
+    images, _ = drawings(20)
+    net = build("compact", image_size=24)
+    counts = []
+    for round in alternate(net, images, rounds=3, **OPTIONS, group=pic, temperature=temperature):
+        counts.append(len(round.clustering.sizes))
+        assert torch.equal(round.clustering.labels, pic(round.reduced).labels)
+        rows = net.head.out_features if temperature is None else len(net.head.directions)
+        assert rows == counts[-1]
+        assert round.chance_loss == pytest.approx(math.log(counts[-1]))
+        assert math.isfinite(round.loss)
+    assert len(set(counts)) > 1
+
+
+def test_it_goes_on_from_a_state_in_a_round_to_the_same_end():
+    images, _ = drawings(10)
+
+    def end(state: State | None, net) -> torch.Tensor:
+        for _ in alternate(net, images, rounds=2, **OPTIONS, group=pic, state=state):
+            pass
+        return torch.cat([value.double().flatten() for value in net.body.state_dict().values()])
+
+    states = []
+
+    def keep(state: State) -> None:
+        if state.round == 1 and state.work is not None and state.work.trained is not None and not states:
+            kept = {name: value.clone() for name, value in network.state_dict().items()}
+            work = state.work
+            states.append((State(1, state.previous, 0, None, tuple(m.clone() for m in state.momentum), work), kept))
+
+    network = build("compact", image_size=24)
+    for _ in alternate(network, images, rounds=2, **OPTIONS, group=pic, keep=keep):
+        pass
+    whole = torch.cat([value.double().flatten() for value in network.body.state_dict().values()])
+    state, kept = states[0]
+    other = build("compact", image_size=24)
+    other.restore(kept)
+    assert torch.equal(end(state, other), whole)
+
+
+def test_the_option_of_a_recipe():
+    images, _ = drawings(10)
+    recipe = Recipe(
+        backbone="compact", sobel=False, image_size=24, margin=1, pseudo_labels=6, rounds=1, batch_size=16,
+        clustering="pic",
+    )  # fmt: skip
+    (round,) = rounds_of(build("compact", image_size=24), images, recipe, 0.05, 0)
+    assert torch.equal(round.clustering.labels, pic(round.reduced).labels)
+    with pytest.raises(UsageError, match="kmeans or pic"):
+        Recipe(clustering="dbscan")
+    with pytest.raises(UsageError, match="heads=3"):
+        Recipe(clustering="pic", heads=3)
