@@ -17,6 +17,7 @@ from torch.optim import SGD
 
 from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.kmeans import kmeans, means
+from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, unreduced, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
@@ -30,8 +31,10 @@ from deepcluster.learning.pseudo_labels import (
     train_on_pseudo_labels,
 )
 from deepcluster.nets.backbone import Network
+from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering, Round, State, Trained, Work
 from deepcluster.seeding import derive, generator
+from deepcluster.shards import Shards, shards
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)
@@ -66,6 +69,7 @@ def alternate(
     iterations: int = 20,
     empty: str = "split",
     spherical: bool = False,
+    levels: int = 1,
     temperature: float | None = None,
     features: str = "pass",
     views: Sequence[Augmentation] = PAPER_VIEWS,
@@ -77,6 +81,7 @@ def alternate(
     state: State | None = None,
     keep: Keep = forgotten,
     progress: Progress = unheard,
+    processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """Yield a Round after each clustering and the training on it; ``network`` is trained in place.
 
@@ -91,18 +96,24 @@ def alternate(
     trains on. instance_temperature: where it is a number, clusters count as far as they are those of the round before,
     and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after
     ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
-    ``patience`` rounds in a row. Everything is a function of ``seed``.
+    ``patience`` rounds in a row. Everything is a function of ``seed``. levels: 2 takes
+    :func:`two_level_kmeans`, for very many clusters.
+
+    processes: those that share the images, of which ``images`` are the own ones of each; so are the rows of ``reduced``
+    and of a memory, while labels are those of all images. A step trains on ``batch_size`` images of all together.
 
     keep: called with the State at the start of a round, when it has clustered, after each step of training, and at the
     end; whoever writes it down, with the network, can go on from there by giving it as ``state``, to the same result.
     """
     if features not in FEATURES:
         raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
+    cluster: Callable[..., Clustering] = kmeans if levels == 1 else two_level_kmeans
     size = size or images.shape[-1]
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     state = state or State()
     restore_momentum(optimizer, state.momentum)
+    table = shards(processes, len(images))
     while state.round < rounds and state.settled < patience:
         index, memory, work = state.round, state.memory, state.work
         keep(state)
@@ -119,11 +130,13 @@ def alternate(
             times.append(time.perf_counter())
 
             # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-            reduced = (whiten(found, dims, whitening) if dims else unreduced(found))(found)
+            reduced = (whiten(found, dims, whitening, processes) if dims else unreduced(found))(found)
             memory = found if features == "memory" else None
             clusterings = [
-                kmeans(reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
-                       spherical=spherical)
+                _of_all(table, cluster(
+                    reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
+                    spherical=spherical, processes=processes,
+                ))
                 for i, k in enumerate(numbers)
             ]  # fmt: skip
             times.append(time.perf_counter())
@@ -134,7 +147,10 @@ def alternate(
                 network.new_head(sum(numbers), generator(seed, "head", index))
             else:
                 along = unreduced(found)(found) if dims else reduced
-                centroids = [means(along, each.labels, k) for each, k in zip(clusterings, numbers, strict=True)]
+                centroids = [
+                    means(along, each.labels[table.own], k, processes)
+                    for each, k in zip(clusterings, numbers, strict=True)
+                ]
                 network.centroid_head(torch.cat(centroids), temperature)
             del found, reduced  # without a memory nothing but the reduced features stays
         state = replace(state, memory=memory, work=work)
@@ -144,16 +160,21 @@ def alternate(
             network, images, torch.stack([each.labels for each in work.clusterings], 1), optimizer, size=size, lr=lr,
             head_lr=head_lr, epochs=epochs, batch_size=batch_size, views=views, clusters=numbers, trust=work.trust,
             instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index, memory=memory,
-            dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
+            table=table, dtype=dtype, begun=work.trained, keep=partial(_kept, keep, state, work, optimizer),
             progress=partial(progress, "training"),
         )  # fmt: skip
 
         # Step 6, alternation.
         step = lr(float(index)) if callable(lr) else lr
-        yield _record(index, work, loss, step, time.perf_counter() - begin, len(images) * epochs)
+        yield _record(index, work, loss, step, time.perf_counter() - begin, table.total * epochs)
         settled = state.settled + 1 if 1 - work.agreement <= tolerance else 0
         state = State(index + 1, work.clusterings[0].labels, settled, memory, momenta(optimizer))
     keep(state)
+
+
+def _of_all(table: Shards, own: Clustering) -> Clustering:
+    """A clustering with the labels of all images, not only the own ones."""
+    return replace(own, labels=table.whole(own.labels.int()).long())
 
 
 def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
@@ -223,13 +244,28 @@ def conclude(
     whitening: float = 1.0,
     iterations: int = 20,
     empty: str = "split",
+    levels: int = 1,
     progress: Progress = unheard,
+    processes: Processes = ALONE,
 ) -> Result:
-    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
+    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly.
+
+    levels: with 2 the centroids are those of :func:`two_level_kmeans`, and a label is the nearest of all of them.
+    processes: those that share the images, of which ``images`` and the rows of ``reduced`` are the own ones of each.
+    """
     size = size or images.shape[-1]
     features = extract(network, images, size=size, batch_size=batch_size, progress=partial(progress, "features"))
-    reduction = whiten(features, dims, whitening)
+    reduction = whiten(features, dims, whitening, processes)
     reduced = reduction(features)
     own = derive(seed, "k-means final")
-    clustering = kmeans(reduced, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty)
-    return Result(reduction, reduced, clustering)
+    start = None
+    if levels == 2:
+        found = two_level_kmeans(
+            reduced, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty, processes=processes
+        )
+        start, iterations = found.centroids, 0
+    clustering = kmeans(
+        reduced, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
+        processes=processes,
+    )  # fmt: skip
+    return Result(reduction, reduced, _of_all(shards(processes, len(images)), clustering))

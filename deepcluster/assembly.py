@@ -13,6 +13,7 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
 from deepcluster.learning.pseudo_labels import Step
 from deepcluster.nets.backbone import Network, build
+from deepcluster.processes import ALONE, Processes
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 
@@ -27,12 +28,14 @@ def rounds_of(
     state: State | None = None,
     keep: Keep = forgotten,
     progress: Progress = unheard,
+    processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """The alternation with the options of a recipe."""
+    total = sum(processes.every(len(images)))
     return alternate(
         network,
         images,
-        clusters=[min(k, len(images)) for k in recipe.clusters],
+        clusters=[min(k, total) for k in recipe.clusters],
         rounds=recipe.rounds,
         seed=seed,
         size=recipe.image_size,
@@ -47,6 +50,7 @@ def rounds_of(
         iterations=recipe.kmeans_iterations,
         empty=recipe.empty,
         spherical=recipe.spherical,
+        levels=recipe.kmeans_levels,
         temperature=recipe.temperature or None,
         features=recipe.features,
         views=views_of(recipe),
@@ -58,6 +62,7 @@ def rounds_of(
         state=state,
         keep=keep,
         progress=progress,
+        processes=processes,
     )  # fmt: skip
 
 

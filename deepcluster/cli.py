@@ -1,12 +1,13 @@
 """The command line: parser and printing. Nothing that imports torch is loaded before a command needs it."""
 
 import json
+import os
 import re
 import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,10 +15,11 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, UsageError
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, Unsaid, UsageError
 from deepcluster.terminal import Terminal, complain, say
 
 if TYPE_CHECKING:
+    from deepcluster.processes import Processes
     from deepcluster.results import Prediction
     from deepcluster.storage.model import Model
 
@@ -36,8 +38,9 @@ RunArgument = Annotated[
 ImagesArgument = Annotated[
     str,
     Parameter(
-        help="A folder (searched recursively), a text file of paths, an .npy/.npz array, - for paths on standard input,"
-        " sklearn:digits, torchvision:NAME or hf:NAME.",
+        help="A folder (searched recursively; of images or of .tar shards), a text file of paths, an .npy/.npz array, a"
+        " .tar shard, several as 'train-{000..146}.tar', - for paths on standard input, sklearn:digits,"
+        " torchvision:NAME or hf:NAME.",
         allow_leading_hyphen=True,
     ),
 ]
@@ -100,6 +103,7 @@ def fit(
     from deepcluster.estimate import memory, seconds
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
+    from deepcluster.processes import joined
     from deepcluster.recipe import to_toml
     from deepcluster.stopping import Stop
 
@@ -129,12 +133,18 @@ def fit(
         return
     if resume and (overwrite or out is None):
         raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
-    with Terminal(quiet, to_stderr=as_json) as terminal, Stop() as stop:
+    with (
+        joined() as processes,
+        Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal,
+        Stop() as stop,
+    ):
+        _check_input(images, processes)
         try:
-            folder = run.fit(images, request, terminal, sys.stdin, stop)
+            folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
-    _print_result(folder.path, quiet, as_json)
+        if processes.leads:
+            _print_result(folder.path, quiet, as_json)
 
 
 @app.command
@@ -154,30 +164,34 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
+    from deepcluster.processes import joined
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv, write_whole
     from deepcluster.storage.tables import placement_rows
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for model, found in _predictions(run_, images, device, quiet):
-            placements = placement_rows(model, model.place(found.reduced), reject=reject)
-            yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
-            sys.stdout.flush()
-
-    found_rows = rows()
-    first = next(found_rows)  # most of what can be wrong is said here, before anything is written
-    every = chain([first], found_rows)
-
-    def write(file: Any) -> None:
+    def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
         if as_json:
-            file.writelines(json.dumps(row) + "\n" for row in every)
+            file.writelines(json.dumps(row) + "\n" for row in rows)
         else:
-            write_csv(file, PREDICTIONS, every)
+            write_csv(file, PREDICTIONS, rows)
 
-    if out == "-":
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write(sys.stdout)
-    else:
-        write_whole(Path(out), write)
+    with joined() as processes:
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for model, found in _predictions(run_, images, device, quiet, processes):
+                placements = placement_rows(model, model.place(found.reduced), reject=reject)
+                yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
+                sys.stdout.flush()
+
+        found = rows()
+        first = list(islice(found, 1))  # most of what can be wrong is said here, before anything is written
+        if not processes.leads:  # it had nothing to say, and has done its part
+            return
+        every = chain(first, found)
+        if out == "-":
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
+            write(sys.stdout, every)
+        else:
+            write_whole(Path(out), lambda file: write(file, every))
 
 
 @app.command
@@ -193,11 +207,15 @@ def embed(
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
     import numpy as np
 
+    from deepcluster.processes import joined
     from deepcluster.storage.run_folder import write_csv, write_whole
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
-    found = [found for _, found in _predictions(run_, images, device, quiet)]
+    with joined() as processes:
+        found = [found for _, found in _predictions(run_, images, device, quiet, processes)]
+    if not processes.leads:
+        return
     reduced = np.concatenate([each.reduced.numpy() for each in found])
     write_whole(out, lambda file: np.save(file, reduced), binary=True)
     paths = [{"path": path} for each in found for path in each.paths]
@@ -311,8 +329,11 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["folders", "imagefolder", "parquet", "onnx", "hub"],
-        Parameter(help="What to make: images sorted into folders, a data set, a table, a graph, a model for the Hub."),
+        Literal["folders", "imagefolder", "parquet", "onnx", "hub", "official"],
+        Parameter(
+            help="What to make: images sorted into folders, a data set, a table, a graph, a model for the Hub, or a"
+            " checkpoint as the authors' own programs read it (alexnet and vgg16)."
+        ),
     ],
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The folder or file to make; it must not be there yet.")],
     mode: Annotated[
@@ -320,10 +341,15 @@ def export(
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
     images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    fold_sobel: Annotated[
+        bool, Parameter(negative=(), help="For official: the Sobel filter becomes part of the first convolution.")
+    ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
+    if fold_sobel and to != "official":
+        raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
     if to in ("folders", "imagefolder"):
         from deepcluster.export.folders import folders
         from deepcluster.export.imagefolder import imagefolder
@@ -344,6 +370,10 @@ def export(
             from deepcluster.export.onnx import onnx
 
             onnx(run_, out, display=terminal)
+        elif to == "official":
+            from deepcluster.export.official import official
+
+            official(run_, out, fold_sobel=fold_sobel, display=terminal)
         else:
             from deepcluster.export.hub import hub
 
@@ -384,19 +414,27 @@ def doctor(*, as_json: Json = False) -> None:
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _predictions(run_: Path, images: str, device: str, quiet: bool) -> Iterator[tuple["Model", "Prediction"]]:
+def _predictions(
+    run_: Path, images: str, device: str, quiet: bool, processes: "Processes"
+) -> Iterator[tuple["Model", "Prediction"]]:
     """What the model of a run finds, part by part, with that model; the images of no use are named."""
     from deepcluster.devices import choose_device
     from deepcluster.results import predict
     from deepcluster.storage.model import load
     from deepcluster.storage.run_folder import open_run
 
+    _check_input(images, processes)
     model = load(open_run(run_).path, choose_device(device))
-    with Terminal(quiet, to_stderr=True) as terminal:
-        for found in predict(model, images, display=terminal, stdin=sys.stdin):
+    with Terminal(quiet or not processes.leads, to_stderr=True) as terminal:
+        for found in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
             for path, reason in found.skipped:
                 complain(f"skipped {path}: {reason}")
             yield model, found
+
+
+def _check_input(images: str, processes: "Processes") -> None:
+    if images == "-" and not processes.alone:
+        raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
 
 
 def _print_result(folder: Path, quiet: bool, as_json: bool) -> None:
@@ -424,7 +462,10 @@ def _resuming(run_: str) -> str:
     """The command that goes on with this one, whose run is in ``run_``."""
     arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
     out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
-    return shlex.join(["deepcluster", *arguments, *out, "--resume"])
+    several = os.environ.get("LOCAL_WORLD_SIZE")
+    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={several}", "-m"] if several else []
+    program = [*torchrun, "deepcluster"]
+    return shlex.join([*program, *arguments, *out, "--resume"])
 
 
 def _duration(seconds: float) -> str:
@@ -461,7 +502,9 @@ def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    warnings.filterwarnings("always", category=DeepClusterWarning)
+    # Of the processes that torchrun starts the first one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    warnings.filterwarnings("always" if speaks else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -471,7 +514,8 @@ def run_command(arguments: list[str]) -> int:
     except DeepClusterError as error:
         if debug:
             raise
-        complain(f"error: {error}")
+        if not isinstance(error, Unsaid):
+            complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         complain("stopped")

@@ -14,16 +14,25 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is cuda, else mps, else cpu. UsageError where the named device is not there."""
+    """``auto`` is cuda, else mps, else cpu. UsageError where the named device is not there.
+
+    Of several processes on a machine (torchrun numbers them) each takes the GPU with its own number.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
     kind = name.partition(":")[0]
     if kind not in available:
         raise UsageError(f"--device {name}: choose auto, cpu, cuda or mps")
     if not available[kind]:
         raise UsageError(f"--device {name}: no such device on this machine; try --device auto")
-    return torch.device(name)
+    local = os.environ.get("LOCAL_RANK") if name == "cuda" else None
+    if local is not None and int(local) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device cuda: process {local} of this machine finds {torch.cuda.device_count()} GPUs: start as many"
+            " processes as there are GPUs (--nproc-per-node)"
+        )
+    return torch.device(name if local is None else f"cuda:{local}")
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -55,8 +64,8 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What a result may depend on beside its options: versions, hardware, threads."""
+def environment(device: torch.device, processes: int = 1) -> dict[str, str | int]:
+    """What a result may depend on beside its options: versions, hardware, threads, processes."""
     packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
     versions: dict[str, str | int] = {name: metadata.version(name) for name in packages}
     return versions | {
@@ -65,6 +74,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "bf16": "native" if has_bf16(device) else "no",
     }

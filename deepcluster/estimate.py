@@ -44,8 +44,13 @@ class Memory:
         )
 
 
-def memory(network: Network, recipe: Recipe, count: int) -> Memory:
-    """The estimate for ``count`` images on a CPU. The network sees an image of each size of view."""
+def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> Memory:
+    """The estimate for ``count`` images on a CPU. The network sees an image of each size of view.
+
+    Where ``processes`` share the images it is that of the first of them, which gets the reduced features of all.
+    """
+    total, count = count, -(-count // processes)
+    batch = -(-min(recipe.batch_size, total) // processes)
     images = count * 3 * recipe.store_size**2
     sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
     by_size = {size: _outputs(network, size) for size in set(sizes)}
@@ -54,8 +59,8 @@ def memory(network: Network, recipe: Recipe, count: int) -> Memory:
     heads = sum(recipe.clusters) * network.embedding_dim
     # The features, those of the result, and both reduced.
     dims = min(recipe.dims, network.feature_dim)
-    features = 4 * count * (max(network.embedding_dim, network.feature_dim) + 2 * dims)
-    training = 4 * (3 * (weights + heads) + KEPT * outputs * min(recipe.batch_size, count))
+    features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
+    training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
     return Memory(images if images <= MEMORY_BUDGET else 0, features, training)
 
 

@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from deepcluster.errors import Stopped
 from deepcluster.nets.backbone import Network
 from deepcluster.records import State
+from deepcluster.shards import Shards
 from deepcluster.stopping import Stop
 from deepcluster.storage.checkpoint import Checkpoints
 
 
 class Keeper:
     """Hands states to the checkpoints: at the start of each round and at the end, every ``interval`` seconds in a
-    training, and before it stops.
+    training, and before it stops. Of several processes the first writes, and says when; a stop of one is that of all.
 
     ``about`` gives what the run wants to know beside the state.
     """
@@ -25,22 +29,70 @@ class Keeper:
         about: Callable[[], Mapping[str, Any]],
         stop: Stop,
         interval: float,
+        table: Shards,
     ):
         self.checkpoints = checkpoints
         self.network = network
         self.about = about
         self.stop = stop
         self.interval = interval
+        self.table = table
         self.last = time.monotonic()
 
     def __call__(self, state: State) -> None:
         training = state.work is not None
         trained = state.work is not None and state.work.trained is not None
-        due = self.stop.wanted or time.monotonic() - self.last >= self.interval
-        if not training or (trained and due):
-            self.checkpoints.write(state, self.network.state_dict(), self.about())
+        stopping, due = self._asked()
+        if not training or (trained and (stopping or due)):
+            whole = gathered(state, self.table)
+            if self.table.processes.leads:
+                self.checkpoints.write(whole, self.network.state_dict(), self.about())
             self.last = time.monotonic()
-        if self.stop.wanted:
+        if stopping:
             raise Stopped(f"stopped in round {state.round + 1}")
         # From here on to the end of the round the network changes; before, what is written is all there is to lose.
         self.stop.at_once = not training
+
+    def _asked(self) -> tuple[bool, bool]:
+        """Whether any process is to stop, and whether it is time for the first to write."""
+        processes = self.table.processes
+        due = processes.leads and time.monotonic() - self.last >= self.interval
+        stopping, due = processes.sum(torch.tensor([self.stop.wanted, due]).int()).bool().tolist()
+        return stopping, due
+
+
+def gathered(state: State, table: Shards) -> State:
+    """A state with all rows of what processes share, for the first of them; the losses of each side by side."""
+    if table.processes.alone:
+        return state
+    memory = None if state.memory is None else table.at_first(state.memory)
+    work = state.work and replace(state.work, reduced=table.at_first(state.work.reduced))
+    if work and work.trained:
+        losses = torch.stack(table.processes.every(work.trained.epoch_loss.cpu()))
+        work = replace(work, trained=replace(work.trained, epoch_loss=losses))
+    return replace(state, memory=memory, work=work)
+
+
+def scattered(state: State | None, table: Shards) -> State:
+    """What :func:`gathered` has brought together, of the first process, back to where its rows belong."""
+    processes = table.processes
+
+    def without_rows() -> State:
+        assert state is not None, "the first process has it"
+        none = torch.empty(0)
+        return replace(
+            state,
+            memory=None if state.memory is None else none,
+            work=state.work and replace(state.work, reduced=none),
+        )
+
+    shared = state if processes.alone and state else processes.first(without_rows)
+    work = shared.work and replace(
+        shared.work, reduced=table.from_first(state.work.reduced if state and state.work else None)
+    )
+    if work and work.trained:
+        losses = work.trained.epoch_loss
+        own = losses.reshape(-1)[processes.rank] if losses.numel() == processes.count else losses.mean()
+        work = replace(work, trained=replace(work.trained, epoch_loss=own))
+    memory = None if shared.memory is None else table.from_first(state.memory if state else None)
+    return replace(shared, memory=memory, work=work)

@@ -39,12 +39,14 @@ class Recipe:
     # Features: "pass" computes them anew each round, "memory" takes those that training saw.
     features: str = "pass"
     # Reduction and clustering. whitening: 1 whitens, 0 is plain PCA, between them leading directions weigh more.
-    # reduce: in the rounds too, and not only for the result.
+    # reduce: in the rounds too, and not only for the result. kmeans_levels: 2 is k-means into coarse clusters and again
+    # inside each, for 10,000 pseudo-labels and more.
     dims: int = 256
     whitening: float = 1.0
     reduce: bool = True
     spherical: bool = False
     kmeans_iterations: int = 20
+    kmeans_levels: int = 1
     empty: str = "split"
     # What the groups are cut from: the neighbours of an image by the "final" features, or by those of all "rounds", the
     # network as it was given counting as much as all others. Then it is also kept, where its neighbours know better.
@@ -123,7 +125,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (8, 4096), "margin": (1, 2),
     "pseudo_labels": (1, 10**9), "heads": (1, 100), "head_growth": (1, 10), "rounds": (0, 10**6), "epochs": (1, 10**4),
     "tolerance": (0, 1), "patience": (1, 10**6),
-    "dims": (1, 10**5), "whitening": (0, 1), "kmeans_iterations": (1, 10**4),
+    "dims": (1, 10**5), "whitening": (0, 1), "kmeans_iterations": (1, 10**4), "kmeans_levels": (1, 2),
     "temperature": (0, 100), "projection_hidden": (0, 10**5), "projection_dim": (0, 10**5),
     "instance_temperature": (0, 100),
     "batch_size": (1, 10**6), "lr": (0, 100), "head_lr": (0, 100), "warmup": (0, 10**6),
@@ -256,6 +258,8 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     else:
         why = "the images have colours: photographs"
         chosen |= {"crop_min": (0.2, why), "colour": (0.4, why), "grey": (0.2, why)}
+    if backbone in PAPER_NETWORKS:
+        chosen["view_size"] = (own_size, f"what {backbone} takes")
     # Measured in benchmarks/ and docs/decisions.md: half whitening for the cut.
     steady = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values = {name: value for name, (value, _) in chosen.items()}

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +28,7 @@ from deepcluster.grouping import (
 )
 from deepcluster.images.source import Images, Source, find_in_parts
 from deepcluster.images.store import nothing_readable, read_once
+from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
 from deepcluster.storage import drawn
 from deepcluster.storage import model as models
@@ -115,26 +117,45 @@ class Prediction:
 
 
 def predict(
-    model: Model, images: Images, *, display: Display | None = None, stdin: TextIO | None = None
+    model: Model,
+    images: Images,
+    *,
+    display: Display | None = None,
+    stdin: TextIO | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Prediction]:
     """Run images through a model, a batch at a time: what comes is handed on before the next batch is read.
 
+    Several ``processes`` take the batches in turn; the first of them yields all, in order, and the others nothing.
     Raises ``DataError`` at the end where none was usable.
     """
     display = display or Silent()
     tried = used = 0
-    nothing = torch.empty(0, model.reduction.projection.shape[1])
     reasons: list[tuple[str, str]] = []
-    for source in find_in_parts(images, model.batch_size, stdin=stdin):
-        with tempfile.TemporaryDirectory() as folder:
-            store = read_once(source, model.store_size, folder=Path(folder), none_is_fine=True)
-            reduced = model.transform(store.images) if store.kept else nothing
-        tried, used = tried + len(source.paths), used + len(store.kept)
-        reasons += store.skipped[: 3 - len(reasons)]
-        display.progress("images", tried, tried)
-        yield Prediction(tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
-    if not used:
-        raise nothing_readable(source.location, tried, reasons)
+    location = ""
+    for parts in _by_turns(find_in_parts(images, model.batch_size, stdin=stdin), processes.count):
+        own = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
+        for source, found in zip(parts, processes.every_at_first(own), strict=False):
+            assert found is not None, "it had a part"
+            tried, used, location = tried + len(source.paths), used + len(found.paths), source.location
+            reasons += found.skipped[: 3 - len(reasons)]
+            display.progress("images", tried, tried)
+            yield found
+    if processes.leads and not used:
+        raise nothing_readable(location, tried, reasons)
+
+
+def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
+    while turn := list(islice(parts, count)):
+        yield turn
+
+
+def _predict(model: Model, source: Source) -> Prediction:
+    with tempfile.TemporaryDirectory() as folder:
+        store = read_once(source, model.store_size, folder=Path(folder), none_is_fine=True)
+        nothing = torch.empty(0, model.reduction.projection.shape[1])
+        reduced = model.transform(store.images) if store.kept else nothing
+    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
 
 
 def report(run: Path, source: Source | None = None) -> Path:

@@ -17,12 +17,19 @@ SHOWN = 5
 
 
 def digests(source: Source, store: Store) -> dict[str, str]:
-    """The SHA-256 of the pixels of each image that is used, by its path."""
+    """The SHA-256 of the pixels of each image that is used, by its path; the first process gets those of all."""
     rows = store.images.permute(0, 2, 3, 1)
-    return {
-        source.paths[i]: hashlib.sha256(rows[row].contiguous().numpy().tobytes()).hexdigest()
-        for row, i in enumerate(store.kept)
-    }
+    own = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
+    found = (digest for each in store.table.processes.every_at_first(own) for digest in each)
+    return dict(zip((source.paths[i] for i in store.kept), found, strict=False))
+
+
+def fingerprint(images: Mapping[str, str]) -> str:
+    """SHA-256 over the paths and pixels that the run was made of, by their :func:`digests`."""
+    digest = hashlib.sha256()
+    for path, pixels in images.items():
+        digest.update(path.encode(errors="surrogateescape") + b"\0" + pixels.encode())
+    return digest.hexdigest()
 
 
 def remember(folder: RunFolder, images: Mapping[str, str]) -> None:

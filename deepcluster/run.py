@@ -3,11 +3,13 @@
 import hashlib
 import math
 import resource
+import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,19 +28,20 @@ from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
 from deepcluster.display import Display, Silent
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped
 from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
 from deepcluster.images.source import Images, Source, find
-from deepcluster.images.store import Store, read_once
-from deepcluster.keeping import Keeper
+from deepcluster.images.store import Store, read_share
+from deepcluster.keeping import Keeper, scattered
 from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network
+from deepcluster.processes import ALONE, Processes, together
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
-from deepcluster.records import Clustering
-from deepcluster.report.sheet import sheet
+from deepcluster.records import Clustering, State
+from deepcluster.report.sheet import pictures, sheet
 from deepcluster.seeding import derive
 from deepcluster.stopping import Stop
 from deepcluster.storage import drawn, tables
@@ -46,7 +49,7 @@ from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import RunFolder, graph_of, graph_tensors
+from deepcluster.storage.run_folder import SCRATCH, RunFolder, graph_of, graph_tensors
 from deepcluster.storage.tables import round_to
 
 
@@ -83,32 +86,41 @@ def fit(
     display: Display | None = None,
     stdin: TextIO | None = None,
     stop: Stop | None = None,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """From images to a run folder (docs/run-folder.md). Raises a DeepClusterError that says what to do.
 
     Whatever is wrong with the options, the labels or the weights is said before anything is written. With ``resume`` it
     goes on from the last checkpoint in the folder, or begins where there is none. ``stop`` may end it with Stopped.
+    Several ``processes`` share the images; the first of them writes and displays.
     """
     clock = _Clock()
     keep_freed_memory()
     device = choose_device(request.device)
-    if request.resume and request.out and (folder := files.finished(request.out)):
-        (display or Silent()).say("Run", f"{folder.path} is finished already")
-        return folder
+    display = display if display and processes.leads else Silent()
+    if request.resume and request.out:
+        out = request.out
+        if finished := processes.first(lambda: files.finished(out)):
+            display.say("Run", f"{finished.path} is finished already")
+            return finished
     source = find(images, stdin=stdin)
+    _check_alike(source, processes)
     labels = true_labels(request.labels, source) if request.labels else None
     seen = preview(source)
     recipe = plan(source, seen, request).recipe
     network = network_of(recipe, request.seed, device)
-    needed = estimate.memory(network, recipe, len(source.paths)) if device.type == "cpu" else None
+    available = estimate.available() / together()
+    needed = estimate.memory(network, recipe, len(source.paths), processes.count) if device.type == "cpu" else None
     if needed:
-        estimate.check(needed, estimate.available(), recipe)
+        estimate.check(needed, available, recipe)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
-    out = request.out or Path("runs") / own
-    files.check_free(out, overwrite=request.overwrite, resume=request.resume)
-    with files.locked(out):
-        folder = files.create(out, overwrite=request.overwrite, resume=request.resume)
+    out = processes.first(lambda: request.out or Path("runs") / own)
+    if processes.leads:
+        files.check_free(out, overwrite=request.overwrite, resume=request.resume)
+    with files.locked(out) if processes.leads else nullcontext():
+        made = processes.first(lambda: files.create(out, overwrite=request.overwrite, resume=request.resume))
+        folder = replace(made, ours=processes.leads)
         record: dict[str, Any] = {
             "schema_version": files.SCHEMA_VERSION,
             "version": deepcluster.__version__,
@@ -119,30 +131,60 @@ def fit(
             "started": started.isoformat(timespec="seconds"),
             "seed": request.seed,
             "device": str(device),
-            "environment": environment(device),
+            "environment": environment(device, processes.count),
         }
         checkpoints = Checkpoints(folder.path / "checkpoints")
-        found = checkpoints.latest() if request.resume else None
+        found = checkpoints.latest() if request.resume and processes.leads else None
         folder.write_json("run.json", record)
-        display, stop = display or Silent(), stop or Stop()
-        job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop)
+        stop = stop or Stop()
+        job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop, processes)
         job.display.say("Run", str(folder.path))
+        if network.origin:
+            job.display.say("Weights", network.origin)
         if needed:
             record["memory_estimate_mb"] = round(needed.total / 1e6)
-            job.display.say("Memory", f"{needed.text}, {estimate.available() / 1e9:.1f} GB are free")
+            job.display.say("Memory", f"{needed.text}, {available / 1e9:.1f} GB are free")
         try:
-            store, recipe = _read(job, network)
-            trained = _train(job, network, store, recipe, found)
-            _finish(job, network, store, recipe, trained)
+            with _scratch(folder) as scratch:
+                read = _read(job, network, scratch)
+                trained = _train(job, network, read, found)
+                _finish(job, network, read.store, read.recipe, trained)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Stopped)
             record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
             with suppress(DeepClusterError):
                 folder.write_json("run.json", record)
             raise
+    return folder
+
+
+def _check_alike(source: Source, processes: Processes) -> None:
+    """DataError where the processes do not see the same images, as where each has a disk of its own."""
+    digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
+    found = processes.every((len(source.paths), digest))
+    other = next((each for each in found if each != found[0]), None)
+    if other:
+        different = f"{found[0][0]:,} and {other[0]:,} files" if found[0][0] != other[0] else "files of other names"
+        raise DataError(
+            f"the processes see different images in {source.location} ({different}): put them where all see the same"
+        )
+
+
+@contextmanager
+def _scratch(folder: RunFolder) -> Iterator[Path]:
+    """Where a process may keep the pixels of its images while it runs, if memory is too small for them."""
+    folder.path.mkdir(parents=True, exist_ok=True)  # on another machine than the first process's it may be missing
+    if folder.ours:
+        try:
+            yield folder.path
         finally:
             (folder.path / "images.u8").unlink(missing_ok=True)
-    return folder
+        return
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.path))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -160,6 +202,7 @@ class _Job:
     record: dict[str, Any]
     checkpoints: Checkpoints
     stop: Stop
+    processes: Processes
 
     def truth(self, store: Store) -> list[str] | None:
         """The labels in the order of the store's rows; None where no usable image has one."""
@@ -167,12 +210,22 @@ class _Job:
         return labels if any(labels) else None
 
 
-def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
+@dataclass(frozen=True)
+class _Read:
+    """The images as they were read, the recipe that they settled, and the digest of each image."""
+
+    store: Store
+    recipe: Recipe
+    digests: Mapping[str, str]
+
+
+def _read(job: _Job, network: Network, scratch: Path) -> _Read:
     """Read the images once, and settle what depends on how many are usable and on the network."""
-    store = read_once(
+    store = read_share(
         job.source,
         plan(job.source, job.seen, job.request).recipe.store_size,
-        folder=job.folder.path,
+        job.processes,
+        folder=scratch,
         progress=partial(job.display.progress, "reading"),
     )
     count, skipped = len(store.kept), store.skipped
@@ -182,7 +235,8 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
         job.display.say("Plan", line)
     job.folder.write_text("recipe.toml", to_toml(settled.recipe))
     job.folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
-    again = near_duplicates(store.images)
+    again = near_duplicates(store.images, store.table)
+    digests = resuming.digests(job.source, store)
     job.folder.write_rows("duplicates.csv", files.DUPLICATES, _duplicate_rows(job.source, store, again))
     if again:
         groups = f"{len(again):,} group{'' if len(again) == 1 else 's'}"
@@ -192,13 +246,13 @@ def _read(job: _Job, network: Network) -> tuple[Store, Recipe]:
     job.record.update(
         images_count=count,
         skipped_count=len(skipped),
-        fingerprint=_fingerprint(job.source, store),
+        fingerprint=resuming.fingerprint(digests),
         backbone=settled.recipe.backbone,
         pseudo_labels=settled.recipe.pseudo_labels,
         reasons=list(settled.reasons),
         seconds_by_phase={"reading": round_to(job.clock.lap(), 2)},
     )
-    return store, settled.recipe
+    return _Read(store, settled.recipe, digests)
 
 
 def _duplicate_rows(
@@ -244,8 +298,9 @@ class _Trained:
     given: Mapping[str, Tensor]
 
 
-def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Checkpoint | None) -> _Trained:
+def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -> _Trained:
     """Alternate until the recipe or the time limit ends it; keep history.csv up to date, and checkpoints."""
+    store, recipe, processes = read.store, read.recipe, job.processes
     truth = job.truth(store)
     columns = files.HISTORY if truth is None else (*files.HISTORY, "nmi_labels")
     history: list[Mapping[str, Any]] = []
@@ -258,20 +313,22 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
     stopped = ""
     own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
     about = {"options": {**asdict(recipe), **own}, "environment": job.record["environment"]}
-    images = resuming.digests(job.source, store)
-    if found is None:
-        resuming.remember(job.folder, images)
-    else:
+    if found:
         resuming.check_options(found.about["options"], about["options"])
-        resuming.check_images(job.folder, images)
+        resuming.check_images(job.folder, read.digests)
         job.record["resumed"] = resuming.differing_environment(found.about["environment"], about["environment"])
-        network.restore(found.network, recipe.temperature or None)
         history = [row for row in job.folder.read_rows("history.csv") if int(row["round"]) < found.state.round]
         start = _start_of(found.parts["start"]) if "start" in found.parts else None
         weights = list(found.about["weights"])
         graphs = [graph_of(found.parts[f"graph{i}"], len(store.kept)) for i in range(len(weights))]
         job.clock.start -= found.about["elapsed"]
         job.display.say("Resumed", f"in round {found.state.round + 1}, from {job.checkpoints.folder}")
+    elif processes.leads:
+        resuming.remember(job.folder, read.digests)
+    state: State | None = None
+    if processes.any(found is not None):
+        network.restore(processes.first(lambda: found.network if found else {}), recipe.temperature or None)
+        state = scattered(found.state if found else None, store.table)
     job.folder.write_rows("history.csv", columns, history)
     steps = Steps(recipe)
     before, begun = len(history), job.clock.elapsed()
@@ -281,32 +338,38 @@ def _train(job: _Job, network: Network, store: Store, recipe: Recipe, found: Che
         lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed()},
         job.stop,
         job.request.checkpoint_every,
+        store.table,
     )
-    state = found.state if found else None
     rounds = rounds_of(
-        network, store.images, recipe, steps, job.request.seed, state=state, keep=keeper, progress=job.display.progress
-    )
+        network, store.images, recipe, steps, job.request.seed, state=state, keep=keeper,
+        progress=job.display.progress, processes=processes,
+    )  # fmt: skip
     for round in rounds:
-        if start is None and round.index == 0:
-            start = (round.reduced, round.clustering)
-            job.checkpoints.add("start", _tensors_of_start(*start))
-        if joining:
-            graphs.append(_graph(round.reduced, job.request.seed))
-            job.checkpoints.add(f"graph{round.index}", graph_tensors(graphs[-1]))
-            weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
-        row = tables.history_row(round, truth)
-        history.append(row)
-        job.folder.write_rows("history.csv", columns, history)
-        job.display.round(row, recipe.rounds)
-        mean = (job.clock.elapsed() - begun) / (len(history) - before)
-        if limit is not None:
-            left = max(0, int(((1 - FOR_THE_RESULT) * limit - job.clock.elapsed()) / mean))
-            steps.rounds = min(recipe.rounds, len(history) + left)
-            if len(history) < recipe.rounds and not left:
-                stopped = "time limit"
-                break
+        wanted = joining or round.index == 0
+        reduced = store.table.at_first(round.reduced) if wanted else round.reduced
+        if processes.leads:
+            if start is None and round.index == 0:
+                start = (reduced, round.clustering)
+                job.checkpoints.add("start", _tensors_of_start(*start))
+            if joining:
+                graphs.append(_graph(reduced, job.request.seed))
+                job.checkpoints.add(f"graph{round.index}", graph_tensors(graphs[-1]))
+                weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
+            row = tables.history_row(round, truth)
+            history.append(row)
+            job.folder.write_rows("history.csv", columns, history)
+            job.display.round(row, recipe.rounds)
+            if limit is not None:
+                mean = (job.clock.elapsed() - begun) / (len(history) - before)
+                left = max(0, int(((1 - FOR_THE_RESULT) * limit - job.clock.elapsed()) / mean))
+                steps.rounds = min(recipe.rounds, len(history) + left)
+                stopped = "time limit" if len(history) < recipe.rounds and not left else ""
+        # The clock of the first process decides for all.
+        steps.rounds, stopped = processes.every((steps.rounds, stopped))[0]
+        if stopped:
+            break
     job.stop.at_once = True
-    if job.stop.wanted:
+    if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
     ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
@@ -329,31 +392,54 @@ def _graph(reduced: Tensor, seed: int) -> Graph:
 
 
 def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Result:
-    return conclude(
+    """Step 7; the first process gets the features of all images."""
+    found = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
         batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=recipe.empty, progress=job.display.progress,
+        iterations=recipe.kmeans_iterations, empty=recipe.empty, levels=recipe.kmeans_levels,
+        progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
+    return replace(found, reduced=store.table.at_first(found.reduced))
 
 
 def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: _Trained) -> None:
-    """Step 7 into files: the model, the features, the clusters, the report."""
-    request, folder, truth = job.request, job.folder, job.truth(store)
+    """Step 7, and by the first process what is made of it."""
     result = _conclude(network, job, store, recipe)
-    n_clusters = request.n_clusters or suggested(result.reduced, job.record, job.display)
-    graph: Graph | None = None
-    if trained.graphs:
-        last = _graph(result.reduced, request.seed)
-        graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
-        if n_clusters > 1 and len(graph.rows) >= ROWS_EACH * n_clusters:
-            found = guard(trained.graphs[0], last, graph, n_clusters, derive(request.seed, "guard"))
-            job.record["guard"] = {name: round_to(value, 4) for name, value in asdict(found).items()}
-            job.record["guard"] |= {"kept": found.kept, "text": found.text}
-            job.display.say("Guard", found.text)
-            if not found.kept:
-                network.body.load_state_dict(trained.given)
-                result = _conclude(network, job, store, recipe)
-        folder.write_graph(graph)
+    n_clusters, graph, kept = 0, None, True
+    if job.processes.leads:
+        n_clusters = job.request.n_clusters or suggested(result.reduced, job.record, job.display)
+        graph, kept = _guarded(job, result.reduced, trained, n_clusters)
+    if not job.processes.first(lambda: kept):
+        network.body.load_state_dict(trained.given)
+        result = _conclude(network, job, store, recipe)
+    table = store.table
+    small = table.at_first(pictures(store.images, table.own.start, table.total))
+    if job.processes.leads:
+        _write(job, network, store, recipe, trained, result, n_clusters, graph, small)
+
+
+def _guarded(job: _Job, reduced: Tensor, trained: _Trained, n_clusters: int) -> tuple[Graph | None, bool]:
+    """The graph of all rounds, where the recipe joins them, and whether the network that was trained is to be kept."""
+    if not trained.graphs:
+        return None, True
+    last = _graph(reduced, job.request.seed)
+    graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
+    job.folder.write_graph(graph)
+    if n_clusters < 2 or len(graph.rows) < ROWS_EACH * n_clusters:
+        return graph, True
+    found = guard(trained.graphs[0], last, graph, n_clusters, derive(job.request.seed, "guard"))
+    job.record["guard"] = {name: round_to(value, 4) for name, value in asdict(found).items()}
+    job.record["guard"] |= {"kept": found.kept, "text": found.text}
+    job.display.say("Guard", found.text)
+    return graph, found.kept
+
+
+def _write(
+    job: _Job, network: Network, store: Store, recipe: Recipe, trained: _Trained, result: Result, n_clusters: int,
+    graph: Graph | None, small: Tensor,
+) -> None:  # fmt: skip
+    """The result in files: the model, the features, the clusters, the report."""
+    request, folder, truth = job.request, job.folder, job.truth(store)
     groups = groups_of(result.reduced, result.clustering, n_clusters, request.seed, graph)
     model = _model(network, result, groups, recipe)
     if model.groups.count < n_clusters:
@@ -380,7 +466,7 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
     write_groups(folder, model, rows, job.record, baseline)
     write_map(folder, result.reduced, request.seed)
-    folder.write_bytes(drawn.SHEET, sheet(store.images))
+    folder.write_bytes(drawn.SHEET, sheet(small))
     write_report(folder, job.source)
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json("run.json", job.record)
@@ -421,16 +507,6 @@ class _Clock:
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
         return seconds
-
-
-def _fingerprint(source: Source, store: Store) -> str:
-    """SHA-256 over the paths and pixels that the run was made of."""
-    digest = hashlib.sha256()
-    for i in store.kept:
-        digest.update(source.paths[i].encode(errors="surrogateescape") + b"\0")
-    for part in store.images.permute(0, 2, 3, 1).split(4096):
-        digest.update(part.contiguous().numpy())
-    return digest.hexdigest()
 
 
 def _summary(folder: RunFolder, record: Mapping[str, Any]) -> str:

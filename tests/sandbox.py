@@ -22,6 +22,9 @@ from PIL import Image
 
 from deepcluster.cli import app, run_command
 from deepcluster.learning import pseudo_labels
+from deepcluster.nets.backbone import build
+from deepcluster.nets.official import official_checkpoint, save_official
+from deepcluster.seeding import generator
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
 
@@ -42,7 +45,7 @@ NEEDS = {
     "import datasets": "datasets",
     "import onnxruntime": "onnx",
 }
-SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm")
+SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm", "tar")
 
 
 def verbs() -> set[str]:
@@ -69,6 +72,8 @@ class Sandbox:
         (folder / "labels.csv").write_text("path,label\n" + "".join(f"{name},{name.split('-')[0]}\n" for name in names))
         for name in set(re.findall(r"--weights (\S+\.safetensors)", "\n".join(commands(page)))):
             write_weights(folder / name)
+        for name in set(re.findall(r"--weights (\S+\.pth\.tar)", "\n".join(commands(page)))):
+            write_published(folder / name)
         Image.fromarray(draw(KINDS[0], random)).save(folder / "new.png")
         if self._begins_with_a_run():
             self.run("deepcluster fit photos/ -k 3 -o runs/photos")
@@ -87,6 +92,8 @@ class Sandbox:
         words = words_of(line)
         if (ours := of_deepcluster(line)) is not None:
             self._run_ours(line, ours)
+        elif words[0] in ("torchrun", "srun"):
+            self._run_shared(line, words)
         elif words[0] == "python" and words[1].startswith("examples/"):
             assert Path(words[1]).name in text_of(ROOT / "tests/test_examples.py"), f"{words[1]} is to be run there"
         elif words[0] == "python" and words[1].startswith("benchmarks/"):
@@ -128,6 +135,19 @@ class Sandbox:
         if code == 0 and "-o" in arguments and (out := arguments[arguments.index("-o") + 1]) != "-":
             assert Path(out).exists(), line
 
+    def _run_shared(self, line: str, words: list[str]) -> None:
+        """By several processes, where they are those of one machine."""
+        begin = words.index("deepcluster") + 1
+        arguments = words[begin:]
+        if words[1] != "--standalone" or any(part in line for part in NOT_RUN):
+            app.parse_args(arguments, exit_on_error=False, print_error=False)
+            return
+        if arguments[0] == "fit":
+            arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
+        command = [sys.executable, "-m", "torch.distributed.run", *words[1:begin], *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{self.page.name}: {line} ended with {done.returncode}\n{done.stderr}"
+
     def _write_edits(self, run: str, edits: str) -> None:
         """The edits.json that the page shows, for the cut that there is."""
         shown = next(json.loads(block.text) for block in blocks(self.page) if block.language == "json")
@@ -167,6 +187,20 @@ def write_weights(path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(timm.create_model(path.stem, pretrained=False).state_dict(), path)
+
+
+def write_published(path: Path) -> None:
+    """Random weights in the layout of the authors' AlexNet, or of their ResNet-50 where the name has v2 in it."""
+    if "v2" in path.name:
+        import timm
+
+        state = timm.create_model("resnet50", pretrained=False, num_classes=0).state_dict()
+        published = {f"module.{name}": value for name, value in state.items()}
+        torch.save(published | {"module.prototypes.prototypes0.weight": torch.zeros(3, 128)}, path)
+        return
+    network = build("alexnet", image_size=224, sobel=True)
+    network.new_head(100, generator(0, "published"))
+    save_official(official_checkpoint(network.body, network.head), path)
 
 
 def check_benchmark(script: str, given: list[str]) -> None:

@@ -8,12 +8,14 @@ from torch.nn import functional as F
 
 from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude, trusted
-from deepcluster.clustering import kmeans, whiten
+from deepcluster.assembly import rounds_of
+from deepcluster.clustering import kmeans, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import nmi, repeated
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.nets.backbone import build
-from deepcluster.seeding import generator
+from deepcluster.recipe import Recipe
+from deepcluster.seeding import derive, generator
 from tests.drawings import drawings
 
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
@@ -128,6 +130,22 @@ def test_conclude_is_a_fixed_function_of_the_network():
     assert torch.allclose(result.reduced.norm(dim=1), torch.ones(24), atol=1e-5)
     nearest = torch.cdist(result.reduced, result.clustering.centroids).argmin(1)
     assert torch.equal(nearest, result.clustering.labels)
+
+
+def test_two_levels():
+    """Pseudo-labels are the nearest of a coarse cluster; in the result, which places new images, the nearest of all."""
+    images, _ = drawings(40)
+    net = network()
+    recipe = Recipe(backbone="compact", image_size=24, pseudo_labels=30, rounds=1, epochs=1, dims=16, kmeans_levels=2)
+    (round,) = rounds_of(net, images, recipe, 0.0, 0)
+    levels = two_level_kmeans(round.reduced, 30, seed=derive(0, "k-means", 0, 0))
+    assert torch.equal(round.clustering.labels, levels.labels)
+    result = conclude(net, images, clusters=30, dims=16, levels=2)
+    levels = two_level_kmeans(result.reduced, 30, seed=derive(0, "k-means final"), precision="fp32")
+    assert torch.equal(result.clustering.centroids, levels.centroids)
+    nearest = torch.cdist(result.reduced, levels.centroids).argmin(1)
+    assert torch.equal(result.clustering.labels, nearest)
+    assert not torch.equal(nearest, levels.labels)
 
 
 def test_it_finds_shapes_where_the_untrained_network_does_not():

@@ -12,7 +12,19 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A room may import itself and the rooms of lower levels.
 LEVELS = (
-    {"errors", "seeding", "records", "devices", "workers", "stopping", "display", "terminal", "notebook"},
+    {
+        "errors",
+        "seeding",
+        "records",
+        "devices",
+        "workers",
+        "processes",
+        "shards",
+        "stopping",
+        "display",
+        "terminal",
+        "notebook",
+    },
     {"clustering", "images", "nets"},
     {"learning"},
     {"algorithm", "evaluation"},

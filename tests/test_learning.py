@@ -228,7 +228,7 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
     rows = torch.randint(0, 64, (128,), generator=generator(draw, "rows"))
     embeddings = torch.randn(128, 128, generator=generator(draw, "embeddings"))
     memory = torch.zeros(65, 128)
-    pseudo_labels._remember(memory, rows, embeddings)
+    pseudo_labels._remember(memory, embeddings, rows)
     last = dict(zip(rows.tolist(), embeddings, strict=True))
     assert all(torch.equal(memory[row], embedding) for row, embedding in last.items())
     assert not memory[64].any()

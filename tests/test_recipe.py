@@ -90,6 +90,13 @@ def test_weights_need_their_network():
     assert gentle.lr < resolve("auto", {"backbone": "timm:resnet18"}, PHOTOS).recipe.lr
 
 
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
+@pytest.mark.parametrize("weights", [{}, {"weights": "checkpoint.pth.tar"}])
+def test_auto_gives_the_papers_networks_views_that_they_can_take(backbone, weights):
+    recipe = resolve("auto", {"backbone": backbone, **weights}, PHOTOS).recipe
+    assert (recipe.image_size, recipe.view_size) == (224, 224)
+
+
 @pytest.mark.parametrize(
     ("count", "device", "rounds"), [(50, "cpu", 3), (10_000, "cpu", 2), (90_000, "cpu", 1), (90_000, "cuda", 3)]
 )
@@ -118,6 +125,7 @@ def test_more_pseudo_labels_than_images():
         ({"lr": "-1"}, "between"),
         ({"sobel": "maybe"}, "true or false"),
         ({"empty": "drop"}, "split or sample"),
+        ({"kmeans_levels": "3"}, "kmeans_levels=3 must lie between 1 and 2"),
         ({"crop_min": "2"}, "crop_max"),
         ({"rounds": True}, "whole number"),
     ],

@@ -16,7 +16,7 @@ from deepcluster.report import sheet as sheets
 from deepcluster.report.confusion import confusion
 from deepcluster.report.data import harmless, on_map, script_data
 from deepcluster.report.numbers import HEIGHT, WIDTH, curves
-from deepcluster.report.sheet import columns, on_sheet, sheet, tile
+from deepcluster.report.sheet import columns, on_sheet, pictures, sheet, tile
 from tests.test_report import drawn, row, summary_of
 
 
@@ -99,7 +99,7 @@ def test_harmless_json_is_the_same_json() -> None:
 def test_a_sheet_by_hand() -> None:
     colours = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 0, 0]], dtype=torch.uint8)
     images = colours[:, :, None, None].expand(-1, -1, 20, 20)
-    with Image.open(BytesIO(sheet(images))) as picture:
+    with Image.open(BytesIO(sheet(pictures(images, 0, len(images))))) as picture:
         assert (picture.format, picture.size) == ("WEBP", (60, 40))  # 3 beside each other
         assert not picture.info.keys() & {"exif", "icc_profile", "xmp"}
         seen = picture.convert("RGB")
@@ -114,7 +114,7 @@ def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
     assert [tile(i, 25) for i in (0, 1, 3, 24)] == [0, -1, 1, 8] and columns(9) == 3 and columns(10) == 4
     noise = torch.randint(256, (10, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     monkeypatch.setattr(sheets, "BYTES", 5000)
-    assert len(sheet(noise)) <= 5000
+    assert len(sheet(pictures(noise, 0, len(noise)))) <= 5000
 
 
 # Confusion

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import assembly, load, results, run
+from deepcluster import algorithm, assembly, load, results, run
 from deepcluster.algorithm import alternate
+from deepcluster.clustering import two_level_kmeans
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.recipe import Recipe
 from deepcluster.run import Request
@@ -180,6 +181,21 @@ def test_where_pseudo_labels_equal_k_the_last_clustering_is_the_result(photos, t
     table = rows(found / "clusters.csv")
     pairs = {(row["cluster"], row["fine_cluster"]) for row in table}
     assert len(pairs) == 8  # one to one
+
+
+def test_two_levels_reach_the_rounds_and_the_result(photos, tmp_path, monkeypatch):
+    taken = []
+
+    def spy(*arguments, **options):
+        taken.append(options.get("precision"))
+        return two_level_kmeans(*arguments, **options)
+
+    monkeypatch.setattr(algorithm, "two_level_kmeans", spy)
+    folder = fit(photos, tmp_path / "run", kmeans_levels=2, pseudo_labels=20)
+    assert taken == [None] * 6 + ["fp32"]  # two rounds of three clusterings, and the result
+    found = predicted(folder, photos)
+    fine = [int(row["fine_cluster"]) for row in rows(folder / "clusters.csv")]
+    assert found.model.place(found.reduced).fine_cluster.tolist() == fine
 
 
 def test_recut(finished, photos, tmp_path):

@@ -16,7 +16,7 @@ from deepcluster.errors import DataError, DiskError
 from deepcluster.images import store as store_module
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.source import Source, find
-from deepcluster.images.store import Store, gather, read_once, square
+from deepcluster.images.store import Store, read_once, square
 
 
 def image_of(i: int) -> Image.Image:
@@ -248,12 +248,3 @@ def test_limit_of_pixels_reaches_the_threads(tmp_path: Path, monkeypatch: pytest
     assert read_once(find(tmp_path, max_pixels=100), 4).kept == (0,)
     with pytest.raises(DataError, match="too many pixels: 100, more than the limit of 99"):
         read_once(find(tmp_path, max_pixels=99), 4)
-
-
-def test_gather_is_indexing() -> None:
-    images = torch.randint(0, 256, (9, 5, 5, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    rows = torch.tensor([8, 0, 0, 3])
-    found = gather(images, rows)
-    assert torch.equal(found, images[rows])
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(gather(images.contiguous(), rows), images[rows])

@@ -26,7 +26,7 @@ SHORT = 512
 def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype, chunk: int | None = None) -> Tensor:
     """K x (d + 1), float64: the sum of the rows that are nearest to each centroid, and in the last column their number.
 
-    Scores are computed in ``dtype``, the sums in float32.
+    Scores are computed in ``dtype``, the sums in float32 over a block and in float64 over the blocks.
     """
     assign = assigner(centroids, dtype, chunk)
     return _add_up(rows, len(centroids), lambda begin, block: assign(block))
@@ -107,18 +107,23 @@ def _argmax(scores: Tensor) -> Tensor:
     return torch.from_numpy(best)
 
 
+def least_block(k: int) -> int:
+    """Rows in a block at least: its sums are of k rows however few it has itself."""
+    return 4 * k
+
+
 def _add_up(rows: Rows, k: int, assign: Callable[[int, Tensor], Tensor]) -> Tensor:
-    sums = torch.zeros(k, rows.x.shape[1], device=rows.x.device)
+    sums = torch.zeros(k, rows.x.shape[1], dtype=torch.float64, device=rows.x.device)
     sizes = torch.zeros(k, dtype=torch.int64, device=rows.x.device)
     blocks: Iterable[tuple[Tensor | None, Tensor, Tensor]] = rows.blocks(
-        lambda begin, block: segment_sums(block, assign(begin, block), k), least=4 * k
+        lambda begin, block: segment_sums(block, assign(begin, block), k), least=least_block(k)
     )
     for clusters, block_sums, block_sizes in blocks:
         if clusters is None:
             sums += block_sums
             sizes += block_sizes
         else:
-            sums.index_add_(0, clusters, block_sums)
+            sums.index_add_(0, clusters, block_sums.double())
             sizes.index_add_(0, clusters, block_sizes)
     totals = torch.empty(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
     totals[:, :-1], totals[:, -1] = sums, sizes

@@ -10,12 +10,14 @@ from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.assignment import label_sums, nearest_sums, place
-from deepcluster.clustering.rows import Rows, matrix, shared_out
+from deepcluster.clustering.assignment import label_sums, least_block, nearest_sums, place
+from deepcluster.clustering.rows import Rows, extended, in_whole_blocks, matrix, shared_out
 from deepcluster.devices import choose_precision
 from deepcluster.errors import NonFiniteError
+from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
+from deepcluster.shards import Shards, shards
 
 EMPTY_POLICIES = ("split", "sample")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
@@ -35,6 +37,7 @@ def kmeans(
     spherical: bool = False,
     workers: int | None = None,
     chunk: int | None = None,
+    processes: Processes = ALONE,
 ) -> Clustering:
     """Group N rows into ``k`` clusters: y_i = argmin_k ||x_i - c_k||^2 (paper, equation 2).
 
@@ -52,29 +55,34 @@ def kmeans(
     put on rows that lie farthest from their centroid. Deterministic on one machine for given arguments, and the same
     for any ``workers`` and ``chunk``.
 
+    processes: those that share the rows. ``x``, ``start`` where it is labels, and the labels returned are the own ones
+    of each; N and everything else are of all, and the same for all. In an iteration one k x (d + 1) sum goes round.
+
     Raises ValueError on k < 1, k > N, a start of another shape or an unknown policy; NonFiniteError on NaN or infinity.
     """
     x = matrix(x)
-    rows, width = x.shape
-    if not 1 <= k <= rows:
-        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {rows}")
+    width = x.shape[1]
+    table = shards(processes, len(x))
+    if not 1 <= k <= table.total:
+        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {table.total}")
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
     for name, value in (("workers", workers), ("chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
-    _check_start(start, rows, k, width)
-    if precision == "auto" and rows * width * k < LARGE:
+    _check_start(start, len(x), k, width)
+    if precision == "auto" and table.total * width * k < LARGE:
         precision = "fp32"
     dtype = choose_precision(precision, x.device)
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
-    reseed: Reseed = _beside_large if empty == "split" else partial(_random_sample, x)
+    reseed: Reseed = _beside_large if empty == "split" else partial(_random_sample, x, table)
 
     def renew(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
         """Centroids from the sums of an assignment, and how many of them had no rows."""
+        totals = processes.sum(totals)
         if not torch.isfinite(totals).all():
-            raise _not_finite(walk)
+            raise _not_finite(walk, processes)
         sums, sizes = totals[:, :-1], totals[:, -1]
         centroids = finish((sums / sizes.clamp(min=1).unsqueeze(1)).float())
         vacant = torch.nonzero(sizes == 0).flatten()
@@ -84,23 +92,24 @@ def kmeans(
         return centroids, len(vacant)
 
     with shared_out(x, workers) as walk:
+        blocks = in_whole_blocks(walk, table, least_block(k))
         reseeded = done = 0
         if start is None:
-            centroids = _random_rows(x, k, generator(seed, "k-means start"))
+            centroids = _random_rows(x, table, k, generator(seed, "k-means start"))
         elif start.ndim == 1:
-            centroids, reseeded = renew(label_sums(walk, start.long(), k), -1)
+            centroids, reseeded = renew(label_sums(blocks, extended(start.long(), blocks, table), k), -1)
         else:
             centroids = start.float().clone()
         for iteration in range(iterations):
             before = centroids
-            centroids, vacant = renew(nearest_sums(walk, before, dtype, chunk), iteration)
+            centroids, vacant = renew(nearest_sums(blocks, before, dtype, chunk), iteration)
             reseeded, done = reseeded + vacant, iteration + 1
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
         labels, distances = place(walk, centroids, chunk)
-        if not torch.isfinite(distances).all():
-            raise _not_finite(walk)
-        return _repaired(walk, labels, centroids, distances, done, reseeded, chunk)
+        if processes.any(not torch.isfinite(distances).all()):
+            raise _not_finite(walk, processes)
+        return _repaired(walk, table, labels, centroids, distances, done, reseeded, chunk)
 
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
@@ -114,10 +123,10 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
-def means(x: Tensor, labels: Tensor, k: int) -> Tensor:
+def means(x: Tensor, labels: Tensor, k: int, processes: Processes = ALONE) -> Tensor:
     """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none."""
     with shared_out(matrix(x), None) as walk:
-        totals = label_sums(walk, labels, k)
+        totals = processes.sum(label_sums(walk, labels, k))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 
@@ -127,48 +136,55 @@ def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
     if start.ndim == 1 and not start.dtype.is_floating_point:
         if len(start) != rows:
             raise ValueError(f"start has {len(start)} labels, but there are {rows} rows")
-        if not (start.min() >= 0 and start.max() < k):
+        if len(start) and not (start.min() >= 0 and start.max() < k):
             raise ValueError(f"start has labels {start.min()} to {start.max()}: with k={k} they must be 0 to {k - 1}")
     elif tuple(start.shape) != (k, width):
         raise ValueError(f"start has shape {tuple(start.shape)}, but k x d is {(k, width)}")
 
 
-def _not_finite(walk: Rows) -> NonFiniteError:
-    bad = walk.not_finite()
+def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
+    bad, rows = processes.sum(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
     if not bad:
         return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
-    return NonFiniteError(f"{bad} of {len(walk.x)} rows are not finite")
+    return NonFiniteError(f"{bad} of {rows} rows are not finite")
 
 
 def _repaired(
-    walk: Rows, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int, chunk: int | None
-) -> Clustering:
+    walk: Rows, table: Shards, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int,
+    chunk: int | None,
+) -> Clustering:  # fmt: skip
     """The result, with empty clusters moved onto rows that had a distance: the inertia falls each time, so it ends."""
     k = len(centroids)
-    while len(vacant := torch.nonzero(torch.bincount(labels, minlength=k) == 0).flatten()):
-        far = _farthest_distinct(walk.x, distances, len(vacant))
+    sizes, inertia = _sizes_and_inertia(labels, distances, k, table.processes)
+    while len(vacant := torch.nonzero(sizes == 0).flatten()):
+        far = _farthest_distinct(walk.x, table, distances, len(vacant))
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
-        centroids[vacant[: len(far)]] = walk.x[far].float()
+        centroids[vacant[: len(far)]] = far
         reseeded += len(far)
-        before = distances.sum()
+        before = inertia
         labels, distances = place(walk, centroids, chunk)
-        if distances.sum() >= before:
+        sizes, inertia = _sizes_and_inertia(labels, distances, k, table.processes)
+        if inertia >= before:
             break  # only rounding is left to gain
-    sizes = torch.bincount(labels, minlength=k)
-    return Clustering(labels, centroids, sizes, distances.sum(dtype=torch.float64).item(), iterations, reseeded)
+    return Clustering(labels, centroids, sizes, inertia, iterations, reseeded)
 
 
-def _random_rows(x: Tensor, k: int, random: torch.Generator) -> Tensor:
+def _sizes_and_inertia(labels: Tensor, distances: Tensor, k: int, processes: Processes) -> tuple[Tensor, float]:
+    sizes = processes.sum(torch.bincount(labels, minlength=k))
+    return sizes, processes.sum(distances.sum(dtype=torch.float64)).item()
+
+
+def _random_rows(x: Tensor, table: Shards, k: int, random: torch.Generator) -> Tensor:
     """k rows drawn without replacement, and distinct as far as there are distinct ones."""
-    order = torch.randperm(len(x), generator=random)
+    order = torch.randperm(table.total, generator=random)
     count = k
     while True:
-        candidates = x[order[:count].to(x.device)].float()
+        candidates = table.at(x, order[:count]).float()
         first = first_occurrences(candidates)
-        if len(first) >= k or count == len(x):
+        if len(first) >= k or count == table.total:
             break
-        count = min(len(x), 2 * count)
+        count = min(table.total, 2 * count)
     repeated = torch.ones(count, dtype=torch.bool)
     repeated[first] = False
     chosen = torch.cat([first, torch.nonzero(repeated).flatten()])[:k]
@@ -190,13 +206,19 @@ def _beside_large(centroids: Tensor, sizes: Tensor, count: int, random: torch.Ge
     return centroids[donors.to(centroids.device)] * (1 + signs / 1024).to(centroids)
 
 
-def _random_sample(x: Tensor, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator) -> Tensor:
+def _random_sample(
+    x: Tensor, table: Shards, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator
+) -> Tensor:
     """``sample``: the features of random images."""
-    return x[torch.randperm(len(x), generator=random)[:count].to(x.device)].float()
+    return table.at(x, torch.randperm(table.total, generator=random)[:count]).float()
 
 
-def _farthest_distinct(x: Tensor, distances: Tensor, count: int) -> Tensor:
+def _farthest_distinct(x: Tensor, table: Shards, distances: Tensor, count: int) -> Tensor:
     """Up to ``count`` rows with a positive distance, farthest first, no two of them equal."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
-    return order[first_occurrences(x[order]).to(x.device)][:count] if len(order) else order
+    # The farthest of all are among the farthest of each process.
+    found = shards(table.processes, len(order))
+    far, rows = found.whole(distances[order]), found.whole(x[order].float())
+    rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
+    return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.products import product
-from deepcluster.clustering.rows import Rows, matrix, shared_out
+from deepcluster.clustering.rows import Rows, in_whole_blocks, matrix, shared_out
 from deepcluster.errors import NonFiniteError
+from deepcluster.processes import ALONE, Processes
+from deepcluster.shards import Shards, shards
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
@@ -56,7 +58,7 @@ class Whitening:
         return reduced
 
 
-def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
+def whiten(x: Tensor, dims: int = 256, strength: float = 1.0, processes: Processes = ALONE) -> Whitening:
     """Fit the PCA-whitening of N x D features to at most ``dims`` dimensions.
 
     Each principal direction is divided by its standard deviation to the power of ``strength``: 1 whitens (the paper), 0
@@ -64,13 +66,26 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0) -> Whitening:
 
     The number of dimensions is min(dims, D, N - 1, rank): never one that the rows do not have. Where all rows are equal
     it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
+
+    processes: those that share the rows, of which ``x`` are the own ones of each. One D x D sum goes round, and the map
+    of the first to all.
     """
     x = matrix(x)
-    rows, width = x.shape
+    table = shards(processes, len(x))
+    rows, width = table.total, x.shape[1]
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
-    mean, values, vectors = _of_few(x, count) if rows <= width else _of_many(x, count)
+    if rows <= width:
+        x = table.whole(x)
+        if not torch.isfinite(x).all():
+            raise _not_finite(Rows(x), ALONE)
+        return processes.first(lambda: _scaled(*_of_few(x, count), strength))
+    mean, covariance = _covariance(x, table)
+    return processes.first(lambda: _scaled(mean, *_leading(covariance, count), strength))
+
+
+def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> Whitening:
     keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
     keep[0] = True
     scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
@@ -84,26 +99,28 @@ def unreduced(x: Tensor) -> Whitening:
     return Whitening(torch.zeros(width), torch.eye(width))
 
 
-def _of_many(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
-    """Mean (D), the ``count`` largest eigenvalues of the covariance (descending) and their eigenvectors as columns.
+def _covariance(x: Tensor, table: Shards) -> tuple[Tensor, Directions]:
+    """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
-    One pass over more rows than columns: sums and products of each block, around the mean of the first rows, are added
-    up in float64.
+    One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
     """
-    rows, width = x.shape
+    rows, width = table.total, x.shape[1]
+    shift = table.at(x, torch.arange(min(MEAN_OF, rows))).float().mean(0)
     with shared_out(x) as walk:
-        shift = x[:MEAN_OF].float().mean(0)
         total = torch.zeros(width, dtype=torch.float64)
-        covariance = np.zeros((width, width))
+        products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
-        for block_total, products in walk.blocks(lambda begin, block: _products(block - shift), least=least):
+        blocks = in_whole_blocks(walk, table, least)
+        for block_total, block_products in blocks.blocks(lambda begin, block: _products(block - shift)):
             total += block_total
-            covariance += products
+            products += block_products
+        total = table.processes.sum(total)
+        products = table.processes.sum(torch.from_numpy(products)).numpy()
         if not torch.isfinite(total).all():
-            raise _not_finite(walk)
+            raise _not_finite(walk, table.processes)
     error = total / rows  # of the shift, which is not the mean of all rows
-    covariance = covariance / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
-    return shift.double().cpu() + error, *_leading(covariance, count)
+    covariance = products / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
+    return shift.double().cpu() + error, covariance
 
 
 def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
@@ -118,6 +135,7 @@ def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
 
 
 def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions]:
+    """The ``count`` largest eigenvalues (descending) and their eigenvectors as columns."""
     width = len(covariance)
     if width < WIDE:
         values, vectors = eigh(covariance, driver="evd")
@@ -130,12 +148,10 @@ def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions
 
 
 def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
-    """The same from at most as many rows as columns: by the eigenvectors of the small matrix of their products."""
+    """Mean, eigenvalues and eigenvectors of at most as many rows as columns: by the matrix of their products."""
     rows = len(x)
     exact = x.double()
     mean = exact.mean(0)
-    if not torch.isfinite(mean).all():
-        raise _not_finite(Rows(x))
     centred = (exact - mean).cpu().numpy()
     values, left = eigh(centred @ centred.T, subset_by_index=[rows - count, rows - 1])
     values, left = np.maximum(values[::-1], 0.0), left[:, ::-1]
@@ -144,6 +160,6 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     return mean.cpu(), values / max(1, rows - 1), vectors
 
 
-def _not_finite(walk: Rows) -> NonFiniteError:
-    bad, rows = walk.not_finite(), len(walk.x)
+def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
+    bad, rows = processes.sum(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
     return NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")

@@ -37,7 +37,7 @@ def check_apart(out: Path, source: Source) -> None:
     images = Path(source.location)
     # realpath and not resolve(), which raises where links go round in a circle.
     inside = Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images))
-    if source.file is not None and images.is_dir() and inside:
+    if images.is_dir() and inside:
         raise UsageError(
             f"-o {one_line(str(out))} lies in {one_line(str(images))}, where the images are, and would be taken for"
             " more of them: give an -o outside of it"

@@ -19,10 +19,15 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
 
 # Without EPS (it starts Ghostscript) and without formats that few people have and that are seldom tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Names of images, where a name has to tell (a file of another name may still be one).
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
+}
 MAX_PIXELS = 89_478_485  # Pillow's default
 # Up to here a file is read at once: the 40 small reads of a JPEG header are a fifth of the time of a small image, and
 # each may hand the interpreter to another thread. A film that lies among the images is not read into memory.
-_SMALL_FILE = 1 << 20  # bytes
+SMALL_FILE = 1 << 20  # bytes
 
 Found = TypeVar("Found")
 
@@ -161,7 +166,7 @@ def _examine(file: Path | BinaryIO, max_pixels: int, look: Callable[[Image.Image
     kind = status.st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
         raise Undecodable(not_a_file(kind))
-    if status.st_size <= _SMALL_FILE:
+    if status.st_size <= SMALL_FILE:
         return _examine_stream(BytesIO(file.read_bytes()), max_pixels, look)
     with file.open("rb") as stream:
         return _examine_stream(stream, max_pixels, look)

@@ -16,6 +16,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from deepcluster.shards import Shards, unshared
+
 SIDE = 16  # px of the small pictures
 ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
 FAINTEST = 4.0  # grey levels: below this standard deviation a picture is plain, and noise is no difference
@@ -25,13 +27,17 @@ TURNS = (0, 16, 32, 48)  # the hash is sorted with each of its quarters in front
 CHUNK = 512
 
 
-def near_duplicates(images: Tensor) -> list[list[tuple[int, float]]]:
+def near_duplicates(images: Tensor, table: Shards | None = None) -> list[list[tuple[int, float]]]:
     """Groups of (row, distance) of nearly identical images among uint8 N x 3 x S x S, by their first rows.
 
     The distance is that to the first image of the group: the root mean square difference as a share of the contrast.
+    ``table``: how processes share the images; the first of them gets the small pictures of all, and finds the groups.
     """
+    table = table or unshared(len(images))
     parts = [_seen(part) for part in images.split(CHUNK)]
-    small, hashes, spread = (torch.cat(each) for each in zip(*parts, strict=True))
+    small, hashes, spread = (table.at_first(torch.cat(each)) for each in zip(*parts, strict=True))
+    if not table.processes.leads:
+        return []
     light = torch.cat([part.float().mean(1) for part in small.split(CHUNK)])
 
     def apart(one: Tensor, other: Tensor) -> Tensor:
@@ -42,7 +48,7 @@ def near_duplicates(images: Tensor) -> list[list[tuple[int, float]]]:
     for candidates in _candidates(hashes.numpy().view(np.uint64).ravel(), light.numpy()):
         pairs += [part[apart(*part.T) <= ALIKE] for part in torch.from_numpy(candidates).split(32 * CHUNK)]
     row, column = torch.cat(pairs).numpy().T
-    ties = coo_array((np.ones(len(row), bool), (row, column)), (len(images), len(images)))
+    ties = coo_array((np.ones(len(row), bool), (row, column)), (len(small), len(small)))
     _, component = connected_components(ties, directed=False)
     groups: dict[int, list[int]] = {}
     for i in np.unique(np.concatenate([row, column])).tolist():

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a list of paths, an array, or a data set that a library knows by name."""
+"""Where images come from: a folder, a list of paths, shards, an array, or a data set that a library knows by name."""
 
 import difflib
 import inspect
@@ -18,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.errors import DataError, missing_extra
+from deepcluster.images import tars
 from deepcluster.images.datasets import CHANNELS, reader
 from deepcluster.images.decode import (
     MAX_PIXELS,
+    SUFFIXES,
     Undecodable,
     as_rgb,
     decode,
@@ -30,13 +32,9 @@ from deepcluster.images.decode import (
     short_side,
 )
 
-_IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
-}
 _WHAT_TO_TYPE = (
-    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, - for paths on standard input, "
-    "sklearn:digits, torchvision:NAME or hf:NAME"
+    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern of shards as "
+    "train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
 )
 
 
@@ -66,7 +64,8 @@ class Source:
     ``sklearn:digits``, ``torchvision:NAME``, ``hf:NAME``, ``-``; what was passed from Python has ``python:paths``,
     ``python:array`` or ``python:dataset``. ``paths`` are relative to a folder, with ``/`` between their parts, in the
     order of their bytes; those of a list are as they stand there, in its order (a file only once, but for a list
-    passed from Python, which is taken as it is); those of an array or data set are padded numbers.
+    passed from Python, which is taken as it is); those in shards are SHARD/MEMBER, in the order of the archives; those
+    of an array or data set are padded numbers.
     ``read(i, size)`` is the i-th image in mode RGB; it raises ``Undecodable`` or ``OSError``. Given the ``size`` that
     the caller needs, files may come reduced as in ``decode``; then ``short_side(i)`` is the shorter side in px that the
     whole image has, from the header (None: ``read`` reduces nothing), and ``file(i)`` the absolute path of the file
@@ -186,7 +185,11 @@ def _from_place(text: str, max_pixels: int) -> Source:
     try:
         mode = place.stat().st_mode
     except (OSError, ValueError) as error:
-        problem = "unknown kind of images" if re.match(r"[A-Za-z][\w+.-]+:", text) else explain(error)
+        unknown = re.match(r"[A-Za-z][\w+.-]+:", text)
+        if not unknown and tars.is_pattern(text):
+            name = re.sub(r"\{.*?\}", "", place.name).partition(".")[0].strip("-_ ")
+            return _from_tars(tars.files_of(place), name or "shards", str(place), max_pixels)
+        problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {_WHAT_TO_TYPE}") from error
     if stat.S_ISDIR(mode):
         return _from_folder(place, max_pixels)
@@ -195,7 +198,9 @@ def _from_place(text: str, max_pixels: int) -> Source:
     suffix = place.suffix.lower()
     if suffix in (".npy", ".npz"):
         return _from_numpy_file(place)
-    if suffix == ".txt" or (suffix not in _IMAGE_SUFFIXES and _is_text(place)):
+    if tars.is_shard(place.name):
+        return _from_tars({place.name: place}, place.stem, str(place), max_pixels)
+    if suffix == ".txt" or (suffix not in SUFFIXES and _is_text(place)):
         return _from_paths(_lines(_content(place)), place.stem, str(place), max_pixels, place.parent)
     return _from_files([place.name], [place], place.stem, str(place), max_pixels)
 
@@ -204,7 +209,8 @@ def _from_place(text: str, max_pixels: int) -> Source:
 
 
 def _from_folder(folder: Path, max_pixels: int) -> Source:
-    """Every file below the folder; what starts with a dot is ignored, what is no file of its own is skipped."""
+    """Every file below the folder, or every image in it where it holds shards. What starts with a dot is ignored, what
+    is no file of its own is skipped."""
     paths: list[str] = []
     skipped: list[tuple[str, str]] = []
     try:
@@ -220,6 +226,11 @@ def _from_folder(folder: Path, max_pixels: int) -> Source:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {_WHAT_TO_TYPE}")
     paths.sort(key=os.fsencode)
+    if shards := tars.shards_among(paths):
+        skipped += [(path, "beside the shards, not read") for path in paths if not tars.is_shard(path)]
+        return _from_tars(
+            {path: folder / path for path in shards}, folder.name or "images", str(folder), max_pixels, skipped
+        )
     skipped.sort(key=lambda pair: os.fsencode(pair[0]))
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
     return Source(
@@ -348,6 +359,33 @@ def _is_text(file: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return bool(start)
+
+
+# Shards
+
+
+def _from_tars(
+    files: Mapping[str, Path], name: str, location: str, max_pixels: int, skipped: Sequence[tuple[str, str]] = ()
+) -> Source:
+    """The images in tar archives, by the names that stand in front of those of their members."""
+    shards = tars.index(files.items())
+    skipped = sorted([*skipped, *shards.skipped], key=lambda pair: os.fsencode(pair[0]))
+    if not shards.paths:
+        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
+        raise DataError(
+            f"no image in {one_line(location)}: {len(files)} shards read{aside}. A shard is a plain tar archive, and"
+            " the names of its images end in .jpg, .png or another suffix of images"
+        )
+    return Source(
+        name=name,
+        location=location,
+        paths=shards.paths,
+        read=lambda i, size=None: decode(shards.open(i), size=size, max_pixels=max_pixels),
+        labels=shards.labels,
+        skipped=tuple(skipped),
+        max_pixels=max_pixels,
+        short_side=lambda i: short_side(shards.open(i), max_pixels=max_pixels),
+    )
 
 
 # Arrays

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import explain, one_line, quietly
 from deepcluster.images.source import Source
+from deepcluster.processes import Processes
+from deepcluster.shards import Shards, shards, unshared
 from deepcluster.workers import cores, in_order
 
 Pixels = npt.NDArray[np.uint8]
@@ -37,11 +39,13 @@ class Store:
 
     ``images`` is uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file where it exceeds the budget). Row i
     is ``source.paths[kept[i]]``. ``skipped`` has (path, reason) for all the others, in the order of their bytes.
+    ``table``: how processes share the rows; then ``images`` are the own ones of each, and the rest is of all.
     """
 
     images: Tensor
     kept: tuple[int, ...]
     skipped: tuple[tuple[str, str], ...]
+    table: Shards
 
 
 def read_once(
@@ -90,7 +94,31 @@ def read_once(
     _close_gaps(rows, kept)
     images = torch.from_numpy(rows[: len(kept)]).permute(0, 3, 1, 2)
     skipped = [*source.skipped, *((source.paths[i], reason) for i, reason in failures.items())]
-    return Store(images, tuple(kept.tolist()), tuple(sorted(skipped, key=lambda pair: os.fsencode(pair[0]))))
+    return Store(images, tuple(kept.tolist()), _in_order(skipped), unshared(len(kept)))
+
+
+def read_share(
+    source: Source,
+    size: int,
+    processes: Processes,
+    *,
+    folder: Path | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> Store:
+    """:func:`read_once` by several processes, of which each reads a part of the source and keeps what is in it."""
+    share = processes.share(len(source.paths))
+    part = replace(source.part(share.start, share.stop), skipped=())
+    own = read_once(part, size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress)
+    kept = tuple(i for each in processes.every([share.start + i for i in own.kept]) for i in each)
+    failures = [pair for each in processes.every(own.skipped) for pair in each]
+    if not kept:
+        raise nothing_readable(source.location, len(source.paths), failures)
+    return Store(own.images, kept, _in_order([*source.skipped, *failures]), shards(processes, len(own.kept)))
+
+
+def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(skipped, key=lambda pair: os.fsencode(pair[0])))
 
 
 def gather(images: Tensor, rows: Tensor) -> Tensor:

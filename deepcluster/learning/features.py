@@ -29,7 +29,7 @@ def extract(
     """
     device = next(network.parameters()).device
     training = network.training
-    features = torch.empty(0)
+    features = torch.empty(0, network.embedding_dim if embedded else network.feature_dim)
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]

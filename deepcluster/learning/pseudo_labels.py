@@ -6,17 +6,17 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
-from deepcluster.images.store import gather
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Trained
 from deepcluster.seeding import generator, lent_global
+from deepcluster.shards import Shards, unshared
 from deepcluster.workers import made_ahead
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -60,6 +60,7 @@ def train_on_pseudo_labels(
     seed: int = 0,
     round: int = 0,
     memory: Tensor | None = None,
+    table: Shards | None = None,
     dtype: torch.dtype = torch.float32,
     begun: Trained | None = None,
     keep: Callable[[Trained], None] | None = None,
@@ -74,7 +75,10 @@ def train_on_pseudo_labels(
     round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
     published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
     clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
-    trained on, the mean over its first two views where they are of one size. ``keep`` is told after each step how far
+    trained on, the mean over its first two views where they are of one size. ``table``: how processes share the images
+    (None: they do not); then ``images`` and ``memory`` are the own rows of each, and ``labels`` those of all. Each step
+    is made of one sample of all images, of which every process takes its stride and gets the pictures from whoever has
+    them; gradients are the mean of all. ``keep`` is told after each step how far
     the training is, and goes on from there where it was ``begun``. Raises NonFiniteError at the end of the epoch in
     which the loss stopped being finite.
     """
@@ -85,33 +89,43 @@ def train_on_pseudo_labels(
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=optimizer.param_groups[0]["weight_decay"]))
     network.train()
+    table = table or unshared(len(images))
+    processes, count = table.processes, table.total
+    model = processes.parallel(_Pass(network))
+    # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
+    pixels = images.permute(0, 2, 3, 1)
+    mine = () if processes.alone else (processes.rank,)
     # Batches of equal size, so that none is too small for batch normalisation.
-    steps = max(1, math.ceil(len(images) / batch_size))
+    steps = max(1, math.ceil(count / batch_size))
     whole = 2 if len(views) > 1 and views[0].size == views[1].size else 1
     begun = begun or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
     done, epoch_loss, total = begun.steps, begun.epoch_loss.to(device), begun.loss
 
-    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, list[Tensor]]:
-        epoch, step, rows = batch
-        random = generator(seed, "augment", round, epoch, step)
-        pictures = gather(images, rows).to(device)
-        return step, rows, [random_views(pictures, how.size or size, how, random) for how in views]
+    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, list[Tensor], list[Tensor]]:
+        epoch, step, drawn = batch
+        random = generator(seed, "augment", round, epoch, step, *mine)
+        wanted = strides(drawn, processes.count)
+        pictures = table.fetch(pixels, wanted).permute(0, 3, 1, 2).to(device)
+        return step, wanted, [random_views(pictures, how.size or size, how, random) for how in views]
 
     for epoch in range(done // steps, epochs):
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
-        drawn = sample(by, len(images), generator(seed, "sample", round, epoch)).tensor_split(steps)
+        drawn = sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
         batches = ((epoch, step, drawn[step]) for step in range(done % steps, steps))
-        for step, rows, seen in made_ahead(prepare, batches, device):
+        # What processes exchange has an order, which a thread that works ahead would not keep.
+        where = device if processes.alone else torch.device("cpu")
+        for step, wanted, seen in made_ahead(prepare, batches, where):
             _set_steps(optimizers, lr, head_lr, round + (epoch + step / steps) / epochs)
+            rows = wanted[processes.rank]
             # Dropout draws from the global generator.
             with (
-                lent_global(seed, "training", round, epoch, step),
+                lent_global(seed, "training", round, epoch, step, *mine),
                 torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
             ):
-                embeddings = network.embed(_features(network, seen))
-                logits = network.classify(embeddings)
+                embeddings, logits = model(*seen)
             if memory is not None:
-                _remember(memory, rows, embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0))
+                own = embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0)
+                _remember(memory, *table.deliver(own, wanted))
             loss = _loss(logits, labels[rows].to(device), clusters)
             goal = loss
             if trust < 1:
@@ -121,9 +135,10 @@ def train_on_pseudo_labels(
             goal.backward()
             for each in optimizers:
                 each.step()
-            epoch_loss = epoch_loss + loss.detach() * (len(rows) / len(images))
+            epoch_loss = epoch_loss + loss.detach() * (len(drawn[step]) / count)
             done += 1
             if step + 1 == steps:
+                epoch_loss = processes.sum(epoch_loss) / processes.count
                 if not math.isfinite(epoch_loss.item()):
                     raise NonFiniteError(
                         f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
@@ -133,11 +148,36 @@ def train_on_pseudo_labels(
             if keep is not None:
                 keep(Trained(done, epoch_loss, total))
             if progress is not None:
-                progress(epoch * len(images) + (step + 1) * len(images) // steps, epochs * len(images))
+                progress(epoch * count + (step + 1) * count // steps, epochs * count)
+    processes.same_buffers(network)
     return total.item() / max(1, epochs)
 
 
-def _remember(memory: Tensor, rows: Tensor, embeddings: Tensor) -> None:
+class _Pass(nn.Module):
+    """From views to embeddings and logits in one call, which is what several processes can share."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.network.embed(_features(self.network, views))
+        return embeddings, self.network.classify(embeddings)
+
+
+def strides(drawn: Tensor, count: int) -> list[Tensor]:
+    """One sample of images for ``count`` processes: equal parts, filled up with its first images where it is too short.
+
+    At least two images each, as batch normalisation has no variance of one.
+    """
+    if count == 1:
+        return [drawn]
+    each = max(2, -(-len(drawn) // count))
+    filled = drawn[torch.arange(each * count) % len(drawn)]
+    return [filled[rank::count] for rank in range(count)]
+
+
+def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
     """Put embeddings into their rows of the memory, the last where a batch has an image more than once.
 
     (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -14,6 +15,7 @@ from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
+from deepcluster.nets.official import OfficialWeights, read_official, recognised
 from deepcluster.nets.weights import HEADS, first_line, load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -36,6 +38,9 @@ class Network(nn.Module):
     frozen_statistics: bool
     """Batch normalisation keeps its mean and variance while the network trains: for one that was pretrained on more
     images than it is adapted to."""
+    origin: str
+    """What the weights are that it began with, and what of their file was left out; empty where there is nothing to
+    say."""
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class Network(nn.Module):
         self.head = None
         self.architecture = {}
         self.frozen_statistics = False
+        self.origin = ""
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -145,8 +151,9 @@ def build(
     """The network called ``name``, on the CPU and without a head; its parameters depend on ``seed`` alone.
 
     ``name`` is ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. ``sobel`` puts the
-    fixed Sobel filter before ``alexnet`` or ``vgg16``. ``weights`` is None, the path of a file, or ``"timm"`` for the
-    weights that timm publishes, which may download. ``projection``: hidden and output width of an MLP between features
+    fixed Sobel filter before ``alexnet`` or ``vgg16``. ``weights`` is None, the path of a file (a ``state_dict`` of the
+    network, or one of the published layouts of ``official.py``), or ``"timm"`` for the weights that timm publishes,
+    which may download. ``projection``: hidden and output width of an MLP between features
     and head, or None; it serves training alone and is no part of the architecture. ``build(**network.architecture)``
     builds the same network again. ``feature_dim``, where it is known, saves the trial that measures it.
 
@@ -160,6 +167,10 @@ def build(
         raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
     # Before the network is built, which takes seconds where it is a large one.
     state = None if weights in (None, "timm") else read_state(weights)
+    found = recognised(state, str(weights)) if state else None
+    if found:
+        _check_for(found, name, sobel, str(weights))
+        state = dict(found.state)
 
     heads: tuple[str, ...] = HEADS
     if name == "compact":
@@ -183,11 +194,47 @@ def build(
         raise _unknown(name)
 
     if state is not None:
-        load_body(network.body, state, path=str(weights), name=name, heads=heads)
+        load_body(network.body, state, path=str(weights), name=name, heads=() if found else heads)
+    network.origin = found.text if found else ""
     if projection is not None:
         network.embedding_dim = projection[1]
         network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
     network.architecture = {"name": name, "image_size": image_size, "sobel": sobel}
+    return network
+
+
+def _check_for(found: OfficialWeights, name: str, sobel: bool, path: str) -> None:
+    # A tag of timm (resnet50.TAG) names other weights of the same network.
+    if (name.split(".")[0], sobel) != (found.backbone, found.sobel):
+        flags = f"--backbone {found.backbone}"
+        if found.backbone in ("alexnet", "vgg16"):
+            flags += f" --set sobel={str(found.sobel).lower()}"
+        raise ModelError(f"{path} is for another network than this {name} ({found.text}): give {flags}")
+
+
+def from_official(path: str | Path) -> Network:
+    """The network of a file that the authors published, for 224 px images, with the classifier of its pseudo-labels as
+    head where the file has one. It is theirs, also where ``build`` has no name for it: the Sobel filter of
+    DeeperCluster looks a pixel farther beyond the image.
+
+    Raises:
+        ModelError: the file is of none of the published layouts, or damaged, or a tensor is missing, left over or of
+            another shape.
+    """
+    found = read_official(path)
+    network = build(found.backbone, image_size=paper.IMAGE_SIZE, sobel=found.sobel)
+    load_body(network.body, found.state, path=path, name=found.backbone, heads=())
+    network.origin = found.text
+    if found.release == "DeeperCluster":
+        # Two pixels of zeros and a filter without padding: maps of 226 x 226, of which five poolings make 7 x 7, too.
+        gradient = network.body.get_submodule("sobel.1")
+        assert isinstance(gradient, nn.Conv2d)
+        gradient.padding = (2, 2)
+        network.architecture = {}
+    if found.head:
+        weight, bias = found.head
+        network.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
+        network.head.load_state_dict({"weight": weight, "bias": bias})
     return network
 
 

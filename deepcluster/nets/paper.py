@@ -87,6 +87,35 @@ def sobel_filter() -> nn.Sequential:
     return nn.Sequential(grey, gradient).requires_grad_(False)
 
 
+def fold_sobel(network: PaperNet) -> PaperNet:
+    """The same network without its Sobel filter, which has become part of the first convolution: RGB in.
+
+    That one is larger by a ring: 13 x 13 with stride 4 and padding 3 for AlexNet, 5 x 5 with padding 2 for VGG-16. It
+    gives the same to rounding but on the outermost ring of its map. There the two had zeros around the filtered image,
+    and the one has the filter's answers to the zeros around the image; no single convolution gives both. All other
+    layers are shared with ``network``. What comes in is normalised as before.
+    """
+    if network.sobel is None:
+        raise UsageError("there is no Sobel filter before this network, so there is nothing to fold")
+    grey, gradient = network.sobel
+    conv = network.features[0]
+    assert isinstance(grey, nn.Conv2d) and isinstance(gradient, nn.Conv2d) and isinstance(conv, nn.Conv2d)
+    assert grey.bias is not None and gradient.bias is not None and conv.bias is not None
+    assert isinstance(conv.padding, tuple)
+    with torch.no_grad():
+        weight, along = conv.weight.double(), gradient.weight.double()
+        # Two correlations in a row are one, with the convolution of their kernels.
+        kernel = nn.functional.conv_transpose2d(weight, along) * grey.weight.double()
+        constant = gradient.bias.double() + along.sum((1, 2, 3)) * grey.bias.double()
+        bias = conv.bias.double() + (weight.sum((2, 3)) * constant).sum(1)
+    folded = _empty_conv(
+        3, conv.out_channels, kernel.shape[-1], stride=conv.stride[0], padding=conv.padding[0] + 1
+    ).to(conv.weight.device)  # fmt: skip
+    folded.load_state_dict({"weight": kernel.to(conv.weight.dtype), "bias": bias.to(conv.weight.dtype)})
+    features = nn.Sequential(folded, *list(network.features)[1:])
+    return PaperNet(features, network.classifier).train(network.training)
+
+
 def wrong_size(name: str, image_size: int) -> UsageError:
     """The error for images of another size: the first linear layer fits one size of the last feature map only."""
     return UsageError(

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deepcluster.errors import ModelError
+from deepcluster.nets.legacy import readable
 
 # Averaged weights come first: where a checkpoint has both, they are the ones that its authors evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -17,33 +18,50 @@ HEADS = ("head", "top_layer")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a ``.safetensors`` file, or of any other file by ``torch.load`` without code (on the CPU).
-
-    A checkpoint that holds them under ``state_dict``, ``model``, ... is unwrapped.
+    """The named tensors of a file: those that :func:`read_checkpoint` finds, or that it holds under ``state_dict``, ...
 
     Raises:
         ModelError: the file is missing, damaged, has code in it, or holds no named tensors.
+    """
+    return named_tensors(read_checkpoint(path), path)
+
+
+def read_checkpoint(path: str | Path) -> object:
+    """What is in a ``.safetensors`` file, or in any other file by ``torch.load`` without code (on the CPU).
+
+    Raises:
+        ModelError: the file is missing, damaged, or has code in it.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: there is no such weights file")
     try:
         if path.suffix == ".safetensors":
-            content: object = load_file(path)
-        elif _is_packed(path):
+            return load_file(path)
+        if _is_packed(path):
             raise ValueError("a compressed archive, which torch.save never writes")
-        else:
+        with readable(path) as file:
             # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes are a stranger's: torch meets them with a dozen kinds of error
-        # torch's own text for a refused file advises to execute what is in it, so it is not passed on. (By name: pickle
-        # is imported nowhere in this package.)
-        refused = type(error).__name__ == "UnpicklingError" or "weights_only" in str(error)
-        reason = "no tensors, or more than tensors, and nothing of it was executed" if refused else first_line(error)
         raise ModelError(
-            f"{path}: cannot be read as weights ({reason}): is it damaged? "
+            f"{path}: cannot be read as weights ({_reason(error)}): is it damaged? "
             "Give a .safetensors file, or a state_dict written by torch.save"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file is refused. Not always in torch's own words, which advise to execute what is in it."""
+    if "legacy .tar" in str(error):
+        return "a tar archive of PyTorch 0.1.8 or older, which cannot be read without executing what is in it"
+    # By name: pickle is imported nowhere in this package.
+    if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
+        return "no tensors, or more than tensors, and nothing of it was executed"
+    return first_line(error)
+
+
+def named_tensors(content: object, path: str | Path) -> dict[str, Tensor]:
+    """The table of tensors that ``content`` is, or that it wraps. ModelError where there is none."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -31,16 +32,25 @@ def columns(pictures: int) -> int:
     return max(1, math.ceil(math.sqrt(pictures)))
 
 
-def sheet(images: Tensor) -> bytes:
-    """WebP of the pictures of uint8 images (N x 3 x S x S), made of pixels and nothing else."""
-    rows = on_sheet(len(images))
-    across = columns(len(rows))
-    side = min(images.shape[2], SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(rows))))
-    table = np.zeros((math.ceil(len(rows) / across) * side, across * side, 3), np.uint8)
-    for i, row in enumerate(rows):
-        picture = Image.fromarray(np.ascontiguousarray(images[row].permute(1, 2, 0).numpy()))
+def pictures(images: Tensor, begin: int, total: int) -> Tensor:
+    """Those of a sheet of ``total`` images that are among some of them (uint8, n x 3 x S x S, from row ``begin`` on):
+    uint8, side x side x 3 each."""
+    side = min(images.shape[2], SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
+    found = [
+        Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).resize((side,) * 2, Image.Resampling.BOX)
+        for row, image in enumerate(images, begin)
+        if tile(row, total) >= 0
+    ]
+    return torch.from_numpy(np.stack([np.asarray(each) for each in found])) if found else torch.empty(0)
+
+
+def sheet(pictures: Tensor) -> bytes:
+    """WebP of all the pictures, made of pixels and nothing else."""
+    across, side = columns(len(pictures)), pictures.shape[1]
+    table = np.zeros((math.ceil(len(pictures) / across) * side, across * side, 3), np.uint8)
+    for i, picture in enumerate(pictures.numpy()):
         y, x = i // across * side, i % across * side
-        table[y : y + side, x : x + side] = np.asarray(picture.resize((side, side), Image.Resampling.BOX))
+        table[y : y + side, x : x + side] = picture
     for quality in (75, 50, 30, 15, 5):
         data = webp(Image.fromarray(table), quality=quality, method=2)
         if len(data) <= BYTES:

@@ -36,6 +36,7 @@ HISTORY = (
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
 LOCK = ".lock"
+SCRATCH = "images-"  # and a number: folders in which processes other than the first keep their pixels
 GRAPH = "neighbours.safetensors"
 # The values of run.json that commands read again.
 RECORD = {"images": str, "location": str, "seed": int}
@@ -60,16 +61,18 @@ def evaluation(protocol: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that :func:`create` made or :func:`open_run` found."""
+    """A folder that :func:`create` made or :func:`open_run` found. ``ours``: of several processes one writes, and for
+    the others nothing is written."""
 
     path: Path
+    ours: bool = True
 
     @property
     def model(self) -> Path:
         return self.path / "model"
 
     def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
-        write_whole(self.path / name, lambda file: write_csv(file, columns, rows))
+        self._write(name, lambda file: write_csv(file, columns, rows))
 
     def read_rows(self, name: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         """The rows of a table, every one with a cell for each column; ``columns`` are those that must be there."""
@@ -89,7 +92,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-        write_whole(self.path / name, lambda file: file.write(text))
+        self._write(name, lambda file: file.write(text))
 
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
         """A table of JSON; ``types`` are the keys that must be there, and what they hold."""
@@ -103,10 +106,11 @@ class RunFolder:
             return value
 
     def write_text(self, name: str, text: str) -> None:
-        write_whole(self.path / name, lambda file: file.write(text))
+        self._write(name, lambda file: file.write(text))
 
     def write_graph(self, graph: Graph) -> None:
-        write_tensors(self.path / GRAPH, graph_tensors(graph))
+        if self.ours:
+            write_tensors(self.path / GRAPH, graph_tensors(graph))
 
     def read_graph(self, images: int) -> Graph | None:
         """The graph of ``images`` images that the groups were cut from; None where it is that of the features."""
@@ -116,10 +120,14 @@ class RunFolder:
             return graph_of(read_tensors(path), images)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        write_whole(self.path / name, lambda file: file.write(data), binary=True)
+        self._write(name, lambda file: file.write(data), binary=True)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
-        write_whole(self.path / name, lambda file: np.save(file, array), binary=True)
+        self._write(name, lambda file: np.save(file, array), binary=True)
+
+    def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
+        if self.ours:
+            write_whole(self.path / name, write, binary=binary)
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """A table of finite float32 numbers of this shape."""
@@ -260,6 +268,8 @@ def create(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunF
             for folder in (path, path / "checkpoints", path / "model"):
                 for stale in folder.glob(".*.tmp") if not folder.is_symlink() else ():  # of a process that was killed
                     stale.unlink(missing_ok=True)
+            for stale in path.glob(f"{SCRATCH}*"):
+                shutil.rmtree(stale, ignore_errors=True)
             for name in ("images.u8",) if resume else CONTENTS:
                 old = path / name
                 if old.is_dir() and not old.is_symlink():

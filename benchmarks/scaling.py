@@ -1,0 +1,259 @@
+"""How do time and memory of a round grow, and what do several processes bring?
+
+    python benchmarks/scaling.py processes IMAGES   one process of two threads against two of one thread, in turns
+    python benchmarks/scaling.py images IMAGES      a round of N, 2 N, 4 N and 8 N images: seconds and peak memory
+    python benchmarks/scaling.py clusters           k-means with K, 2 K, 4 K and 8 K clusters
+    python benchmarks/scaling.py everywhere         what every process does for all images, whatever their number
+    python benchmarks/scaling.py quality            digits with one process and with two, three seeds each
+    python benchmarks/scaling.py model              the cost model worked out for three scales (docs/scaling.md)
+
+IMAGES is a folder; a seeded sample of it is used. Results go to results/scaling_NAME.json.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import save, spread
+
+V1 = ["--recipe", "v1", "--backbone", "compact", "--set", "sobel=false", "-k", "10", "-q"]
+
+
+def sample(images: Path, count: int, folder: Path) -> Path:
+    """A text file of so many paths."""
+    paths = sorted(
+        str(path.resolve()) for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
+    chosen = sorted(np.random.default_rng(0).permutation(len(paths))[:count])
+    file = folder / f"{count}.txt"
+    file.write_text("\n".join(paths[i] for i in chosen) + "\n")
+    return file
+
+
+def fit(images: object, arguments: Sequence[str], run: Path, processes: int = 1, threads: int = 1) -> dict[str, Any]:
+    """One run; the seconds of each round, its metrics, and the peak memory of the first process."""
+    program = [sys.executable, "-m", "deepcluster"]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        program = [*launcher, f"--nproc-per-node={processes}", "-m", "deepcluster"]
+    command = [*program, "fit", str(images), "-o", str(run), "--overwrite", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    phases = ("features_seconds", "clustering_seconds", "training_seconds")
+    metrics = run / "metrics.json"
+    return {
+        "rounds": [{phase: float(row[phase]) for phase in phases} for row in rows],
+        "peak_memory_mb": json.loads((run / "run.json").read_text())["peak_memory_mb"],
+        "metrics": json.loads(metrics.read_text()) if metrics.is_file() else None,
+    }
+
+
+def seconds(found: dict[str, Any]) -> list[float]:
+    """Of each round but the first, in which everything is new."""
+    return [sum(row.values()) for row in found["rounds"][1:]]
+
+
+def processes(arguments: argparse.Namespace) -> dict[str, Any]:
+    ways = {"1 x 2 threads": (1, 2), "2 x 1 thread": (2, 1)}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        images = sample(arguments.images, arguments.count, Path(folder))
+        options = [*V1, "--image-size", "32", "--pseudo-labels", "100", "--rounds", "3", "--batch-size", "128"]
+        for repeat in range(arguments.repeats):
+            for name, (count, threads) in ways.items():
+                found[name] += seconds(fit(images, options, Path(folder) / "run", count, threads))
+                print(repeat, name, [round(each, 2) for each in found[name]], flush=True)
+    one, two = found.values()
+    ratios = [a / b for a, b in zip(one, two, strict=True)]
+    print(f"throughput of two processes over one: {spread(ratios)}")
+    return {"images": arguments.count, "seconds_a_round": found, "throughput_ratio": ratios}
+
+
+def images(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for times in (1, 2, 4, 8):
+            count = arguments.count * times
+            options = [*V1, "--image-size", "16", "--pseudo-labels", "100", "--rounds", "3"]
+            run = fit(sample(arguments.images, count, Path(folder)), options, Path(folder) / "run")
+            row = {"images": count, "seconds": statistics.median(seconds(run)), "peak_memory_mb": run["peak_memory_mb"]}
+            row |= {phase: statistics.median(each[phase] for each in run["rounds"][1:]) for phase in run["rounds"][0]}
+            rows.append(row | {"estimate_mb": estimated(count)})
+            print(rows[-1], flush=True)
+    first = rows[0]["seconds"] / rows[0]["images"]
+    print("seconds an image over those of the first:", [round(r["seconds"] / r["images"] / first, 3) for r in rows])
+    return {"rows": rows}
+
+
+def estimated(count: int) -> float:
+    """What `fit` says before it begins, MB."""
+    from deepcluster.assembly import network_of
+    from deepcluster.devices import choose_device
+    from deepcluster.estimate import memory
+    from deepcluster.recipe import Facts, resolve
+
+    given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}
+    recipe = resolve("v1", given, Facts(count, 32, False, 10, "cpu")).recipe
+    return memory(network_of(recipe, 0, choose_device("cpu")), recipe, count).total / 1e6
+
+
+def clusters(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from deepcluster.clustering import kmeans
+
+    torch.set_num_threads(1)
+    x = torch.nn.functional.normalize(torch.randn(50_000, 256, generator=torch.Generator().manual_seed(0)))
+    rows = []
+    for times in (1, 2, 4, 8):
+        k, spent = 500 * times, []
+        for seed in range(arguments.repeats):
+            begin = time.process_time()
+            kmeans(x, k, iterations=5, seed=seed, precision="fp32")
+            spent.append(time.process_time() - begin)
+        rows.append({"clusters": k, "seconds": spent})
+        print(k, spread(spent), flush=True)
+    first = statistics.median(rows[0]["seconds"]) / 500
+    print("seconds a cluster over those of the first:", [
+        round(statistics.median(row["seconds"]) / row["clusters"] / first, 3) for row in rows
+    ])  # fmt: skip
+    return {"rows_of_features": 50_000, "dims": 256, "iterations": 5, "rows": rows}
+
+
+def everywhere(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sample of an epoch, and the comparison with the round before: for all labels, in each process."""
+    import torch
+
+    from deepcluster.clustering.agreement import changed, nmi
+    from deepcluster.images.sampling import uniform_over_clusters
+    from deepcluster.seeding import generator
+
+    torch.set_num_threads(1)
+    rows = []
+    for count in (250_000, 1_000_000, 4_000_000):
+        labels = torch.randint(10_000, (count,), generator=generator(0, "labels"))
+        before = torch.where(torch.rand(count, generator=generator(0, "change")) < 0.3, labels.flip(0), labels)
+        row: dict[str, Any] = {"images": count}
+        for name, work in {
+            "sampling": lambda: uniform_over_clusters(labels, len(labels), generator(0, "sample")),  # noqa: B023
+            "nmi": lambda: nmi(before, labels),  # noqa: B023
+            "changed": lambda: changed(before, labels),  # noqa: B023
+        }.items():
+            begin = time.process_time()
+            work()
+            row[f"{name}_ns_an_image"] = round((time.process_time() - begin) / count * 1e9)
+        rows.append(row)
+        print(row, flush=True)
+    return {"clusters": 10_000, "rows": rows}
+
+
+def quality(arguments: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, list[dict[str, float]]] = {"1 process": [], "2 processes": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(3):
+            for count, name in enumerate(found, 1):
+                options = ["-k", "10", "--labels", "folders", "--seed", str(seed), "-q"]
+                run = fit("sklearn:digits", options, Path(folder) / "run", count)
+                found[name].append({key: run["metrics"][key] for key in ("acc", "nmi")})
+                print(seed, name, found[name][-1], flush=True)
+    for name, runs in found.items():
+        print(name, "ACC", spread([each["acc"] for each in runs]), "NMI", spread([each["nmi"] for each in runs]))
+    return found
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a round is of, and what it runs on. Rates of the devices are assumptions where nothing was measured."""
+
+    name: str
+    images: float
+    clusters: float
+    ranks: int
+    nodes: int
+    parameters: float = 24e6  # ResNet-50 below its last layer
+    features: int = 2048
+    dims: int = 256
+    size: int = 224
+    store: int = 256
+    batch: int = 4096
+    levels: int = 1
+    forward: float = 7000.0  # images a second a device, bf16, inference
+    training: float = 2400.0  # images a second a device, bf16
+    products: float = 30e12  # floating-point operations a second of k-means on a device, with its argmax
+    link: float = 100e9 / 8  # bytes a second between machines, each way, a machine
+
+
+def round_of(at: Scale) -> dict[str, float]:
+    """Seconds of the parts of a round, and bytes that a process holds (docs/scaling.md has the formulas)."""
+    own = at.images / at.ranks
+    steps = at.images / at.batch
+    devices_a_node = at.ranks / at.nodes
+    across = (at.nodes - 1) / at.nodes  # the share of what goes round that leaves a machine
+    iterations = 21
+    coarse = 2 * at.clusters**0.5 if at.levels == 2 else 0
+    compared = coarse + at.clusters / coarse if coarse else at.clusters
+    return {
+        "features": own / at.forward,
+        "covariance": 2 * own * at.features**2 / at.products + 8 * at.features**2 * 2 / at.link * (at.nodes > 1),
+        "k-means": iterations * 2 * own * compared * at.dims / at.products,
+        "sums of k-means": iterations * 2 * 8 * (coarse or at.clusters) * (at.dims + 1) / at.link * (at.nodes > 1),
+        "rows to their owners": (at.levels == 2) * own * devices_a_node * across * 4 * at.dims / at.link,
+        "labels": 4 * at.images * across / at.link,
+        "training": own / at.training,
+        "pictures": own * devices_a_node * across * 3 * at.store**2 / at.link,
+        "gradients": steps * 2 * 4 * at.parameters * across / at.link,
+        "everywhere": at.images * EVERYWHERE_NS * 1e-9,
+        "bytes: pixels (file)": own * 3 * at.store**2,
+        "bytes: features": own * 4 * (at.features + at.dims),
+        "bytes: labels": at.images * (8 + 8 + 8),
+        "bytes: features at the first": at.images * 4 * at.dims,
+    }
+
+
+EVERYWHERE_NS = 1700  # measured by `everywhere`: the sample, NMI and the share that changed, each once a round
+SCALES = (
+    Scale("1.28 M on 8", 1.28e6, 1e4, 8, 1),
+    Scale("100 M on 64", 1e8, 3.2e5, 64, 8, levels=2),
+    Scale("1 B on 512", 1e9, 1e6, 512, 64, levels=2, batch=16384),
+)
+
+
+def model(arguments: argparse.Namespace) -> dict[str, Any]:
+    found = {at.name: round_of(at) for at in SCALES}
+    for name in found[SCALES[0].name]:
+        unit = 1e9 if name.startswith("bytes") else 1
+        print(f"{name:30}", *(f"{each[name] / unit:14,.1f}" for each in found.values()))
+    print("seconds", *(f"{sum(v for n, v in each.items() if 'bytes' not in n):,.0f}" for each in found.values()))
+    return {"scales": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    questions = {each.__name__: each for each in (processes, images, clusters, everywhere, quality, model)}
+    parser.add_argument("question", choices=questions)
+    parser.add_argument("images", type=Path, nargs="?")
+    parser.add_argument("--count", type=int, help="images (default 10,000, and 2,500 for the first N)")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    arguments.count = arguments.count or (10_000 if arguments.question == "processes" else 2_500)
+    save(f"scaling_{arguments.question}", questions[arguments.question](arguments))
+
+
+if __name__ == "__main__":
+    main()

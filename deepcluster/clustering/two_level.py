@@ -1,0 +1,264 @@
+"""Clustering (step 4) into very many clusters: k-means into coarse ones, then k-means inside each of these."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.rows import matrix
+from deepcluster.processes import ALONE, Processes
+from deepcluster.records import Clustering
+from deepcluster.seeding import derive, generator
+from deepcluster.shards import Shards, shards
+from deepcluster.workers import in_order, torch_workers
+
+PART = 1 << 24  # numbers in the rows that a process has gathered at a time: 64 MB of float32
+HASHED = 1 << 10  # rows
+
+
+def two_level_kmeans(
+    x: Tensor | npt.NDArray[np.floating],
+    k: int,
+    *,
+    iterations: int = 20,
+    seed: int = 0,
+    precision: str = "auto",
+    empty: str = "split",
+    spherical: bool = False,
+    coarse: int | None = None,
+    processes: Processes = ALONE,
+) -> Clustering:
+    """Group N rows into ``k`` clusters as :func:`kmeans` does, for k of 10,000 and more: some 3 N sqrt(k) distances
+    in an iteration instead of N k (the hierarchy of DeeperCluster, Caron et al., ICCV 2019, section 3.3).
+
+    k-means puts all rows into ``coarse`` clusters (2 sqrt(k) where it is None). Each of them is given a number of
+    fine clusters in proportion to its rows (largest remainder; at least 1, at most its number of distinct rows; k in
+    all), and k-means finds these among its rows alone. Those of one coarse cluster have numbers in a row.
+
+    The label of a row is the nearest centroid *of its coarse cluster*: another coarse cluster may have a nearer one.
+    Where it is to be the nearest of all, as for a model that places new rows, go on from the centroids:
+    ``kmeans(x, k, start=found.centroids, iterations=0)``, at the price of N k distances. Sizes, inertia and centroids
+    (the means of their rows, as far as they converged) are of the labels returned; ``iterations`` is the most that a
+    k-means took; no cluster is empty where there are at least k distinct rows.
+
+    x, iterations, seed, precision, empty, spherical, processes: as in :func:`kmeans`; ``auto`` is decided for each
+    k-means by its size. The result is the same, bit for bit, for any number of processes and threads: each coarse
+    cluster is the work of one thread of one process, which has its rows in their order. Its rows are copied, as many
+    clusters at a time as make up 64 MB (or one that is larger); there are never N x k numbers.
+
+    Raises ValueError on k < 1, k > N, coarse < 1, coarse > k or an unknown policy; NonFiniteError on NaN or infinity.
+    """
+    x = matrix(x)
+    total = shards(processes, len(x)).total
+    if not 1 <= k <= total:
+        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {total}")
+    number = coarse_number(k) if coarse is None else coarse
+    if not 1 <= number <= k:
+        raise ValueError(f"coarse={number} must be at least 1 and at most k={k}")
+    above = kmeans(
+        x, number, iterations=iterations, seed=derive(seed, "two-level coarse"), precision=precision, empty=empty,
+        spherical=spherical, processes=processes,
+    )  # fmt: skip
+    groups = torch.argsort(above.labels, stable=True).split(torch.bincount(above.labels, minlength=number).tolist())
+    counts = processes.every([len(group) for group in groups])
+    sizes = above.sizes.cpu().numpy()
+    owners = _balanced(sizes, processes.count)
+    fine = _fine_numbers(k, sizes, _distinct(x, Route(processes, owners, counts, groups), number))
+    begins = np.cumsum(fine) - fine
+
+    def inside(cluster: int, rows: Tensor) -> Clustering:
+        own = derive(seed, "two-level fine", cluster)
+        return kmeans(
+            rows, int(fine[cluster]), iterations=iterations, seed=own, precision=precision, empty=empty,
+            spherical=spherical, workers=1,
+        )  # fmt: skip
+
+    labels = torch.empty_like(above.labels)
+    centroids = torch.empty(int(fine[owners[processes.rank]].sum()), x.shape[1], device=x.device)
+    filled = 0
+    done: list[tuple[float, int, int]] = []
+    for some in _in_parts(owners, sizes, max(1, PART // x.shape[1])):
+        route = Route(processes, some, counts, groups)
+        below = []
+        for cluster, found in zip(route.own, _each(inside, route, x), strict=True):
+            below.append(found.labels + int(begins[cluster]))
+            centroids[filled : filled + len(found.centroids)] = found.centroids
+            filled += len(found.centroids)
+            done.append((found.inertia, found.iterations, found.reseeded))
+        labels[route.rows] = route.back(below, labels)
+    inertias, taken, reseeded = zip(*chain.from_iterable(processes.every(done)), strict=True)
+    return Clustering(
+        labels,
+        _in_order(centroids, owners, fine, processes),
+        processes.sum(torch.bincount(labels, minlength=k)),
+        math.fsum(inertias),
+        max(above.iterations, *taken),
+        above.reseeded + sum(reseeded),
+    )
+
+
+def coarse_number(k: int) -> int:
+    """How many coarse clusters for ``k`` fine ones: 2 sqrt(k).
+
+    Clusters of one size would need the least distances with sqrt(k). They are not of one size, and more of
+    them lose less at their borders. Measured (benchmarks/two_level.py): with 200 for 10,000 it takes 10 % longer
+    than with 100, and the objective is 2 % lower; with 400 72 % longer, and .4 % lower.
+    """
+    return min(k, round(2 * math.sqrt(k)))
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of rows to the processes that own their clusters, and of what these find out about them back again.
+
+    owners: the clusters of each process, a list for each. counts: how many rows of each cluster each process has.
+    groups: the own rows (int64 indices) of this process in each cluster.
+    """
+
+    processes: Processes
+    owners: Sequence[Sequence[int]]
+    counts: Sequence[Sequence[int]]
+    groups: Sequence[Tensor]
+
+    @property
+    def own(self) -> Sequence[int]:
+        """The clusters of this process."""
+        return self.owners[self.processes.rank]
+
+    @property
+    def rows(self) -> Tensor:
+        """The own rows in the order in which they are sent."""
+        sent = [self.groups[cluster] for cluster in chain.from_iterable(self.owners)]
+        return torch.cat([self.groups[0][:0], *sent])
+
+    def there(self, values: Tensor) -> Iterator[Tensor]:
+        """Those of the own rows' ``values`` that belong to each own cluster, of all processes, in order of the rows."""
+        found = self.processes.exchange(values[self.rows], self._leaving, self._coming)
+        pieces = found.split([counts[cluster] for counts in self.counts for cluster in self.own])
+        for index in range(len(self.own)):
+            yield torch.cat(pieces[index :: len(self.own)])
+
+    def back(self, found: Sequence[Tensor], like: Tensor) -> Tensor:
+        """From values for all rows of each own cluster to those of the own rows, in the order of ``rows``."""
+        pieces = [
+            each.split([counts[cluster] for counts in self.counts])
+            for cluster, each in zip(self.own, found, strict=True)
+        ]
+        returning = [each[rank] for rank in range(self.processes.count) for each in pieces]
+        return self.processes.exchange(torch.cat([like[:0], *returning]), self._coming, self._leaving)
+
+    @property
+    def _leaving(self) -> list[int]:
+        mine = self.counts[self.processes.rank]
+        return [sum(mine[cluster] for cluster in clusters) for clusters in self.owners]
+
+    @property
+    def _coming(self) -> list[int]:
+        return [sum(counts[cluster] for cluster in self.own) for counts in self.counts]
+
+
+def _each(inside: Callable[[int, Tensor], Clustering], route: Route, x: Tensor) -> Iterator[Clustering]:
+    """k-means inside each of the own clusters of a route, in their order, by as many threads as torch uses."""
+    threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+    tasks = zip(route.own, route.there(x), strict=True)
+    if threads == 1:
+        yield from (inside(*task) for task in tasks)
+        return
+    with torch_workers(threads) as pool:
+        yield from in_order(pool, lambda task: inside(*task), tasks, ahead=2 * threads)
+
+
+def _balanced(sizes: npt.NDArray[np.int64], processes: int) -> list[list[int]]:
+    """The clusters with rows of each process: the largest first, each to who has least to do. Work: rows squared."""
+    owners: list[list[int]] = [[] for _ in range(processes)]
+    work = [0] * processes
+    for cluster in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[cluster]:
+            least = work.index(min(work))
+            owners[least].append(cluster)
+            work[least] += int(sizes[cluster]) ** 2
+    return owners
+
+
+def _in_parts(
+    owners: Sequence[Sequence[int]], sizes: npt.NDArray[np.int64], most: int
+) -> Iterator[tuple[Sequence[int], ...]]:
+    """The clusters of each process in parts of at most ``most`` rows (a larger cluster is one for itself)."""
+
+    def parts(clusters: Sequence[int]) -> Iterator[Sequence[int]]:
+        begin = rows = 0
+        for index, cluster in enumerate(clusters):
+            if index > begin and rows + sizes[cluster] > most:
+                yield clusters[begin:index]
+                begin, rows = index, 0
+            rows += sizes[cluster]
+        yield clusters[begin:]
+
+    return zip_longest(*map(parts, owners), fillvalue=())
+
+
+def _fine_numbers(k: int, sizes: npt.NDArray[np.int64], distinct: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many of ``k`` fine clusters each coarse one gets: at most its ``distinct`` rows where these are k in all."""
+    if (missing := k - int(distinct.sum())) > 0:
+        return distinct + _apportioned(missing, sizes - distinct, np.zeros_like(sizes), sizes - distinct)
+    return _apportioned(k, sizes, np.minimum(distinct, 1), distinct)
+
+
+def _apportioned(
+    seats: int, weights: npt.NDArray[np.int64], least: npt.NDArray[np.int64], most: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """``seats`` in proportion to the weights between least and most (of which the sums lie around it): those that one
+    factor gives within the bounds, rounded down, and one more for the largest remainders."""
+    low, high = 0.0, 1.0 + seats
+    for _ in range(100):
+        factor = (low + high) / 2
+        if np.clip(factor * weights, least, most).sum() > seats:
+            high = factor
+        else:
+            low = factor
+    shares = np.clip(low * weights, least, most)
+    found: npt.NDArray[np.int64] = np.floor(shares).astype(np.int64)
+    remainders = np.where(found < most, shares - found, -1.0)
+    found[np.argsort(-remainders, kind="stable")[: seats - int(found.sum())]] += 1
+    return found
+
+
+def _distinct(x: Tensor, route: Route, number: int) -> npt.NDArray[np.int64]:
+    """How many distinct rows each of ``number`` clusters has, to all processes. By 64-bit hashes: rows would have to be
+    sent before it is known what becomes of them."""
+    counts = torch.zeros(number, dtype=torch.int64)
+    for cluster, hashes in zip(route.own, route.there(_hashes(x)), strict=True):
+        counts[cluster] = len(hashes.unique())
+    found: npt.NDArray[np.int64] = route.processes.sum(counts).numpy()
+    return found
+
+
+def _hashes(x: Tensor) -> Tensor:
+    """A number (int64) for each row, equal for equal rows: of their bits in float32, each mixed, a random sum."""
+    weights = torch.randint(1 << 62, (x.shape[1],), generator=generator(0, "row hashes")).mul(2).add(1).to(x.device)
+
+    def mixed(rows: Tensor) -> Tensor:
+        # Low bits of a product depend on low bits alone, which in short numbers are all zero: hence the shifts.
+        bits = (rows.float() + 0.0).contiguous().view(torch.int32).long() * 0x1E3779B97F4A7C15  # -0 + 0 is 0
+        total = ((bits ^ (bits >> 32)) * weights).sum(1)
+        return total ^ (total >> 32)
+
+    return torch.cat([weights[:0], *(mixed(rows) for rows in x.split(HASHED))])
+
+
+def _in_order(
+    centroids: Tensor, owners: Sequence[Sequence[int]], fine: npt.NDArray[np.int64], processes: Processes
+) -> Tensor:
+    """All centroids in order of their numbers, from those of the clusters of each process."""
+    begins = np.cumsum(fine) - fine
+    table = Shards(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
+    numbers = [np.arange(begins[cluster], begins[cluster] + fine[cluster]) for cluster in chain.from_iterable(owners)]
+    found = torch.empty(int(fine.sum()), centroids.shape[1], device=centroids.device)
+    found[torch.from_numpy(np.concatenate(numbers)).to(found.device)] = table.whole(centroids)
+    return found

@@ -1,0 +1,322 @@
+"""Images in shards: tar archives in the layout of WebDataset, read where they lie. Nothing is ever extracted."""
+
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import splitext
+from threading import local
+from typing import Any, BinaryIO
+
+from deepcluster.errors import DataError
+from deepcluster.images.decode import SMALL_FILE, SUFFIXES, explain, one_line
+
+_SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
+_RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+# What writers of shards leave beside them: statistics, tables of the samples, indices.
+_BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
+_NO_FILE = {
+    tarfile.SYMTYPE: "a symbolic link, not followed",
+    tarfile.LNKTYPE: "a hard link, not followed",
+    tarfile.FIFOTYPE: "a FIFO, not a file",
+    tarfile.CHRTYPE: "a device, not a file",
+    tarfile.BLKTYPE: "a device, not a file",
+}
+_LONGEST_NAME = 4096  # bytes: what Linux takes for a path
+_LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
+_LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one member
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Images in tar archives, in the order of the shards and of their members.
+
+    ``paths`` are SHARD/MEMBER, each once. ``labels`` are those of members KEY.cls, or of "label" in KEY.json, or, where
+    no shard has any, the folders in the names of the members; None where there are none either. ``skipped`` has
+    (path, reason). An image costs 16 bytes beside its path: where it begins, and how long it is.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    skipped: tuple[tuple[str, str], ...]
+    files: tuple[Path, ...]
+    firsts: "array[int]"  # of each file the number of its first image
+    offsets: "array[int]"
+    sizes: "array[int]"
+    own: local = field(default_factory=local)  # of each thread the file it read last, so no two move one position
+
+    def open(self, i: int) -> BinaryIO:
+        """The bytes of the i-th image, to be read by this thread before it opens another. Raises ``OSError``."""
+        stream = self._stream(bisect_right(self.firsts, i) - 1)
+        if self.sizes[i] > SMALL_FILE:
+            return io.BufferedReader(_Slice(stream, self.offsets[i], self.sizes[i]))
+        stream.seek(self.offsets[i])
+        return io.BytesIO(stream.read(self.sizes[i]))
+
+    def _stream(self, shard: int) -> "_Stream":
+        if getattr(self.own, "shard", None) != shard:
+            self.own.stream = _Stream(self.files[shard])
+            self.own.shard = shard
+        stream: _Stream = self.own.stream
+        return stream
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name is a tar archive; also a compressed one, which :func:`index` refuses."""
+    return _SHARD.search(name) is not None
+
+
+def shards_among(paths: Iterable[str]) -> list[str]:
+    """The shards among the files of a folder, where the others only describe them; else none."""
+    found, others = [], False
+    for path in paths:
+        if is_shard(path):
+            found.append(path)
+        else:
+            others |= splitext(path)[1].lower() not in _BESIDE
+    return [] if others else found
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """``a-{000..002}.tar`` -> ``a-000.tar``, ``a-001.tar``, ``a-002.tar``, as bash does; several ranges are nested."""
+    found = _RANGE.search(pattern)
+    if found is None:
+        yield pattern
+        return
+    first, last = found.groups()
+    padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
+    width = max(len(first), len(last)) if padded else 1
+    step = 1 if int(first) <= int(last) else -1
+    for number in range(int(first), int(last) + step, step):
+        yield from expand(f"{pattern[: found.start()]}{number:0{width}}{pattern[found.end() :]}")
+
+
+def is_pattern(text: str) -> bool:
+    """Whether the text names shards by ranges of numbers in braces."""
+    return is_shard(text) and _RANGE.search(text) is not None
+
+
+def files_of(pattern: Path) -> dict[str, Path]:
+    """The shards of a pattern by their names, which are relative to the last folder without a range.
+
+    Raises ``DataError`` for one that is not there.
+    """
+    base = pattern
+    while _RANGE.search(str(base)):
+        base = base.parent
+    found: dict[str, Path] = {}
+    for text in expand(str(pattern)):
+        file = Path(text)
+        if not file.is_file():
+            raise DataError(
+                f"no such shard: {one_line(text)}. {one_line(str(pattern))} names it:"
+                " put the numbers of the shards that are there between its braces"
+            )
+        found[file.relative_to(base).as_posix()] = file
+    return found
+
+
+def index(shards: Iterable[tuple[str, Path]]) -> Shards:
+    """Find the images in (name, file) of plain tar archives by reading their headers, each file once.
+
+    Images are told by their suffix. What is damaged or cut off is in ``skipped``, under the name of the shard, and what
+    comes before it is used. Raises ``DataError`` for a compressed archive, whose middle cannot be read alone.
+    """
+    paths: list[str] = []
+    given: list[str] = []
+    folders: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    files: list[Path] = []
+    firsts, offsets, sizes = array("q"), array("q"), array("q")
+    for shard, file in shards:
+        files.append(file)
+        firsts.append(len(paths))
+        found = _contents(file)
+        for name, (offset, size) in found.images.items():
+            paths.append(f"{shard}/{name}")
+            offsets.append(offset)
+            sizes.append(size)
+            given.append(found.labels.get(_key(name), ""))
+            folders.append(sys.intern(name.split("/")[-2] if "/" in name else ""))
+        skipped += [(f"{shard}/{name}" if name else shard, reason) for name, reason in found.skipped]
+    labels = given if any(given) else folders
+    return Shards(
+        tuple(paths), tuple(labels) if any(labels) else None, tuple(skipped), tuple(files), firsts, offsets, sizes
+    )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """Of one archive: name -> (offset, size) of the images, key -> label, and (name, reason); "" is the archive."""
+
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _contents(file: Path) -> _Contents:
+    found = _Contents()
+    try:
+        with _Headers(io.FileIO(file)) as stream:
+            _check_plain(file, stream)
+            reason = _read_members(stream, found)
+    except OSError as error:
+        reason = explain(error)
+    if reason or not found.images:
+        found.skipped.append(("", reason or "no image in it"))
+    return found
+
+
+def _check_plain(file: Path, stream: BinaryIO) -> None:
+    begin = stream.read(8)
+    stream.seek(0)
+    for sign, kind in _COMPRESSED.items():
+        if begin.startswith(sign):
+            plain = _SHARD.sub("-plain.tar" if file.suffix.lower() == ".tar" else ".tar", file.name)
+            raise DataError(
+                f"{one_line(str(file))} is compressed ({kind}), so that an image in it cannot be read alone. Unpack it"
+                f" once: {kind} -dc {one_line(file.name)} > {one_line(plain)} (images are compressed in themselves)"
+            )
+
+
+def _read_members(stream: "_Headers", found: _Contents) -> str:
+    """Put the members of an archive into ``found``; returns why the reading ended early, or ""."""
+    length = os.fstat(stream.fileno()).st_size
+    at = 0
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
+                at = tar.offset
+                if member.size < 0 or at <= member.offset:  # the same header could come again, for ever
+                    return _damaged(member.offset, "a size below 0")
+                cut = member.isreg() and not member.issparse() and member.offset_data + member.size > length
+                _take(member, stream, found, cut=cut)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
+        if at < length:
+            return _damaged(at, one_line(str(error)) or type(error).__name__)
+    return _how_it_ends(stream, at, length)
+
+
+def _take(member: tarfile.TarInfo, stream: BinaryIO, found: _Contents, *, cut: bool) -> None:
+    """Put one member into ``found``, if it is an image or a label or a user would miss it."""
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+    if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
+        return
+    name = "/".join(parts)
+    suffix, dots = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
+    if dots in ("cls", "json"):
+        if member.isreg() and not cut and member.size <= _LONGEST_LABEL:
+            _take_label(stream, member, dots, _key(name), found.labels)
+    elif suffix in SUFFIXES:
+        reason = _why_not(member, name, found, cut=cut)
+        if reason is None:
+            found.images[name] = (member.offset_data, member.size)
+        else:
+            shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
+            found.skipped.append((f"{shown}#{member.offset}" if shown in found.images else shown, reason))
+    elif is_shard(name):
+        found.skipped.append((name, "an archive within an archive, not read"))
+
+
+def _why_not(member: tarfile.TarInfo, name: str, found: _Contents, *, cut: bool) -> str | None:
+    if "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+        return "not a possible file name"
+    if member.issparse():
+        return "a sparse file, in pieces: write the shard without sparse files"
+    if not member.isreg():
+        return _NO_FILE.get(member.type, "not a file")
+    if name in found.images:
+        return "a second member of this name; the first is used"
+    return "cut off by the end of the shard" if cut else None
+
+
+def _take_label(stream: BinaryIO, member: tarfile.TarInfo, kind: str, key: str, labels: dict[str, str]) -> None:
+    stream.seek(member.offset_data)
+    content = stream.read(member.size)
+    if kind == "cls":
+        labels[key] = sys.intern(content.decode(errors="replace").strip())
+    elif b'"label"' in content and key not in labels:
+        try:
+            described = json.loads(content)
+        except (ValueError, RecursionError):
+            return
+        label = described.get("label") if isinstance(described, dict) else None
+        if isinstance(label, str | int | float):
+            labels[key] = sys.intern(str(label).strip())
+
+
+def _key(name: str) -> str:
+    """What the members of one sample share: the name up to the first dot behind the last slash."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _how_it_ends(stream: BinaryIO, at: int, length: int) -> str:
+    """Why there is no header at byte ``at``; "" where the archive is whole."""
+    stream.seek(min(at, length))
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        return f"cut off at byte {length}: what followed is not there" if length else "empty file"
+    if block.strip(b"\0"):
+        return _damaged(at, "no header")
+    while rest := stream.read(1 << 20):
+        if rest.strip(b"\0"):
+            return f"goes on behind its end at byte {at}: several archives in one file, of which the first is read"
+    return ""
+
+
+def _damaged(at: int, what: str) -> str:
+    return f"not a tar archive from byte {at} on ({what}): the rest is not read"
+
+
+class _Headers(io.BufferedReader):
+    """An archive of which headers and labels are read: a size in a damaged header asks for no memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+class _Stream(io.FileIO):
+    """A file that is closed with its last user: a thread that ends, or goes on to another shard."""
+
+    def __init__(self, file: Path):
+        super().__init__(file, "rb")
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Slice(io.RawIOBase):
+    """``size`` bytes of a file from ``begin`` on, as a file."""
+
+    def __init__(self, stream: io.FileIO, begin: int, size: int):
+        self._stream, self._begin, self._size, self._at = stream, begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._stream.seek(self._begin + self._at)
+        count = self._stream.readinto(memoryview(buffer)[: max(0, self._size - self._at)]) or 0
+        self._at += count
+        return count

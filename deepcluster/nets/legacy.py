@@ -1,0 +1,83 @@
+"""Checkpoints that Python 2 wrote, in words that torch still reads without executing anything.
+
+Before its zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 spelt two things in them
+that torch's reader for weights alone does not know (2.13): a whole number beyond 32 bits as text, which is how the
+optimizer of every such checkpoint names its parameters, and a string of more than 255 bytes.
+"""
+
+import io
+import pickletools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle: a number, protocol 2
+PICKLES = 5  # this number, the version, the machine, the content, and the names of the storages
+MOST = 1 << 24  # bytes of all five; an AlexNet's take 20,000
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Path | BinaryIO]:
+    """``path``, or where Python 2 wrote it a file that says the same in words of today. Nothing is unpickled."""
+    with path.open("rb") as file:
+        head = file.read(MOST)
+        words, end = _translated(head) if head.startswith(MAGIC) else (head, len(head))
+        if words == head[:end]:
+            yield path
+        else:
+            yield io.BufferedReader(_Spliced(words, file, end))
+
+
+def _translated(head: bytes) -> tuple[bytes, int]:
+    """The pickles at the start of a file in other words, and where they end. What cannot be parsed stays as it is."""
+    words, stream = bytearray(), io.BytesIO(head)
+    try:
+        for _ in range(PICKLES):
+            for opcode, value, position in pickletools.genops(stream):
+                words += _word(opcode.name, value) or head[position : stream.tell()]
+    except ValueError:  # torch will say what is wrong with it
+        return head, len(head)
+    return bytes(words), stream.tell()
+
+
+def _word(name: str, value: Any) -> bytes:
+    if name == "INT":
+        number = int(value)
+        length = number.bit_length() // 8 + 1
+        if length > 255:
+            raise ValueError("no number of a checkpoint")
+        return b"\x8a" + bytes([length]) + number.to_bytes(length, "little", signed=True)
+    if name in ("BINSTRING", "SHORT_BINSTRING"):  # pickletools has read its bytes as latin-1
+        text = str(value).encode()
+        return b"X" + len(text).to_bytes(4, "little") + text
+    return b""
+
+
+class _Spliced(io.RawIOBase):
+    """``head``, then what stands in ``file`` from the byte ``skipped`` on."""
+
+    def __init__(self, head: bytes, file: BinaryIO, skipped: int):
+        self.head, self.file, self.moved = head, file, skipped - len(head)
+        self.size = file.seek(0, io.SEEK_END) - self.moved
+        self.at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        if self.at < len(self.head):
+            part = self.head[self.at : self.at + len(buffer)]
+        else:
+            self.file.seek(self.at + self.moved)
+            part = self.file.read(len(buffer))
+        buffer[: len(part)] = part
+        self.at += len(part)
+        return len(part)

@@ -1,0 +1,280 @@
+"""A run by several processes: every image once, equal steps, the result of one process where it can be, resuming."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from deepcluster import run
+from deepcluster.algorithm import alternate, conclude
+from deepcluster.errors import DeepClusterWarning, Stopped
+from deepcluster.images.augment import Augmentation
+from deepcluster.images.decode import Undecodable
+from deepcluster.images.source import Source
+from deepcluster.images.store import Store, read_share
+from deepcluster.learning import features
+from deepcluster.learning.pseudo_labels import strides
+from deepcluster.nets.backbone import Network
+from deepcluster.processes import Processes
+from deepcluster.records import State
+from deepcluster.stopping import Stop
+from tests.ranks import Ranks, all_ranks
+
+SIZE = 6
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dict[int, Ranks]]:
+    with all_ranks(1, 2, 3) as found:
+        yield found
+
+
+def numbered(count: int, bad: frozenset[int]) -> Source:
+    """Images that carry their number, of which some cannot be read."""
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        if i in bad:
+            raise Undecodable("bad on purpose")
+        noise = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        noise[0, 0] = i
+        return Image.fromarray(noise)
+
+    return Source("numbered", "python:array", tuple(f"{i:02}" for i in range(count)), read, None, ())
+
+
+def small_network() -> Network:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Network(body, 5)
+
+
+def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool) -> dict[str, Any]:
+    store = read_share(numbered(count, bad), SIZE, processes)
+    network, states, seen, original = small_network(), [0], [], features.fixed_view
+
+    def recorded(images: Tensor, size: int) -> Tensor:
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return original(images, size)
+
+    def keep(state: State) -> None:
+        states[0] += 1
+
+    features.fixed_view = recorded
+    try:
+        rounds = list(
+            alternate(
+                network, store.images, clusters=min(3, len(store.kept)), rounds=2, batch_size=batch, dims=4,
+                features="memory" if memory else "pass", temperature=0.1 if memory else None, keep=keep,
+                processes=processes,
+            )
+        )  # fmt: skip
+    finally:
+        features.fixed_view = original
+    result = conclude(network, store.images, clusters=min(3, len(store.kept)), dims=4, processes=processes)
+    return {
+        "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)], "states": states[0],
+        "losses": [each.loss for each in rounds], "labels": [each.clustering.labels for each in rounds],
+        "reduced": result.reduced, "final": result.clustering.labels, "rows": len(store.images),
+        "weights": {name: value.clone() for name, value in network.body.state_dict().items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("examples", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
+    settings(max_examples=examples, deadline=None)(given(st.data())(partial(once, ranks)))()
+
+
+def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, 3))
+    count = data.draw(st.integers(1, 33))
+    bad = data.draw(st.frozensets(st.integers(0, count - 1), max_size=count - 1))
+    batch = data.draw(st.integers(1, 8))
+    found = ranks[number](trained, count, bad, batch, data.draw(st.booleans()))
+    usable = [i for i in range(count) if i not in bad]
+    assert [image for each in found for image in each["seen"]] == usable
+    for each in found:
+        assert list(each["kept"]) == usable
+        assert [path for path, _ in each["skipped"]] == [f"{i:02}" for i in sorted(bad)]
+        for name in ("states", "losses"):
+            assert each[name] == found[0][name]
+        assert all(map(torch.equal, each["labels"], found[0]["labels"]))
+        assert torch.equal(each["final"], found[0]["final"])
+        assert each["weights"].keys() == found[0]["weights"].keys()
+        assert all(torch.equal(value, found[0]["weights"][name]) for name, value in each["weights"].items())
+    assert sum(len(each["reduced"]) for each in found) == len(found[0]["final"]) == len(usable)
+
+
+@given(drawn=st.integers(1, 40), count=st.integers(2, 5))
+def test_strides_are_equal_and_leave_nothing_out(drawn, count):
+    parts = strides(torch.arange(drawn), count)
+    assert len({len(part) for part in parts}) == 1
+    assert len(parts[0]) >= 2
+    assert set(torch.cat(parts).tolist()) == set(range(drawn))
+    assert sum(map(len, parts)) < max(drawn + count, 2 * count + 1)
+
+
+def one_step(processes: Processes, count: int) -> dict[str, Tensor]:
+    """A round of one step in which every image is drawn once, its views the images themselves."""
+    store = read_share(numbered(count, frozenset()), SIZE, processes)
+    network = small_network()
+    network.frozen_statistics = True  # else each process normalises by its own part
+    whole = (Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0),)
+    rounds = alternate(
+        network, store.images, clusters=3, rounds=1, batch_size=count, dims=4, views=whole, processes=processes
+    )
+    losses = torch.tensor([each.loss for each in rounds])
+    return {"loss": losses, **dict(network.named_parameters())}
+
+
+def test_a_step_of_several_processes_is_that_of_one(ranks):
+    (alone,) = ranks[1](one_step, 12)
+    for count in (2, 3):
+        for found in ranks[count](one_step, 12):
+            for name, value in alone.items():
+                assert torch.allclose(found[name], value, atol=1e-6), name
+
+
+def pixels(count: int = 40) -> np.ndarray:
+    random = np.random.default_rng(0)
+    kinds = np.arange(count) % 4
+    images = random.integers(0, 40, (count, 12, 12, 3), dtype=np.uint8)
+    for image, kind in zip(images, kinds, strict=True):
+        image[kind * 3 : kind * 3 + 3] += 150
+    return images
+
+
+class StopAt(Stop):
+    """Stops after a number of looks at whether to stop."""
+
+    def __init__(self, looks: int):
+        self.left = looks
+        super().__init__()
+
+    @property
+    def wanted(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    @wanted.setter
+    def wanted(self, value: bool) -> None:
+        pass
+
+
+OPTIONS = {"rounds": 3, "epochs": 2, "image_size": 12, "batch_size": 16, "pseudo_labels": 8, "backbone": "compact"}
+
+
+def fitted(processes: Processes, out: Path, recipe: str, looks: int, resume: bool, rank: int = 0) -> str:
+    """A run that process ``rank`` stops; returns what came of it."""
+    stop = StopAt(looks if processes.rank == rank else 10**9)
+    request = run.Request(
+        out=out, n_clusters=4, recipe=recipe, options=OPTIONS | ({"sobel": False} if recipe == "v1" else {}),
+        resume=resume, checkpoint_every=0.0,
+    )  # fmt: skip
+    try:
+        run.fit(pixels(), request, stop=stop, processes=processes)
+    except Stopped as error:
+        return str(error)
+    return "done"
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    names = ("clusters.csv", "features.npy", "model/model.safetensors", "cluster_summary.csv", "neighbours.safetensors")
+    found = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    with (folder / "history.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+    return found | {"history": json.dumps(rows).encode()}
+
+
+@pytest.mark.parametrize(("count", "recipe"), [(2, "auto"), (3, "v1")])
+def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
+    assert ranks[count](fitted, tmp_path / "whole", recipe, 10**9, False) == ["done"] * count
+    for rank, looks in ((0, 2), (count - 1, 9)):
+        out = tmp_path / f"{rank}-{looks}"
+        said = ranks[count](fitted, out, recipe, looks, False, rank)
+        assert all(each.startswith("stopped in round") for each in said)
+        assert ranks[count](fitted, out, recipe, 10**9, True) == ["done"] * count
+        assert results(out) == results(tmp_path / "whole")
+        assert not [each for each in out.iterdir() if each.name.startswith("images")]
+
+
+def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path):
+    for first, second in ((1, 2), (2, 1)):
+        out = tmp_path / f"{first}{second}"
+        ranks[first](fitted, out, "auto", 9, False)
+        with (
+            pytest.warns(DeepClusterWarning, match=f"processes {first} then, {second} now") if second == 1 else _quiet()
+        ):
+            assert ranks[second](fitted, out, "auto", 10**9, True) == ["done"] * second
+        record = json.loads((out / "run.json").read_text())
+        assert f"processes {first} then, {second} now" in record["resumed"]
+        assert record["status"] == "done"
+
+
+class _quiet:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_what_does_not_depend_on_training_is_that_of_one_process(ranks, tmp_path):
+    options = OPTIONS | {"rounds": 0}
+
+    for count in (1, 2, 3):
+        ranks[count](_untrained, tmp_path / str(count), options)
+    for name in ("clusters.csv", "features.npy", "duplicates.csv", "thumbnails.webp", "recipe.toml", "map.npy"):
+        assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1, name
+    prints = {json.loads((tmp_path / str(count) / "run.json").read_text())["fingerprint"] for count in (1, 2, 3)}
+    assert len(prints) == 1
+
+
+def _untrained(processes: Processes, out: Path, options: dict[str, Any]) -> None:
+    run.fit(pixels(), run.Request(out=out, n_clusters=4, options=options), processes=processes)
+
+
+def _mapped(processes: Processes, folder: Path) -> tuple[Store, list[str]]:
+    store = read_share(numbered(9, frozenset({2})), SIZE, processes, folder=folder, memory_budget=0)
+    return store, [each.name for each in folder.iterdir()]
+
+
+def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    found = ranks[2](_mapped_each, tmp_path)
+    assert [len(store.images) for store, _ in found] == [3, 5]
+    assert torch.cat([store.images[:, 0, 0, 0] for store, _ in found]).tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert [names for _, names in found] == [["images.u8"]] * 2
+
+
+def _mapped_each(processes: Processes, folder: Path) -> tuple[Store, list[str]]:
+    store, names = _mapped(processes, folder / str(processes.rank))
+    return replace(store, images=store.images.clone()), names
+
+
+def test_other_images_in_one_process_are_seen(ranks, tmp_path):
+    assert (
+        ranks[2](_different, tmp_path)
+        == [
+            "DataError: the processes see different images in python:array (40 and 39 files): put them where all see"
+            " the same"
+        ]
+        * 2
+    )
+
+
+def _different(processes: Processes, folder: Path) -> str:
+    try:
+        run.fit(pixels(40 - processes.rank), run.Request(out=folder / "run"), processes=processes)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"

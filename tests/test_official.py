@@ -1,0 +1,728 @@
+"""Published weights: files as the authors' programs wrote them, against forward passes written from the descriptions.
+
+None of the real files is here (they are CC BY-NC, and could not be fetched): these have their names, shapes, formats.
+"""
+
+import base64
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepcluster.cli import run_command
+from deepcluster.clustering.cut import Cut
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.errors import DiskError, ModelError, UsageError
+from deepcluster.export.official import write_official
+from deepcluster.nets import legacy, paper
+from deepcluster.nets.backbone import Network, build, from_official
+from deepcluster.nets.official import official_checkpoint, read_official, recognised, save_official
+from deepcluster.nets.weights import named_tensors, read_checkpoint
+from deepcluster.records import State
+from deepcluster.seeding import generator
+from deepcluster.storage import model as models
+from deepcluster.storage.checkpoint import Checkpoints
+from deepcluster.storage.model import Model
+from tests.exports import RECORD
+
+K = 5  # pseudo-labels
+IDENT = 139_872_341_234_512  # where Python 2 had a parameter in memory
+MEAN, STD = (torch.tensor(each).view(1, 3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+# The description, layer by layer: (index, outputs, kernel, stride, padding) of a convolution with batch normalisation
+# and ReLU, or (index, kernel, stride) of a maximum; then the two linear layers.
+LAYERS: dict[str, list[tuple[int, ...]]] = {
+    "alexnet": [
+        (0, 96, 11, 4, 2), (3, 3, 2), (4, 256, 5, 1, 2), (7, 3, 2), (8, 384, 3, 1, 1), (11, 384, 3, 1, 1),
+        (14, 256, 3, 1, 1), (17, 3, 2),
+    ],
+    "vgg16": [
+        (0, 64, 3, 1, 1), (3, 64, 3, 1, 1), (6, 2, 2), (7, 128, 3, 1, 1), (10, 128, 3, 1, 1), (13, 2, 2),
+        (14, 256, 3, 1, 1), (17, 256, 3, 1, 1), (20, 256, 3, 1, 1), (23, 2, 2),
+        (24, 512, 3, 1, 1), (27, 512, 3, 1, 1), (30, 512, 3, 1, 1), (33, 2, 2),
+        (34, 512, 3, 1, 1), (37, 512, 3, 1, 1), (40, 512, 3, 1, 1), (43, 2, 2),
+    ],
+}  # fmt: skip
+LINEAR = {"alexnet": ((1, 9216), (4, 4096)), "vgg16": ((0, 25088), (3, 4096))}
+ARCHS = ("alexnet", "vgg16")
+
+
+def weights_of(arch: str, *, sobel: bool) -> OrderedDict[str, Tensor]:
+    """A state_dict as in a file of 2018, with normalisation that does something."""
+    random, state = generator(0, "official", ARCHS.index(arch)), OrderedDict()
+
+    def drawn(*shape: int, around: float = 0.0, by: float = 0.1) -> Tensor:
+        return torch.empty(shape).normal_(around, by, generator=random)
+
+    inputs = 2 if sobel else 3
+    for index, outputs, kernel, *rest in LAYERS[arch]:
+        if not rest:
+            continue
+        name, norm = f"features.module.{index}", f"features.module.{index + 1}"
+        state[f"{name}.weight"] = drawn(outputs, inputs, kernel, kernel, by=(2 / (kernel**2 * inputs)) ** 0.5)
+        state |= {f"{name}.bias": drawn(outputs), f"{norm}.weight": drawn(outputs, around=1.0)}
+        state |= {f"{norm}.bias": drawn(outputs), f"{norm}.running_mean": drawn(outputs)}
+        state[f"{norm}.running_var"] = drawn(outputs, around=1.0).square() + 0.5
+        inputs = outputs
+    for index, width in LINEAR[arch]:
+        state[f"classifier.{index}.weight"] = drawn(4096, width, by=(2 / width) ** 0.5)
+        state[f"classifier.{index}.bias"] = drawn(4096)
+    state |= {"top_layer.weight": drawn(K, 4096, by=0.01), "top_layer.bias": drawn(K)}
+    if sobel:
+        across = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+        down = torch.tensor([[1.0, 2, 1], [0, 0, 0], [-1, -2, -1]])
+        state |= {"sobel.0.weight": torch.full((1, 3, 1, 1), 1 / 3), "sobel.0.bias": torch.zeros(1)}
+        state |= {"sobel.1.weight": torch.stack([across, down])[:, None], "sobel.1.bias": torch.zeros(2)}
+    return state
+
+
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith("top_layer.")}
+
+
+def described(
+    arch: str, state: dict[str, Tensor], images: Tensor, *, sobel: bool, around: int = 1
+) -> dict[str, Tensor]:
+    """The output of each layer by its description, from the tensors of a file; ``around``: zeros before the filter."""
+    x, out = (images - MEAN) / STD, {}
+    if sobel:
+        x = F.conv2d(x, state["sobel.0.weight"], state["sobel.0.bias"])
+        x = F.pad(x, (around,) * 4)
+        x = out["sobel"] = F.conv2d(x, state["sobel.1.weight"], state["sobel.1.bias"])
+    for index, *numbers in LAYERS[arch]:
+        if len(numbers) == 2:
+            x = F.max_pool2d(x, *numbers)
+        else:
+            _, _, stride, padding = numbers
+            name, norm = f"features.module.{index}", f"features.module.{index + 1}"
+            x = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], stride, padding)
+            shape = (1, -1, 1, 1)
+            x = (x - state[f"{norm}.running_mean"].view(shape)) / (
+                state[f"{norm}.running_var"].view(shape) + 1e-5
+            ).sqrt()
+            x = (x * state[f"{norm}.weight"].view(shape) + state[f"{norm}.bias"].view(shape)).clamp(min=0)
+        out[f"features.{index if len(numbers) == 2 else index + 2}"] = x
+    (first, _), (second, _) = LINEAR[arch]
+    x = x.flatten(1) @ state[f"classifier.{first}.weight"].T + state[f"classifier.{first}.bias"]
+    x = out[f"classifier.{first + 1}"] = x.clamp(min=0)
+    x = out[f"classifier.{second}"] = x @ state[f"classifier.{second}.weight"].T + state[f"classifier.{second}.bias"]
+    if "top_layer.weight" in state:
+        out["top_layer"] = x.clamp(min=0) @ state["top_layer.weight"].T + state["top_layer.bias"]
+    return out
+
+
+def computed(network: Network, images: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """The outputs of the layers of a network of ours that have these names."""
+    out: dict[str, Tensor] = {}
+    hooks = [
+        network.body.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: out.__setitem__(name, output.clone())
+        )
+        for name in names
+        if name != "top_layer"
+    ]
+    with torch.no_grad():
+        logits = network.eval()(images) if network.head is not None else network.eval().features(images)
+    for hook in hooks:
+        hook.remove()
+    return out | ({"top_layer": logits} if network.head is not None else {})
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, in units of the largest number."""
+    assert found.shape == expected.shape
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def images_of(seed: int) -> Tensor:
+    """One smooth image with some noise."""
+    random = generator(seed, "official images")
+    smooth = F.interpolate(torch.rand(1, 3, 8, 8, generator=random), size=(224, 224), mode="bilinear")
+    return (smooth + 0.1 * torch.rand(1, 3, 224, 224, generator=random)).clamp(0, 1)
+
+
+def checkpoint_of(arch: str, state: OrderedDict[str, Tensor]) -> dict[str, object]:
+    """All that the program of 2018 saved; the optimizer names parameters by their addresses."""
+    group = {"lr": 0.05, "momentum": 0.9, "dampening": 0, "nesterov": False, "weight_decay": 1e-05, "params": [IDENT]}
+    optimizer = {"state": {IDENT: {"momentum_buffer": torch.ones(3)}}, "param_groups": [group]}
+    return {"epoch": 7, "arch": arch, "state_dict": state, "optimizer": optimizer}
+
+
+def save_legacy(content: object, path: Path) -> Path:
+    torch.save(content, path, pickle_protocol=2, _use_new_zipfile_serialization=False)
+    return path
+
+
+def save_python2(content: object, path: Path) -> Path:
+    """As Python 2 spells it: str as bytes, and whole numbers of more than 32 bits as text."""
+    modern = save_legacy(content, path).read_bytes()
+    stream, words = io.BytesIO(modern), bytearray()
+    for part in range(5):
+        for opcode, value, position in pickletools.genops(stream):
+            if opcode.name == "BINUNICODE" and len(value) < 256:
+                words += b"U" + bytes([len(value)]) + value.encode("latin1")
+            elif opcode.name == "LONG1" and part > 0:
+                words += b"I%d\n" % value
+            else:
+                words += modern[position : stream.tell()]
+    path.write_bytes(bytes(words) + modern[stream.tell() :])
+    return path
+
+
+WRITERS = {"zip": lambda content, path: torch.save(content, path) or path, "legacy": save_legacy, "py2": save_python2}
+
+
+@pytest.fixture(scope="module", params=[(arch, sobel) for arch in ARCHS for sobel in (True, False)],
+                ids=lambda each: each[0] + ("-sobel" if each[1] else "-rgb"))  # fmt: skip
+def published(request, tmp_path_factory):
+    """arch, sobel, the tensors of a file, and the network that it became. (The file is large and goes at once.)"""
+    arch, sobel = request.param
+    state = weights_of(arch, sobel=sobel)
+    path = tmp_path_factory.mktemp("official") / "checkpoint.pth.tar"
+    (save_python2 if (arch, sobel) == ("alexnet", True) else save_legacy)(checkpoint_of(arch, state), path)
+    network = from_official(path)
+    path.unlink()
+    return arch, sobel, state, network
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    return weights_of("alexnet", sobel=True)
+
+
+# Every layer
+
+
+def test_every_layer_equals_its_description(published):
+    arch, sobel, state, network = published
+    images = images_of(1)
+    expected = described(arch, state, images, sobel=sobel)
+    found = computed(network, images, list(expected))
+    assert found.keys() == expected.keys() and len(found) == len(LAYERS[arch]) + 3 + sobel
+    for name, value in expected.items():
+        assert value.std() > 0 and apart(found[name], value) < 1e-5, name
+    assert network.architecture == {"name": arch, "image_size": 224, "sobel": sobel}
+
+
+def test_a_network_written_again_is_the_file_and_goes_into_the_network_of_2018(published, tmp_path):
+    """File, network, file: the same tensors under the same names in the same order; and these strictly into a network
+    made as that program makes it, with features in parallel, and an optimizer for what is trained below top_layer."""
+    arch, sobel, state, network = published
+    path = tmp_path / "again.pth.tar"
+    if arch == "alexnet":
+        write_official(network, path, epoch=8)
+    else:  # without waiting for the disk
+        save_official(official_checkpoint(network.body, network.head, epoch=8), path)
+    content = torch.load(path, weights_only=True)
+    assert list(content) == ["epoch", "arch", "state_dict", "optimizer"]
+    assert (content["epoch"], content["arch"]) == (8, arch)
+    assert list(content["state_dict"]) == list(state)
+    assert all(torch.equal(content["state_dict"][name], state[name]) for name in state)
+    assert not hasattr(content["state_dict"], "_metadata")
+    again = from_official(path)
+    path.unlink()
+    own, read = network.state_dict(), again.state_dict()
+    assert own.keys() == read.keys() and all(torch.equal(own[name], read[name]) for name in own)
+
+    with torch.device("meta"):
+        theirs = theirs_of(arch, sobel=sobel)
+    theirs.load_state_dict(content["state_dict"], strict=True, assign=True)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = torch.tensor(0)
+    trained = [each for name, each in theirs.named_parameters() if not name.startswith(("top_layer.", "sobel."))]
+    optimizer = torch.optim.SGD(trained, 1.0, momentum=0.1)
+    optimizer.load_state_dict(content["optimizer"])
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.05, 0.9)
+    images = images_of(3)
+    with torch.no_grad():
+        x = (images - MEAN) / STD
+        x = theirs.features(theirs.sobel(x) if sobel else x).flatten(1)
+        logits = theirs.top_layer(theirs.classifier.eval()(x))
+        assert apart(network.eval()(images), logits) < 1e-5
+
+
+def theirs_of(arch: str, *, sobel: bool) -> nn.Module:
+    inputs, layers = 2 if sobel else 3, []
+    for _, outputs, kernel, *rest in LAYERS[arch]:
+        if rest:
+            layers += [nn.Conv2d(inputs, outputs, kernel, *rest), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        else:
+            layers += [nn.MaxPool2d(outputs, kernel)]
+    module = nn.Module()
+    module.features = nn.DataParallel(nn.Sequential(*layers).eval()).eval()
+    (first, width), _ = LINEAR[arch]
+    dropout = [nn.Dropout(0.5)] * first
+    linear = [nn.Linear(width, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU()]
+    module.classifier = nn.Sequential(*dropout, *linear)
+    module.top_layer = nn.Linear(4096, K)
+    if sobel:
+        module.sobel = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1))
+    return module
+
+
+# Names
+
+
+@pytest.mark.parametrize("prefixes", [("features.module.", ""), ("features.", ""), ("features.module.", "module."),
+                                      ("features.", "module.")], ids=str)  # fmt: skip
+@pytest.mark.parametrize("without", [(), ("top_layer.",), ("sobel.",), ("top_layer.", "sobel.")], ids=str)
+@pytest.mark.parametrize("counts", [False, True])
+def test_names_with_and_without_prefixes(alexnet, prefixes, without, counts):
+    features, before = prefixes
+    plain = {name.replace("features.module.", "features."): value for name, value in alexnet.items()}
+    plain = {name: value for name, value in plain.items() if not name.startswith(without)}
+    if counts:
+        plain["features.1.num_batches_tracked"] = torch.tensor(3)
+    given = {before + re.sub(r"^features\.", features, name): value for name, value in plain.items()}
+    found = recognised(given, "a.pth.tar")
+    assert (found.release, found.backbone, found.sobel) == ("DeepCluster", "alexnet", "sobel." not in without)
+    assert found.clusters == (None if "top_layer." in without else K)
+    expected = {name: value for name, value in plain.items() if not name.startswith("top_layer.")}
+    assert found.state.keys() == expected.keys()
+    assert all(found.state[name] is expected[name] for name in expected)
+
+
+def test_names_that_are_of_other_networks():
+    def named(*names: str) -> dict[str, Tensor]:
+        return {name: torch.zeros(2) for name in names}
+
+    others = [
+        torchvision.models.vgg16_bn, torchvision.models.alexnet, torchvision.models.densenet121,
+        torchvision.models.mobilenet_v2, torchvision.models.squeezenet1_0, torchvision.models.resnet50,
+    ]  # fmt: skip
+    for make in others:
+        with torch.device("meta"):
+            state = make(weights=None).state_dict()
+        assert recognised(state, "a.pt") is None, make.__name__
+    # torchvision's own examples train features in parallel, too
+    assert recognised(named("features.module.0.weight", "classifier.6.weight"), "a.pt") is None
+    for name in ("compact", "timm:resnet18", "timm:densenet121", "timm:vgg16_bn"):
+        with torch.device("meta"):
+            import timm
+
+            state = build("compact", image_size=32).body.state_dict() if name == "compact" else timm.create_model(
+                name.removeprefix("timm:")).state_dict()  # fmt: skip
+        assert recognised(state, "a.pt") is None, name
+
+
+def test_a_file_of_something_else_is_not_official(tmp_path):
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match=r"a.pt: is of none of the published layouts"):
+        read_official(tmp_path / "a.pt")
+
+
+def test_two_tensors_of_one_name():
+    state = {
+        "features.0.weight": torch.zeros(2),
+        "features.module.0.weight": torch.ones(2),
+        "top_layer.bias": torch.ones(2),
+    }
+    with pytest.raises(ModelError, match=r"a.pt: has features.0.weight twice.*features.module.0.weight"):
+        recognised(state, "a.pt")
+
+
+# DeepCluster-v2
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    network = torchvision.models.resnet50(weights=None)
+    random = generator(0, "resnet")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, generator=random)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=random)
+            module.running_var.uniform_(0.5, 2, generator=random)
+            module.weight.data.uniform_(0.2, 0.6, generator=random)
+            module.bias.data.normal_(0, 0.2, generator=random)
+    network.fc = nn.Identity()
+    return network.eval()
+
+
+def of_2020(network: nn.Module, heads: int = 3) -> OrderedDict[str, Tensor]:
+    state = OrderedDict((f"module.{name}", value) for name, value in network.state_dict().items())
+    mlp = nn.Sequential(nn.Linear(2048, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 8))
+    state |= {f"module.projection_head.{name}": value for name, value in mlp.state_dict().items()}
+    return state | {f"module.prototypes.prototypes{h}.weight": torch.zeros(9, 8) for h in range(heads)}
+
+
+@pytest.mark.parametrize(("write", "bare"), [("zip", True), ("legacy", False), ("py2", False)])
+def test_deepcluster_v2_equals_torchvision(resnet, tmp_path, bare, write):
+    state = of_2020(resnet)
+    content = state if bare else {"epoch": 400, "state_dict": state, "optimizer": checkpoint_of("", state)["optimizer"]}
+    path = WRITERS[write](content, tmp_path / "v2.pth.tar")
+    found, network = read_official(path), build("timm:resnet50", image_size=224, weights=str(path))
+    path.unlink()
+    heads = ("module.projection_head.", "module.prototypes.")
+    assert found.dropped == tuple(name for name in state if name.startswith(heads)) and len(found.dropped) == 12
+    assert network.origin == "DeepCluster-v2, resnet50; left out: projection_head, prototypes"
+    images = images_of(4)
+    with torch.no_grad():
+        expected = resnet((images - MEAN) / STD)
+        assert apart(network.eval().features(images), expected) < 1e-5
+        assert expected.std() > 0 and network.head is None
+
+
+def test_fit_says_what_it_began_with(resnet, photos, tmp_path, capsys):
+    path = save_legacy(of_2020(resnet), tmp_path / "v2.pth.tar")
+    options = ["--backbone", "timm:resnet50", "--weights", str(path), "--rounds", "0", "--image-size", "64"]
+    assert run_command(["fit", str(photos), "-k", "2", *options, "-o", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "DeepCluster-v2, resnet50; left out: projection_head, prototypes" in said.out + said.err
+    body = models.load(tmp_path / "run").network.body.state_dict()
+    assert all(torch.equal(body[name], value) for name, value in resnet.state_dict().items())
+
+
+# DeeperCluster
+
+
+def test_deepercluster(monkeypatch):
+    """Its names; and what a filter behind two pixels of zeros, instead of one within its padding, does there."""
+    state = weights_of("vgg16", sobel=True)
+    theirs = OrderedDict((f"module.body.{name.replace('module.', '')}", value) for name, value in state.items()
+                         if not name.startswith(("top_layer.", "sobel.")))  # fmt: skip
+    sobel = {"module.sobel.0.weight": torch.ones(1), "module.body.sobel.1.weight": torch.ones(1)}
+    content = {"epoch": 9, "pred_layer_state_dict": {"a": torch.ones(1)}, "state_dict": theirs | sobel}
+    found = recognised(named_tensors(content, "d.pth.tar"), "d.pth.tar")
+    assert (found.release, found.backbone, found.sobel, found.head) == ("DeeperCluster", "vgg16", True, None)
+    assert set(found.dropped) == set(sobel)
+    assert found.text == "DeeperCluster, vgg16 behind a Sobel filter; left out: sobel"
+    expected = {
+        name.replace("module.", ""): value for name, value in state.items() if not name.startswith("top_layer.")
+    }
+    assert found.state.keys() == expected.keys()
+    assert all(torch.equal(found.state[name], expected[name]) for name in expected)
+
+    images = images_of(5)
+    monkeypatch.setattr("deepcluster.nets.backbone.read_official", lambda path: found)
+    network = from_official("d.pth.tar")
+    expected = described("vgg16", without_head(state), images, sobel=True, around=2)
+    out = computed(network, images, list(expected))
+    assert expected["sobel"].shape[-1] == 226 and len(out) == len(expected)
+    assert all(apart(out[name], expected[name]) < 1e-5 for name in expected)
+    assert network.architecture == {} and network.head is None
+
+    # build() has the filter of 2018: its first map is the same inside, and another at the border.
+    x = (images - MEAN) / STD
+    conv = (state["features.module.0.weight"], state["features.module.0.bias"])
+    at_theirs = F.conv2d(expected["sobel"], *conv, padding=1)[..., 1:-1, 1:-1]
+    ours = F.conv2d(F.conv2d(x.mean(1, keepdim=True), state["sobel.1.weight"], padding=1), *conv, padding=1)
+    assert apart(ours[..., 1:-1, 1:-1], at_theirs[..., 1:-1, 1:-1]) < 1e-5
+    assert apart(ours, at_theirs) > 1e-2
+
+
+# What does not fit
+
+
+def flags(arch: str, *, sobel: bool) -> str:
+    return f"give --backbone {arch} --set sobel={str(sobel).lower()}"
+
+
+@pytest.mark.parametrize(("name", "sobel"), [("alexnet", False), ("vgg16", True), ("compact", False),
+                                             ("timm:resnet50", False)])  # fmt: skip
+def test_the_wrong_network_is_told_the_right_one(alexnet, tmp_path, monkeypatch, name, sobel):
+    monkeypatch.setattr("deepcluster.nets.backbone.read_state", lambda path: alexnet)
+    with pytest.raises(ModelError) as caught:
+        build(name, image_size=224, sobel=sobel, weights="alex.pth.tar")
+    for part in ("alex.pth.tar", name, "DeepCluster, alexnet behind a Sobel filter", flags("alexnet", sobel=True)):
+        assert part in str(caught.value)
+
+
+def test_keys_are_checked_strictly_and_all_named_at_once(alexnet, tmp_path, monkeypatch):
+    wrong = dict(alexnet)
+    del wrong["classifier.4.bias"], wrong["features.module.15.running_var"]
+    wrong |= {
+        "features.module.8.weight": torch.zeros(3, 4),
+        "classifier.9.weight": torch.zeros(1),
+        "extra": torch.zeros(1),
+    }
+    path = save_legacy({"arch": "alexnet", "state_dict": wrong}, tmp_path / "wrong.pth.tar")
+    messages = []
+    for read in (from_official, lambda path: build("alexnet", image_size=224, sobel=True, weights=str(path))):
+        with pytest.raises(ModelError) as caught:
+            read(path)
+        messages.append(str(caught.value))
+    path.unlink()
+    assert messages[0] == messages[1]
+    for part in (
+        "wrong.pth.tar", "network alexnet", "2 missing (features.15.running_var, classifier.4.bias)",
+        "2 unexpected (classifier.9.weight, extra)",
+        "1 of another shape (features.8.weight (3, 4) instead of (384, 256, 3, 3))",
+    ):  # fmt: skip
+        assert part in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("top", "told"),
+    [
+        ({"weight": (3, 4096)}, "top_layer.weight (3, 4096)"),
+        ({"weight": (3, 4096), "bias": (4,)}, "top_layer.bias (4,)"),
+        ({"weight": (3, 4095), "bias": (3,)}, "top_layer.weight (3, 4095)"),
+        ({"weight": (3, 4096), "bias": (3,), "scale": (3,)}, "top_layer.scale"),
+        ({"weight": (0, 4096), "bias": (0,)}, "top_layer.bias (0,)"),
+    ],
+)
+def test_a_top_layer_that_is_none(top, told):
+    state = {"features.module.0.weight": torch.zeros(2)} | {f"top_layer.{k}": torch.zeros(v) for k, v in top.items()}
+    with pytest.raises(ModelError, match=re.escape(told)) as caught:
+        recognised(state, "bad.pth.tar")
+    assert "bad.pth.tar" in str(caught.value)
+
+
+# Python 2
+
+
+# Made by CPython 2.7.18 (cPickle, protocol 2): the content below, on "cuda:0", in the order in which torch 0.3 wrote
+# it, by stand-ins for its storages and tensors (torch itself is not needed to pickle them).
+PYTHON2 = base64.b64decode(
+    "gAKKCmz8nEb5IGqoUBkugAJN6QMugAJ9cQEoVRBwcm90b2NvbF92ZXJzaW9ucQJN6QNVCnR5cGVfc2l6ZXNxA31xBChVA2ludHEF"
+    "SwRVBXNob3J0cQZLAlUEbG9uZ3EHSwR1VQ1saXR0bGVfZW5kaWFucQiIdS6AAn1xAShVCnN0YXRlX2RpY3RxAmNjb2xsZWN0aW9u"
+    "cwpPcmRlcmVkRGljdApxA11xBChdcQUoVRhmZWF0dXJlcy5tb2R1bGUuMC53ZWlnaHRxBmN0b3JjaC5fdXRpbHMKX3JlYnVpbGRf"
+    "dGVuc29yCnEHKChVB3N0b3JhZ2VxCGN0b3JjaApGbG9hdFN0b3JhZ2UKcQlVDjkzMDAwMDAwMDAwMDAwcQpVBmN1ZGE6MHELSwZO"
+    "dFFLAEsDSwKGcQxLAksBhnRScQ1lXXEOKFUWZmVhdHVyZXMubW9kdWxlLjAuYmlhc3EPaAcoKGgIaAlVDjkzMDAwMDAwMDAwMDY0"
+    "cRBoC0sDTnRRSwBLA4VxEUsBhXRScRJlZYVScRNVBWVwb2NocRRLB1UEYXJjaHEVVQdhbGV4bmV0cRZVCW9wdGltaXplcnEXfXEY"
+    "KFUFc3RhdGVxGX1xGkkxMzk4NzIzNDEyMzQ1MTIKfXEbVQ9tb21lbnR1bV9idWZmZXJxHGgHKChoCGgJVQ45MzAwMDAwMDAwMDEy"
+    "OHEdaAtLBk50UUsASwNLAoZxHksCSwGGdFJxH3NzVQxwYXJhbV9ncm91cHNxIF1xIX1xIihVCWRhbXBlbmluZ3EjSwBVCG5lc3Rl"
+    "cm92cSSJVQJscnElRz+pmZmZmZmaVQZwYXJhbXNxJl1xJyhJMTM5ODcyMzQxMjM0NTEyCkkxMzk4NzIzNDEyMzQ1ODQKZVUMd2Vp"
+    "Z2h0X2RlY2F5cShHPuT4tYjjaPFVCG1vbWVudHVtcSlHP+zMzMzMzM11YXV1LoACXXEBKFUOOTMwMDAwMDAwMDAwMDBxAlUOOTMw"
+    "MDAwMDAwMDAwNjRxA1UOOTMwMDAwMDAwMDAxMjhxBGUuBgAAAAAAAAAAAAAAAACAPgAAAD8AAEA/AACAPwAAoD8DAAAAAAAAAAAA"
+    "gD8AAKA/AADAPwYAAAAAAAAAAAAAQAAAEEAAACBAAAAwQAAAQEAAAFBA"
+)
+
+
+def test_a_file_of_python_2(tmp_path):
+    path = tmp_path / "checkpoint.pth.tar"
+    path.write_bytes(PYTHON2)
+    with pytest.raises(pickle.UnpicklingError, match="Unsupported operand 73"):
+        torch.load(
+            path, map_location="cpu", weights_only=True
+        )  # the reason for legacy.py; if it reads this, that can go
+    content = read_checkpoint(path)
+    assert (content["epoch"], content["arch"]) == (7, "alexnet")
+    state = content["state_dict"]
+    assert list(state) == ["features.module.0.weight", "features.module.0.bias"]
+    assert torch.equal(state["features.module.0.weight"], torch.arange(6).view(3, 2) / 4)
+    assert torch.equal(state["features.module.0.bias"], 1 + torch.arange(3) / 4)
+    optimizer = content["optimizer"]
+    assert torch.equal(optimizer["state"][IDENT]["momentum_buffer"], 2 + torch.arange(6).view(3, 2) / 4)
+    group = checkpoint_of("alexnet", state)["optimizer"]["param_groups"][0]
+    assert optimizer["param_groups"] == [group | {"params": [IDENT, IDENT + 72]}]
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40, 2**63 - 1, -(2**63), 255, 128, -129])
+def test_whole_numbers_of_python_2(tmp_path, value):
+    path = save_legacy({"n": 2**33, "s": "x" * 300, "t": torch.ones(2)}, tmp_path / "a.pt")
+    number = pickle.dumps(2**33, 2)[2:-1]
+    text = b"X" + (300).to_bytes(4, "little") + b"x" * 300
+    old = path.read_bytes()
+    assert number in old and text in old
+    string = b"T" + (300).to_bytes(4, "little") + b"\xe9" + b"x" * 299
+    path.write_bytes(old.replace(number, b"I%d\n" % value).replace(text, string))
+    content = read_checkpoint(path)
+    assert (content["n"], content["s"]) == (value, "é" + "x" * 299)
+    assert torch.equal(content["t"], torch.ones(2))
+
+
+def test_a_file_of_today_is_handed_on_as_it_is(tmp_path):
+    for name, write in (("zip", torch.save), ("legacy", save_legacy)):
+        write({"a": torch.ones(2)}, tmp_path / name)
+        with legacy.readable(tmp_path / name) as file:
+            assert file == tmp_path / name
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_file_of_python_2(tmp_path):
+    path = tmp_path / "cut.pth.tar"
+    for end in range(0, len(PYTHON2), 3):
+        path.write_bytes(PYTHON2[:end])
+        with pytest.raises(ModelError, match=r"cut.pth.tar: cannot be read as weights"):
+            read_checkpoint(path)
+    random = generator(0, "damage")
+    for at in torch.randint(0, len(PYTHON2), (200,), generator=random).tolist():
+        path.write_bytes(PYTHON2[:at] + bytes([PYTHON2[at] ^ 0x55]) + PYTHON2[at + 1 :])
+        try:
+            read_checkpoint(path)
+        except ModelError as error:
+            assert "cut.pth.tar" in str(error)
+
+
+class Evil:
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("where", ["optimizer", "state_dict", "arch"])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_malicious_file_ends_with_code_4_and_runs_nothing(photos, tmp_path, capsys, write, where):
+    canary, path = tmp_path / "canary", tmp_path / "evil.pth.tar"
+    content = checkpoint_of("alexnet", OrderedDict({"features.module.0.weight": torch.ones(2)}))
+    if where == "state_dict":
+        content["state_dict"]["top_layer.bias"] = Evil(canary)
+    elif where == "optimizer":
+        content["optimizer"]["state"][IDENT] = Evil(canary)
+    else:
+        content["arch"] = Evil(canary)
+    WRITERS[write](content, path)
+    torch.load(path, weights_only=False)
+    assert canary.exists(), "the trap itself does not work"
+    canary.unlink()
+    options = ["-k", "2", "--backbone", "alexnet", "--weights", str(path), "-o", str(tmp_path / "run")]
+    assert run_command(["fit", str(photos), *options]) == 4
+    said = capsys.readouterr().err
+    assert "evil.pth.tar: cannot be read as weights" in said and "nothing of it was executed" in said
+    assert not canary.exists() and not (tmp_path / "run").exists()
+
+
+def test_wrong_files_end_with_code_4(photos, tmp_path, capsys, alexnet):
+    def fit(path: Path, *options: str) -> str:
+        out = tmp_path / "run"
+        assert run_command(["fit", str(photos), "-k", "2", "--weights", str(path), "-o", str(out), *options]) == 4
+        assert not out.exists()
+        return capsys.readouterr().err
+
+    (tmp_path / "page.pth.tar").write_text("<html>404</html>")
+    assert "page.pth.tar: cannot be read as weights" in fit(tmp_path / "page.pth.tar", "--backbone", "alexnet")
+    # By auto there is no Sobel filter.
+    path = save_legacy(checkpoint_of("alexnet", alexnet), tmp_path / "alex.pth.tar")
+    assert flags("alexnet", sobel=True) in fit(path, "--backbone", "alexnet")
+    path.unlink()
+
+
+def test_a_tar_archive_of_the_first_months_is_told_apart(tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "old.pth.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
+    with pytest.raises(ModelError, match=r"old.pth.tar: .*a tar archive of PyTorch 0.1.8 or older"):
+        read_checkpoint(tmp_path / "old.pth.tar")
+
+
+# Folding
+
+
+def test_the_filter_folds_into_the_first_convolution(published):
+    arch, sobel, _, network = published
+    if not sobel:
+        with pytest.raises(UsageError, match="no Sobel filter"):
+            paper.fold_sobel(network.body)
+        return
+    body, folded = network.body.eval(), paper.fold_sobel(network.body)
+    conv = folded.features[0]
+    assert (conv.kernel_size, conv.padding, conv.stride) == {
+        "alexnet": ((13, 13), (3, 3), (4, 4)), "vgg16": ((5, 5), (2, 2), (1, 1)),
+    }[arch]  # fmt: skip
+    assert folded.sobel is None and folded.features[1] is body.features[1]
+    x = (images_of(6) - MEAN) / STD
+    with torch.no_grad():
+        before, after = body.features[0](body.sobel(x)), conv(x)
+        # Equal but for the outermost ring, where they do differ.
+        assert apart(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1]) < 1e-5
+        ring = torch.ones(before.shape[-2:], dtype=torch.bool)
+        ring[1:-1, 1:-1] = False
+        assert apart(after[..., ring], before[..., ring]) > 1e-2
+        # The colour of the mean around the image, and there is no border to differ at: the whole network agrees.
+        x[..., [0, -1], :] = 0
+        x[..., :, [0, -1]] = 0
+        assert apart(folded(x), body(x)) < 1e-5
+
+
+def test_the_constants_of_the_filter_fold_too():
+    body = paper.alexnet(sobel=True, generator=generator(0, "fold"))
+    with torch.no_grad():
+        for parameter in body.sobel.parameters():  # of the real filter all constants are 0, and so are the sums
+            parameter.normal_(generator=generator(1, "fold"))
+        body.features[0].bias.normal_(generator=generator(2, "fold"))
+        x = torch.randn(1, 3, 224, 224, generator=generator(3, "fold"))
+        before, after = body.features[0](body.sobel(x)), paper.fold_sobel(body).features[0](x)
+    assert apart(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1]) < 1e-5
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What export reads of a run with an AlexNet after three rounds: the model, run.json, and the last checkpoint."""
+    folder = tmp_path_factory.mktemp("official") / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(RECORD | {"location": "photos", "rounds": 3}))
+    network = build("alexnet", image_size=224, sobel=True, seed=7).eval()
+    model = Model(
+        network=network, reduction=Whitening(torch.zeros(4096), torch.eye(4096)[:, :4].contiguous()),
+        fine_centroids=torch.eye(4), groups=Cut(torch.eye(4), torch.tensor([0, 1, 0, 1])),
+        outlier_distance=torch.full((2,), torch.inf), names=("", "b"), image_size=224, store_size=256, batch_size=8,
+    )  # fmt: skip
+    models.save(model, folder / "model")
+    network.new_head(K, generator(0, "head"))
+    Checkpoints(folder / "checkpoints").write(State(round=3), network.state_dict(), {})
+    return folder, network
+
+
+def export(run: Path, out: Path, *options: str, to: str = "official") -> int:
+    return run_command(["export", str(run), "--to", to, "-o", str(out), *options])
+
+
+def test_the_command_writes_the_network_of_a_run(run, tmp_path, capsys):
+    folder, network = run
+    out = tmp_path / "ours.pth.tar"
+    assert export(folder, out) == 0
+    assert f"alexnet, top_layer of {K} pseudo-labels, epoch 3" in capsys.readouterr().out
+    content = torch.load(out, weights_only=True)
+    assert (content["epoch"], content["arch"]) == (3, "alexnet")
+    assert out.read_bytes().startswith(legacy.MAGIC)
+    again = from_official(out)
+    images = images_of(8)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), network.eval()(images))
+    assert export(folder, out) == DiskError.exit_code  # it is there already
+    out.unlink()
+
+
+def test_the_command_folds(run, tmp_path, capsys):
+    folder, network = run
+    assert export(folder, tmp_path / "rgb.pth.tar", "--fold-sobel") == 0
+    state = torch.load(tmp_path / "rgb.pth.tar", weights_only=True)["state_dict"]
+    assert not any(name.startswith("sobel.") for name in state)
+    assert state["features.module.0.weight"].shape == (96, 3, 13, 13)
+    assert torch.equal(state["features.module.0.weight"], paper.fold_sobel(network.body).features[0].weight)
+    with pytest.raises(
+        ModelError, match=r"rgb.pth.tar.*features.0.weight \(96, 3, 13, 13\) instead of \(96, 3, 11, 11\)"
+    ):
+        from_official(tmp_path / "rgb.pth.tar")
+    (tmp_path / "rgb.pth.tar").unlink()
+    assert export(folder, tmp_path / "hub", "--fold-sobel", to="hub") == UsageError.exit_code
+    assert "--fold-sobel is for --to official" in capsys.readouterr().err
+
+
+def test_a_classifier_of_another_network_is_left_out(run, tmp_path, capsys):
+    """As where the guard took the network back."""
+    folder, network = run
+    state = network.state_dict()
+    state["body.classifier.4.bias"] = state["body.classifier.4.bias"] + 1
+    Checkpoints(folder / "checkpoints").write(State(round=4), state, {})
+    assert export(folder, tmp_path / "ours.pth.tar") == 0
+    assert "top_layer left out" in capsys.readouterr().out
+    assert read_official(tmp_path / "ours.pth.tar").head is None
+    (tmp_path / "ours.pth.tar").unlink()
+
+
+def test_other_networks_have_no_place_in_the_layout(tmp_path):
+    with pytest.raises(UsageError, match="alexnet and vgg16 only, and this network is compact"):
+        write_official(build("compact", image_size=16), tmp_path / "a.pth.tar")
+    assert not (tmp_path / "a.pth.tar").exists()

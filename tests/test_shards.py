@@ -1,0 +1,142 @@
+"""k-means and whitening of rows that several processes share, against one process that has them all."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deepcluster.clustering.kmeans import kmeans, means
+from deepcluster.clustering.whitening import Whitening, whiten
+from deepcluster.processes import Processes
+from deepcluster.records import Clustering
+from tests.ranks import Ranks, all_ranks
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dict[int, Ranks]]:
+    with all_ranks(1, 2, 3) as found:
+        yield found
+
+
+def blobs(rows: int, width: int, k: int, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    centres = 4 * torch.randn(k, width, generator=random)
+    return centres[torch.randint(k, (rows,), generator=random)] + torch.randn(rows, width, generator=random)
+
+
+def part(x: Tensor, processes: Processes) -> Tensor:
+    share = processes.share(len(x))
+    return x[share.start : share.stop]
+
+
+def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, options: dict[str, object]) -> Clustering:
+    if start is not None and start.ndim == 1:
+        start = part(start, processes)
+    return kmeans(part(x, processes), k, start=start, processes=processes, **options)
+
+
+def whitened(processes: Processes, x: Tensor, dims: int) -> Whitening:
+    return whiten(part(x, processes), dims, processes=processes)
+
+
+def labels_of(found: list[Clustering]) -> Tensor:
+    return torch.cat([each.labels for each in found])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"spherical": True}, {"empty": "sample"}], ids=str)
+@pytest.mark.parametrize("begin", ["rows", "labels", "none"])
+def test_kmeans_is_that_of_one_process(ranks, count, options, begin):
+    x = blobs(20_001, 24, 40)
+    if "spherical" in options:
+        x = torch.nn.functional.normalize(x)
+    start = {"rows": x[:60], "labels": torch.arange(len(x)) % 60, "none": None}[begin]
+    (alone,) = ranks[1](clustered, x, 60, start, options)
+    found = ranks[count](clustered, x, 60, start, options)
+    again = ranks[count](clustered, x, 60, start, options)
+    # 60 clusters of 40 blobs: where two share one, the least difference in a sum would grow.
+    assert torch.equal(labels_of(found), alone.labels)
+    assert found[0].inertia == pytest.approx(alone.inertia, rel=1e-12)
+    for each, same in zip(found, again, strict=True):
+        assert torch.equal(each.centroids, found[0].centroids)
+        assert torch.equal(each.sizes, torch.bincount(labels_of(found), minlength=60))
+        assert (each.inertia, each.iterations, each.reseeded) == (found[0].inertia, *_counts(found[0]))
+        assert torch.equal(each.labels, same.labels)
+        assert torch.equal(each.centroids, same.centroids)
+
+
+def _counts(clustering: Clustering) -> tuple[int, int]:
+    return clustering.iterations, clustering.reseeded
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_no_cluster_is_empty_and_all_processes_agree(ranks, data):
+    count = data.draw(st.integers(1, 3))
+    distinct, copies = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 4))
+    x = torch.arange(float(distinct)).repeat(copies).unsqueeze(1).expand(-1, 3).contiguous()
+    k = data.draw(st.integers(1, len(x)))
+    empty = data.draw(st.sampled_from(["split", "sample"]))
+    found = ranks[count](clustered, x, k, None, {"empty": empty, "seed": data.draw(st.integers(0, 9))})
+    assert int((found[0].sizes > 0).sum()) == min(k, distinct)
+    assert all(torch.equal(each.centroids, found[0].centroids) for each in found)
+    assert len(labels_of(found)) == len(x)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("rows", "width"), [(3000, 40), (3000, 300), (30, 40), (2, 5), (1, 4)])
+def test_whitening_is_that_of_one_process(ranks, count, rows, width):
+    x = blobs(rows, width, 7) * torch.linspace(1, 3, width)
+    (alone,) = ranks[1](whitened, x, 16)
+    found = ranks[count](whitened, x, 16)
+    for each in found:
+        assert torch.equal(each.projection, found[0].projection)
+        assert torch.equal(each.mean, found[0].mean)
+    signs = torch.sign((alone.projection * found[0].projection).sum(0))
+    np.testing.assert_allclose(found[0].project(x) * signs, alone.project(x), atol=2e-4)
+
+
+def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
+    return means(part(x, processes), part(labels, processes), k, processes)
+
+
+def test_means_are_those_of_all_rows(ranks):
+    x, labels = torch.tensor([[1.0], [3.0], [10.0], [5.0]]), torch.tensor([0, 0, 2, 0])
+    for found in ranks[3](averaged, x, labels, 4):
+        assert found.tolist() == [[3.0], [0.0], [10.0], [0.0]]
+
+
+def failing(processes: Processes, x: Tensor, what: str) -> str:
+    try:
+        kmeans(part(x, processes), 3, processes=processes) if what == "k-means" else whiten(
+            part(x, processes), 2, processes=processes
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@pytest.mark.parametrize("what", ["k-means", "whitening"])
+@pytest.mark.parametrize("rows", [30, 3])
+def test_a_number_that_is_not_finite_in_one_process_ends_all_alike(ranks, what, rows):
+    x = blobs(rows, 5, 3)
+    x[-1, 2] = torch.nan
+    found = ranks[3](failing, x, what)
+    assert len(set(found)) == 1
+    assert found[0].startswith(f"NonFiniteError: 1 of {rows} ")
+
+
+@pytest.mark.parametrize("k", [0, 31])
+def test_k_is_compared_with_the_rows_of_all(ranks, k):
+    message = f"k={k} must be at least 1 and at most the number of rows, 30"
+    assert ranks[3](_refusal, blobs(30, 2, 3), k) == [message] * 3
+
+
+def _refusal(processes: Processes, x: Tensor, k: int) -> str:
+    with pytest.raises(ValueError) as found:
+        kmeans(part(x, processes), k, processes=processes)
+    return str(found.value)

@@ -1,0 +1,624 @@
+"""Tar shards as images: the same pixels and clusters as the files in a folder, and nothing worse than a line for each
+archive that is damaged, cut off or hostile."""
+
+import csv
+import gc
+import io
+import json
+import os
+import random
+import subprocess
+import tarfile
+import threading
+import tracemalloc
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster import results, run
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError
+from deepcluster.images import tars
+from deepcluster.images.decode import SMALL_FILE, Undecodable
+from deepcluster.images.labels import true_labels
+from deepcluster.images.preview import preview
+from deepcluster.images.source import find, find_in_parts
+from deepcluster.images.store import read_once
+from deepcluster.run import Request
+from deepcluster.storage import model as models
+
+QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
+Member = tuple[str | tarfile.TarInfo, bytes]
+
+
+def png(level: int = 0, side: int = 4) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side + 1), (level, 0, 255 - level)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(file: Path, members: Iterable[Member], form: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(file, "w", format=form) as tar:
+        for what, content in members:
+            member = tarfile.TarInfo(what) if isinstance(what, str) else what
+            if member.type == tarfile.REGTYPE:
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
+
+
+def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member, b""
+
+
+def level(source, i: int) -> int:
+    return source.read(i).getpixel((0, 0))[0]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos as 3 shards, their folders in the names of the members."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    folder.mkdir()
+    files = sorted(photos.rglob("*.png"), key=os.fsencode)
+    for n in range(3):
+        part = [(str(file.relative_to(photos)), file.read_bytes()) for file in files[16 * n : 16 * n + 16]]
+        write(folder / f"train-{n:03}.tar", part)
+    return folder
+
+
+# What IMAGES may be
+
+
+def test_the_pixels_are_those_of_the_folder(photos: Path, shards: Path):
+    ours, theirs = find(shards), find(photos)
+    assert ours.paths == tuple(f"train-{i // 16:03}.tar/{path}" for i, path in enumerate(theirs.paths))
+    assert ours.labels == theirs.labels and ours.skipped == () and ours.file is None
+    assert (ours.name, ours.location) == ("shards", str(shards))
+    for i in range(48):
+        assert (np.asarray(ours.read(i)) == np.asarray(theirs.read(i))).all()
+        assert ours.short_side is not None and theirs.short_side is not None
+        assert ours.short_side(i) == theirs.short_side(i)
+    assert preview(ours) == preview(theirs)
+
+
+def test_one_shard_a_pattern_and_a_folder(shards: Path, monkeypatch):
+    one = find(shards / "train-001.tar")
+    assert (one.name, one.location) == ("train-001", str(shards / "train-001.tar"))
+    assert one.paths[0].startswith("train-001.tar/") and len(one.paths) == 16
+    monkeypatch.chdir(shards.parent)
+    some = find("shards/train-{001..002}.tar")
+    assert (some.name, some.location) == ("train", str(shards / "train-{001..002}.tar"))
+    assert some.paths == find(shards).paths[16:] == find(some.location).paths
+    deep = find("{0..0}/../shards/train-{001..002}.tar") if Path("0").is_dir() else some
+    assert deep.paths == some.paths
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a-{000..012}.tar",
+        "a-{8..11}.tar",
+        "a-{3..1}.tar",
+        "a-{08..11}.tar",
+        "{1..2}/b-{0..1}.tar",
+        "{9..010}.tar",
+        "c.tar",
+    ],
+)
+def test_patterns_are_those_of_bash(pattern):
+    said = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {pattern}"], capture_output=True, text=True, check=True
+    ).stdout
+    assert list(tars.expand(pattern)) == said.split()
+
+
+def test_a_pattern_may_go_over_folders(tmp_path: Path):
+    for place in ("1", "2"):
+        (tmp_path / place).mkdir()
+        write(tmp_path / place / "a-0.tar", [("x.png", png(int(place)))])
+    source = find(tmp_path / "{1..2}" / "a-{0..0}.tar")
+    assert source.paths == ("1/a-0.tar/x.png", "2/a-0.tar/x.png")
+    assert [level(source, i) for i in range(2)] == [1, 2]
+    twice = write(tmp_path / "111.tar", [("x.png", png())])
+    assert len(find(tmp_path / "1{1..1}{1..1}.tar").paths) == 1 and twice.exists()
+
+
+def test_a_missing_shard_is_named(shards: Path, capsys):
+    with pytest.raises(DataError, match=r"no such shard: .*train-003\.tar.*train-\{000\.\.146\}\.tar"):
+        find(shards / "train-{000..146}.tar")
+    with pytest.raises(DataError, match=r"no such shard"):  # at once, and not after as many names
+        find(shards / "train-{000..999999999999999999}.tar")
+    os.mkfifo(shards.parent / "pipe-0.tar")
+    with pytest.raises(DataError, match="no such shard"):
+        find(shards.parent / "pipe-{0..0}.tar")
+    assert run_command(["fit", str(shards / "train-{000..146}.tar"), "-o", str(shards.parent / "none")]) == 3
+    assert "train-003.tar" in capsys.readouterr().err
+
+
+def test_a_file_that_has_such_a_name_is_that_file(tmp_path: Path):
+    write(tmp_path / "a-{0..1}.tar", [("x.png", png())])
+    assert find(tmp_path / "a-{0..1}.tar").paths == ("a-{0..1}.tar/x.png",)
+
+
+def test_what_lies_beside_the_shards(tmp_path: Path):
+    write(tmp_path / "0.tar", [("x.png", png(5))])
+    (tmp_path / "0_stats.json").write_text("{}")
+    source = find(tmp_path)
+    assert source.paths == ("0.tar/x.png",) and source.skipped == (("0_stats.json", "beside the shards, not read"),)
+    (tmp_path / "y.png").write_bytes(png(6))  # now it is a folder of images
+    assert find(tmp_path).paths == ("0.tar", "0_stats.json", "y.png")
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("gz", ".tar.gz"), ("bz2", ".tar.bz2"), ("xz", ".txz"), ("gz", ".tar")])
+def test_a_compressed_shard_is_refused(tmp_path: Path, kind: str, suffix: str):
+    file = tmp_path / f"a{suffix}"
+    with tarfile.open(file, f"w:{kind}") as tar:
+        tar.addfile(tarfile.TarInfo("x.png"))
+    for place in (file, tmp_path):
+        with pytest.raises(DataError, match=r"is compressed \((gzip|bzip2|xz)\)") as caught:
+            find(place)
+        command = str(caught.value).partition("Unpack it once: ")[2].partition(" (")[0]
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)  # what it says to do is what helps
+    plain = next(path for path in tmp_path.iterdir() if path != file)
+    assert find(plain).paths == (f"{plain.name}/x.png",)
+
+
+# Members
+
+
+def test_which_members_are_images(tmp_path: Path):
+    members: list[Member] = [
+        ("a.jpg", png(1)), ("a.seg.PNG", png(2)), ("a.json", b"{}"), ("a.txt", b"x"), ("._a.jpg", b"x"),
+        (".hidden/b.jpg", png()), special("c.png", tarfile.DIRTYPE), ("c.png/d.png", png(3)), ("inner.tar", png()),
+        ("README", b"x"), ("./e.png", png(4)),
+    ]  # fmt: skip
+    source = find(write(tmp_path / "s.tar", members))
+    assert source.paths == ("s.tar/a.jpg", "s.tar/a.seg.PNG", "s.tar/c.png/d.png", "s.tar/e.png")
+    assert [level(source, i) for i in range(4)] == [1, 2, 3, 4]
+    assert source.skipped == (("s.tar/inner.tar", "an archive within an archive, not read"),)
+
+
+def test_what_is_no_file(tmp_path: Path):
+    (tmp_path / "outside.png").write_bytes(png(9))
+    links: list[Member] = [
+        ("a.png", png(1)),
+        special("soft.png", tarfile.SYMTYPE, "../outside.png"),
+        special("hard.png", tarfile.LNKTYPE, "a.png"),
+        special("pipe.png", tarfile.FIFOTYPE),
+        special("disk.png", tarfile.BLKTYPE),
+        special("tty.png", tarfile.CHRTYPE),
+        ("empty.png", b""),
+        ("b.png", png(2)),
+    ]
+    source = find(write(tmp_path / "s.tar", links))
+    assert source.paths == ("s.tar/a.png", "s.tar/empty.png", "s.tar/b.png") and level(source, 2) == 2
+    assert dict(source.skipped) == {
+        "s.tar/soft.png": "a symbolic link, not followed",
+        "s.tar/hard.png": "a hard link, not followed",
+        "s.tar/pipe.png": "a FIFO, not a file",
+        "s.tar/disk.png": "a device, not a file",
+        "s.tar/tty.png": "a device, not a file",
+    }
+    with pytest.raises(Undecodable, match="empty file"):
+        source.read(1)
+
+
+def test_a_sparse_file_is_skipped(tmp_path: Path):
+    with (tmp_path / "hole.png").open("wb") as stream:
+        stream.write(png())
+        stream.seek(1 << 20)
+        stream.write(b"x")
+    (tmp_path / "a.png").write_bytes(png(7))
+    for form in ("gnu", "posix"):
+        file = tmp_path / f"{form}.tar"
+        command = ["tar", f"--format={form}", "-S", "-cf", str(file), "-C", str(tmp_path), "hole.png", "a.png"]
+        subprocess.run(command, check=True)
+        if file.stat().st_size > 1 << 20:
+            pytest.skip("this file system has no holes")
+        source = find(file)
+        assert source.paths == (f"{form}.tar/a.png",) and level(source, 0) == 7
+        assert "a sparse file" in dict(source.skipped)[f"{form}.tar/hole.png"]
+
+
+def test_a_second_member_of_one_name(tmp_path: Path):
+    source = find(
+        write(tmp_path / "s.tar", [("a.png", png(1)), ("a.png", png(2)), ("./a.png", png(3)), ("b.png", png())])
+    )
+    assert source.paths == ("s.tar/a.png", "s.tar/b.png") and level(source, 0) == 1
+    assert [reason for _, reason in source.skipped] == 2 * ["a second member of this name; the first is used"]
+    assert len({*source.paths, *(path for path, _ in source.skipped)}) == 4  # a row of clusters.csv each
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_are_only_names(tmp_path: Path, form: int):
+    long, odd = "d/" * 90 + "x" * 150 + ".png", "caf\u00e9 \u2603 '\n\x1b[31m.png"
+    bytes_only = os.fsdecode(b"\xff\xfe.png")
+    names = ["/etc/passwd.png", "../../up.png", long, odd, bytes_only, "a//b/./c.png"]
+    place = tmp_path / "in"
+    place.mkdir()
+    source = find(write(place / "s.tar", [(name, png(i)) for i, name in enumerate(names)], form))
+    tidy = ["etc/passwd.png", "../../up.png", long, odd, bytes_only, "a/b/c.png"]
+    assert source.paths == tuple(f"s.tar/{name}" for name in tidy)
+    assert [level(source, i) for i in range(6)] == [*range(6)]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "s.tar"]  # nothing was extracted
+
+
+def test_impossible_names(tmp_path: Path):
+    null = tarfile.TarInfo("x.png")
+    null.pax_headers = {"path": "a\0b.png"}
+    source = find(
+        write(tmp_path / "s.tar", [(null, png()), ("y" * 5000 + ".png", png()), ("a.png", png())], tarfile.PAX_FORMAT)
+    )
+    assert source.paths == ("s.tar/a.png",)
+    assert [reason for _, reason in source.skipped] == 2 * ["not a possible file name"]
+    assert all(len(path) < 1100 and "\0" not in path for path, _ in source.skipped)
+
+
+# Labels
+
+
+def test_labels_by_cls_and_json(tmp_path: Path):
+    deep = b'{"label":' + b"[" * 30_000
+    members: list[Member] = [
+        ("d/1.cls", b"7\n"), ("d/1.jpg", png()), ("d/1.seg.png", png()),  # before and behind
+        ("d/2.jpg", png()), ("d/2.json", b'{"label": "cat", "x": 1}'),
+        ("d/3.cls", b"9"), ("d/3.jpg", png()), ("d/3.json", b'{"label": 8}'),  # .cls comes first
+        ("d/4.jpg", png()), ("d/4.json", b'{"caption": "a"}'),
+        ("d/5.jpg", png()), ("d/5.json", deep), ("d/6.jpg", png()), ("d/6.json", b'{"label": [1]}'),
+        ("d/7.jpg", png()), ("d/7.json", b'{"label"'), ("d/8.jpg", png()), ("d/8.json", b'["label"]'),
+        ("e/1.jpg", png()), ("e/2.jpg", png()), ("e/2.json", b'{"label": 8}'), ("e/2.cls", b"3"),
+    ]  # fmt: skip
+    source = find(write(tmp_path / "s.tar", members))
+    assert source.labels == ("7", "7", "cat", "9", "", "", "", "", "", "", "3")
+    assert true_labels("folders", source)[:3] == ["7", "7", "cat"]
+
+
+def test_labels_by_folders_or_none(tmp_path: Path):
+    assert find(write(tmp_path / "a.tar", [("x/1.png", png()), ("2.png", png())])).labels == ("x", "")
+    assert find(write(tmp_path / "b.tar", [("1.png", png())])).labels is None
+    one = find(tmp_path / "a.tar")
+    (tmp_path / "l.csv").write_text("path,label\na.tar/x/1.png,q\n")
+    assert true_labels(str(tmp_path / "l.csv"), one) == ["q", ""]
+
+
+# Damage
+
+
+def test_a_shard_that_is_cut_off_gives_what_is_there(tmp_path: Path):
+    whole = write(tmp_path / "0.tar", [(f"{i}.png", png(i, 40)) for i in range(5)]).read_bytes()
+    write(tmp_path / "1.tar", [("a.png", png(9))])
+    places = list(tars.index([("0.tar", tmp_path / "0.tar")]).offsets)
+    end = places[4] + len(png(4, 40))
+    for cut in [
+        0,
+        100,
+        511,
+        512,
+        *(places[3] + shift for shift in (-700, -512, -1, 0, 1, 50)),
+        places[4],
+        end - 1,
+        end,
+        end + 3,
+    ]:
+        (tmp_path / "0.tar").write_bytes(whole[:cut])
+        source = find(tmp_path)
+        held = sum(place + len(png(i, 40)) <= cut for i, place in enumerate(places))
+        assert source.paths == (*(f"0.tar/{i}.png" for i in range(held)), "1.tar/a.png"), cut
+        assert [level(source, i) for i in range(held + 1)] == [*range(held), 9]
+        reasons = dict(source.skipped)
+        assert re_any(("cut off", "empty file", "not a tar"), reasons["0.tar"]), reasons
+        if cut in places and held < 5:  # the header is there, and says what is missing
+            assert reasons[f"0.tar/{held}.png"] == "cut off by the end of the shard"
+
+
+def re_any(words: Iterable[str], text: str) -> bool:
+    return any(word in text for word in words)
+
+
+def test_a_damaged_header_ends_the_shard(tmp_path: Path):
+    file = write(tmp_path / "0.tar", [(f"{i}.png", png(i)) for i in range(5)])
+    write(tmp_path / "1.tar", [("a.png", png(9))])
+    content = bytearray(file.read_bytes())
+    at = tars.index([("", file)]).offsets[3] - 512
+    content[at + 3] ^= 1
+    file.write_bytes(content)
+    source = find(tmp_path)
+    assert source.paths == ("0.tar/0.png", "0.tar/1.png", "0.tar/2.png", "1.tar/a.png")
+    assert source.skipped == (("0.tar", f"not a tar archive from byte {at} on (no header): the rest is not read"),)
+
+
+def test_several_archives_in_one_file(tmp_path: Path):
+    one, two = write(tmp_path / "a.tar", [("1.png", png())]), write(tmp_path / "b.tar", [("2.png", png())])
+    (tmp_path / "c.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    source = find(tmp_path / "c.tar")
+    assert source.paths == ("c.tar/1.png",) and "goes on behind its end" in source.skipped[0][1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty file"), (bytes(10240), "no image in it"), (b"text" * 400, "not a tar archive from byte 0")],
+)
+def test_nothing_in_it(tmp_path: Path, content: bytes, reason: str):
+    (tmp_path / "a.tar").write_bytes(content)
+    for place in (tmp_path, tmp_path / "a.tar"):
+        with pytest.raises(DataError, match=rf"no image in .*1 shards read; a\.tar: {reason}.*A shard is"):
+            find(place)
+    write(tmp_path / "b.tar", [("1.png", png())])
+    assert find(tmp_path).paths == ("b.tar/1.png",) and reason in find(tmp_path).skipped[0][1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_closed_shard(tmp_path: Path):
+    write(tmp_path / "a.tar", [("1.png", png())]).chmod(0)
+    write(tmp_path / "b.tar", [("1.png", png())])
+    assert find(tmp_path).skipped == (("a.tar", "permission denied"),)
+
+
+def sealed(header: bytes) -> bytes:
+    """The header with the checksum that belongs to it."""
+    spaced = header[:148] + b" " * 8 + header[156:]
+    return spaced[:148] + b"%06o\0 " % sum(spaced) + spaced[156:]
+
+
+def number(value: int) -> bytes:
+    """A size beyond octal digits, or below 0, as GNU tar writes it."""
+    return (b"\x80" if value >= 0 else b"\xff") + value.to_bytes(11, "big", signed=True)
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"g", b"L", b"K", b"S", b"1", b"5", b"Z"])
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(1 << 60), 1 << 40, 1 << 62, 1 << 80])
+def test_sizes_that_lie(tmp_path: Path, kind: bytes, size: int):
+    """No endless loop (CVE-2025-8194), and no memory for what a header claims."""
+    file = write(tmp_path / "a.tar", [("1.png", png()), ("2.png", png()), ("3.png", png())])
+    content = file.read_bytes()
+    at = tars.index([("", file)]).offsets[1] - 512
+    header = content[at : at + 512]
+    header = sealed(header[:124] + number(size) + header[136:156] + kind + header[157:])
+    file.write_bytes(content[:at] + header + content[at + 512 :])
+    tracemalloc.start()
+    found: list[tuple[str, ...]] = []
+    thread = threading.Thread(target=lambda: found.append(find(file).paths), daemon=True)
+    thread.start()
+    thread.join(10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found, "it hangs, or has failed"
+    assert found[0][0] == "a.tar/1.png" and peak < 20 << 20
+    index = tars.index([("", file)])
+    assert all(
+        0 <= size <= offset + size <= len(content) for offset, size in zip(index.offsets, index.sizes, strict=True)
+    )
+
+
+def test_a_chain_of_long_names(tmp_path: Path):
+    """Each is read within the one before: RecursionError."""
+    file = write(tmp_path / "a.tar", [("1.png", png())])
+    header = sealed(b"x".ljust(100, b"\0") + b"0000644\0" * 3 + b"%011o\0" % 5 * 2 + b" " * 8 + b"L" + bytes(355))
+    file.write_bytes(file.read_bytes()[:1024] + 5000 * (header + b"name\0".ljust(512, b"\0")))
+    source = find(file)
+    assert source.paths == ("a.tar/1.png",) and "not a tar archive from byte 1024" in source.skipped[0][1]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_changed_bytes_do_no_harm(tmp_path: Path, form: int):
+    """600 random changes, half of them in headers whose checksum is made to fit: an image, a reason, or a DataError."""
+    chance = random.Random(form)
+    odd = tarfile.TarInfo("n" * 120 + ".png")
+    odd.mtime = 1.5
+    members: list[Member] = [
+        ("a.png", png(1)),
+        ("a.cls", b"3"),
+        (odd, png(2)),
+        ("\u00e9.png", png(3)),
+        ("b.json", b'{"label": 1}'),
+    ]
+    whole = write(tmp_path / "whole.tar", members, form).read_bytes()[: 20 * 512]
+    headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
+    assert len(headers) >= 5
+    file, refused, used = tmp_path / "a.tar", 0, 0
+    for turn in range(300):
+        content = bytearray(whole)
+        if turn % 2:
+            at = chance.choice(headers)
+            for _ in range(chance.choice((1, 1, 3))):
+                content[at + chance.choice((chance.randrange(512), chance.randrange(124, 136), 156))] = (
+                    chance.randrange(256)
+                )
+            content[at : at + 512] = sealed(bytes(content[at : at + 512]))
+        else:
+            for _ in range(chance.choice((1, 8))):
+                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            del content[chance.choice((len(content), chance.randrange(len(content)))) :]
+        file.write_bytes(content)
+        try:
+            source = find(file)
+        except DataError:
+            refused += 1
+            continue
+        store = read_once(source, 4, none_is_fine=True, workers=1)
+        assert len(store.kept) + len(store.skipped) == len(source.paths) + len(source.skipped)
+        used += len(store.kept)
+    assert 0 < refused < 150 and used > 300
+
+
+def test_a_shard_that_changes_later(tmp_path: Path):
+    file = write(tmp_path / "a.tar", [("1.png", png(1, 40)), ("2.png", png(2, 40))])
+    source, gone = find(file), find(file)
+    with file.open("r+b") as stream:
+        stream.truncate(560)
+    with pytest.raises(Undecodable):
+        source.read(0)
+    with pytest.raises(Undecodable, match="empty file"):
+        source.read(1)
+    file.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        gone.read(0)
+
+
+# Reading
+
+
+def test_large_members_are_read_as_files(tmp_path: Path):
+    """Of what lies there a decoder takes what it needs; a film under the name of an image is not read into memory."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 800, 3), dtype=np.uint8))
+    members: list[Member] = []
+    for name, options in (
+        ("a.bmp", {}),
+        ("b.png", {}),
+        ("c.tiff", {"compression": "tiff_lzw"}),
+        ("d.ppm", {}),
+        ("e.tiff", {}),
+    ):
+        stream = io.BytesIO()
+        noise.save(stream, "TIFF" if "tiff" in name else name[2:].upper(), **options)
+        members.append((name, stream.getvalue()))
+        assert len(members[-1][1]) > SMALL_FILE
+    members.append(("film.jpg", bytes(30 << 20)))
+    source = find(write(tmp_path / "a.tar", members))
+    for i in range(5):
+        assert (np.asarray(source.read(i)) == np.asarray(noise)).all()
+        assert source.short_side is not None and source.short_side(i) == 700
+    tracemalloc.start()
+    with pytest.raises(Undecodable):
+        source.read(5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20
+
+
+def test_a_slice_is_a_file_of_its_own(tmp_path: Path):
+    (tmp_path / "f").write_bytes(bytes(range(100)))
+    part = io.BufferedReader(tars._Slice(tars._Stream(tmp_path / "f"), 10, 20), 7)
+    alike = io.BytesIO(bytes(range(10, 30)))
+    chance = random.Random(0)
+    for _ in range(500):
+        to, how = chance.choice([(chance.randrange(30), 0), (-chance.randrange(20), 2), (chance.randrange(3), 1)])
+        assert part.seek(to, how) == alike.seek(to, how)
+        count = chance.choice((0, 1, 5, 40, -1))
+        assert part.read(count) == alike.read(count) and part.tell() == alike.tell()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files by /proc")
+def test_threads_share_no_place_and_files_are_closed(tmp_path: Path):
+    for n in range(40):
+        write(tmp_path / f"{n:02}.tar", [(f"{i}.png", png(n, 3 + i)) for i in range(5)])
+    before = open_files()
+    source = find(tmp_path)
+    assert open_files() == before
+    order = random.Random(0).choices(range(200), k=3000)
+
+    def look(i: int) -> tuple[int, int, int]:
+        return level(source, i), source.read(i).width, open_files()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(look, order))
+    assert [(shade, width) for shade, width, _ in found] == [(i // 5, 3 + i % 5) for i in order]
+    assert max(count for *_, count in found) <= before + 3 * 8  # one a thread, and what the threads look with
+    gc.collect()
+    assert open_files() <= before + 1
+    look = source = None  # type: ignore[assignment]
+    gc.collect()
+    assert open_files() == before
+
+
+def test_a_part_touches_only_its_shards(shards: Path, tmp_path: Path):
+    for file in shards.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = read_once(find(shards), 8).images
+    source = find(tmp_path)
+    for n in (0, 2):
+        (tmp_path / f"train-{n:03}.tar").unlink()
+    middle = source.part(16, 32)
+    assert middle.paths == source.paths[16:32] and middle.skipped == ()
+    assert (read_once(middle, 8).images == whole[16:32]).all()
+    inner = middle.part(4, 9)
+    assert (
+        inner.short_side is not None
+        and inner.short_side(0) == 24
+        and (read_once(inner, 8).images == whole[20:25]).all()
+    )
+    with pytest.raises(OSError, match="No such file"):
+        source.part(15, 17).read(0)
+
+
+def test_parts_of_a_source(shards: Path):
+    parts = list(find_in_parts(str(shards), 20))
+    assert [len(part.paths) for part in parts] == [20, 20, 8]
+    assert sum((part.paths for part in parts), ()) == find(shards).paths
+
+
+def test_an_index_is_small(tmp_path: Path):
+    """16 bytes an image, and its path."""
+    file = write(tmp_path / "a.tar", [(f"{i:05}.png", b"x") for i in range(4000)])
+    tracemalloc.start()
+    found = tars.index([("00.tar", file)])
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    paths = sum(64 + len(path) for path in found.paths) / 4000
+    assert len(found.paths) == 4000 and held / 4000 < paths + 16 + 8 + 8
+    assert peak / 4000 < 700  # of the headers, 1 kB each, none is kept
+
+
+# Runs
+
+
+def test_a_run_on_shards_is_that_on_the_folder(photos: Path, shards: Path, tmp_path: Path):
+    clusters = {}
+    for name, images in (("folder", photos), ("shards", shards)):
+        request = Request(out=tmp_path / name, n_clusters=3, options=QUICK, labels="folders")
+        run.fit(str(images), request)
+        clusters[name] = rows(tmp_path / name / "clusters.csv")
+    alike = ("status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "label")
+    for ours, theirs in zip(clusters["shards"], clusters["folder"], strict=True):
+        assert [ours[key] for key in alike] == [theirs[key] for key in alike]
+        assert ours["path"].partition("/")[2] == theirs["path"]
+    model = models.load(tmp_path / "shards" / "model")
+    again = [path for each in results.predict(model, str(shards)) for path in each.paths]
+    assert again == [row["path"] for row in clusters["shards"]]
+
+    out = tmp_path / "shards"
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/") > 3
+    (out / "report.html").unlink()
+    assert run_command(["report", str(out)]) == 0
+    assert (out / "report.html").read_text().count("data:image/") == page.count("data:image/")
+    assert run_command(["recut", str(out), "-k", "4"]) == 0
+    pattern = str(shards / "train-{000..001}.tar")
+    assert run_command(["embed", str(out), pattern, "-o", str(tmp_path / "x.npy")]) == 0
+    assert len(np.load(tmp_path / "x.npy")) == 32
+    assert run_command(["predict", str(out), str(shards / "train-002.tar"), "-o", str(tmp_path / "p.csv")]) == 0
+    assert len(rows(tmp_path / "p.csv")) == 16
+    assert run_command(["export", str(out), "--to", "folders", "-o", str(tmp_path / "sorted")]) == 0
+    assert len(list((tmp_path / "sorted").rglob("*.png"))) == 48
+    assert run_command(["export", str(out), "--to", "folders", "-o", str(shards / "sorted")]) == 2
+    assert json.loads((out / "run.json").read_text())["location"] == str(shards)
+
+
+def test_a_run_goes_on_past_a_damaged_shard(shards: Path, tmp_path: Path):
+    place = tmp_path / "in"
+    place.mkdir()
+    for file in shards.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    with (place / "train-001.tar").open("r+b") as stream:
+        stream.truncate(5000)
+    out = run.fit(place, Request(out=tmp_path / "run", n_clusters=2, options=QUICK | {"rounds": 0})).path
+    table = rows(out / "clusters.csv")
+    assert 32 < sum(row["status"] == "ok" for row in table) < 48
+    assert "cut off" in {row["path"]: row["reason"] for row in rows(out / "skipped.csv")}["train-001.tar"]
+    assert run_command(["recut", str(out), "-k", "3"]) == 0

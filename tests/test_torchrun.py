@@ -1,0 +1,243 @@
+"""Real processes under torchrun (gloo): the command as users type it, and what is left when something kills them.
+
+DEEPCLUSTER_KILLS=20 pytest tests/test_torchrun.py -m slow    kills so often (of the launcher: half as often)
+"""
+
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from PIL import Image
+from safetensors.torch import save_file
+
+from deepcluster.nets.backbone import build
+from deepcluster.processes import joined
+from tests.test_fit_shared import pixels, results
+
+KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
+ROUNDS = 12
+OPTIONS = (
+    "-k 4 --backbone compact --image-size 12 --batch-size 16 --pseudo-labels 8 --epochs 2 --checkpoint-every 0s -q"
+    f" --rounds {ROUNDS}"
+).split()
+
+
+def torchrun(*arguments: object, count: int = 2) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+         "-m", "deepcluster", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(file, pixels())
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, said = finished(torchrun("fit", images, "-o", folder, *OPTIONS))
+    assert code == 0, said
+    return folder
+
+
+def workers(launcher: int) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    found = []
+    for each in Path("/proc").iterdir():
+        try:
+            parent = int((each / "stat").read_text().rpartition(")")[2].split()[1]) if each.name.isdigit() else 0
+            if parent == launcher:
+                lines = (each / "environ").read_bytes().split(b"\0")
+                found += [(int(line[5:]), int(each.name)) for line in lines if line.startswith(b"RANK=")]
+        except (OSError, ValueError):
+            continue
+    return [process for _, process in sorted(found)]
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(processes: list[int], seconds: float) -> float:
+    """How long it takes until none of them is alive; fails after ``seconds``."""
+    begin = time.monotonic()
+    while any(map(alive, processes)):
+        assert time.monotonic() - begin < seconds, "some are still alive"
+        time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def begun(launcher: subprocess.Popen[str], run: Path, round: int) -> list[int]:
+    """Wait until a run is in this round; its processes."""
+    until = time.monotonic() + 120
+    while not list((run / "checkpoints").glob(f"{round:06d}-*.json")):
+        assert launcher.poll() is None, launcher.stdout and launcher.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return workers(launcher.pid)
+
+
+def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[list[int]], int], seconds: float) -> str:
+    """Kill one process of a run at a random moment, see all gone, and resume to the result of the whole run."""
+    chance = random.Random(draw)
+    launcher = torchrun("fit", images, "-o", run, *OPTIONS)
+    running = begun(launcher, run, chance.randrange(ROUNDS - 4))
+    assert len(running) == 2
+    time.sleep(0.3 * chance.random())
+    os.kill(choose([launcher.pid, *running]), signal.SIGKILL)
+    gone(running, seconds)
+    _, said = finished(launcher)
+    after = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file()}
+    time.sleep(0.5)
+    assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file()} == after
+    code, resumed = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
+    assert code == 0, resumed
+    assert results(run) == results(whole)
+    return said
+
+
+def rows(kills: int) -> list[object]:
+    return [draw if draw < 1 else pytest.param(draw, marks=pytest.mark.slow) for draw in range(kills)]
+
+
+@pytest.mark.parametrize("draw", rows(KILLS))
+def test_kill_a_random_process(images, whole, tmp_path, draw):
+    victim = 1 + random.Random(f"victim {draw}").randrange(2)
+    said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim], 30)
+    assert said.count("error: ") == 1, said
+    assert "another process of this run has ended without a word" in said
+
+
+@pytest.mark.parametrize("draw", rows(max(1, KILLS // 2)))
+def test_kill_the_launcher(images, whole, tmp_path, draw):
+    killed(images, tmp_path / "run", whole, 100 + draw, lambda all: all[0], 10)
+
+
+def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, tmp_path):
+    run = tmp_path / "run"
+    launcher = torchrun("fit", images, "-o", run, *OPTIONS)
+    begun(launcher, run, 3)
+    launcher.send_signal(signal.SIGTERM)
+    _, said = finished(launcher)
+    assert len(re.findall("^error: ", said, re.M)) == 1, said
+    going_on = "torchrun --standalone --nproc-per-node=2 -m deepcluster fit .* --resume"
+    assert re.search(f"error: stopped .*; to go on: {going_on}", said)
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    code, said = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
+    assert code == 0, said
+    assert results(run) == results(whole)
+
+
+def one_message(process: subprocess.Popen[str], code: int, message: str) -> None:
+    _, said = finished(process)
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
+    assert message in lines[0]
+    assert set(re.findall(r"exitcode *: (-?\d+)", said)) == {str(code)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["fit", "/nowhere"], 3, "no such file"),
+        (["fit", "-"], 2, "several processes cannot share standard input"),
+        (["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images"),
+    ],
+)
+def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
+    one_message(torchrun(*arguments, "-o", tmp_path / "run", "-q"), code, message)
+
+
+def test_one_message_where_numbers_are_not_finite(images, tmp_path):
+    state = build("compact", image_size=12).body.state_dict()
+    huge = {name: value * 1e30 if value.ndim > 1 else value for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in huge.items()}, tmp_path / "huge.safetensors")
+    weights = ["--weights", tmp_path / "huge.safetensors"]
+    one_message(torchrun("fit", images, "-o", tmp_path / "run", *OPTIONS, *weights), 7, "not finite")
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
+
+
+def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, image in enumerate(np.concatenate([pixels(), pixels()])):
+        Image.fromarray(image).save(folder / f"{i:02}.png")
+    (folder / "broken.png").write_bytes(b"broken")
+    found: dict[tuple[int, str], bytes] = {}
+    for count in (1, 3):
+        for verb, name in (("predict", "p.csv"), ("embed", "e.npy")):
+            out = tmp_path / f"{count}{name}"
+            code, said = finished(torchrun(verb, whole, folder, "-o", out, "-q", count=count))
+            assert code == 0, said
+            found[count, verb] = out.read_bytes()
+            assert said.count("skipped broken.png") == 1
+    assert found[1, "predict"] == found[3, "predict"]
+    assert found[1, "embed"] == found[3, "embed"]
+
+
+def _patient(rank: int, port: int, folder: str) -> None:
+    """One of two processes whose k-means keeps the other waiting for longer than torch's timeout."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    # What torch takes where nobody says otherwise.
+    dist.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
+    clustering = importlib.import_module("deepcluster.clustering.kmeans")  # the package has a function of this name
+    original = clustering.nearest_sums
+
+    def slow(*arguments: object) -> torch.Tensor:
+        time.sleep(4 if rank == 1 else 0)
+        return original(*arguments)
+
+    clustering.nearest_sums = slow
+    with joined() as processes:
+        x = torch.randn(40, 3, generator=torch.Generator().manual_seed(rank))
+        found = clustering.kmeans(x, 4, iterations=2, processes=processes)
+        Path(folder, str(rank)).write_text(str(found.inertia))
+
+
+def test_a_kmeans_longer_than_the_timeout_of_the_group_survives(tmp_path):
+    multiprocessing.spawn(_patient, (free_port(), str(tmp_path)), nprocs=2)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    yield
+    for process in workers(os.getpid()):
+        os.kill(process, signal.SIGKILL)
