@@ -121,6 +121,11 @@ def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]
     return tuple(sorted(skipped, key=lambda pair: os.fsencode(pair[0])))
 
 
+def gather(images: Tensor, rows: Tensor) -> Tensor:
+    """``images[rows]``, channels-last: copied image by image, where indexing goes pixel by pixel (10 times as slow)."""
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
 def square(image: Image.Image, size: int) -> Pixels:
     """The central square of an RGB image as uint8 ``size`` x ``size`` x 3 (bicubic, antialiased).
 
