@@ -303,6 +303,7 @@ def evaluate(
 ) -> None:
     """What clusters and features are worth by labels; what was found stays in the run folder and is not found twice."""
     from deepcluster import evaluating
+    from deepcluster.processes import joined
     from deepcluster.stopping import Stop
 
     named = {"layers": layers, "epochs": epochs, "batch_size": batch_size, "image_size": image_size}
@@ -311,15 +312,17 @@ def evaluate(
         protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
     )
     values = {}
-    with Terminal(quiet, to_stderr=as_json) as terminal, Stop():
+    with joined() as processes, Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal, Stop():
+        _check_input(images or "", processes)
         try:
-            for name, value in evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin):
+            found = evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes)
+            for name, value in found:
                 values[name] = value
-                if not (as_json or quiet):
+                if processes.leads and not (as_json or quiet):
                     say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {shlex.join(['deepcluster', *sys.argv[1:]])}") from None
-    if as_json:
+    if as_json and processes.leads:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 

@@ -4,14 +4,13 @@ import difflib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
 
 from deepcluster.devices import choose_device
 from deepcluster.display import Display, Silent
@@ -21,7 +20,8 @@ from deepcluster.evaluation.parts import Labelled, Once, Pair, Task, Value, Valu
 from deepcluster.grouping import found_again
 from deepcluster.images.labels import true_labels
 from deepcluster.images.source import Source, find
-from deepcluster.images.store import read_once
+from deepcluster.images.store import Store, read_share
+from deepcluster.processes import ALONE, Processes
 from deepcluster.recipe import as_type
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
@@ -40,6 +40,7 @@ RANGES = {
     "batch_size": (1, 1e6), "epochs": (1, 1e6), "image_size": (0, 8192), "margin": (1, 2), "momentum": (0, 0.9999),
     "temperature": (1e-6, 1e6), "levels": (1, 100), "dims": (1, 1e6),
 }  # fmt: skip
+UNSHARED = ("retrieval", "voc07")
 SCRATCH = ".evaluate-"
 
 
@@ -58,19 +59,30 @@ class Request:
 
 
 def evaluate(
-    run: Path, request: Request, *, display: Display | None = None, stdin: TextIO | None = None
+    run: Path,
+    request: Request,
+    *,
+    display: Display | None = None,
+    stdin: TextIO | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Pair]:
     """Yield what the protocol finds, as it is found; parts that are in the run folder are not computed again.
 
+    Several ``processes`` share the images; each yields the same, and the first writes and displays.
+
     Raises a DeepClusterError that says what to do, before anything is computed where it can be known by then.
     """
-    folder = files.open_run(run)
-    job = _Job(folder, request, options_of(request), display or Silent(), stdin)
-    with files.locked(run):
-        for stale in run.glob(f"{SCRATCH}*"):  # of a process that was killed
+    folder = replace(files.open_run(run), ours=processes.leads)
+    if not processes.alone and request.protocol in UNSHARED:
+        raise UsageError(f"the protocol {request.protocol} is for one process: leave torchrun out")
+    display = display if display and processes.leads else Silent()
+    job = _Job(folder, request, options_of(request), display, stdin, processes)
+    with files.locked(run) if processes.leads else nullcontext():
+        for stale in run.glob(f"{SCRATCH}*") if processes.leads else ():  # of a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
+        processes.any(False)  # nobody goes on before that
         depends, pairs = PREPARE[request.protocol](job)
-        memory = Memory(folder, request.protocol, {**depends, "seed": request.seed}, asdict(job.options))
+        memory = Memory(folder, request.protocol, {**depends, "seed": request.seed}, asdict(job.options), processes)
         if memory.complete:
             job.display.say("Known", f"from {memory.path}: it was computed from the same before")
             yield from memory.values.items()
@@ -104,14 +116,17 @@ class Memory:
     """evaluation-PROTOCOL.json: the ``values`` of the last evaluation, and every part that was ever computed by what it
     depends on. It is written after each part."""
 
-    def __init__(self, folder: RunFolder, protocol: str, depends: Mapping[str, Any], options: Mapping[str, Any]):
+    def __init__(
+        self, folder: RunFolder, protocol: str, depends: Mapping[str, Any], options: Mapping[str, Any],
+        processes: Processes = ALONE,
+    ):  # fmt: skip
         self.folder = folder
         self.name = files.evaluation(protocol)
         self.path = folder.path / self.name
         self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
         shaping = {name: value for name, value in options.items() if name not in SELECTING.get(protocol, ())}
         self._depends = {"schema_version": SCHEMA_VERSION, "inputs": depends, "options": shaping}
-        before = self._read()
+        before = processes.first(self._read)
         self.parts: dict[str, dict[str, Value]] = before.get("parts", {})
         self.complete = before.get("status") == "done" and all(before.get(key) == self.about[key] for key in self.about)
         self.values: dict[str, Value] = before["values"] if self.complete else {}
@@ -157,6 +172,7 @@ class _Job:
     options: Any
     display: Display
     stdin: TextIO | None
+    processes: Processes
 
     @property
     def labels(self) -> str:
@@ -185,18 +201,19 @@ class _Job:
     def model(self) -> Model:
         return models.load(self.folder.path, choose_device(self.request.device))
 
-    def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Tensor, list[str]]:
+    def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
         """The usable images that have a label, and these. What does not fit into memory goes to ``place``."""
         wanted = [i for i, label in enumerate(labels) if label]
         if not wanted:
             raise DataError(f"no image of {source.name} has a label: check --labels")
         place.mkdir()
-        store = read_once(
-            source.rows(wanted), size, folder=place, progress=lambda *done: self.display.progress("reading", *done)
-        )
+        store = read_share(
+            source.rows(wanted), size, self.processes, folder=place,
+            progress=lambda *done: self.display.progress("reading", *done),
+        )  # fmt: skip
         if left_out := len(wanted) - len(store.kept):
             self.display.say("Skipped", f"{left_out:,} files of {source.name} that cannot be used")
-        return store.images, [labels[wanted[i]] for i in store.kept]
+        return store, [labels[wanted[i]] for i in store.kept]
 
 
 def _clustering(job: _Job) -> Prepared:
@@ -219,8 +236,8 @@ def _clustering(job: _Job) -> Prepared:
 
     def pairs(once: Once) -> Iterator[Pair]:
         with _scratch(job) as scratch:
-            images, labels = job.read(source, every, model.store_size, scratch / "images")
-            placed = model.place(model.transform(images)).cluster.tolist()
+            store, labels = job.read(source, every, model.store_size, scratch / "images")
+            placed = store.table.whole(model.place(model.transform(store.images)).cluster).tolist()
         yield from clustering.clustering(placed, labels, job.options, seed=job.request.seed, once=once)
 
     return {"model": model_digest(model), "test": _fingerprint(source, every)}, pairs
@@ -246,14 +263,14 @@ def _learnt(
 
     def pairs(once: Once) -> Iterator[Pair]:
         with _scratch(job) as scratch:
-            images, names = job.read(source, labels, store_size, scratch / "train")
-            test_images, test_names = job.read(tests, test_labels, store_size, scratch / "test")
+            train, names = job.read(source, labels, store_size, scratch / "train")
+            test, test_names = job.read(tests, test_labels, store_size, scratch / "test")
             known = sorted({*names, *test_names})
             number = {name: i for i, name in enumerate(known)}
             task = Task(
                 network=model.network,
-                train=Labelled(images, torch.tensor([number[name] for name in names])),
-                test=Labelled(test_images, torch.tensor([number[name] for name in test_names])),
+                train=Labelled(train.images, torch.tensor([number[name] for name in names]), train.table),
+                test=Labelled(test.images, torch.tensor([number[name] for name in test_names]), test.table),
                 names=known,
                 image_size=image_size,
                 batch_size=model.batch_size,

@@ -19,7 +19,7 @@ from deepcluster.display import Display, Silent
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.parts import Once, Pair, Task, Value, accuracies, anew, check_finite, numbers
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
-from deepcluster.images.store import gather
+from deepcluster.learning.pseudo_labels import strides
 from deepcluster.nets.backbone import Network
 from deepcluster.seeding import generator, lent_global
 from deepcluster.workers import made_ahead
@@ -81,6 +81,9 @@ def fine_tune(
     """Train a copy of the network with a new linear classifier on a share of the labels, and score it."""
     rows = class_balanced(task.train.classes, share, generator(task.seed, "few labels"))
     network, device = deepcopy(task.network), task.network.mean.device
+    table = task.train.table
+    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
+    mine = () if processes.alone else (processes.rank,)
     network.new_head(len(task.names), generator(task.seed, "few head"))
     assert network.head is not None
     batch_size = min(options.batch_size, len(rows))
@@ -92,27 +95,33 @@ def fine_tune(
     total = torch.zeros((), device=device)
 
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, int, Tensor, Tensor]:
-        epoch, step, chosen = batch
-        images = gather(task.train.images, chosen).to(device)
-        return *batch, random_views(images, size, how, generator(task.seed, "few views", epoch, step))
+        epoch, step, drawn = batch
+        wanted = strides(drawn, processes.count)
+        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2).to(device)
+        views = random_views(images, size, how, generator(task.seed, "few views", epoch, step, *mine))
+        return epoch, step, wanted[processes.rank], views
 
     network.train()
+    model = processes.parallel(network)
     for epoch in range(options.epochs):
         drawn = rows[torch.randperm(len(rows), generator=generator(task.seed, "few order", epoch))].tensor_split(steps)
         factor = math.prod(by for begin, by in DECAY if epoch >= begin * options.epochs)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["full"]
         total.zero_()
-        for _, step, chosen, views in made_ahead(prepare, ((epoch, *batch) for batch in enumerate(drawn)), device):
-            with lent_global(task.seed, "few training", epoch, step):  # dropout draws from the global generator
-                logits = network(views)
+        where = device if processes.alone else torch.device("cpu")
+        for _, step, chosen, views in made_ahead(prepare, ((epoch, *batch) for batch in enumerate(drawn)), where):
+            with lent_global(task.seed, "few training", epoch, step, *mine):  # dropout draws from the global generator
+                logits = model(views)
             loss = F.cross_entropy(logits, task.train.classes[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach() * len(chosen)
+            total += loss.detach() * len(drawn[step])
             display.progress(name, epoch * steps + step + 1, options.epochs * steps)
+        total = processes.sum(total) / processes.count
         check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
+    processes.same_buffers(network)
     found: dict[str, Value] = {"labels": len(rows), "loss": total.item() / len(rows)}
     found |= accuracies(_scores(network, task), task.test.classes)
     return {f"{name}_{each}": value for each, value in found.items()}
@@ -124,5 +133,6 @@ def _scores(network: Network, task: Task) -> Tensor:
         parts = [
             network(fixed_view(part.to(task.network.mean.device), task.image_size)).cpu()
             for part in task.test.images.split(task.batch_size)
+            if len(part)
         ]
-    return torch.cat(parts)
+    return task.test.table.whole(torch.cat([torch.empty(0, len(task.names)), *parts]))

@@ -41,12 +41,13 @@ def knn(
         return found.div_(found.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: at 4,096 numbers they are many
 
     def compute() -> dict[str, float]:
-        train, test = features(task.train.images), features(task.test.images)
+        # Each process scores its own images by those of all.
+        train, test = task.train.table.whole(features(task.train.images)), features(task.test.images)
         votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
         return {
             f"{name}_k{k}": value
             for k, scores in zip(counts, votes, strict=True)
-            for name, value in accuracies(scores, task.test.classes).items()
+            for name, value in accuracies(task.test.table.whole(scores), task.test.classes).items()
         }
 
     yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()

@@ -18,7 +18,7 @@ from deepcluster.display import Display, Silent
 from deepcluster.evaluation.maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.evaluation.parts import Once, Pair, Task, Value, accuracies, anew, check_finite
 from deepcluster.images.augment import fixed_view
-from deepcluster.images.store import gather
+from deepcluster.learning.pseudo_labels import strides
 from deepcluster.nets.heads import reset_linear
 from deepcluster.seeding import generator
 from deepcluster.workers import made_ahead
@@ -56,8 +56,12 @@ def linear(
 def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[str, Value]:
     """Train a linear classifier on the pooled maps of one layer, and score it."""
     size, device = task.image_size, task.network.mean.device
+    table = task.train.table
+    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
+    mine = () if processes.alone else (processes.rank,)
+    one = fixed_view(table.at(pixels, torch.tensor([0])).permute(0, 3, 1, 2).to(device), size)
     with torch.no_grad():
-        maps = maps_at(task.network, layer, fixed_view(task.train.images[:1].to(device), size))
+        maps = maps_at(task.network, layer, one)
     pooling = pooling_of(layer, maps.shape, size)
 
     def features(views: Tensor) -> Tensor:
@@ -65,48 +69,55 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
             found: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
             return found
 
-    dims = features(fixed_view(task.train.images[:1].to(device), size)).shape[1]
+    dims = features(one).shape[1]
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
     optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
-    images, classes = task.train.images, task.train.classes
-    steps = -(-len(images) // options.batch_size)
+    classes = task.train.classes
+    steps = -(-len(classes) // options.batch_size)
     total = torch.zeros((), device=device)
 
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
-        epoch, step, rows = batch
-        crops = random_crops(gather(images, rows), size, generator(task.seed, "linear crops", epoch, step))
+        epoch, step, drawn = batch
+        wanted = strides(drawn, processes.count)
+        rows = wanted[processes.rank]
+        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2)
+        crops = random_crops(images, size, generator(task.seed, "linear crops", epoch, step, *mine))
         return epoch * steps + step, rows, as_numbers(crops.to(device))
 
     for epoch in range(options.epochs):
-        drawn = torch.randperm(len(images), generator=generator(task.seed, "linear order", epoch))
-        batches = ((epoch, step, rows) for step, rows in enumerate(drawn.split(options.batch_size)))
+        order = torch.randperm(len(classes), generator=generator(task.seed, "linear order", epoch))
+        batches = ((epoch, step, rows) for step, rows in enumerate(order.split(options.batch_size)))
         total.zero_()
-        for t, rows, views in made_ahead(prepare, batches, device):
+        for t, rows, views in made_ahead(prepare, batches, device if processes.alone else torch.device("cpu")):
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(t, options.lr, options.weight_decay)
             loss = F.cross_entropy(head(features(views)), classes[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
+            processes.mean_gradients(head)
             optimizer.step()
-            total += loss.detach() * len(rows)
+            total += loss.detach() * len(order[(t % steps) * options.batch_size :][: options.batch_size])
             display.progress(layer.name, t + 1, options.epochs * steps)
+        total = processes.sum(total) / processes.count
         check_finite(total, f"the probe of {layer.name}", "lr", options.lr)
 
-    mean_loss, guessing = total.item() / len(images), math.log(len(task.names))
+    mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
     if options.epochs and mean_loss > guessing:
         display.say(
             "Step",
             f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
             f" lr={options.lr:g} is too large for its maps, try --set lr={options.lr / 10:g}",
         )
-    scores = []
+    scores = [torch.empty(0, len(task.names))]
     with torch.no_grad():
         for part in task.test.images.split(max(1, options.batch_size // (10 if options.ten_crops else 1))):
+            if not len(part):  # of a process that has none
+                continue
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
     found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
-    found |= accuracies(torch.cat(scores), task.test.classes)
+    found |= accuracies(task.test.table.whole(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in found.items()}
 
 

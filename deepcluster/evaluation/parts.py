@@ -12,6 +12,7 @@ from torch import Tensor
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.nets.backbone import Network
 from deepcluster.seeding import generator
+from deepcluster.shards import Shards, unshared
 
 Value = float | str
 Pair = tuple[str, Value]
@@ -27,10 +28,16 @@ def anew(part: str, compute: Callable[[], Values]) -> Values:
 
 @dataclass(frozen=True)
 class Labelled:
-    """uint8 N x 3 x S x S ``images`` and the number of the class of each (int64, N)."""
+    """uint8 N x 3 x S x S ``images`` and the number of the class of each (int64, N). Where processes share the images
+    (``shared``), they are the own ones of each, and the classes those of all."""
 
     images: Tensor
     classes: Tensor
+    shared: Shards | None = None
+
+    @property
+    def table(self) -> Shards:
+        return self.shared or unshared(len(self.images))
 
 
 @dataclass(frozen=True)
