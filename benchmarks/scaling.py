@@ -87,15 +87,21 @@ def images(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for times in (1, 2, 4, 8):
             count = arguments.count * times
-            options = [*V1, "--image-size", "16", "--pseudo-labels", "100", "--rounds", "3"]
+            options = [*V1, "--image-size", "16", "--pseudo-labels", "100", "--rounds", "6"]
             run = fit(sample(arguments.images, count, Path(folder)), options, Path(folder) / "run")
             row = {"images": count, "seconds": statistics.median(seconds(run)), "peak_memory_mb": run["peak_memory_mb"]}
             row |= {phase: statistics.median(each[phase] for each in run["rounds"][1:]) for phase in run["rounds"][0]}
             rows.append(row | {"estimate_mb": estimated(count)})
             print(rows[-1], flush=True)
-    first = rows[0]["seconds"] / rows[0]["images"]
-    print("seconds an image over those of the first:", [round(r["seconds"] / r["images"] / first, 3) for r in rows])
-    return {"rows": rows}
+    return {"rows": rows, "off_the_line": off_the_line([r["images"] for r in rows], [r["seconds"] for r in rows])}
+
+
+def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[float]:
+    """How far each measurement is from the straight line through all (least squares), as a share of it."""
+    slope, start = np.polyfit(counts, seconds, 1)
+    found = [round(float(each / (start + slope * count) - 1), 3) for count, each in zip(counts, seconds, strict=True)]
+    print(f"{start:.2f} s and {slope * 1e6:.1f} microseconds each; off that line: {found}")
+    return found
 
 
 def estimated(count: int) -> float:
@@ -126,11 +132,8 @@ def clusters(arguments: argparse.Namespace) -> dict[str, Any]:
             spent.append(time.process_time() - begin)
         rows.append({"clusters": k, "seconds": spent})
         print(k, spread(spent), flush=True)
-    first = statistics.median(rows[0]["seconds"]) / 500
-    print("seconds a cluster over those of the first:", [
-        round(statistics.median(row["seconds"]) / row["clusters"] / first, 3) for row in rows
-    ])  # fmt: skip
-    return {"rows_of_features": 50_000, "dims": 256, "iterations": 5, "rows": rows}
+    off = off_the_line([row["clusters"] for row in rows], [statistics.mean(row["seconds"]) for row in rows])
+    return {"rows_of_features": 50_000, "dims": 256, "iterations": 5, "rows": rows, "off_the_line": off}
 
 
 def everywhere(arguments: argparse.Namespace) -> dict[str, Any]:

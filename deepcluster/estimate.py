@@ -21,26 +21,29 @@ from deepcluster.recipe import Recipe
 BASE = 500e6
 KEPT = 1.5
 CERTAIN = 0.7
+# Bytes an image that tables and report of the result take: runs of 5,000 to 40,000 images (benchmarks/scaling.py).
+TABLES = 7e3
 TRIAL = 128  # images
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, about, of the images, of the features, and of the network with a step of its training."""
+    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables."""
 
     images: float
     features: float
     training: float
+    tables: float
 
     @property
     def total(self) -> float:
-        return BASE + self.images + self.features + self.training
+        return BASE + self.images + self.features + self.training + self.tables
 
     @property
     def text(self) -> str:
         return (
             f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
-            f" training {self.training / 1e9:.2f})"
+            f" training {self.training / 1e9:.2f}, tables {self.tables / 1e9:.2f})"
         )
 
 
@@ -61,7 +64,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> 
     dims = min(recipe.dims, network.feature_dim)
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
-    return Memory(images if images <= MEMORY_BUDGET else 0, features, training)
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total)
 
 
 def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:

@@ -102,7 +102,7 @@ class Processes:
             return module
         # Where it looks for unused parameters, torch never puts the gradients into another order after the first step:
         # sums over three processes and more depend on it, and a resumed training has a first step of its own.
-        return DistributedDataParallel(module, find_unused_parameters=self.count > 2)
+        return DistributedDataParallel(module, find_unused_parameters=self.count > 2, gradient_as_bucket_view=True)
 
     def mean_gradients(self, module: nn.Module) -> None:
         """Give the parameters of a small ``module`` the mean of everybody's gradients."""

@@ -34,8 +34,16 @@ def test_what_a_step_keeps_grows_with_its_batch_views_and_pixels():
     assert training(views=2, view_size=16) > training(view_size=16)
 
 
+def test_processes_share_images_features_and_steps_but_not_the_tables():
+    whole, shared = memory(NETWORK, SMALL, 10_000), memory(NETWORK, SMALL, 10_000, processes=4)
+    assert shared.images == whole.images / 4
+    assert whole.features / 4 < shared.features < whole.features
+    assert shared.training < whole.training
+    assert shared.tables == whole.tables
+
+
 def test_a_run_that_cannot_fit_is_refused_with_both_numbers():
-    needed = Memory(1e9, 1e9, 7.5e9)
+    needed = Memory(1e9, 1e9, 7.4e9, 0.1e9)
     estimate.check(needed, 8e9, SMALL)
     with pytest.raises(OutOfMemoryError, match=r"about 10.0 GB .* and 6.0 GB are free: try --batch-size 64"):
         estimate.check(needed, 6e9, SMALL)
