@@ -79,6 +79,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sobel off": {"sobel": False},
     "head frozen means": {"temperature": 0.1},
     "PIC": {"group": pic},
+    "PIC, sampling official": {"group": pic, "sampling": "official"},
+    "PIC, sampling none": {"group": pic, "sampling": "none"},
     "2 epochs a round": {"epochs": 2},
     "3 epochs a round": {"epochs": 3},
     "K 1000, sampling official": {"clusters": 1000, "sampling": "official"},
