@@ -44,7 +44,13 @@ from deepcluster.terminal import Terminal
 
 Errors = Literal["raise", "coerce"]
 # What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
-_PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - {"checkpoints", "report.html", "images.u8"}
+_PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - {
+    "checkpoints",
+    "report.html",
+    "images.u8",
+    "curves.png",
+    "sizes.png",
+}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
