@@ -70,9 +70,12 @@ def figures(path: str) -> list[list[Point]]:
             found.append([(numbers[0], numbers[1])])
         elif kind == "Z":
             found[-1].append(found[-1][0])
+        elif kind == "L":
+            found[-1].append((numbers[0], numbers[1]))
+        elif kind == "V":
+            found[-1].append((x, numbers[0]))
         else:
-            to = {"L": lambda: (numbers[0], numbers[1]), "H": lambda: (numbers[0], y), "V": lambda: (x, numbers[0])}
-            found[-1].append(to[kind]() if kind in to else (x + numbers[0], y))
+            found[-1].append((numbers[0] + (x if kind == "h" else 0), y))
     return found
 
 

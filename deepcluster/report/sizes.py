@@ -37,11 +37,13 @@ def histogram(title: str, sizes: Sequence[int]) -> Histogram:
     counts = Counter(size // width for size in sizes)
     bars = max(counts) + 1
     high = int(max(2, ceiling(max(counts.values()))))
+    bottom = f"{PLOT_HEIGHT:g}"
     path = " ".join(
-        f"M{_across(bar, bars)},{PLOT_HEIGHT:g} V{_down(counts[bar], high)} H{_across(bar + 1, bars)} V{PLOT_HEIGHT:g} Z"
+        f"M{_across(bar, bars)},{bottom} V{_down(counts[bar], high)} H{_across(bar + 1, bars)} V{bottom} Z"
         for bar in range(bars)
         if counts[bar]
     )
+    levels = (0, high // 2, high) if high % 2 == 0 else (0, high)
     mean = sum(sizes) / len(sizes)
     return Histogram(
         title=title,
@@ -49,9 +51,7 @@ def histogram(title: str, sizes: Sequence[int]) -> Histogram:
         path=path,
         even=(_across(mean / width, bars), figure(mean)),
         x_ticks=tuple((_across(bar, bars), f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})),
-        y_ticks=tuple(
-            (_down(value, high), f"{value:,}") for value in sorted({0, *([high // 2] * (high % 2 == 0)), high})
-        ),
+        y_ticks=tuple((_down(value, high), f"{value:,}") for value in levels),
     )
 
 

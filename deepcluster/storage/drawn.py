@@ -46,7 +46,7 @@ def read_sheet(folder: RunFolder) -> bytes:
 def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
     """The layers whose filters were drawn, and their sheets; DiskError where one is no PNG picture."""
     before, after = filters("*").split("*")
-    found = []
+    found: list[tuple[str, Image.Image]] = []
     for path in sorted(folder.path.glob(filters("*"))):
         try:
             check_file(path, MOST_FILTERS[0])

@@ -47,7 +47,8 @@ PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filter
 CONTENTS = (
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
     "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
-    "map.npy", "tree.json", "thumbnails.webp", "curves.png", "sizes.png", *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
+    "map.npy", "tree.json", "thumbnails.webp", "curves.png", "sizes.png",
+    *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
 )  # fmt: skip
 
 MOST_CSV = 4 << 30  # bytes: about 25 million images
