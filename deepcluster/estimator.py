@@ -46,12 +46,6 @@ Errors = Literal["raise", "coerce"]
 # What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
 _MADE_AGAIN = {"checkpoints", "report.html", "curves.png", "sizes.png", "images.u8"}
 _PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - _MADE_AGAIN
-    "checkpoints",
-    "report.html",
-    "images.u8",
-    "curves.png",
-    "sizes.png",
-}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]

@@ -103,10 +103,10 @@ def render(
     ``duplicates.csv`` (None where nobody looked for any), cells as text, an empty cell where there is no value;
     ``metrics`` is ``metrics.json``, None without labels; of ``run`` the known keys are shown (``FACTS``, ``command``
     and ``cut``). ``picture(path)`` gives the decoded RGB image of a row, or None when it cannot be read again.
-    ``places`` (N x 2), ``tree`` and ``sheet`` (WebP) are those of the usable images, ``filters`` layers and their sheets;
-    a part of the page that lacks its own is left out. ``name`` is what commands call the run. Above ``MAX_CLUSTERS`` the
-    largest are shown, in order of their numbers all the same. The page stays below 5 MB: pictures lose quality before it
-    grows.
+    ``places`` (N x 2), ``tree`` and ``sheet`` (WebP) are those of the usable images, ``filters`` are layers and sheets;
+    a part of the page that lacks its own is left out. ``name`` is what commands call the run. Above ``MAX_CLUSTERS``
+    the largest are shown, in order of their numbers all the same. The page stays below 5 MB: pictures lose quality
+    before it grows.
     """
     metrics = metrics or {}
     clusters = [row for row in clusters if row["status"] == "ok"]
