@@ -47,7 +47,7 @@ def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
     """The layers whose filters were drawn, and their sheets; DiskError where one is no PNG picture."""
     before, after = filters("*").split("*")
     found: list[tuple[str, Image.Image]] = []
-    for path in sorted(folder.path.glob(filters("*"))):
+    for path in sorted(path for path in folder.path.glob(filters("*")) if path.is_file()):
         try:
             check_file(path, MOST_FILTERS[0])
             image = Image.open(BytesIO(path.read_bytes()), formats=["PNG"])
