@@ -279,13 +279,14 @@ def evaluate(
         str | None, Parameter(help="folders (what comes with the source) or a CSV of path,label.")
     ] = None,
     protocol: Annotated[
-        Literal["clustering", "knn", "linear", "few", "retrieval", "voc07"], Parameter(help="See docs/protocols.md.")
+        Literal["clustering", "knn", "linear", "few", "retrieval", "voc07", "filters"],
+        Parameter(help="See docs/protocols.md."),
     ] = "clustering",
     train: Annotated[
         str | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
     ] = None,
     layers: Annotated[
-        str | None, Parameter(help="linear: those to probe, for example conv3,conv5; voc07: top or all.")
+        str | None, Parameter(help="linear, filters: which of them, for example conv3,conv5; voc07: top or all.")
     ] = None,
     epochs: Annotated[int | None, Parameter(help="Passes over the images that a protocol learns from.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,

@@ -44,7 +44,8 @@ from deepcluster.terminal import Terminal
 
 Errors = Literal["raise", "coerce"]
 # What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
-_PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - {"checkpoints", "report.html", "images.u8"}
+_MADE_AGAIN = {"checkpoints", "report.html", "curves.png", "sizes.png", "images.u8"}
+_PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - _MADE_AGAIN
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,11 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
+from PIL import Image
 
 from deepcluster.devices import choose_device
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.evaluation import clustering, few, knn, linear, retrieval, voc07
+from deepcluster.evaluation import clustering, few, filters, knn, linear, retrieval, voc07
+from deepcluster.evaluation.maps import chosen_layers
 from deepcluster.evaluation.parts import Labelled, Once, Pair, Task, Value, Values, held_out
 from deepcluster.grouping import found_again
 from deepcluster.images.labels import true_labels
@@ -32,15 +35,16 @@ from deepcluster.storage.run_folder import RunFolder
 SCHEMA_VERSION = 1
 OPTIONS: dict[str, Any] = {
     "clustering": clustering.Options, "knn": knn.Options, "linear": linear.Options, "few": few.Options,
-    "retrieval": retrieval.Options, "voc07": voc07.Options,
+    "retrieval": retrieval.Options, "voc07": voc07.Options, "filters": filters.Options,
 }  # fmt: skip
 # Options that only choose among the parts of a protocol, or that are in the names of these.
 SELECTING = {"linear": ("layers",), "few": ("shares", "lr", "head_lr")}
 RANGES = {
     "batch_size": (1, 1e6), "epochs": (1, 1e6), "image_size": (0, 8192), "margin": (1, 2), "momentum": (0, 0.9999),
-    "temperature": (1e-6, 1e6), "levels": (1, 100), "dims": (1, 1e6),
+    "temperature": (1e-6, 1e6), "levels": (1, 100), "dims": (1, 1e6), "filters": (1, 256), "count": (1, 100),
+    "blur": (0, 10), "blur_every": (1, 1e9),
 }  # fmt: skip
-UNSHARED = ("retrieval", "voc07")
+UNSHARED = ("retrieval", "voc07", "filters")
 SCRATCH = ".evaluate-"
 
 
@@ -358,6 +362,32 @@ def _voc07(job: _Job) -> Prepared:
     return depends, pairs
 
 
+def _filters(job: _Job) -> Prepared:
+    """Of the run's images, or others; the sheets go into the run folder, and are made again where one is gone."""
+    if job.request.labels is not None or job.request.train is not None:
+        raise UsageError("the protocol filters looks at images alone: leave --labels and --train out")
+    source = find(job.request.images, stdin=job.stdin) if job.request.images else job.own_images()
+    model = job.model()
+    for layer in chosen_layers(model.network, job.options.layers):
+        if not (job.folder.path / files.filters(layer.name)).is_file():
+            (job.folder.path / files.evaluation("filters")).unlink(missing_ok=True)
+
+    def keep(layer: str, sheet: Image.Image) -> None:
+        data = io.BytesIO()
+        sheet.save(data, "PNG")
+        job.folder.write_bytes(files.filters(layer), data.getvalue())
+
+    def pairs(once: Once) -> Iterator[Pair]:
+        with _scratch(job) as scratch:
+            store, _ = job.read(source, source.paths, model.store_size, scratch / "images")
+            yield from filters.filters(
+                model.network, store.images, job.options, image_size=model.image_size, batch_size=model.batch_size,
+                seed=job.request.seed, keep=keep, display=job.display,
+            )  # fmt: skip
+
+    return {"backbone": body_digest(model), "images": _fingerprint(source)}, pairs
+
+
 PREPARE: dict[str, Callable[[_Job], Prepared]] = {
     "clustering": _clustering,
     "knn": lambda job: _learnt(job, knn.knn, _as_in_the_run),
@@ -365,6 +395,7 @@ PREPARE: dict[str, Callable[[_Job], Prepared]] = {
     "few": lambda job: _learnt(job, few.few, _as_in_the_run),
     "retrieval": _retrieval,
     "voc07": _voc07,
+    "filters": _filters,
 }
 
 

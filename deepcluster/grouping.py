@@ -24,8 +24,11 @@ from deepcluster.errors import DataError, DeepClusterError, UsageError
 from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.source import Source, find
 from deepcluster.records import Clustering
+from deepcluster.report.curves import charts
+from deepcluster.report.drawing import curves_png, sizes_png
 from deepcluster.report.page import render
 from deepcluster.report.sections import MEDOID, Picture
+from deepcluster.report.sizes import histograms
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
 from deepcluster.storage import drawn, tables
@@ -163,23 +166,30 @@ def pictures(source: Source | None, size: int) -> Picture:
 
 
 def write_report(folder: RunFolder, source: Source | None) -> Path:
+    """report.html, and its charts as pictures: curves.png (of a run with rounds) and sizes.png."""
     record = folder.read_json("run.json", files.RECORD)
     clusters = folder.read_rows("clusters.csv", files.CLUSTERS)
-    images = sum(row["status"] == "ok" for row in clusters)
+    used = [row for row in clusters if row["status"] == "ok"]
+    history = folder.read_rows("history.csv", files.HISTORY)
     page = render(
         title=str(record["images"]),
         run=record,
         clusters=clusters,
         summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
-        history=folder.read_rows("history.csv", files.HISTORY),
+        history=history,
         metrics=folder.read_json("metrics.json") if (folder.path / "metrics.json").is_file() else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv") if (folder.path / "duplicates.csv").is_file() else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
-        places=drawn.read_map(folder, images),
-        tree=drawn.read_tree(folder, images),
+        places=drawn.read_map(folder, len(used)),
+        tree=drawn.read_tree(folder, len(used)),
         sheet=drawn.read_sheet(folder),
+        filters=drawn.read_filters(folder),
         name=folder.path.resolve().name,
     )
     folder.write_text("report.html", page)
+    if rounds := charts(history):
+        folder.write_bytes("curves.png", curves_png(rounds))
+    if sizes := histograms(used):
+        folder.write_bytes("sizes.png", sizes_png(sizes))
     return folder.path / "report.html"

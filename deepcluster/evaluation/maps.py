@@ -1,6 +1,6 @@
 """The feature maps inside a network: its layers by name, and how they are pooled to fewer than 10,000 numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -61,11 +61,7 @@ def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
 
 
 class _Reached(Exception):
-    """The maps of the layer are there, and what is above it need not be computed."""
-
-    def __init__(self, maps: Tensor):
-        super().__init__()
-        self.maps = maps
+    """All maps that were wanted are there, and what is above them need not be computed."""
 
 
 def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
@@ -74,20 +70,39 @@ def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
     The tokens of a transformer are a square map. UsageError where the network cannot take images of this size, or has
     no maps there.
     """
+    return read_maps(network, (layer,), images, lambda maps: maps)[0]
 
-    def stop(module: nn.Module, inputs: object, maps: Tensor) -> None:
-        raise _Reached(maps)
 
+def read_maps(
+    network: Network, layers: Sequence[Layer], images: Tensor, read: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """What ``read`` makes of the maps of each of the layers, in one pass. Otherwise as :func:`maps_at`.
+
+    It is called when the images are at the layer: what comes next may change the maps in place.
+    """
     body = network.body
-    handle = layer.module.register_forward_hook(stop)
+    prefix = getattr(body, "num_prefix_tokens", 0)
+    found: dict[str, Tensor] = {}
+
+    def hook(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
+        def at_layer(module: nn.Module, inputs: object, maps: Tensor) -> None:
+            found[layer.name] = read(_as_maps(maps, layer, prefix))
+            if len(found) == len(layers):
+                raise _Reached
+
+        return at_layer
+
+    handles = [layer.module.register_forward_hook(hook(layer)) for layer in layers]
     try:
         normalised = (images - network.mean) / network.std
         if isinstance(body, PaperNet):  # its linear layers fit one size only, its convolutions any
             body.features(normalised if body.sobel is None else body.sobel(normalised))
         else:
             body(normalised)
-    except _Reached as reached:
-        return _as_maps(reached.maps, layer, getattr(body, "num_prefix_tokens", 0))
+    except _Reached:
+        pass
+    except UsageError:
+        raise
     except (RuntimeError, ValueError, AssertionError) as error:
         if "memory" in str(error):
             raise
@@ -96,8 +111,11 @@ def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
             " try another --image-size"
         ) from error
     finally:
-        handle.remove()
-    raise UsageError(f"images do not pass through the layer {layer.name}: choose others, --layers")
+        for handle in handles:
+            handle.remove()
+    if missing := [layer.name for layer in layers if layer.name not in found]:
+        raise UsageError(f"images do not pass through the layer {missing[0]}: choose others, --layers")
+    return [found[layer.name] for layer in layers]
 
 
 def _as_maps(found: Tensor, layer: Layer, prefix: int) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from deepcluster.clustering.levels import Level
 from deepcluster.clustering.tree import Tree
@@ -25,6 +26,7 @@ from deepcluster.report.confusion import confusion
 from deepcluster.report.curves import PLOT_HEIGHT, PLOT_WIDTH, SHARES, charts
 from deepcluster.report.data import on_map, script_data
 from deepcluster.report.sections import Picture, check, sections
+from deepcluster.report.sizes import histograms
 from deepcluster.report.statements import statements
 from deepcluster.report.text import (
     MINUS,
@@ -40,6 +42,7 @@ from deepcluster.report.text import (
     short,
     three,
 )
+from deepcluster.report.thumbnails import sheet_uris
 
 MAX_CLUSTERS = 100
 MAX_SKIPPED = 200
@@ -91,6 +94,7 @@ def render(
     places: npt.NDArray[np.float32] | None = None,
     tree: tuple[Tree, Sequence[Level]] | None = None,
     sheet: bytes = b"",
+    filters: Sequence[tuple[str, Image.Image]] = (),
     name: str = "RUN",
 ) -> str:
     """The report as text that encodes to UTF-8 whatever the names of the files.
@@ -99,9 +103,10 @@ def render(
     ``duplicates.csv`` (None where nobody looked for any), cells as text, an empty cell where there is no value;
     ``metrics`` is ``metrics.json``, None without labels; of ``run`` the known keys are shown (``FACTS``, ``command``
     and ``cut``). ``picture(path)`` gives the decoded RGB image of a row, or None when it cannot be read again.
-    ``places`` (N x 2), ``tree`` and ``sheet`` (WebP) are those of the usable images; a part of the page that lacks its
-    own is left out. ``name`` is what commands call the run. Above ``MAX_CLUSTERS`` the largest are shown, in order of
-    their numbers all the same. The page stays below 5 MB: thumbnails lose quality before it grows.
+    ``places`` (N x 2), ``tree`` and ``sheet`` (WebP) are those of the usable images, ``filters`` are layers and sheets;
+    a part of the page that lacks its own is left out. ``name`` is what commands call the run. Above ``MAX_CLUSTERS``
+    the largest are shown, in order of their numbers all the same. The page stays below 5 MB: pictures lose quality
+    before it grows.
     """
     metrics = metrics or {}
     clusters = [row for row in clusters if row["status"] == "ok"]
@@ -120,9 +125,11 @@ def render(
         *([("map", "Map", None)] if has_map else []),
         *([("groups", "Number of groups", None)] if curves else []),
         ("training", "Training", None),
+        *([("filters", "Filters", None)] if filters else []),
         ("problems", "Problems", len(skipped) + outliers_count + alike_count),
         *([("labels", "Labels", None)] if metric_rows or table else []),
     ]
+    pictures = sheet_uris([image for _, image in filters])
     templates = environment()
     return templates.get_template("report.html.j2").render(
         title=title,
@@ -134,7 +141,7 @@ def render(
         compared=[row for row in metric_rows if row[2] != NOTHING],
         nmi_average=metrics.get("nmi_average"),
         confusion=table,
-        sections=sections(shown, clusters, picture),
+        sections=sections(shown, clusters, picture, taken=sum(map(len, pictures))),
         has_labels=table is not None,
         summary_count=len(summary),
         hidden=len(hidden),
@@ -146,6 +153,8 @@ def render(
         curves_width=numbers.WIDTH,
         curves_height=numbers.HEIGHT,
         charts=charts(history),
+        histograms=histograms(clusters),
+        filters=[(layer, uri) for (layer, _), uri in zip(filters, pictures, strict=True)],
         plot=(PLOT_WIDTH, PLOT_HEIGHT),
         heads=heads,
         rounds=rounds,

@@ -63,8 +63,9 @@ def check(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
             )
 
 
-def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture) -> list[Section]:
-    """A section for each of the rows ``shown`` of the summary; ``clusters`` are the usable rows of all clusters."""
+def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, taken: int = 0) -> list[Section]:
+    """A section for each of the rows ``shown`` of the summary; ``clusters`` are the usable rows of all clusters.
+    ``taken``: characters of other pictures of the page."""
     members: dict[str, list[Row]] = {row["cluster"]: [] for row in shown}
     for row in clusters:
         if row["cluster"] in members:
@@ -74,7 +75,7 @@ def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture) ->
         row["cluster"]: representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in shown
     }
     # The medoid covers four places, and may take as many bytes.
-    share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows))
+    share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows), taken)
     largest = max((int(row["size"]) for row in shown), default=0)
     return [
         Section(

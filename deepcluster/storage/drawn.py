@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple
+from io import BytesIO
 from typing import Any
 
 import numpy.typing as npt
+from PIL import Image
 
 from deepcluster.clustering.layout import Points
 from deepcluster.clustering.levels import Level
 from deepcluster.clustering.tree import Tree
 from deepcluster.errors import DiskError
 from deepcluster.storage.reading import check_file
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import RunFolder, filters
 
 MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
 MOST_SHEET = 1 << 20  # bytes
+MOST_FILTERS = (1 << 26, 1 << 26)  # bytes and pixels of a sheet of filters
 SCHEMA_VERSION = 1
 
 
@@ -38,6 +41,23 @@ def read_sheet(folder: RunFolder) -> bytes:
     if data[:4] + data[8:12] != b"RIFFWEBP":
         raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
     return data
+
+
+def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
+    """The layers whose filters were drawn, and their sheets; DiskError where one is no PNG picture."""
+    before, after = filters("*").split("*")
+    found: list[tuple[str, Image.Image]] = []
+    for path in sorted(path for path in folder.path.glob(filters("*")) if path.is_file()):
+        try:
+            check_file(path, MOST_FILTERS[0])
+            image = Image.open(BytesIO(path.read_bytes()), formats=["PNG"])
+            if image.width * image.height > MOST_FILTERS[1]:
+                raise ValueError("too many pixels")
+            image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DiskError(f"{path} cannot be used ({error}): remove it, and the report does without") from None
+        found.append((path.name.removeprefix(before).removesuffix(after), image))
+    return found
 
 
 def write_tree(folder: RunFolder, tree: Tree, levels: Sequence[Level]) -> None:

@@ -41,12 +41,14 @@ GRAPH = "neighbours.safetensors"
 # The values of run.json that commands read again.
 RECORD = {"images": str, "location": str, "seed": int}
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
-PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07")  # of `deepcluster evaluate`, a file for each
-# All that a run may leave behind; --overwrite removes these and nothing else.
+# Of `deepcluster evaluate`, a file for each.
+PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
+# All that a run may leave behind, with a sheet of filters for each layer; --overwrite removes these and nothing else.
 CONTENTS = (
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
     "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
-    "map.npy", "tree.json", "thumbnails.webp", *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
+    "map.npy", "tree.json", "thumbnails.webp", "curves.png", "sizes.png",
+    *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
 )  # fmt: skip
 
 MOST_CSV = 4 << 30  # bytes: about 25 million images
@@ -57,6 +59,11 @@ Row = Mapping[str, Any]
 def evaluation(protocol: str) -> str:
     """The name of the file that `deepcluster evaluate` keeps."""
     return f"evaluation-{protocol}.json"
+
+
+def filters(layer: str) -> str:
+    """The name of the sheet that the protocol ``filters`` draws of a layer."""
+    return f"filters-{layer}.png"
 
 
 @dataclass(frozen=True)
@@ -270,7 +277,8 @@ def create(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunF
                     stale.unlink(missing_ok=True)
             for stale in path.glob(f"{SCRATCH}*"):
                 shutil.rmtree(stale, ignore_errors=True)
-            for name in ("images.u8",) if resume else CONTENTS:
+            sheets = [each.name for each in path.glob(filters("*")) if not each.is_dir()]
+            for name in ("images.u8",) if resume else (*CONTENTS, *sheets):
                 old = path / name
                 if old.is_dir() and not old.is_symlink():
                     shutil.rmtree(old)
