@@ -168,7 +168,7 @@ def quality(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(3):
             for count, name in enumerate(found, 1):
-                options = ["-k", "10", "--labels", "folders", "--seed", str(seed), "-q"]
+                options = ["-k", "10", "--labels", "folders", "--seed", str(seed), "--rounds", "5", "-q"]
                 run = fit("sklearn:digits", options, Path(folder) / "run", count)
                 found[name].append({key: run["metrics"][key] for key in ("acc", "nmi")})
                 print(seed, name, found[name][-1], flush=True)
