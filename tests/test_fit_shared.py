@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from deepcluster import run
+from deepcluster import results, run
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images.augment import Augmentation
@@ -29,7 +28,9 @@ from deepcluster.nets.backbone import Network
 from deepcluster.processes import Processes
 from deepcluster.records import State
 from deepcluster.stopping import Stop
+from deepcluster.storage import model as models
 from tests.ranks import Ranks, all_ranks
+from tests.tiny import tiny_run
 
 SIZE = 6
 
@@ -90,9 +91,14 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(300, marks=pytest.mark.slow)])
 def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
-    settings(max_examples=examples, deadline=None)(given(st.data())(partial(once, ranks)))()
+    @settings(max_examples=examples, deadline=None)
+    @given(data=st.data())
+    def drawn(data: st.DataObject) -> None:
+        once(ranks, data)
+
+    drawn()
 
 
 def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
@@ -188,7 +194,7 @@ def fitted(processes: Processes, out: Path, recipe: str, looks: int, resume: boo
     return "done"
 
 
-def results(folder: Path) -> dict[str, bytes]:
+def files_of(folder: Path) -> dict[str, bytes]:
     names = ("clusters.csv", "features.npy", "model/model.safetensors", "cluster_summary.csv", "neighbours.safetensors")
     found = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
     with (folder / "history.csv").open() as file:
@@ -204,7 +210,7 @@ def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count
         said = ranks[count](fitted, out, recipe, looks, False, rank)
         assert all(each.startswith("stopped in round") for each in said)
         assert ranks[count](fitted, out, recipe, 10**9, True) == ["done"] * count
-        assert results(out) == results(tmp_path / "whole")
+        assert files_of(out) == files_of(tmp_path / "whole")
         assert not [each for each in out.iterdir() if each.name.startswith("images")]
 
 
@@ -259,6 +265,23 @@ def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
 def _mapped_each(processes: Processes, folder: Path) -> tuple[Store, list[str]]:
     store, names = _mapped(processes, folder / str(processes.rank))
     return replace(store, images=store.images.clone()), names
+
+
+def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[results.Prediction]:
+    return list(results.predict(models.load(model), images, processes=processes))
+
+
+def test_predictions_are_those_of_one_process(ranks, tmp_path):
+    """In order, by the first process; of batches that do not come out even, and fewer than there are processes."""
+    model = tiny_run(tmp_path / "run")
+    for count in (3, 8, 61):  # batches of 8
+        images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+        (alone,) = ranks[1](predicted, model, images)
+        for number in (2, 3):
+            first, *others = ranks[number](predicted, model, images)
+            assert others == [[]] * (number - 1)
+            assert [each.paths for each in first] == [each.paths for each in alone]
+            assert all(torch.equal(a.reduced, b.reduced) for a, b in zip(first, alone, strict=True))
 
 
 def test_other_images_in_one_process_are_seen(ranks, tmp_path):

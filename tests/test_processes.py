@@ -35,7 +35,7 @@ def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: lis
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_rows_get_to_where_they_are_wanted(ranks, data):
     count = data.draw(st.integers(1, 3))

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from deepcluster.nets.backbone import build
 from deepcluster.processes import joined
-from tests.test_fit_shared import pixels, results
+from tests.test_fit_shared import files_of, pixels
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = 12
@@ -123,7 +123,7 @@ def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[li
     assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file()} == after
     code, resumed = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
     assert code == 0, resumed
-    assert results(run) == results(whole)
+    assert files_of(run) == files_of(whole)
     return said
 
 
@@ -144,6 +144,7 @@ def test_kill_the_launcher(images, whole, tmp_path, draw):
     killed(images, tmp_path / "run", whole, 100 + draw, lambda all: all[0], 10)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, tmp_path):
     run = tmp_path / "run"
     launcher = torchrun("fit", images, "-o", run, *OPTIONS)
@@ -156,7 +157,7 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     code, said = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
     assert code == 0, said
-    assert results(run) == results(whole)
+    assert files_of(run) == files_of(whole)
 
 
 def one_message(process: subprocess.Popen[str], code: int, message: str) -> None:
@@ -171,8 +172,8 @@ def one_message(process: subprocess.Popen[str], code: int, message: str) -> None
     ("arguments", "code", "message"),
     [
         (["fit", "/nowhere"], 3, "no such file"),
-        (["fit", "-"], 2, "several processes cannot share standard input"),
-        (["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images"),
+        pytest.param(["fit", "-"], 2, "several processes cannot share standard input", marks=pytest.mark.slow),
+        pytest.param(["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images", marks=pytest.mark.slow),
     ],
 )
 def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
@@ -188,6 +189,7 @@ def test_one_message_where_numbers_are_not_finite(images, tmp_path):
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
