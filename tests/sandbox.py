@@ -35,6 +35,7 @@ NOT_RUN = {
     "imagenet/": "nobody has that at hand",
     "runs/imagenet": "nobody has that at hand",
     "cifar2000": "nobody has that at hand",
+    "cifar600": "AlexNet at 224 px takes minutes",
     "--recipe mine.toml": "AlexNet at 224 px takes minutes",
     "--device cuda": "the machines that run the tests have no GPU",
 }

@@ -106,6 +106,9 @@ def test_a_picture_depends_on_its_filter_and_the_seed_alone():
     together = ascend(network, layer, [2, 7, 9], options, size=16, seed=4).pictures
     assert torch.equal(together, ascend(network, layer, [2, 7, 9], options, size=16, seed=4).pictures)
     alone = ascend(network, layer, [7], options, size=16, seed=4).pictures
+    starts = noise([2, 7, 9], 16, 4)
+    assert torch.equal(starts[1], noise([7], 16, 4)[0])
+    assert not torch.allclose(starts[0], starts[1], atol=0.1)
     assert torch.allclose(together[1], alone[0], atol=1e-3)
     assert not torch.allclose(together[1], together[0], atol=0.1)
     assert not torch.allclose(alone, ascend(network, layer, [7], options, size=16, seed=5).pictures, atol=0.1)

@@ -178,7 +178,9 @@ def test_charts_of_the_page() -> None:
     labels = [str(attributes["aria-label"]) for attributes, _ in parsed.all("svg")]
     assert labels[0] == "Loss by round, 0 in the last; chance, ln K = 2.30"
     assert labels[2] == "Images that changed pseudo-label by round, 20.0% in the last"
-    assert len(labels) == 4
+    assert labels[4:] == [
+        f"Sizes of the {kind}: 2 with images, 20 each in the mean" for kind in ("fine clusters", "clusters")
+    ]
     texts = [text for _, text in parsed.all("text")]
     assert texts[:7] == ["0", "1.5", "3", "0", "1", "2", "round"]
 
@@ -216,6 +218,21 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch)
     text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
     assert len(parsed.all("img")) == 1100
     assert 2_300_000 < len(text.encode()) <= 5_000_000
+    noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
+    sheets = [(f"layer{i}", Image.fromarray(noise)) for i in range(4)]
+    text, parsed = page(clusters=rows, filters=sheets, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
+    assert len(parsed.all("img")) == 1104
+    assert 2_300_000 < len(text.encode()) <= 5_000_000
+
+
+def test_sheets_of_filters() -> None:
+    sheets = [("conv1", Image.new("RGB", (60, 20), "red")), ("<b>", Image.new("RGB", (30, 30), "blue"))]
+    _, parsed = page(filters=sheets)
+    assert [text for _, text in parsed.all("figcaption")][-2:] == ["conv1", "<b>"]
+    first, second = pictures(parsed)[-2:]
+    assert (first.size, second.size) == ((60, 20), (30, 30))
+    assert np.abs(np.asarray(first.convert("RGB"), dtype=int) - (255, 0, 0)).max() < 12
+    assert [a["alt"] for a, _ in parsed.all("img")][-2:] == ["Filters of conv1", "Filters of <b>"]
 
 
 # The page
@@ -293,7 +310,8 @@ def test_metrics_stand_beside_the_untrained_network() -> None:
 
 def test_no_rounds() -> None:
     _, parsed = page(history=[])
-    assert not parsed.all("svg") and not parsed.all("table")
+    assert not parsed.all("path", class_="line") and not parsed.all("table")
+    assert len(parsed.all("svg")) == 2  # of the sizes
     assert "No round was trained: the clusters are those of the network as it was given." in parsed.text()
 
 
@@ -396,6 +414,8 @@ def test_tabs_are_links_to_the_parts_that_there_are() -> None:
     labelled = [row(f"{i}.png", i % 2, label="cat") for i in range(40)]
     everything = ["clusters", "map", "groups", "training", "problems", "labels"]
     assert parts(page(clusters=labelled, **drawn(40))[1]) == everything
+    drawn_filters = {"filters": [("conv1", Image.new("RGB", (4, 4)))]}
+    assert parts(page(**drawn_filters)[1]) == ["clusters", "training", "filters", "problems"]
     assert parts(page(clusters=[], summary=[])[1]) == ["clusters", "training", "problems"]
 
 

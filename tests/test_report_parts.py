@@ -13,6 +13,8 @@ from deepcluster import grouping
 from deepcluster.images.source import find
 from deepcluster.report.choice import representatives
 from deepcluster.report.curves import charts, curve
+from deepcluster.report.drawing import curves_png, figures, sizes_png
+from deepcluster.report.sizes import histogram, histograms
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.report.thumbnails import thumbnail
 
@@ -94,6 +96,66 @@ def test_a_chart_for_every_series_that_has_a_value() -> None:
     assert nmi.chance is None
     assert share.y_ticks == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
     assert charts([]) == []
+
+
+# Sizes
+
+
+def test_histograms_by_hand() -> None:
+    rows = [{"fine_cluster": str(fine), "cluster": str(fine // 2)} for fine in (0, 0, 0, 1, 2, 2, 2, 2, 3)]
+    fine, groups = histograms(rows)
+    # Sizes 3, 1, 4, 1: bars from 0, one image wide, of which 5 are 264 units; two of size 1 are the highest.
+    assert (fine.title, fine.count) == ("Sizes of the fine clusters", 4)
+    assert fine.path == ("M52.8,120 V0.0 H105.6 V120 Z M158.4,120 V60.0 H211.2 V120 Z M211.2,120 V60.0 H264.0 V120 Z")
+    assert fine.even == (118.8, "2.25")
+    assert fine.x_ticks == ((0.0, "0"), (105.6, "2"), (264.0, "5"))
+    assert fine.y_ticks == ((120.0, "0"), (60.0, "1"), (0.0, "2"))
+    assert (groups.count, groups.even[1]) == (2, "4.50")
+    assert histograms([]) == [] == histograms([{"fine_cluster": "0", "cluster": "0"}])
+
+
+@pytest.mark.parametrize("sizes", [[1] * 7, [19, 20, 21], [5000, 1, 1], [10**6, 10**6 - 1], list(range(1, 400))])
+def test_a_histogram_counts_every_cluster_once(sizes: list[int]) -> None:
+    found = histogram("", sizes)
+    bars = figures(found.path)
+    high = int(found.y_ticks[-1][1].replace(",", ""))
+    assert sum((120 - bar[1][1]) / 120 * high for bar in bars) == pytest.approx(len(sizes), rel=0.02)
+    assert len(bars) <= 20 and all(0 <= x <= 264 and 0 <= y <= 120 for bar in bars for x, y in bar)
+    # The bar of the largest cluster ends where the plot ends, and the mean is between the bars.
+    assert max(x for bar in bars for x, _ in bar) == 264 and 0 < found.even[0] <= 264
+
+
+# Charts as PNG
+
+
+def test_figures_of_path_data() -> None:
+    assert figures("M0,40 L132,80 L264,120") == [[(0, 40), (132, 80), (264, 120)]]
+    assert figures("M0,50 h0 M100,0 h0") == [[(0, 50), (0, 50)], [(100, 0), (100, 0)]]
+    assert figures("M1,120 V60 H2 V120 Z") == [[(1, 120), (1, 60), (2, 60), (2, 120), (1, 120)]]
+    assert figures("") == []
+
+
+def test_the_charts_are_drawn() -> None:
+    history = [{"round": str(i), "loss": str(2 - i), "chance_loss": "2"} for i in range(3)]
+    image = Image.open(BytesIO(curves_png(charts(history))))
+    assert (image.format, image.size) == ("PNG", (672, 400))
+    pixels = np.asarray(image)
+
+    def colour(x: float, y: float) -> tuple[int, ...]:
+        """At a place of the plot, in units."""
+        return tuple(pixels[round(2 * (32 + y)), round(2 * (48 + x))])
+
+    line, quiet, white = (0x23, 0x4F, 0x75), (0x66, 0x66, 0x66), (255, 255, 255)
+    assert colour(132, 60) == colour(66, 30) == line and colour(66, 90) == white
+    assert colour(200, 0) == quiet  # chance, at the top
+    dot = Image.open(BytesIO(curves_png(charts([{"round": "0", "loss": "1", "chance_loss": ""}]))))
+    assert tuple(np.asarray(dot)[2 * 32, 2 * (48 + 132)]) == line
+    # 20 clusters of one image and one of two: bars of 88 units from 88 on, at two heights.
+    rows = [{"fine_cluster": str(i % 21), "cluster": "0"} for i in range(22)]
+    pixels = np.asarray(Image.open(BytesIO(sizes_png(histograms(rows)))))
+    assert pixels.shape[:2] == (400, 672)
+    assert colour(120, 60) == line and colour(220, 116) == line
+    assert colour(220, 60) != line and colour(40, 90) == white
 
 
 # Thumbnails
