@@ -24,6 +24,7 @@ from deepcluster import grouping, results, run
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
 from deepcluster.images import decode as decode_module
+from deepcluster.images import store as store_module
 from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, quietly
 from deepcluster.images.source import find
 from deepcluster.images.store import Store, read_once
@@ -204,7 +205,7 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
             file.unlink()
         return store
 
-    monkeypatch.setattr(run, "read_once", read)
+    monkeypatch.setattr(store_module, "read_once", read)
     first = fit(folder, tmp_path / "first")
     monkeypatch.undo()
     assert {row["path"]: row["reason"] for row in rows(first / "skipped.csv")} == {
@@ -387,7 +388,7 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
     seen: list[Store] = []
     pictures: list[Callable[[str], Image.Image | None]] = []
     draw = grouping.render
-    for module in (run, results):
+    for module in (store_module, results):
         monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
     monkeypatch.setattr(grouping, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
     out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
