@@ -34,7 +34,7 @@ from deepcluster.nets.backbone import Network
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering, Round, State, Trained, Work
 from deepcluster.seeding import derive, generator
-from deepcluster.shards import Shards, shards
+from deepcluster.shares import Shares, shares
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)
@@ -120,7 +120,7 @@ def alternate(
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     state = state or State()
     restore_momentum(optimizer, state.momentum)
-    table = shards(processes, len(images))
+    table = shares(processes, len(images))
     while state.round < rounds and state.settled < patience:
         index, memory, work = state.round, state.memory, state.work
         keep(state)
@@ -180,12 +180,12 @@ def alternate(
     keep(state)
 
 
-def _of_all(table: Shards, own: Clustering) -> Clustering:
+def _of_all(table: Shares, own: Clustering) -> Clustering:
     """A clustering with the labels of all images, not only the own ones."""
     return replace(own, labels=table.whole(own.labels.int()).long())
 
 
-def _by_first(table: Shards, group: Group, reduced: Tensor) -> Clustering:
+def _by_first(table: Shares, group: Group, reduced: Tensor) -> Clustering:
     """A clustering of all rows by the first process."""
     rows = table.at_first(reduced)
     return table.processes.first(lambda: group(rows))
@@ -288,4 +288,4 @@ def conclude(
         reduced, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
         processes=processes,
     )  # fmt: skip
-    return Result(reduction, reduced, _of_all(shards(processes, len(images)), clustering))
+    return Result(reduction, reduced, _of_all(shares(processes, len(images)), clustering))

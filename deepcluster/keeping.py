@@ -10,7 +10,7 @@ import torch
 from deepcluster.errors import Stopped
 from deepcluster.nets.backbone import Network
 from deepcluster.records import State
-from deepcluster.shards import Shards
+from deepcluster.shares import Shares
 from deepcluster.stopping import Stop
 from deepcluster.storage.checkpoint import Checkpoints
 
@@ -29,7 +29,7 @@ class Keeper:
         about: Callable[[], Mapping[str, Any]],
         stop: Stop,
         interval: float,
-        table: Shards,
+        table: Shares,
     ):
         self.checkpoints = checkpoints
         self.network = network
@@ -61,7 +61,7 @@ class Keeper:
         return stopping, due
 
 
-def gathered(state: State, table: Shards) -> State:
+def gathered(state: State, table: Shares) -> State:
     """A state with all rows of what processes share, for the first of them; the losses of each side by side."""
     if table.processes.alone:
         return state
@@ -73,7 +73,7 @@ def gathered(state: State, table: Shards) -> State:
     return replace(state, memory=memory, work=work)
 
 
-def scattered(state: State | None, table: Shards) -> State:
+def scattered(state: State | None, table: Shares) -> State:
     """What :func:`gathered` has brought together, of the first process, back to where its rows belong."""
     processes = table.processes
 

@@ -19,7 +19,7 @@ LEVELS = (
         "devices",
         "workers",
         "processes",
-        "shards",
+        "shares",
         "stopping",
         "display",
         "terminal",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepcluster.processes import Processes
-from deepcluster.shards import shards
+from deepcluster.shares import shares
 from tests.ranks import Ranks, all_ranks
 
 
@@ -20,7 +20,7 @@ def ranks() -> Iterator[dict[int, Ranks]]:
 
 
 def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: list[Tensor]) -> dict[str, Tensor]:
-    own = shards(processes, sizes[processes.rank])
+    own = shares(processes, sizes[processes.rank])
     rows = table[own.own]
     mine = wanted[processes.rank]
     values, places = own.deliver(table[mine] + 100, wanted)

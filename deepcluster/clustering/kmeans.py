@@ -17,7 +17,7 @@ from deepcluster.errors import NonFiniteError
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
-from deepcluster.shards import Shards, shards
+from deepcluster.shares import Shares, shares
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
@@ -62,7 +62,7 @@ def kmeans(
     """
     x = matrix(x)
     width = x.shape[1]
-    table = shards(processes, len(x))
+    table = shares(processes, len(x))
     if not 1 <= k <= table.total:
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {table.total}")
     if empty not in EMPTY_POLICIES:
@@ -153,7 +153,7 @@ def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
 
 
 def _repaired(
-    walk: Rows, table: Shards, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int,
+    walk: Rows, table: Shares, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int,
     chunk: int | None, *, repair: bool,
 ) -> Clustering:  # fmt: skip
     """The result, with empty clusters moved onto rows that had a distance: the inertia falls each time, so it ends."""
@@ -178,7 +178,7 @@ def _sizes_and_inertia(labels: Tensor, distances: Tensor, k: int, processes: Pro
     return sizes, processes.sum(distances.sum(dtype=torch.float64)).item()
 
 
-def _random_rows(x: Tensor, table: Shards, k: int, random: torch.Generator) -> Tensor:
+def _random_rows(x: Tensor, table: Shares, k: int, random: torch.Generator) -> Tensor:
     """k rows drawn without replacement, and distinct as far as there are distinct ones."""
     order = torch.randperm(table.total, generator=random)
     count = k
@@ -228,18 +228,18 @@ def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Genera
 
 
 def _random_sample(
-    x: Tensor, table: Shards, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator
+    x: Tensor, table: Shares, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator
 ) -> Tensor:
     """``sample``: the features of random images."""
     return table.at(x, torch.randperm(table.total, generator=random)[:count]).float()
 
 
-def _farthest_distinct(x: Tensor, table: Shards, distances: Tensor, count: int) -> Tensor:
+def _farthest_distinct(x: Tensor, table: Shares, distances: Tensor, count: int) -> Tensor:
     """Up to ``count`` rows with a positive distance, farthest first, no two of them equal."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
     # The farthest of all are among the farthest of each process.
-    found = shards(table.processes, len(order))
+    found = shares(table.processes, len(order))
     far, rows = found.whole(distances[order]), found.whole(x[order].float())
     rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
     return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepcluster.shards import Shards
+from deepcluster.shares import Shares
 from deepcluster.workers import in_order, one_thread, torch_workers
 
 Result = TypeVar("Result")
@@ -66,7 +66,7 @@ def block_size(x: Tensor, total: int, least: int = 0) -> int:
     return min(MOST_BLOCK, 1 << (wanted - 1).bit_length())
 
 
-def in_whole_blocks(rows: Rows, table: Shards, least: int = 0) -> Rows:
+def in_whole_blocks(rows: Rows, table: Shares, least: int = 0) -> Rows:
     """The blocks of a whole ``table`` that begin in the own ``rows`` of this process.
 
     They are the same however many processes there are, and so are float32 sums over each: k-means and whitening do not
@@ -82,7 +82,7 @@ def in_whole_blocks(rows: Rows, table: Shards, least: int = 0) -> Rows:
     return replace(rows, block=size, skip=min(-own.start % size, len(rows.x)), extra=extra)
 
 
-def extended(values: Tensor, rows: Rows, table: Shards) -> Tensor:
+def extended(values: Tensor, rows: Rows, table: Shares) -> Tensor:
     """One of the own ``values`` for each of ``rows`` with those that :func:`in_whole_blocks` added."""
     if table.processes.alone or rows.block is None:
         return values

@@ -15,7 +15,7 @@ from deepcluster.clustering.rows import matrix
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
-from deepcluster.shards import Shards, shards
+from deepcluster.shares import Shares, shares
 from deepcluster.workers import in_order, torch_workers
 
 PART = 1 << 24  # numbers in the rows that a process has gathered at a time: 64 MB of float32
@@ -55,7 +55,7 @@ def two_level_kmeans(
     Raises ValueError on k < 1, k > N, coarse < 1, coarse > k or an unknown policy; NonFiniteError on NaN or infinity.
     """
     x = matrix(x)
-    total = shards(processes, len(x)).total
+    total = shares(processes, len(x)).total
     if not 1 <= k <= total:
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {total}")
     number = coarse_number(k) if coarse is None else coarse
@@ -257,7 +257,7 @@ def _in_order(
 ) -> Tensor:
     """All centroids in order of their numbers, from those of the clusters of each process."""
     begins = np.cumsum(fine) - fine
-    table = Shards(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
+    table = Shares(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
     numbers = [np.arange(begins[cluster], begins[cluster] + fine[cluster]) for cluster in chain.from_iterable(owners)]
     found = torch.empty(int(fine.sum()), centroids.shape[1], device=centroids.device)
     found[torch.from_numpy(np.concatenate(numbers)).to(found.device)] = table.whole(centroids)

@@ -13,7 +13,7 @@ from deepcluster.clustering.products import product
 from deepcluster.clustering.rows import Rows, in_whole_blocks, matrix, shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.processes import ALONE, Processes
-from deepcluster.shards import Shards, shards
+from deepcluster.shares import Shares, shares
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
@@ -71,7 +71,7 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0, processes: Process
     of the first to all.
     """
     x = matrix(x)
-    table = shards(processes, len(x))
+    table = shares(processes, len(x))
     rows, width = table.total, x.shape[1]
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
@@ -99,7 +99,7 @@ def unreduced(x: Tensor) -> Whitening:
     return Whitening(torch.zeros(width), torch.eye(width))
 
 
-def _covariance(x: Tensor, table: Shards) -> tuple[Tensor, Directions]:
+def _covariance(x: Tensor, table: Shares) -> tuple[Tensor, Directions]:
     """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
     One pass: sums and products of each block, around the mean of the first rows, are added up in float64.

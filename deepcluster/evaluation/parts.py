@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.nets.backbone import Network
 from deepcluster.seeding import generator
-from deepcluster.shards import Shards, unshared
+from deepcluster.shares import Shares, unshared
 
 Value = float | str
 Pair = tuple[str, Value]
@@ -33,10 +33,10 @@ class Labelled:
 
     images: Tensor
     classes: Tensor
-    shared: Shards | None = None
+    shared: Shares | None = None
 
     @property
-    def table(self) -> Shards:
+    def table(self) -> Shares:
         return self.shared or unshared(len(self.images))
 
 

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from deepcluster.shards import Shards, unshared
+from deepcluster.shares import Shares, unshared
 
 SIDE = 16  # px of the small pictures
 ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
@@ -27,7 +27,7 @@ TURNS = (0, 16, 32, 48)  # the hash is sorted with each of its quarters in front
 CHUNK = 512
 
 
-def near_duplicates(images: Tensor, table: Shards | None = None) -> list[list[tuple[int, float]]]:
+def near_duplicates(images: Tensor, table: Shares | None = None) -> list[list[tuple[int, float]]]:
     """Groups of (row, distance) of nearly identical images among uint8 N x 3 x S x S, by their first rows.
 
     The distance is that to the first image of the group: the root mean square difference as a share of the contrast.

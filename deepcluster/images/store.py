@@ -18,7 +18,7 @@ from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import explain, one_line, quietly
 from deepcluster.images.source import Source
 from deepcluster.processes import Processes
-from deepcluster.shards import Shards, shards, unshared
+from deepcluster.shares import Shares, shares, unshared
 from deepcluster.workers import cores, in_order
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,7 +45,7 @@ class Store:
     images: Tensor
     kept: tuple[int, ...]
     skipped: tuple[tuple[str, str], ...]
-    table: Shards
+    table: Shares
 
 
 def read_once(
@@ -114,7 +114,7 @@ def read_share(
     failures = [pair for each in processes.every(own.skipped) for pair in each]
     if not kept:
         raise nothing_readable(source.location, len(source.paths), failures)
-    return Store(own.images, kept, _in_order([*source.skipped, *failures]), shards(processes, len(own.kept)))
+    return Store(own.images, kept, _in_order([*source.skipped, *failures]), shares(processes, len(own.kept)))
 
 
 def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -16,7 +16,7 @@ from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Trained
 from deepcluster.seeding import generator, lent_global
-from deepcluster.shards import Shards, unshared
+from deepcluster.shares import Shares, unshared
 from deepcluster.workers import made_ahead
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -60,7 +60,7 @@ def train_on_pseudo_labels(
     seed: int = 0,
     round: int = 0,
     memory: Tensor | None = None,
-    table: Shards | None = None,
+    table: Shares | None = None,
     dtype: torch.dtype = torch.float32,
     begun: Trained | None = None,
     keep: Callable[[Trained], None] | None = None,

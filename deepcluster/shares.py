@@ -11,7 +11,7 @@ from deepcluster.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
-class Shards:
+class Shares:
     """Each process has some rows, ``sizes`` of them, one behind the other in their order.
 
     Row numbers are those of the whole table, 0 to ``total`` - 1. A method takes the ``own`` rows of this process, and
@@ -120,11 +120,11 @@ def _kind(table: Tensor | None) -> tuple[torch.dtype, tuple[int, ...]]:
     return table.dtype, tuple(table.shape[1:])
 
 
-def shards(processes: Processes, rows: int) -> Shards:
+def shares(processes: Processes, rows: int) -> Shares:
     """The table of which this process has ``rows`` rows."""
-    return Shards(processes, tuple(processes.every(rows)))
+    return Shares(processes, tuple(processes.every(rows)))
 
 
-def unshared(rows: int) -> Shards:
+def unshared(rows: int) -> Shares:
     """A table that one process has alone."""
-    return Shards(ALONE, (rows,))
+    return Shares(ALONE, (rows,))
