@@ -23,7 +23,7 @@ from deepcluster.evaluation.parts import Labelled, Once, Pair, Task, Value, Valu
 from deepcluster.grouping import found_again
 from deepcluster.images.labels import true_labels
 from deepcluster.images.source import Source, find
-from deepcluster.images.store import Store, read_share
+from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.processes import ALONE, Processes
 from deepcluster.recipe import as_type
 from deepcluster.storage import model as models
@@ -207,6 +207,7 @@ class _Job:
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
         """The usable images that have a label, and these. What does not fit into memory goes to ``place``."""
+        check_alike(source, self.processes)
         wanted = [i for i, label in enumerate(labels) if label]
         if not wanted:
             raise DataError(f"no image of {source.name} has a label: check --labels")

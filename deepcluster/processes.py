@@ -104,12 +104,6 @@ class Processes:
         # sums over three processes and more depend on it, and a resumed training has a first step of its own.
         return DistributedDataParallel(module, find_unused_parameters=self.count > 2, gradient_as_bucket_view=True)
 
-    def mean_gradients(self, module: nn.Module) -> None:
-        """Give the parameters of a small ``module`` the mean of everybody's gradients."""
-        for parameter in module.parameters() if not self.alone else ():
-            if parameter.grad is not None:
-                parameter.grad = self.sum(parameter.grad) / self.count
-
     def same_buffers(self, module: nn.Module) -> None:
         """Give ``module`` the buffers that the first one has (running means of batch normalisation)."""
         if not self.alone:

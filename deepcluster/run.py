@@ -1,6 +1,5 @@
 """The composition root: recipe + images -> objects -> the loop -> files. The only place that knows them all."""
 
-import hashlib
 import math
 import resource
 import shutil
@@ -28,13 +27,13 @@ from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
 from deepcluster.display import Display, Silent
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
 from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
 from deepcluster.images.source import Images, Source, find
-from deepcluster.images.store import Store, read_share
+from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.keeping import Keeper, scattered
 from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network
@@ -104,7 +103,7 @@ def fit(
             display.say("Run", f"{finished.path} is finished already")
             return finished
     source = find(images, stdin=stdin)
-    _check_alike(source, processes)
+    check_alike(source, processes)
     labels = true_labels(request.labels, source) if request.labels else None
     seen = preview(source)
     recipe = plan(source, seen, request).recipe
@@ -156,18 +155,6 @@ def fit(
                 folder.write_json("run.json", record)
             raise
     return folder
-
-
-def _check_alike(source: Source, processes: Processes) -> None:
-    """DataError where the processes do not see the same images, as where each has a disk of its own."""
-    digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
-    found = processes.every((len(source.paths), digest))
-    other = next((each for each in found if each != found[0]), None)
-    if other:
-        different = f"{found[0][0]:,} and {other[0]:,} files" if found[0][0] != other[0] else "files of other names"
-        raise DataError(
-            f"the processes see different images in {source.location} ({different}): put them where all see the same"
-        )
 
 
 @contextmanager

@@ -1,10 +1,16 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.cli import run_command
 from tests.drawings import KINDS, draw
+
+QUICK = [
+    "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16", "--quiet"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(16):
             Image.fromarray(draw(kind, random)).save(root / kind / f"{i:02}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quick run on the photographs."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, for a test that writes into it."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

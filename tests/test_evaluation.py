@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +12,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.clustering import Options, clustering
 from deepcluster.evaluation.parts import accuracies, held_out, numbers
 
-QUICK = [
-    "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16", "--quiet"
-]  # fmt: skip
-
-
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("evaluated") / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 0
-    return out
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    """A run of its own for a test, as an evaluation writes into it."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def evaluated(capsys, *arguments: object) -> dict[str, float | str]:

@@ -1,7 +1,7 @@
 """The protocol ``filters``: networks with known filters, the top images against all of them sorted, and the sheets."""
 
 import json
-import shutil
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.filters import Options, ascend, blurred, evenly, filters, noise, sheet, top_images, visible
+from deepcluster.evaluation.filters import Options, ascend, evenly, filters, noise, sheet, top_images, visible
 from deepcluster.evaluation.maps import layers_of, maps_at, read_maps
 from deepcluster.nets.backbone import Network, build
+from tests.conftest import QUICK
 from tests.drawings import drawings
-from tests.test_evaluation import QUICK, evaluated
+from tests.test_evaluation import evaluated
 
 SIZE = 12
 
@@ -122,17 +124,16 @@ def test_the_network_stays_as_it_is():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_blur_by_hand():
-    spot = torch.zeros(1, 2, 5, 5)
-    spot[0, 1, 2, 2] = 1.0
-    side = np.exp(-1 / (2 * 0.3**2))
-    middle, beside = 1 / (1 + 2 * side), side / (1 + 2 * side)
-    smooth = blurred(spot, 0.3)
-    assert smooth[0, 0].abs().max() == 0  # no channel has to do with another
-    assert float(smooth[0, 1, 2, 2]) == pytest.approx(middle**2, rel=1e-4)
-    assert float(smooth[0, 1, 2, 3]) == pytest.approx(middle * beside, rel=1e-3)
-    assert float(smooth[0, 1, 1, 1]) == pytest.approx(beside**2, rel=1e-3)
-    assert torch.allclose(blurred(torch.ones(1, 1, 4, 4), 2.0), torch.ones(1, 1, 4, 4))  # also at the border
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 30.0])  # the last is wider than the picture
+def test_pictures_are_blurred_every_so_often(sigma):
+    """With a step of 0 the blur is all that happens: twice in five iterations, against scipy's."""
+    network = build("compact", image_size=16, seed=0).eval()
+    options = Options(iterations=5, lr=0.0, weight_decay=0.0, blur=sigma, blur_every=2)
+    found = ascend(network, layers_of(network)[0], [2], options, size=16, seed=4).pictures[0]
+    expected = ((noise([2], 16, 4) - network.mean) / network.std)[0].double().numpy()
+    for _ in range(2):
+        expected = gaussian_filter(expected, (0, sigma, sigma), mode="mirror", radius=min(math.ceil(4 * sigma), 15))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 # ---- images that a filter answers most
@@ -242,18 +243,6 @@ def test_a_filter_that_answers_no_image_has_none_beside_it():
 
 
 # ---- the command
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("filters") / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 0
-    return out
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 FEW = ("--set", "filters=3", "iterations=4", "count=4")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
 
 from deepcluster.display import Display, Silent
 from deepcluster.evaluation.maps import Layer, chosen_layers, maps_at, read_maps
@@ -148,22 +149,11 @@ def ascend(
             length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
             pictures = pictures - options.lr * (gradient / length + options.weight_decay * pictures)
             if options.blur > 0 and iteration % options.blur_every == 0:
-                pictures = blurred(pictures, options.blur)
+                side = 2 * min(math.ceil(4 * options.blur), pictures.shape[-1] - 1) + 1
+                pictures = gaussian_blur(pictures, [side, side], [options.blur, options.blur])
         if progress is not None:
             progress(iteration, options.iterations)
     return Ascent(pictures.detach().cpu(), before, own(pictures))
-
-
-def blurred(pictures: Tensor, sigma: float) -> Tensor:
-    """Each channel smoothed by a Gaussian; beyond the border is the nearest pixel."""
-    radius = max(1, math.ceil(4 * sigma))
-    steps = torch.arange(-radius, radius + 1, device=pictures.device, dtype=pictures.dtype)
-    kernel = (-(steps**2) / (2 * sigma**2)).exp()
-    kernel = kernel / kernel.sum()
-    batch, channels, height, width = pictures.shape
-    planes = F.pad(pictures.reshape(batch * channels, 1, height, width), (radius,) * 4, mode="replicate")
-    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return planes.view(batch, channels, height, width)
 
 
 # ---- images that a filter answers most ------------------------------------------------------------------------------

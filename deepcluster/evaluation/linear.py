@@ -71,6 +71,7 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
 
     dims = features(one).shape[1]
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
+    model = processes.parallel(head)
     optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
     classes = task.train.classes
     steps = -(-len(classes) // options.batch_size)
@@ -91,10 +92,9 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
         for t, rows, views in made_ahead(prepare, batches, device if processes.alone else torch.device("cpu")):
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(t, options.lr, options.weight_decay)
-            loss = F.cross_entropy(head(features(views)), classes[rows].to(device))
+            loss = F.cross_entropy(model(features(views)), classes[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
-            processes.mean_gradients(head)
             optimizer.step()
             total += loss.detach() * len(order[(t % steps) * options.batch_size :][: options.batch_size])
             display.progress(layer.name, t + 1, options.epochs * steps)

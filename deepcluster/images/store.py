@@ -1,5 +1,6 @@
 """Read once: every image is decoded and resized a single time; from then on a run works on one uint8 array."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -115,6 +116,18 @@ def read_share(
     if not kept:
         raise nothing_readable(source.location, len(source.paths), failures)
     return Store(own.images, kept, _in_order([*source.skipped, *failures]), shares(processes, len(own.kept)))
+
+
+def check_alike(source: Source, processes: Processes) -> None:
+    """DataError where the processes do not see the same images, as where each has a disk of its own."""
+    digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
+    found = processes.every((len(source.paths), digest))
+    other = next((each for each in found if each != found[0]), None)
+    if other:
+        different = f"{found[0][0]:,} and {other[0]:,} files" if found[0][0] != other[0] else "files of other names"
+        raise DataError(
+            f"the processes see different images in {source.location} ({different}): put them where all see the same"
+        )
 
 
 def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
