@@ -85,16 +85,8 @@ class Source:
 
     def part(self, begin: int, end: int) -> "Source":
         """The images ``begin`` to ``end`` alone; what is never opened goes with the first of them."""
-        side, file = self.short_side, self.file
-        return replace(
-            self,
-            paths=self.paths[begin:end],
-            read=lambda i, size=None: self.read(begin + i, size),
-            labels=None if self.labels is None else self.labels[begin:end],
-            skipped=() if begin else self.skipped,
-            short_side=None if side is None else lambda i: side(begin + i),
-            file=None if file is None else lambda i: file(begin + i),
-        )
+        some = self.rows(range(len(self.paths))[begin:end])
+        return some if begin else replace(some, skipped=self.skipped)
 
     def rows(self, chosen: Sequence[int]) -> "Source":
         """The images with these numbers alone, in their order, and nothing that is never opened."""

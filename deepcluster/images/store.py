@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -109,8 +109,9 @@ def read_share(
 ) -> Store:
     """:func:`read_once` by several processes, of which each reads a part of the source and keeps what is in it."""
     share = processes.share(len(source.paths))
-    part = replace(source.part(share.start, share.stop), skipped=())
-    own = read_once(part, size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress)
+    own = read_once(
+        source.rows(share), size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress
+    )
     kept = tuple(i for each in processes.every([share.start + i for i in own.kept]) for i in each)
     failures = [pair for each in processes.every(own.skipped) for pair in each]
     if not kept:
