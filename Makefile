@@ -12,17 +12,14 @@ $(BIN)/deepcluster: pyproject.toml
 	@touch $@
 
 $(BIN)/pytest: $(BIN)/deepcluster
-	$(BIN)/python -m pip install --quiet --editable '.[dev,parquet,onnx,hf]'
-	@touch $@
-
-$(BIN)/sphinx-build: $(BIN)/deepcluster
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,parquet,onnx,hf]'
 	@touch $@
 
 demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
 	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders -o runs/digits --overwrite
 
-test: $(BIN)/pytest check docs  ## style, types, the site, all tests but the slow ones
+test: $(BIN)/pytest  ## style, types, the site, all tests but the slow ones
+	$(MAKE) --jobs=2 check docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(BIN)/pytest  ## the tests that take minutes
@@ -38,7 +35,7 @@ check: $(BIN)/pytest  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(BIN)/sphinx-build  ## the site, docs/_build/index.html; a warning is an error
+docs: $(BIN)/pytest  ## the site, docs/_build/index.html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -E -q -c docs . docs/_build
 
 format: $(BIN)/pytest

@@ -152,8 +152,14 @@ PHASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-@pytest.mark.parametrize("phase", PHASES)
+SIGNALS = [
+    pytest.param(phase, name, marks=() if phase == "training" or name == "SIGTERM" else pytest.mark.slow)
+    for phase in PHASES
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
+]
+
+
+@pytest.mark.parametrize(("phase", "name"), SIGNALS)
 def test_a_signal_saves_and_ends_with_75(command, pictures, whole, tmp_path, phase, name):
     out = tmp_path / "run"
     where, count = PHASES[phase]

@@ -1,28 +1,35 @@
 """The examples run, as a reader would run them."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+
+import pytest
 
 from deepcluster.cli import run_command
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def output_of(name: str, *arguments: str, cwd: Path | None = None) -> list[str]:
-    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def output_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def output(name: str, *arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return output
 
 
-def test_own_loop():
-    *rounds, last = output_of("own_loop.py", "2")
-    assert [line.split(":")[0] for line in rounds] == ["round 0", "round 1"]
+def test_own_loop(output_of):
+    *rounds, last = output_of("own_loop.py", "1")
+    assert [line.split(":")[0] for line in rounds] == ["round 0"]
     assert float(last.split()[3]) > 0.5  # NMI
 
 
-def test_use_the_model(tmp_path):
+def test_use_the_model(output_of, tmp_path):
     run = tmp_path / "run"
     arguments = ["-k", "10", "--rounds", "0", "--quiet", "-o", str(run)]
     assert run_command(["fit", "sklearn:digits", *arguments]) == 0
@@ -31,8 +38,9 @@ def test_use_the_model(tmp_path):
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
 
 
-def test_photographs(photos, tmp_path):
-    lines = output_of("photographs.py", str(photos), "3", "1", cwd=tmp_path)[-7:]
+def test_photographs(output_of, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = output_of("photographs.py", str(photos), "3", "0")[-7:]
     assert lines[0] == "48 photographs in 3 clusters, 0 files of no use"
     told = dict(line.split(": ", 1) for line in lines[1:])
     assert sum(int(told[f"cluster {i}"].split()[0]) for i in range(3)) == 48
@@ -40,13 +48,13 @@ def test_photographs(photos, tmp_path):
     assert Path(told["the report"]).is_file()
 
 
-def test_estimator():
+def test_estimator(output_of):
     lines = output_of("estimator.py", "", "0")
     assert "now 25 clusters" in lines[-3]
     assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
 
 
-def test_pipeline():
+def test_pipeline(output_of):
     lines = output_of("pipeline.py", "0", "0")
     assert [line.split(" held-out")[0].strip() for line in lines] == ["raw pixels", "DeepCluster"]
     assert all(float(line.split()[i]) > 0.9 for line in lines for i in [line.split().index("accuracy") + 1])

@@ -179,7 +179,7 @@ def test_sums_of_labels(k):
 def test_workers_and_chunks_change_nothing(precision, rows, k):
     x = F.normalize(normal(rows, 24))
     first, *others = (
-        kmeans(x, k, iterations=6, precision=precision, workers=workers, chunk=chunk)
+        kmeans(x, k, iterations=3, precision=precision, workers=workers, chunk=chunk)
         for workers, chunk in [(1, None), (2, None), (3, 1), (2, 17), (1, 2048), (5, 10_000)]
     )
     for other in others:

@@ -159,9 +159,9 @@ def peak_of_predict(run: Path, images: Path) -> float:
     return float(done.stderr.split()[-1])
 
 
-@pytest.mark.parametrize("most", [4000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [2500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_images(most, tmp_path):
-    """All pixels of 4,000 images would take 49 MB in the model's store."""
+    """All pixels of 2,500 images would take 31 MB in the model's store."""
     run = tmp_path / "run"
     models.save(replace(tiny_model(), store_size=64), run / "model")
     (run / "run.json").write_text("{}")

@@ -127,11 +127,7 @@ def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[li
     return said
 
 
-def rows(kills: int) -> list[object]:
-    return [draw if draw < 1 else pytest.param(draw, marks=pytest.mark.slow) for draw in range(kills)]
-
-
-@pytest.mark.parametrize("draw", rows(KILLS))
+@pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
 def test_kill_a_random_process(images, whole, tmp_path, draw):
     victim = 1 + random.Random(f"victim {draw}").randrange(2)
     said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim], 30)
@@ -139,7 +135,8 @@ def test_kill_a_random_process(images, whole, tmp_path, draw):
     assert "another process of this run has ended without a word" in said
 
 
-@pytest.mark.parametrize("draw", rows(max(1, KILLS // 2)))
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", range(max(1, KILLS // 2)))
 def test_kill_the_launcher(images, whole, tmp_path, draw):
     killed(images, tmp_path / "run", whole, 100 + draw, lambda all: all[0], 10)
 
