@@ -26,8 +26,8 @@ from deepcluster.grouping import (
     write_report,
     write_tree,
 )
-from deepcluster.images.source import Images, Source, find_in_parts
-from deepcluster.images.store import nothing_readable, read_once
+from deepcluster.images.source import Images, Source, find, find_in_parts
+from deepcluster.images.store import check_alike, nothing_readable, read_once
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
 from deepcluster.storage import drawn
@@ -127,13 +127,13 @@ def predict(
     """Run images through a model, a batch at a time: what comes is handed on before the next batch is read.
 
     Several ``processes`` take the batches in turn; the first of them yields all, in order, and the others nothing.
-    Raises ``DataError`` at the end where none was usable.
+    Raises ``DataError`` at the end where none was usable, and before the first where the processes see other images.
     """
     display = display or Silent()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
     location = ""
-    for parts in _by_turns(find_in_parts(images, model.batch_size, stdin=stdin), processes.count):
+    for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.count):
         own = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
         for source, found in zip(parts, processes.every_at_first(own), strict=False):
             assert found is not None, "it had a part"
@@ -143,6 +143,14 @@ def predict(
             yield found
     if processes.leads and not used:
         raise nothing_readable(location, tried, reasons)
+
+
+def _parts(images: Images, count: int, stdin: TextIO | None, processes: Processes) -> Iterator[Source]:
+    if processes.alone:
+        return find_in_parts(images, count, stdin=stdin)
+    source = find(images)
+    check_alike(source, processes)
+    return source.parts(count)
 
 
 def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:

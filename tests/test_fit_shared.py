@@ -284,20 +284,20 @@ def test_predictions_are_those_of_one_process(ranks, tmp_path):
             assert all(torch.equal(a.reduced, b.reduced) for a, b in zip(first, alone, strict=True))
 
 
-def test_other_images_in_one_process_are_seen(ranks, tmp_path):
-    assert (
-        ranks[2](_different, tmp_path)
-        == [
-            "DataError: the processes see different images in python:array (40 and 39 files): put them where all see"
-            " the same"
-        ]
-        * 2
-    )
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_other_images_in_one_process_are_seen(ranks, tmp_path, command):
+    model = tiny_run(tmp_path / "of-the-model")
+    message = "the processes see different images in python:array (40 and 39 files): put them where all see the same"
+    assert ranks[2](_different, command, model, tmp_path) == [f"DataError: {message}"] * 2
 
 
-def _different(processes: Processes, folder: Path) -> str:
+def _different(processes: Processes, command: str, model: Path, folder: Path) -> str:
     try:
-        run.fit(pixels(40 - processes.rank), run.Request(out=folder / "run"), processes=processes)
+        images = pixels(40 - processes.rank)
+        if command == "fit":
+            run.fit(images, run.Request(out=folder / "run"), processes=processes)
+        else:
+            predicted(processes, model, images)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"

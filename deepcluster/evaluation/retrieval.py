@@ -182,12 +182,13 @@ class _Describing:
         """The vectors of each usable image, and its name."""
         found: list[Tensor] = []
         names: list[str] = []
-        for begin in range(0, len(source.paths), AT_A_TIME):
-            part = source.part(begin, begin + AT_A_TIME)
+        done = 0
+        for part in source.parts(AT_A_TIME):
             for name, image, _ in self._read(part):
                 found.append(self._regions(image))
                 names.append(name)
-            self.display.progress(phase, min(begin + AT_A_TIME, len(source.paths)), len(source.paths))
+            done += len(part.paths)
+            self.display.progress(phase, done, len(source.paths))
         if not found:
             raise DataError(f"none of the {len(source.paths)} images of {source.location} can be used")
         return found, names

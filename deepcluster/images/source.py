@@ -88,6 +88,10 @@ class Source:
         some = self.rows(range(len(self.paths))[begin:end])
         return some if begin else replace(some, skipped=self.skipped)
 
+    def parts(self, count: int) -> Iterator["Source"]:
+        """All of them, ``count`` images at a time."""
+        return (self.part(begin, begin + count) for begin in range(0, len(self.paths), count))
+
     def rows(self, chosen: Sequence[int]) -> "Source":
         """The images with these numbers alone, in their order, and nothing that is never opened."""
         side, file = self.short_side, self.file
@@ -105,9 +109,7 @@ class Source:
 def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
     """What :func:`find` finds, ``count`` images at a time. Of ``-`` no more is read than the next part needs."""
     if not (isinstance(images, str) and images == "-"):
-        source = find(images)
-        for begin in range(0, len(source.paths), count):
-            yield source.part(begin, begin + count)
+        yield from find(images).parts(count)
         return
     known: set[str] = set()
     waiting: list[str] = []
