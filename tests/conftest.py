@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from tests.drawings import KINDS, draw
+from tests.ranks import Ranks
 
 QUICK = [
     "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16", "--quiet"
@@ -37,3 +39,12 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of it, for a test that writes into it."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[dict[int, Ranks]]:
+    """One, two and three processes, by their number; for all tests the same, for they take five seconds to start."""
+    found = {count: Ranks(count) for count in (1, 2, 3)}
+    yield found
+    for each in found.values():
+        each.end()

@@ -4,8 +4,7 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,19 +34,23 @@ def _serve(pipe: Any, store: str, rank: int, count: int) -> None:
 
 
 class Ranks:
-    """``count`` processes of one thread each; a call runs a function in all and returns what each of them returns."""
+    """``count`` processes of one thread each; a call runs a function in all and returns what each of them returns.
+
+    They start with the first call, and anew with the one after a failure, which may leave some of them waiting.
+    """
 
     def __init__(self, count: int):
         self.count = count
-        if count == 1:
-            return
+        self.processes: list[Any] = []
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
-        pairs = [context.Pipe() for _ in range(count)]
+        pairs = [context.Pipe() for _ in range(self.count)]
         self.pipes = [ours for ours, _ in pairs]
         store = str(Path(self.folder.name) / "store")
         self.processes = [
-            context.Process(target=_serve, args=(theirs, store, rank, count), daemon=True)
+            context.Process(target=_serve, args=(theirs, store, rank, self.count), daemon=True)
             for rank, (_, theirs) in enumerate(pairs)
         ]
         for process in self.processes:
@@ -58,8 +61,17 @@ class Ranks:
     def __call__(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         if self.count == 1:
             return [work(ALONE, *arguments)]
+        if not self.processes:
+            self._start()
+        try:
+            return self._answers(pickle.dumps((work, arguments)))
+        except BaseException:
+            self.end()
+            raise
+
+    def _answers(self, question: bytes) -> list[Any]:
         for pipe in self.pipes:
-            pipe.send_bytes(pickle.dumps((work, arguments)))
+            pipe.send_bytes(question)
         answers = []
         for pipe in self.pipes:
             assert pipe.poll(WAIT), "the processes hang"
@@ -69,17 +81,7 @@ class Ranks:
         return [value for _, value in answers]
 
     def end(self) -> None:
-        for process in self.processes if self.count > 1 else ():
+        for process in self.processes:
             process.kill()
             process.join()
-
-
-@contextmanager
-def all_ranks(*counts: int) -> Iterator[dict[int, Ranks]]:
-    """Processes for each of the ``counts``, by their number."""
-    found = {count: Ranks(count) for count in counts}
-    try:
-        yield found
-    finally:
-        for each in found.values():
-            each.end()
+        self.processes = []

@@ -13,13 +13,18 @@ import pytest
 from deepcluster import errors
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
-from tests.sandbox import Sandbox, options, verbs
+from tests.sandbox import SHARED, Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 
 HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or other programs'
 
 
-@pytest.mark.parametrize("page", pages_with("console", "python"), ids=lambda page: str(page.relative_to(ROOT)))
+def page_of(page: Path) -> object:
+    """A page to test; that on which torchrun is run takes most of a minute."""
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name == SHARED else ())
+
+
+@pytest.mark.parametrize("page", map(page_of, pages_with("console", "python")))
 def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     sandbox = Sandbox(tmp_path, page)

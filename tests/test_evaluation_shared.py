@@ -1,6 +1,5 @@
 """Protocols by several processes: the figures of one process."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,7 @@ import pytest
 
 from deepcluster import evaluating, run
 from deepcluster.processes import Processes
-from tests.ranks import Ranks, all_ranks
 from tests.test_fit_shared import OPTIONS, pixels
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dict[int, Ranks]]:
-    with all_ranks(1, 2, 3) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

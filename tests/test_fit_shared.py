@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,10 @@ from deepcluster.processes import Processes
 from deepcluster.records import State
 from deepcluster.stopping import Stop
 from deepcluster.storage import model as models
-from tests.ranks import Ranks, all_ranks
+from tests.ranks import Ranks
 from tests.tiny import tiny_run
 
 SIZE = 6
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dict[int, Ranks]]:
-    with all_ranks(1, 2, 3) as found:
-        yield found
 
 
 def numbered(count: int, bad: frozenset[int]) -> Source:
@@ -91,7 +84,7 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_no_hang_equal_steps_and_every_image_once(ranks, examples):
     @settings(max_examples=examples, deadline=None)
     @given(data=st.data())
@@ -202,7 +195,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return found | {"history": json.dumps(rows).encode()}
 
 
-@pytest.mark.parametrize(("count", "recipe"), [(2, "auto"), (3, "v1")])
+@pytest.mark.parametrize(("count", "recipe"), [pytest.param(2, "auto", marks=pytest.mark.slow), (3, "v1")])
 def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
     assert ranks[count](fitted, tmp_path / "whole", recipe, 10**9, False) == ["done"] * count
     for rank, looks in ((0, 2), (count - 1, 9)):

@@ -1,7 +1,5 @@
 """What processes exchange, against what one process has at hand; and how the end of one ends all."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,13 +8,6 @@ from torch import Tensor
 
 from deepcluster.processes import Processes
 from deepcluster.shares import shares
-from tests.ranks import Ranks, all_ranks
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dict[int, Ranks]]:
-    with all_ranks(1, 2, 3) as found:
-        yield found
 
 
 def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: list[Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """k-means and whitening of rows that several processes share, against one process that has them all."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -13,13 +11,6 @@ from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.whitening import Whitening, whiten
 from deepcluster.processes import Processes
 from deepcluster.records import Clustering
-from tests.ranks import Ranks, all_ranks
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dict[int, Ranks]]:
-    with all_ranks(1, 2, 3) as found:
-        yield found
 
 
 def blobs(rows: int, width: int, k: int, seed: int = 0) -> Tensor:

@@ -30,7 +30,7 @@ from deepcluster.processes import joined
 from tests.test_fit_shared import files_of, pixels
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
-ROUNDS = 12
+ROUNDS = 8
 OPTIONS = (
     "-k 4 --backbone compact --image-size 12 --batch-size 16 --pseudo-labels 8 --epochs 2 --checkpoint-every 0s -q"
     f" --rounds {ROUNDS}"

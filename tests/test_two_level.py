@@ -1,7 +1,6 @@
 """k-means in two levels: the flat one where the answer is clear, its invariants, any number of processes."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,13 +17,6 @@ from deepcluster.errors import NonFiniteError
 from deepcluster.processes import Processes
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive, generator
-from tests.ranks import Ranks, all_ranks
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[dict[int, Ranks]]:
-    with all_ranks(1, 2, 3) as found:
-        yield found
 
 
 def normal(rows: int, width: int, *index: int) -> Tensor:
