@@ -24,7 +24,7 @@ def page_of(page: Path) -> object:
     return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name == SHARED else ())
 
 
-@pytest.mark.parametrize("page", map(page_of, pages_with("console", "python")))
+@pytest.mark.parametrize("page", [page_of(page) for page in pages_with("console", "python")])
 def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     sandbox = Sandbox(tmp_path, page)
