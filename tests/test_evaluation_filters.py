@@ -224,11 +224,12 @@ def test_a_sheet_has_its_pictures_where_they_belong():
 
 
 def test_a_filter_that_answers_no_image_has_none_beside_it():
-    body = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
-    body[0].weight.data.fill_(1.0)
-    body[0].bias.data.copy_(torch.tensor([5.0, -1e4]))
+    convolution = nn.Conv2d(3, 2, 1)
+    convolution.weight.data.fill_(1.0)
+    convolution.bias.data.copy_(torch.tensor([5.0, -1e4]))
+    body = nn.Sequential(nn.Sequential(convolution, nn.ReLU()))
     network, sheets = Network(body, 2).eval(), {}
-    images = torch.full((3, 3, 4, 4), 255, dtype=torch.uint8)
+    images = torch.full((3, 3, 4, 4), 100, dtype=torch.uint8)
     values = dict(
         filters(
             network, images, Options(iterations=1, count=4), image_size=4, batch_size=2, seed=0, keep=sheets.__setitem__
@@ -237,7 +238,7 @@ def test_a_filter_that_answers_no_image_has_none_beside_it():
     assert values["block1_filters"] == values["block1_shown"] == 2
     assert "block1" in sheets
     pixels = np.asarray(sheets["block1"])[14:]
-    assert (pixels[:83, 172:255] == 255).all()  # a white image, beside the first
+    assert (pixels[:83, 172:255] == 100).all()  # an image, beside the first
     drawn = np.asarray(sheet([0], [Image.new("RGB", (4, 4))], [[]], 4))[14:]
     assert (pixels[:, 342 + 172 :] == drawn[:, 172:]).all()  # nothing, beside the second
 
