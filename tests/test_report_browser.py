@@ -5,9 +5,9 @@ Needs chromium and playwright (CONTRIBUTING.md); without them it is skipped.
 
 import csv
 import json
+import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,25 +231,13 @@ def test_without_script_everything_can_be_read(run: Path) -> None:
         assert page.locator("img").evaluate_all("images => images.every(image => image.alt)")
 
 
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 10,000 test images of CIFAR-10, where they are at hand."""
-    folder, archive = Path("/tmp/data/cifar10/test"), Path(__file__).parents[2] / "shared" / "data" / "cifar10.zip"
-    if not folder.is_dir():
-        if not archive.is_file():
-            pytest.skip("needs CIFAR-10 as files")
-        folder = tmp_path_factory.mktemp("cifar")
-        with zipfile.ZipFile(archive) as files:
-            files.extractall(folder, [name for name in files.namelist() if "test/" in name])
-    return folder
-
-
+@pytest.mark.skipif(
+    "DEEPCLUSTER_CIFAR10" not in os.environ, reason="DEEPCLUSTER_CIFAR10 names no folder of 10,000 images"
+)
 @pytest.mark.slow
-def test_ten_thousand_photographs(cifar: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert (
-        run_command(["fit", str(cifar), "-k", "10", "--rounds", "1", "--labels", "folders", "-o", str(run), "-q"]) == 0
-    )
+def test_ten_thousand_photographs(tmp_path: Path) -> None:
+    run, cifar = tmp_path / "run", os.environ["DEEPCLUSTER_CIFAR10"]
+    assert run_command(["fit", cifar, "-k", "10", "--rounds", "1", "--labels", "folders", "-o", str(run), "-q"]) == 0
     assert (run / "report.html").stat().st_size < 5_000_000
     table = rows_of(run / "clusters.csv")
     assert len(table) == 10_000
