@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from pathlib import Path
@@ -38,14 +38,15 @@ from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import table as tables
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import RunFolder, write_whole
+from deepcluster.storage.ownership import own_files
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.terminal import Terminal
 
 Errors = Literal["raise", "coerce"]
 # What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
-_MADE_AGAIN = {"checkpoints", "report.html", "curves.png", "sizes.png", "images.u8"}
-_PACKED = {*files.CONTENTS, models.CONFIG, models.WEIGHTS, tables.TABLE} - _MADE_AGAIN
+_MADE_AGAIN = {"report.html", "curves.png", "sizes.png"}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -191,7 +192,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         loaded = cls(device=device)
         loaded._open(folder)
         if hasattr(loaded, "run_"):  # with the parameters that would make it again
-            seed = RunFolder(folder).read_json("run.json", files.RECORD)["seed"]
+            seed = RunFolder(folder).read_record()["seed"]
             recipe = str(loaded.run_ / "recipe.toml")
             loaded.set_params(n_clusters=loaded.n_clusters_, recipe=recipe, random_state=seed)
         return loaded
@@ -215,7 +216,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         folder = RunFolder(self.run_)
         title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
         with folder.believed():
-            used = [row for row in folder.read_rows("clusters.csv", files.CLUSTERS) if row["status"] == "ok"]
+            used = [row for row in folder.read_clusters() if row["status"] == "ok"]
             summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
             return gallery(title, used, summary, pictures(self._at_hand(), THUMBNAIL))
 
@@ -231,9 +232,13 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         kept = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
         state = {name: value for name, value in state.items() if name in kept}
         if hasattr(self, "run_"):
-            return state | {"_files": _packed(self.run_)}
+            names = [
+                name for name in own_files(self.run_) if name not in _MADE_AGAIN and not name.startswith("checkpoints/")
+            ]
+            return state | {"_files": _packed(self.run_, names)}
         with tempfile.TemporaryDirectory() as folder:
-            return state | {"_files": _packed(self.save(folder))}
+            saved = self.save(folder)
+            return state | {"_files": _packed(saved, (path.name for path in saved.iterdir()))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.pop("_files", None)
@@ -388,10 +393,9 @@ def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
     return f"{what} ({shown}{'; ...' if len(skipped) > 5 else ''})"
 
 
-def _packed(folder: Path) -> dict[str, bytes]:
-    """The files below a folder, by their relative paths."""
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.as_posix(): (folder / path).read_bytes() for path in paths if path.parts[0] in _PACKED}
+def _packed(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Files of a folder by their names."""
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def _unpacked(packed: Mapping[str, bytes], folder: Path) -> Path:

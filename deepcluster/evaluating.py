@@ -3,16 +3,16 @@
 import difflib
 import hashlib
 import io
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.devices import choose_device
 from deepcluster.display import Display, Silent
@@ -30,6 +30,7 @@ from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.digest import json_sha256
 from deepcluster.storage.model import Model
+from deepcluster.storage.ownership import SHEET_MARK
 from deepcluster.storage.run_folder import RunFolder
 
 SCHEMA_VERSION = 1
@@ -45,7 +46,6 @@ RANGES = {
     "blur": (0, 10), "blur_every": (1, 1e9),
 }  # fmt: skip
 UNSHARED = ("retrieval", "voc07", "filters")
-SCRATCH = ".evaluate-"
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,13 @@ def evaluate(
 
     Raises a DeepClusterError that says what to do, before anything is computed where it can be known by then.
     """
-    folder = replace(files.open_run(run), ours=processes.leads)
+    files.open_run(run)
     if not processes.alone and request.protocol in UNSHARED:
         raise UsageError(f"the protocol {request.protocol} is for one process: leave torchrun out")
     display = display if display and processes.leads else Silent()
-    job = _Job(folder, request, options_of(request), display, stdin, processes)
-    with files.locked(run) if processes.leads else nullcontext():
-        for stale in run.glob(f"{SCRATCH}*") if processes.leads else ():  # of a process that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        processes.any(False)  # nobody goes on before that
+    options = options_of(request)
+    with files.shared_lock(run, processes) as folder:
+        job = _Job(folder, request, options, display, stdin, processes)
         depends, pairs = PREPARE[request.protocol](job)
         memory = Memory(folder, request.protocol, {**depends, "seed": request.seed}, asdict(job.options), processes)
         if memory.complete:
@@ -126,7 +124,7 @@ class Memory:
     ):  # fmt: skip
         self.folder = folder
         self.name = files.evaluation(protocol)
-        self.path = folder.path / self.name
+        self.path = folder.path / self.name  # where a person finds it
         self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
         shaping = {name: value for name, value in options.items() if name not in SELECTING.get(protocol, ())}
         self._depends = {"schema_version": SCHEMA_VERSION, "inputs": depends, "options": shaping}
@@ -149,7 +147,7 @@ class Memory:
         self.folder.write_json(self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts})
 
     def _read(self) -> dict[str, Any]:
-        if not self.path.exists():
+        if not self.folder.has(self.name):
             return {}
         types = {"schema_version": int, "status": str, "values": dict, "parts": dict}
         try:
@@ -203,7 +201,7 @@ class _Job:
         return source
 
     def model(self) -> Model:
-        return models.load(self.folder.path, choose_device(self.request.device))
+        return models.load_of_run(self.folder, choose_device(self.request.device))
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
         """The usable images that have a label, and these. What does not fit into memory goes to ``place``."""
@@ -224,7 +222,7 @@ class _Job:
 def _clustering(job: _Job) -> Prepared:
     """Of the run's own images by clusters.csv, of others by the model."""
     if job.request.images is None:
-        rows = [row for row in job.folder.read_rows("clusters.csv", files.CLUSTERS) if row["status"] == "ok"]
+        rows = [row for row in job.folder.read_clusters() if row["status"] == "ok"]
         paths = [row["path"] for row in rows]
         source = job.own_images() if job.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
@@ -370,12 +368,14 @@ def _filters(job: _Job) -> Prepared:
     source = find(job.request.images, stdin=job.stdin) if job.request.images else job.own_images()
     model = job.model()
     for layer in chosen_layers(model.network, job.options.layers):
-        if not (job.folder.path / files.filters(layer.name)).is_file():
-            (job.folder.path / files.evaluation("filters")).unlink(missing_ok=True)
+        if not job.folder.has(files.filters(layer.name)):
+            job.folder.remove(files.evaluation("filters"))
 
     def keep(layer: str, sheet: Image.Image) -> None:
         data = io.BytesIO()
-        sheet.save(data, "PNG")
+        mark = PngInfo()
+        mark.add_text("Software", SHEET_MARK)
+        sheet.save(data, "PNG", pnginfo=mark)
         job.folder.write_bytes(files.filters(layer), data.getvalue())
 
     def pairs(once: Once) -> Iterator[Pair]:
@@ -403,7 +403,8 @@ PREPARE: dict[str, Callable[[_Job], Prepared]] = {
 @contextmanager
 def _scratch(job: _Job) -> Iterator[Path]:
     """A folder for images that do not fit into memory, in the run folder, as there is room for those of the run."""
-    with TemporaryDirectory(prefix=SCRATCH, dir=job.folder.path) as place:
+    assert job.folder.scratch is not None, "an evaluation has the lock"
+    with TemporaryDirectory(dir=job.folder.scratch) as place:
         yield Path(place)
 
 

@@ -1,6 +1,5 @@
 """The groups of a run, and every file of it that depends on them."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -94,7 +93,8 @@ def write_groups(
         )
     ]
     unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
-    folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
+    rows_written = [*used, *unused]
+    folder.write_rows("clusters.csv", files.CLUSTERS, rows_written)
     summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
     if rows.labels is not None and any(rows.labels):
@@ -112,7 +112,8 @@ def write_groups(
         )
     write_tree(folder, model, rows.reduced, record["seed"])
     # What edits are for: this assignment, and no later one.
-    record["cut"] = hashlib.sha256(placement.cluster.numpy().tobytes()).hexdigest()[:16]
+    record["cut"] = files.cut_digest(rows_written)
+    record["rows"] = files.rows_digest(rows_written)
     record["clusters"] = len(summary)
     record |= {"signs": said, "verdict": verdict(found)}
     folder.write_json("run.json", record)
@@ -121,7 +122,7 @@ def write_groups(
 def write_tree(folder: RunFolder, model: Model, reduced: Tensor, seed: int) -> None:
     """The merge tree of up to ``MOST_IN_TREE`` groups; more are nothing to look at, and would take minutes."""
     if model.groups.count > MOST_IN_TREE:
-        (folder.path / drawn.TREE).unlink(missing_ok=True)
+        folder.remove(drawn.TREE)
         return
     tree, piece = merge_tree(reduced, model.groups)
     drawn.write_tree(folder, tree, levels(reduced, tree, piece, seed=derive(seed, "levels")))
@@ -133,10 +134,10 @@ def write_map(folder: RunFolder, reduced: Tensor, seed: int) -> None:
 
 def found_again(folder: RunFolder) -> Source | None:
     """The images of a run, where they are still at hand."""
-    location = folder.read_json("run.json", files.RECORD)["location"]
+    location = folder.read_record()["location"]
     with suppress(DeepClusterError, OSError):
         if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
-            return find([row["path"] for row in folder.read_rows("clusters.csv", files.CLUSTERS)])
+            return find([row["path"] for row in folder.read_clusters()])
         return find(location) if _is_at_hand(location) else None
     return None
 
@@ -165,10 +166,10 @@ def pictures(source: Source | None, size: int) -> Picture:
     return picture
 
 
-def write_report(folder: RunFolder, source: Source | None) -> Path:
+def write_report(folder: RunFolder, source: Source | None) -> None:
     """report.html, and its charts as pictures: curves.png (of a run with rounds) and sizes.png."""
-    record = folder.read_json("run.json", files.RECORD)
-    clusters = folder.read_rows("clusters.csv", files.CLUSTERS)
+    record = folder.read_record()
+    clusters = folder.read_clusters()
     used = [row for row in clusters if row["status"] == "ok"]
     history = folder.read_rows("history.csv", files.HISTORY)
     page = render(
@@ -177,9 +178,9 @@ def write_report(folder: RunFolder, source: Source | None) -> Path:
         clusters=clusters,
         summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
         history=history,
-        metrics=folder.read_json("metrics.json") if (folder.path / "metrics.json").is_file() else None,
+        metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
-        duplicates=folder.read_rows("duplicates.csv") if (folder.path / "duplicates.csv").is_file() else None,
+        duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
         places=drawn.read_map(folder, len(used)),
         tree=drawn.read_tree(folder, len(used)),
@@ -192,4 +193,3 @@ def write_report(folder: RunFolder, source: Source | None) -> Path:
         folder.write_bytes("curves.png", curves_png(rounds))
     if sizes := histograms(used):
         folder.write_bytes("sizes.png", sizes_png(sizes))
-    return folder.path / "report.html"

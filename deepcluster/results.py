@@ -41,12 +41,12 @@ from deepcluster.storage.run_folder import RunFolder
 def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> RunFolder:
     """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
     numbers are new. ``source``: the images for the report, where the caller has them at hand."""
-    folder = files.open_run(run)
-    with files.locked(run):
-        _recut(folder, n_clusters, display or Silent())
+    files.open_run(run)
+    with files.locked(run) as folder, folder.next_state() as staged:
+        _recut(staged, n_clusters, display or Silent())
         with folder.believed():
-            write_report(folder, source or found_again(folder))
-    return folder
+            write_report(staged, source or found_again(staged))
+    return files.open_run(run)
 
 
 def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
@@ -58,28 +58,36 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
     fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
     groups = groups_of(rows.reduced, fine, n_clusters, record["seed"], folder.read_graph(len(rows.paths)))
     after = place(rows.reduced, groups, model.fine_centroids)
+    record.pop("edits", None)  # they were of the clusters before
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
     _write(folder, replace(model, groups=groups, names=names, junk=junk), rows, record, {})
 
 
 def apply(run: Path, edits: Edits) -> RunFolder:
-    """Merge, name and mark clusters of a run. UsageError where the edits are not for its present clusters."""
-    folder = files.open_run(run)
-    with files.locked(run):
+    """Merge, name and mark clusters of a run; edits that it has already change nothing.
+
+    UsageError where the edits are not for its present clusters.
+    """
+    files.open_run(run)
+    with files.locked(run) as folder:
         record, model, rows = read_run(folder)
+        if record.get("edits") == edits.digest:
+            return folder
         if edits.cut and edits.cut != record.get("cut"):
             raise UsageError(f"the edits are for other clusters than {run} has now: edit those of its report.html")
-        _write(folder, edited(model, edits), rows, record, {} if edits.merge else _baseline(folder))
-        with folder.believed():
-            write_report(folder, found_again(folder))
-    return folder
+        with folder.next_state() as staged:
+            baseline = {} if edits.merge else _baseline(folder)
+            _write(staged, edited(model, edits), rows, record | {"edits": edits.digest}, baseline)
+            with folder.believed():
+                write_report(staged, found_again(staged))
+    return files.open_run(run)
 
 
 def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
     """run.json, the model, and the images with their reduced features."""
-    record = folder.read_json("run.json", files.RECORD | {"rounds": int})
-    model = models.load(folder.path)
-    table = folder.read_rows("clusters.csv", files.CLUSTERS)
+    record = folder.read_json(files.RUN, {**files.RECORD, "rounds": int})
+    model = models.load_of_run(folder)
+    table = folder.read_clusters()
     used = [row for row in table if row["status"] == "ok"]
     dims = model.reduction.projection.shape[1]
     rows = Rows(
@@ -93,7 +101,7 @@ def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
 
 def _baseline(folder: RunFolder) -> dict[str, float]:
     """The figures of the network at the start, of which the groups at the end of the fit are the measure."""
-    metrics = folder.read_json("metrics.json") if (folder.path / "metrics.json").is_file() else {}
+    metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}
 
 
@@ -101,9 +109,9 @@ def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], 
     """The model with other groups than before, and the files that depend on them."""
     placement = model.place(rows.reduced)
     model = replace(model, outlier_distance=outlier_distances(placement, model.groups.count))
-    models.save(model, folder.model)
+    models.save_in_run(model, folder)
     write_groups(folder, model, rows, record, baseline)
-    if not (folder.path / drawn.MAP).exists():
+    if not folder.has(drawn.MAP):
         write_map(folder, rows.reduced, record["seed"])
 
 
@@ -168,17 +176,18 @@ def _predict(model: Model, source: Source) -> Prediction:
 
 def report(run: Path, source: Source | None = None) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
-    folder = files.open_run(run)
-    with files.locked(run), folder.believed():
-        if not all((folder.path / name).exists() for name in (drawn.MAP, drawn.TREE)):
-            _draw(folder)
-        return write_report(folder, source or found_again(folder))
+    files.open_run(run)
+    with files.locked(run) as folder, folder.next_state() as staged, folder.believed():
+        if not (folder.has(drawn.MAP) and folder.has(drawn.TREE)):
+            _draw(staged)
+        write_report(staged, source or found_again(staged))
+    return run / "report.html"
 
 
 def _draw(folder: RunFolder) -> None:
     """Map and tree of a run of version 0.1, which had none; without features or model the report does without."""
     with suppress(DeepClusterError):
         record, model, rows = read_run(folder)
-        if not (folder.path / drawn.MAP).exists():
+        if not folder.has(drawn.MAP):
             write_map(folder, rows.reduced, record["seed"])
         write_tree(folder, model, rows.reduced, record["seed"])

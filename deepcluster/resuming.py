@@ -3,13 +3,15 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.images.decode import one_line
+from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import Source
 from deepcluster.images.store import Store
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import RunFolder, open_run
 
 IMAGES_READ = "checkpoints/images.csv"
 COLUMNS = ("path", "sha256")
@@ -46,10 +48,13 @@ def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
         "removed": [path for path in then if path not in now],
         "changed": [path for path in now if path in then and then[path] != now[path]],
     }
-    if not any(differences.values()) and list(then) == list(now):
-        return
+    if any(differences.values()) or list(then) != list(now):
+        raise _differing(differences)
+
+
+def _differing(differences: Mapping[str, Sequence[str]]) -> DataError:
     shown = "; ".join(f"{len(paths):,} {what} ({_some(paths)})" for what, paths in differences.items() if paths)
-    raise DataError(
+    return DataError(
         f"the images are not those that the run began with: {shown or 'they are in another order'}: put them back, or"
         " begin anew with --overwrite"
     )
@@ -57,6 +62,43 @@ def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
 
 def _some(paths: Sequence[str]) -> str:
     return ", ".join([*map(one_line, paths[:SHOWN]), *(["..."] if len(paths) > SHOWN else [])])
+
+
+def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) -> bool:
+    """Whether the run at ``out`` has ended well. UsageError or DataError where it has another seed or other images."""
+    if not is_run(out):
+        return False
+    folder = open_run(out)
+    record = folder.read_record()
+    if record.get("status") != "done":
+        return False
+    check_options({"n_clusters": n_clusters, **record}, {"n_clusters": n_clusters, "seed": seed})
+    then = {row["path"] for row in folder.read_clusters()}
+    now = {*source.paths, *(path for path, _ in source.skipped)}
+    if then != now:
+        raise _differing({"added": sorted(now - then), "removed": sorted(then - now)})
+    return True
+
+
+def check_run(checkpoints: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ModelError where a checkpoint is not of this run. (Those of version 0.1 do not say which run they are of.)"""
+    if "run" in then and then["run"] != now["run"]:
+        raise ModelError(
+            f"the last checkpoint in {checkpoints} is of run {then['run']}, and this is run {now['run']}: put back the"
+            " checkpoints of this run"
+        )
+
+
+def history(folder: RunFolder, columns: Sequence[str], rounds: int) -> list[Mapping[str, Any]]:
+    """The rows of the first ``rounds`` rounds in history.csv. DiskError where they are not all there."""
+    rows = folder.read_rows("history.csv", columns)
+    numbers = [row["round"] for row in rows]
+    if numbers[:rounds] != [str(number) for number in range(rounds)]:
+        raise DiskError(
+            f"{folder.path / 'history.csv'} has the rounds {', '.join(numbers[:10]) or 'of none'}, and the checkpoint"
+            f" comes after {rounds}: restore the file from a copy"
+        )
+    return [*rows[:rounds]]
 
 
 def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,14 +1,14 @@
 """The composition root: recipe + images -> objects -> the loop -> files. The only place that knows them all."""
 
 import math
+import os
 import resource
-import shutil
+import secrets
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +27,7 @@ from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
 from deepcluster.display import Display, Silent
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
@@ -47,8 +47,10 @@ from deepcluster.storage import drawn, tables
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
+from deepcluster.storage.generation import check_places
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import SCRATCH, RunFolder, graph_of, graph_tensors
+from deepcluster.storage.ownership import own_files
+from deepcluster.storage.run_folder import RunFolder, graph_of, graph_tensors
 from deepcluster.storage.tables import round_to
 
 
@@ -97,13 +99,13 @@ def fit(
     keep_freed_memory()
     device = choose_device(request.device)
     display = display if display and processes.leads else Silent()
-    if request.resume and request.out:
-        out = request.out
-        if finished := processes.first(lambda: files.finished(out)):
-            display.say("Run", f"{finished.path} is finished already")
-            return finished
     source = find(images, stdin=stdin)
     check_alike(source, processes)
+    if request.resume and request.out:
+        out = request.out
+        if processes.first(lambda: resuming.is_finished(out, source, request.n_clusters, request.seed)):
+            display.say("Run", f"{out} is finished already")
+            return files.open_run(out)
     labels = true_labels(request.labels, source) if request.labels else None
     seen = preview(source)
     recipe = plan(source, seen, request).recipe
@@ -117,11 +119,16 @@ def fit(
     out = processes.first(lambda: request.out or Path("runs") / own)
     if processes.leads:
         files.check_free(out, overwrite=request.overwrite, resume=request.resume)
-    with files.locked(out) if processes.leads else nullcontext():
-        made = processes.first(lambda: files.create(out, overwrite=request.overwrite, resume=request.resume))
-        folder = replace(made, ours=processes.leads)
+        if request.overwrite:
+            check_not_inside(source, out)
+    with files.shared_lock(out, processes, make=True) as folder:
+        if folder.ours:
+            check_places(folder.path)
+        begun = folder.read_record() if folder.has(files.RUN) and folder.ours else {}
+        replacing = bool(begun) and request.overwrite
         record: dict[str, Any] = {
             "schema_version": files.SCHEMA_VERSION,
+            "run": secrets.token_hex(8) if replacing else begun.get("run", secrets.token_hex(8)),
             "version": deepcluster.__version__,
             "status": "running",
             "command": request.command,
@@ -129,12 +136,14 @@ def fit(
             "location": source.location,
             "started": started.isoformat(timespec="seconds"),
             "seed": request.seed,
+            "n_clusters": request.n_clusters,
             "device": str(device),
             "environment": environment(device, processes.count),
         }
-        checkpoints = Checkpoints(folder.path / "checkpoints")
+        checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
         found = checkpoints.latest() if request.resume and processes.leads else None
-        folder.write_json("run.json", record)
+        if not replacing:
+            folder.write_json(files.RUN, record)
         stop = stop or Stop()
         job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop, processes)
         job.display.say("Run", str(folder.path))
@@ -144,34 +153,31 @@ def fit(
             record["memory_estimate_mb"] = round(needed.total / 1e6)
             job.display.say("Memory", f"{needed.text}, {available / 1e9:.1f} GB are free")
         try:
-            with _scratch(folder) as scratch:
-                read = _read(job, network, scratch)
-                trained = _train(job, network, read, found)
-                _finish(job, network, read.store, read.recipe, trained)
+            # A run that is there already stays whole until the new one has read its images.
+            with folder.next_state(anew=True) if replacing else nullcontext(folder) as reading:
+                read = _read(replace(job, folder=reading), network)
+                if replacing:
+                    reading.write_json(files.RUN, record)
+            trained = _train(job, network, read, found)
+            _finish(job, network, read.store, read.recipe, trained)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Stopped)
             record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
             with suppress(DeepClusterError):
-                folder.write_json("run.json", record)
+                if folder.read_record().get("run") == record["run"]:  # and not the one that was to be replaced
+                    folder.write_json(files.RUN, record)
             raise
-    return folder
+    return files.open_run(folder.path)
 
 
-@contextmanager
-def _scratch(folder: RunFolder) -> Iterator[Path]:
-    """Where a process may keep the pixels of its images while it runs, if memory is too small for them."""
-    folder.path.mkdir(parents=True, exist_ok=True)  # on another machine than the first process's it may be missing
-    if folder.ours:
-        try:
-            yield folder.path
-        finally:
-            (folder.path / "images.u8").unlink(missing_ok=True)
-        return
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.path))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def check_not_inside(source: Source, out: Path) -> None:
+    """UsageError where ``--overwrite`` would remove one of the images, as a file of the run that is replaced."""
+    own = {os.path.realpath(out / name) for name in own_files(out)}
+    names = {Path(path).name for path in own}
+    files_read = (source.file(i) for i in range(len(source.paths))) if source.file else ()
+    for file in (Path(source.location), *files_read):
+        if file.name in names and os.path.realpath(file) in own:
+            raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 
 
 @dataclass(frozen=True)
@@ -206,13 +212,13 @@ class _Read:
     digests: Mapping[str, str]
 
 
-def _read(job: _Job, network: Network, scratch: Path) -> _Read:
+def _read(job: _Job, network: Network) -> _Read:
     """Read the images once, and settle what depends on how many are usable and on the network."""
     store = read_share(
         job.source,
         plan(job.source, job.seen, job.request).recipe.store_size,
         job.processes,
-        folder=scratch,
+        folder=job.folder.scratch,
         progress=partial(job.display.progress, "reading"),
     )
     count, skipped = len(store.kept), store.skipped
@@ -299,12 +305,16 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
     limit = job.request.time_limit
     stopped = ""
     own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
-    about = {"options": {**asdict(recipe), **own}, "environment": job.record["environment"]}
+    about = {
+        "options": {**asdict(recipe), **own}, "environment": job.record["environment"],
+        "run": job.record["run"], "fingerprint": job.record["fingerprint"],
+    }  # fmt: skip
     if found:
+        resuming.check_run(job.checkpoints.folder, found.about, about)
         resuming.check_options(found.about["options"], about["options"])
         resuming.check_images(job.folder, read.digests)
         job.record["resumed"] = resuming.differing_environment(found.about["environment"], about["environment"])
-        history = [row for row in job.folder.read_rows("history.csv") if int(row["round"]) < found.state.round]
+        history = resuming.history(job.folder, columns, found.state.round)
         start = _start_of(found.parts["start"]) if "start" in found.parts else None
         weights = list(found.about["weights"])
         graphs = [graph_of(found.parts[f"graph{i}"], len(store.kept)) for i in range(len(weights))]
@@ -403,7 +413,9 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     table = store.table
     small = table.at_first(pictures(store.images, table.own.start, table.total))
     if job.processes.leads:
-        _write(job, network, store, recipe, trained, result, n_clusters, graph, small)
+        with job.folder.next_state() as staged:
+            _write(replace(job, folder=staged), network, store, recipe, trained, result, n_clusters, graph, small)
+        job.display.say("Done", _summary(job.folder, job.record))
 
 
 def _guarded(job: _Job, reduced: Tensor, trained: _Trained, n_clusters: int) -> tuple[Graph | None, bool]:
@@ -412,7 +424,6 @@ def _guarded(job: _Job, reduced: Tensor, trained: _Trained, n_clusters: int) -> 
         return None, True
     last = _graph(reduced, job.request.seed)
     graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
-    job.folder.write_graph(graph)
     if n_clusters < 2 or len(graph.rows) < ROWS_EACH * n_clusters:
         return graph, True
     found = guard(trained.graphs[0], last, graph, n_clusters, derive(job.request.seed, "guard"))
@@ -442,7 +453,9 @@ def _write(
         reduced, clustering = trained.start
         first = groups_of(reduced, clustering, n_clusters, request.seed)
         baseline = tables.metrics(truth, place(reduced, first, clustering.centroids))
-    models.save(model, folder.model)
+    models.save_in_run(model, folder)
+    if graph:
+        folder.write_graph(graph)
     folder.write_array("features.npy", result.reduced.numpy())
     job.record.update(
         rounds=trained.rounds, stopped_because=trained.stopped_because,
@@ -457,8 +470,7 @@ def _write(
     folder.write_bytes(drawn.SHEET, sheet(small))
     write_report(folder, job.source)
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
-    folder.write_json("run.json", job.record)
-    job.display.say("Done", _summary(folder, job.record))
+    folder.write_json(files.RUN, job.record)
 
 
 FOR_THE_RESULT = 0.05  # of a time limit: the final features, the cut and the report come after the rounds

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.nets.backbone import build
 from deepcluster.records import Clustering, State, Trained, Work
-from deepcluster.storage import checkpoint, run_folder
+from deepcluster.storage import checkpoint, ownership, run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from tests.commands import Commands
 from tests.drawings import drawings
@@ -110,7 +110,7 @@ WINDOWS = {
     "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 4),
     "while it is written": ("os:fsync", 12),
     "before the rename": ("pathlib:Path.replace", 14),
-    "after the rename": ("deepcluster.storage.run_folder:_sync", 16),
+    "after the rename": ("deepcluster.storage.atomic:sync_folder", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
     "between the rounds": ("deepcluster.storage.tables:history_row", 2),
@@ -120,14 +120,15 @@ WINDOWS = {
 }
 
 
-def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied):
-    left = [copied / f".run.json.{i}.tmp" for i in range(2)]
-    left += [copied / "checkpoints" / ".000000-00000001.safetensors.7.tmp", copied / "model" / ".config.json.7.tmp"]
-    (copied / "model").mkdir(exist_ok=True)
-    for path in left:
-        path.write_bytes(b"half")
+def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied, tmp_path):
+    with ownership.scratch(copied) as folder:
+        (folder / "half").write_bytes(b"half")
+        left = Path(shutil.copytree(folder, tmp_path / folder.name))
+    shutil.move(left, copied)
+    foreign = copied / ".deepcluster-0123456789abcdef"  # called like one, without a marker of its own name
+    shutil.copytree(copied / left.name, foreign)
     finish(command, pictures, copied)
-    assert not any(path.exists() for path in left)
+    assert not (copied / left.name).exists() and (foreign / "half").exists()
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -200,7 +201,7 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
 
 def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
     out = tmp_path / "run"
-    with run_folder.locked(out):
+    with run_folder.locked(out, make=True):
         for more in ([], ["--resume"], ["--overwrite"]):
             code, said = command("fit", pictures, "-o", out, *OPTIONS, *more)
             assert code == 5

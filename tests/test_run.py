@@ -21,7 +21,9 @@ from deepcluster.recipe import Recipe
 from deepcluster.run import Request
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.atomic import write_whole
 from tests.predicting import predicted
+from tests.tiny import empty_folder
 
 QUICK = {"rounds": 2, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
 
@@ -358,13 +360,13 @@ def test_a_damaged_model_is_refused(finished, tmp_path, damage):
 
 def test_csv_survives_odd_names(tmp_path):
     odd = ['a,"b".png', "new\nline.png", "caf\udce9.png", "=1+1.png", "ü.png"]
-    folder = files.create(tmp_path / "run")
+    folder = empty_folder(tmp_path / "run")
     folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": "x"} for path in odd])
     assert [row["path"] for row in folder.read_rows("skipped.csv")] == odd
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
-    folder = files.create(tmp_path / "run")
+    folder = empty_folder(tmp_path / "run")
     folder.write_text("recipe.toml", "old")
 
     def fails(file: io.TextIOBase) -> None:
@@ -372,7 +374,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DiskError, match="No space left"):
-        files.write_whole(folder.path / "recipe.toml", fails)
+        write_whole(folder.path / "recipe.toml", fails)
     assert (folder.path / "recipe.toml").read_text() == "old"
     assert [path.name for path in folder.path.iterdir()] == ["recipe.toml"]
 

@@ -23,7 +23,9 @@ from deepcluster.run import Request
 from deepcluster.storage import model as models
 from deepcluster.storage import reading
 from deepcluster.storage import run_folder as files
-from tests.tiny import change_config, tiny_run
+from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.ownership import NAMES
+from tests.tiny import change_config, empty_folder, tiny_run
 
 QUICK = {"backbone": "compact", "rounds": 0, "image_size": 16, "pseudo_labels": 3, "precision": "fp32"}
 
@@ -263,7 +265,7 @@ def outside(run, tmp_path) -> Iterator[Path]:
     assert {path.relative_to(around).parts[0] for path in around.iterdir()} == {"x", "here"}
     assert {path.name for path in (around / "here").iterdir()} <= {"x", "run", "out.csv", "out.npy"}
     assert (around / "x").read_text() == (around / "here" / "x").read_text() == "mine"
-    assert {path.name for path in run.iterdir()} <= set(files.CONTENTS)
+    assert {path.name for path in run.iterdir()} <= {*NAMES, "model", "checkpoints"}
     assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
 
 
@@ -283,6 +285,7 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, monkeypa
     for row, path in zip(rows, PATHS, strict=False):
         row["path"] = row["label"] = path
     files.RunFolder(run).write_rows("clusters.csv", files.CLUSTERS, rows)
+    change_record(run, rows=files.rows_digest(rows))
     for path in PATHS[:2]:
         change_config(run / "model", names=[path, path, path])
         ends_well(["predict", str(run), str(photos), "-o", "out.csv"], capsys, (0,))
@@ -300,9 +303,7 @@ def test_30_paths_as_the_backbone(run, outside, photos, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-LINKED = [
-    name for name in files.CONTENTS if name not in ("model", "checkpoints", "images.u8", "recipe.toml", files.GRAPH)
-]
+LINKED = [name for name in sorted(NAMES) if "/" not in name and name not in ("images.u8", "recipe.toml", files.GRAPH)]
 
 
 def linked(run: Path, target: Path, names: list[str]) -> dict[str, Path]:
@@ -320,24 +321,19 @@ def linked(run: Path, target: Path, names: list[str]) -> dict[str, Path]:
 def test_links_in_a_run_are_replaced_and_not_followed(run, tmp_path, capsys):
     there = linked(run, tmp_path / "elsewhere", LINKED)
     before = {name: path.read_bytes() for name, path in there.items()}
-    stale = [run / f".{name}.{os.getpid()}.tmp" for name in LINKED]
-    for path in stale:
-        path.symlink_to(tmp_path / "elsewhere" / "target")
     ends_well(["recut", str(run), "-k", "3"], capsys, (0,))
     assert {name: path.read_bytes() for name, path in there.items()} == before
-    assert not (tmp_path / "elsewhere" / "target").exists()
     written = ["clusters.csv", "cluster_summary.csv", "metrics.json", "run.json", "report.html"]
     assert not any((run / name).is_symlink() for name in written)
-    assert not any((run / f".{name}.{os.getpid()}.tmp").exists() for name in written)
 
 
 def test_a_plain_write_would_follow_them(run, tmp_path):
-    """The negative control: the link works, and it is the exclusive new file and the rename that leave it alone."""
+    """The negative control: the link works, and it is the new file and the rename that leave its target alone."""
     target = tmp_path / "target"
-    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(target)
-    (tmp_path / f".a.{os.getpid()}.tmp").write_text("hello")
+    (tmp_path / "a").symlink_to(target)
+    (tmp_path / "a").write_text("hello")
     assert target.read_text() == "hello"
-    files.write_whole(tmp_path / "a", lambda file: file.write("other"))
+    write_whole(tmp_path / "a", lambda file: file.write("other"))
     assert target.read_text() == "hello" and (tmp_path / "a").read_text() == "other"
 
 
@@ -355,11 +351,10 @@ def test_overwrite_removes_links_and_not_what_they_lead_to(run, photos, tmp_path
     (target / "keep").write_text("mine")
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "checkpoints")
-    for name in files.CONTENTS:
-        if name != "run.json":
+    for name in sorted(NAMES):
+        if name != "run.json" and "/" not in name:
             (run / name).unlink(missing_ok=True)
-            (run / name).symlink_to(target if name in ("model", "checkpoints") else target / name)
-    (run / f".probe-{os.getpid()}").symlink_to(target / "probe")
+            (run / name).symlink_to(target / name)
     runs.fit(photos, Request(out=run, n_clusters=3, options=QUICK, overwrite=True))
     assert [path.name for path in target.iterdir()] == ["keep"]
     assert not any(path.is_symlink() for path in run.rglob("*"))
@@ -401,12 +396,12 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
         raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
 
     with pytest.raises(UnicodeEncodeError):
-        files.write_whole(tmp_path / "a", fails)
+        write_whole(tmp_path / "a", fails)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_features_come_back(tmp_path):
-    folder = files.create(tmp_path / "run")
+    folder = empty_folder(tmp_path / "run")
     features = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).numpy()
     folder.write_array("features.npy", features)
     assert np.array_equal(folder.read_array("features.npy", 7, 3), features)

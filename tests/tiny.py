@@ -13,6 +13,7 @@ from deepcluster.nets.backbone import build
 from deepcluster.storage import model as models
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.model import Model
+from deepcluster.storage.run_folder import RunFolder
 
 SIZE = 16
 
@@ -36,10 +37,19 @@ def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
     )
 
 
+RECORD = {"schema_version": 1, "images": "tiny", "location": "python:paths", "seed": 0}
+
+
+def empty_folder(path: Path) -> RunFolder:
+    """A run folder without a file, to write into."""
+    path.mkdir()
+    return RunFolder(path)
+
+
 def tiny_run(folder: Path, **changes: Any) -> Path:
     """A folder that has what ``predict`` needs of a run."""
     folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(json.dumps(RECORD))
     models.save(tiny_model(**changes), folder / "model")
     return folder
 

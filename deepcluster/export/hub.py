@@ -13,8 +13,9 @@ from deepcluster.export.places import new_folder
 from deepcluster.report.text import inert, number, percent, three
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import RunFolder, write_whole
+from deepcluster.storage.run_folder import RunFolder
 
 CARD = "README.md"
 METRICS = {"acc": "accuracy (best matching)", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
@@ -41,9 +42,13 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     The card has figures, names of clusters, options and versions; no path of this machine and no name of an image.
     """
-    folder, display = files.open_run(run), display or Silent()
-    model = models.load(folder.path)
-    text = card(folder, model)
+    display = display or Silent()
+
+    def read(folder: RunFolder) -> tuple[Model, str]:
+        model = models.load_of_run(folder)
+        return model, card(folder, model)
+
+    model, text = files.read_state(run, read)
     with new_folder(out) as beside:
         models.save(model, beside)
         write_whole(beside / CARD, lambda file: file.write(text))
@@ -54,9 +59,9 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
 
 def card(folder: RunFolder, model: Model) -> str:
     """The model card of a run, in Markdown."""
-    record = folder.read_json("run.json", files.RECORD)
+    record = folder.read_record()
     summary = folder.read_rows("cluster_summary.csv", ("cluster", "name", "size", "share"))
-    metrics = folder.read_json("metrics.json") if (folder.path / "metrics.json").is_file() else {}
+    metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     parameters = sum(value.numel() for value in model.network.body.parameters())
     backbone = str(model.network.architecture["name"])
     dims = model.reduction.projection.shape[1]
@@ -119,7 +124,7 @@ def _quality(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 def _recipe(folder: RunFolder) -> str:
     """The options, of the file of weights no more than its name."""
     with folder.believed():
-        options = tomllib.loads((folder.path / "recipe.toml").read_text(encoding="utf-8"))
+        options = tomllib.loads(folder.file("recipe.toml").read_text(encoding="utf-8"))
     if isinstance(weights := options.get("weights"), str):
         options["weights"] = re.split(r"[/\\]", weights)[-1]
     kept = {key: value for key, value in options.items() if isinstance(value, str | int | float) and key.isidentifier()}

@@ -37,8 +37,9 @@ def read_members(run: Path, images: Images | None = None) -> Members:
     DiskError where there is no finished run, DataError where none of its images is there.
     """
     folder = files.open_run(run)
-    rows = folder.read_rows("clusters.csv", files.CLUSTERS)
-    summary = folder.read_rows("cluster_summary.csv", ("cluster",))
+    rows, summary = files.read_state(
+        run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv", ("cluster",)))
+    )
     source = find(images) if images is not None else found_again(folder)
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
@@ -46,7 +47,7 @@ def read_members(run: Path, images: Images | None = None) -> Members:
         for row in used:
             int(row["cluster"])
     if source is None or not any(row["path"] in index for row in used):
-        where = source.location if source else str(folder.read_json("run.json", files.RECORD)["location"])
+        where = source.location if source else str(folder.read_record()["location"])
         raise DataError(
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(where)}): say where they are"
             " now with --images IMAGES"

@@ -29,11 +29,13 @@ def official(run: Path, out: Path, *, fold_sobel: bool = False, display: Display
         DiskError: there is something at ``out``, or it cannot be written.
     """
     check_no_file(out)
-    folder, display = files.open_run(run), display or Silent()
-    record = folder.read_json("run.json", files.RECORD | {"rounds": int})
-    network = models.load(folder.path).network
+    display = display or Silent()
+    record, model = files.read_state(
+        run, lambda folder: (folder.read_json(files.RUN, {**files.RECORD, "rounds": int}), models.load_of_run(folder))
+    )
+    network = model.network
     _check(network)
-    network.head = _last_head(folder.path / "checkpoints", network)
+    network.head = _last_head(run / "checkpoints", network)
     write_official(network, out, epoch=record["rounds"], fold_sobel=fold_sobel)
     clusters = f"of {network.head.out_features:,} pseudo-labels" if isinstance(network.head, nn.Linear) else "left out"
     display.say("Exported", f"{out}: {network.architecture['name']}, top_layer {clusters}, epoch {record['rounds']}")

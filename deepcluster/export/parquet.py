@@ -9,6 +9,7 @@ from deepcluster.errors import missing_extra
 from deepcluster.export.places import check_no_file, write_file
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import RunFolder
 
 
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
@@ -26,12 +27,17 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     import numpy as np
 
     check_no_file(out)
-    folder = files.open_run(run)
-    rows = folder.read_rows("clusters.csv", files.CLUSTERS)
-    dims = models.load(folder.path).reduction.projection.shape[1]
-    used = np.array([row["status"] == "ok" for row in rows], bool)
-    features = np.full((len(rows), dims), np.nan, np.float32)
-    features[used] = folder.read_array("features.npy", int(used.sum()), dims)
+
+    def read(folder: RunFolder) -> tuple[list[dict[str, str]], Any]:
+        rows = folder.read_clusters()
+        dims = models.load_of_run(folder).reduction.projection.shape[1]
+        used = np.array([row["status"] == "ok" for row in rows], bool)
+        features = np.full((len(rows), dims), np.nan, np.float32)
+        features[used] = folder.read_array("features.npy", int(used.sum()), dims)
+        return rows, features
+
+    rows, features = files.read_state(run, read)
+    dims = features.shape[1]
     whole, real = (pa.int32(), int), (pa.float64(), float)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
         "cluster": whole, "fine_cluster": whole, "distance": real, "margin": real,
@@ -44,7 +50,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         empty = [not row[name] and not (name == "name" and row["cluster"]) for row in rows]
         return pa.array([None if none else parse(row[name]) for row, none in zip(rows, empty, strict=True)], kind)
 
-    with folder.believed():
+    with files.open_run(run).believed():
         columns = {name: column(name) for name in files.CLUSTERS}
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)
     write_file(out, lambda file: pq.write_table(pa.table(columns), file))

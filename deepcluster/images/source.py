@@ -31,6 +31,7 @@ from deepcluster.images.decode import (
     one_line,
     short_side,
 )
+from deepcluster.images.run_folders import is_run
 
 _WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern of shards as "
@@ -204,13 +205,15 @@ def _from_place(text: str, max_pixels: int) -> Source:
 
 def _from_folder(folder: Path, max_pixels: int) -> Source:
     """Every file below the folder, or every image in it where it holds shards. What starts with a dot is ignored, what
-    is no file of its own is skipped."""
+    is no file of its own is skipped. Run folders below it are left out."""
     paths: list[str] = []
     skipped: list[tuple[str, str]] = []
     try:
         os.scandir(folder).close()
     except OSError as error:
         raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
+    if is_run(folder):
+        raise DataError(f"{one_line(str(folder))} is a run folder, and its pictures are no images: name their folder")
     for path, reason in _walk(folder):
         if reason is None:
             paths.append(path)
@@ -257,7 +260,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
                 if entry.is_symlink():
                     yield path, "a symbolic link, not followed"
                 elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(path + "/")
+                    if not is_run(folder / path):
+                        waiting.append(path + "/")
                 elif entry.is_file(follow_symlinks=False):
                     yield path, None
                 else:

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.records import Clustering, State, Trained, Work
+from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.digest import json_sha256, sha256
+from deepcluster.storage.ownership import is_checkpoint
 from deepcluster.storage.reading import read_json, read_tensors
-from deepcluster.storage.run_folder import write_tensors, write_whole
 
 SCHEMA_VERSION = 1
 KEPT = 2
+IMAGES = "images.csv"  # the images that the run began with (resuming.py)
 Tensors = Mapping[str, Tensor]
 
 
@@ -41,10 +43,11 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints in a folder. DiskError where that is a link, which might lead anywhere."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, scratch: Path | None = None):
         if folder.is_symlink():
             raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
         self.folder = folder
+        self.scratch = scratch
         self.parts: dict[str, str] = {}  # the digests of those that are written
 
     def add(self, name: str, tensors: Tensors) -> None:
@@ -73,7 +76,7 @@ class Checkpoints:
             "files": files,
         }
         text = json.dumps(value | {"sha256": json_sha256(value)}, indent=1)
-        write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"))
+        write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"), scratch=self.scratch)
         self._prune(name)
 
     def latest(self) -> Checkpoint | None:
@@ -103,7 +106,7 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}.safetensors"
         try:
-            written = write_tensors(path, tensors)
+            written = write_tensors(path, tensors, scratch=self.scratch)
         except DiskError as error:
             needed = sum(value.numel() * value.element_size() for value in tensors.values())
             raise DiskError(
@@ -139,7 +142,7 @@ class Checkpoints:
         kept = sorted(path for path in self.folder.glob("*-*.json") if path.stem <= last)[-KEPT:]
         wanted = {path.stem for path in kept} | self.parts.keys()
         for path in self.folder.iterdir():
-            if path.stem not in wanted and path.suffix in (".json", ".safetensors"):
+            if path.stem not in wanted and path.name != IMAGES and is_checkpoint(path.name):
                 path.unlink(missing_ok=True)
 
 

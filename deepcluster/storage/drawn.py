@@ -27,12 +27,12 @@ def write_map(folder: RunFolder, places: Points) -> None:
 
 def read_map(folder: RunFolder, images: int) -> npt.NDArray[Any] | None:
     """The places of all images (float32, N x 2); None where the run has none."""
-    return folder.read_array(MAP, images, 2) if (folder.path / MAP).exists() else None
+    return folder.read_array(MAP, images, 2) if folder.has(MAP) else None
 
 
 def read_sheet(folder: RunFolder) -> bytes:
     """The sheet of tiny pictures; empty where the run has none."""
-    path = folder.path / SHEET
+    path = folder.file(SHEET)
     if not path.exists():
         return b""
     with folder.believed():
@@ -76,7 +76,7 @@ def write_tree(folder: RunFolder, tree: Tree, levels: Sequence[Level]) -> None:
 
 def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None:
     """The tree of ``images`` images and its levels; None where the run has none. DiskError where it is no tree."""
-    if not (folder.path / TREE).exists():
+    if not folder.has(TREE):
         return None
     types = {"groups": list, "merges": list, "sizes": list, "medoids": list, "levels": list}
     table = folder.read_json(TREE, types)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepcluster.clustering.cut import Cut
 from deepcluster.errors import UsageError
+from deepcluster.storage.digest import json_sha256
 from deepcluster.storage.model import Model
 from deepcluster.storage.reading import read_json
 
@@ -30,6 +31,11 @@ class Edits:
     names: Mapping[int, str]
     merge: tuple[tuple[int, ...], ...]
     junk: tuple[int, ...] | None
+
+    @property
+    def digest(self) -> str:
+        """By which run.json tells that these edits were applied already."""
+        return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk])
 
 
 def read_edits(path: Path) -> Edits:

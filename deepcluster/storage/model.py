@@ -21,14 +21,16 @@ from deepcluster.clustering.cut import Cut, Placement, place
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, DeepClusterError, DiskError, ModelError, NonFiniteError
 from deepcluster.images.decode import one_line
+from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import Images, find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build, shapes_only
 from deepcluster.nets.weights import first_line
-from deepcluster.storage.digest import json_sha256, sha256
+from deepcluster.storage.atomic import write_tensors, write_whole
+from deepcluster.storage.digest import json_sha256
 from deepcluster.storage.reading import read_json, read_tensors
-from deepcluster.storage.run_folder import write_tensors, write_whole
+from deepcluster.storage.run_folder import RunFolder, read_state
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -96,6 +98,18 @@ def save(model: Model, folder: Path) -> None:
     if folder.is_symlink():
         raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
     folder.mkdir(parents=True, exist_ok=True)
+    digest = write_tensors(folder / WEIGHTS, _tensors(model))
+    text = _config(model, digest)
+    write_whole(folder / CONFIG, lambda file: file.write(text))
+
+
+def save_in_run(model: Model, run: RunFolder) -> None:
+    """Write the model of a run."""
+    digest = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
+    run.write_text(f"model/{CONFIG}", _config(model, digest))
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
     tensors = {f"body.{name}": value for name, value in model.network.body.state_dict().items()}
     tensors |= {
         "reduction.mean": model.reduction.mean,
@@ -105,7 +119,10 @@ def save(model: Model, folder: Path) -> None:
         "groups.groups": model.groups.groups,
         "outlier_distance": model.outlier_distance,
     }
-    write_tensors(folder / WEIGHTS, tensors)
+    return tensors
+
+
+def _config(model: Model, weights_sha256: str) -> str:
     config = {
         "schema_version": SCHEMA_VERSION,
         "architecture": model.network.architecture,
@@ -114,10 +131,10 @@ def save(model: Model, folder: Path) -> None:
         "batch_size": model.batch_size,
         "names": list(model.names),
         "junk": list(model.junk),
-        "weights_sha256": sha256(folder / WEIGHTS),
+        "weights_sha256": weights_sha256,
     }
     config["config_sha256"] = json_sha256(config)
-    write_whole(folder / CONFIG, lambda file: file.write(json.dumps(config, indent=2) + "\n"))
+    return json.dumps(config, indent=2) + "\n"
 
 
 def load(folder: str | Path, device: torch.device | None = None) -> Model:
@@ -126,18 +143,29 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
     It takes memory in proportion to the files. ModelError names the file that is missing, damaged or does not fit.
     """
     folder = Path(folder)
+    if is_run(folder):
+        return read_state(folder, lambda run: load_of_run(run, device))
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    path = folder / CONFIG
+    return _load(folder, folder / CONFIG, folder / WEIGHTS, device)
+
+
+def load_of_run(run: RunFolder, device: torch.device | None = None) -> Model:
+    """Read the model of a run, as :func:`load` does."""
+    return _load(run.path / "model", run.file(f"model/{CONFIG}"), run.file(f"model/{WEIGHTS}"), device)
+
+
+def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.device | None) -> Model:
+    path = config_path
     try:
         config = _read_config(path)
-        path = folder / WEIGHTS
+        path = weights_path
         tensors = read_tensors(path, config.get("weights_sha256"))
         feature_dim = _claimed_feature_dim(tensors)
-        path = folder / CONFIG
+        path = config_path
         with shapes_only():
             shapes = build(**config["architecture"], feature_dim=feature_dim)
         _check_constants(shapes)
-        path = folder / WEIGHTS
+        path = weights_path
         _check_shapes(tensors, shapes, len(config["names"]))
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
         network = build(**config["architecture"])

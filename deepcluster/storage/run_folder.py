@@ -6,24 +6,32 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save as as_bytes
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.images.run_folders import RECORD as RECORD
+from deepcluster.images.run_folders import RUN as RUN
+from deepcluster.images.run_folders import is_run
+from deepcluster.processes import Processes
+from deepcluster.storage import generation
+from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.cells import guarded, unguarded
+from deepcluster.storage.generation import Stage
+from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.reading import check_file, read_json, read_tensors
 
 SCHEMA_VERSION = 1
@@ -35,25 +43,13 @@ HISTORY = (
     "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
-LOCK = ".lock"
-SCRATCH = "images-"  # and a number: folders in which processes other than the first keep their pixels
 GRAPH = "neighbours.safetensors"
-# The values of run.json that commands read again.
-RECORD = {"images": str, "location": str, "seed": int}
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
-# Of `deepcluster evaluate`, a file for each.
-PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
-# All that a run may leave behind, with a sheet of filters for each layer; --overwrite removes these and nothing else.
-CONTENTS = (
-    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
-    "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
-    "map.npy", "tree.json", "thumbnails.webp", "curves.png", "sizes.png",
-    *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
-)  # fmt: skip
-
 MOST_CSV = 4 << 30  # bytes: about 25 million images
+ATTEMPTS, PAUSE = 100, 0.02  # to read one state of a run that another process changes; seconds between two
 
 Row = Mapping[str, Any]
+Value = TypeVar("Value")
 
 
 def evaluation(protocol: str) -> str:
@@ -68,15 +64,54 @@ def filters(layer: str) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that :func:`create` made or :func:`open_run` found. ``ours``: of several processes one writes, and for
-    the others nothing is written."""
+    """A run folder that :func:`open_run` or :func:`locked` found.
+
+    Args:
+        path: Where it is.
+        ours: Whether this process writes: of several, only the main rank does, and for the others nothing is written.
+        scratch: The folder for unfinished files, of whoever has the lock.
+        stage: Where the files of the next state are collected; None writes each file to its place at once.
+    """
 
     path: Path
     ours: bool = True
+    scratch: Path | None = None
+    stage: Stage | None = None
 
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
+    def file(self, name: str) -> Path:
+        """Where a file of the run is; there is none where the path does not exist."""
+        if self.stage and (name in self.stage.removed or (self.stage.folder / name).exists()):
+            return self.stage.folder / name
+        return generation.current(self.path, name)
+
+    def has(self, name: str) -> bool:
+        return self.file(name).is_file()
+
+    @contextmanager
+    def next_state(self, *, anew: bool = False) -> Iterator["RunFolder"]:
+        """This folder with writes that become current all at once, at the end of the context; an error drops them.
+
+        anew: the next state has no file of the present one.
+        """
+        if not self.ours:
+            yield self
+            return
+        assert self.scratch is not None, "writing needs the lock"
+        generation.check_places(self.path)
+        stage = Stage(self.path, self.scratch / secrets.token_hex(4))
+        if anew:
+            stage.removed |= set(own_files(self.path))
+        yield replace(self, stage=stage)
+        stage.commit()
+
+    def remove(self, name: str) -> None:
+        """Do without a file."""
+        if not self.ours:
+            return
+        if self.stage:
+            self.stage.remove(name)
+        else:
+            (self.path / name).unlink(missing_ok=True)
 
     def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         self._write(name, lambda file: write_csv(file, columns, rows))
@@ -112,16 +147,32 @@ class RunFolder:
                     raise ValueError(f"it has no {key} of type {kind.__name__}")
             return value
 
+    def read_record(self) -> dict[str, Any]:
+        """run.json."""
+        return self.read_json(RUN, RECORD)
+
+    def read_clusters(self) -> list[dict[str, str]]:
+        """The rows of clusters.csv. DiskError where they are not those that were written: other files go by them."""
+        rows = self.read_rows("clusters.csv", CLUSTERS)
+        record = self.read_record()
+        with self.believed():
+            known = record.get("rows", "")  # version 0.1 wrote only the digest of the clusters
+            if known != rows_digest(rows) if known else record.get("cut", "") not in ("", cut_digest(rows)):
+                raise DiskError(
+                    f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
+                    " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
+                )
+        return rows
+
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text))
 
     def write_graph(self, graph: Graph) -> None:
-        if self.ours:
-            write_tensors(self.path / GRAPH, graph_tensors(graph))
+        self.write_tensors(GRAPH, graph_tensors(graph))
 
     def read_graph(self, images: int) -> Graph | None:
         """The graph of ``images`` images that the groups were cut from; None where it is that of the features."""
-        if not (self.path / GRAPH).exists():
+        if not self.has(GRAPH):
             return None
         with self._read(GRAPH) as path:
             return graph_of(read_tensors(path), images)
@@ -134,7 +185,14 @@ class RunFolder:
 
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
         if self.ours:
-            write_whole(self.path / name, write, binary=binary)
+            write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+        """Write a safetensors file, and return its SHA-256 ("" where another process writes)."""
+        return write_tensors(self._place(name), tensors, scratch=self.scratch) if self.ours else ""
+
+    def _place(self, name: str) -> Path:
+        return self.stage.path(name) if self.stage else self.path / name
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """A table of finite float32 numbers of this shape."""
@@ -155,7 +213,7 @@ class RunFolder:
         """The path of a file of this run; what goes wrong in reading it is a DiskError."""
         path = self.path / name
         try:
-            yield path
+            yield self.file(name)
         except FileNotFoundError:
             raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error, SafetensorError) as error:
@@ -172,9 +230,24 @@ class RunFolder:
             raise _damaged(self.path, error) from error
 
 
+def rows_digest(rows: Iterable[Row]) -> str:
+    """SHA-256 of the images in clusters.csv, in their order, and their clusters."""
+    digest = hashlib.sha256()
+    for row in rows:
+        text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
+        digest.update(text.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def cut_digest(rows: Iterable[Row]) -> str:
+    """Which assignment clusters.csv holds: a digest of the clusters of the images that were used."""
+    clusters = np.array([int(row["cluster"]) for row in rows if row["status"] == "ok"], np.int64)
+    return hashlib.sha256(clusters.tobytes()).hexdigest()[:16]
+
+
 def _damaged(path: Path, error: Exception) -> DiskError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return DiskError(f"{path} is damaged ({reason}): fit again with --overwrite, or take a copy of it")
+    return DiskError(f"{path} is damaged ({reason}): restore it from a copy, or fit again with --overwrite")
 
 
 def folder_name(name: str) -> str:
@@ -184,24 +257,59 @@ def folder_name(name: str) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep every other process from writing to the run folder ``path``, which is made where it is missing.
+def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
+    """The run folder ``path``, for this process alone to write to.
 
-    The system lets go of the lock when the process ends, however it ends. DiskError where another one has it.
+    What a killed process left is completed or removed first. The system lets go of the lock when the process ends,
+    however it ends.
+
+    Args:
+        path: The folder.
+        make: Make the folder where it is missing.
+
+    Raises:
+        DiskError: Another process has the lock, or nothing can be written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = _lock(path / LOCK)
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path / LOCK)
     except OSError as error:
-        if isinstance(error, DiskError):
-            raise
-        raise DiskError(f"cannot write to {path} ({error.strerror}): give another -o") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            (path / LOCK).unlink(missing_ok=True)
-        file.close()
+        raise error if isinstance(error, DiskError) else _cannot_write(path, error, make) from None
+    with ExitStack() as stack:
+        stack.callback(lock.close)
+        stack.callback(_unlock, path / LOCK)
+        try:
+            generation.finish(path)
+            remove_stale_scratch(path)
+            place = stack.enter_context(scratch(path))
+        except OSError as error:
+            raise error if isinstance(error, DiskError) else _cannot_write(path, error, make) from None
+        yield RunFolder(path, scratch=place)
+
+
+@contextmanager
+def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iterator[RunFolder]:
+    """:func:`locked` by the main rank for all of them; each rank has a scratch folder of its own."""
+    if processes.leads:
+        with locked(path, make=make) as folder:
+            processes.any(False)  # what killed processes left is gone before the others go on
+            yield folder
+        return
+    processes.any(False)
+    path.mkdir(parents=True, exist_ok=True)  # on another machine than the main rank's it may be missing
+    with scratch(path) as place:
+        yield RunFolder(path, ours=False, scratch=place)
+
+
+def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:
+    advice = "give another -o" if make else "make it writable, or work on a copy of it"
+    return DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}")
+
+
+def _unlock(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _lock(path: Path) -> BinaryIO:
@@ -247,62 +355,60 @@ def graph_of(parts: Mapping[str, Tensor], images: int) -> Graph:
     return Graph(rows, square)
 
 
-def finished(path: Path) -> RunFolder | None:
-    """The run folder at ``path``, where there is one whose run has ended well."""
-    folder = RunFolder(path)
-    return folder if (path / "run.json").is_file() and folder.read_json("run.json").get("status") == "done" else None
-
-
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """DiskError where there is something at ``path`` that a run may not write into."""
-    if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
-        if not (overwrite or resume):
-            raise DiskError(
-                f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it"
-            )
-        if not (path / "run.json").is_file():
-            raise DiskError(f"{path} is not a run folder, so it is left alone: give another -o")
-
-
-def create(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
-    """An empty run folder at ``path``, or with ``resume`` the one that is there.
-
-    DiskError where something else is there already, or nothing can be written.
-    """
-    try:
-        check_free(path, overwrite=overwrite, resume=resume)
-        if path.is_dir():
-            for folder in (path, path / "checkpoints", path / "model"):
-                for stale in folder.glob(".*.tmp") if not folder.is_symlink() else ():  # of a process that was killed
-                    stale.unlink(missing_ok=True)
-            for stale in path.glob(f"{SCRATCH}*"):
-                shutil.rmtree(stale, ignore_errors=True)
-            sheets = [each.name for each in path.glob(filters("*")) if not each.is_dir()]
-            for name in ("images.u8",) if resume else (*CONTENTS, *sheets):
-                old = path / name
-                if old.is_dir() and not old.is_symlink():
-                    shutil.rmtree(old)
-                else:
-                    old.unlink(missing_ok=True)
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe-{os.getpid()}"
-        probe.unlink(missing_ok=True)
-        probe.open("xb").close()
-        probe.unlink()
-    except DiskError:
-        raise
-    except OSError as error:
-        raise DiskError(f"cannot write to {path} ({error.strerror}): give another -o") from None
-    return RunFolder(path)
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and all(entry.name == LOCK or is_scratch(entry) for entry in path.iterdir()):
+        return
+    if not (overwrite or resume):
+        raise DiskError(
+            f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it"
+        )
+    if not is_run(path):
+        raise DiskError(f"{path} is not a run folder (it has no {RUN} of a run), so it is left alone: give another -o")
+    open_run(path)
 
 
 def open_run(path: Path) -> RunFolder:
-    """The run folder at ``path``. DiskError where there is none."""
+    """The run folder at ``path``. DiskError where there is none, or one of another version."""
     if not path.is_dir():
-        raise DiskError(f"there is no run folder {path}: name the folder that `deepcluster fit` printed")
-    if not (path / "run.json").is_file():
-        raise DiskError(f"{path} is not a run folder (it has no run.json): name one that `deepcluster fit` made")
-    return RunFolder(path)
+        raise DiskError(f"no such run folder: {path}. Name the folder that `deepcluster fit` printed")
+    folder = RunFolder(path)
+    if not folder.has(RUN):
+        raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
+    version = folder.read_json(RUN, RECORD)["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise DiskError(
+            f"{path} has schema_version {version}, and this version of deepcluster reads {SCHEMA_VERSION}: use the"
+            " version that made it"
+        )
+    return folder
+
+
+def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
+    """What ``read`` reads of a run: all of one state, although another process may change the run meanwhile."""
+    for attempt in range(ATTEMPTS):
+        folder = open_run(path)
+        before = _state(folder)
+        try:
+            value = read(folder)
+        except DeepClusterError:
+            # Files move to their places while a new state is pending; a process that was killed leaves it so.
+            if attempt == ATTEMPTS - 1 or not (generation.is_pending(path) or _state(folder) != before):
+                raise
+        else:
+            if _state(folder) == before:
+                return value
+        time.sleep(PAUSE)
+    raise DiskError(f"{path} is changed all the time by another process: try again when that one is done")
+
+
+def _state(folder: RunFolder) -> bytes:
+    try:
+        return hashlib.sha256(folder.file(RUN).read_bytes()).digest()
+    except FileNotFoundError:  # moved to its place just now
+        return hashlib.sha256((folder.path / RUN).read_bytes()).digest()
 
 
 def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
@@ -316,48 +422,3 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
         # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
         writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
         writer.writerow(row)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file whole, and return its SHA-256."""
-    parts: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        part = value.detach().cpu().contiguous()
-        shared = any(part.numel() and part.data_ptr() == other.data_ptr() for other in parts.values())
-        parts[name] = part.clone() if shared else part  # safetensors refuses two names of one memory
-    # Not by safetensors' own writer: it makes files that only their owner can read.
-    data = as_bytes(parts)
-    write_whole(path, lambda file: file.write(data), binary=True)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder last, too. (Windows opens no folders.)"""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
-    """Write beside ``path`` and rename, so that a reader sees the old file or the new one and never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.unlink(missing_ok=True)
-        # "x": a new file and never the target of a link that somebody put there.
-        with (
-            beside.open("xb") if binary else beside.open("x", encoding="utf-8", errors="surrogateescape", newline="")
-        ) as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync(path.parent)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free" if path.parent.exists() else ""
-        raise DiskError(f"cannot write {path} ({error.strerror or error}{free})") from None
