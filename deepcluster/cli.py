@@ -165,7 +165,8 @@ def predict(
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.processes import joined
-    from deepcluster.storage.run_folder import PREDICTIONS, write_csv, write_whole
+    from deepcluster.storage.atomic import write_whole
+    from deepcluster.storage.run_folder import PREDICTIONS, write_csv
     from deepcluster.storage.tables import placement_rows
 
     def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
@@ -208,7 +209,8 @@ def embed(
     import numpy as np
 
     from deepcluster.processes import joined
-    from deepcluster.storage.run_folder import write_csv, write_whole
+    from deepcluster.storage.atomic import write_whole
+    from deepcluster.storage.run_folder import write_csv
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")

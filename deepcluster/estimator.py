@@ -38,8 +38,9 @@ from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import table as tables
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import RunFolder, write_whole
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.terminal import Terminal
 
 Errors = Literal["raise", "coerce"]

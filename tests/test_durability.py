@@ -110,7 +110,7 @@ WINDOWS = {
     "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 4),
     "while it is written": ("os:fsync", 12),
     "before the rename": ("pathlib:Path.replace", 14),
-    "after the rename": ("deepcluster.storage.run_folder:_sync", 16),
+    "after the rename": ("deepcluster.storage.atomic:_sync", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
     "between the rounds": ("deepcluster.storage.tables:history_row", 2),

@@ -19,6 +19,7 @@ from deepcluster.clustering import two_level_kmeans
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.recipe import Recipe
 from deepcluster.run import Request
+from deepcluster.storage import atomic
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from tests.predicting import predicted
@@ -372,7 +373,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DiskError, match="No space left"):
-        files.write_whole(folder.path / "recipe.toml", fails)
+        atomic.write_whole(folder.path / "recipe.toml", fails)
     assert (folder.path / "recipe.toml").read_text() == "old"
     assert [path.name for path in folder.path.iterdir()] == ["recipe.toml"]
 

@@ -20,8 +20,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.images import source as sources
 from deepcluster.run import Request
+from deepcluster.storage import atomic, reading
 from deepcluster.storage import model as models
-from deepcluster.storage import reading
 from deepcluster.storage import run_folder as files
 from tests.tiny import change_config, tiny_run
 
@@ -337,7 +337,7 @@ def test_a_plain_write_would_follow_them(run, tmp_path):
     (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(target)
     (tmp_path / f".a.{os.getpid()}.tmp").write_text("hello")
     assert target.read_text() == "hello"
-    files.write_whole(tmp_path / "a", lambda file: file.write("other"))
+    atomic.write_whole(tmp_path / "a", lambda file: file.write("other"))
     assert target.read_text() == "hello" and (tmp_path / "a").read_text() == "other"
 
 
@@ -401,7 +401,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
         raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
 
     with pytest.raises(UnicodeEncodeError):
-        files.write_whole(tmp_path / "a", fails)
+        atomic.write_whole(tmp_path / "a", fails)
     assert list(tmp_path.iterdir()) == []
 
 

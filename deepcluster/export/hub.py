@@ -13,8 +13,9 @@ from deepcluster.export.places import new_folder
 from deepcluster.report.text import inert, number, percent, three
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.model import Model
-from deepcluster.storage.run_folder import RunFolder, write_whole
+from deepcluster.storage.run_folder import RunFolder
 
 CARD = "README.md"
 METRICS = {"acc": "accuracy (best matching)", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}

@@ -8,7 +8,8 @@ from deepcluster.export.members import Row, read_members
 from deepcluster.export.names import cluster_folder, fitting, plain, split
 from deepcluster.export.tree import places_of, show_tree, write_tree
 from deepcluster.images.source import Images
-from deepcluster.storage.run_folder import write_csv, write_whole
+from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.run_folder import write_csv
 
 SPLIT = "train"
 METADATA = "metadata.csv"

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.images.decode import explain, one_line
 from deepcluster.images.source import Source
-from deepcluster.storage.run_folder import write_whole
+from deepcluster.storage.atomic import write_whole
 
 
 def check_no_file(out: Path) -> None:

@@ -13,7 +13,8 @@ from deepcluster.export.names import distinct
 from deepcluster.export.places import check_apart, check_no_folder, new_folder
 from deepcluster.images.decode import one_line, quietly
 from deepcluster.report.text import count
-from deepcluster.storage.run_folder import write_csv, write_whole
+from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.run_folder import write_csv
 
 INVENTORY = "inventory.csv"
 COLUMNS = ("path", "cluster", "name", "exported_path", "how")

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.records import Clustering, State, Trained, Work
+from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.reading import read_json, read_tensors
-from deepcluster.storage.run_folder import write_tensors, write_whole
 
 SCHEMA_VERSION = 1
 KEPT = 2

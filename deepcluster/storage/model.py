@@ -26,9 +26,9 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build, shapes_only
 from deepcluster.nets.weights import first_line
+from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.reading import read_json, read_tensors
-from deepcluster.storage.run_folder import write_tensors, write_whole
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -17,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save as as_bytes
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.cells import guarded, unguarded
 from deepcluster.storage.reading import check_file, read_json, read_tensors
 
@@ -316,48 +315,3 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
         # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
         writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
         writer.writerow(row)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file whole, and return its SHA-256."""
-    parts: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        part = value.detach().cpu().contiguous()
-        shared = any(part.numel() and part.data_ptr() == other.data_ptr() for other in parts.values())
-        parts[name] = part.clone() if shared else part  # safetensors refuses two names of one memory
-    # Not by safetensors' own writer: it makes files that only their owner can read.
-    data = as_bytes(parts)
-    write_whole(path, lambda file: file.write(data), binary=True)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder last, too. (Windows opens no folders.)"""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
-    """Write beside ``path`` and rename, so that a reader sees the old file or the new one and never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.unlink(missing_ok=True)
-        # "x": a new file and never the target of a link that somebody put there.
-        with (
-            beside.open("xb") if binary else beside.open("x", encoding="utf-8", errors="surrogateescape", newline="")
-        ) as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync(path.parent)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free" if path.parent.exists() else ""
-        raise DiskError(f"cannot write {path} ({error.strerror or error}{free})") from None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from deepcluster.errors import ModelError
 from deepcluster.images.table import Table
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.reading import read_json
-from deepcluster.storage.run_folder import write_whole
 
 TABLE = "table.json"
 MOST_PIXELS = 1 << 28  # of an image
