@@ -32,6 +32,7 @@ from deepcluster.report.sizes import histograms
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.seeding import derive
 from deepcluster.storage import drawn, tables
+from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
@@ -82,7 +83,8 @@ class Rows:
 def write_groups(
     folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]
 ) -> None:
-    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, tree.json, run.json."""
+    """Everything that depends on the groups: the model, clusters.csv, cluster_summary.csv, metrics.json, tree.json and
+    run.json. What can fail is computed before the first file is written."""
     placement = model.place(rows.reduced)
     found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
     said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
@@ -94,27 +96,27 @@ def write_groups(
         )
     ]
     unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
-    folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
     summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
+    metrics = tables.metrics(rows.labels, placement) if rows.labels is not None and any(rows.labels) else {}
+    # What edits are for: this assignment, and no later one.
+    record["cut"] = hashlib.sha256(placement.cluster.numpy().tobytes()).hexdigest()[:16]
+    record["clusters"] = len(summary)
+    record |= {"signs": said, "verdict": verdict(found)}
+    models.save(model, folder.model)
+    folder.write_rows("clusters.csv", files.CLUSTERS, used + unused)
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
-    if rows.labels is not None and any(rows.labels):
-        metrics = tables.metrics(rows.labels, placement)
+    if metrics:
         baseline = baseline or (metrics if record["rounds"] == 0 else {})
-        known = sum(1 for label in rows.labels if label)
         folder.write_json(
             "metrics.json",
             {
                 **metrics,
                 **{f"baseline_{name}": value for name, value in baseline.items()},
                 "nmi_average": NMI_AVERAGE,
-                "labelled": known,
+                "labelled": sum(1 for label in rows.labels or () if label),
             },
         )
     write_tree(folder, model, rows.reduced, record["seed"])
-    # What edits are for: this assignment, and no later one.
-    record["cut"] = hashlib.sha256(placement.cluster.numpy().tobytes()).hexdigest()[:16]
-    record["clusters"] = len(summary)
-    record |= {"signs": said, "verdict": verdict(found)}
     folder.write_json("run.json", record)
 
 

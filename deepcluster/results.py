@@ -101,7 +101,6 @@ def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], 
     """The model with other groups than before, and the files that depend on them."""
     placement = model.place(rows.reduced)
     model = replace(model, outlier_distance=outlier_distances(placement, model.groups.count))
-    models.save(model, folder.model)
     write_groups(folder, model, rows, record, baseline)
     if not (folder.path / drawn.MAP).exists():
         write_map(folder, rows.reduced, record["seed"])

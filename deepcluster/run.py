@@ -44,7 +44,6 @@ from deepcluster.report.sheet import pictures, sheet
 from deepcluster.seeding import derive
 from deepcluster.stopping import Stop
 from deepcluster.storage import drawn, tables
-from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.model import Model
@@ -442,7 +441,6 @@ def _write(
         reduced, clustering = trained.start
         first = groups_of(reduced, clustering, n_clusters, request.seed)
         baseline = tables.metrics(truth, place(reduced, first, clustering.centroids))
-    models.save(model, folder.model)
     folder.write_array("features.npy", result.reduced.numpy())
     job.record.update(
         rounds=trained.rounds, stopped_because=trained.stopped_because,
