@@ -161,7 +161,7 @@ def pictures(source: Source | None, size: int) -> Picture:
         try:
             with quietly(source.max_pixels):
                 return source.read(index[path], size)
-        except (Undecodable, OSError):
+        except (Undecodable, DataError, OSError):
             return None
 
     return picture

@@ -112,7 +112,7 @@ def fit(
     if needed:
         estimate.check(needed, available, recipe)
     started = datetime.now(UTC)
-    own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
+    own = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = processes.first(lambda: request.out or Path("runs") / own)
     if processes.leads:
         files.check_free(out, overwrite=request.overwrite, resume=request.resume)
@@ -303,7 +303,8 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         resuming.check_options(found.about["options"], about["options"])
         resuming.check_images(job.folder, read.digests)
         job.record["resumed"] = resuming.differing_environment(found.about["environment"], about["environment"])
-        history = [row for row in job.folder.read_rows("history.csv") if int(row["round"]) < found.state.round]
+        with job.folder.believed("history.csv"):
+            history = [row for row in job.folder.read_rows("history.csv") if int(row["round"]) < found.state.round]
         start = _start_of(found.parts["start"]) if "start" in found.parts else None
         weights = list(found.about["weights"])
         graphs = [graph_of(found.parts[f"graph{i}"], len(store.kept)) for i in range(len(weights))]

@@ -1,16 +1,19 @@
 """Files that are written whole or not at all."""
 
+import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from deepcluster.errors import DiskError
+from deepcluster.errors import DeepClusterError, DiskError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -38,21 +41,38 @@ def _sync(folder: Path) -> None:
 
 def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
     """Write beside ``path`` and rename, so that a reader sees the old file or the new one and never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = scratch_name(path)
+    made = False
     try:
-        beside.unlink(missing_ok=True)
         # "x": a new file and never the target of a link that somebody put there.
         with (
             beside.open("xb") if binary else beside.open("x", encoding="utf-8", errors="surrogateescape", newline="")
         ) as file:
+            made = True
             write(file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
         _sync(path.parent)
     except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
+        if made:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
             raise
-        free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free" if path.parent.exists() else ""
-        raise DiskError(f"cannot write {path} ({error.strerror or error}{free})") from None
+        raise cannot_write(path, error) from None
+
+
+def scratch_name(path: Path) -> Path:
+    """A name beside ``path`` for what becomes ``path`` in the end: hidden, no longer than names may be, and one that
+    nobody can foresee. (Not by the number of the process, which comes again in containers.)"""
+    return path.parent / f".deepcluster-{secrets.token_hex(8)}.tmp"
+
+
+def cannot_write(path: Path, error: OSError) -> DiskError:
+    """What to say of an error of the system in writing ``path``."""
+    free = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with suppress(OSError):
+            free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
+    return DiskError(f"cannot write {path} ({error.strerror or error}{free})")

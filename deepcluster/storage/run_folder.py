@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.images.arrays import load_array
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.cells import guarded, unguarded
 from deepcluster.storage.reading import check_file, read_json, read_tensors
@@ -84,7 +85,8 @@ class RunFolder:
         """The rows of a table, every one with a cell for each column; ``columns`` are those that must be there."""
         with self._read(name) as path:
             check_file(path, MOST_CSV)
-            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            # A spreadsheet puts a byte order mark in front.
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 table = csv.DictReader(file, strict=True)
                 names = list(table.fieldnames or [])
                 if missing := [column for column in columns if column not in names]:
@@ -140,14 +142,15 @@ class RunFolder:
         with self._read(name) as path:
             check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: Any = load_array(path, mmap_mode="r")
             if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (np.float32, (rows, columns)):
                 found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
                 raise ValueError(f"it holds {found} instead of float32 {(rows, columns)}")
-            array = np.array(array)
-            if not np.isfinite(array).all():
+            # Read, and not mapped: where a mapped file shrinks the process dies without a word.
+            read: npt.NDArray[np.float32] = load_array(path)
+            if not np.isfinite(read).all():
                 raise ValueError("it has numbers that are not finite")
-            return array
+            return read
 
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
@@ -161,19 +164,20 @@ class RunFolder:
             raise _damaged(path, error) from error
 
     @contextmanager
-    def believed(self) -> Iterator[None]:
-        """Work on what files of this run say; where they do not fit together it is a DiskError."""
+    def believed(self, name: str = "") -> Iterator[None]:
+        """Work on what files of this run, or the one called ``name``, say; where they do not fit together it is a
+        DiskError."""
         try:
             yield
         except (DeepClusterError, MemoryError):
             raise
         except Exception as error:  # any line that works on a number or a name may trip over another thing
-            raise _damaged(self.path, error) from error
+            raise _damaged(self.path / name, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> DiskError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return DiskError(f"{path} is damaged ({reason}): fit again with --overwrite, or take a copy of it")
+    return DiskError(f"{path} is damaged ({reason}): take a copy of it, or fit again with another -o")
 
 
 def folder_name(name: str) -> str:
@@ -194,7 +198,9 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DiskError):
             raise
-        raise DiskError(f"cannot write to {path} ({error.strerror}): give another -o") from None
+        raise DiskError(
+            f"cannot write to {path} ({error.strerror}): name a place that can be written to, as a copy of the run"
+        ) from None
     try:
         yield
     finally:
