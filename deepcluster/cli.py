@@ -15,13 +15,24 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, Unsaid, UsageError
-from deepcluster.terminal import Terminal, complain, say
+from deepcluster import streams
+from deepcluster.errors import (
+    DeepClusterError,
+    DeepClusterWarning,
+    DiskError,
+    OutOfMemoryError,
+    Stopped,
+    Unsaid,
+    UsageError,
+)
+from deepcluster.terminal import Terminal, complain, printable, say
 
 if TYPE_CHECKING:
     from deepcluster.processes import Processes
     from deepcluster.results import Prediction
     from deepcluster.storage.model import Model
+    from deepcluster.storage.output import Output
+    from deepcluster.storage.run_folder import RunFolder
 
 app = App(
     name="deepcluster",
@@ -31,6 +42,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
+
+LONGEST = 1e9  # seconds of a time limit: 30 years
 
 RunArgument = Annotated[
     Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)
@@ -144,7 +157,7 @@ def fit(
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
         if processes.leads:
-            _print_result(folder.path, quiet, as_json)
+            _print_result(folder, quiet, as_json)
 
 
 @app.command
@@ -160,12 +173,14 @@ def predict(
         bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster, or in one marked as junk.")
     ] = False,
     device: Device = "auto",
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the file that is in -o.")] = False,
     quiet: Quiet = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.processes import joined
-    from deepcluster.storage.atomic import write_whole
+    from deepcluster.results import files_read
+    from deepcluster.storage.output import output
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv
     from deepcluster.storage.tables import placement_rows
 
@@ -176,9 +191,12 @@ def predict(
             write_csv(file, PREDICTIONS, rows)
 
     with joined() as processes:
+        target = None
+        if out != "-" and processes.leads:
+            target = output(Path(out), overwrite=overwrite, inputs=lambda: files_read(run_, images))
 
         def rows() -> Iterator[dict[str, Any]]:
-            for model, found in _predictions(run_, images, device, quiet, processes):
+            for model, found in _predictions(run_, images, device, quiet, processes, target):
                 placements = placement_rows(model, model.place(found.reduced), reject=reject)
                 yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
                 sys.stdout.flush()
@@ -188,11 +206,11 @@ def predict(
         if not processes.leads:  # it had nothing to say, and has done its part
             return
         every = chain(first, found)
-        if out == "-":
+        if target:
+            target.write(lambda file: write(file, every))
+        else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
             write(sys.stdout, every)
-        else:
-            write_whole(Path(out), lambda file: write(file, every))
 
 
 @app.command
@@ -203,25 +221,34 @@ def embed(
     *,
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The .npy file to write; paths go to a .csv beside it.")],
     device: Device = "auto",
+    overwrite: Annotated[
+        bool, Parameter(negative=(), help="Replace the file that is in -o, and the .csv beside it.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
     import numpy as np
 
     from deepcluster.processes import joined
-    from deepcluster.storage.atomic import write_whole
+    from deepcluster.results import files_read
+    from deepcluster.storage.output import output
     from deepcluster.storage.run_folder import write_csv
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
     with joined() as processes:
-        found = [found for _, found in _predictions(run_, images, device, quiet, processes)]
+        targets = [
+            output(path, overwrite=overwrite, inputs=lambda: files_read(run_, images))
+            for path in ((out, out.with_suffix(".csv")) if processes.leads else ())
+        ]
+        found = [found for _, found in _predictions(run_, images, device, quiet, processes, *targets)]
     if not processes.leads:
         return
+    array, table = targets
     reduced = np.concatenate([each.reduced.numpy() for each in found])
-    write_whole(out, lambda file: np.save(file, reduced), binary=True)
+    array.write(lambda file: np.save(file, reduced), binary=True)
     paths = [{"path": path} for each in found for path in each.paths]
-    write_whole(out.with_suffix(".csv"), lambda file: write_csv(file, ("path",), paths))
+    table.write(lambda file: write_csv(file, ("path",), paths))
 
 
 @app.command
@@ -238,8 +265,7 @@ def recut(
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
         folder = results.recut(run_, _groups(k), terminal)
-    with folder.believed():
-        _print_result(folder.path, quiet, as_json)
+    _print_result(folder, quiet, as_json)
 
 
 @app.command
@@ -256,8 +282,7 @@ def apply(
     from deepcluster.storage.edits import read_edits
 
     folder = results.apply(run_, read_edits(edits))
-    with folder.believed():
-        _print_result(folder.path, quiet, as_json)
+    _print_result(folder, quiet, as_json)
 
 
 @app.command
@@ -426,12 +451,14 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 def _predictions(
-    run_: Path, images: str, device: str, quiet: bool, processes: "Processes"
+    run_: Path, images: str, device: str, quiet: bool, processes: "Processes", *targets: "Output | None"
 ) -> Iterator[tuple["Model", "Prediction"]]:
-    """What the model of a run finds, part by part, with that model; the images of no use are named."""
+    """What the model of a run finds, part by part, with that model; the images of no use are named. None may be one of
+    the ``targets``, which come later."""
     from deepcluster.devices import choose_device
     from deepcluster.results import predict
     from deepcluster.storage.model import load
+    from deepcluster.storage.output import check_apart
     from deepcluster.storage.run_folder import open_run
 
     _check_input(images, processes)
@@ -440,6 +467,9 @@ def _predictions(
         for found in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
             for path, reason in found.skipped:
                 complain(f"skipped {path}: {reason}")
+            for target in filter(None, targets if images == "-" else ()):
+                for path in (*found.paths, *(path for path, _ in found.skipped)):
+                    check_apart(target.path, Path(path))
             yield model, found
 
 
@@ -448,25 +478,36 @@ def _check_input(images: str, processes: "Processes") -> None:
         raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
 
 
-def _print_result(folder: Path, quiet: bool, as_json: bool) -> None:
+def _print_result(folder: "RunFolder", quiet: bool, as_json: bool) -> None:
     """What came out of a fit, recut or apply: for a person, or as one object of JSON."""
-    record = json.loads((folder / "run.json").read_text())
-    metrics = folder / "metrics.json"
-    values = json.loads(metrics.read_text()) if metrics.is_file() else {}
+    text = _result(folder, as_json)
+    if as_json or not quiet:
+        print(text)
+
+
+def _result(folder: "RunFolder", as_json: bool) -> str:
+    path = folder.path
+    record = folder.read_json("run.json", {"verdict": str})
+    values = folder.read_json("metrics.json") if (path / "metrics.json").is_file() else {}
     if as_json:
         told = {name: record.get(name) for name in ("clusters", "images_count", "skipped_count", "rounds", "verdict")}
-        print(json.dumps({"run": str(folder), **told, "metrics": values or None}, indent=2))
-        return
-    if quiet:
-        return
-    for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
-        if f"{prefix}acc" in values:
-            shown = "  ".join(f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
-            print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
-    say(f"{'Verdict':9} {record['verdict']}")
-    say(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
-    say(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
-    say(f"{'Run':9} {folder}")
+        return json.dumps({"run": str(path), **told, "metrics": values or None}, indent=2)
+    lines = []
+    with folder.believed():
+        for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
+            if f"{prefix}acc" in values:
+                shown = "  ".join(
+                    f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
+                )
+                average, labelled = values["nmi_average"], values["labelled"]
+                lines.append(f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)")
+    lines += [
+        f"{'Verdict':9} {record['verdict']}",
+        f"{'Files':9} {path / 'clusters.csv'}  {path / 'report.html'}",
+        f"{'Next':9} deepcluster predict {path} NEW_IMAGES   deepcluster recut {path} -k N",
+        f"{'Run':9} {path}",
+    ]
+    return "\n".join(map(printable, lines))
 
 
 def _resuming(run_: str) -> str:
@@ -489,8 +530,8 @@ def _duration(seconds: float) -> str:
 def _groups(k: str) -> int | None:
     if k == "auto":
         return None
-    if not re.fullmatch(r"\d+", k) or int(k) < 1:
-        raise UsageError(f"-k {k}: give a whole number of at least 1, or auto")
+    if not re.fullmatch(r"\d{1,12}", k) or int(k) < 1:
+        raise UsageError(f"-k {_short(k)}: give a whole number of at least 1, or auto")
     return int(k)
 
 
@@ -503,10 +544,24 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    if not match or not any(match.groups()):
-        raise UsageError(f"--time-limit {text}: write it as 90s, 30m, 2h or 1h30m")
-    hours, minutes, seconds = (float(value or 0) for value in match.groups())
-    return hours * 3600 + minutes * 60 + seconds
+    hours, minutes, seconds = (float(value or 0) for value in match.groups()) if match else (0.0, 0.0, 0.0)
+    found = hours * 3600 + minutes * 60 + seconds
+    if not match or not any(match.groups()) or found > LONGEST:
+        raise UsageError(f"--time-limit {_short(text)}: write it as 90s, 30m, 2h or 1h30m")
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
+
+
+def _check_filled(arguments: list[str]) -> None:
+    """UsageError where an argument is empty, as "$UNSET" in a script is: no folder and no file is called so."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option = re.fullmatch(r"(--?[\w-]+)=", argument)
+        if option or not argument:
+            what = f"value of {option[1]}" if option else f"argument after {before or 'deepcluster'}"
+            raise UsageError(f"the {what} is empty (a variable that is not set?): give it a value, or leave it out")
 
 
 def run_command(arguments: list[str]) -> int:
@@ -518,7 +573,9 @@ def run_command(arguments: list[str]) -> int:
     warnings.filterwarnings("always" if speaks else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
+        _check_filled(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except cyclopts.CycloptsError as error:
         complain(f"error: {error}")
         return UsageError.exit_code
@@ -540,6 +597,12 @@ def run_command(arguments: list[str]) -> int:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
             complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
             return OutOfMemoryError.exit_code
+        if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
+            # A place that cannot be used, whichever it is: too long a name, a file where a folder is wanted, ...
+            complain(
+                f"error: cannot use {error.filename} ({error.strerror}): check what is there, or name another place"
+            )
+            return DiskError.exit_code
         complain(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)")
         return 1
     return 0
@@ -547,6 +610,9 @@ def run_command(arguments: list[str]) -> int:
 
 def main() -> None:
     """The entry point."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its code
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run_command(sys.argv[1:]))
+    streams.set_up()
+    code = run_command(sys.argv[1:])
+    if (unsaid := streams.failure()) and code == 0:
+        complain(f"error: {unsaid}")
+        code = unsaid.exit_code
+    sys.exit(code)

@@ -38,8 +38,8 @@ from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import table as tables
-from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.model import Model
+from deepcluster.storage.output import output
 from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.terminal import Terminal
@@ -172,7 +172,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Write the report of the run, one HTML page, and return where it is."""
         self._check_run("a report")
         page = results.report(self.run_, self._at_hand()).read_text(encoding="utf-8")
-        write_whole(Path(path), lambda file: file.write(page))
+        output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
         return Path(path)
 
     def save(self, folder: str | Path) -> Path:

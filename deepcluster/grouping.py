@@ -81,7 +81,8 @@ class Rows:
 def write_groups(
     folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]
 ) -> None:
-    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, tree.json, run.json."""
+    """Everything that depends on the groups: the model, clusters.csv, cluster_summary.csv, metrics.json, tree.json and
+    run.json. What can fail is computed before the first file is written."""
     placement = model.place(rows.reduced)
     found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
     said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
@@ -96,18 +97,17 @@ def write_groups(
     rows_written = [*used, *unused]
     folder.write_rows("clusters.csv", files.CLUSTERS, rows_written)
     summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
+    metrics = tables.metrics(rows.labels, placement) if rows.labels is not None and any(rows.labels) else {}
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
-    if rows.labels is not None and any(rows.labels):
-        metrics = tables.metrics(rows.labels, placement)
+    if metrics:
         baseline = baseline or (metrics if record["rounds"] == 0 else {})
-        known = sum(1 for label in rows.labels if label)
         folder.write_json(
             "metrics.json",
             {
                 **metrics,
                 **{f"baseline_{name}": value for name, value in baseline.items()},
                 "nmi_average": NMI_AVERAGE,
-                "labelled": known,
+                "labelled": sum(1 for label in rows.labels or () if label),
             },
         )
     write_tree(folder, model, rows.reduced, record["seed"])
@@ -160,7 +160,7 @@ def pictures(source: Source | None, size: int) -> Picture:
         try:
             with quietly(source.max_pixels):
                 return source.read(index[path], size)
-        except (Undecodable, OSError):
+        except (Undecodable, DataError, OSError):
             return None
 
     return picture

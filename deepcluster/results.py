@@ -1,7 +1,8 @@
 """What can be done with a run that has ended."""
 
 import math
-import tempfile
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from deepcluster.grouping import (
 )
 from deepcluster.images.source import Images, Source, find, find_in_parts
 from deepcluster.images.store import check_alike, nothing_readable, read_once
+from deepcluster.images.tars import files_of, is_pattern
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
 from deepcluster.storage import drawn
@@ -35,6 +37,7 @@ from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits import Edits, carried_over, edited
 from deepcluster.storage.model import Model
+from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
 
 
@@ -153,6 +156,22 @@ def predict(
         raise nothing_readable(location, tried, reasons)
 
 
+def files_read(run: Path, images: str) -> Iterator[Path]:
+    """The files that :func:`predict` reads with the model of a run, as far as their names are known before: no output
+    may be one of them. (Of ``-`` they come with the images.)"""
+    yield from (run / name for name in own_files(run))
+    place = Path(images)
+    if is_pattern(images) and not os.path.lexists(place):
+        yield from files_of(place).values()
+    elif images != "-" and os.path.lexists(place):
+        yield place
+        source = find(place)
+        if source.file is not None:
+            yield from map(source.file, range(len(source.paths)))
+        elif place.is_dir():
+            yield from place.rglob("*.tar")
+
+
 def _parts(images: Images, count: int, stdin: TextIO | None, processes: Processes) -> Iterator[Source]:
     if processes.alone:
         return find_in_parts(images, count, stdin=stdin)
@@ -167,10 +186,10 @@ def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
 
 
 def _predict(model: Model, source: Source) -> Prediction:
-    with tempfile.TemporaryDirectory() as folder:
-        store = read_once(source, model.store_size, folder=Path(folder), none_is_fine=True)
-        nothing = torch.empty(0, model.reduction.projection.shape[1])
-        reduced = model.transform(store.images) if store.kept else nothing
+    # In memory, as the network would take far more than its batch.
+    store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
+    nothing = torch.empty(0, model.reduction.projection.shape[1])
+    reduced = model.transform(store.images) if store.kept else nothing
     return Prediction(tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
 
 

@@ -115,7 +115,7 @@ def fit(
     if needed:
         estimate.check(needed, available, recipe)
     started = datetime.now(UTC)
-    own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
+    own = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = processes.first(lambda: request.out or Path("runs") / own)
     if processes.leads:
         files.check_free(out, overwrite=request.overwrite, resume=request.resume)

@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from deepcluster.errors import DiskError
 
 
 def printable(text: str) -> str:
@@ -19,7 +22,8 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    print(printable(text), file=sys.stderr)
+    with suppress(DiskError):  # said at the end (streams.py)
+        print(printable(text), file=sys.stderr)
 
 
 class Terminal:
@@ -52,7 +56,9 @@ class Terminal:
         if heading == "Run":
             self.run = text
         if not self.quiet:
-            self.console.print(printable(f"{heading.capitalize():9} {text}"), markup=False)
+            # A full disk below the log ends no training: it is said at the end (streams.py).
+            with suppress(DiskError):
+                self.console.print(printable(f"{heading.capitalize():9} {text}"), markup=False)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         if self.bar.disable:

@@ -21,6 +21,7 @@ LEVELS = (
         "processes",
         "shares",
         "stopping",
+        "streams",
         "display",
         "terminal",
         "notebook",

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from deepcluster import results
 from deepcluster import run as runs
 from deepcluster.cli import run_command
 from deepcluster.run import Request
+from deepcluster.storage.edits import Edits
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -220,6 +222,43 @@ def test_a_small_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert page.locator(".cluster").count() == 2
         assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
         assert page.locator("#cluster-1 .junk-mark").is_visible() and page.locator("#pending").inner_text() == ""
+
+
+def merge_by_typing(page: Any, number: int, text: str) -> str:
+    """Open the dialog of a cluster, type and press Enter; what the card says then, "" where the dialog stays open."""
+    page.locator(f"#cluster-{number}").get_by_role("button", name="Merge into").click()
+    page.locator("#merge-filter").fill(text)
+    page.keyboard.press("Enter")
+    if page.locator("#merge").is_visible():
+        page.get_by_role("button", name="Cancel").click()
+        return ""
+    said: str = page.locator(f"#cluster-{number} .note").inner_text()
+    page.locator(f"#cluster-{number}").get_by_role("button", name="Undo merge").click()
+    return said
+
+
+def test_a_cluster_is_merged_into_the_one_that_was_typed(run: Path, tmp_path: Path) -> None:
+    """Not into the first of which a number of images, a longer number or a part of its name looks like it."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    results.recut(copied, 12)
+    names = ("Berge", "Berge und Seen", "1", "Berge und Seen")
+    results.apply(copied, Edits("", dict(zip(range(3, 7), names, strict=True)), (), None))
+    with opened(copied / "report.html") as page:
+        for number, other in ((0, 1), (11, 1), (7, 8), (2, 10)):
+            into = f"Merged into cluster {other}."
+            assert merge_by_typing(page, number, str(other)) == into
+            assert merge_by_typing(page, number, f" cluster {other}") == into
+        assert merge_by_typing(page, 0, "berge") == "Merged into cluster 3 · berge."
+        assert merge_by_typing(page, 0, "Cluster 4 · Berge und Seen") == "Merged into cluster 4 · berge und seen."
+        # What is no number, no whole name, or the name of two, chooses nothing; nor does a cluster's own number.
+        for text in ("", "ber", "Berge und Seen", "12", "0", "images", "01x"):
+            assert merge_by_typing(page, 0, text) == ""
+        page.locator("#cluster-0").get_by_role("button", name="Merge into").click()
+        page.locator("#merge-filter").fill("1")
+        shown = [item.inner_text() for item in page.locator("#merge-list li:visible span:nth-child(2)").all()]
+        assert shown[0] == "Cluster 1" and {"Cluster 10", "Cluster 11"} < set(shown)
+        assert not any(text.startswith(("Cluster 2", "Cluster 8")) for text in shown)
+        page.get_by_role("button", name="Cancel").click()
 
 
 def test_without_script_everything_can_be_read(run: Path) -> None:

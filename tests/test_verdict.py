@@ -50,3 +50,11 @@ def test_of_too_little_nothing_is_said(rows, k):
     found = signs(torch.eye(60)[:rows], torch.arange(rows) % k)
     assert found is None
     assert "Too few" in verdict(found)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(3200, 3200), (3200, 1501), (40, 21)])
+def test_of_more_groups_than_the_sample_can_show_nothing_is_said(rows, k):
+    """The sample of 3,000 rows cannot be cut into more groups; with a row or less for each no neighbour can agree."""
+    found = signs(F.normalize(torch.randn(rows, 4, generator=generator(0, "rows"))), torch.arange(rows) % k)
+    assert found is None
+    assert "too few images a group" in verdict(found)

@@ -11,6 +11,7 @@ from deepcluster.seeding import derive, generator
 
 NEIGHBOURS = 10
 LEAST_ROWS = 30
+LEAST_EACH = 2  # rows of the sample for each group, on average: of a lone row no neighbour can share the group
 # Of the score. Measured on 20 states of runs (docs/decisions.md): from .8 on the groups had an NMI to the labels of .65
 # or more, from .6 to .8 of .41 or more, below of .4 or less.
 CLEAR, MIXED = 0.8, 0.6
@@ -34,25 +35,27 @@ class Signs:
 def signs(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Signs | None:
     """The signs of N x d features (rows of length 1) in the groups ``cluster`` (int64, N).
 
-    None with fewer than two groups or ``LEAST_ROWS`` rows, of which nothing can be said.
+    None with fewer than two groups or ``LEAST_ROWS`` rows, or with so many groups that the sample has fewer than
+    ``LEAST_EACH`` rows for each: of these nothing can be said.
     """
     chosen = torch.randperm(len(reduced), generator=generator(seed, "signs"))[:ROWS]
     rows, groups = reduced[chosen], cluster[chosen]
+    count = int(cluster.max()) + 1
     shares = torch.bincount(groups) / len(groups)
-    if len(rows) < LEAST_ROWS or (shares > 0).sum() < 2:
+    if len(rows) < max(LEAST_ROWS, LEAST_EACH * count) or (shares > 0).sum() < 2:
         return None
     likeness = (rows @ rows.T).fill_diagonal_(-torch.inf)
     nearest = likeness.topk(NEIGHBOURS, 1).indices
     alike = (groups[nearest] == groups.unsqueeze(1)).float().mean().item()
     chance = shares.square().sum().item()
-    found = stability(rows, int(cluster.max()) + 1, derive(seed, "stability"))
+    found = stability(rows, count, derive(seed, "stability"))
     return Signs((alike - chance) / (1 - chance), *found)
 
 
 def verdict(found: Signs | None) -> str:
     """A plain sentence on whether the groups are to be trusted."""
     if found is None:
-        return "Too few images or groups to say whether the groups are to be trusted."
+        return "Too few images or groups, or too few images a group, to say whether the groups are to be trusted."
     if found.score >= CLEAR:
         said = "The groups are clear"
     elif found.score >= MIXED:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.images.decode import explain, one_line
 from deepcluster.images.source import Source
-from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.atomic import scratch_name, write_whole
 
 
 def check_no_file(out: Path) -> None:
@@ -49,16 +49,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` at the end. What goes wrong in it with the disk is a DiskError."""
     check_no_folder(out)
     out = Path(os.path.abspath(out))  # noqa: PTH100 (a name of its own, without following links)
-    beside = out.with_name(f".deepcluster-export-{os.getpid()}.tmp")
+    beside = scratch_name(out)
+    made = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
+        made = True
         yield beside
         if out.exists():
             out.rmdir()
         beside.rename(out)
     except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        if made:
+            shutil.rmtree(beside, ignore_errors=True)
         if not isinstance(error, OSError) or isinstance(error, DiskError):
             raise
         raise _cannot_write(out, error) from None

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images.source import Source
+from deepcluster.images.source import PATH_COLUMNS, Source
 
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
 

@@ -38,7 +38,7 @@ def preview(source: Source, count: int = 200) -> Preview:
             try:
                 image = source.read(i, _SIZE)
                 side = min(image.size) if source.short_side is None else source.short_side(i)
-            except MemoryError:
+            except (MemoryError, DataError):  # the second: of the whole source, and no image alone
                 raise
             except Exception as error:
                 failures.append(f"{one_line(source.paths[i])}: {explain(error)}")

@@ -1,5 +1,6 @@
 """Where images come from: a folder, a list of paths, shards, an array, or a data set that a library knows by name."""
 
+import codecs
 import difflib
 import inspect
 import os
@@ -17,8 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from deepcluster.errors import DataError, missing_extra
+from deepcluster.errors import DataError, UsageError, missing_extra
 from deepcluster.images import tars
+from deepcluster.images.arrays import Rows, load_array, said_plainly
 from deepcluster.images.datasets import CHANNELS, reader
 from deepcluster.images.decode import (
     MAX_PIXELS,
@@ -33,6 +35,8 @@ from deepcluster.images.decode import (
 )
 from deepcluster.images.run_folders import is_run
 
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # what tables call a column of paths
 _WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern of shards as "
     "train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
@@ -114,7 +118,8 @@ def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) ->
         return
     known: set[str] = set()
     waiting: list[str] = []
-    for path in _paths_as_they_come(stdin or sys.stdin):
+    for each in _paths_as_they_come(stdin or sys.stdin):
+        path = _unquoted(each, None)
         file = str(_located(path, None))
         if file not in known:
             known.add(file)
@@ -163,6 +168,8 @@ def _is_dataset(images: Any) -> TypeGuard[Dataset]:
 
 
 def _from_text(text: str, max_pixels: int, stdin: TextIO | None) -> Source:
+    if not text:
+        raise UsageError(f"IMAGES is empty. {_WHAT_TO_TYPE}")
     scheme, _, name = text.partition(":")
     if text == "-":
         return _from_paths(_paths_as_they_come(stdin or sys.stdin), "stdin", "-", max_pixels)
@@ -196,7 +203,7 @@ def _from_place(text: str, max_pixels: int) -> Source:
     if tars.is_shard(place.name):
         return _from_tars({place.name: place}, place.stem, str(place), max_pixels)
     if suffix == ".txt" or (suffix not in SUFFIXES and _is_text(place)):
-        return _from_paths(_lines(_content(place)), place.stem, str(place), max_pixels, place.parent)
+        return _from_paths(_listed(place), place.stem, str(place), max_pixels, place.parent)
     return _from_files([place.name], [place], place.stem, str(place), max_pixels)
 
 
@@ -277,7 +284,9 @@ def _from_paths(
     known: set[Path] = set()
     paths: list[str] = []
     files: list[Path] = []
-    for path in map(str, given):
+    for each in map(str, given):
+        # Who copies a path from a file manager has it in quotes.
+        path = each if location == "python:paths" else _unquoted(each, folder)
         file = _located(path, folder)
         # From Python, each item of a list has its row.
         if file not in known or location == "python:paths":
@@ -288,6 +297,12 @@ def _from_paths(
         where = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
         raise DataError(f"no paths in {where}: one path of an image a line is expected")
     return _from_files(paths, files, name, location, max_pixels)
+
+
+def _unquoted(path: str, folder: Path | None) -> str:
+    """What stands between two quotes, unless there is a file whose name has them."""
+    quoted = re.fullmatch(r"""(["'])([^"']+)\1""", path)
+    return path if quoted is None or _is_there(path, folder) else quoted[2]
 
 
 def _located(path: str, folder: Path | None) -> Path:
@@ -320,39 +335,66 @@ def _from_files(paths: list[str], files: list[Path], name: str, location: str, m
 
 def _lines(content: bytes) -> list[str]:
     """Paths one a line (blank lines and # comments left out), or separated by NUL as ``find -print0`` writes them."""
-    content = content.removeprefix(b"\xef\xbb\xbf")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if content.startswith(UTF_16):  # as PowerShell writes what is redirected
+        try:
+            content = content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise DataError(f"a list of paths begins as UTF-16, and is none ({error}): write it in UTF-8") from error
     if b"\0" in content:
         return [os.fsdecode(path) for path in content.split(b"\0") if path.strip()]
     lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
     return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
 
 
-def _paths_as_they_come(stdin: TextIO) -> Iterator[str]:
+def _paths_as_they_come(stdin: TextIO | None) -> Iterator[str]:
+    if stdin is None:
+        raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
     # The bytes below the text, where there are some: a strict text stream fails on names that are not UTF-8.
     raw = getattr(stdin, "buffer", None)
     blocks = iter(partial(raw.read1, 1 << 16), b"") if raw else iter([stdin.read().encode(errors="surrogateescape")])
     waiting, separator = b"", b""
-    for block in blocks:
-        waiting += block
-        separator = separator or next((sign for sign in (b"\0", b"\n") if sign in waiting), b"")
-        if separator:
-            whole, _, waiting = waiting.rpartition(separator)
-            yield from _lines(whole)
+    try:
+        for block in blocks:
+            waiting += block
+            if waiting.startswith(UTF_16):  # its separators are no single bytes
+                continue
+            separator = separator or next((sign for sign in (b"\0", b"\n") if sign in waiting), b"")
+            if separator:
+                whole, _, waiting = waiting.rpartition(separator)
+                yield from _lines(whole)
+    except OSError as error:
+        raise DataError(f"cannot read standard input: {explain(error)}") from error
     yield from _lines(waiting)
 
 
-def _content(file: Path) -> bytes:
+def _listed(file: Path) -> list[str]:
+    """The paths in a list. DataError where it is a table."""
     try:
-        return file.read_bytes()
+        lines = _lines(file.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {one_line(str(file))}: {explain(error)}") from error
+    cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
+    named = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
+    if len(cells) > 1 and (named or file.suffix.lower() in (".csv", ".tsv")) and not _is_there(lines[0], file.parent):
+        raise DataError(
+            f"{one_line(str(file))} is a table, and IMAGES may be a list of paths, one a line: write its column"
+            f"{' ' + named if named else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
+        )
+    return lines
+
+
+def _is_there(path: str, folder: Path | None) -> bool:
+    return os.path.lexists(_located(path, folder))
 
 
 def _is_text(file: Path) -> bool:
-    """Not empty, and UTF-8: looks at the first 64 KiB, up to the last line break in them."""
+    """Not empty, and UTF-8 or, by its first bytes, UTF-16: looks at the first 64 KiB, up to the last line break."""
     try:
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
+        if start.startswith(UTF_16):
+            return True
         (start[: start.rfind(b"\n") + 1] or start).decode()
     except (OSError, UnicodeDecodeError):
         return False
@@ -391,16 +433,17 @@ def _from_tars(
 
 def _from_numpy_file(file: Path) -> Source:
     try:
-        # mmap_mode: rows come from the disk as they are read; an .npz has to be unpacked.
-        loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix.lower() == ".npy" else None)
-        if isinstance(loaded, np.ndarray):
-            return _from_array(loaded, file.stem, str(file))
-        with loaded:
+        if file.suffix.lower() == ".npy":
+            mapped = load_array(file, mmap_mode="r")
+            rows = Rows(file, mapped) if mapped.flags.c_contiguous else load_array(file)
+            return _from_array(mapped, file.stem, str(file), rows=rows)
+        with load_array(file) as loaded:  # an .npz has to be unpacked
             images, labels = _members({name: loaded[name] for name in _wanted(loaded.files)}, file)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise DataError(f"cannot read the array {one_line(str(file))}: {explain(error)}") from error
+        reason = explain(said_plainly(error) if isinstance(error, ValueError) else error)
+        raise DataError(f"cannot read the array {one_line(str(file))}: {reason}") from error
     return _from_array(images, file.stem, str(file), labels)
 
 
@@ -419,29 +462,42 @@ def _members(arrays: dict[str, npt.NDArray[Any]], file: Path) -> tuple[npt.NDArr
     return arrays[name] if name else next(iter(arrays.values())), labels
 
 
-def _from_array(array: npt.NDArray[Any], name: str, location: str, labels: npt.NDArray[Any] | None = None) -> Source:
-    """uint8 N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is asked first)."""
+def _from_array(
+    array: npt.NDArray[Any],
+    name: str,
+    location: str,
+    labels: npt.NDArray[Any] | None = None,
+    rows: Rows | npt.NDArray[Any] | None = None,
+) -> Source:
+    """uint8 N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is asked first). ``rows``: where
+    the images are read from, if not from the array itself."""
     where = one_line(location)
     if array.dtype != np.uint8:
         raise DataError(
             f"the array {where} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')"
         )
-    if array.ndim == 4 and array.shape[3] not in CHANNELS and array.shape[1] in CHANNELS:
-        array = array.transpose(0, 2, 3, 1)
-    if 0 in array.shape or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in CHANNELS):
+    shape, channels_first = array.shape, False
+    if len(shape) == 4 and shape[3] not in CHANNELS and shape[1] in CHANNELS:
+        shape, channels_first = (shape[0], *shape[2:], shape[1]), True
+    if 0 in shape or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in CHANNELS):
         raise DataError(
-            f"the array {where} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with "
+            f"the array {where} has shape {shape}; it must be N x H x W, N x H x W x C or N x C x H x W with "
             "C one of 1, 3, 4"
         )
     if labels is not None and labels.size != len(array):
         raise DataError(f"{where} has {labels.size} labels for {len(array)} images")
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
+    images = array if rows is None else rows
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        image = images[i].transpose(1, 2, 0) if channels_first else images[i]
+        grey = image.ndim == 3 and image.shape[2] == 1
+        return as_rgb(Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image)))
+
     return Source(
         name=name,
         location=location,
         paths=_numbers(len(array)),
-        read=lambda i, size=None: as_rgb(Image.fromarray(np.ascontiguousarray(array[i]))),
+        read=read,
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
         skipped=(),
     )

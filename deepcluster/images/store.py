@@ -75,7 +75,7 @@ def read_once(
     def fill(i: int) -> str | None:
         try:
             rows[i] = square(source.read(i, size), size)
-        except MemoryError:
+        except (MemoryError, DataError):  # the second: of the whole source, and no image alone
             raise
         except Exception as error:
             return explain(error)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -12,7 +13,7 @@ from typing import Any
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from deepcluster.errors import DiskError
+from deepcluster.errors import DeepClusterError, DiskError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, scratch: Path | None = None) -> str:
@@ -50,21 +51,38 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
     Raises:
         DiskError: It cannot be written; what was there is left as it was.
     """
-    beside = (scratch or path.parent) / f".deepcluster-{secrets.token_hex(8)}.tmp"
+    beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
+    made = False
     try:
         # "x": a new file, and never the target of a link that somebody put there.
         with (
             beside.open("xb") if binary else beside.open("x", encoding="utf-8", errors="surrogateescape", newline="")
         ) as file:
+            made = True
             write(file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError) or isinstance(error, DiskError):
+        if made:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
             raise
-        free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free" if path.parent.is_dir() else ""
-        raise DiskError(f"cannot write {path} ({error.strerror or error}{free})") from None
+        raise cannot_write(path, error) from None
+
+
+def scratch_name(path: Path) -> Path:
+    """A name beside ``path`` for what becomes ``path`` in the end: hidden, no longer than names may be, and one that
+    nobody can foresee. (Not by the number of the process, which comes again in containers.)"""
+    return path.parent / f".deepcluster-{secrets.token_hex(8)}.tmp"
+
+
+def cannot_write(path: Path, error: OSError) -> DiskError:
+    """What to say of an error of the system in writing ``path``."""
+    free = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with suppress(OSError):
+            free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
+    return DiskError(f"cannot write {path} ({error.strerror or error}{free})")

@@ -1,5 +1,6 @@
 """Reading files that may be damaged or a stranger's: plain files only, of bounded size, JSON without dark corners."""
 
+import codecs
 import json
 import math
 import stat
@@ -28,7 +29,7 @@ def check_file(path: Path, most: int) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in a file. Raises OSError, or ValueError with the reason."""
     check_file(path, MOST_JSON)
-    return parse_json(path.read_bytes())
+    return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # an editor may have put it in front
 
 
 def parse_json(data: bytes) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.images.arrays import load_array
 from deepcluster.images.run_folders import RECORD as RECORD
 from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
@@ -120,7 +121,8 @@ class RunFolder:
         """The rows of a table, every one with a cell for each column; ``columns`` are those that must be there."""
         with self._read(name) as path:
             check_file(path, MOST_CSV)
-            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            # A spreadsheet puts a byte order mark in front.
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 table = csv.DictReader(file, strict=True)
                 names = list(table.fieldnames or [])
                 if missing := [column for column in columns if column not in names]:
@@ -199,14 +201,15 @@ class RunFolder:
         with self._read(name) as path:
             check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: Any = load_array(path, mmap_mode="r")
             if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (np.float32, (rows, columns)):
                 found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
                 raise ValueError(f"it holds {found} instead of float32 {(rows, columns)}")
-            array = np.array(array)
-            if not np.isfinite(array).all():
+            # Read, and not mapped: where a mapped file shrinks the process dies without a word.
+            read: npt.NDArray[np.float32] = load_array(path)
+            if not np.isfinite(read).all():
                 raise ValueError("it has numbers that are not finite")
-            return array
+            return read
 
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
@@ -220,14 +223,15 @@ class RunFolder:
             raise _damaged(path, error) from error
 
     @contextmanager
-    def believed(self) -> Iterator[None]:
-        """Work on what files of this run say; where they do not fit together it is a DiskError."""
+    def believed(self, name: str = "") -> Iterator[None]:
+        """Work on what files of this run, or the one called ``name``, say; where they do not fit together it is a
+        DiskError."""
         try:
             yield
         except (DeepClusterError, MemoryError):
             raise
         except Exception as error:  # any line that works on a number or a name may trip over another thing
-            raise _damaged(self.path, error) from error
+            raise _damaged(self.path / name, error) from error
 
 
 def rows_digest(rows: Iterable[Row]) -> str:

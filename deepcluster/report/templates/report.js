@@ -249,15 +249,32 @@ function openMerge(number) {
       element("span", {className: "quiet"}, images(clusters.get(other).size) + (other === nearest ? ", nearest" : "")));
     return element("li", {}, button);
   }));
+  const button = other => $(`button[value="${other}"]`, list);
+  const typed = () => plain(filter.value).toLowerCase();
+  const called = other => plain(nameOf(other)).toLowerCase();
+  /* The one cluster that what was typed is the number or the whole name of. A number is that of a cluster first. */
+  const meant = () => {
+    const text = typed(), number = text.replace(/^cluster /, "");
+    if (clusters.has(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
+    const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
+    return named.length === 1 ? named[0] : undefined;
+  };
   filter.value = "";
   filter.oninput = () => {
-    for (const item of list.children) item.hidden = !item.textContent.toLowerCase().includes(plain(filter.value).toLowerCase());
+    const text = typed(), one = meant();
+    for (const other of others) {
+      const like = /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
+        : titleOf(other).toLowerCase().includes(text);
+      button(other).parentElement.hidden = !like;
+      button(other).classList.toggle("meant", other === one);
+    }
+    if (one !== undefined) list.prepend(button(one).parentElement);
   };
   filter.onkeydown = event => {
-    if (event.key === "Enter") {
-      event.preventDefault();
-      $("li:not([hidden]) button", list)?.click();
-    }
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    const one = meant();
+    if (one !== undefined && !event.isComposing) button(one).click();
   };
   dialog.onkeydown = event => {
     const step = {ArrowDown: 1, ArrowUp: -1}[event.key];

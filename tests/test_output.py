@@ -1,0 +1,236 @@
+"""Where a command writes what its user names with -o: nothing of the user's is replaced, unless that was asked for."""
+
+import os
+import shutil
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster.cli import run_command
+from deepcluster.errors import DiskError, UsageError
+from deepcluster.export.places import new_folder
+from deepcluster.storage import atomic
+from deepcluster.storage.output import output
+from tests.tiny import tiny_run
+
+LONG = "x" * 300
+ROW = b"path,cluster,name,distance,margin,is_outlier\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a run, two photographs, a list of them and an array; nothing in it may change."""
+    monkeypatch.chdir(tmp_path)
+    tiny_run(tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    for i, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / "photos" / f"{i}.png")
+    np.save("photos.npy", pixels)
+    Path("list.txt").write_text("photos/0.png\nphotos/1.png\n")
+    return tmp_path
+
+
+def state(folder: Path) -> dict[str, object]:
+    return {
+        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def ends(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that ends with this code."""
+    assert run_command(arguments) == code
+    said = capsys.readouterr()
+    assert "bug" not in said.err and "Traceback" not in said.err
+    return said.err
+
+
+REFUSED = {
+    "a file": (["predict", "run", "photos", "-o", "mine"], 5, "exists already"),
+    "a link to a file": (["predict", "run", "photos", "-o", "link"], 5, "exists already"),
+    "the .csv beside an array": (["embed", "run", "photos", "-o", "labels.npy"], 5, "labels.csv exists already"),
+    "an image": (["predict", "run", "photos", "-o", "photos/0.png"], 2, "one of the files that are read"),
+    "the image": (["predict", "run", "photos/0.png", "-o", "photos/0.png"], 2, "one of the files that are read"),
+    "a hard link to an image": (["predict", "run", "list.txt", "-o", "hard.csv"], 2, "photos/0.png"),
+    "the list": (["predict", "run", "list.txt", "-o", "./list.txt"], 2, "one of the files that are read"),
+    "the array": (["embed", "run", "photos.npy", "-o", "photos.npy"], 2, "one of the files that are read"),
+    "the run": (["predict", "run", "photos", "-o", "run/run.json"], 2, "one of the files that are read"),
+    "the model": (["predict", "run", "photos", "-o", "run/model/config.json"], 2, "one of the files that are read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_there_is_left_alone(
+    place: Path, name: str, overwrite: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine").write_text("mine")
+    Path("link").symlink_to("mine")
+    Path("labels.csv").write_text("mine")
+    Path("hard.csv").hardlink_to("photos/0.png")
+    before = state(place)
+    arguments, code, said = REFUSED[name]
+    if overwrite and code == 5:
+        assert ends([*arguments, "--overwrite", "-q"], 0, capsys) == ""
+        changed = {each for each, content in state(place).items() if before.get(each) != content}
+        assert changed == {Path(arguments[-1]).name} | ({"labels.csv"} if arguments[0] == "embed" else set())
+        return
+    # Before anything is computed.
+    monkeypatch.setattr("deepcluster.results.predict", lambda *_, **__: pytest.fail("it went to work"))
+    assert said in ends([*arguments, *["--overwrite"] * overwrite, "-q"], code, capsys)
+    assert state(place) == before
+
+
+def test_an_image_on_standard_input_is_no_output(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    before = state(place)
+    with Path("list.txt").open() as listed:
+        monkeypatch.setattr("sys.stdin", listed)
+        said = ends(["predict", "run", "-", "-o", "photos/1.png", "--overwrite", "-q"], 2, capsys)
+    assert "one of the files that are read" in said
+    assert state(place) == before
+
+
+def test_an_empty_file_may_be_filled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What mktemp makes."""
+    Path("new.csv").touch()
+    ends(["predict", "run", "photos", "-o", "new.csv", "-q"], 0, capsys)
+    assert Path("new.csv").read_bytes().startswith(ROW)
+
+
+NO_FILE = {
+    "nothing": ("", (2,)), "the current folder": (".", (5,)), "the root": ("/", (5,)), "300 bytes": (LONG, (5,)),
+    "a folder of 300 bytes": (f"{LONG}/a.csv", (5,)), "no folder": ("none/a.csv", (5,)), "a link to nowhere":
+    ("nowhere", (5,)), "a link to itself": ("round", (5,)), "below a file": ("list.txt/a.csv", (5,)),
+    "the system's": ("/proc/a.csv", (5,)), "a socket": ("socket", (5,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_FILE)
+def test_a_place_where_no_file_can_be(
+    place: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("nowhere").symlink_to("missing")
+    Path("round").symlink_to("round")
+    monkeypatch.setattr("deepcluster.results.predict", lambda *_, **__: pytest.fail("it went to work"))
+    out, codes = NO_FILE[name]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        before = state(place)
+        assert ends(["predict", "run", "photos", "-o", out, "-q"], codes[0], capsys).startswith("error: ")
+    assert state(place) == before
+
+
+def test_a_name_of_255_bytes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x" * 251 + ".csv"
+    ends(["predict", "run", "photos", "-o", name, "-q"], 0, capsys)
+    assert Path(name).read_bytes().startswith(ROW)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_fifo_is_written_into(place: Path, linked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("fifo")
+    Path("link").symlink_to("fifo")
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(Path("fifo").read_bytes()), daemon=True)
+    reader.start()
+    ends(["predict", "run", "photos", "-o", "link" if linked else "fifo", "-q"], 0, capsys)
+    reader.join(10)
+    assert stat.S_ISFIFO(os.lstat("fifo").st_mode) and Path("link").is_symlink()
+    assert got and got[0].startswith(ROW) and got[0].count(b"\n") == 3
+
+
+def test_an_array_into_a_fifo(place: Path) -> None:
+    """numpy would write to the number of a real file, and ask where in it it is."""
+    os.mkfifo("fifo")
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(Path("fifo").read_bytes()), daemon=True)
+    reader.start()
+    array = np.arange(6.0)
+    output(Path("fifo"), overwrite=False, inputs=tuple).write(lambda file: np.save(file, array), binary=True)
+    reader.join(10)
+    np.save("file.npy", array)
+    assert got == [Path("file.npy").read_bytes()]
+
+
+def test_devices_are_written_into(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a link, lest a failure of this test harms the machine."""
+    Path("null").symlink_to("/dev/null")
+    Path("full").symlink_to("/dev/full")
+    ends(["predict", "run", "photos", "-o", "null", "-q"], 0, capsys)
+    assert "cannot write full (No space left" in ends(["predict", "run", "photos", "-o", "full", "-q"], 5, capsys)
+    assert Path("null").is_symlink() and Path("full").is_symlink()
+
+
+def test_an_open_file_by_its_number_is_written_into(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As /dev/stdout is, which leads to a plain file where the output is redirected."""
+    with Path("log").open("w") as log:
+        log.write("a line\n")
+        log.flush()
+        Path("stdout").symlink_to(f"/proc/self/fd/{log.fileno()}")
+        ends(["predict", "run", "photos", "-o", "stdout", "-q"], 0, capsys)
+    assert Path("stdout").is_symlink()
+    assert Path("log").read_bytes().startswith(b"a line\n" + ROW)
+
+
+def test_a_report_from_python_goes_into_a_fifo_too(place: Path) -> None:
+    with pytest.raises(DiskError, match="is a folder"):
+        output(Path("photos"), overwrite=True, inputs=tuple)
+    with pytest.raises(UsageError, match="one of the files"):
+        output(Path("list.txt"), overwrite=True, inputs=lambda: [Path("missing"), Path("photos/../list.txt")])
+
+
+# ---- files that are written whole -----------------------------------------------------------------------------------
+
+
+def test_scratch_names_come_once_and_are_short(tmp_path: Path) -> None:
+    names = {atomic.scratch_name(tmp_path / LONG).name for _ in range(100)}
+    assert len(names) == 100 and all(name.startswith(".deepcluster-") and len(name) < 64 for name in names)
+
+
+def test_only_an_own_scratch_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of that name that is there already is another's, and a failure leaves it."""
+    other = tmp_path / ".deepcluster-other.tmp"
+    other.write_text("mine")
+    monkeypatch.setattr(atomic, "scratch_name", lambda _: other)
+    with pytest.raises(DiskError):
+        atomic.write_whole(tmp_path / "a", lambda file: file.write("x"))
+    assert other.read_text() == "mine"
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"cannot write .*xxx \(File name too long"):
+        atomic.write_whole(tmp_path / LONG, lambda file: file.write("x"))
+    with pytest.raises(DiskError, match="File name too long"):
+        atomic.write_whole(tmp_path / LONG / "a", lambda file: file.write("x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    atomic.write_whole(tmp_path / "a", lambda file: file.write("x"))
+    (tmp_path / "b").touch()
+    with new_folder(tmp_path / "c"):
+        pass
+    (tmp_path / "d").mkdir()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "abcd"]
+    assert modes[0] == modes[1] and modes[2] == modes[3]
+
+
+def test_an_export_leaves_the_scratch_folder_of_another_alone(tmp_path: Path, finished: Path) -> None:
+    """Process numbers come again in containers: a folder of the same number may be of one that runs."""
+    other = tmp_path / f".deepcluster-export-{os.getpid()}.tmp"
+    other.mkdir()
+    (other / "half").touch()
+    assert run_command(["export", str(finished), "--to", "parquet", "-o", str(tmp_path / "out.parquet"), "-q"]) == 0
+    assert run_command(["export", str(finished), "--to", "folders", "-o", str(tmp_path / "sorted"), "-q"]) == 0
+    assert (other / "half").exists()
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "new") as beside:
+        shutil.copy(finished / "run.json", beside)
+        raise RuntimeError
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, "out.parquet", "sorted"}
