@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
@@ -26,6 +25,7 @@ from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.processes import ALONE, Processes
 from deepcluster.recipe import as_type
+from deepcluster.stopping import temporary_folder
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.digest import json_sha256
@@ -403,8 +403,8 @@ PREPARE: dict[str, Callable[[_Job], Prepared]] = {
 @contextmanager
 def _scratch(job: _Job) -> Iterator[Path]:
     """A folder for images that do not fit into memory, in the run folder, as there is room for those of the run."""
-    with TemporaryDirectory(prefix=SCRATCH, dir=job.folder.path) as place:
-        yield Path(place)
+    with temporary_folder(SCRATCH, job.folder.path) as place:
+        yield place
 
 
 def body_digest(model: Model) -> str:

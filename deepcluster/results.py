@@ -1,7 +1,6 @@
 """What can be done with a run that has ended."""
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from deepcluster.images.source import Images, Source, find, find_in_parts
 from deepcluster.images.store import check_alike, nothing_readable, read_once
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
+from deepcluster.stopping import temporary_folder
 from deepcluster.storage import drawn
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
@@ -159,8 +159,8 @@ def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
 
 
 def _predict(model: Model, source: Source) -> Prediction:
-    with tempfile.TemporaryDirectory() as folder:
-        store = read_once(source, model.store_size, folder=Path(folder), none_is_fine=True)
+    with temporary_folder() as folder:
+        store = read_once(source, model.store_size, folder=folder, none_is_fine=True)
         nothing = torch.empty(0, model.reduction.projection.shape[1])
         reduced = model.transform(store.images) if store.kept else nothing
     return Prediction(tuple(source.paths[i] for i in store.kept), reduced, store.skipped)

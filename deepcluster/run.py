@@ -2,9 +2,7 @@
 
 import math
 import resource
-import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +40,7 @@ from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 from deepcluster.records import Clustering, State
 from deepcluster.report.sheet import pictures, sheet
 from deepcluster.seeding import derive
-from deepcluster.stopping import Stop
+from deepcluster.stopping import Stop, temporary_folder
 from deepcluster.storage import drawn, tables
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
@@ -149,7 +147,7 @@ def fit(
                 trained = _train(job, network, read, found)
                 _finish(job, network, read.store, read.recipe, trained)
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | Stopped)
+            stopped = stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
             record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
             with suppress(DeepClusterError):
                 folder.write_json("run.json", record)
@@ -167,11 +165,8 @@ def _scratch(folder: RunFolder) -> Iterator[Path]:
         finally:
             (folder.path / "images.u8").unlink(missing_ok=True)
         return
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder.path))
-    try:
+    with temporary_folder(SCRATCH, folder.path) as scratch:
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -332,6 +327,8 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         progress=job.display.progress, processes=processes,
     )  # fmt: skip
     for round in rounds:
+        if joining:  # a graph takes many seconds, and may be left where it is once the training is in a checkpoint
+            keeper.rest()
         wanted = joining or round.index == 0
         reduced = store.table.at_first(round.reduced) if wanted else round.reduced
         if processes.leads:
@@ -456,6 +453,7 @@ def _write(
     write_map(folder, result.reduced, request.seed)
     folder.write_bytes(drawn.SHEET, sheet(small))
     write_report(folder, job.source)
+    job.stop.at_once = False  # too late: it must not be called stopped when it is done
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json("run.json", job.record)
     job.display.say("Done", _summary(folder, job.record))

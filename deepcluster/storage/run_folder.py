@@ -21,6 +21,7 @@ from safetensors.torch import save as as_bytes
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from deepcluster import stopping
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.storage.cells import guarded, unguarded
@@ -190,8 +191,9 @@ def locked(path: Path) -> Iterator[None]:
     The system lets go of the lock when the process ends, however it ends. DiskError where another one has it.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = _lock(path / LOCK)
+        with stopping.later():
+            path.mkdir(parents=True, exist_ok=True)
+            file = _lock(path / LOCK)
     except OSError as error:
         if isinstance(error, DiskError):
             raise
@@ -353,8 +355,10 @@ def write_whole(path: Path, write: Any, *, binary: bool = False) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-        _sync(path.parent)
+        stopping.check()
+        with stopping.later():
+            beside.replace(path)
+            _sync(path.parent)
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if not isinstance(error, OSError):
