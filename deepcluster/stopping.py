@@ -6,12 +6,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from deepcluster.errors import LostError, Stopped, Unsaid
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 EXIT_OF_A_SECOND = 130
@@ -122,8 +123,11 @@ def later() -> Iterator[None]:
 
 
 @contextmanager
-def temporary_folder(prefix: str | None = None, place: Path | None = None) -> Iterator[Path]:
+def temporary_folder(prefix: str | None = None, place: "Path | None" = None) -> "Iterator[Path]":
     """A folder that is gone with the context, also where a signal comes while it is made or removed."""
+    from pathlib import Path  # here, as signals are to be heard before anything else is imported
+    from tempfile import TemporaryDirectory
+
     with later():
         folder = TemporaryDirectory(prefix=prefix, dir=place)
     try:
