@@ -15,7 +15,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import deepcluster
-from deepcluster import streams
+from deepcluster import stopping, streams
 from deepcluster.errors import (
     DeepClusterError,
     DeepClusterWarning,
@@ -25,7 +25,8 @@ from deepcluster.errors import (
     Unsaid,
     UsageError,
 )
-from deepcluster.terminal import Terminal, complain, printable, say
+from deepcluster.stopping import listening
+from deepcluster.terminal import Terminal, complain, printable, say, unread
 
 if TYPE_CHECKING:
     from deepcluster.processes import Processes
@@ -118,7 +119,6 @@ def fit(
     from deepcluster.images.source import find
     from deepcluster.processes import joined
     from deepcluster.recipe import to_toml
-    from deepcluster.stopping import Stop
 
     named: dict[str, Any] = {
         "backbone": backbone, "weights": weights, "rounds": rounds, "epochs": epochs, "image_size": image_size,
@@ -146,14 +146,11 @@ def fit(
         return
     if resume and (overwrite or out is None):
         raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
-    with (
-        joined() as processes,
-        Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal,
-        Stop() as stop,
-    ):
+    with joined() as processes, Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal:
         _check_input(images, processes)
         try:
-            folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
+            with listening() as stop:
+                folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
         if processes.leads:
@@ -246,9 +243,11 @@ def embed(
         return
     array, table = targets
     reduced = np.concatenate([each.reduced.numpy() for each in found])
-    array.write(lambda file: np.save(file, reduced), binary=True)
     paths = [{"path": path} for each in found for path in each.paths]
-    table.write(lambda file: write_csv(file, ("path",), paths))
+    stopping.check()
+    with stopping.later():
+        array.write(lambda file: np.save(file, reduced), binary=True)
+        table.write(lambda file: write_csv(file, ("path",), paths))
 
 
 @app.command
@@ -332,7 +331,6 @@ def evaluate(
     """What clusters and features are worth by labels; what was found stays in the run folder and is not found twice."""
     from deepcluster import evaluating
     from deepcluster.processes import joined
-    from deepcluster.stopping import Stop
 
     named = {"layers": layers, "epochs": epochs, "batch_size": batch_size, "image_size": image_size}
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
@@ -340,7 +338,7 @@ def evaluate(
         protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
     )
     values = {}
-    with joined() as processes, Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal, Stop():
+    with joined() as processes, Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal:
         _check_input(images or "", processes)
         try:
             found = evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes)
@@ -349,7 +347,7 @@ def evaluate(
                 if processes.leads and not (as_json or quiet):
                     say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
         except Stopped as error:
-            raise Stopped(f"{error}; to go on: {shlex.join(['deepcluster', *sys.argv[1:]])}") from None
+            raise Stopped(f"{error}; to go on: {_again()}") from None
     if as_json and processes.leads:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
@@ -512,12 +510,22 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
 
 def _resuming(run_: str) -> str:
     """The command that goes on with this one, whose run is in ``run_``."""
+    if not run_:  # nothing is written so far
+        return _again()
     arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
     out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
+    return shlex.join([*_program(), *arguments, *out, "--resume"])
+
+
+def _again() -> str:
+    """This command as it was given."""
+    return shlex.join([*_program(), *sys.argv[1:]])
+
+
+def _program() -> list[str]:
     several = os.environ.get("LOCAL_WORLD_SIZE")
     torchrun = ["torchrun", "--standalone", f"--nproc-per-node={several}", "-m"] if several else []
-    program = [*torchrun, "deepcluster"]
-    return shlex.join([*program, *arguments, *out, "--resume"])
+    return [*torchrun, "deepcluster"]
 
 
 def _duration(seconds: float) -> str:
@@ -573,9 +581,13 @@ def run_command(arguments: list[str]) -> int:
     warnings.filterwarnings("always" if speaks else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
-        _check_filled(arguments)
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
+        with listening():
+            _check_filled(arguments)
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
+    except Stopped as error:
+        complain(f"error: {error}")
+        return Stopped.exit_code
     except cyclopts.CycloptsError as error:
         complain(f"error: {error}")
         return UsageError.exit_code
@@ -589,7 +601,11 @@ def run_command(arguments: list[str]) -> int:
         complain("stopped")
         return Stopped.exit_code
     except BrokenPipeError:
-        sys.stderr.close()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                unread(stream)
         return 0
     except Exception as error:
         if debug:
@@ -609,7 +625,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command of the command line, and end the process with its exit code."""
     streams.set_up()
     code = run_command(sys.argv[1:])
     if (unsaid := streams.failure()) and code == 0:

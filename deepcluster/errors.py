@@ -46,8 +46,12 @@ class NonFiniteError(DeepClusterError, ArithmeticError):
     exit_code = 7
 
 
-class Stopped(DeepClusterError):
-    """A signal ended the run, which can go on from where it was."""
+class Stopped(BaseException):
+    """A signal ended the command; a run can go on from where it was.
+
+    No DeepClusterError and no Exception: it may be raised in any line, and whoever handles what is wrong with an image,
+    a model or a disk must not take it for that.
+    """
 
     exit_code = 75  # EX_TEMPFAIL
 

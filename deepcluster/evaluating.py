@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
@@ -26,6 +25,7 @@ from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.processes import ALONE, Processes
 from deepcluster.recipe import as_type
+from deepcluster.stopping import temporary_folder
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.digest import json_sha256
@@ -404,8 +404,8 @@ PREPARE: dict[str, Callable[[_Job], Prepared]] = {
 def _scratch(job: _Job) -> Iterator[Path]:
     """A folder for images that do not fit into memory, in the run folder, as there is room for those of the run."""
     assert job.folder.scratch is not None, "an evaluation has the lock"
-    with TemporaryDirectory(dir=job.folder.scratch) as place:
-        yield Path(place)
+    with temporary_folder(place=job.folder.scratch) as place:
+        yield place
 
 
 def body_digest(model: Model) -> str:

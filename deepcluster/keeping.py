@@ -38,20 +38,33 @@ class Keeper:
         self.interval = interval
         self.table = table
         self.last = time.monotonic()
+        self._told: State | None = None  # the last one, where it is not in a checkpoint
 
     def __call__(self, state: State) -> None:
         training = state.work is not None
         trained = state.work is not None and state.work.trained is not None
         stopping, due = self._asked()
+        self._told = state
         if not training or (trained and (stopping or due)):
-            whole = gathered(state, self.table)
-            if self.table.processes.leads:
-                self.checkpoints.write(whole, self.network.state_dict(), self.about())
-            self.last = time.monotonic()
+            self._write()
         if stopping:
             raise Stopped(f"stopped in round {state.round + 1}")
         # From here on to the end of the round the network changes; before, what is written is all there is to lose.
         self.stop.at_once = not training
+
+    def rest(self) -> None:
+        """Between a training and the next round, before what takes long: from now on work can be left where it is."""
+        if self._told:
+            self._write()
+        self.stop.at_once = True
+
+    def _write(self) -> None:
+        assert self._told is not None
+        whole = gathered(self._told, self.table)
+        if self.table.processes.leads:
+            self.checkpoints.write(whole, self.network.state_dict(), self.about())
+        self.last = time.monotonic()
+        self._told = None
 
     def _asked(self) -> tuple[bool, bool]:
         """Whether any process is to stop, and whether it is time for the first to write."""

@@ -163,7 +163,7 @@ def _board() -> Store:
 
 def _worded(error: BaseException, board: Store) -> BaseException:
     """What to raise here for ``error``: one process alone is to speak of what has happened."""
-    code = error.exit_code if isinstance(error, DeepClusterError) else 1
+    code = error.exit_code if isinstance(error, DeepClusterError | Stopped) else 1
     code = Stopped.exit_code if isinstance(error, KeyboardInterrupt) else code
     lost = _is_loss(error)
     try:

@@ -161,7 +161,7 @@ def fit(
             trained = _train(job, network, read, found)
             _finish(job, network, read.store, read.recipe, trained)
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | Stopped)
+            stopped = stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
             record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
             with suppress(DeepClusterError):
                 if folder.read_record().get("run") == record["run"]:  # and not the one that was to be replaced
@@ -342,6 +342,8 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         progress=job.display.progress, processes=processes,
     )  # fmt: skip
     for round in rounds:
+        if joining:  # a graph takes many seconds, and may be left where it is once the training is in a checkpoint
+            keeper.rest()
         wanted = joining or round.index == 0
         reduced = store.table.at_first(round.reduced) if wanted else round.reduced
         if processes.leads:
@@ -469,6 +471,7 @@ def _write(
     write_map(folder, result.reduced, request.seed)
     folder.write_bytes(drawn.SHEET, sheet(small))
     write_report(folder, job.source)
+    job.stop.at_once = False  # too late: it must not be called stopped when it is done
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json(files.RUN, job.record)
 

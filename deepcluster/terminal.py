@@ -1,9 +1,10 @@
 """What a person sees of a command: text that is safe on a terminal, and a live bar."""
 
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -26,12 +27,27 @@ def complain(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
 
+def unread(stream: TextIO) -> None:
+    """Nobody reads ``stream`` any more (| head): what is written to it from now on goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError: rich would end the process, and the run with it
+
+
 class Terminal:
-    """Shows a run: a live bar on a terminal, otherwise a line for each round and each thing said."""
+    """Shows a run: a live bar on a terminal, otherwise a line for each round and each thing said.
+
+    A run is in files: where nobody reads what is said any more, it goes on without a word.
+    """
 
     def __init__(self, quiet: bool, *, to_stderr: bool = False):
         self.quiet = quiet
-        self.console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=to_stderr, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(),
@@ -56,9 +72,12 @@ class Terminal:
         if heading == "Run":
             self.run = text
         if not self.quiet:
-            # A full disk below the log ends no training: it is said at the end (streams.py).
-            with suppress(DiskError):
+            try:
                 self.console.print(printable(f"{heading.capitalize():9} {text}"), markup=False)
+            except BrokenPipeError:
+                unread(self.console.file)  # type: ignore[arg-type]
+            except DiskError:
+                pass  # a full disk below the log ends no training: it is said at the end (streams.py)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         if self.bar.disable:

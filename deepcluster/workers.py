@@ -38,6 +38,17 @@ def in_order(
 
 
 @contextmanager
+def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``count`` threads. Where the context is left early, as by a signal, nobody waits for what they do."""
+    pool, done = ThreadPoolExecutor(count), False
+    try:
+        yield pool
+        done = True
+    finally:
+        pool.shutdown(wait=done, cancel_futures=True)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """torch and numpy's BLAS compute with one thread inside, in all threads begun here, and as before again outside."""
     threads = torch.get_num_threads()
@@ -64,7 +75,7 @@ def made_ahead(work: Callable[[Task], Result], tasks: Iterable[Task], device: to
     if device.type == "cpu":
         yield from map(work, tasks)
         return
-    with ThreadPoolExecutor(1) as pool:
+    with pool_of(1) as pool:
         yield from in_order(pool, work, tasks, ahead=2)
 
 
@@ -76,5 +87,5 @@ def torch_workers(count: int) -> Iterator[ThreadPoolExecutor]:
     on two cores with other processes on them that is four times slower (faiss and scikit-learn do the same). The number
     of torch's threads is a setting of the process, so other threads should not compute meanwhile.
     """
-    with one_thread(), ThreadPoolExecutor(count) as pool:
+    with one_thread(), pool_of(count) as pool:
         yield pool

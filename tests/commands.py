@@ -1,10 +1,10 @@
 """Real commands in processes of their own that can be killed: a server that has imported everything forks one for each.
 
-    python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap]; answers with [exit code, stderr]
+    python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap, what]; answers [exit code, stderr]
 
-``seconds``: kill -9 after that time (null: never). ``trap``: null or [what, where, count]; at the count-th call of the
-function ``where`` (module:name) the process gets the signal called ``what`` (SIGKILL, SIGTERM, ...), or with FSIZE it
-may write no file larger than ``count`` bytes from the beginning.
+``seconds``: the signal ``what`` (kill -9 where it is not said) after that time (null: never). ``trap``: null or [what,
+where, count]; at the count-th call of the function ``where`` (module:name) the process gets the signal called ``what``
+(SIGKILL, SIGTERM, ...), or with FSIZE it may write no file larger than ``count`` bytes from the beginning.
 """
 
 import importlib
@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
 
 
 def trapped(what: str, where: str, count: int) -> None:
@@ -40,6 +42,8 @@ def trapped(what: str, where: str, count: int) -> None:
 
 def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
     from deepcluster.cli import run_command
+    from deepcluster.errors import Stopped
+    from deepcluster.stopping import Stop
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(errors, 2)
@@ -48,7 +52,12 @@ def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
     elif trap:
         trapped(*trap)
     sys.argv = ["deepcluster", *arguments]
-    code = run_command(arguments)
+    try:
+        Stop().__enter__()  # as __main__ does
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
+        code = run_command(arguments)
+    except Stopped:
+        code = Stopped.exit_code
     sys.stderr.flush()
     return code
 
@@ -61,8 +70,9 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        arguments, seconds, trap = json.loads(line)
+        arguments, seconds, trap, what = json.loads(line)
         with tempfile.TemporaryFile() as errors:
+            signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)
             pid = os.fork()
             if pid == 0:
                 code = 1
@@ -70,11 +80,12 @@ def serve() -> None:
                     code = child(arguments, trap, errors.fileno())
                 finally:
                     os._exit(code)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
             if seconds is not None:
                 until, kind = time.monotonic() + seconds, os.WEXITED | os.WNOHANG | os.WNOWAIT
                 while time.monotonic() < until and os.waitid(os.P_PID, pid, kind) is None:
                     time.sleep(0.005)
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, getattr(signal, what))
             status = os.waitpid(pid, 0)[1]
             errors.seek(0)
             print(json.dumps([os.waitstatus_to_exitcode(status), errors.read().decode(errors="replace")]), flush=True)
@@ -90,10 +101,11 @@ class Commands:
         )  # fmt: skip
 
     def __call__(
-        self, *arguments: object, seconds: float | None = None, trap: tuple[str, str, int] | None = None
-    ) -> tuple[int, str]:
+        self, *arguments: object, seconds: float | None = None, trap: tuple[str, str, int] | None = None,
+        what: str = "SIGKILL",
+    ) -> tuple[int, str]:  # fmt: skip
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap]) + "\n")
+        self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap, what]) + "\n")
         self.process.stdin.flush()
         code, said = json.loads(self.process.stdout.readline())
         return code, said

@@ -4,7 +4,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from deepcluster.images.decode import explain, one_line, quietly
 from deepcluster.images.source import Source
 from deepcluster.processes import Processes
 from deepcluster.shares import Shares, shares, unshared
-from deepcluster.workers import cores, in_order
+from deepcluster.workers import cores, in_order, pool_of
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -199,7 +198,7 @@ def _results(work: Callable[[int], str | None], count: int, workers: int | None)
         return [work(i) for i in batch]
 
     begun, step = 0, 1
-    with ThreadPoolExecutor(threads) as pool:
+    with pool_of(threads) as pool:
         for width, length in turns():
             if begun >= count:
                 return

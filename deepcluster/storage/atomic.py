@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
+from deepcluster import stopping
 from deepcluster.errors import DeepClusterError, DiskError
 
 
@@ -62,8 +63,10 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-        sync_folder(path.parent)
+        stopping.check()
+        with stopping.later():
+            beside.replace(path)
+            sync_folder(path.parent)
     except BaseException as error:
         if made:
             with suppress(OSError):

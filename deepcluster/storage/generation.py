@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from deepcluster import stopping
 from deepcluster.errors import DiskError
 from deepcluster.storage.atomic import sync_folder, write_whole
 from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, is_ours, remove_own
@@ -50,9 +51,11 @@ class Stage:
             raise _in_the_way(self.run / COMMIT)
         manifest = json.dumps({"schema_version": SCHEMA_VERSION, "removed": sorted(self.removed)}) + "\n"
         write_whole(self.folder / MANIFEST, lambda file: file.write(manifest))
-        self.folder.rename(self.run / COMMIT)
-        sync_folder(self.run)
-        finish(self.run)
+        stopping.check()
+        with stopping.later():
+            self.folder.rename(self.run / COMMIT)
+            sync_folder(self.run)
+            finish(self.run)
 
 
 def check_places(run: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deepcluster import stopping
 from deepcluster.images.run_folders import RUN
 
 LOCK = ".lock"
@@ -76,12 +77,14 @@ def remove_own(run: Path, names: list[str]) -> None:
 def scratch(folder: Path) -> Iterator[Path]:
     """A new scratch folder in ``folder``, which is removed at the end."""
     path = folder / f".deepcluster-{secrets.token_hex(8)}"
-    path.mkdir()
-    try:
+    with stopping.later():
+        path.mkdir()
         (path / MARKER).write_text(path.name, encoding="utf-8")
+    try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with stopping.later():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_scratch(path: Path) -> bool:

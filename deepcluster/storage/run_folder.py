@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from deepcluster import stopping
 from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.images.arrays import load_array
@@ -275,9 +276,10 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
         DiskError: Another process has the lock, or nothing can be written.
     """
     try:
-        if make:
-            path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path / LOCK)
+        with stopping.later():
+            if make:
+                path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path / LOCK)
     except OSError as error:
         raise error if isinstance(error, DiskError) else _cannot_write(path, error, make) from None
     with ExitStack() as stack:
