@@ -288,8 +288,8 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, monkeypa
     change_record(run, rows=files.rows_digest(rows))
     for path in PATHS[:2]:
         change_config(run / "model", names=[path, path, path])
-        ends_well(["predict", str(run), str(photos), "-o", "out.csv"], capsys, (0,))
-        ends_well(["embed", str(run), str(photos), "-o", "out.npy"], capsys, (0,))
+        ends_well(["predict", str(run), str(photos), "-o", "out.csv", "--overwrite"], capsys, (0,))
+        ends_well(["embed", str(run), str(photos), "-o", "out.npy", "--overwrite"], capsys, (0,))
     ends_well(["recut", str(run), "-k", "3"], capsys, (0,))
 
 
@@ -365,8 +365,8 @@ def test_results_named_by_a_link_replace_the_link(tmp_path, photos, capsys):
     for name in ("out.csv", "out.npy"):
         (tmp_path / f"{name}.real").write_text("mine")
         (tmp_path / name).symlink_to(tmp_path / f"{name}.real")
-    ends_well(["predict", str(run), str(photos), "-o", str(tmp_path / "out.csv")], capsys, (0,))
-    ends_well(["embed", str(run), str(photos), "-o", str(tmp_path / "out.npy")], capsys, (0,))
+    ends_well(["predict", str(run), str(photos), "-o", str(tmp_path / "out.csv"), "--overwrite"], capsys, (0,))
+    ends_well(["embed", str(run), str(photos), "-o", str(tmp_path / "out.npy"), "--overwrite"], capsys, (0,))
     assert all((tmp_path / f"{name}.real").read_text() == "mine" for name in ("out.csv", "out.npy"))
 
 

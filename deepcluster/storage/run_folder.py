@@ -395,26 +395,34 @@ def open_run(path: Path) -> RunFolder:
 def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
     """What ``read`` reads of a run: all of one state, although another process may change the run meanwhile."""
     for attempt in range(ATTEMPTS):
-        folder = open_run(path)
-        before = _state(folder)
+        before = _state(path)
         try:
-            value = read(folder)
+            value = read(open_run(path))
         except DeepClusterError:
-            # Files move to their places while a new state is pending; a process that was killed leaves it so.
-            if attempt == ATTEMPTS - 1 or not (generation.is_pending(path) or _state(folder) != before):
+            # A process that was killed leaves a pending state for good, so what cannot be read then is damaged.
+            if attempt == ATTEMPTS - 1 or (_state(path) == before and not before.pending):
                 raise
         else:
-            if _state(folder) == before:
+            if before.digest and _state(path).digest == before.digest:
                 return value
         time.sleep(PAUSE)
     raise DiskError(f"{path} is changed all the time by another process: try again when that one is done")
 
 
-def _state(folder: RunFolder) -> bytes:
-    try:
-        return hashlib.sha256(folder.file(RUN).read_bytes()).digest()
-    except FileNotFoundError:  # moved to its place just now
-        return hashlib.sha256((folder.path / RUN).read_bytes()).digest()
+@dataclass(frozen=True)
+class _State:
+    """By what two looks at a run folder tell that nothing has changed between them."""
+
+    digest: str
+    pending: bool
+
+
+def _state(path: Path) -> _State:
+    pending = generation.is_pending(path)
+    for file in (generation.current(path, RUN), path / RUN):  # it may move to its place just now
+        with suppress(OSError):
+            return _State(hashlib.sha256(file.read_bytes()).hexdigest(), pending)
+    return _State("", pending)
 
 
 def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
