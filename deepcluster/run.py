@@ -99,9 +99,9 @@ def fit(
     display = display if display and processes.leads else Silent()
     if request.resume and request.out:
         out = request.out
-        if finished := processes.first(lambda: files.finished(out)):
-            display.say("Run", f"{finished.path} is finished already")
-            return finished
+        if processes.first(lambda: files.finished(out) is not None):
+            display.say("Run", f"{out} is finished already")
+            return files.RunFolder(out)
     source = find(images, stdin=stdin)
     check_alike(source, processes)
     labels = true_labels(request.labels, source) if request.labels else None
@@ -114,12 +114,14 @@ def fit(
         estimate.check(needed, available, recipe)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
-    out = processes.first(lambda: request.out or Path("runs") / own)
+    out = Path(processes.first(lambda: str(request.out or Path("runs") / own)))
     if processes.leads:
         files.check_free(out, overwrite=request.overwrite, resume=request.resume)
     with files.locked(out) if processes.leads else nullcontext():
-        made = processes.first(lambda: files.create(out, overwrite=request.overwrite, resume=request.resume))
-        folder = replace(made, ours=processes.leads)
+        if processes.leads:
+            files.create(out, overwrite=request.overwrite, resume=request.resume)
+        processes.any(False)  # nobody goes on before that
+        folder = RunFolder(out, ours=processes.leads)
         record: dict[str, Any] = {
             "schema_version": files.SCHEMA_VERSION,
             "version": deepcluster.__version__,
@@ -314,7 +316,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         resuming.remember(job.folder, read.digests)
     state: State | None = None
     if processes.any(found is not None):
-        network.restore(processes.first(lambda: found.network if found else {}), recipe.temperature or None)
+        network.restore(processes.first_tensors(lambda: found.network if found else {}), recipe.temperature or None)
         state = scattered(found.state if found else None, store.table)
     job.folder.write_rows("history.csv", columns, history)
     steps = Steps(recipe)
@@ -352,7 +354,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
                 steps.rounds = min(recipe.rounds, len(history) + left)
                 stopped = "time limit" if len(history) < recipe.rounds and not left else ""
         # The clock of the first process decides for all.
-        steps.rounds, stopped = processes.every((steps.rounds, stopped))[0]
+        steps.rounds, stopped = processes.every(steps.rounds)[0], processes.every(stopped)[0]
         if stopped:
             break
     job.stop.at_once = True
