@@ -103,6 +103,10 @@ def tensors_of_first(processes: Processes, tensors: dict[str, Tensor]) -> dict[s
     return processes.first_tensors(lambda: tensors if processes.leads else {"never": torch.ones(1)})
 
 
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1).view(torch.uint8)
+
+
 def test_tensors_of_the_first(ranks):
     tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in DTYPES.values()}
     tensors |= {"number": torch.tensor(3), "none": torch.empty(0, 4), "nan": torch.tensor([float("nan"), -0.0])}
@@ -111,9 +115,7 @@ def test_tensors_of_the_first(ranks):
         assert list(found) == list(tensors)
         for name, each in tensors.items():
             assert (found[name].dtype, found[name].shape) == (each.dtype, each.shape)
-            assert torch.equal(
-                found[name].contiguous().view(-1).view(torch.uint8), each.contiguous().view(-1).view(torch.uint8)
-            )
+            assert torch.equal(bits(found[name]), bits(each))
 
 
 class Evil:
