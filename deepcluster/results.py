@@ -130,6 +130,7 @@ def predict(
     Several ``processes`` take the batches in turn; the first of them yields all, in order, and the others nothing.
     Raises ``DataError`` at the end where none was usable, and before the first where the processes see other images.
     """
+    model.check_room()
     display = display or Silent()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
