@@ -122,11 +122,12 @@ def fit(
     if dry_run:
         source = find(images, stdin=sys.stdin)
         say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
-        chosen = run.plan(source, preview(source), request)
+        seen = preview(source)
+        chosen = run.plan(source, seen, request)
         for line in chosen.by_reason():
             say(f"  {line}")
         network = network_of(chosen.recipe, seed, choose_device("cpu"))
-        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
+        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding).text}")
         in_all, each = seconds(network.to(choose_device(device)), chosen.recipe, len(source.paths))
         say(f"  time for the rounds: about {_duration(in_all)}, {chosen.recipe.rounds} of {_duration(each)}")
         print("\n" + to_toml(chosen.recipe), end="")

@@ -26,29 +26,33 @@ TRIAL = 128  # images
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables."""
+    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables; and
+    of decoding, which is over before there are features."""
 
     images: float
     features: float
     training: float
     tables: float
+    decoding: float = 0.0
 
     @property
     def total(self) -> float:
-        return BASE + self.images + self.features + self.training + self.tables
+        return BASE + self.images + max(self.decoding, self.features + self.training) + self.tables
 
     @property
     def text(self) -> str:
         return (
             f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
-            f" training {self.training / 1e9:.2f}, tables {self.tables / 1e9:.2f})"
+            f" training {self.training / 1e9:.2f}, tables {self.tables / 1e9:.2f};"
+            f" or, before, decoding {self.decoding / 1e9:.2f})"
         )
 
 
-def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> Memory:
+def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, decoding: float = 0.0) -> Memory:
     """The estimate for ``count`` images on a CPU. The network sees an image of each size of view.
 
-    Where ``processes`` share the images it is that of the first of them, which gets the reduced features of all.
+    ``decoding``: what it takes, of the preview. Where ``processes`` share the images it is that of the first of them,
+    which gets the reduced features of all.
     """
     total, count = count, -(-count // processes)
     batch = -(-min(recipe.batch_size, total) // processes)
@@ -62,7 +66,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> 
     dims = min(recipe.dims, network.feature_dim)
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
-    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total)
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total, decoding)
 
 
 def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:

@@ -109,8 +109,9 @@ def fit(
     recipe = plan(source, seen, request).recipe
     network = network_of(recipe, request.seed, device)
     available = estimate.available() / together()
-    needed = estimate.memory(network, recipe, len(source.paths), processes.count) if device.type == "cpu" else None
-    if needed:
+    needed = None
+    if device.type == "cpu":
+        needed = estimate.memory(network, recipe, len(source.paths), processes.count, seen.decoding)
         estimate.check(needed, available, recipe)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{started.astimezone():%Y%m%d-%H%M%S}"
