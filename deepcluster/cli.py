@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 
 import deepcluster
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, OutOfMemoryError, Stopped, Unsaid, UsageError
-from deepcluster.terminal import Terminal, complain, say
+from deepcluster.terminal import Printed, Terminal, complain, say
 
 if TYPE_CHECKING:
     from deepcluster.processes import Processes
@@ -190,7 +190,7 @@ def predict(
         every = chain(first, found)
         if out == "-":
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-            write(sys.stdout, every)
+            write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, every)
         else:
             write_whole(Path(out), lambda file: write(file, every))
 
@@ -346,6 +346,14 @@ def export(
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
     images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    strip_metadata: Annotated[
+        bool | None,
+        Parameter(
+            name="--strip-metadata",
+            negative="--keep-metadata",
+            help="Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).",
+        ),
+    ] = None,
     fold_sobel: Annotated[
         bool, Parameter(negative=(), help="For official: the Sobel filter becomes part of the first convolution.")
     ] = False,
@@ -360,12 +368,16 @@ def export(
         from deepcluster.export.imagefolder import imagefolder
 
         make = folders if to == "folders" else imagefolder
-        given = {} if mode is None else {"mode": mode}
+        chosen = {"mode": mode, "strip_metadata": strip_metadata}
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         with Terminal(quiet) as terminal:
             make(run_, out, images=images, dry_run=dry_run, display=terminal, **given)
         return
-    if mode or images or dry_run:
-        raise UsageError(f"--mode, --images and --dry-run are for images: --to {to} writes none, so leave them out")
+    if mode or images or dry_run or strip_metadata is not None:
+        raise UsageError(
+            f"--mode, --images, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to} writes none,"
+            " so leave them out"
+        )
     with Terminal(quiet) as terminal:
         if to == "parquet":
             from deepcluster.export.parquet import parquet
@@ -461,10 +473,11 @@ def _print_result(folder: Path, quiet: bool, as_json: bool) -> None:
     for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
         if f"{prefix}acc" in values:
             shown = "  ".join(f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
-            print(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
+            say(f"{heading:9} {shown}  (NMI: {values['nmi_average']} mean; {values['labelled']:,} labels)")
     say(f"{'Verdict':9} {record['verdict']}")
     say(f"{'Files':9} {folder / 'clusters.csv'}  {folder / 'report.html'}")
-    say(f"{'Next':9} deepcluster predict {folder} NEW_IMAGES   deepcluster recut {folder} -k N")
+    run = shlex.quote(str(folder))
+    say(f"{'Next':9} deepcluster predict {run} NEW_IMAGES   deepcluster recut {run} -k N")
     say(f"{'Run':9} {folder}")
 
 

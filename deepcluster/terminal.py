@@ -1,8 +1,8 @@
 """What a person sees of a command: text that is safe on a terminal, and a live bar."""
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,6 +12,20 @@ def printable(text: str) -> str:
     """One line that is safe on a terminal: no control characters, no half characters from odd file names."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Printed:
+    """A table on a terminal: lines as they are but for control characters, which could move the cursor or worse."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        self.stream.write("\n".join(map(printable, text.split("\n"))))
+
+    def writelines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.write(text)
 
 
 def say(text: str) -> None:

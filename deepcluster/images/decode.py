@@ -98,6 +98,15 @@ def short_side(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> int:
     return _examine(file, max_pixels, lambda image: min(image.size))
 
 
+def orientation(data: bytes) -> int:
+    """The EXIF orientation (1 to 8) of the bytes of an image file; 1 where it has none, or is no image."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return found if (found := _orientation(image)) in _UPRIGHT else 1
+    except Exception:  # damaged files give any of them
+        return 1
+
+
 def as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     """The image in mode RGB, by the table of ``decode``; it may be the same object.
 
