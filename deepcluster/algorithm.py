@@ -188,7 +188,15 @@ def _of_all(table: Shares, own: Clustering) -> Clustering:
 def _by_first(table: Shares, group: Group, reduced: Tensor) -> Clustering:
     """A clustering of all rows by the first process."""
     rows = table.at_first(reduced)
-    return table.processes.first(lambda: group(rows))
+    processes = table.processes
+    if processes.alone:
+        return group(rows)
+    found = [group(rows)] if processes.leads else []
+    names = ("labels", "centroids", "sizes")
+    tensors = processes.first_tensors(lambda: {name: getattr(found[0], name) for name in names})
+    inertia = processes.first(lambda: found[0].inertia)
+    iterations, reseeded = processes.first(lambda: [found[0].iterations, found[0].reseeded])
+    return Clustering(**tensors, inertia=inertia, iterations=iterations, reseeded=reseeded)
 
 
 def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:

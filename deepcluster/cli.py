@@ -26,7 +26,7 @@ from deepcluster.errors import (
     UsageError,
 )
 from deepcluster.stopping import listening
-from deepcluster.terminal import Terminal, complain, printable, say, unread
+from deepcluster.terminal import Printed, Terminal, complain, printable, say, unread
 
 if TYPE_CHECKING:
     from deepcluster.processes import Processes
@@ -135,11 +135,12 @@ def fit(
     if dry_run:
         source = find(images, stdin=sys.stdin)
         say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
-        chosen = run.plan(source, preview(source), request)
+        seen = preview(source)
+        chosen = run.plan(source, seen, request)
         for line in chosen.by_reason():
             say(f"  {line}")
         network = network_of(chosen.recipe, seed, choose_device("cpu"))
-        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
+        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding).text}")
         in_all, each = seconds(network.to(choose_device(device)), chosen.recipe, len(source.paths))
         say(f"  time for the rounds: about {_duration(in_all)}, {chosen.recipe.rounds} of {_duration(each)}")
         print("\n" + to_toml(chosen.recipe), end="")
@@ -207,7 +208,7 @@ def predict(
             target.write(lambda file: write(file, every))
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-            write(sys.stdout, every)
+            write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, every)
 
 
 @app.command
@@ -370,6 +371,14 @@ def export(
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
     images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    strip_metadata: Annotated[
+        bool | None,
+        Parameter(
+            name="--strip-metadata",
+            negative="--keep-metadata",
+            help="Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).",
+        ),
+    ] = None,
     fold_sobel: Annotated[
         bool, Parameter(negative=(), help="For official: the Sobel filter becomes part of the first convolution.")
     ] = False,
@@ -384,12 +393,16 @@ def export(
         from deepcluster.export.imagefolder import imagefolder
 
         make = folders if to == "folders" else imagefolder
-        given = {} if mode is None else {"mode": mode}
+        chosen = {"mode": mode, "strip_metadata": strip_metadata}
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         with Terminal(quiet) as terminal:
             make(run_, out, images=images, dry_run=dry_run, display=terminal, **given)
         return
-    if mode or images or dry_run:
-        raise UsageError(f"--mode, --images and --dry-run are for images: --to {to} writes none, so leave them out")
+    if mode or images or dry_run or strip_metadata is not None:
+        raise UsageError(
+            f"--mode, --images, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to} writes none,"
+            " so leave them out"
+        )
     with Terminal(quiet) as terminal:
         if to == "parquet":
             from deepcluster.export.parquet import parquet
@@ -499,10 +512,11 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
                 )
                 average, labelled = values["nmi_average"], values["labelled"]
                 lines.append(f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)")
+    run = shlex.quote(str(path))
     lines += [
         f"{'Verdict':9} {record['verdict']}",
         f"{'Files':9} {path / 'clusters.csv'}  {path / 'report.html'}",
-        f"{'Next':9} deepcluster predict {path} NEW_IMAGES   deepcluster recut {path} -k N",
+        f"{'Next':9} deepcluster predict {run} NEW_IMAGES   deepcluster recut {run} -k N",
         f"{'Run':9} {path}",
     ]
     return "\n".join(map(printable, lines))

@@ -1,10 +1,7 @@
 """How much memory and time a run takes, said before it begins."""
 
 import copy
-import resource
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +10,15 @@ from torch import Tensor, nn
 from deepcluster.assembly import rounds_of
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.memory import CERTAIN
+from deepcluster.memory import available as available
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 
-# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; what a step keeps for the
-# way back, by the outputs of the layers; and how far an estimate may be above what a run really takes.
+# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; what a step keeps
+# for the way back, by the outputs of the layers.
 BASE = 500e6
 KEPT = 1.5
-CERTAIN = 0.7
 # Bytes an image that tables and report of the result take: runs of 5,000 to 40,000 images (benchmarks/scaling.py).
 TABLES = 7e3
 TRIAL = 128  # images
@@ -28,29 +26,33 @@ TRIAL = 128  # images
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables."""
+    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables; and
+    of decoding, which is over before there are features."""
 
     images: float
     features: float
     training: float
     tables: float
+    decoding: float = 0.0
 
     @property
     def total(self) -> float:
-        return BASE + self.images + self.features + self.training + self.tables
+        return BASE + self.images + max(self.decoding, self.features + self.training) + self.tables
 
     @property
     def text(self) -> str:
         return (
             f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
-            f" training {self.training / 1e9:.2f}, tables {self.tables / 1e9:.2f})"
+            f" training {self.training / 1e9:.2f}, tables {self.tables / 1e9:.2f};"
+            f" or, before, decoding {self.decoding / 1e9:.2f})"
         )
 
 
-def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> Memory:
+def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, decoding: float = 0.0) -> Memory:
     """The estimate for ``count`` images on a CPU. The network sees an image of each size of view.
 
-    Where ``processes`` share the images it is that of the first of them, which gets the reduced features of all.
+    ``decoding``: what it takes, of the preview. Where ``processes`` share the images it is that of the first of them,
+    which gets the reduced features of all.
     """
     total, count = count, -(-count // processes)
     batch = -(-min(recipe.batch_size, total) // processes)
@@ -64,7 +66,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> 
     dims = min(recipe.dims, network.feature_dim)
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
-    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total)
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total, decoding)
 
 
 def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:
@@ -101,24 +103,6 @@ def _outputs(network: Network, size: int) -> int:
         for hook in hooks:
             hook.remove()
     return total
-
-
-def available() -> float:
-    """Bytes that this process may still take: free memory, or what its limits leave (Linux; elsewhere infinite)."""
-    found = [float("inf")]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # "max" where there is no limit
-            found.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
-    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if soft != resource.RLIM_INFINITY:
-        found.append(float(soft))
-    return max(0.0, min(found))
 
 
 def check(needed: Memory, free: float, recipe: Recipe) -> None:

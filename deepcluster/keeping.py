@@ -12,7 +12,7 @@ from deepcluster.nets.backbone import Network
 from deepcluster.records import State
 from deepcluster.shares import Shares
 from deepcluster.stopping import Stop
-from deepcluster.storage.checkpoint import Checkpoints
+from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, values_of
 
 
 class Keeper:
@@ -81,7 +81,8 @@ def gathered(state: State, table: Shares) -> State:
     memory = None if state.memory is None else table.at_first(state.memory)
     work = state.work and replace(state.work, reduced=table.at_first(state.work.reduced))
     if work and work.trained:
-        losses = torch.stack(table.processes.every(work.trained.epoch_loss.cpu()))
+        loss = work.trained.epoch_loss
+        losses = torch.tensor(table.processes.every(loss.item()), dtype=loss.dtype)  # a float takes float32 exactly
         work = replace(work, trained=replace(work.trained, epoch_loss=losses))
     return replace(state, memory=memory, work=work)
 
@@ -99,7 +100,11 @@ def scattered(state: State | None, table: Shares) -> State:
             work=state.work and replace(state.work, reduced=none),
         )
 
-    shared = state if processes.alone and state else processes.first(without_rows)
+    if processes.alone and state:
+        shared = state
+    else:
+        tensors = processes.first_tensors(lambda: tensors_of(without_rows()))
+        shared = state_of(processes.first(lambda: values_of(without_rows())), tensors)
     work = shared.work and replace(
         shared.work, reduced=table.from_first(state.work.reduced if state and state.work else None)
     )

@@ -1,16 +1,21 @@
 """The processes that share a run under torchrun: who they are, and what they exchange. Plain torch.distributed.
 
-Every method of :class:`Processes` is called by all of them, in the same order, and waits for the others.
+Every method of :class:`Processes` is called by all of them, in the same order, and waits for the others. What goes
+round is JSON or the numbers of tensors. Torch's collectives for objects (``all_gather_object``, ...) would unpickle
+what they receive, and so run the code of whoever is in the group.
 """
 
+import json
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,13 +26,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError
 
-Value = TypeVar("Value")
+Value = TypeVar("Value")  # what JSON gives back as it was: no tuples, keys of text
 
 # How long one waits for another, which may be deep in a k-means or in the last cut. It is no sign of trouble: of a
 # process that ends the others hear at once, as its connections close, and of a machine that is silent torchrun does.
 PATIENCE = timedelta(days=7)
 WORD = 2.0  # seconds in which a process that fails says so to the others
 LOOK = 1.0  # seconds between two looks at whether the launcher is alive
+MOST_TEXT = 1 << 30  # bytes of JSON from one process: ten million digests of images are 700 MB
+DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,29 +74,58 @@ class Processes:
         return flag if self.alone else bool(self.sum(torch.tensor([int(flag)])).item())
 
     def every(self, value: Value) -> list[Value]:
-        """What each of them has, in their order: a small Python value."""
+        """What each of them has, in their order: a JSON value."""
         if self.alone:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        own = _encoded(value)
+        sizes = self._sizes(own)
+        return _decoded(self.exchange(own.repeat(self.count), [len(own)] * self.count, sizes), sizes)
 
     def every_at_first(self, value: Value) -> list[Value]:
         """The same for the first alone; the others get an empty list."""
         if self.alone:
             return [value]
-        found: list[Any] | None = [None] * self.count if self.leads else None
-        dist.gather_object(value, found)
-        return found or []
+        own, nobody = _encoded(value), [0] * self.count
+        sizes = self._sizes(own)
+        if not self.leads:
+            self.exchange(own, [len(own), *nobody[1:]], nobody)
+            return []
+        return _decoded(self.exchange(own, [len(own), *nobody[1:]], sizes), sizes)
 
     def first(self, make: Callable[[], Value]) -> Value:
-        """What the first of them makes, and nobody else does."""
+        """What the first of them makes, and nobody else does: a JSON value."""
         if self.alone:
             return make()
-        found: list[Any] = [make() if self.leads else None]
-        dist.broadcast_object_list(found)
-        value: Value = found[0]
+        own = _encoded(make()) if self.leads else _room(0)
+        size = torch.tensor([len(own)])
+        dist.broadcast(size, 0)
+        sizes = _checked(size.tolist())
+        data = own if self.leads else _room(sizes[0])
+        dist.broadcast(data, 0)
+        value: Value = _decoded(data, sizes)[0]
         return value
+
+    def first_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors that the first of them makes, and nobody else does; on the CPU."""
+        if self.alone:
+            return dict(make())
+        own = {name: each.cpu().contiguous() for name, each in make().items()} if self.leads else {}
+        kinds: dict[str, Any] = {name: [str(each.dtype), [*each.shape]] for name, each in own.items()}
+        found = {}
+        for name, (dtype, shape) in self.first(lambda: kinds).items():
+            kind = DTYPES.get(dtype)
+            if kind is None or not all(type(side) is int and side >= 0 for side in shape):
+                raise ValueError(f"another process sent no tensor: {dtype} {shape}")
+            data = own[name].view(-1).view(torch.uint8) if self.leads else _room(math.prod(shape) * kind.itemsize)
+            dist.broadcast(data, 0)
+            found[name] = own[name] if self.leads else data.view(kind).view(shape)
+        return found
+
+    def _sizes(self, own: Tensor) -> list[int]:
+        """How many bytes each of them has."""
+        found = torch.zeros(self.count, dtype=torch.int64)
+        found[self.rank] = len(own)
+        return _checked(self.sum(found).tolist())
 
     def exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Rows for each of them, one behind the other, ``send`` of them each; returns what is for this one, ``receive``
@@ -92,7 +134,7 @@ class Processes:
             return rows
         width = rows.shape[1:].numel() * rows.element_size()
         flat = rows.contiguous().view(-1).view(torch.uint8)  # gloo does not know every type, but moves all bytes
-        found = torch.empty(sum(receive) * width, dtype=torch.uint8)
+        found = _room(sum(receive) * width)
         dist.all_to_all_single(found, flat, [each * width for each in receive], [each * width for each in send])
         return found.view(rows.dtype).view(sum(receive), *rows.shape[1:])
 
@@ -112,6 +154,28 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def _room(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def _encoded(value: object) -> Tensor:
+    """``value`` as JSON; ASCII, so that names of files that are no UTF-8 come through, and every float exactly."""
+    data = bytearray(json.dumps(value).encode())
+    if len(data) > MOST_TEXT:
+        raise ValueError(f"{len(data):,} bytes for the other processes, more than the {MOST_TEXT:,} that go round")
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _checked(sizes: list[int]) -> list[int]:
+    if not all(0 < size <= MOST_TEXT for size in sizes):
+        raise ValueError(f"another process announces {max(sizes):,} bytes; at most {MOST_TEXT:,} are taken")
+    return sizes
+
+
+def _decoded(data: Tensor, sizes: list[int]) -> list[Value]:
+    return [json.loads(part.numpy().tobytes()) for part in data.split(sizes)]
 
 
 def launched() -> int:
@@ -138,6 +202,9 @@ def joined() -> Iterator[Processes]:
         yield ALONE
         return
     _end_with_launcher()
+    if together() == launched() and Path("/sys/class/net/lo").exists():
+        # Gloo, which asks nobody for a password, would listen where the name of this machine leads.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         board = _board()

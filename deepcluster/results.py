@@ -32,6 +32,7 @@ from deepcluster.images.store import check_alike, nothing_readable, read_once
 from deepcluster.images.tars import files_of, is_pattern
 from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
+from deepcluster.shares import shares
 from deepcluster.storage import drawn
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
@@ -140,14 +141,14 @@ def predict(
     Several ``processes`` take the batches in turn; the first of them yields all, in order, and the others nothing.
     Raises ``DataError`` at the end where none was usable, and before the first where the processes see other images.
     """
+    model.check_room()
     display = display or Silent()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
     location = ""
     for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.count):
         own = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
-        for source, found in zip(parts, processes.every_at_first(own), strict=False):
-            assert found is not None, "it had a part"
+        for source, found in zip(parts, _at_first(own, processes), strict=False):
             tried, used, location = tried + len(source.paths), used + len(found.paths), source.location
             reasons += found.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
@@ -183,6 +184,24 @@ def _parts(images: Images, count: int, stdin: TextIO | None, processes: Processe
 def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
     while turn := list(islice(parts, count)):
         yield turn
+
+
+def _at_first(own: Prediction | None, processes: Processes) -> list[Prediction]:
+    """The predictions of all processes for the first of them, in their order."""
+    if processes.alone:
+        return [own] if own else []
+    own = own or Prediction((), torch.empty(0), ())
+    table = shares(processes, len(own.paths))
+    reduced = table.at_first(own.reduced)
+    told: list[Any] = processes.every_at_first([[*own.paths], [*own.skipped]])
+    return (
+        [
+            Prediction(tuple(paths), rows, tuple((path, reason) for path, reason in skipped))
+            for (paths, skipped), rows in zip(told, reduced.split(table.sizes), strict=True)
+        ]
+        if processes.leads
+        else []
+    )
 
 
 def _predict(model: Model, source: Source) -> Prediction:

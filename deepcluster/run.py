@@ -111,12 +111,13 @@ def fit(
     recipe = plan(source, seen, request).recipe
     network = network_of(recipe, request.seed, device)
     available = estimate.available() / together()
-    needed = estimate.memory(network, recipe, len(source.paths), processes.count) if device.type == "cpu" else None
-    if needed:
+    needed = None
+    if device.type == "cpu":
+        needed = estimate.memory(network, recipe, len(source.paths), processes.count, seen.decoding)
         estimate.check(needed, available, recipe)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = processes.first(lambda: request.out or Path("runs") / own)
+    out = Path(processes.first(lambda: str(request.out or Path("runs") / own)))
     if processes.leads:
         files.check_free(out, overwrite=request.overwrite, resume=request.resume)
         if request.overwrite:
@@ -324,7 +325,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         resuming.remember(job.folder, read.digests)
     state: State | None = None
     if processes.any(found is not None):
-        network.restore(processes.first(lambda: found.network if found else {}), recipe.temperature or None)
+        network.restore(processes.first_tensors(lambda: found.network if found else {}), recipe.temperature or None)
         state = scattered(found.state if found else None, store.table)
     job.folder.write_rows("history.csv", columns, history)
     steps = Steps(recipe)
@@ -364,7 +365,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
                 steps.rounds = min(recipe.rounds, len(history) + left)
                 stopped = "time limit" if len(history) < recipe.rounds and not left else ""
         # The clock of the first process decides for all.
-        steps.rounds, stopped = processes.every((steps.rounds, stopped))[0]
+        steps.rounds, stopped = processes.every(steps.rounds)[0], processes.every(stopped)[0]
         if stopped:
             break
     job.stop.at_once = True

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepcluster.processes import ALONE, Processes
+from deepcluster.processes import ALONE, DTYPES, Processes
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Shares:
         if self.processes.alone:
             assert table is not None
             return table
-        kind, tail = self.processes.first(lambda: _kind(table))
-        table = torch.empty(0, *tail, dtype=kind) if table is None else table
+        empty = self.processes.first_tensors(lambda: {} if table is None else {"rows": table[:0]})["rows"]
+        table = empty if table is None else table
         nobody = [0] * self.processes.count
         receive = [len(range(self.total)[self.own]), *nobody[1:]]
         return self.processes.exchange(table, [*self.sizes] if self.processes.leads else nobody, receive)
@@ -110,14 +111,9 @@ class Shares:
         """A process without rows does not know their type and shape."""
         if 0 not in self.sizes:
             return own
-        known = self.processes.every(_kind(own) if len(own) else None)
-        kind, tail = next((each for each in known if each), _kind(own))
-        return own if len(own) else torch.empty(0, *tail, dtype=kind)
-
-
-def _kind(table: Tensor | None) -> tuple[torch.dtype, tuple[int, ...]]:
-    assert table is not None
-    return table.dtype, tuple(table.shape[1:])
+        kind: list[Any] = [str(own.dtype), [*own.shape[1:]]] if len(own) else []
+        dtype, tail = next((each for each in self.processes.every(kind) if each), (str(own.dtype), own.shape[1:]))
+        return own if len(own) else torch.empty(0, *tail, dtype=DTYPES[dtype])
 
 
 def shares(processes: Processes, rows: int) -> Shares:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -16,6 +16,20 @@ def printable(text: str) -> str:
     """One line that is safe on a terminal: no control characters, no half characters from odd file names."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Printed:
+    """A table on a terminal: lines as they are but for control characters, which could move the cursor or worse."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        self.stream.write("\n".join(map(printable, text.split("\n"))))
+
+    def writelines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.write(text)
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from deepcluster import cli
 from deepcluster.cli import run_command
-from tests.tiny import change_tensors
+from tests.tiny import change_tensors, tiny_run
 
 QUICK = [
     "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"
@@ -233,3 +235,32 @@ def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "deepcluster", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_the_next_command_can_be_copied(tmp_path, capsys):
+    """Whatever the name of the folder has: the shell must see one word."""
+    folder = tmp_path / "a $(touch PWNED) it's"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"verdict": "x"}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"acc": 1, "nmi": 1, "ami": 1, "ari": 1, "nmi_average": "\x1b[31mred", "labelled": 3})
+    )
+    cli._print_result(folder, quiet=False, as_json=False)
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("Next"))
+    assert shlex.split(line) == [
+        "Next", "deepcluster", "predict", str(folder), "NEW_IMAGES", "deepcluster", "recut", str(folder), "-k", "N",
+    ]  # fmt: skip
+    assert "\x1b" not in shown and "\\x1b[31mred" in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_of_names_reach_a_file_and_no_terminal(terminal, tmp_path, photos, monkeypatch, capsys):
+    run_ = tiny_run(tmp_path / "run")
+    name = "\x1b[31mr\u00e9d.png"
+    shutil.copy(next(photos.rglob("*.png")), tmp_path / name)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert run_command(["predict", str(run_), str(tmp_path / name), "-q"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header == "path,cluster,name,distance,margin,is_outlier"
+    assert row.startswith(name.replace("\x1b", "\\x1b") + "," if terminal else name + ",")

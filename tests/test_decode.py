@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from deepcluster.images import decode as decoding
 from deepcluster.images.decode import FORMATS, Undecodable, as_rgb, decode, explain, one_line, quietly, short_side
 from deepcluster.images.store import square
 
@@ -518,3 +519,91 @@ def test_quietly_hides_what_pillow_and_libtiff_say(
         decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))
         assert len(said) >= 3  # Pillow speaks again afterwards
     assert capfd.readouterr() == ("", "")
+
+
+# In strips, and one at a time
+
+
+def random_images() -> dict[str, Image.Image]:
+    """41 x 57 px in every mode, with whatever marks pixels as transparent."""
+    random = np.random.default_rng(0)
+    shape = (57, 41)
+    colours = Image.fromarray(random.integers(0, 256, (*shape, 4), dtype=np.uint8), "RGBA")
+    found = {mode: colours.convert("RGB").convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV")}
+    found |= {mode: colours.convert(mode) for mode in ("RGBA", "LA", "RGBa")}
+    found["La"] = found["LA"].convert("La")
+    found["LAB"] = Image.frombytes("LAB", shape[::-1], random.bytes(3 * 57 * 41))
+    for mode, transparency in (("P", bytes(range(256))), ("P", 3), ("L", 7), ("RGB", found["RGB"].getpixel((3, 50)))):
+        image = found[mode].copy()
+        image.info["transparency"] = transparency
+        found[f"{mode} {type(transparency).__name__}"] = image
+    found["I;16"] = Image.fromarray(random.integers(0, 65536, shape).astype(np.uint16))
+    found["I;16 int"] = found["I;16"].copy()
+    found["I;16 int"].info["transparency"] = found["I;16"].getpixel((5, 40))
+    found["I;16B"] = Image.frombytes("I;16B", shape[::-1], random.bytes(2 * 57 * 41))
+    found["I"] = Image.fromarray(random.integers(0, 65536, shape).astype(np.int32))
+    found["I wide"] = Image.fromarray(random.integers(-70_000, 65536, shape).astype(np.int32))
+    numbers = random.random(shape).astype(np.float32)
+    found |= {f"F {top}": Image.fromarray(numbers * top) for top in (0, 1, 255, 1000)}
+    numbers[50, 3], numbers[20], numbers[3, 3] = np.inf, -np.inf, np.nan
+    return found | {"F odd": Image.fromarray(numbers * 500), "F none": Image.fromarray(numbers * np.nan)}
+
+
+@pytest.mark.parametrize("strip", [1, 41, 333])
+def test_strips_give_the_pixels_of_the_whole(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_images()
+    whole = {name: np.asarray(as_rgb(image)) for name, image in images.items()}
+    monkeypatch.setattr(decoding, "STRIP", strip)
+    for name, image in images.items():
+        assert np.array_equal(np.asarray(as_rgb(image)), whole[name]), name
+
+
+def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = random_images()["RGB"]
+    monkeypatch.setattr(decoding, "STRIP", 300)
+    file = stored(image, "PNG")
+    assert decode(file, size=9).size == (41, 57)
+    monkeypatch.setattr(decoding, "AT_ONCE", 12 * 41 * 57 - 1)
+    small = decode(file, size=9)  # 41 px are 3 times 1.5 * 9
+    assert np.array_equal(np.asarray(small), np.asarray(image.reduce(3)))
+    assert decode(file).size == decode(file, size=21).size == (41, 57)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "most"), [("PNG", {}, 1), ("JPEG", {"progressive": True}, 1), ("JPEG", {}, 3)]
+)
+def test_large_images_are_decoded_one_at_a_time(
+    kind: str, options: dict[str, bool], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain JPEG is never large: it is reduced while it is decoded. A barrier sees that three go at a time."""
+    monkeypatch.setattr(decoding, "AT_ONCE", 12 * 800 * 600 - 1)
+    data = stored(waves(800, 600), kind, **options).getvalue()
+    under_way, seen, lock, meeting = 0, 0, threading.Lock(), threading.Barrier(most)
+    convert = decoding.as_rgb
+
+    def counted(image: Image.Image, factor: int = 1) -> Image.Image:
+        nonlocal under_way, seen
+        with lock:
+            under_way += 1
+            seen = max(seen, under_way)
+        meeting.wait(60)
+        found = convert(image, factor)
+        with lock:
+            under_way -= 1
+        return found
+
+    monkeypatch.setattr(decoding, "as_rgb", counted)
+    threads = [threading.Thread(target=lambda: decode(io.BytesIO(data), size=60)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == most
+
+
+def test_a_file_of_no_bytes_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do the endless files of /proc look."""
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
+    with pytest.raises(Undecodable, match="empty file"):
+        decode(tmp_path / "a.png")

@@ -206,3 +206,32 @@ def test_a_model_of_version_0_1_has_no_marks(finished):
 
     sign(finished / "model", {key: value for key, value in config.items() if key != "junk"})
     assert models.load(finished).junk == ()
+
+
+class Counted(int):
+    """A number that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) == other
+
+
+def test_edits_of_many_numbers_take_no_quadratic_work():
+    """The 4 MB that are read hold two million: one comparison for each pair would take an hour."""
+    numbers = tuple(map(Counted, [*range(2_000), 0]))
+    with pytest.raises(UsageError, match="cluster 0 is merged twice"):
+        edited(tiny_model(names=("",) * 2_000), Edits("", {}, (numbers,), None))
+    assert Counted.compared < 10 * len(numbers)
+
+
+def test_many_names_are_carried_over_at_once():
+    """The images are looked at as a whole, not for each cluster that has a name."""
+    count = 3_000
+    model = tiny_model(names=tuple(map(str, range(count))))
+    before = torch.arange(count).repeat(3)
+    names, junk = carried_over(model, before, (before + 1) % count, count)
+    assert names[1:] == model.names[:-1]
+    assert (names[0], junk) == (model.names[-1], ())

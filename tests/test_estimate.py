@@ -4,10 +4,14 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from deepcluster import estimate
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.estimate import Memory, memory
+from deepcluster.images import preview as previewing
+from deepcluster.images.decode import MAX_PIXELS
+from deepcluster.images.source import find
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
 
@@ -80,3 +84,19 @@ def test_the_look_leaves_the_network_as_it_is():
     assert NETWORK.training
     assert all(torch.equal(value, before[name]) for name, value in NETWORK.state_dict().items())
     assert not any(module._forward_hooks for module in NETWORK.modules())
+
+
+def test_decoding_counts_where_it_takes_more_than_what_comes_after_it():
+    small, large = (memory(NETWORK, SMALL, 10_000, decoding=each) for each in (1e6, 50e9))
+    assert small.total == memory(NETWORK, SMALL, 10_000).total
+    assert large.total == pytest.approx(50e9 + estimate.BASE + large.images + large.tables)
+    assert "decoding 50.00" in large.text
+
+
+def test_what_decoding_takes_is_seen_in_the_preview(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 60)).save(tmp_path / "a.png")
+    source = find(tmp_path)
+    monkeypatch.setattr(previewing, "cores", lambda: 16)
+    assert previewing.preview(source).decoding == 16 * 12 * 6_000
+    monkeypatch.setattr(previewing, "AT_ONCE", 40_000)
+    assert previewing.preview(source).decoding == 16 * 40_000 + 12 * MAX_PIXELS

@@ -103,7 +103,8 @@ def test_symlinks_refused_become_hard_links(holiday, tmp_path, monkeypatch):
     assert {row["how"] for row in rows} == {"hardlink", "skipped"}
     assert said.lines == [
         f"Exported: 5 images to {tmp_path / 'out'}: 5 hard links; 0 bytes written;"
-        " symbolic links are refused there (permission denied)"
+        " symbolic links are refused there (permission denied);"
+        " EXIF (time, place), comments and other metadata stay in them"
     ]
 
 
@@ -344,7 +345,8 @@ def test_dry_run(holiday, tmp_path):
         f"Folder: {out}/000-be_ach: 3 images",
         f"Folder: {out}/001: 1 image",
         f"Folder: {out}/_junk/002: 1 image",
-        "Would do: 5 images as symbolic links, else hard links, else copies; nothing is written now",
+        "Would do: 5 images as symbolic links, else hard links, else copies, EXIF (time, place), comments and other"
+        " metadata stay in them; nothing is written now",
     ]
 
 

@@ -11,7 +11,7 @@ import torch
 import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
-from deepcluster.export.hub import hub
+from deepcluster.export.hub import hub, markdown_text
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.storage import model as models
@@ -137,3 +137,21 @@ def test_odd_values_in_a_run_do_not_break_the_card(run, tmp_path):
     hub(run, tmp_path / "out")
     assert "? images were clustered" in (tmp_path / "out" / "README.md").read_text()
     assert np.isfinite(deepcluster.load(tmp_path / "out").fine_centroids.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["https://evil.example/x", "ftp://a", "see HTTP://a", "www.evil.example", "WWW.a", "@admin", "me@evil.example",
+     "evil.example", "#12", "GH-12", "a ` `` https://b", "mailto:a"],
+)  # fmt: skip
+def test_no_name_becomes_a_link_by_itself(name):
+    """GitHub and the Hub make links of bare addresses, but none of code."""
+    text = markdown_text(name)
+    fence = re.match("`+", text)[0]
+    assert text.startswith(f"{fence} ") and text.endswith(f" {fence}") and len(fence) * 2 < len(text)
+    assert re.search(f"(?<!`){fence}(?!`)", text[len(fence) : -len(fence)]) is None
+
+
+@pytest.mark.parametrize("name", ["beach", "2.13.0", "dogs & cats", "no. 3", "a/b", "caf\u00e9"])
+def test_ordinary_names_are_no_code(name):
+    assert markdown_text(name) == name.replace("&", "&amp;")

@@ -227,12 +227,15 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 MEASURE = """
 import resource, sys
+from deepcluster.images import decode
 from deepcluster.images.preview import preview
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from PIL import Image
 import torch
 limit = int(sys.argv[2])
+if sys.argv[3:]:  # as it was: all steps of the whole image, and of any number of images at a time
+    decode.STRIP = decode.AT_ONCE = 1 << 40
 Image.init()
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 source = find(sys.argv[1], max_pixels=limit)
@@ -244,8 +247,9 @@ print(peak - before, len(store.kept), [reason for _, reason in store.skipped])
 """
 
 
-def megabytes(folder: Path, limit: int) -> tuple[float, int, str]:
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder), str(limit)], capture_output=True, text=True)
+def megabytes(folder: Path, limit: int, *whole: str) -> tuple[float, int, str]:
+    command = [sys.executable, "-c", MEASURE, str(folder), str(limit), *whole]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rise, kept, reasons = done.stdout.split(maxsplit=2)
     return float(rise), int(kept), reasons
@@ -270,8 +274,21 @@ def test_a_bomb_of_900_megapixels(tmp_path: Path) -> None:
 @needs_proc
 def test_a_twentieth_of_it_takes_more_where_the_limit_lets_it_in(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(black(6_700))
-    rise, kept, _ = megabytes(tmp_path, 10**9)
+    rise, kept, _ = megabytes(tmp_path, 10**9, "whole")
     assert kept == 1 and rise > 300
+
+
+@needs_proc
+@pytest.mark.parametrize("mode", ["F", "LA", "RGBA", "P"])
+def test_what_the_limit_lets_in_is_converted_in_strips(tmp_path: Path, mode: str) -> None:
+    """36 million pixels: 144 MB decoded. All steps of the whole image took 400 MB to 1.2 GB."""
+    image = Image.new(mode, (6_000, 6_000))
+    options = {"transparency": bytes(256)} if mode == "P" else {}
+    image.save(tmp_path / "a.tif", compression="tiff_adobe_deflate") if mode == "F" else image.save(
+        tmp_path / "a.png", compress_level=1, **options
+    )
+    rise, kept, _ = megabytes(tmp_path, MAX_PIXELS)
+    assert kept == 1 and rise < 300
 
 
 def test_files_that_could_take_long(tmp_path: Path) -> None:

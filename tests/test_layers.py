@@ -17,6 +17,7 @@ LEVELS = (
         "seeding",
         "records",
         "devices",
+        "memory",
         "workers",
         "processes",
         "shares",

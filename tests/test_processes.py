@@ -1,12 +1,15 @@
 """What processes exchange, against what one process has at hand; and how the end of one ends all."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepcluster.processes import Processes
+import deepcluster
+from deepcluster.processes import DTYPES, Processes
 from deepcluster.shares import shares
 
 
@@ -78,3 +81,81 @@ def test_what_all_are_told(ranks, count):
     assert [each[3] for each in found] == [values if rank == 0 else [] for rank in range(count)]
     assert [each[4] for each in found] == [1] * count
     assert [thing for each in found for thing in each[5]] == list(range(7))
+
+
+VALUE = {"": None, "flags": [True, False], "path": "b\udcff/\u00e4\n", "whole": 2**70, "none": []}
+FLOATS = [0.1, -0.0, 1e-320, float("inf"), 2 / 3]
+
+
+def worded(processes: Processes) -> tuple[object, ...]:
+    own = {**VALUE, "rank": processes.rank}
+    return processes.every(own), processes.every_at_first(FLOATS), processes.first(lambda: own)
+
+
+def test_json_comes_through_as_it_was(ranks):
+    for rank, (every, at_first, first) in enumerate(ranks[3](worded)):
+        assert every == [{**VALUE, "rank": each} for each in range(3)]
+        assert repr(at_first) == repr([FLOATS] * 3 if rank == 0 else [])
+        assert first == {**VALUE, "rank": 0}
+
+
+def tensors_of_first(processes: Processes, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return processes.first_tensors(lambda: tensors if processes.leads else {"never": torch.ones(1)})
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1).view(torch.uint8)
+
+
+def test_tensors_of_the_first(ranks):
+    tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in DTYPES.values()}
+    tensors |= {"number": torch.tensor(3), "none": torch.empty(0, 4), "nan": torch.tensor([float("nan"), -0.0])}
+    tensors["turned"] = torch.arange(6.0).view(2, 3).T
+    for found in ranks[2](tensors_of_first, tensors):
+        assert list(found) == list(tensors)
+        for name, each in tensors.items():
+            assert (found[name].dtype, found[name].shape) == (each.dtype, each.shape)
+            assert torch.equal(bits(found[name]), bits(each))
+
+
+class Evil:
+    """Its pickle says: call print when you are read."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("import deepcluster; deepcluster.ran = True",)
+
+
+def rogue(processes: Processes, data: bytes) -> str:
+    if processes.rank == 1:
+        own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        sizes = processes._sizes(own)
+        processes.exchange(own.repeat(2), [len(own)] * 2, sizes)
+        return ""
+    try:
+        processes.every([1, 2, 3])
+    except ValueError as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def test_a_pickle_from_another_process_is_no_json(ranks):
+    said = ranks[2](rogue, pickle.dumps(Evil()))
+    assert said[0] in ("JSONDecodeError", "UnicodeDecodeError")
+    assert not hasattr(deepcluster, "ran")
+
+
+def announced(processes: Processes) -> str:
+    sizes = torch.zeros(2, dtype=torch.int64)
+    if processes.rank == 1:
+        sizes[1] = 1 << 50
+        processes.sum(sizes)
+        return ""
+    try:
+        processes.every([1, 2, 3])
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_no_memory_for_what_is_only_announced(ranks):
+    assert "announces 1,125,899,906,842,624 bytes" in ranks[2](announced)[0]

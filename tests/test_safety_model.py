@@ -1,5 +1,6 @@
 """A model folder that is damaged or made by a stranger: one error that names the file, and never much memory."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 import deepcluster
+from deepcluster import memory
 from deepcluster.cli import run_command
-from deepcluster.errors import DiskError, ModelError, NonFiniteError
-from deepcluster.nets.backbone import build
+from deepcluster.errors import DiskError, ModelError, NonFiniteError, OutOfMemoryError
+from deepcluster.nets.backbone import build, working_memory
 from deepcluster.storage import model as models
 from deepcluster.storage import reading
 from deepcluster.storage.digest import json_sha256, sha256
@@ -473,3 +475,68 @@ def test_the_trial_that_is_saved_gives_the_same_network(whole):
     saved = tiny_model().network
     assert again.feature_dim == saved.feature_dim
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), saved.state_dict().values(), strict=True))
+
+
+# ---- what is refused before it takes time or memory -----------------------------------------------------------------
+
+
+def test_a_file_with_holes_is_refused_before_it_is_read(folder, monkeypatch):
+    """300 GB that take no place on the disk, with a header that says less."""
+    path = folder / "model.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, 300 << 30)
+    monkeypatch.setattr(reading, "sha256", lambda path: pytest.fail("it was read"))
+    assert f"322,122,547,200 bytes, and its header describes {size:,}" in refused(folder, "model.safetensors")
+
+
+def test_tensors_that_memory_cannot_hold_are_refused_before_they_are_read(folder, monkeypatch):
+    header = b'{"fine_centroids":{"dtype":"U8","shape":[322122547200],"data_offsets":[0,322122547200]}}'
+    write_weights(folder, safetensors_bytes(header))
+    os.truncate(folder / "model.safetensors", 8 + len(header) + (300 << 30))
+    monkeypatch.setattr(reading, "sha256", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(memory, "available", lambda: 8e9)
+    with pytest.raises(OutOfMemoryError, match=r"model\.safetensors takes 322\.1 GB, and 8\.0 GB are free"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_an_empty_file_is_not_opened(folder, name, monkeypatch):
+    """So do the endless files of /proc look."""
+    (folder / name).write_bytes(b"")
+    assert "an empty file" in refused(folder, name)
+
+
+LARGE = {
+    "image_size": 8192,
+    "store_size": 8192,
+    "architecture": {"name": "compact", "image_size": 8192, "sobel": False},
+}
+
+
+def test_a_model_of_large_images_is_refused_before_the_memory_is_taken(tmp_path, photos, monkeypatch, capsys):
+    run = tiny_run(tmp_path / "run")
+    change_config(run / "model", **LARGE)
+    monkeypatch.setattr(memory, "available", lambda: 2e9)
+    build = models.build
+    monkeypatch.setattr(
+        models, "build", lambda **options: build(**options) if "feature_dim" in options else pytest.fail("it was built")
+    )
+    assert run_command(["predict", str(run), str(photos)]) == 6
+    assert "a batch of 1 image of 8,192 px in this model takes 4.3 GB, and 2.0 GB are free" in capsys.readouterr().err
+
+
+def test_a_batch_of_large_images_is_refused_before_they_are_read(monkeypatch):
+    model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
+    monkeypatch.setattr(models, "read_once", lambda *_, **__: pytest.fail("they were read"))
+    monkeypatch.setattr(memory, "available", lambda: 40e9)
+    with pytest.raises(OutOfMemoryError, match=r"a batch of 256 images of 2,048 px .* takes 274\.9 GB, and 40\.0 GB"):
+        model.transform(["a.png"])
+    monkeypatch.setattr(memory, "available", lambda: 400e9)
+    model.check_room()
+
+
+@pytest.mark.parametrize("name", ["compact", "timm:test_resnet"])
+def test_the_least_memory_by_hand(name):
+    """Of the compact network: the first convolution (16 channels; halved from 64 px on), normalised."""
+    found = working_memory(build(name, image_size=64), 1024)
+    assert 4 * 2 * 16 * 512**2 <= found <= 4 * 2 * 64 * 512**2

@@ -1,6 +1,7 @@
 """Ten files that run a program when they are unpickled: as weights, and in place of a model. None may run."""
 
 import builtins
+import copy
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
 from deepcluster.nets.backbone import build
+from deepcluster.nets.weights import read_state
 from deepcluster.storage import model as models
 from tests.tiny import change_config, tiny_run, write_weights
 
@@ -193,3 +195,48 @@ def test_a_compressed_checkpoint_is_refused(tmp_path, photos, capsys):
     out = str(tmp_path / "run")
     assert run_command(["fit", str(photos), "-k", "2", "--backbone", "compact", "--weights", str(bomb), "-o", out]) == 4
     assert "compressed archive" in capsys.readouterr().err
+
+
+def repeated(path: Path, times: int) -> None:
+    """A checkpoint whose table of contents names its one stored record many times."""
+    torch.save({f"k{i}": torch.zeros(1 << 16) for i in range(times)}, path.with_suffix(".whole"))
+    first = None
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w") as bomb:
+        for name in whole.namelist():
+            if first and "/data/" in name:
+                entry = copy.copy(first)
+                entry.filename = entry.orig_filename = name
+                bomb.filelist.append(entry)
+            else:
+                bomb.writestr(name, whole.read(name))
+                first = bomb.getinfo(name) if "/data/" in name else first
+
+
+def test_a_record_that_is_there_many_times_is_refused_with_both_numbers(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pt"
+    repeated(path, 1)
+    assert len(read_state(path)) == 1  # what torch itself writes is fine
+    repeated(path, 24)
+    assert path.stat().st_size < 1 << 19
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(ModelError, match=rf"{path.stat().st_size:,} bytes whose records claim 6,29\d,\d+"):
+        read_state(path)
+
+
+def test_weights_that_are_not_finite_are_a_fault_of_their_file(tmp_path, photos, capsys):
+    state = build("compact", image_size=16).body.state_dict()
+    name = next(name for name in state if name.endswith("running_var"))
+    for value in (torch.nan, -torch.inf):
+        state[name][-1] = value
+        torch.save(state, tmp_path / "w.pt")
+        options = ["--backbone", "compact", "--image-size", "16", "--weights", str(tmp_path / "w.pt")]
+        assert run_command(["fit", str(photos), "-k", "2", *options, "-o", str(tmp_path / "run")]) == 4
+        assert f"w.pt: {name} has numbers that are not finite" in capsys.readouterr().err
+
+
+def test_weights_of_no_bytes_are_not_opened(tmp_path, monkeypatch):
+    """So do the endless files of /proc look."""
+    (tmp_path / "w.pt").touch()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ModelError, match="the file is empty"):
+        read_state(tmp_path / "w.pt")

@@ -27,6 +27,11 @@ CALLS = {
     "torch.utils.model_zoo.load_url", "torch.utils.cpp_extension.load", "np.lib.format.read_array", "np.fromregex",
     "shutil.unpack_archive", "pd.read_pickle", "input", "breakpoint", "tempfile.mktemp",
 }  # fmt: skip
+# They unpickle what other processes send.
+OBJECTS = {
+    "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list", "send_object_list",
+    "recv_object_list", "rpc_sync", "rpc_async",
+}  # fmt: skip
 STARTS = ("os.exec", "os.spawn", "os.posix_spawn", "os.fork", "torch.hub.", "torch.package.")
 # The call and the keyword that makes it safe.
 SAFE_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
@@ -53,8 +58,12 @@ def offences(source: str) -> list[str]:
             found += [top] if top in modules else []
             names = {alias.name for alias in node.names}
             found += [f"{node.module}.{name}" for name in names if f"{node.module}.{name}" in CALLS]
+            found += sorted(names & OBJECTS)
             if node.module in ("torch", "numpy", "torch.serialization") and "load" in names:
                 found.append(f"from {node.module} import load")
+        elif isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            found += [name] if name in OBJECTS else []
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func).replace("numpy.", "np.")
             if called in CALLS or called.startswith(STARTS):
@@ -103,6 +112,10 @@ def test_the_loads_that_there_are():
         ("torch.hub.load('a', 'b')", "torch.hub.load"),
         ("import yaml", "yaml"),
         ("from multiprocessing import Pool", "multiprocessing"),
+        ("dist.all_gather_object(found, value)", "all_gather_object"),
+        ("import torch\ntorch.distributed.gather_object(value, found)", "gather_object"),
+        ("from torch.distributed import broadcast_object_list as send", "broadcast_object_list"),
+        ("send = dist.scatter_object_list", "scatter_object_list"),
     ],
 )
 def test_each_of_them_is_seen(source, what):

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.errors import DataError
+from deepcluster import memory
+from deepcluster.errors import DataError, OutOfMemoryError
+from deepcluster.images import source as sources
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.preview import Preview, preview
 from deepcluster.images.source import Source, find
@@ -484,3 +487,64 @@ def test_files_without_permission(tmp_path: Path) -> None:
     closed.chmod(stat.S_IWUSR)
     with pytest.raises(PermissionError):
         find(tmp_path).read(0)
+
+
+def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kilobyte of it may be a megabyte, and a megabyte a gigabyte."""
+    images = np.zeros((6, 8, 8), np.uint8)
+    cases = {
+        "6 images 400000 labels": ({"images": images, "labels": np.zeros(400_000)}, "400000 labels for 6 images"),
+        "wrong type": ({"images": np.zeros((6, 400, 400))}, "dtype float64, not uint8"),
+        "wrong shape": ({"images": np.zeros((400_000,), np.uint8)}, r"shape \(400000,\)"),
+        "wide labels": (
+            {"images": images, "labels": np.zeros(6, "U50000")},
+            r"labels .* would take 1,200,000 unpacked",
+        ),
+        "bomb": ({"images": np.zeros((6, 700, 700), np.uint8)}, r"images .* \d,\d+ bytes and would take 2,940,000 unp"),
+    }
+    monkeypatch.setattr(sources, "UNPACKED", 1_000_000)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: pytest.fail("it was unpacked"))
+    for name, (members, said) in cases.items():
+        np.savez_compressed(tmp_path / f"{name}.npz", **members)
+        with pytest.raises(DataError, match=said):
+            find(tmp_path / f"{name}.npz")
+    np.savez(tmp_path / "plain.npz", images=np.zeros((6, 700, 700), np.uint8))
+    monkeypatch.setattr(memory, "available", lambda: 1e6)
+    with pytest.raises(OutOfMemoryError, match=r"unpacking .*plain.npz takes 0.0 GB"):
+        find(tmp_path / "plain.npz")
+
+
+def test_headers_of_every_version_and_a_member_without_a_suffix(tmp_path: Path) -> None:
+    for version in ((1, 0), (2, 0), (3, 0)):
+        stream = io.BytesIO()
+        np.lib.format.write_array(stream, COLOURS, version=version)
+        for name in ("images.npy", "images"):
+            with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+                archive.writestr(name, stream.getvalue())
+            assert len(find(tmp_path / "a.npz").paths) == len(COLOURS)
+
+
+def test_a_header_that_is_a_bomb_itself(tmp_path: Path) -> None:
+    header = b"\x93NUMPY\x02\0" + (1 << 26).to_bytes(4, "little") + b" " * (1 << 26)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header)
+    with pytest.raises(DataError, match="cannot read the array"):
+        find(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.npy", "a.npz", "a.tar", "a.png"])
+def test_what_is_empty_is_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do the endless files of /proc look, such as /proc/kmsg."""
+    (tmp_path / name).touch()
+
+    def trap(file: object, *_: object, **__: object) -> None:
+        assert str(tmp_path) not in str(file), "it was opened"
+
+    for place, method in ((Path, "open"), (Path, "read_bytes"), (io, "FileIO"), (np, "load")):
+        monkeypatch.setattr(place, method, trap)
+    try:
+        source = find(tmp_path / name)
+    except DataError:
+        return
+    with pytest.raises(Undecodable, match="empty file"):
+        source.read(0)

@@ -1,5 +1,6 @@
 """Reduction (step 3): PCA, whitening and L2 normalisation as one affine map and a division (paper, section 4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +81,19 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0, processes: Process
         x = table.whole(x)
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
-        return processes.first(lambda: _scaled(*_of_few(x, count), strength))
+        return _of_first(processes, lambda: _scaled(*_of_few(x, count), strength))
     mean, covariance = _covariance(x, table)
-    return processes.first(lambda: _scaled(mean, *_leading(covariance, count), strength))
+    return _of_first(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
+
+
+def _of_first(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
+    """The map that the first of the processes makes, for all."""
+
+    def tensors() -> dict[str, Tensor]:
+        made = make()
+        return {"mean": made.mean, "projection": made.projection}
+
+    return Whitening(**processes.first_tensors(tensors))
 
 
 def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> Whitening:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deepcluster.errors import DiskError, UsageError
+from deepcluster.export.metadata import Unknown, stripped
 from deepcluster.images.decode import Undecodable, explain, not_a_file
 from deepcluster.images.source import Source
 
@@ -42,12 +43,20 @@ class Bringer:
     ``refused`` when it first was.
 
     ``ways`` are tried in turn for each file: with ``mode`` None symbolic link, hard link and copy. What is no file, or
-    shall become a .png, is decoded and written as one.
+    shall become a .png, is decoded and written as one. With ``strip`` files are copied without their metadata, as PNG
+    where these cannot be told from the pixels.
     """
 
-    def __init__(self, source: Source, mode: str | None):
+    def __init__(self, source: Source, mode: str | None, *, strip: bool = False):
         if mode is not None and mode not in WAYS:
             raise UsageError(f"--mode {mode}: choose {', '.join(WAYS)}, or leave it out")
+        if strip and mode not in (None, "copy"):
+            raise UsageError(
+                f"--strip-metadata is for copies: {WORDS[mode or '']} lead to the originals; leave --mode out, or give"
+                " --keep-metadata"
+            )
+        mode = "copy" if strip else mode
+        self.strip = strip
         self.source = source
         self.ways = (PNG,) if source.file is None else tuple(WAYS) if mode is None else (mode,)
         self.files: Counter[str] = Counter()
@@ -60,14 +69,16 @@ class Bringer:
         if file is None or (target.suffix == ".png" and file.suffix.lower() != ".png"):
             way = self._png(i, target)
         else:
-            way = self._file(file, target)
+            way = self._file(i, file, target)
         self.files[way] += 1
         if way in ("copy", PNG):
             self.bytes += target.stat().st_size
         return way
 
-    def _file(self, file: Path, target: Path) -> str:
+    def _file(self, i: int, file: Path, target: Path) -> str:
         _check_there(file)
+        if self.strip:
+            return self._stripped(i, file, target)
         for way in self.ways:
             try:
                 WAYS[way](file, target)
@@ -80,6 +91,17 @@ class Bringer:
             f"{WORDS[way]} are refused there ({self.refused[way]}): leave --mode out to have images linked or copied as"
             " can be"
         )
+
+    def _stripped(self, i: int, file: Path, target: Path) -> str:
+        try:
+            data = stripped(file)
+        except Unknown:
+            return self._png(i, target)
+        except OSError as error:
+            raise Unavailable(explain(error)) from None
+        with target.open("xb") as stream:
+            stream.write(data)
+        return "copy"
 
     def _png(self, i: int, target: Path) -> str:
         try:
@@ -96,7 +118,13 @@ class Bringer:
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.source.file else " (these images are no files)"
-        return f"{done}{why}; {self.bytes:,} bytes written{refused}"
+        return f"{done}{why}; {self.bytes:,} bytes written{refused}; {self.metadata}"
+
+    @property
+    def metadata(self) -> str:
+        """What becomes of that in files which is no picture."""
+        kept = "EXIF (time, place), comments and other metadata stay in them"
+        return "without EXIF, comments and other metadata" if self.strip or not self.source.file else kept
 
 
 def _check_there(file: Path) -> None:

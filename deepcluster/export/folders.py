@@ -5,7 +5,8 @@ from pathlib import Path, PurePosixPath
 
 from deepcluster.display import Display, Silent
 from deepcluster.export.members import Row, read_members
-from deepcluster.export.names import cluster_folder, fitting
+from deepcluster.export.metadata import SUFFIXES as STRIPPED
+from deepcluster.export.names import cluster_folder, fitting, split
 from deepcluster.export.tree import places_of, show_tree, write_tree
 from deepcluster.images.source import Images
 
@@ -18,6 +19,7 @@ def folders(
     *,
     mode: str | None = None,
     images: Images | None = None,
+    strip_metadata: bool = False,
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
@@ -25,17 +27,19 @@ def folders(
 
     ``mode``: symlink, hardlink or copy, where another way is an error; None takes for each file the first of these that
     works. Images that are no files are written as PNG at their own size. ``images``: where they are, if no longer where
-    the run found them. With ``dry_run`` nothing is written. Returns the rows of inventory.csv.
+    the run found them. ``strip_metadata``: copies without EXIF, comments and the like (metadata.py). With ``dry_run``
+    nothing is written. Returns the rows of inventory.csv.
     """
     members = read_members(run, images)
 
     def place(row: Row) -> tuple[str, str]:
         folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
         folder = f"{JUNK}/{folder}" if row["cluster"] in members.junk else folder
-        return folder, fitting(name, ".png") if members.source.file is None else name
+        anew = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
+        return folder, fitting(name, ".png") if anew else name
 
     places = places_of(members.rows, place)
     if dry_run:
-        show_tree(out, members, places, mode, display or Silent())
+        show_tree(out, members, places, mode, strip_metadata, display or Silent())
         return ()
-    return write_tree(out, members, places, mode, display or Silent())
+    return write_tree(out, members, places, mode, strip_metadata, display or Silent())

@@ -18,6 +18,7 @@ from deepcluster.storage.model import Model
 from deepcluster.storage.run_folder import RunFolder
 
 CARD = "README.md"
+LINK = re.compile(r"://|@|#\d|\bGH-\d|www\.|[a-z0-9-]\.[a-z]{2}|mailto:", re.IGNORECASE)
 METRICS = {"acc": "accuracy (best matching)", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
 VERSIONS = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "python")
 USE = """import deepcluster
@@ -99,12 +100,12 @@ def _clusters(summary: list[dict[str, str]]) -> str:
     for row in summary:
         mark = "marked as junk" if row.get("junk") == "1" else ""
         share, cells = percent(number(row["share"])), (row["cluster"], row["name"], row["size"])
-        lines.append(f"| {' | '.join(map(_text, cells))} | {share} | {mark} |")
+        lines.append(f"| {' | '.join(map(markdown_text, cells))} | {share} | {mark} |")
     return "\n".join(lines)
 
 
 def _quality(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    said = _text(str(record.get("verdict", ""))) or "Nothing is known about it."
+    said = markdown_text(str(record.get("verdict", ""))) or "Nothing is known about it."
     known = [key for key in METRICS if number(metrics.get(key)) is not None]
     if not known:
         return f"{said}\n\nThere were no labels to compare with."
@@ -134,7 +135,7 @@ def _recipe(folder: RunFolder) -> str:
 def _versions(record: Mapping[str, Any]) -> list[str]:
     found = record.get("environment")
     known = found if isinstance(found, dict) else {}
-    return [f"{_text(name)} {_text(str(known[name]))}" for name in VERSIONS if name in known]
+    return [f"{markdown_text(name)} {markdown_text(str(known[name]))}" for name in VERSIONS if name in known]
 
 
 def _whole(value: object) -> str:
@@ -142,7 +143,13 @@ def _whole(value: object) -> str:
     return "?" if found is None else f"{found:,.0f}"
 
 
-def _text(text: str) -> str:
-    """Text from outside as text in Markdown, on one line, in no case a link, a table or HTML."""
-    plain = re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", inert(text))
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def markdown_text(text: str) -> str:
+    """Text from outside as text in Markdown, on one line, in no case a link, a table or HTML.
+
+    What GitHub or the Hub would make a link of by itself (an address, a name of a site, @somebody, #1) becomes code.
+    """
+    code = LINK.search(text) is not None
+    plain = re.sub(r"([\\|\[\]])" if code else r"([\\`*_\[\]#|~$])", r"\\\1", inert(text))
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+    return f"{fence} {plain} {fence}" if code else plain

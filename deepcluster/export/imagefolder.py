@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from deepcluster.display import Display, Silent
 from deepcluster.export.members import Row, read_members
+from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.names import cluster_folder, fitting, plain, split
 from deepcluster.export.tree import places_of, show_tree, write_tree
 from deepcluster.images.source import Images
@@ -27,19 +28,23 @@ def imagefolder(
     *,
     mode: str | None = "copy",
     images: Images | None = None,
+    strip_metadata: bool | None = None,
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
     """Write ``out``/train/NUMBER/*.jpg, .png, ... and ``out``/train/metadata.csv; the options are those of ``folders``.
 
     Names of files are made plain, and those of clusters stand in the metadata alone: `datasets` takes a folder that is
-    called test, or 003-test, for another split.
+    called test, or 003-test, for another split. ``strip_metadata``: copies without EXIF, comments and the like
+    (metadata.py); None for all but links.
     """
     members = read_members(run, images)
+    strip = mode in (None, "copy") if strip_metadata is None else strip_metadata
+    known_suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
 
     def place(row: Row) -> tuple[str, str]:
         name = plain(PurePosixPath(row["path"]).name)
-        known = members.source.file is not None and split(name)[1].lower() in SUFFIXES
+        known = members.source.file is not None and split(name)[1].lower() in known_suffixes
         return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", name if known else fitting(name, ".png")
 
     def finish(folder: Path, inventory: Sequence[Row]) -> None:
@@ -60,8 +65,8 @@ def imagefolder(
     display = display or Silent()
     places = places_of(members.rows, place)
     if dry_run:
-        show_tree(out, members, places, mode, display)
+        show_tree(out, members, places, mode, strip, display)
         return ()
-    inventory = write_tree(out, members, places, mode, display, finish)
+    inventory = write_tree(out, members, places, mode, strip, display, finish)
     display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
     return inventory

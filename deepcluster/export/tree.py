@@ -43,6 +43,7 @@ def write_tree(
     members: Members,
     places: Sequence[str],
     mode: str | None,
+    strip: bool,
     display: Display,
     finish: Callable[[Path, Sequence[Row]], None] = lambda folder, inventory: None,
 ) -> tuple[Row, ...]:
@@ -52,7 +53,7 @@ def write_tree(
     is all of them.
     """
     check_apart(out, members.source)
-    bring = Bringer(members.source, mode)
+    bring = Bringer(members.source, mode, strip=strip)
     inventory: list[Row] = []
     missing: list[str] = []
     with new_folder(out) as folder, quietly(members.source.max_pixels):
@@ -81,7 +82,9 @@ def write_tree(
     return tuple(inventory)
 
 
-def show_tree(out: Path, members: Members, places: Sequence[str], mode: str | None, display: Display) -> None:
+def show_tree(
+    out: Path, members: Members, places: Sequence[str], mode: str | None, strip: bool, display: Display
+) -> None:
     """Say what :func:`write_tree` would do."""
     check_apart(out, members.source)
     check_no_folder(out)
@@ -90,9 +93,12 @@ def show_tree(out: Path, members: Members, places: Sequence[str], mode: str | No
         display.say("Folder", f"{out / folder}: {count(sizes[folder], 'image')}")
     wanted = [row for row, place in zip(members.rows, places, strict=True) if place]
     away = sum(row["path"] not in members.index for row in wanted)
-    ways = ", else ".join(WORDS[way] for way in Bringer(members.source, mode).ways)
+    bring = Bringer(members.source, mode, strip=strip)
+    ways = ", else ".join(WORDS[way] for way in bring.ways)
     missing = f"; {away:,} are not there any more" if away else ""
-    display.say("Would do", f"{count(len(wanted) - away, 'image')} as {ways}{missing}; nothing is written now")
+    display.say(
+        "Would do", f"{count(len(wanted) - away, 'image')} as {ways}{missing}, {bring.metadata}; nothing is written now"
+    )
 
 
 def _some(texts: Sequence[str]) -> str:

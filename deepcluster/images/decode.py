@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -28,6 +29,14 @@ MAX_PIXELS = 89_478_485  # Pillow's default
 # Up to here a file is read at once: the 40 small reads of a JPEG header are a fifth of the time of a small image, and
 # each may hand the interpreter to another thread. A film that lies among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
+
+STRIP = 1 << 20  # pixels that are converted at a time
+# Bytes that a thread may take for an image; a larger one is decoded while no other is. A pixel takes 4 bytes decoded, 4
+# in RGB and 4 turned; the decoder of WebP has one or two more of the first kind.
+AT_ONCE = 288_000_000
+BYTES = 12
+BYTES_OF_WEBP = 16
+_ALONE = threading.Lock()
 
 Found = TypeVar("Found")
 
@@ -74,7 +83,8 @@ def decode(file: Path | BinaryIO, *, size: int | None = None, max_pixels: int = 
 
     ``size`` is the shorter side in px that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
     1/8 of its size, the smallest that leaves the shorter side 1.5 times ``size`` (rounded down) or more. Other formats
-    come as they are.
+    come as they are; one that takes more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP) as means of squares,
+    which leave as much, and no other is decoded meanwhile.
 
     Raises ``Undecodable`` for what is no image, is damaged, or has more than ``max_pixels`` pixels: the header decides
     that before anything is decoded. Raises ``OSError`` where the file cannot be read. A limit beyond twice
@@ -88,20 +98,59 @@ def short_side(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> int:
     return _examine(file, max_pixels, lambda image: min(image.size))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, by the table of ``decode``; it may be the same object."""
+def orientation(data: bytes) -> int:
+    """The EXIF orientation (1 to 8) of the bytes of an image file; 1 where it has none, or is no image."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return found if (found := _orientation(image)) in _UPRIGHT else 1
+    except Exception:  # damaged files give any of them
+        return 1
+
+
+def as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
+    """The image in mode RGB, by the table of ``decode``; it may be the same object.
+
+    With a ``factor`` the mean of each square of so many pixels. In strips, so that what the steps need in between is
+    never as large as the image.
+    """
+    if factor == 1 and image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    convert = _conversion(image)
+    if factor == 1 and image.width * image.height <= STRIP:
+        return convert(image)
+    width, height = (-(-side // factor) for side in image.size)
+    rgb = Image.new("RGB", (width, height))
+    for top, strip in _strips(image, factor):
+        part = convert(strip)
+        rgb.paste(part.reduce(factor) if factor > 1 else part, (0, top // factor))
+    return rgb
+
+
+def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, part of the image), a whole number of ``factor`` rows each."""
+    if image.width * image.height <= STRIP:
+        yield 0, image
+        return
+    rows = max(1, STRIP // image.width // factor) * factor
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """How the image, or a part of it, becomes RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        eight_bits = _eight_bits(image)
+        return lambda part: Image.fromarray(eight_bits(np.asarray(part))).convert("RGB")
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-        assert converted is not None  # it is None only for inPlace=True
-        return converted
-    if image.has_transparency_data:
-        direct = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La to RGBA
-        colour = direct.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply
+    return _over_white if image.has_transparency_data else lambda part: part.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    direct = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La to RGBA
+    colour = direct.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
 
 
 @contextmanager
@@ -166,6 +215,8 @@ def _examine(file: Path | BinaryIO, max_pixels: int, look: Callable[[Image.Image
     kind = status.st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
         raise Undecodable(not_a_file(kind))
+    if stat.S_ISREG(kind) and not status.st_size:  # so do the files of /proc look, of which some never end
+        raise Undecodable("empty file")
     if status.st_size <= SMALL_FILE:
         return _examine_stream(BytesIO(file.read_bytes()), max_pixels, look)
     with file.open("rb") as stream:
@@ -196,16 +247,26 @@ def _examine_stream(stream: BinaryIO, max_pixels: int, look: Callable[[Image.Ima
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
     """The pixels of an image that was opened: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
+    pixels, least = image.width * image.height, 0
     if size is not None:
-        least = size * 3 // 2
+        least = max(1, size * 3 // 2)
         # On 600 photographs of 224 px, then resized to 45..73 px, the pixels differ from those of a full decode by 0.7
         # to 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes 1.3.
         # With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
         image.draft(None, (least, least))
-    image.load()
-    turn = _UPRIGHT.get(_orientation(image))
-    rgb = as_rgb(image)
-    rgb = rgb.copy() if turn is None else rgb.transpose(turn)
+    decoded = image.width * image.height
+    taken = decoded * (BYTES_OF_WEBP if image.format == "WEBP" else BYTES)
+    # A progressive JPEG is whole in memory before it is reduced.
+    alone = max(taken, pixels * BYTES if "progressive" in image.info else 0) > AT_ONCE
+    with _ALONE if alone else nullcontext():
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        factor = max(1, min(image.size) // least) if size is not None and taken > AT_ONCE else 1
+        rgb = as_rgb(image, factor)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        elif rgb is image:
+            rgb = rgb.copy()
     rgb.info = {}  # so that a thumbnail cannot carry comments or a place away
     return rgb
 
@@ -223,26 +284,31 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Grey values of modes I, I;16 and F in 8 bits."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        grey = _stretched(values, known=(1, 255))
-    elif values.min() >= 0 and values.max() <= 65535:
-        grey = (values >> 8).astype(np.uint8)
-    else:
-        grey = _stretched(values, known=())
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return grey
-
-
-def _stretched(values: npt.NDArray[Any], known: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Map 0..top to 0..255 for the first top in ``known`` that holds all values, else minimum..maximum to 0..255."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    bottom, top = next(((0.0, float(top)) for top in known if low >= 0 and high <= top), (low, high))
-    filled = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+def _eight_bits(image: Image.Image) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]:
+    """How grey values of modes I, I;16 and F become 8 bits: the range of the whole image decides."""
+    ranges = [_range(np.asarray(strip)) for _, strip in _strips(image)]
+    known = [each for each in ranges if each]
+    low, high = (min(low for low, _ in known), max(high for _, high in known)) if known else (0.0, 0.0)
+    shifted = image.mode != "F" and low >= 0 and high <= 65535
+    tops = (1, 255) if image.mode == "F" else ()
+    bottom, top = next(((0.0, float(top)) for top in tops if low >= 0 and high <= top), (low, high))
     scale = 255 / (top - bottom) if top > bottom else 0.0
-    return np.rint((filled - bottom) * scale).astype(np.uint8)
+    transparent = image.info.get("transparency")
+
+    def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        if shifted:
+            grey = (values >> 8).astype(np.uint8)
+        else:
+            filled = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+            grey = np.rint((filled - bottom) * scale).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        return grey
+
+    return eight_bits
+
+
+def _range(values: npt.NDArray[Any]) -> tuple[float, float] | None:
+    """The least and the largest finite number; None where there is none."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None

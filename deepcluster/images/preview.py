@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import explain, one_line, quietly
+from deepcluster.images.decode import AT_ONCE, BYTES, explain, one_line, quietly
 from deepcluster.images.source import Source
+from deepcluster.workers import cores
 
 _JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
 _GREY_SHARE = 0.95
@@ -18,10 +19,12 @@ _SIZE = 64  # px, at least: enough to see colour; of a large JPEG an eighth is d
 
 @dataclass(frozen=True)
 class Preview:
-    """``short_side`` is the median shorter side in pixels; ``grey`` says that the images have no colour."""
+    """``short_side`` is the median shorter side in pixels; ``grey`` says that the images have no colour; ``decoding``
+    are the bytes that all threads together take for images as large as the largest."""
 
     short_side: int
     grey: bool
+    decoding: int = field(default=0, compare=False)
 
 
 def preview(source: Source, count: int = 200) -> Preview:
@@ -32,6 +35,7 @@ def preview(source: Source, count: int = 200) -> Preview:
     """
     sides: list[int] = []
     grey: list[bool] = []
+    each = alone = 0
     failures: list[str] = []
     with quietly(source.max_pixels):
         for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
@@ -45,6 +49,9 @@ def preview(source: Source, count: int = 200) -> Preview:
                 continue
             sides.append(side)
             grey.append(_is_grey(image))
+            each = max(each, min(BYTES * image.width * image.height, AT_ONCE))
+            if BYTES * side**2 > AT_ONCE:  # one at a time, and who knows how much larger others are
+                alone = BYTES * source.max_pixels
             if len(sides) == count:
                 break
     if not sides:
@@ -52,7 +59,7 @@ def preview(source: Source, count: int = 200) -> Preview:
             f"no readable image in {one_line(source.location)}: {len(source.paths)} tried ({'; '.join(failures[:3])}). "
             "Check that the files are images and that they may be read"
         )
-    return Preview(short_side=int(np.median(sides)), grey=sum(grey) >= _GREY_SHARE * len(grey))
+    return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey), decoding=cores() * each + alone)
 
 
 def _hash(path: str) -> bytes:

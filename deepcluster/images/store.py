@@ -112,7 +112,7 @@ def read_share(
         source.rows(share), size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress
     )
     kept = tuple(i for each in processes.every([share.start + i for i in own.kept]) for i in each)
-    failures = [pair for each in processes.every(own.skipped) for pair in each]
+    failures = [(path, reason) for each in processes.every([*own.skipped]) for path, reason in each]
     if not kept:
         raise nothing_readable(source.location, len(source.paths), failures)
     return Store(own.images, kept, _in_order([*source.skipped, *failures]), shares(processes, len(own.kept)))
@@ -121,10 +121,11 @@ def read_share(
 def check_alike(source: Source, processes: Processes) -> None:
     """DataError where the processes do not see the same images, as where each has a disk of its own."""
     digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
-    found = processes.every((len(source.paths), digest))
+    found = processes.every({"files": len(source.paths), "names": digest})
     other = next((each for each in found if each != found[0]), None)
     if other:
-        different = f"{found[0][0]:,} and {other[0]:,} files" if found[0][0] != other[0] else "files of other names"
+        counts = found[0]["files"], other["files"]
+        different = f"{counts[0]:,} and {counts[1]:,} files" if counts[0] != counts[1] else "files of other names"
         raise DataError(
             f"the processes see different images in {source.location} ({different}): put them where all see the same"
         )

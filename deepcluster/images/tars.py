@@ -165,6 +165,9 @@ class _Contents:
 def _contents(file: Path) -> _Contents:
     found = _Contents()
     try:
+        if not file.stat().st_size:  # so do the files of /proc look, of which some never end
+            found.skipped.append(("", "empty file"))
+            return found
         with _Headers(io.FileIO(file)) as stream:
             _check_plain(file, stream)
             reason = _read_members(stream, found)

@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -201,6 +202,33 @@ def build(
         network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
     network.architecture = {"name": name, "image_size": image_size, "sobel": sobel}
     return network
+
+
+def working_memory(network: Network, size: int) -> int:
+    """Bytes, at the least, that one image of ``size`` px takes on its way through a network that does not learn: the
+    largest input and output of a layer together. Computed without numbers (and without the memory), in 2 s at first.
+    """
+    most = 3 * size * size  # numbers
+
+    def look(layer: nn.Module, given: Any, output: Any) -> None:
+        nonlocal most
+        if isinstance(output, Tensor):
+            inputs = 0 if getattr(layer, "inplace", False) else sum(x.numel() for x in given if isinstance(x, Tensor))
+            most = max(most, output.numel() + inputs)
+
+    body = network.body
+    shapes = {name: value.to("meta") for name, value in [*body.named_parameters(), *body.named_buffers()]}
+    hooks = [layer.register_forward_hook(look) for layer in body.modules() if not list(layer.children())]
+    training = body.training
+    body.eval()
+    try:
+        with torch.no_grad():
+            functional_call(body, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
+    finally:
+        body.train(training)
+        for hook in hooks:
+            hook.remove()
+    return 4 * most
 
 
 def _check_for(found: OfficialWeights, name: str, sobel: bool, path: str) -> None:

@@ -35,11 +35,12 @@ def read_checkpoint(path: str | Path) -> object:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: there is no such weights file")
+    if not path.stat().st_size:  # so do the files of /proc look, of which some never end
+        raise ModelError(f"{path}: the file is empty: give a .safetensors file, or a state_dict written by torch.save")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if _is_packed(path):
-            raise ValueError("a compressed archive, which torch.save never writes")
+        _check_archive(path)
         with readable(path) as file:
             # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -69,12 +70,17 @@ def named_tensors(content: object, path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _is_packed(path: Path) -> bool:
-    """A zip archive that takes more memory than disk: a few kilobytes of it may be gigabytes."""
+def _check_archive(path: Path) -> None:
+    """ValueError for a zip archive that takes more memory than disk: a few kilobytes of it may be gigabytes."""
     if not is_zipfile(path):
-        return False
+        return
     with ZipFile(path) as archive:
-        return any(entry.compress_type != ZIP_STORED for entry in archive.infolist())
+        entries = archive.infolist()
+    if any(entry.compress_type != ZIP_STORED for entry in entries):
+        raise ValueError("a compressed archive, which torch.save never writes")
+    claimed = sum(max(entry.file_size, entry.compress_size) for entry in entries)
+    if claimed > path.stat().st_size:  # its records overlap, or one is there many times
+        raise ValueError(f"an archive of {path.stat().st_size:,} bytes whose records claim {claimed:,}")
 
 
 def load_body(
@@ -86,7 +92,8 @@ def load_body(
     (``num_batches_tracked``) may be missing: files older than PyTorch 0.4.1 have none.
 
     Raises:
-        ModelError: a name is missing, is left over, or has another shape. ``body`` has not been changed then.
+        ModelError: a name is missing, is left over, or has another shape, or a number is not finite. ``body`` has not
+            been changed then.
     """
     own = body.state_dict()
     given = _without(_unprefixed(state, own), heads, unless=own)
@@ -104,6 +111,12 @@ def load_body(
             f"{path}: these weights do not fit the network {name} with its {len(own)} tensors: {counts}. "
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
         )
+    for key in own:
+        if key in given and not torch.isfinite(given[key]).all():
+            raise ModelError(
+                f"{path}: {key} has numbers that are not finite (NaN or infinity): the file is damaged, or the training"
+                " that made it had failed; give other --weights"
+            )
     body.load_state_dict(own | given)
 
 

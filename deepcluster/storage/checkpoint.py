@@ -60,7 +60,7 @@ class Checkpoints:
         Raises NonFiniteError where the network is no longer finite, DiskError where the disk is full: both leave the
         checkpoints that are there.
         """
-        tensors = {**{f"network.{name}": value for name, value in network.items()}, **_tensors(state)}
+        tensors = {**{f"network.{name}": value for name, value in network.items()}, **tensors_of(state)}
         for key, each in tensors.items():
             if each.is_floating_point() and not torch.isfinite(each).all():
                 raise NonFiniteError(
@@ -71,7 +71,7 @@ class Checkpoints:
         files = {**self.parts, name: self._write(name, tensors)}
         value: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "state": _values(state),
+            "state": values_of(state),
             "about": dict(about),
             "files": files,
         }
@@ -128,7 +128,7 @@ class Checkpoints:
         network = {name.removeprefix("network."): each for name, each in tensors.items() if name.startswith("network.")}
         parts = {name: self._read_tensors(name, digest) for name, digest in files.items()}
         self.parts = files
-        return Checkpoint(_state(value["state"], tensors), network, value["about"], parts)
+        return Checkpoint(state_of(value["state"], tensors), network, value["about"], parts)
 
     def _read_tensors(self, name: str, digest: str) -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
@@ -151,7 +151,8 @@ def _name(state: State) -> str:
     return f"{state.round:06d}-{steps:08d}"
 
 
-def _tensors(state: State) -> dict[str, Tensor]:
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """The tensors of a state, by name; :func:`values_of` has the rest."""
     found = {f"momentum.{i}": value for i, value in enumerate(state.momentum)}
     for name, value in (("previous", state.previous), ("memory", state.memory)):
         if value is not None:
@@ -165,7 +166,7 @@ def _tensors(state: State) -> dict[str, Tensor]:
     return found
 
 
-def _values(state: State) -> dict[str, Any]:
+def values_of(state: State) -> dict[str, Any]:
     """What is no tensor. (JSON has no NaN: None.)"""
     value: dict[str, Any] = {"round": state.round, "settled": state.settled, "momenta": len(state.momentum)}
     if work := state.work:
@@ -180,7 +181,8 @@ def _values(state: State) -> dict[str, Any]:
     return value
 
 
-def _state(value: Mapping[str, Any], tensors: Tensors) -> State:
+def state_of(value: Mapping[str, Any], tensors: Tensors) -> State:
+    """The state that :func:`values_of` and :func:`tensors_of` took apart."""
     work = None
     if found := value.get("work"):
         clusterings = [

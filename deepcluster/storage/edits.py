@@ -1,5 +1,6 @@
 """What a person decides about the clusters: names, merges and marks, as the report writes them into edits.json."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def edited(model: Model, edits: Edits) -> Model:
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
     _check_known([*merged, *edits.names, *(edits.junk or ())], present)
-    if twice := sorted({number for number in merged if merged.count(number) > 1}):
+    if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
     if left := sorted(set(edits.names) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
@@ -93,16 +94,12 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
     ``before`` and ``after`` (int64, N) are the cluster of each image in the old and in the new cut. An old cluster
     lives on where more than half of its images are more than half of a new one, so never in two.
     """
-    names, junk = [""] * count, []
-    for number in sorted({number for number, name in enumerate(model.names) if name} | set(model.junk)):
-        inside = after[before == number]
-        if not len(inside):
-            continue
-        heir = int(torch.bincount(inside).argmax())
-        shared, new = int((inside == heir).sum()), int((after == heir).sum())
-        if 2 * shared > len(inside) and 2 * shared > new:
-            names[heir] = model.names[number]
-            junk += [heir] if number in model.junk else []
+    names, junk, marked = [""] * count, [], set(model.junk)
+    pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
+    old, new = torch.bincount(before)[pairs[:, 0]], torch.bincount(after)[pairs[:, 1]]
+    for number, heir in pairs[(2 * shared > old) & (2 * shared > new)].tolist():
+        names[heir] = model.names[number]
+        junk += [heir] if number in marked else []
     return tuple(names), tuple(sorted(junk))
 
 

@@ -19,13 +19,21 @@ from torch import Tensor
 
 from deepcluster.clustering.cut import Cut, Placement, place
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DataError, DeepClusterError, DiskError, ModelError, NonFiniteError
+from deepcluster.errors import (
+    DataError,
+    DeepClusterError,
+    DiskError,
+    ModelError,
+    NonFiniteError,
+    OutOfMemoryError,
+)
 from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import Images, find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network, build, shapes_only
+from deepcluster.memory import check_fits
+from deepcluster.nets.backbone import Network, build, shapes_only, working_memory
 from deepcluster.nets.weights import first_line
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.digest import json_sha256
@@ -45,6 +53,7 @@ ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
 MOST_CONSTANTS = 200_000_000  # bytes
+LARGE = 1024  # px: from here on it is asked first whether images fit into memory
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class Model:
         """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
         has them: uint8, N x 3 x store_size x store_size."""
         if not isinstance(images, Tensor) or images.shape[1:] != (3, self.store_size, self.store_size):
+            self.check_room()
             store = read_once(find(images), self.store_size)
             if store.skipped:
                 path, reason = store.skipped[0]
@@ -87,6 +97,11 @@ class Model:
         if not torch.isfinite(reduced).all():
             raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
         return reduced
+
+    def check_room(self) -> None:
+        """OutOfMemoryError where not even one batch of images fits into memory."""
+        if self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
+            _check_image(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:
         """The cluster of each row of :meth:`transform`."""
@@ -165,6 +180,7 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
         with shapes_only():
             shapes = build(**config["architecture"], feature_dim=feature_dim)
         _check_constants(shapes)
+        _check_image(shapes, config["image_size"])
         path = weights_path
         _check_shapes(tensors, shapes, len(config["names"]))
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
@@ -174,6 +190,8 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
         _check_values(tensors, len(config["names"]))
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
+    except OutOfMemoryError:
+        raise
     except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
     network.body.load_state_dict(_of_body(tensors))
@@ -256,6 +274,15 @@ def _check_constants(shapes: Network) -> None:
     beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
     if beside > weights + MOST_CONSTANTS:
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
+
+
+def _check_image(network: Network, size: int, count: int = 1) -> None:
+    """``count`` images at a time must fit into memory: of 8,192 px one takes gigabytes in the smallest network."""
+    if size > LARGE:
+        images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
+        check_fits(
+            f"a batch of {images} in this model", count * working_memory(network, size), "fit with smaller images"
+        )
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) -> None:

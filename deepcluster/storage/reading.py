@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from deepcluster.memory import check_fits
 from deepcluster.storage.digest import sha256
 
 # Python's objects take up to 25 times as much memory as the JSON they come from.
@@ -18,10 +19,12 @@ MOST_TENSORS = 1 << 40  # bytes
 
 
 def check_file(path: Path, most: int) -> None:
-    """ValueError where ``path`` is a folder, a FIFO, a device, ... or has more than ``most`` bytes."""
+    """ValueError where ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
         raise ValueError("not a plain file")
+    if not status.st_size:  # so do the files of /proc look, of which some never end
+        raise ValueError("an empty file")
     if status.st_size > most:
         raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")
 
@@ -60,17 +63,29 @@ def _finite(text: str) -> float:
     return value
 
 
+def _end(header: Any) -> int:
+    """Where the last tensor ends that the header of a safetensors file describes."""
+    try:
+        return max((int(each["data_offsets"][1]) for name, each in header.items() if name != "__metadata__"), default=0)
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("no header of a safetensors file") from None
+
+
 def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped and not yet read; with its SHA-256 the file is checked first.
 
-    Raises OSError, ValueError or SafetensorError with the reason.
+    Raises OSError, ValueError or SafetensorError with the reason, or OutOfMemoryError.
     """
     check_file(path, MOST_TENSORS)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MOST_JSON:
             raise ValueError(f"a header of {length:,} bytes, more than the {MOST_JSON:,} that are read")
-        parse_json(file.read(length))  # safetensors, which checks the rest, takes a name twice
+        header = parse_json(file.read(length))  # safetensors, which checks the rest, takes a name twice
+    size, described = path.stat().st_size, 8 + length + _end(header)
+    if size != described:
+        raise ValueError(f"{size:,} bytes, and its header describes {described:,}")
+    check_fits(str(path), size, "use a machine with more memory")
     if digest is not None and digest != sha256(path):
         raise ValueError("changed since it was written, by its SHA-256")
     return load_file(path)

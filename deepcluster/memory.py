@@ -1,0 +1,35 @@
+"""How much memory there is, and what cannot fit into it."""
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+from deepcluster.errors import OutOfMemoryError
+
+# How far an estimate may be above what is really taken.
+CERTAIN = 0.7
+
+
+def available() -> float:
+    """Bytes that this process may still take: free memory, or what its limits leave (Linux; elsewhere infinite)."""
+    found = [float("inf")]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            found.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY:
+        found.append(float(soft))
+    return max(0.0, min(found))
+
+
+def check_fits(what: str, needed: float, advice: str) -> None:
+    """OutOfMemoryError where ``needed`` bytes for ``what`` cannot be there."""
+    free = available()
+    if CERTAIN * needed > free:
+        raise OutOfMemoryError(f"{what} takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: {advice}")

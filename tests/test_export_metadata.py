@@ -1,0 +1,174 @@
+"""Copies without metadata: no canary in any byte, the same pixels, still upright."""
+
+import io
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+from PIL.PngImagePlugin import PngInfo
+
+from deepcluster.errors import UsageError
+from deepcluster.export.bringing import Bringer
+from deepcluster.export.folders import folders
+from deepcluster.export.imagefolder import imagefolder
+from deepcluster.export.metadata import Unknown, stripped
+from deepcluster.images.decode import decode
+from deepcluster.images.source import find
+from tests.exports import hand_run
+
+CANARY = b"CANARY"
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">CANARY</x:xmpmeta>'
+
+
+def picture(mode: str = "RGB") -> Image.Image:
+    random = np.random.default_rng(3)
+    return Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8)).convert(mode)
+
+
+def exif(orientation: int | None = None) -> Image.Exif:
+    """A camera, a time, a place and a thumbnail, all called CANARY."""
+    found = Image.Exif()
+    found[0x010F], found[0x0132], found[0x9286] = "CANARY", "CANARY 2020:01:01", b"ASCII\0\0\0CANARY"
+    found.get_ifd(0x8825)[1], found.get_ifd(0x8825)[29] = "CANARY", "CANARY"
+    if orientation:
+        found[0x0112] = orientation
+    return found
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
+
+
+def jpeg(orientation: int | None = None, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture(str(options.pop("mode", "RGB"))).save(
+        stream, "JPEG", exif=exif(orientation), comment="CANARY", icc_profile=b"profile", **options
+    )
+    data = stream.getvalue()
+    more = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + segment(0xED, b"Photoshop 3.0\0CANARY")
+    more += segment(0xE0, b"JFXX\0\x10CANARY") + segment(0xE2, b"MPF\0CANARY") + segment(0xEB, b"CANARY")
+    start = data.index(b"\xff\xdb")
+    return data[:start] + more + data[start:] + b"\xff\xd8CANARY behind the end"
+
+
+def png(orientation: int | None = None, **options: object) -> bytes:
+    text = PngInfo()
+    text.add_text("CANARY", "CANARY")
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    text.add(b"tIME", CANARY + b"!")
+    text.add(b"caNa", CANARY)
+    stream = io.BytesIO()
+    picture("RGBA").save(stream, "PNG", pnginfo=text, exif=exif(orientation), icc_profile=b"profile", **options)
+    return stream.getvalue() + CANARY
+
+
+def webp(orientation: int | None = None, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture("RGBA").save(
+        stream, "WEBP", lossless=True, exif=exif(orientation).tobytes(), xmp=XMP, icc_profile=b"profile", **options
+    )
+    return stream.getvalue() + CANARY
+
+
+def gif(orientation: int | None = None, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture("P").save(stream, "GIF", comment=CANARY, loop=0, **options)
+    data = stream.getvalue()
+    end = data.rindex(b";")
+    return data[:end] + b"!\xff\x0bXMP DataXMP" + bytes([len(XMP)]) + XMP + b"\0" + b";CANARY"
+
+
+FILES = {
+    "plain.jpg": jpeg(), "turned.jpg": jpeg(6), "mirrored.jpg": jpeg(5, progressive=True),
+    "print.jpg": jpeg(mode="CMYK"), "restarts.jpg": jpeg(restart_marker_blocks=1),
+    "a.png": png(), "turned.png": png(8), "a.webp": webp(), "turned.webp": webp(3), "a.gif": gif(),
+    "film.gif": gif(save_all=True, append_images=[picture("P").rotate(180)]),
+    "film.png": png(save_all=True, append_images=[picture("RGBA").rotate(180)]),
+    "film.webp": webp(save_all=True, append_images=[picture("RGBA").rotate(180)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_canary_is_left_and_every_pixel_is(name: str, tmp_path: Path) -> None:
+    data = FILES[name]
+    assert data.count(CANARY) > 2
+    (tmp_path / name).write_bytes(data)
+    found = stripped(tmp_path / name)
+    assert CANARY not in found
+    assert np.array_equal(np.asarray(decode(io.BytesIO(found))), np.asarray(decode(io.BytesIO(data))))
+    with Image.open(io.BytesIO(found)) as new, Image.open(io.BytesIO(data)) as old:
+        assert getattr(new, "n_frames", 1) == (1 if new.format == "JPEG" else getattr(old, "n_frames", 1))
+        assert (new.format, new.mode, new.size) == (old.format if old.format != "MPO" else "JPEG", old.mode, old.size)
+        assert new.info.get("icc_profile") == old.info.get("icc_profile")
+        assert new.getexif().get(0x0112, 1) == old.getexif().get(0x0112, 1)
+        assert set(new.getexif()) <= {0x0112}
+        assert not new.getexif().get_ifd(0x8825)
+    if "turned" in name or "mirrored" in name:
+        assert b"\x01\x12" in found
+
+
+def test_pixels_of_a_jpeg_are_not_compressed_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(FILES["plain.jpg"])
+    scan = FILES["plain.jpg"][FILES["plain.jpg"].index(b"\xff\xda") : FILES["plain.jpg"].index(b"\xff\xd9")]
+    assert scan in stripped(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_ends_anywhere_is_never_copied_as_it_is(name: str, tmp_path: Path) -> None:
+    data = FILES[name]
+    for end in range(0, len(data) - 30, max(1, len(data) // 60)):
+        (tmp_path / name).write_bytes(data[:end])
+        with suppress(Unknown):
+            assert CANARY not in stripped(tmp_path / name)
+
+
+def photos(folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[270] = "CANARY"
+    picture().save(folder / "a.tif", tiffinfo=tags)
+    (folder / "odd.jpg").write_bytes((folder / "a.tif").read_bytes())
+    (folder / "a.ppm").write_bytes(b"P6\n# CANARY\n1 1\n255\nabc")
+    return folder
+
+
+def run_of(images: Path, run: Path) -> Path:
+    return hand_run(run, str(images), {path.name: 0 for path in sorted(images.iterdir())})
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_data_set_has_no_metadata_unless_it_is_asked_for(tmp_path: Path) -> None:
+    run = run_of(photos(tmp_path / "photos"), tmp_path / "run")
+    imagefolder(run, tmp_path / "a")
+    found = exported(tmp_path / "a")
+    assert len(found) == len(FILES) + 5
+    assert not [name for name, data in found.items() if CANARY in data]
+    pngs = [name for name, data in found.items() if data.startswith(b"\x89PNG")]
+    assert sorted(pngs) == ["a.png", "a.ppm.png", "a.tif.png", "film.png", "odd.jpg", "turned.png"]
+    imagefolder(run, tmp_path / "b", strip_metadata=False)
+    assert exported(tmp_path / "b")["plain.jpg"] == FILES["plain.jpg"]
+
+
+def test_folders_keep_it_unless_it_is_stripped(tmp_path: Path) -> None:
+    run = run_of(photos(tmp_path / "photos"), tmp_path / "run")
+    folders(run, tmp_path / "a", mode="copy")
+    assert exported(tmp_path / "a")["plain.jpg"] == FILES["plain.jpg"]
+    folders(run, tmp_path / "b", strip_metadata=True)
+    assert not [name for name, data in exported(tmp_path / "b").items() if CANARY in data]
+
+
+@pytest.mark.parametrize("mode", ["symlink", "hardlink"])
+def test_links_cannot_be_stripped(mode: str, tmp_path: Path) -> None:
+    source = find(photos(tmp_path / "photos"))
+    with pytest.raises(UsageError, match=r"--strip-metadata is for copies: .* links lead to the originals"):
+        Bringer(source, mode, strip=True)
+    assert "stay in them" in Bringer(source, mode).text
+    assert "without EXIF" in Bringer(source, None, strip=True).text
