@@ -56,7 +56,8 @@ def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
         Stop().__enter__()  # as __main__ does
         signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
         code = run_command(arguments)
-    except Stopped:
+    except Stopped as error:
+        print(f"error: {error}", file=sys.stderr)
         code = Stopped.exit_code
     sys.stderr.flush()
     return code

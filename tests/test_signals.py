@@ -22,13 +22,17 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from PIL import Image, ImageFile
 
 from deepcluster import stopping
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid
 from deepcluster.export.places import new_folder
 from deepcluster.images import preview, source, store, tars
+from deepcluster.keeping import Keeper
 from deepcluster.nets.backbone import build
+from deepcluster.records import State, Trained, Work
+from deepcluster.shares import unshared
 from deepcluster.stopping import Stop, later, listening, temporary_folder
 from deepcluster.storage import model as models
 from deepcluster.storage.run_folder import write_whole
@@ -261,6 +265,29 @@ def test_in_a_step_of_training_it_is_only_wanted(monkeypatch):
 
 def handlers() -> list[Any]:
     return [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)), sys.unraisablehook]
+
+
+def test_behind_a_training_work_can_be_left_as_it_is_in_a_checkpoint():
+    """The graph of a round takes longer than anybody waits."""
+
+    class Checkpoints:
+        def __init__(self) -> None:
+            self.written: list[Any] = []
+
+        def write(self, state: Any, network: Any, about: Any) -> None:
+            self.written.append(state)
+
+    checkpoints, stop, none = Checkpoints(), Stop(), torch.zeros(0)
+    keeper = Keeper(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, unshared(3))  # type: ignore[arg-type]
+    trained = State(work=Work(none, (), 0.0, 0.0, 1.0, (0.0, 0.0), Trained(1, none, none)))
+    keeper(trained)
+    assert (checkpoints.written, stop.at_once) == ([], False)
+    keeper.rest()
+    keeper.rest()
+    assert (checkpoints.written, stop.at_once) == ([trained], True)
+    keeper(State(round=1))
+    keeper.rest()
+    assert len(checkpoints.written) == 2
 
 
 def test_behind_it_all_is_as_before():
