@@ -551,8 +551,8 @@ def _seconds(text: str) -> float:
     return found
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def _check_filled(arguments: list[str]) -> None:
@@ -577,19 +577,18 @@ def run_command(arguments: list[str]) -> int:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:
-        complain(f"error: {error}")
+        complain(f"error: {_short(str(error), 1000)}")
         return UsageError.exit_code
     except DeepClusterError as error:
         if debug:
             raise
         if not isinstance(error, Unsaid):
-            complain(f"error: {error}")
+            complain(f"error: {_short(str(error), 2000)}")
         return error.exit_code
     except KeyboardInterrupt:
         complain("stopped")
         return Stopped.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read it has had enough; what is still to be written is gone (streams.py)
         return 0
     except Exception as error:
         if debug:

@@ -52,11 +52,12 @@ def set_up() -> None:
     while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file that is opened would be standard output
         pass
     os.close(lowest)
-    sys.stdout = _text(sys.stdout, 1, "standard output")
-    sys.stderr = _text(sys.stderr, 2, "standard error")
+    sys.stdout = standard(sys.stdout, 1, "standard output")
+    sys.stderr = standard(sys.stderr, 2, "standard error")
 
 
-def _text(stream: TextIO | None, number: int, called: str) -> TextIO:
+def standard(stream: TextIO | None, number: int, called: str) -> TextIO:
+    """A text stream to the file with this ``number``, like ``stream``; None: it is closed."""
     raw = Standard(number, called, is_open=stream is not None)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
