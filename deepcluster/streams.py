@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import Any, TextIO
@@ -52,6 +53,9 @@ def set_up() -> None:
     while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file that is opened would be standard output
         pass
     os.close(lowest)
+    # In a column or none, and in millions, the help would be laid out for ever.
+    if not re.fullmatch("[2-9][0-9]|[1-9][0-9]{2}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]
     sys.stdout = standard(sys.stdout, 1, "standard output")
     sys.stderr = standard(sys.stderr, 2, "standard error")
 
