@@ -152,7 +152,9 @@ def neighbours(run: Path, test: str) -> float:
     import torch
 
     file = run / "test.npy"
-    subprocess.run([sys.executable, "-m", "deepcluster", "embed", str(run), test, "-o", str(file)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "deepcluster", "embed", str(run), test, "-o", str(file), "--overwrite"], check=True
+    )
     import csv
 
     with (run / "clusters.csv").open() as table:

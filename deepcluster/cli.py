@@ -26,7 +26,7 @@ from deepcluster.errors import (
     UsageError,
 )
 from deepcluster.stopping import listening
-from deepcluster.terminal import Printed, Terminal, complain, printable, say, unread
+from deepcluster.terminal import Printed, Terminal, complain, printable, say
 
 if TYPE_CHECKING:
     from deepcluster.processes import Processes
@@ -573,8 +573,8 @@ def _seconds(text: str) -> float:
     return found
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def _check_filled(arguments: list[str]) -> None:
@@ -603,23 +603,18 @@ def run_command(arguments: list[str]) -> int:
         complain(f"error: {error}")
         return Stopped.exit_code
     except cyclopts.CycloptsError as error:
-        complain(f"error: {error}")
+        complain(f"error: {_short(str(error), 1000)}")
         return UsageError.exit_code
     except DeepClusterError as error:
         if debug:
             raise
         if not isinstance(error, Unsaid):
-            complain(f"error: {error}")
+            complain(f"error: {_short(str(error), 2000)}")
         return error.exit_code
     except KeyboardInterrupt:
         complain("stopped")
         return Stopped.exit_code
-    except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except BrokenPipeError:
-                unread(stream)
+    except BrokenPipeError:  # whoever read it has had enough; what is still to be written is gone (streams.py)
         return 0
     except Exception as error:
         if debug:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import Any, TextIO
@@ -52,11 +53,15 @@ def set_up() -> None:
     while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file that is opened would be standard output
         pass
     os.close(lowest)
-    sys.stdout = _text(sys.stdout, 1, "standard output")
-    sys.stderr = _text(sys.stderr, 2, "standard error")
+    # In a column or none, and in millions, the help would be laid out for ever.
+    if not re.fullmatch("[2-9][0-9]|[1-9][0-9]{2}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]
+    sys.stdout = standard(sys.stdout, 1, "standard output")
+    sys.stderr = standard(sys.stderr, 2, "standard error")
 
 
-def _text(stream: TextIO | None, number: int, called: str) -> TextIO:
+def standard(stream: TextIO | None, number: int, called: str) -> TextIO:
+    """A text stream to the file with this ``number``, like ``stream``; None: it is closed."""
     raw = Standard(number, called, is_open=stream is not None)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),

@@ -1,6 +1,5 @@
 """What a person sees of a command: text that is safe on a terminal, and a live bar."""
 
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -41,13 +40,6 @@ def complain(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
 
-def unread(stream: TextIO) -> None:
-    """Nobody reads ``stream`` any more (| head): what is written to it from now on goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError: rich would end the process, and the run with it
@@ -86,12 +78,9 @@ class Terminal:
         if heading == "Run":
             self.run = text
         if not self.quiet:
-            try:
+            # A run goes on where nobody reads its log; a full disk is said at the end (streams.py).
+            with suppress(BrokenPipeError, DiskError):
                 self.console.print(printable(f"{heading.capitalize():9} {text}"), markup=False)
-            except BrokenPipeError:
-                unread(self.console.file)  # type: ignore[arg-type]
-            except DiskError:
-                pass  # a full disk below the log ends no training: it is said at the end (streams.py)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         if self.bar.disable:

@@ -153,7 +153,7 @@ def peak_of_predict(run: Path, images: Path) -> float:
         "code = run_command(sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, file=sys.stderr); sys.exit(code)"
     )
-    arguments = ["predict", str(run), str(images), "-o", str(run / "found.csv"), "--quiet"]
+    arguments = ["predict", str(run), str(images), "-o", str(run / "found.csv"), "--overwrite", "--quiet"]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return float(done.stderr.split()[-1])

@@ -20,8 +20,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.images import source as sources
 from deepcluster.run import Request
+from deepcluster.storage import atomic, reading
 from deepcluster.storage import model as models
-from deepcluster.storage import reading
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.ownership import NAMES
@@ -335,6 +335,17 @@ def test_a_plain_write_would_follow_them(run, tmp_path):
     assert target.read_text() == "hello"
     write_whole(tmp_path / "a", lambda file: file.write("other"))
     assert target.read_text() == "hello" and (tmp_path / "a").read_text() == "other"
+
+
+def test_a_scratch_file_is_never_the_target_of_a_link(tmp_path, monkeypatch):
+    """Nobody can foresee its name; and if somebody did, it is made as a new file or not at all."""
+    target, scratch = tmp_path / "target", tmp_path / ".scratch"
+    scratch.symlink_to(target)
+    monkeypatch.setattr(atomic, "scratch_name", lambda _: scratch)
+    scratch.write_text("hello")  # the negative control: a plain write follows the link
+    with pytest.raises(DiskError, match="File exists"):
+        atomic.write_whole(tmp_path / "a", lambda file: file.write("other"))
+    assert target.read_text() == "hello" and scratch.is_symlink() and not (tmp_path / "a").exists()
 
 
 def test_a_link_in_place_of_the_model_is_refused(run, tmp_path, capsys):

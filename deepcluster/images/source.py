@@ -409,6 +409,7 @@ def _is_text(file: Path) -> bool:
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
         if start.startswith(UTF_16):
+            codecs.getincrementaldecoder("utf-16")().decode(start, final=len(start) < 1 << 16)
             return True
         (start[: start.rfind(b"\n") + 1] or start).decode()
     except (OSError, UnicodeDecodeError):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
-from deepcluster.storage.atomic import cannot_write, scratch_name, write_whole
+from deepcluster.storage.atomic import scratch_name, write_whole
 
 # What lies here belongs to the system, also a plain file that is standard output: written into, and never replaced.
 SYSTEM = ("/dev", "/proc", "/sys")
@@ -41,7 +41,7 @@ class Output:
         except (BrokenPipeError, DeepClusterError):
             raise
         except OSError as error:
-            raise cannot_write(self.path, error) from None
+            raise DiskError(f"cannot write {self.path} ({error.strerror or error})") from None
 
 
 def output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[Path]]) -> Output:

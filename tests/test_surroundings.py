@@ -1,0 +1,401 @@
+"""What a command meets that is nobody's bug: full or closed streams, odd names, damaged files, no room."""
+
+import codecs
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepcluster import streams
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.images.source import find, find_in_parts
+from deepcluster.images.store import read_once
+from deepcluster.storage import run_folder as files
+from tests.conftest import QUICK
+from tests.tiny import tiny_run
+
+LONG = "x" * 300
+DIGITS = "9" * 5000
+
+
+def ends(arguments: list[Any], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that ends with this code."""
+    assert run_command(list(map(str, arguments))) == code
+    said = capsys.readouterr().err
+    assert "bug" not in said and "Traceback" not in said
+    return said
+
+
+# ---- what is typed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "after"),
+    [
+        (["fit", ""], "argument after fit"),
+        (["predict", "run", ""], "argument after run"),
+        (["predict", "", "photos"], "argument after predict"),
+        (["evaluate", "run", "", "--labels", "folders"], "argument after run"),
+        (["fit", "photos", "-o", ""], "argument after -o"),
+        (["fit", "photos", "--labels="], "value of --labels"),
+    ],
+)
+def test_an_empty_argument_is_none(arguments: list[str], after: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable that is not set: the current folder was clustered, or the option was not there."""
+    assert f"the {after} is empty" in ends(arguments, 2, capsys)
+
+
+def test_nor_is_one_from_python() -> None:
+    with pytest.raises(UsageError, match="IMAGES is empty"):
+        find("")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["-k", DIGITS], ["--time-limit", DIGITS], ["--seed", DIGITS], ["--rounds", DIGITS], ["--set", f"epochs={DIGITS}"]],
+    ids=lambda options: options[0],
+)
+def test_numbers_without_end(options: list[str], photos: Path, tmp_path: Path, capsys: Any) -> None:
+    said = ends(["fit", photos, "-o", tmp_path / "run", *options, "-q"], 2, capsys)
+    assert len(said) < 2100
+    assert not (tmp_path / "run").exists()
+
+
+NAMES = {
+    "fit": "fit PHOTOS -k 2 -o LONG", "resume": "fit PHOTOS -k 2 -o LONG --resume", "predict": "predict LONG PHOTOS",
+    "recut": "recut LONG -k 2", "report": "report LONG", "evaluate": "evaluate LONG --labels folders",
+    "export": "export LONG --to parquet -o a", "onto": "export RUN --to parquet -o LONG", "folders":
+    "export RUN --to folders -o LONG", "apply": "apply LONG edits.json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_300_bytes(
+    name: str, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("edits.json").write_text('{"schema_version": 1}')
+    values = {"LONG": LONG, "PHOTOS": str(photos), "RUN": str(finished)}
+    said = ends([*(values.get(word, word) for word in shlex.split(NAMES[name])), "-q"] if name != "report" else
+                ["report", LONG], 5, capsys)  # fmt: skip
+    assert "too long" in said
+
+
+def test_a_time_zone_that_python_does_not_know(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TZ", "XXX-24:59:59")
+    time.tzset()
+    try:
+        ends(["fit", photos, "-k", "2", *QUICK], 0, capsys)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+# ---- standard streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What puts standard output on a full disk. (Called in the test: before it pytest sets the streams.)"""
+    monkeypatch.setattr(streams, "FAILURES", [])
+    with Path("/dev/full").open("wb") as device:
+        stream = streams.standard(sys.stdout, device.fileno(), "standard output")
+        yield lambda: monkeypatch.setattr("sys.stdout", stream)
+        with suppress(DiskError):
+            stream.flush()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_recut_that_cannot_be_told(options: list[str], run: Path, capsys: Any, full: Callable[[], None]) -> None:
+    """It is done; nothing is wrong with the run, and nobody is advised to replace it."""
+    full()
+    said = ends(["recut", run, "-k", "2", *options], 5, capsys)
+    assert said == "error: cannot write to standard output (No space left on device): send it elsewhere\n"
+    assert json.loads((run / "run.json").read_text())["clusters"] == 2
+
+
+def test_a_training_that_cannot_be_told_goes_on(
+    photos: Path, tmp_path: Path, capsys: Any, full: Callable[[], None]
+) -> None:
+    full()
+    run = tmp_path / "run"
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(run), *QUICK[:-1]]) in (0, 5)
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    assert "cannot write to standard output" in str(streams.failure())
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["doctor"], ["recipes", "v1"], ["predict", "RUN", "PHOTOS"]])
+def test_what_is_only_told_fails(
+    command: list[str], finished: Path, photos: Path, capsys: Any, full: Callable[[], None]
+) -> None:
+    full()
+    values = {"RUN": finished, "PHOTOS": photos}
+    said = ends([values.get(word, word) for word in command], 5, capsys)
+    assert "cannot write to standard output" in said
+
+
+def test_of_a_failing_stream_one_write_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "FAILURES", [])
+    stream = streams.standard(None, 77, "standard error")
+    with pytest.raises(DiskError, match=r"cannot write to standard error \(it is closed\)"):
+        print("a", file=stream, flush=True)
+    print("b" * 100_000, file=stream, flush=True)
+    assert len(streams.FAILURES) == 1
+    read, write = os.pipe()
+    os.close(read)
+    stream = streams.standard(sys.stdout, write, "standard output")
+    with pytest.raises(BrokenPipeError):
+        print("a", file=stream, flush=True)
+    print("b", file=stream, flush=True)
+    assert len(streams.FAILURES) == 1  # whoever reads to the first line only wants no more
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("recipes >&-", 5, "cannot write to standard output (it is closed)"),
+        ("recipes 2>&- <&-", 0, ""),
+        ("recipes nothing 2>&-", 2, ""),
+        ("recipes 2>/dev/full >/dev/full", 5, ""),
+        ("recipes | true", 0, ""),
+        ("fit --help >/dev/null", 0, ""),
+    ],
+)
+def test_real_streams(line: str, code: int, said: str) -> None:
+    command = f"set -o pipefail; export COLUMNS=0; {shlex.quote(sys.executable)} -m deepcluster {line}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == code
+    assert said in done.stderr and "Traceback" not in done.stderr and "ignored" not in done.stderr
+
+
+def test_standard_input_that_is_closed(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input is closed" in ends(["predict", finished, "-"], 3, capsys)
+    assert "standard input is closed" in ends(["fit", "-"], 3, capsys)
+
+
+def test_standard_input_that_cannot_be_read(photos: Path, finished: Path, monkeypatch: Any, capsys: Any) -> None:
+    descriptor = os.open(photos, os.O_RDONLY)
+    try:
+        raw = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
+    except IsADirectoryError:
+        os.close(descriptor)
+        pytest.skip("Python opens no folders by their number")
+    monkeypatch.setattr("sys.stdin", raw)
+    ends(["predict", finished, "-"], 3, capsys)
+
+
+# ---- arrays that change while they are read -------------------------------------------------------------------------
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (3, 8, 9, 1), (3, 8, 9, 3), (3, 8, 9, 4), (3, 3, 8, 9), (3, 1, 8, 9)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_an_array(shape: tuple[int, ...], order: str, tmp_path: Path) -> None:
+    """They are the same from a file, in either order, as from memory."""
+    array = np.asarray(pixels(*shape), order=order)  # type: ignore[call-overload]
+    np.save(tmp_path / "a.npy", array)
+    one, other = find(tmp_path / "a.npy"), find(array)
+    assert one.paths == other.paths
+    for i in range(3):
+        assert np.array_equal(one.read(i), other.read(i))
+
+
+def test_an_array_that_shrinks(tmp_path: Path) -> None:
+    """It is said, with both sizes: the process died of SIGBUS."""
+    np.save(tmp_path / "a.npy", pixels(600, 16, 16, 3))
+    size = (tmp_path / "a.npy").stat().st_size
+    source = find(tmp_path / "a.npy")
+    assert source.read(599).size == (16, 16)
+    os.truncate(tmp_path / "a.npy", 200)
+    with pytest.raises(DataError, match=rf"it had {size:,} bytes and has 200"):
+        source.read(599)
+    with pytest.raises(DataError, match="was written anew"):  # and is no image that is left out
+        read_once(source, 16)
+
+
+def test_an_array_that_is_written_anew(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", pixels(4, 16, 16, 3))
+    source = find(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", pixels(4, 16, 16, 3))
+    os.utime(tmp_path / "a.npy", (1, 1))
+    with pytest.raises(DataError, match="was written anew"):
+        source.read(0)
+
+
+def test_a_fit_of_an_array_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from deepcluster import run as runs
+
+    np.save(tmp_path / "a.npy", pixels(60, 16, 16, 3))
+    monkeypatch.setattr(runs, "network_of", lambda *_, original=runs.network_of: (
+        os.truncate(tmp_path / "a.npy", 5000), original(*_))[1])  # fmt: skip
+    said = ends(["fit", tmp_path / "a.npy", "-k", "2", "-o", tmp_path / "run", *QUICK], 3, capsys)
+    assert "it had 46,208 bytes and has 5,000" in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_nobody_is_advised_to_unpickle(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"path,label\n")
+    with pytest.raises(DataError, match="no file of numpy: it begins with") as caught:
+        find(tmp_path / name)
+    assert "pickle" not in str(caught.value)
+    objects = np.array([{}, {}], dtype=object)
+    if name == "a.npy":
+        np.save(tmp_path / name, objects, allow_pickle=True)
+    else:
+        np.savez(tmp_path / name, objects)
+    with pytest.raises(DataError, match="Python objects") as caught:
+        find(tmp_path / name)
+    assert "pickle" not in str(caught.value)
+
+
+# ---- lists of paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    for name in ("a.png", "ä b.png", "'c'.png", '"d.png"'):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
+    return tmp_path
+
+
+def decoded(source: Any) -> list[str]:
+    for i in range(len(source.paths)):
+        source.read(i)
+    return list(source.paths)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be-bom"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("suffix", [".txt", ".list"])
+def test_lists_as_powershell_writes_them(
+    listed: Path, encoding: str, ending: str, suffix: str, monkeypatch: Any
+) -> None:
+    text = ending.join(["a.png", "ä b.png", ""])
+    data = codecs.BOM_UTF16_BE + text.encode("utf-16-be") if encoding == "utf-16-be-bom" else text.encode(encoding)
+    file = listed / f"list{suffix}"
+    file.write_bytes(data)
+    assert decoded(find(file)) == ["a.png", "ä b.png"]
+    monkeypatch.chdir(listed)
+    with file.open() as stream:
+        assert decoded(find("-", stdin=stream)) == ["a.png", "ä b.png"]
+    with file.open() as stream:
+        parts = list(find_in_parts("-", 1, stdin=stream))
+    assert [path for part in parts for path in decoded(part)] == ["a.png", "ä b.png"]
+
+
+def test_a_list_that_is_no_utf_16(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(codecs.BOM_UTF16_LE + b"\x00\xd8")
+    with pytest.raises(DataError, match="UTF-8"):
+        find(tmp_path / "list.txt")
+
+
+def test_paths_in_quotes(listed: Path) -> None:
+    """As a file manager copies them; a file whose name has quotes is still that file."""
+    (listed / "list.txt").write_text(f"\"{listed / 'a.png'}\"\n'ä b.png'\n\"d.png\"\n'c'.png\n")
+    assert decoded(find(listed / "list.txt")) == [str(listed / "a.png"), "ä b.png", '"d.png"', "'c'.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "path,label\na.png,x\n"), ("a.txt", '"label";"File"\nx;a.png\n'), ("b.csv", "a.png,x\nb.png,y\n")],
+)
+def test_a_table_is_no_list(listed: Path, name: str, text: str) -> None:
+    (listed / name).write_text(text)
+    with pytest.raises(DataError, match=r"is a table, .* --labels"):
+        find(listed / name)
+
+
+def test_a_list_may_be_called_csv(listed: Path) -> None:
+    (listed / "a.csv").write_text("a.png\nä b.png\n")
+    assert decoded(find(listed / "a.csv")) == ["a.png", "ä b.png"]
+    Image.new("RGB", (8, 8)).save(listed / "a,b.png")
+    (listed / "b.csv").write_text("a,b.png\n")
+    assert decoded(find(listed / "b.csv")) == ["a,b.png"]
+
+
+# ---- run folders ----------------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_damage(run: Path, capsys: Any) -> None:
+    for name in ("clusters.csv", "run.json"):
+        (run / name).write_bytes(codecs.BOM_UTF8 + (run / name).read_bytes())
+    ends(["recut", run, "-k", "2", "-q"], 0, capsys)
+
+
+@pytest.mark.parametrize("name", ["run.json", "clusters.csv", "features.npy", "history.csv"])
+def test_no_advice_destroys_what_is_left(name: str, run: Path, capsys: Any) -> None:
+    (run / name).write_bytes(b"{")
+    said = ends(["report", run] if name == "history.csv" else ["recut", run, "-k", "2"], 5, capsys)
+    assert f"{name} is damaged" in said and "--overwrite" not in said and "pickle" not in said
+
+
+@pytest.mark.parametrize(
+    "command", [["report"], ["recut", "-k", "2"], ["evaluate", "--labels", "folders"], ["apply", "edits.json"]]
+)
+def test_a_run_that_cannot_be_written_to(
+    command: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Who has no -o is not told to give another one."""
+    monkeypatch.chdir(run.parent)
+    Path("edits.json").write_text('{"schema_version": 1}')
+
+    def read_only(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "_lock", read_only)
+    said = ends([command[0], run, *command[1:]], 5, capsys)
+    assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
+
+
+def test_a_history_with_a_word_in_it(run: Path, photos: Path, capsys: Any) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "stopped"}))
+    (run / "history.csv").write_text(",".join(files.HISTORY) + "\n" + "x" + ",1" * (len(files.HISTORY) - 1) + "\n")
+    said = ends(["fit", photos, "-k", "3", "-o", run, "--resume", *QUICK], 5, capsys)
+    assert "history.csv is damaged" in said
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints"])
+def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"schema_version": 1, "status": "stopped", "images": "x"}))
+    (run / name).write_text("mine")
+    said = ends(["fit", photos, "-k", "3", "-o", run, "--resume", *QUICK], 5, capsys)
+    assert name in said
+    assert (run / name).read_text() == "mine"
+
+
+def test_predict_needs_no_folder_for_temporary_files(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """As in a container that is read-only."""
+
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    run = tiny_run(tmp_path / "run")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._get_default_tempdir", none)
+    assert run_command(["predict", str(run), str(photos), "-o", str(tmp_path / "out.csv")]) == 0
