@@ -16,7 +16,8 @@ import torch
 
 from deepcluster import cli
 from deepcluster.cli import run_command
-from tests.tiny import change_tensors, tiny_run
+from deepcluster.storage.run_folder import RunFolder
+from tests.tiny import RECORD, change_tensors, tiny_run
 
 QUICK = [
     "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"
@@ -241,11 +242,11 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     """Whatever the name of the folder has: the shell must see one word."""
     folder = tmp_path / "a $(touch PWNED) it's"
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"verdict": "x"}))
+    (folder / "run.json").write_text(json.dumps(RECORD | {"verdict": "x"}))
     (folder / "metrics.json").write_text(
         json.dumps({"acc": 1, "nmi": 1, "ami": 1, "ari": 1, "nmi_average": "\x1b[31mred", "labelled": 3})
     )
-    cli._print_result(folder, quiet=False, as_json=False)
+    cli._print_result(RunFolder(folder), quiet=False, as_json=False)
     shown = capsys.readouterr().out
     line = next(line for line in shown.splitlines() if line.startswith("Next"))
     assert shlex.split(line) == [

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from deepcluster import stopping
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.images.decode import explain, one_line
 from deepcluster.images.source import Source
@@ -53,12 +54,15 @@ def new_folder(out: Path) -> Iterator[Path]:
     made = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
-        made = True
+        with stopping.later():
+            beside.mkdir()
+            made = True
         yield beside
-        if out.exists():
-            out.rmdir()
-        beside.rename(out)
+        stopping.check()
+        with stopping.later():
+            if out.exists():
+                out.rmdir()
+            beside.rename(out)
     except BaseException as error:
         if made:
             shutil.rmtree(beside, ignore_errors=True)
