@@ -372,7 +372,7 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
             f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it"
         )
     if not is_run(path):
-        raise DiskError(f"{path} is not a run folder (it has no {RUN} of a run), so it is left alone: give another -o")
+        raise DiskError(f"{path} is not a run folder, so it is left alone (it has no {RUN} of a run): give another -o")
     open_run(path)
 
 
