@@ -35,7 +35,8 @@ OPTIONS = ["--image-size", "8", "--rounds", "0", "--precision", "fp32", "--pseud
 # What the user has in the run folder: next to our files, and called nearly like them.
 BYSTANDERS = (
     "notes.txt", ".notes.tmp", "images-2024/only-copy.jpg", "images-a1b2c3d4/x.png", "filters-mine.png",
-    "model/mine.bin", "checkpoints/step100/opt.pt", "checkpoints/mine.json", ".deepcluster-0123456789abcdef/mine.txt", "sorted/a.png",
+    "model/mine.bin", "checkpoints/step100/opt.pt", "checkpoints/mine.json",
+    ".deepcluster-0123456789abcdef/mine.txt", "sorted/a.png",
     "clusters.csv.bak", ".run.json.7.tmp",
 )  # fmt: skip
 # Where a command is killed: before the n-th call of a function that changes the disk; None: it is not.
