@@ -38,6 +38,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.tables import round_to
 
 MOST_IN_TREE = 500
+MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take longer than a run
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -48,9 +49,9 @@ def check_groups(n_clusters: int | None, count: int) -> None:
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
-    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features, or of a
-    ``graph`` of the images."""
-    if len(fine.centroids) == n_clusters:
+    """A cut of the features, or of a ``graph`` of the images; the last clustering itself where it has as many clusters as
+    are wanted, and these are too many for a cut."""
+    if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
     return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
 

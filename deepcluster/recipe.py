@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DataError, UsageError
-
-PAPER_NETWORKS = ("alexnet", "vgg16")
+from deepcluster.nets.sizes import PAPER_NETWORKS, only_size
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,32 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
             f"pseudo_labels {fitting}: the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
         )
         recipe = replace(recipe, pseudo_labels=fitting)
-    return Plan(recipe, tuple(reasons))
+    return _for_one_size(Plan(recipe, tuple(reasons)), options)
+
+
+def _for_one_size(plan: Plan, options: Mapping[str, Any]) -> Plan:
+    """The plan with images and views of one size where the network takes no other, as transformers do."""
+    recipe = plan.recipe
+    size = only_size(recipe.backbone, recipe.image_size)
+    if size is None:
+        return plan
+    why = f"{recipe.backbone} takes images of one size"
+    changes: dict[str, tuple[Any, str]] = {}
+    if size != recipe.image_size:
+        changes["image_size"] = (size, f"the nearest to {recipe.image_size} that {recipe.backbone} takes")
+    if (recipe.view_size or size) != size:
+        changes["view_size"] = (size, why)
+    if recipe.small_views and recipe.small_size != size:
+        changes["small_views"] = (0, why)
+    for name, (value, why) in changes.items():
+        if name in options and name != "image_size":
+            raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
+    kept = [reason for reason in plan.reasons if reason.split(" ")[0] not in changes]
+    values = {name: value for name, (value, _) in changes.items()}
+    return Plan(
+        replace(recipe, **values),
+        (*kept, *(f"{name} {value}: {reason}" for name, (value, reason) in changes.items())),
+    )
 
 
 def v1(options: Mapping[str, Any], facts: Facts) -> Plan:
@@ -327,8 +351,6 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     else:
         why = "the images have colours: photographs"
         chosen |= {"crop_min": (0.2, why), "colour": (0.4, why), "grey": (0.2, why)}
-    if backbone in PAPER_NETWORKS:
-        chosen["view_size"] = (own_size, f"what {backbone} takes")
     # Measured in benchmarks/ and docs/decisions.md: half whitening for the cut.
     steady = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values = {name: value for name, (value, _) in chosen.items()}

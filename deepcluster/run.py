@@ -318,11 +318,13 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         state = scattered(found.state if found else None, store.table)
     job.folder.write_rows("history.csv", columns, history)
     steps = Steps(recipe)
+    if limit is not None:  # the step depends on how many rounds fit into the time
+        steps.rounds = processes.first(lambda: found.about.get("rounds", recipe.rounds) if found else recipe.rounds)
     before, begun = len(history), job.clock.elapsed()
     keeper = Keeper(
         job.checkpoints,
         network,
-        lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed()},
+        lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed(), "rounds": steps.rounds},
         job.stop,
         job.request.checkpoint_every,
         store.table,

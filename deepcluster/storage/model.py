@@ -25,6 +25,7 @@ from deepcluster.images.source import Images, find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build, shapes_only
+from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.weights import first_line
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.reading import read_json, read_tensors
@@ -74,7 +75,8 @@ class Model:
     def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
         """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
         has them: uint8, N x 3 x store_size x store_size."""
-        if not isinstance(images, Tensor) or images.shape[1:] != (3, self.store_size, self.store_size):
+        as_stored = isinstance(images, Tensor) and images.shape[1:] == (3, self.store_size, self.store_size)
+        if not as_stored or images.dtype != torch.uint8:
             store = read_once(find(images), self.store_size)
             if store.skipped:
                 path, reason = store.skipped[0]
@@ -149,7 +151,7 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
     except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
     network.body.load_state_dict(_of_body(tensors))
-    network.eval().to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(network.eval().to(device or torch.device("cpu")))
     return Model(
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"]),
