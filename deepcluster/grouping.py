@@ -49,8 +49,8 @@ def check_groups(n_clusters: int | None, count: int) -> None:
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
-    """A cut of the features, or of a ``graph`` of the images; the last clustering itself where it has as many clusters as
-    are wanted, and these are too many for a cut."""
+    """A cut of the features, or of a ``graph`` of the images; where the groups are too many for one, the last clustering
+    itself if it has as many clusters."""
     if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
     return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)

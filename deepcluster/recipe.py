@@ -225,7 +225,7 @@ def _for_one_size(plan: Plan, options: Mapping[str, Any]) -> Plan:
         changes["view_size"] = (size, why)
     if recipe.small_views and recipe.small_size != size:
         changes["small_views"] = (0, why)
-    for name, (value, why) in changes.items():
+    for name in changes:
         if name in options and name != "image_size":
             raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
     kept = [reason for reason in plan.reasons if reason.split(" ")[0] not in changes]

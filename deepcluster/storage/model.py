@@ -75,8 +75,8 @@ class Model:
     def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
         """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
         has them: uint8, N x 3 x store_size x store_size."""
-        as_stored = isinstance(images, Tensor) and images.shape[1:] == (3, self.store_size, self.store_size)
-        if not as_stored or images.dtype != torch.uint8:
+        stored = (3, self.store_size, self.store_size)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
             store = read_once(find(images), self.store_size)
             if store.skipped:
                 path, reason = store.skipped[0]
