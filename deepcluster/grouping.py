@@ -38,7 +38,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.tables import round_to
 
 MOST_IN_TREE = 500
-MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take longer than a run
+MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take too long
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -49,8 +49,8 @@ def check_groups(n_clusters: int | None, count: int) -> None:
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
-    """A cut of the features, or of a ``graph`` of the images; where the groups are too many for one, the last clustering
-    itself if it has as many clusters."""
+    """A cut of the features, or of a ``graph`` of the images. Of very many groups it would take longer than a run: then
+    it is the last clustering itself, if that has as many."""
     if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
     return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)

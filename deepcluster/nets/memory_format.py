@@ -25,7 +25,7 @@ def channels_last(network: Body) -> Body:
 
 
 def _is_spoilt(layer: nn.Conv2d) -> bool:
-    # Tried: 2 to 15 channels crash with strides of 2 and 4, from 64 px on; more channels, groups and larger kernels never.
+    # Tried: 2 to 15 channels crash with strides of 2 and 4, from 64 px on; more channels, groups, larger kernels never.
     return max(layer.kernel_size) == 1 and max(layer.stride) > 1 and layer.groups == 1 and layer.in_channels < 16
 
 
