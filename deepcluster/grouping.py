@@ -78,6 +78,7 @@ class Rows:
     labels: Sequence[str] | None
     skipped: Sequence[tuple[str, str]]
     reduced: Tensor
+    lengths: Tensor | None = None  # of the whitened features; no run of version 0.1 has them
 
 
 def write_groups(
@@ -91,7 +92,11 @@ def write_groups(
     used = [
         {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
         for path, fine, label, place_row in zip(
-            rows.paths, placement.fine_cluster.tolist(), labels, tables.placement_rows(model, placement), strict=True
+            rows.paths,
+            placement.fine_cluster.tolist(),
+            labels,
+            tables.placement_rows(model, placement, rows.lengths),
+            strict=True,
         )
     ]
     unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]

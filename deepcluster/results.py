@@ -87,8 +87,15 @@ def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
         labels=[row["label"] for row in used] if any(row["label"] for row in used) else None,
         skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
         reduced=torch.from_numpy(folder.read_array("features.npy", len(used), dims)),
+        lengths=_lengths(folder, len(used)),
     )
     return record, model, rows
+
+
+def _lengths(folder: RunFolder, rows: int) -> Tensor | None:
+    if not (folder.path / files.LENGTHS).is_file():
+        return None
+    return torch.from_numpy(folder.read_array(files.LENGTHS, rows, 1)).squeeze(1)
 
 
 def _baseline(folder: RunFolder) -> dict[str, float]:
@@ -99,8 +106,7 @@ def _baseline(folder: RunFolder) -> dict[str, float]:
 
 def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]) -> None:
     """The model with other groups than before, and the files that depend on them."""
-    placement = model.place(rows.reduced)
-    model = replace(model, outlier_distance=outlier_distances(placement, model.groups.count))
+    model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
     models.save(model, folder.model)
     write_groups(folder, model, rows, record, baseline)
     if not (folder.path / drawn.MAP).exists():
@@ -109,10 +115,12 @@ def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Some of the images of a source: the usable ones with their reduced features, and (path, reason) of the others."""
+    """Some of the images of a source: the usable ones with their reduced features and the lengths that these had, and
+    (path, reason) of the others."""
 
     paths: tuple[str, ...]
     reduced: Tensor
+    lengths: Tensor
     skipped: tuple[tuple[str, str], ...]
 
 
@@ -162,8 +170,8 @@ def _predict(model: Model, source: Source) -> Prediction:
     with tempfile.TemporaryDirectory() as folder:
         store = read_once(source, model.store_size, folder=Path(folder), none_is_fine=True)
         nothing = torch.empty(0, model.reduction.projection.shape[1])
-        reduced = model.transform(store.images) if store.kept else nothing
-    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
+        reduced, lengths = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
+    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, lengths, store.skipped)
 
 
 def report(run: Path, source: Source | None = None) -> Path:

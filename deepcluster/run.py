@@ -22,7 +22,7 @@ import deepcluster
 from deepcluster import estimate, resuming
 from deepcluster.algorithm import Result, conclude
 from deepcluster.assembly import Steps, network_of, rounds_of
-from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, place
+from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
@@ -389,7 +389,8 @@ def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Resu
         iterations=recipe.kmeans_iterations, empty=empty, levels=recipe.kmeans_levels,
         progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
-    return replace(found, reduced=store.table.at_first(found.reduced))
+    at_first = store.table.at_first
+    return replace(found, reduced=at_first(found.reduced), lengths=at_first(found.lengths))
 
 
 def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: _Trained) -> None:
@@ -446,6 +447,7 @@ def _write(
         baseline = tables.metrics(truth, place(reduced, first, clustering.centroids))
     models.save(model, folder.model)
     folder.write_array("features.npy", result.reduced.numpy())
+    folder.write_array(files.LENGTHS, result.lengths.unsqueeze(1).numpy())
     job.record.update(
         rounds=trained.rounds, stopped_because=trained.stopped_because,
         peak_memory_mb=peak_memory_mb(),
@@ -453,7 +455,7 @@ def _write(
     job.record["seconds_by_phase"]["result"] = round_to(job.clock.lap(), 2)
     job.record.update(seconds=round_to(job.clock.elapsed(), 2))
     paths = tuple(job.source.paths[i] for i in store.kept)
-    rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
+    rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
     write_groups(folder, model, rows, job.record, baseline)
     write_map(folder, result.reduced, request.seed)
     folder.write_bytes(drawn.SHEET, sheet(small))
@@ -467,13 +469,13 @@ FOR_THE_RESULT = 0.05  # of a time limit: the final features, the cut and the re
 
 
 def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
-    placement = place(result.reduced, groups, result.clustering.centroids)
     return Model(
         network=network,
         reduction=result.reduction,
         fine_centroids=result.clustering.centroids,
         groups=groups,
-        outlier_distance=outlier_distances(placement, groups.count),
+        outlier_distance=outlier_distances(result.reduced, groups),
+        outlier_length=outlier_length(result.lengths),
         names=("",) * groups.count,
         image_size=recipe.image_size,
         store_size=recipe.store_size,

@@ -38,6 +38,7 @@ HISTORY = (
 LOCK = ".lock"
 SCRATCH = "images-"  # and a number: folders in which processes other than the first keep their pixels
 GRAPH = "neighbours.safetensors"
+LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 # The values of run.json that commands read again.
 RECORD = {"images": str, "location": str, "seed": int}
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
@@ -45,7 +46,7 @@ PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
 # All that a run may leave behind, with a sheet of filters for each layer; --overwrite removes these and nothing else.
 CONTENTS = (
-    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
+    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", LENGTHS, "history.csv",
     "metrics.json", "model", "checkpoints", "recipe.toml", "run.json", "report.html", "images.u8", GRAPH,
     "map.npy", "tree.json", "thumbnails.webp", "curves.png", "sizes.png",
     *(f"evaluation-{protocol}.json" for protocol in PROTOCOLS),
