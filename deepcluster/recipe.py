@@ -194,10 +194,13 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
     """
     base, from_file = (base, {}) if base in PRESETS else _from_toml(base)
     options = check_options({**from_file, **given})
+    weights = _for_weights(base, options)
+    options = {**weights, **options}
     plan = PRESETS[base](options, facts)
     recipe = replace(plan.recipe, **options)
     reasons = [reason for reason in plan.reasons if reason.split(" ")[0] not in options]
-    reasons += [f"{name} {value}: given" for name, value in options.items()]
+    given_by = dict.fromkeys(options, "given") | dict.fromkeys(weights, f"the network of {options.get('weights')}")
+    reasons += [f"{name} {value}: {given_by[name]}" for name, value in options.items()]
     if recipe.pseudo_labels > facts.count:
         if "pseudo_labels" in given:
             raise DataError(
@@ -209,6 +212,24 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
         )
         recipe = replace(recipe, pseudo_labels=fitting)
     return _for_one_size(Plan(recipe, tuple(reasons)), options)
+
+
+def _for_weights(base: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The network and Sobel filter of weights in a published layout, as far as nobody named them."""
+    if options.get("weights", "") in ("", "timm") or "backbone" in options:
+        return {}
+    from deepcluster.nets.official import official_network  # imports torch
+
+    if (found := official_network(options["weights"])) is None:
+        return {}
+    backbone, sobel, _ = found
+    chosen = {"sobel": sobel} if "sobel" not in options else {}
+    return chosen if backbone == _BACKBONES.get(base) else {"backbone": backbone, **chosen}
+
+
+_BACKBONES = {"v1": "alexnet", "v1-official": "alexnet"} | dict.fromkeys(
+    ("v2", "v2-400-2x224", "v2-800"), "timm:resnet50"
+)
 
 
 def _for_one_size(plan: Plan, options: Mapping[str, Any]) -> Plan:

@@ -431,3 +431,28 @@ def test_clusterings_take_turns_in_the_sampling():
 
     train(net, images, labels, clusters=(1, 3), sample=sample, epochs=3)
     assert seen == [labels[:, 0].tolist(), labels[:, 1].tolist(), labels[:, 0].tolist()]
+
+
+def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
+    """Apple's GPUs have no float64."""
+    calls = []
+    for name in ("cpu", "double"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, name=name, method=method: (calls.append(name), method(self))[1]
+        )
+    images, labels = drawings(4, 16)
+    network = build("compact", image_size=16)
+    network.new_head(3, generator(0, "head"))
+    train_on_pseudo_labels(
+        network,
+        images,
+        labels,
+        body_optimizer(network),
+        size=16,
+        lr=0.1,
+        epochs=2,
+        batch_size=6,
+        views=[Augmentation()],
+    )
+    assert calls == ["cpu", "double"] * 2
