@@ -159,7 +159,7 @@ def test_too_many_groups_for_a_cut_are_the_last_clustering(monkeypatch):
 
 
 def test_outliers_by_hand():
-    # Distances 0 to 4 from a centroid of five rows; without a row it is 5/4 as far away. Median 2.5, 90th percentile 4.5.
+    # Distances 0 to 4 from a centroid of five rows; without a row it is 5/4 as far: median 2.5, 90th percentile 4.5.
     groups = Cut(torch.tensor([[0.0], [1000]]), torch.tensor([0, 1]))
     fences = outlier_distances(torch.arange(5.0).unsqueeze(1), groups)
     assert fences[0].item() == pytest.approx(2.5 + cuts.TAIL * 2)
@@ -183,10 +183,8 @@ def test_few_new_rows_of_the_same_kind_are_outliers(seed):
     x, new = blobs_apart(1000, seed).split(500)
     groups = cut(x, 3, seed=seed)
     fences = outlier_distances(x, groups)
-    share = [
-        (found.distance > fences[found.cluster]).float().mean()
-        for found in (place(x, groups, x), place(new, groups, x))
-    ]
+    placements = [place(rows, groups, x) for rows in (x, new)]
+    share = [(found.distance > fences[found.cluster]).float().mean() for found in placements]
     assert share[1] < 0.02
     assert share[0] < 0.02
 

@@ -437,22 +437,17 @@ def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
     """Apple's GPUs have no float64."""
     calls = []
     for name in ("cpu", "double"):
-        method = getattr(torch.Tensor, name)
-        monkeypatch.setattr(
-            torch.Tensor, name, lambda self, name=name, method=method: (calls.append(name), method(self))[1]
-        )
+
+        def called(self: torch.Tensor, name=name, method=getattr(torch.Tensor, name)) -> torch.Tensor:  # noqa: B008
+            calls.append(name)
+            return method(self)
+
+        monkeypatch.setattr(torch.Tensor, name, called)
     images, labels = drawings(4, 16)
     network = build("compact", image_size=16)
     network.new_head(3, generator(0, "head"))
     train_on_pseudo_labels(
-        network,
-        images,
-        labels,
-        body_optimizer(network),
-        size=16,
-        lr=0.1,
-        epochs=2,
-        batch_size=6,
+        network, images, labels, body_optimizer(network), size=16, lr=0.1, epochs=2, batch_size=6,
         views=[Augmentation()],
-    )
+    )  # fmt: skip
     assert calls == ["cpu", "double"] * 2
