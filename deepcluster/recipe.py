@@ -356,7 +356,7 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
         "backbone": (backbone, "the network for small images, as none was given"),
         "image_size": (size, why_size),
         "margin": (1.0 if size <= 64 else 256 / 224, "small images are kept whole" if size <= 64 else "room for crops"),
-        "pseudo_labels": (_fine_clusters(facts), "5 for each group wanted, and at least 20 images for each"),
+        "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
     }
     own_size = options.get("image_size", size)
     chosen |= _adapting(own_size, facts) if adapting else _from_scratch(own_size, facts)
@@ -430,6 +430,12 @@ def _fine_clusters(facts: Facts) -> int:
     """Several fine clusters for each group wanted, none of them tiny."""
     wanted = facts.n_clusters or 20
     return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
+
+
+def _why_so_many(facts: Facts) -> str:
+    if facts.count // 20 < (facts.n_clusters or 20):
+        return "one for each group wanted, as the images are few"
+    return "5 for each group wanted, and at least 20 images for each"
 
 
 def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:

@@ -173,9 +173,9 @@ def test_a_row_alone_on_its_centroid_is_as_far_as_the_next():
 
 
 def blobs_apart(rows: int, seed: int) -> torch.Tensor:
-    """Three blobs in 24 dimensions, as wide as they are far from each other, of rows of length 1."""
+    """Three blobs of rows of length 1, in 24 dimensions."""
     labels = torch.randint(3, (rows,), generator=generator(seed, "labels"))
-    return F.normalize(3 * torch.eye(24)[labels] + torch.randn(rows, 24, generator=generator(seed, "rows")))
+    return F.normalize(5 * torch.eye(24)[labels] + torch.randn(rows, 24, generator=generator(seed, "rows")))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -15,7 +15,7 @@ from deepcluster.seeding import derive
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
-OWN_FENCE = 50  # rows of a group that tell how far its images may lie; of fewer, those of all groups do, too
+OWN_FENCE = 50  # rows of a group that tell how far its images may lie; of fewer, those of all groups do
 # A fence is at the median plus so many times the distance from it to the 90th percentile: the farthest 5 % have no say.
 # 2.2 is where .2 % of normally distributed numbers are beyond it, 1.284 where 5 % are, and 4 where none are.
 TAIL, STRAY, LONG = 2.2, 1.284, 4.0
@@ -85,12 +85,14 @@ def _without_strays(groups: Cut, rows: Tensor) -> Cut:
     """
     nearest = assigner(groups.centroids)(rows)
     sizes, own = torch.bincount(nearest, minlength=len(groups.centroids)), groups.groups[nearest]
-    few = (torch.bincount(own, minlength=groups.count) // 2).clamp(max=FEW)[own].unsqueeze(1)
+    members = torch.bincount(own, minlength=groups.count)[own]
+    few = (members // 2).clamp(max=FEW).unsqueeze(1)
     reach = torch.cat([
         _reach(part, groups.centroids, sizes, wanted)
         for part, wanted in zip(rows.split(4096), few.split(4096), strict=True)
     ])  # fmt: skip
     beyond = reach > _fences(reach, own, groups.count, STRAY)[own]
+    beyond &= members >= OWN_FENCE  # a few rows of a few are no strays: they are the group
     strays = torch.bincount(nearest, beyond.double(), len(sizes)) > sizes / 2
     largest = torch.zeros(groups.count, dtype=torch.int64).scatter_reduce(0, groups.groups, sizes, "amax")
     kept = ~strays | (sizes == largest[groups.groups])
@@ -169,7 +171,8 @@ def _left_out(rows: Tensor, centroids: Tensor, sizes: Tensor) -> tuple[Tensor, T
 
 
 def _fences(distances: Tensor, group: Tensor, count: int, tail: float) -> Tensor:
-    """What is far (float32, ``count``) by the distances in each group; infinite where nothing is known."""
+    """What is far (float32, ``count``) by the distances in each group, and no farther than by those of all; infinite
+    where nothing is known."""
     fences = torch.full((count,), torch.inf)
     known = torch.isfinite(distances)
     of_all = _fence(distances[known], tail)
