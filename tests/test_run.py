@@ -445,6 +445,7 @@ def test_noise_is_an_outlier_of_digits(digits_run):
     assert outliers(digits_run, "sklearn:digits") == inside
 
 
+@pytest.mark.slow
 def test_noise_among_the_digits_of_a_fit_is_an_outlier_and_stays_one(tmp_path):
     digits = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
     noise = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
