@@ -253,10 +253,12 @@ def _record(index: int, work: Work, loss: float, lr: float, seconds: float, view
 
 @dataclass(frozen=True)
 class Result:
-    """Step 7: the map from features to ``reduced`` ones (N x d), and the final assignments and centroids."""
+    """Step 7: the map from features to ``reduced`` ones (N x d), their ``lengths`` (N) before they had length 1, and
+    the final assignments and centroids."""
 
     reduction: Whitening
     reduced: Tensor
+    lengths: Tensor
     clustering: Clustering
 
 
@@ -296,4 +298,4 @@ def conclude(
         reduced, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
         processes=processes,
     )  # fmt: skip
-    return Result(reduction, reduced, _of_all(shares(processes, len(images)), clustering))
+    return Result(reduction, reduced, reduction.lengths(features), _of_all(shares(processes, len(images)), clustering))

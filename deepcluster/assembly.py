@@ -14,6 +14,7 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
 from deepcluster.learning.pseudo_labels import Step
 from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.memory_format import channels_last
 from deepcluster.processes import ALONE, Processes
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
@@ -105,4 +106,4 @@ def network_of(recipe: Recipe, seed: int, device: torch.device) -> Network:
         projection=(recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None, seed=seed,
     )  # fmt: skip
     network.frozen_statistics = recipe.frozen_statistics
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return channels_last(network.to(device))

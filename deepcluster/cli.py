@@ -195,7 +195,7 @@ def predict(
 
         def rows() -> Iterator[dict[str, Any]]:
             for model, found in _predictions(run_, images, device, quiet, processes, target):
-                placements = placement_rows(model, model.place(found.reduced), reject=reject)
+                placements = placement_rows(model, model.place(found.reduced), found.lengths, reject=reject)
                 yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
                 sys.stdout.flush()
 

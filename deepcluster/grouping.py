@@ -37,6 +37,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.tables import round_to
 
 MOST_IN_TREE = 500
+MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take too long
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -47,9 +48,9 @@ def check_groups(n_clusters: int | None, count: int) -> None:
 
 
 def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
-    """The last clustering itself where it has as many clusters as are wanted, else a cut of the features, or of a
-    ``graph`` of the images."""
-    if len(fine.centroids) == n_clusters:
+    """A cut of the features, or of a ``graph`` of the images. Of very many groups it would take longer than a run: then
+    it is the last clustering itself, if that has as many."""
+    if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
     return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
 
@@ -76,6 +77,7 @@ class Rows:
     labels: Sequence[str] | None
     skipped: Sequence[tuple[str, str]]
     reduced: Tensor
+    lengths: Tensor | None = None  # of the whitened features; no run of version 0.1 has them
 
 
 def write_groups(
@@ -90,7 +92,11 @@ def write_groups(
     used = [
         {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
         for path, fine, label, place_row in zip(
-            rows.paths, placement.fine_cluster.tolist(), labels, tables.placement_rows(model, placement), strict=True
+            rows.paths,
+            placement.fine_cluster.tolist(),
+            labels,
+            tables.placement_rows(model, placement, rows.lengths),
+            strict=True,
         )
     ]
     unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]

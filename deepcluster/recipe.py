@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DataError, UsageError
-
-PAPER_NETWORKS = ("alexnet", "vgg16")
+from deepcluster.nets.sizes import PAPER_NETWORKS, only_size
 
 
 @dataclass(frozen=True)
@@ -195,10 +194,13 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
     """
     base, from_file = (base, {}) if base in PRESETS else _from_toml(base)
     options = check_options({**from_file, **given})
+    weights = _for_weights(base, options)
+    options = {**weights, **options}
     plan = PRESETS[base](options, facts)
     recipe = replace(plan.recipe, **options)
     reasons = [reason for reason in plan.reasons if reason.split(" ")[0] not in options]
-    reasons += [f"{name} {value}: given" for name, value in options.items()]
+    given_by = dict.fromkeys(options, "given") | dict.fromkeys(weights, f"the network of {options.get('weights')}")
+    reasons += [f"{name} {value}: {given_by[name]}" for name, value in options.items()]
     if recipe.pseudo_labels > facts.count:
         if "pseudo_labels" in given:
             raise DataError(
@@ -209,7 +211,50 @@ def resolve(base: str, given: Mapping[str, Any], facts: Facts) -> Plan:
             f"pseudo_labels {fitting}: the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
         )
         recipe = replace(recipe, pseudo_labels=fitting)
-    return Plan(recipe, tuple(reasons))
+    return _for_one_size(Plan(recipe, tuple(reasons)), options)
+
+
+def _for_weights(base: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The network and Sobel filter of weights in a published layout, as far as nobody named them."""
+    if options.get("weights", "") in ("", "timm") or "backbone" in options:
+        return {}
+    from deepcluster.nets.official import official_network  # imports torch
+
+    if (found := official_network(options["weights"])) is None:
+        return {}
+    backbone, sobel, _ = found
+    chosen = {"sobel": sobel} if "sobel" not in options else {}
+    return chosen if backbone == _BACKBONES.get(base) else {"backbone": backbone, **chosen}
+
+
+_BACKBONES = {"v1": "alexnet", "v1-official": "alexnet"} | dict.fromkeys(
+    ("v2", "v2-400-2x224", "v2-800"), "timm:resnet50"
+)
+
+
+def _for_one_size(plan: Plan, options: Mapping[str, Any]) -> Plan:
+    """The plan with images and views of one size where the network takes no other, as transformers do."""
+    recipe = plan.recipe
+    size = only_size(recipe.backbone, recipe.image_size)
+    if size is None:
+        return plan
+    why = f"{recipe.backbone} takes images of one size"
+    changes: dict[str, tuple[Any, str]] = {}
+    if size != recipe.image_size:
+        changes["image_size"] = (size, f"the nearest to {recipe.image_size} that {recipe.backbone} takes")
+    if (recipe.view_size or size) != size:
+        changes["view_size"] = (size, why)
+    if recipe.small_views and recipe.small_size != size:
+        changes["small_views"] = (0, why)
+    for name in changes:
+        if name in options and name != "image_size":
+            raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
+    kept = [reason for reason in plan.reasons if reason.split(" ")[0] not in changes]
+    values = {name: value for name, (value, _) in changes.items()}
+    return Plan(
+        replace(recipe, **values),
+        (*kept, *(f"{name} {value}: {reason}" for name, (value, reason) in changes.items())),
+    )
 
 
 def v1(options: Mapping[str, Any], facts: Facts) -> Plan:
@@ -311,7 +356,7 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
         "backbone": (backbone, "the network for small images, as none was given"),
         "image_size": (size, why_size),
         "margin": (1.0 if size <= 64 else 256 / 224, "small images are kept whole" if size <= 64 else "room for crops"),
-        "pseudo_labels": (_fine_clusters(facts), "5 for each group wanted, and at least 20 images for each"),
+        "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
     }
     own_size = options.get("image_size", size)
     chosen |= _adapting(own_size, facts) if adapting else _from_scratch(own_size, facts)
@@ -327,8 +372,6 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     else:
         why = "the images have colours: photographs"
         chosen |= {"crop_min": (0.2, why), "colour": (0.4, why), "grey": (0.2, why)}
-    if backbone in PAPER_NETWORKS:
-        chosen["view_size"] = (own_size, f"what {backbone} takes")
     # Measured in benchmarks/ and docs/decisions.md: half whitening for the cut.
     steady = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values = {name: value for name, (value, _) in chosen.items()}
@@ -387,6 +430,12 @@ def _fine_clusters(facts: Facts) -> int:
     """Several fine clusters for each group wanted, none of them tiny."""
     wanted = facts.n_clusters or 20
     return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
+
+
+def _why_so_many(facts: Facts) -> str:
+    if facts.count // 20 < (facts.n_clusters or 20):
+        return "one for each group wanted, as the images are few"
+    return "5 for each group wanted, and at least 20 images for each"
 
 
 def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:

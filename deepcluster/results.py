@@ -99,8 +99,15 @@ def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
         labels=[row["label"] for row in used] if any(row["label"] for row in used) else None,
         skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
         reduced=torch.from_numpy(folder.read_array("features.npy", len(used), dims)),
+        lengths=_lengths(folder, len(used)),
     )
     return record, model, rows
+
+
+def _lengths(folder: RunFolder, rows: int) -> Tensor | None:
+    if not folder.has(files.LENGTHS):
+        return None
+    return torch.from_numpy(folder.read_array(files.LENGTHS, rows, 1)).squeeze(1)
 
 
 def _baseline(folder: RunFolder) -> dict[str, float]:
@@ -111,8 +118,7 @@ def _baseline(folder: RunFolder) -> dict[str, float]:
 
 def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]) -> None:
     """The model with other groups than before, and the files that depend on them."""
-    placement = model.place(rows.reduced)
-    model = replace(model, outlier_distance=outlier_distances(placement, model.groups.count))
+    model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, rows, record, baseline)
     if not folder.has(drawn.MAP):
@@ -121,10 +127,12 @@ def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Some of the images of a source: the usable ones with their reduced features, and (path, reason) of the others."""
+    """Some of the images of a source: the usable ones with their reduced features and the lengths that these had, and
+    (path, reason) of the others."""
 
     paths: tuple[str, ...]
     reduced: Tensor
+    lengths: Tensor
     skipped: tuple[tuple[str, str], ...]
 
 
@@ -190,26 +198,24 @@ def _at_first(own: Prediction | None, processes: Processes) -> list[Prediction]:
     """The predictions of all processes for the first of them, in their order."""
     if processes.alone:
         return [own] if own else []
-    own = own or Prediction((), torch.empty(0), ())
+    own = own or Prediction((), torch.empty(0), torch.empty(0), ())
     table = shares(processes, len(own.paths))
-    reduced = table.at_first(own.reduced)
+    reduced, lengths = (table.at_first(each).split(table.sizes) for each in (own.reduced, own.lengths))
     told: list[Any] = processes.every_at_first([[*own.paths], [*own.skipped]])
-    return (
-        [
-            Prediction(tuple(paths), rows, tuple((path, reason) for path, reason in skipped))
-            for (paths, skipped), rows in zip(told, reduced.split(table.sizes), strict=True)
-        ]
-        if processes.leads
-        else []
-    )
+    if not processes.leads:
+        return []
+    return [
+        Prediction(tuple(paths), rows, length, tuple((path, reason) for path, reason in skipped))
+        for (paths, skipped), rows, length in zip(told, reduced, lengths, strict=True)
+    ]
 
 
 def _predict(model: Model, source: Source) -> Prediction:
     # In memory, as the network would take far more than its batch.
     store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
     nothing = torch.empty(0, model.reduction.projection.shape[1])
-    reduced = model.transform(store.images) if store.kept else nothing
-    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, store.skipped)
+    reduced, lengths = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
+    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, lengths, store.skipped)
 
 
 def report(run: Path, source: Source | None = None) -> Path:

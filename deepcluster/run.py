@@ -22,7 +22,7 @@ import deepcluster
 from deepcluster import estimate, resuming
 from deepcluster.algorithm import Result, conclude
 from deepcluster.assembly import Steps, network_of, rounds_of
-from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, place
+from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
 from deepcluster.devices import choose_device, environment, keep_freed_memory
@@ -329,11 +329,13 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         state = scattered(found.state if found else None, store.table)
     job.folder.write_rows("history.csv", columns, history)
     steps = Steps(recipe)
+    if limit is not None:  # the step depends on how many rounds fit into the time
+        steps.rounds = processes.first(lambda: found.about.get("rounds", recipe.rounds) if found else recipe.rounds)
     before, begun = len(history), job.clock.elapsed()
     keeper = Keeper(
         job.checkpoints,
         network,
-        lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed()},
+        lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed(), "rounds": steps.rounds},
         job.stop,
         job.request.checkpoint_every,
         store.table,
@@ -400,7 +402,8 @@ def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Resu
         iterations=recipe.kmeans_iterations, empty=empty, levels=recipe.kmeans_levels,
         progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
-    return replace(found, reduced=store.table.at_first(found.reduced))
+    at_first = store.table.at_first
+    return replace(found, reduced=at_first(found.reduced), lengths=at_first(found.lengths))
 
 
 def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: _Trained) -> None:
@@ -460,6 +463,7 @@ def _write(
     if graph:
         folder.write_graph(graph)
     folder.write_array("features.npy", result.reduced.numpy())
+    folder.write_array(files.LENGTHS, result.lengths.unsqueeze(1).numpy())
     job.record.update(
         rounds=trained.rounds, stopped_because=trained.stopped_because,
         peak_memory_mb=peak_memory_mb(),
@@ -467,7 +471,7 @@ def _write(
     job.record["seconds_by_phase"]["result"] = round_to(job.clock.lap(), 2)
     job.record.update(seconds=round_to(job.clock.elapsed(), 2))
     paths = tuple(job.source.paths[i] for i in store.kept)
-    rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced)
+    rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
     write_groups(folder, model, rows, job.record, baseline)
     write_map(folder, result.reduced, request.seed)
     folder.write_bytes(drawn.SHEET, sheet(small))
@@ -481,13 +485,13 @@ FOR_THE_RESULT = 0.05  # of a time limit: the final features, the cut and the re
 
 
 def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
-    placement = place(result.reduced, groups, result.clustering.centroids)
     return Model(
         network=network,
         reduction=result.reduction,
         fine_centroids=result.clustering.centroids,
         groups=groups,
-        outlier_distance=outlier_distances(placement, groups.count),
+        outlier_distance=outlier_distances(result.reduced, groups),
+        outlier_length=outlier_length(result.lengths),
         names=("",) * groups.count,
         image_size=recipe.image_size,
         store_size=recipe.store_size,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from deepcluster.images import augment
 from deepcluster.images.augment import (
@@ -157,3 +158,24 @@ def test_seed():
     first, second, other = (random_views(images, 24, how, random(index)) for index in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("size", [60, 50, 40, 25])
+def test_views_that_shrink_are_antialiased(size):
+    images = (255 * torch.randint(0, 2, (4, 3, 64, 64), generator=generator(0, "noise"))).to(torch.uint8)
+    whole = Augmentation(crop=(1, 1), stretch=1, flip=0)
+    found = random_views(images, size, whole, generator(0, "views"))
+    theirs, aliased = (
+        F.interpolate(images / 255, size, mode="bilinear", antialias=antialias) for antialias in (True, False)
+    )
+    assert found.std() == pytest.approx(theirs.std().item(), rel=0.1)
+    assert aliased.std() > 1.05 * theirs.std()  # else the case would show nothing
+    torch.testing.assert_close(found.mean(), images.float().mean() / 255, atol=0.01, rtol=0)
+
+
+def test_views_that_do_not_shrink_are_bilinear():
+    images = torch.randint(0, 256, (3, 3, 21, 21), generator=generator(0, "noise"), dtype=torch.uint8)
+    how = Augmentation(crop=(0.1, 0.5))
+    places = random_affine(3, how, generator(0, "views"))
+    plain = F.grid_sample(images.float(), sampling_grid(places, 21), padding_mode="border", align_corners=False) / 255
+    assert torch.equal(random_views(images, 21, how, generator(0, "views")), plain)

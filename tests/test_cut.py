@@ -3,10 +3,12 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
+from deepcluster import grouping
 from deepcluster.clustering import cut as cuts
 from deepcluster.clustering import graph, kmeans
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place
+from deepcluster.clustering.graph import Graph, neighbour_ties
 from deepcluster.seeding import generator
 
 
@@ -136,10 +138,67 @@ def test_place_alone_and_among_others_is_bit_identical():
     assert torch.equal(torch.cat([one.cluster for one in alone]), together.cluster)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_as_many_groups_as_fine_clusters_are_a_cut_too(seed):
+    """With up to 20 images for each group wanted there are no more pseudo-labels than groups."""
+    x, labels = ring_and_cap()
+    found = place(x, grouping.groups_of(x, kmeans(x, 2, seed=seed), 2, seed), x[:1])
+    assert nmi(labels, found.cluster) > 0.95
+    rows = torch.arange(len(x))
+    other = Graph(rows, neighbour_ties(x[torch.randperm(len(x), generator=generator(seed, "order"))]))
+    found = place(x, grouping.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, other), x[:1])
+    assert nmi(labels, found.cluster) < 0.5  # by the graph that was passed, which is of other rows
+
+
+def test_too_many_groups_for_a_cut_are_the_last_clustering(monkeypatch):
+    monkeypatch.setattr(grouping, "MOST_IN_CUT", 1)
+    x, _ = ring_and_cap()
+    fine = kmeans(x, 2)
+    assert torch.equal(grouping.groups_of(x, fine, 2, 0).centroids, as_groups(fine).centroids)
+    assert len(grouping.groups_of(x, fine, 3, 0).centroids) > 3
+
+
 def test_outliers_by_hand():
-    # Distances 0, 1, 2, 3, 4: quartiles 1 and 3, so the fence is 3 + 1.5 * 2.
+    # Distances 0 to 4 from a centroid of five rows; without a row it is 5/4 as far: median 2.5, 90th percentile 4.5.
     groups = Cut(torch.tensor([[0.0], [1000]]), torch.tensor([0, 1]))
-    found = place(torch.arange(5.0).unsqueeze(1), groups, torch.zeros(1, 1))
-    fences = outlier_distances(found, 2)
-    assert fences[0].item() == 6
+    fences = outlier_distances(torch.arange(5.0).unsqueeze(1), groups)
+    assert fences[0].item() == pytest.approx(2.5 + cuts.TAIL * 2)
     assert fences[1] == torch.inf  # nobody is in it, so nothing is known
+
+
+def test_a_row_alone_on_its_centroid_is_as_far_as_the_next():
+    groups = Cut(torch.tensor([[0.0], [3]]), torch.tensor([0, 0]))
+    assert outlier_distances(torch.tensor([[3.0]]), groups).item() == 3
+    assert outlier_distances(torch.tensor([[0.0]]), Cut(torch.zeros(1, 1), torch.tensor([0]))).item() == torch.inf
+
+
+def blobs_apart(rows: int, seed: int) -> torch.Tensor:
+    """Three blobs of rows of length 1, in 24 dimensions."""
+    labels = torch.randint(3, (rows,), generator=generator(seed, "labels"))
+    return F.normalize(5 * torch.eye(24)[labels] + torch.randn(rows, 24, generator=generator(seed, "rows")))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_few_new_rows_of_the_same_kind_are_outliers(seed):
+    x, new = blobs_apart(1000, seed).split(500)
+    groups = cut(x, 3, seed=seed)
+    fences = outlier_distances(x, groups)
+    placements = [place(rows, groups, x) for rows in (x, new)]
+    share = [(found.distance > fences[found.cluster]).float().mean() for found in placements]
+    assert share[1] < 0.02
+    assert share[0] < 0.02
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ten_alike_and_apart_from_all_others_are_outliers(seed):
+    odd = F.normalize(torch.eye(24)[20] + 0.05 * torch.randn(10, 24, generator=generator(seed, "odd")))
+    x = torch.cat([blobs_apart(600, seed), odd])
+    groups = cut(x, 3, seed=seed)
+    found = place(x, groups, x)
+    assert (found.distance > outlier_distances(x, groups)[found.cluster])[-10:].sum() >= 8
+
+
+def test_the_length_from_which_images_are_outliers():
+    lengths = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
+    assert cuts.outlier_length(lengths) == pytest.approx(2 + cuts.LONG * 0.8)
+    assert cuts.outlier_length(torch.empty(0)) == torch.inf

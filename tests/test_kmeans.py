@@ -425,3 +425,26 @@ def test_it_ends_where_nothing_changes_any_more(precision):
     before = kmeans(x, 8, iterations=found.iterations - 1, precision=precision)
     assert torch.equal(kmeans(x, 8, iterations=found.iterations, precision=precision).centroids, found.centroids)
     assert before.iterations == found.iterations - 1
+
+
+@pytest.mark.parametrize("longer", [10, 20, 40])
+def test_bf16_gives_way_where_one_centroid_is_far_longer_than_the_others(longer):
+    x = normal(3000, 64, 5)
+    x[0] *= longer
+    inertia = [kmeans(x, 50, start=x[:50], precision=precision).inertia for precision in ("fp32", "bf16")]
+    assert inertia[1] < 1.005 * inertia[0]
+
+
+@pytest.mark.parametrize("apart", [1e3, 1e4])
+def test_labels_are_the_nearest_where_blobs_are_far_apart(apart):
+    x = normal(600, 16, 6)
+    x[:300] += apart
+    x[300:] -= apart
+    found = kmeans(x, 12)
+    distances = torch.cdist(x.double(), found.centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(distances.argmin(1), found.labels)
+
+
+def test_numbers_beyond_float32_are_said_to_be_too_large():
+    with pytest.raises(NonFiniteError, match="too large"):
+        kmeans(torch.full((4, 2), 1e200, dtype=torch.float64), 2)

@@ -431,3 +431,23 @@ def test_clusterings_take_turns_in_the_sampling():
 
     train(net, images, labels, clusters=(1, 3), sample=sample, epochs=3)
     assert seen == [labels[:, 0].tolist(), labels[:, 1].tolist(), labels[:, 0].tolist()]
+
+
+def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
+    """Apple's GPUs have no float64."""
+    calls = []
+    for name in ("cpu", "double"):
+
+        def called(self: torch.Tensor, name=name, method=getattr(torch.Tensor, name)) -> torch.Tensor:  # noqa: B008
+            calls.append(name)
+            return method(self)
+
+        monkeypatch.setattr(torch.Tensor, name, called)
+    images, _ = drawings(4, 16)
+    network = build("compact", image_size=16)
+    network.new_head(3, generator(0, "head"))
+    train_on_pseudo_labels(
+        network, images, torch.arange(len(images)) % 3, body_optimizer(network), size=16, lr=0.1, epochs=2,
+        batch_size=6, views=[Augmentation()],
+    )  # fmt: skip
+    assert calls == ["cpu", "double"] * 2

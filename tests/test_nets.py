@@ -1,5 +1,6 @@
 """Networks: one contract for all of them, the paper's two layer by layer, and weights from files."""
 
+import copy
 import math
 import os
 import pickle
@@ -17,7 +18,9 @@ from torch.nn import functional as F
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import IMAGENET_MEAN, IMAGENET_STD, Network, build
-from deepcluster.nets.heads import Centroids
+from deepcluster.nets.heads import Centroids, projection_mlp
+from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.sizes import only_size
 from deepcluster.nets.weights import load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -670,3 +673,47 @@ def test_shapes_alone_take_no_time_and_no_memory():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("compact False\n")
+
+
+@pytest.mark.parametrize("projection", [None, (16, 8)])
+def test_nothing_is_between_embeddings_and_their_centroids(alexnet, projection):
+    network = copy.copy(alexnet)
+    network._modules = dict(alexnet._modules)
+    width = 8 if projection else 4096
+    network.projection = (
+        projection_mlp(4096, *projection, generator(0, "p")).eval() if projection else torch.nn.Identity()
+    )
+    embeddings = torch.randn(6, width, generator=generator(0, "x"))
+    network.centroid_head(embeddings, 0.1)
+    cosines = F.cosine_similarity(embeddings[:, None], embeddings[None], dim=2)
+    torch.testing.assert_close(network.classify(embeddings), cosines / 0.1)
+    network.embedding_dim = width
+    network.new_head(3, generator(0, "head"))
+    inputs = embeddings if projection else embeddings.relu()
+    torch.testing.assert_close(network.classify(embeddings), network.head(inputs))
+
+
+def test_channels_last_but_where_the_gradient_would_be_spoilt():
+    network = channels_last(torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 1, stride=2), torch.nn.Conv2d(8, 8, 3, stride=2), torch.nn.Conv2d(16, 8, 1, stride=2)
+    ))  # fmt: skip
+    # (A kernel of one pixel counts as contiguous in either order; torch looks at its strides.)
+    assert [layer.weight.stride() for layer in network] == [(3, 1, 1, 1), (72, 1, 24, 8), (16, 1, 16, 16)]
+    seen = []
+    network[0].register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0].stride()))
+    x = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(network[0](x), F.conv2d(x.contiguous(), network[0].weight, network[0].bias, stride=2))
+    assert seen == [(3 * 64, 64, 8, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "size"),
+    [
+        ("compact", 30, None), ("timm:resnet18", 30, None), ("alexnet", 224, 224), ("timm:no_such_network", 64, None),
+        ("timm:resnet18.no_such_tag", 64, None), ("timm:vit_tiny_patch16_224", 100, 96),
+        ("timm:vit_small_patch14_dinov2", 144, 140), ("timm:vit_tiny_patch16_224", 5, 16),
+        ("timm:test_maxvit", 144, 160),
+    ],
+)  # fmt: skip
+def test_networks_of_one_image_size(name, wanted, size):
+    assert only_size(name, wanted) == size

@@ -2,6 +2,7 @@ import tomllib
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
@@ -236,3 +237,36 @@ def test_unknown_recipes(name):
 def test_what_has_one_reason_stands_on_one_line():
     plan = Plan(Recipe(), ("lr 1: new: as said", "rounds 3: given", "heads 2: new: as said"))
     assert plan.by_reason() == ["lr 1, heads 2: new: as said", "rounds 3: given"]
+
+
+@pytest.mark.parametrize("base", ["auto", "v1", "v2", "v2-800"])
+def test_a_network_of_one_size_gets_images_and_views_of_it(base):
+    plan = resolve(base, {"backbone": "timm:vit_tiny_patch16_224", "image_size": 100}, replace(PHOTOS, short_side=300))
+    assert plan.recipe.image_size == 96
+    assert plan.recipe.view_size in (0, 96)
+    assert not plan.recipe.small_views
+    assert [reason for reason in plan.reasons if reason.startswith("image_size")] == [
+        "image_size 96: the nearest to 100 that timm:vit_tiny_patch16_224 takes"
+    ]
+
+
+def test_a_view_of_another_size_than_the_network_takes_is_refused():
+    with pytest.raises(UsageError, match=r"view_size=60.*one size, 96 px"):
+        resolve("auto", {"backbone": "timm:vit_tiny_patch16_224", "image_size": 96, "view_size": 60}, PHOTOS)
+
+
+def test_v2_with_a_network_of_the_paper_has_views_that_it_takes():
+    recipe = resolve("v2", {"backbone": "alexnet"}, PHOTOS).recipe
+    assert (recipe.image_size, recipe.view_size, recipe.small_views) == (224, 224, 0)
+
+
+@pytest.mark.parametrize(("sobel", "base"), [(True, "auto"), (False, "auto"), (True, "v1-official"), (False, "v1")])
+def test_weights_in_a_published_layout_choose_their_network(tmp_path, sobel, base):
+    names = ["features.module.0.weight", "classifier.1.weight", "classifier.4.weight"]
+    names += ["sobel.0.weight", "sobel.1.weight"] if sobel else []
+    path = str(tmp_path / "weights.pth")
+    torch.save({"state_dict": {name: torch.zeros(1) for name in names}}, path)
+    plan = resolve(base, {"weights": path}, PHOTOS)
+    assert (plan.recipe.backbone, plan.recipe.sobel) == ("alexnet", sobel)
+    assert f"sobel {sobel}: the network of {path}" in plan.reasons
+    assert not resolve("auto", {"weights": path, "backbone": "alexnet"}, PHOTOS).recipe.sobel  # as was named

@@ -5,22 +5,27 @@ import io
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from deepcluster import algorithm, assembly, load, results, run
 from deepcluster.algorithm import alternate
 from deepcluster.clustering import two_level_kmeans
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError
+from deepcluster.display import Silent
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError, Stopped
 from deepcluster.recipe import Recipe
 from deepcluster.run import Request
+from deepcluster.stopping import Stop
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage import tables
 from deepcluster.storage.atomic import write_whole
 from tests.predicting import predicted
 from tests.tiny import empty_folder
@@ -389,3 +394,71 @@ def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_pa
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 of the images cannot be used; bad\.png: "):
         model.predict(tmp_path)
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, 3, 16, 16), 255 * torch.rand(2, 3, 16, 16)])
+def test_float_images_are_refused_in_the_size_of_the_store_too(finished, images):
+    model = load(finished)
+    assert model.store_size == 16
+    for method in (model.predict, model.transform):
+        with pytest.raises(DataError, match="float32, not uint8"):
+            method(images)
+
+
+def test_a_resumed_run_keeps_to_the_step_of_its_time_limit(photos, tmp_path, monkeypatch):
+    class AfterOne(Silent):
+        def round(self, row, rounds):
+            stop.wanted = True
+
+    stop, begun = Stop(), []
+    request = Request(out=tmp_path / "run", n_clusters=3, options=QUICK | {"rounds": 10**6}, time_limit=100)
+    with pytest.raises(Stopped):
+        run.fit(photos, request, AfterOne(), stop=stop)
+
+    def first_step(network, images, recipe, steps, *args, **options):
+        begun.append(steps.rounds)
+        raise Stopped("seen")
+
+    monkeypatch.setattr(run, "rounds_of", first_step)
+    with pytest.raises(Stopped, match="seen"):
+        run.fit(photos, replace(request, resume=True))
+    assert 1 < begun[0] < 10**5  # of a million, as many as fit into 100 s
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory) -> Path:
+    """All digits by the network as it is before training."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    return run.fit("sklearn:digits", Request(out=out, n_clusters=10, options={"rounds": 0})).path
+
+
+def outliers(found: Path, images) -> list[int]:
+    model, flags = load(found), []
+    for part in results.predict(model, images):
+        flags += [row["is_outlier"] for row in tables.placement_rows(model, model.place(part.reduced), part.lengths)]
+    return flags
+
+
+def test_noise_is_an_outlier_of_digits(digits_run):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    assert sum(outliers(digits_run, noise)) >= 45
+    inside = [int(row["is_outlier"]) for row in rows(digits_run / "clusters.csv")]
+    assert sum(inside) < 0.01 * len(inside)
+    assert outliers(digits_run, "sklearn:digits") == inside
+
+
+@pytest.mark.slow
+def test_noise_among_the_digits_of_a_fit_is_an_outlier_and_stays_one(tmp_path):
+    digits = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    noise = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    images = np.concatenate([digits[..., None].repeat(3, 3), noise])
+    found = run.fit(images, Request(out=tmp_path / "run", n_clusters=10, options={"rounds": 0})).path
+    for k in (10, 7):
+        if k == 7:
+            results.recut(found, 7)
+        flags = [int(row["is_outlier"]) for row in rows(found / "clusters.csv")]
+        assert sum(flags[-10:]) >= 8
+        assert sum(flags[:-10]) < 0.02 * len(digits)
+        assert outliers(found, images) == flags
+    (found / files.LENGTHS).unlink()  # as runs of version 0.1 are
+    results.recut(found, 10)

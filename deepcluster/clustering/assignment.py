@@ -16,11 +16,16 @@ from deepcluster.clustering.rows import Rows
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
 
 # Scores (rows x K) computed at a time. On a CPU 4 MB, which stay in the cache until the best of each row is taken.
-SCORES = {torch.float32: 1 << 20, torch.bfloat16: 1 << 21}
+SCORES = {torch.float64: 1 << 19, torch.float32: 1 << 20, torch.bfloat16: 1 << 21}
 SCORES_ON_GPU = 1 << 24
 LEAST_CHUNK = 256
 DISTANCES = 1 << 10  # rows
 SHORT = 512
+# The largest |c|^2, in mean squared distances of rows from their centroid, at which a type of scores is exact enough.
+# Measured (docs/decisions.md): in bfloat16 20 cost 1 % of inertia and 40 cost 8 %. float32 has 16 bits more; at
+# 1,000,000 a quarter of the labels were not the nearest.
+REACH = {torch.bfloat16: 16.0, torch.float32: 16_000.0}
+_WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 
 def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype, chunk: int | None = None) -> Tensor:
@@ -37,12 +42,14 @@ def label_sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
     return _add_up(rows, k, lambda begin, block: labels[begin : begin + len(block)])
 
 
-def place(rows: Rows, centroids: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """The nearest centroid (int64, N) of each row, by float32 scores, and the squared distance (float32, N) to it.
+def place(
+    rows: Rows, centroids: Tensor, chunk: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """The nearest centroid (int64, N) of each row, by scores in ``dtype``, and the squared distance (float32, N) to it.
 
     The distance is a sum of squares and not a difference of products: exactly 0 where row and centroid are equal.
     """
-    assign = assigner(centroids, torch.float32, chunk)
+    assign = assigner(centroids, dtype, chunk)
     labels = torch.empty(len(rows.x), dtype=torch.int64, device=rows.x.device)
     distances = torch.empty(len(rows.x), device=rows.x.device)
 
@@ -68,8 +75,9 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32, chunk: int |
     chunk = chunk or max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
     middle = centroids.mean(0, dtype=torch.float64)
     far = middle.square().sum() > _squared_lengths(centroids).mean() / 2  # the rest is the spread around the middle
-    shift = middle.float() if far else None
-    towards = centroids if shift is None else centroids - shift
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    shift = middle.float().to(exact) if far else None
+    towards = centroids if shift is None else centroids.to(exact) - shift
     lengths = _squared_lengths(towards)
     # The bits of bfloat16 are in order where the numbers are positive (see _argmax), so the offsets are not negative.
     offset = (lengths.max() if dtype == torch.bfloat16 else 0) / 2 - lengths / 2
@@ -78,10 +86,26 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32, chunk: int |
     def assign(rows: Tensor) -> Tensor:
         parts = rows.split(chunk)
         if shift is not None:
-            parts = tuple(part - shift for part in parts)
+            parts = tuple(part.to(exact) - shift for part in parts)
         return torch.cat([_argmax(scores(part.to(dtype))) for part in parts])
 
     return assign
+
+
+def exact_enough(rows: Tensor, centroids: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or the next one up that tells the centroids apart; by a sample of the ``rows`` (float32).
+
+    The error of all scores is that of the longest centroid's: it must be small beside what rows are from theirs.
+    """
+    rows, centroids = rows.to(_WIDE[dtype]), centroids.to(_WIDE[dtype])
+    middle = centroids.mean(0)
+    around = centroids - middle
+    lengths = around.square().sum(1)
+    likeness = (rows - middle) @ around.T - lengths / 2
+    spread = ((rows - middle).square().sum(1) - 2 * likeness.max(1).values).clamp(min=0).mean()
+    if lengths.max() <= REACH[dtype] * spread:
+        return dtype
+    return torch.float32 if dtype == torch.bfloat16 else torch.float64
 
 
 def _squared_lengths(x: Tensor) -> Tensor:
@@ -94,7 +118,9 @@ def _argmax(scores: Tensor) -> Tensor:
     """The first of the largest in each row. On a CPU by numpy: 4 % of the product's time, where torch takes 30 %."""
     if scores.device.type != "cpu":
         return scores.argmax(1)
-    if scores.dtype == torch.float32 or scores.shape[1] < SHORT:
+    if scores.dtype != torch.bfloat16:
+        return torch.from_numpy(scores.numpy().argmax(1))
+    if scores.shape[1] < SHORT:
         # Measured at 2,048 x 100: as float32 .08 ms with the conversion, .18 ms as int16.
         return torch.from_numpy(scores.float().numpy().argmax(1))
     # bfloat16 has the bits of float32's upper half: as integers positive ones keep their order, and negative ones come

@@ -10,7 +10,7 @@ from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.assignment import label_sums, least_block, nearest_sums, place
+from deepcluster.clustering.assignment import exact_enough, label_sums, least_block, nearest_sums, place
 from deepcluster.clustering.rows import Rows, extended, in_whole_blocks, matrix, shared_out
 from deepcluster.devices import choose_precision
 from deepcluster.errors import NonFiniteError
@@ -21,6 +21,7 @@ from deepcluster.shares import Shares, shares
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more
+SAMPLE = 64  # rows by which it is judged how exact scores must be
 Finish = Callable[[Tensor], Tensor]
 Reseed = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]  # centroids, sizes, how many, random: new centroids
 
@@ -46,10 +47,12 @@ def kmeans(
     iterations where they are nearly right; or None for a random sample of distinct rows. iterations: updates of the
     centroids at most (one that changes nothing is the last), followed by one more assignment, so that the labels belong
     to the centroids returned. precision: ``fp32``, ``bf16`` (all assignments but the last in bfloat16), ``auto`` (bf16
-    where that is native and the matrix product is large). empty: what becomes of a centroid without rows: ``split``
-    puts it beside that of a large cluster, ``sample`` on a random row, ``faiss`` splits as faiss does, and so the
-    paper's code did, and no more (some may be empty in the end). spherical: centroids have length 1; for rows of length
-    1. workers: threads (as many as torch uses). chunk: rows scored at a time (as many as fit the cache).
+    where that is native and the matrix product is large); where centroids are so far apart that this would not tell
+    near ones from each other, it is float32 in place of bfloat16, and float64 in place of float32. empty: what becomes
+    of a centroid without rows: ``split`` puts it beside that of a large cluster, ``sample`` on a random row, ``faiss``
+    splits as faiss does, and so the paper's code did, and no more (some may be empty in the end). spherical: centroids
+    have length 1; for rows of length 1. workers: threads (as many as torch uses). chunk: rows scored at a time (as many
+    as fit the cache).
 
     Where there are at least k distinct rows no cluster is empty (but for ``faiss``): what the policy leaves empty after
     the last update is put on rows that lie farthest from their centroid. Deterministic on one machine for given
@@ -75,6 +78,8 @@ def kmeans(
     if precision == "auto" and table.total * width * k < LARGE:
         precision = "fp32"
     dtype = choose_precision(precision, x.device)
+    chosen = torch.randperm(table.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
+    sample = table.at(x, chosen).float()
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
     policies: dict[str, Reseed] = {
         "split": _beside_large, "sample": partial(_random_sample, x, table), "faiss": _as_faiss,
@@ -105,14 +110,19 @@ def kmeans(
             centroids = start.float().clone()
         for iteration in range(iterations):
             before = centroids
-            centroids, vacant = renew(nearest_sums(blocks, before, dtype, chunk), iteration)
+            if dtype == torch.bfloat16 or iteration == 0:
+                scores = exact_enough(sample, before, dtype)
+            centroids, vacant = renew(nearest_sums(blocks, before, scores, chunk), iteration)
             reseeded, done = reseeded + vacant, iteration + 1
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
-        labels, distances = place(walk, centroids, chunk)
+        scores = exact_enough(sample, centroids, torch.float32)
+        labels, distances = place(walk, centroids, chunk, scores)
         if processes.any(not torch.isfinite(distances).all()):
             raise _not_finite(walk, processes)
-        return _repaired(walk, table, labels, centroids, distances, done, reseeded, chunk, repair=empty != "faiss")
+        return _repaired(
+            walk, table, labels, centroids, distances, done, reseeded, chunk, scores, repair=empty != "faiss"
+        )
 
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
@@ -154,7 +164,7 @@ def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
 
 def _repaired(
     walk: Rows, table: Shares, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int,
-    chunk: int | None, *, repair: bool,
+    chunk: int | None, scores: torch.dtype, *, repair: bool,
 ) -> Clustering:  # fmt: skip
     """The result, with empty clusters moved onto rows that had a distance: the inertia falls each time, so it ends."""
     k = len(centroids)
@@ -166,7 +176,7 @@ def _repaired(
         centroids[vacant[: len(far)]] = far
         reseeded += len(far)
         before = inertia
-        labels, distances = place(walk, centroids, chunk)
+        labels, distances = place(walk, centroids, chunk, scores)
         sizes, inertia = _sizes_and_inertia(labels, distances, k, table.processes)
         if inertia >= before:
             break  # only rounding is left to gain

@@ -43,7 +43,7 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     nearest, distances = _nearest(x, min(NEIGHBOURS, rows - 1))
     ties = _ties(nearest, distances)
     tops = _leads_to(ties, _masses(ties))
-    labels = torch.from_numpy(_without_singletons(tops, nearest))
+    labels = torch.from_numpy(_without_singletons(tops, nearest)).to(x.device)
     k = int(labels.max()) + 1
     centroids = means(x, labels, k)
     inertia = sum(

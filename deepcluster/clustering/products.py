@@ -22,7 +22,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1.0}
 
 def product(weight: Tensor, offset: Tensor) -> Product:
     """The map x -> x @ weight.T + offset for a weight (K x d) and an offset (K) of one type on one device."""
-    make = _onednn if weight.device.type == "cpu" and _onednn_pays(weight.dtype) else _plain
+    make = (
+        _onednn if weight.device.type == "cpu" and weight.dtype in TOLERANCE and _onednn_pays(weight.dtype) else _plain
+    )
     return _filled_up(make(weight, offset))
 
 

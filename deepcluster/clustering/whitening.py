@@ -43,6 +43,10 @@ class Whitening:
         """N x D features to N x d rows of length 1; a row at the mean stays zero."""
         return self._map(matrix(x), normalise=True)
 
+    def lengths(self, x: Tensor) -> Tensor:
+        """The length (float32, N) of each whitened row: how far from the mean of the fitted rows it lies."""
+        return torch.cat([self.project(rows).norm(dim=1) for rows in matrix(x).split(1 << 16)])
+
     def _map(self, x: Tensor, *, normalise: bool) -> Tensor:
         reduced = torch.empty(len(x), self.projection.shape[1], device=x.device)
         mean, weight = self.mean.to(x.device), self.projection.T.to(x.device).contiguous()

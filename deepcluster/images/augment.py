@@ -43,7 +43,10 @@ def fixed_view(images: Tensor, size: int) -> Tensor:
 def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Generator) -> Tensor:
     """A random ``size`` x ``size`` view of each of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
     count, device = len(images), images.device
-    places = random_affine(count, how, random).to(device)
+    places = random_affine(count, how, random)
+    # From the numbers on the CPU, so that a GPU need not be waited for.
+    shrinking = torch.linalg.det(places[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
+    places = places.to(device)
     colours = random_colours(count, how, random).to(device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # A few at a time, so that what lies between stays in the cache and its memory is used again: a fresh page costs the
@@ -51,11 +54,24 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     some = max(1, PART // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
     for begin in range(0, count, some):
         part = slice(begin, begin + some)
-        grid = sampling_grid(places[part], size)
-        view = F.grid_sample(images[part].float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        view = _sampled(images[part].float(), sampling_grid(places[part], size), shrinking[part])
         torch.div(view, 255, out=views[part])
         if how.colour > 0 or how.grey > 0:
             recolour(views[part], colours[part])
+    return views
+
+
+def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
+    """Images (float32) at the places of ``grid``, bilinear. Where one is ``shrinking``, by a factor (on the CPU) above
+    1, details that its view cannot show are averaged away: mixed with what half of its size gives (trilinear)."""
+    views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    smaller = torch.nonzero(shrinking > 1).flatten()
+    side = images.shape[-1] // 2
+    if len(smaller) and side:
+        factors, rows = shrinking[smaller], smaller.to(images.device)
+        half = _sampled(F.adaptive_avg_pool2d(images[rows], side), grid[rows], factors / 2)
+        weights = factors.log2().clamp(max=1).to(images.device).view(-1, 1, 1, 1)
+        views[rows] = views[rows].lerp(half, weights)
     return views
 
 

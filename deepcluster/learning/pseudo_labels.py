@@ -144,7 +144,7 @@ def train_on_pseudo_labels(
                         f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
                         f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
                     )
-                total, epoch_loss = total + epoch_loss.double().cpu(), torch.zeros((), device=device)
+                total, epoch_loss = total + epoch_loss.cpu().double(), torch.zeros((), device=device)
             if keep is not None:
                 keep(Trained(done, epoch_loss, total))
             if progress is not None:

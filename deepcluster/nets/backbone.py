@@ -29,7 +29,8 @@ class Network(nn.Module):
 
     ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features, the result of it all. ``embed``
     maps these to what is clustered while training: itself, or its image under the ``projection`` (DeepCluster-v2).
-    ``classify`` maps embeddings to B x K logits, through ``activation`` and the head; ``forward`` does all three.
+    ``classify`` maps embeddings to B x K logits by the head; ``forward`` does all three. ``activation`` is between the
+    features and a linear head on them. Centroids are means of embeddings, of which it would cut off a part.
     Normalisation by ``mean`` and ``std`` is part of the network, so nobody can forget it or do it twice.
     """
 
@@ -88,7 +89,8 @@ class Network(nn.Module):
     def classify(self, embeddings: Tensor) -> Tensor:
         if self.head is None:
             raise RuntimeError("the network has no head yet: call new_head(clusters, generator) first")
-        logits: Tensor = self.head(self.activation(embeddings))
+        on_features = isinstance(self.head, nn.Linear) and isinstance(self.projection, nn.Identity)
+        logits: Tensor = self.head(self.activation(embeddings) if on_features else embeddings)
         return logits
 
     def forward(self, images: Tensor) -> Tensor:

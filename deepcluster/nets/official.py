@@ -14,6 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import ModelError
 from deepcluster.nets.paper import FEATURE_DIM, PaperNet, sobel_filter
-from deepcluster.nets.weights import named_tensors, read_checkpoint
+from deepcluster.nets.weights import named_tensors, read_checkpoint, read_state
 
 RESNET = "timm:resnet50"  # has torchvision's names, and its forward pass
 TRAINING_HEADS = ("projection_head", "prototypes")
@@ -74,6 +75,25 @@ def read_official(path: str | Path) -> OfficialWeights:
             "give it as --weights with the --backbone that it is for"
         )
     return found
+
+
+def official_network(path: str | Path) -> tuple[str, bool, str] | None:
+    """Backbone, Sobel filter and release of a file of one of the three layouts; None where it is of none, or missing.
+
+    Raises:
+        ModelError: the file is damaged, or has code in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return _network(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _network(path: Path, changed: int, size: int) -> tuple[str, bool, str] | None:
+    found = recognised(read_state(path), path)
+    return (found.backbone, found.sobel, found.release) if found else None
 
 
 def recognised(state: Mapping[str, Tensor], path: str | Path) -> OfficialWeights | None:

@@ -5,6 +5,7 @@ from it, because a file that somebody wrote on purpose has the right digests.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.memory import check_fits
 from deepcluster.nets.backbone import Network, build, shapes_only, working_memory
+from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.weights import first_line
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.digest import json_sha256
@@ -62,7 +64,8 @@ class Model:
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
     model, because another size may round differently); outlier_distance (K): from where an image is an outlier of its
-    group; names (K): what a person called the groups, "" where nobody did; junk: the groups that a person marked so.
+    group; outlier_length: from which length of its whitened features it is one of all groups; names (K): what a person
+    called the groups, "" where nobody did; junk: the groups that a person marked so.
 
     A group that was merged into another one has no centroid any more, and so no image.
     """
@@ -77,6 +80,7 @@ class Model:
     store_size: int
     batch_size: int
     junk: tuple[int, ...] = ()
+    outlier_length: float = math.inf
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
@@ -85,7 +89,12 @@ class Model:
     def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
         """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
         has them: uint8, N x 3 x store_size x store_size."""
-        if not isinstance(images, Tensor) or images.shape[1:] != (3, self.store_size, self.store_size):
+        return self.measure(images, progress)[0]
+
+    def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`transform` gives, and the length (float32, N) that each row had before it was 1."""
+        stored = (3, self.store_size, self.store_size)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
             self.check_room()
             store = read_once(find(images), self.store_size)
             if store.skipped:
@@ -96,7 +105,7 @@ class Model:
         reduced = self.reduction(features)
         if not torch.isfinite(reduced).all():
             raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
-        return reduced
+        return reduced, self.reduction.lengths(features)
 
     def check_room(self) -> None:
         """OutOfMemoryError where not even one batch of images fits into memory."""
@@ -133,6 +142,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
         "groups.centroids": model.groups.centroids,
         "groups.groups": model.groups.groups,
         "outlier_distance": model.outlier_distance,
+        "outlier_length": torch.tensor(model.outlier_length),
     }
     return tensors
 
@@ -195,7 +205,7 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
     except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
     network.body.load_state_dict(_of_body(tensors))
-    network.eval().to(device or torch.device("cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(network.eval().to(device or torch.device("cpu")))
     return Model(
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"]),
@@ -207,6 +217,7 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
         store_size=config["store_size"],
         batch_size=config["batch_size"],
         junk=tuple(config.get("junk", ())),
+        outlier_length=float(tensors.get("outlier_length", math.inf)),
     )
 
 
@@ -300,6 +311,8 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) ->
         "groups.groups": (torch.int64, (centroids,)),
         "outlier_distance": (torch.float32, (count,)),
     }
+    if "outlier_length" in tensors:  # models of version 0.1 have none
+        expected["outlier_length"] = (torch.float32, ())
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
             raise ValueError(f"{name} is missing")
@@ -319,7 +332,7 @@ def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
     """Finite numbers, and centroids of ``count`` groups (those that were merged into others have none)."""
     for name, value in tensors.items():
         # An empty group has no distance that is too large.
-        fine = _not_negative if name == "outlier_distance" else torch.isfinite
+        fine = _not_negative if name.startswith("outlier_") else torch.isfinite
         if not all(fine(part).all() for part in value.flatten().split(1 << 20)):
             raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
     groups = tensors["groups.groups"]

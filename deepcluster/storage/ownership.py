@@ -18,8 +18,8 @@ from deepcluster.images.run_folders import RUN
 
 LOCK = ".lock"
 NAMES = frozenset({
-    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "history.csv",
-    "metrics.json", "recipe.toml", RUN, "report.html", "neighbours.safetensors", "map.npy", "tree.json",
+    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "lengths.npy",
+    "history.csv", "metrics.json", "recipe.toml", RUN, "report.html", "neighbours.safetensors", "map.npy", "tree.json",
     "thumbnails.webp", "curves.png", "sizes.png",
     *(f"evaluation-{name}.json" for name in ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")),
     "images.u8",  # the pixels that a killed run of version 0.1 left

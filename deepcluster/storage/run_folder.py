@@ -46,6 +46,7 @@ HISTORY = (
     "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
 GRAPH = "neighbours.safetensors"
+LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
 ATTEMPTS, PAUSE = 100, 0.02  # to read one state of a run that another process changes; seconds between two

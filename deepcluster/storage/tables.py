@@ -45,10 +45,14 @@ def metrics(truth: Sequence[str], placement: Placement) -> dict[str, float]:
     return {name: round_to(value, 5) for name, value in found.items()}
 
 
-def placement_rows(model: Model, placement: Placement, *, reject: bool = False) -> Iterator[dict[str, Any]]:
+def placement_rows(
+    model: Model, placement: Placement, lengths: Tensor | None = None, *, reject: bool = False
+) -> Iterator[dict[str, Any]]:
     """The columns of predictions: cluster (-1 where ``reject`` leaves out outliers and junk), name, distance, margin,
-    is_outlier."""
+    is_outlier: too far from its group, or by the ``lengths`` of its features from all images."""
     outlier = placement.distance > model.outlier_distance[placement.cluster]
+    if lengths is not None:
+        outlier |= lengths > model.outlier_length
     columns = (placement.cluster, placement.distance, placement.margin, outlier)
     for cluster, distance, margin, out in zip(*(column.tolist() for column in columns), strict=True):
         rejected = reject and (out or cluster in model.junk)

@@ -1,0 +1,58 @@
+"""Networks of timm through a whole run: with weights from nothing, to features that place their own images."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcluster import run
+from deepcluster.run import Request
+from deepcluster.storage import model as models
+
+NETWORKS = [
+    ("vit_tiny_patch16_224", None), ("deit_tiny_patch16_224", None), ("swin_tiny_patch4_window7_224", None),
+    ("vit_small_patch14_dinov2", 224), ("vit_small_patch14_dinov2", 112), ("vit_small_patch14_dinov2", None),
+    ("convnext_atto", None), ("resnet18", None), ("tf_efficientnet_lite0", None), ("mobilenetv3_small_050", None),
+    ("repvgg_a0", None), ("fastvit_t8", None), ("eva02_tiny_patch14_224", None), ("mixer_s16_224", None),
+]  # fmt: skip
+
+
+def check(folder: Path, name: str, size: int | None, **options: object) -> None:
+    """A run of one round, and the same clusters from its model."""
+    small = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), dtype=np.uint8)
+    images = small.repeat(25, 1).repeat(25, 2)
+    options |= {"backbone": f"timm:{name}", "rounds": 1, "epochs": 1, "batch_size": 12}
+    options |= {"image_size": size} if size else {}
+    found = run.fit(images, Request(out=folder / "run", n_clusters=3, options=options, device="cpu")).path
+    with (found / "clusters.csv").open() as file:
+        clusters = [int(row["cluster"]) for row in csv.DictReader(file)]
+    assert models.load(found).predict(images).tolist() == clusters
+
+
+def test_a_network_of_one_size(tmp_path):
+    check(tmp_path, "test_vit", 70)
+
+
+def test_a_layer_whose_gradient_would_be_spoilt():
+    """In a process of its own: torch ends it where memory is spoilt. RepVGG, MobileOne and FastViT begin with one."""
+    code = """
+import torch
+from deepcluster.nets.memory_format import channels_last
+layer = channels_last(torch.nn.Conv2d(3, 16, 1, stride=2))
+images = torch.rand(8, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+for _ in range(5):
+    layer(images).sum().backward()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_networks(tmp_path, name, size):
+    code = f"from tests.test_networks import *; check(Path({str(tmp_path)!r}), {name!r}, {size!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
