@@ -15,7 +15,7 @@ class Shares:
     """Each process has some rows, ``sizes`` of them, one behind the other in their order.
 
     Row numbers are those of the whole table, 0 to ``total`` - 1. A method takes the ``own`` rows of this process, and
-    is called by all processes. Tables of any number of dimensions, on the CPU.
+    is called by all processes. Tables of any number of dimensions; row numbers are on the CPU, wherever the rows are.
     """
 
     processes: Processes
@@ -75,17 +75,17 @@ class Shares:
     def fetch(self, own: Tensor, wanted: Sequence[Tensor]) -> Tensor:
         """The rows (numbers) that this process wants; all know what each of them ``wanted``."""
         if self.processes.alone:
-            return own.index_select(0, wanted[0])
+            return own.index_select(0, wanted[0].to(own.device))
         own, rank = self._alike(own), self.processes.rank
         leaving = [each[self._owner(each) == rank] - self.own.start for each in wanted]
         owners = self._owner(wanted[rank])
         order = torch.argsort(owners, stable=True)
         found = self.processes.exchange(
-            own.index_select(0, torch.cat(leaving)),
+            own.index_select(0, torch.cat(leaving).to(own.device)),
             [len(each) for each in leaving],
             torch.bincount(owners, minlength=self.processes.count).tolist(),
         )
-        return found.index_select(0, torch.argsort(order))
+        return found.index_select(0, torch.argsort(order).to(own.device))
 
     def deliver(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Values for rows of the table, wherever these are: of each process its ``rows`` (which all know), and the own
@@ -97,7 +97,7 @@ class Shares:
         order = torch.argsort(owners, stable=True)
         coming = [each[self._owner(each) == rank] - self.own.start for each in rows]
         found = self.processes.exchange(
-            values.cpu().index_select(0, order),
+            values.index_select(0, order.to(values.device)),
             torch.bincount(owners, minlength=self.processes.count).tolist(),
             [len(each) for each in coming],
         )
@@ -112,7 +112,7 @@ class Shares:
             return own
         known = self.processes.every(_kind(own) if len(own) else None)
         kind, tail = next((each for each in known if each), _kind(own))
-        return own if len(own) else torch.empty(0, *tail, dtype=kind)
+        return own if len(own) else torch.empty(0, *tail, dtype=kind, device=own.device)
 
 
 def _kind(table: Tensor | None) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -43,11 +43,11 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     nearest, distances = _nearest(x, min(NEIGHBOURS, rows - 1))
     ties = _ties(nearest, distances)
     tops = _leads_to(ties, _masses(ties))
-    labels = torch.from_numpy(_without_singletons(tops, nearest))
+    labels = torch.from_numpy(_without_singletons(tops, nearest)).to(x.device)
     k = int(labels.max()) + 1
     centroids = means(x, labels, k)
     inertia = sum(
-        float((part.float() - centroids[own].to(x.device)).double().square().sum())
+        float((part.float() - centroids[own]).double().square().sum())
         for part, own in zip(x.split(1 << 16), labels.split(1 << 16), strict=True)
     )
     return Clustering(labels, centroids, torch.bincount(labels, minlength=k), inertia, ITERATIONS, 0)

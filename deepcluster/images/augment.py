@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.devices import moved
+
 PART = 1 << 18  # pixels of stored images that are made into views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
 
@@ -43,8 +45,8 @@ def fixed_view(images: Tensor, size: int) -> Tensor:
 def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Generator) -> Tensor:
     """A random ``size`` x ``size`` view of each of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
     count, device = len(images), images.device
-    places = random_affine(count, how, random).to(device)
-    colours = random_colours(count, how, random).to(device)
+    places = moved(random_affine(count, how, random), device)
+    colours = moved(random_colours(count, how, random), device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # A few at a time, so that what lies between stays in the cache and its memory is used again: a fresh page costs the
     # system more than its pixels cost here. 128 images of 112 px took 34 ms in one go, 8 ms in parts.
