@@ -194,14 +194,18 @@ def clustering_device(network: Network, rows: int, width: int, processes: Proces
 
 def _of_all(table: Shares, own: Clustering) -> Clustering:
     """A clustering with the labels of all images, not only the own ones, on the CPU."""
-    labels = table.whole(own.labels.int().cpu()).long()
-    return replace(own, labels=labels, centroids=own.centroids.cpu(), sizes=own.sizes.cpu())
+    own = _on_cpu(own)
+    return replace(own, labels=table.whole(own.labels.int()).long())
 
 
 def _by_first(table: Shares, group: Group, reduced: Tensor) -> Clustering:
     """A clustering of all rows by the first process."""
     rows = table.at_first(reduced)
-    return table.processes.first(lambda: group(rows))
+    return table.processes.first(lambda: _on_cpu(group(rows)))
+
+
+def _on_cpu(found: Clustering) -> Clustering:
+    return replace(found, labels=found.labels.cpu(), centroids=found.centroids.cpu(), sizes=found.sizes.cpu())
 
 
 def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:

@@ -80,9 +80,12 @@ def fit(
     device: Device = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Parameter(help="Type of the products.")] = None,
     deterministic: Annotated[
-        bool, Parameter(negative=(), help="On a GPU: only kernels that give the same bits each time, some of them slower.")
+        bool,
+        Parameter(negative=(), help="On a GPU: only kernels that give the same bits each time, some of them slower."),
     ] = False,
-    seed: Annotated[int, Parameter(help="Two runs with one seed are bit-identical on a CPU (GPU: --deterministic).")] = 0,
+    seed: Annotated[
+        int, Parameter(help="Two runs with one seed are bit-identical on a CPU (GPU: --deterministic).")
+    ] = 0,
     time_limit: Annotated[str | None, Parameter(help="Stop training by then: 90s, 30m, 2h.")] = None,
     labels: Annotated[
         str | None,
@@ -117,7 +120,8 @@ def fit(
     }  # fmt: skip
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
     request = run.Request(
-        out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, deterministic=deterministic, seed=seed,
+        out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, deterministic=deterministic,
+        seed=seed,
         time_limit=None if time_limit is None else _seconds(time_limit), labels=labels, overwrite=overwrite,
         resume=resume, checkpoint_every=_seconds(checkpoint_every),
         command=shlex.join(["deepcluster", *sys.argv[1:]]),

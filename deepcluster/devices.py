@@ -77,7 +77,10 @@ def deterministic_kernels() -> Iterator[None]:
     """torch takes kernels that give the same bits each time, inside."""
     cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
     before = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    mode, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mode, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     # A trial of kernels (benchmark) is decided by what else the device does; filling new memory only takes time.
     cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = True, False, False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)

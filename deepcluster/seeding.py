@@ -30,7 +30,9 @@ def lent_global(seed: int, purpose: str, *index: int, device: torch.device | Non
     """
     number = derive(seed, purpose, *index)
     kind = device.type if device else "cpu"
-    with torch.random.fork_rng([device] if kind in ("cuda", "mps") else [], device_type="mps" if kind == "mps" else "cuda"):
+    with torch.random.fork_rng(
+        [device] if kind in ("cuda", "mps") else [], device_type="mps" if kind == "mps" else "cuda"
+    ):
         torch.default_generator.manual_seed(number)
         if kind == "cuda":
             with torch.cuda.device(device):

@@ -36,6 +36,9 @@ class Elsewhere(Tensor):
     def __init__(self, inside: Tensor):
         pass
 
+    def tolist(self) -> Any:
+        return self.inside.tolist()
+
     def __repr__(self, **options: Any) -> str:
         return f"Elsewhere({self.inside})"
 
@@ -60,7 +63,11 @@ def _run(func: Any, args: Any, kwargs: Any, waits: Counter[str]) -> Any:
     near = [each for each in tensors if not isinstance(each, Elsewhere) and each.dim()]
     if far and near and name not in MIXED:
         raise RuntimeError(f"{name}: tensors on two devices")
-    if name.startswith("index_put") and isinstance(args[0], Elsewhere) != isinstance(args[2], Elsewhere) and args[2].dim():
+    if (
+        name.startswith("index_put")
+        and isinstance(args[0], Elsewhere) != isinstance(args[2], Elsewhere)
+        and args[2].dim()
+    ):
         raise RuntimeError(f"{name}: values on another device")
     there = bool(far) if where is None else torch.device(where).type == ELSEWHERE.type
     if there and kwargs.get("generator") is not None:

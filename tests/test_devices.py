@@ -3,6 +3,7 @@
 import os
 import threading
 from contextlib import nullcontext
+from typing import ClassVar
 
 import pytest
 import torch
@@ -194,7 +195,7 @@ def test_a_lent_generator_is_that_of_the_cpu_where_no_device_is_named(monkeypatc
 class Stream:
     """What made_ahead asks of torch.cuda, and who waited for what."""
 
-    log: list[str] = []
+    log: ClassVar[list[str]] = []
 
     def __init__(self, device=None):
         self.recorded = 0

@@ -23,7 +23,7 @@ def extract(
     where: torch.device = CPU,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on the device ``where``, as ``dtype`` makes them.
+    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on ``where``, as ``dtype`` makes them.
 
     ``embedded``: what training clusters, the network's projection of the features, where it has one.
     (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch

@@ -187,7 +187,7 @@ def strides(drawn: Tensor, count: int) -> list[Tensor]:
 
 
 def new_images(drawn: int, count: int) -> list[int]:
-    """How many images of each of the :func:`strides` come first: what is behind them fills up, and counts for nothing."""
+    """How many images of each of the :func:`strides` are new: what is behind them fills up, and counts for nothing."""
     return [len(range(rank, drawn, count)) for rank in range(count)]
 
 
@@ -255,7 +255,7 @@ def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None, images
     views = len(logits) // len(labels)
     parts = logits.float().split(list(clusters) if clusters else logits.shape[1], 1)
     losses = [
-        F.cross_entropy(part, each.repeat(views), ignore_index=IGNORED, reduction="sum")
+        F.cross_entropy(part, each.repeat(views), ignore_index=IGNORED, reduction="sum") / (views * images)
         for part, each in zip(parts, labels.T, strict=True)
     ]
-    return torch.stack(losses).mean() / (views * images)
+    return torch.stack(losses).mean()
