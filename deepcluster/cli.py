@@ -133,8 +133,9 @@ def fit(
         for line in chosen.by_reason():
             say(f"  {line}")
         network = network_of(chosen.recipe, seed, choose_device("cpu"))
-        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths)).text}")
-        in_all, each = seconds(network.to(choose_device(device)), chosen.recipe, len(source.paths))
+        where = choose_device(device)
+        say(f"  memory: {memory(network, chosen.recipe, len(source.paths), device=where).text}")
+        in_all, each = seconds(network.to(where), chosen.recipe, len(source.paths))
         say(f"  time for the rounds: about {_duration(in_all)}, {chosen.recipe.rounds} of {_duration(each)}")
         print("\n" + to_toml(chosen.recipe), end="")
         return

@@ -49,14 +49,18 @@ class Memory:
     @property
     def text(self) -> str:
         training = "" if self.on_gpu else f" training {self.training / 1e9:.2f},"
+        beside = f", and about {self.on_gpu / 1e9:.1f} GB on the GPU" if self.on_gpu else ""
         return (
             f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
-            f"{training} tables {self.tables / 1e9:.2f})"
+            f"{training} tables {self.tables / 1e9:.2f}){beside}"
         )
 
 
-def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> Memory:
-    """The estimate for ``count`` images, on the device of the network. It sees an image of each size of view.
+def memory(
+    network: Network, recipe: Recipe, count: int, processes: int = 1, device: torch.device | None = None
+) -> Memory:
+    """The estimate for ``count`` images on ``device`` (None: the network's). The network sees an image of each size of
+    view.
 
     Where ``processes`` share the images it is that of the first of them, which gets the reduced features of all.
     """
@@ -72,7 +76,7 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1) -> 
     dims = min(recipe.dims, network.feature_dim)
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
-    device = next(network.parameters()).device
+    device = device or next(network.parameters()).device
     on_gpu = 0.0
     if device.type == "cuda":
         width = max(network.embedding_dim, network.feature_dim) + dims
