@@ -19,6 +19,7 @@ from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, unreduced, whiten
+from deepcluster.devices import CPU, holds_rows
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.learning.features import extract
@@ -121,6 +122,10 @@ def alternate(
     state = state or State()
     restore_momentum(optimizer, state.momentum)
     table = shares(processes, len(images))
+    kept = clustering_device(network, len(images), network.embedding_dim + (dims or 0), processes)
+    clustered = clustering_device(network, len(images), 2 * (dims or network.embedding_dim), processes)
+    if state.memory is not None:
+        state = replace(state, memory=state.memory.to(kept))
     while state.round < rounds and state.settled < patience:
         index, memory, work = state.round, state.memory, state.work
         keep(state)
@@ -131,13 +136,14 @@ def alternate(
             found = memory
             if found is None:
                 found = extract(
-                    network, images, size=size, batch_size=batch_size, embedded=True, dtype=dtype,
+                    network, images, size=size, batch_size=batch_size, embedded=True, dtype=dtype, where=kept,
                     progress=partial(progress, "features"),
                 )  # fmt: skip
             times.append(time.perf_counter())
 
             # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-            reduced = (whiten(found, dims, whitening, processes) if dims else unreduced(found))(found)
+            map_ = whiten(found, dims, whitening, processes, device=clustered) if dims else unreduced(found)
+            reduced = map_(found, clustered)
             memory = found if features == "memory" else None
             clusterings = [_by_first(table, group, reduced)] if group else [
                 _of_all(table, cluster(
@@ -147,13 +153,13 @@ def alternate(
                 for i, k in enumerate(numbers)
             ]  # fmt: skip
             times.append(time.perf_counter())
-            work = _compared(state.previous, reduced, clusterings, instance_temperature, seed, index, times)
+            work = _compared(state.previous, reduced.cpu(), clusterings, instance_temperature, seed, index, times)
 
             # Step 5, learning, with a new linear classifier, or the centroids as one.
             if temperature is None:
                 network.new_head(sum(len(each.centroids) for each in clusterings), generator(seed, "head", index))
             else:
-                along = unreduced(found)(found) if dims else reduced
+                along = unreduced(found)(found, clustered) if dims else reduced
                 centroids = [
                     means(along, each.labels[table.own], len(each.centroids), processes) for each in clusterings
                 ]
@@ -180,8 +186,15 @@ def alternate(
     keep(state)
 
 
+def clustering_device(network: Network, rows: int, width: int, processes: Processes = ALONE) -> torch.device:
+    """Where ``rows`` of ``width`` numbers are kept and clustered: with the network where all processes have room."""
+    device = next(network.parameters()).device
+    return CPU if processes.any(not holds_rows(device, rows, width)) else device
+
+
 def _of_all(table: Shares, own: Clustering) -> Clustering:
-    """A clustering with the labels of all images, not only the own ones."""
+    """A clustering with the labels of all images, not only the own ones, on the CPU."""
+    own = _on_cpu(own)
     return replace(own, labels=table.whole(own.labels.int()).long())
 
 
@@ -189,14 +202,18 @@ def _by_first(table: Shares, group: Group, reduced: Tensor) -> Clustering:
     """A clustering of all rows by the first process."""
     rows = table.at_first(reduced)
     processes = table.processes
+    found = [_on_cpu(group(rows))] if processes.leads else []
     if processes.alone:
-        return group(rows)
-    found = [group(rows)] if processes.leads else []
+        return found[0]
     names = ("labels", "centroids", "sizes")
     tensors = processes.first_tensors(lambda: {name: getattr(found[0], name) for name in names})
     inertia = processes.first(lambda: found[0].inertia)
     iterations, reseeded = processes.first(lambda: [found[0].iterations, found[0].reseeded])
     return Clustering(**tensors, inertia=inertia, iterations=iterations, reseeded=reseeded)
+
+
+def _on_cpu(found: Clustering) -> Clustering:
+    return replace(found, labels=found.labels.cpu(), centroids=found.centroids.cpu(), sizes=found.sizes.cpu())
 
 
 def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
@@ -284,18 +301,24 @@ def conclude(
     processes: those that share the images, of which ``images`` and the rows of ``reduced`` are the own ones of each.
     """
     size = size or images.shape[-1]
-    features = extract(network, images, size=size, batch_size=batch_size, progress=partial(progress, "features"))
-    reduction = whiten(features, dims, whitening, processes)
-    reduced = reduction(features)
+    kept = clustering_device(network, len(images), network.feature_dim + dims, processes)
+    clustered = clustering_device(network, len(images), 2 * dims, processes)
+    features = extract(
+        network, images, size=size, batch_size=batch_size, where=kept, progress=partial(progress, "features")
+    )
+    reduction = whiten(features, dims, whitening, processes, device=clustered)
+    # On the CPU, where a model reduces new images too: so the same image has the same bits.
+    reduced = reduction(features.cpu())
+    rows = reduced.to(clustered)
     own = derive(seed, "k-means final")
     start = None
     if levels == 2:
         found = two_level_kmeans(
-            reduced, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty, processes=processes
+            rows, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty, processes=processes
         )
         start, iterations = found.centroids, 0
     clustering = kmeans(
-        reduced, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
+        rows, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
         processes=processes,
     )  # fmt: skip
     return Result(reduction, reduced, reduction.lengths(features), _of_all(shares(processes, len(images)), clustering))

@@ -93,7 +93,13 @@ def fit(
     ] = None,
     device: Device = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Parameter(help="Type of the products.")] = None,
-    seed: Annotated[int, Parameter(help="Two runs with one seed are bit-identical.")] = 0,
+    deterministic: Annotated[
+        bool,
+        Parameter(negative=(), help="On a GPU: only kernels that give the same bits each time, some of them slower."),
+    ] = False,
+    seed: Annotated[
+        int, Parameter(help="Two runs with one seed are bit-identical on a CPU (GPU: --deterministic).")
+    ] = 0,
     time_limit: Annotated[str | None, Parameter(help="Stop training by then: 90s, 30m, 2h.")] = None,
     labels: Annotated[
         str | None,
@@ -127,7 +133,8 @@ def fit(
     }  # fmt: skip
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
     request = run.Request(
-        out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, seed=seed,
+        out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, deterministic=deterministic,
+        seed=seed,
         time_limit=None if time_limit is None else _seconds(time_limit), labels=labels, overwrite=overwrite,
         resume=resume, checkpoint_every=_seconds(checkpoint_every),
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
@@ -140,8 +147,10 @@ def fit(
         for line in chosen.by_reason():
             say(f"  {line}")
         network = network_of(chosen.recipe, seed, choose_device("cpu"))
-        say(f"  memory on a CPU: {memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding).text}")
-        in_all, each = seconds(network.to(choose_device(device)), chosen.recipe, len(source.paths))
+        where = choose_device(device)
+        needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=where)
+        say(f"  memory: {needed.text}")
+        in_all, each = seconds(network.to(where), chosen.recipe, len(source.paths))
         say(f"  time for the rounds: about {_duration(in_all)}, {chosen.recipe.rounds} of {_duration(each)}")
         print("\n" + to_toml(chosen.recipe), end="")
         return

@@ -1,16 +1,21 @@
-"""Which device to run on, and in which floating-point precision."""
+"""Which device to run on, in which floating-point precision, and how tensors get there."""
 
 import ctypes
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 
 import torch
+from torch import Tensor
 
 from deepcluster.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CPU = torch.device("cpu")
+# Of the memory of a device, what the rows that are clustered may take: a step of training needs some beside them.
+ROWS_SHARE = 0.4
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -51,6 +56,94 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
+@contextmanager
+def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+    """Inside, ``device`` is the current GPU of this thread; all settings are as before again outside.
+
+    With a fixed workspace cuBLAS adds up in one order. ``deterministic``: so do all of torch's kernels that can; those
+    that cannot warn. On a CPU all are deterministic, and nothing is set.
+    """
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            stack.enter_context(_variable("CUBLAS_WORKSPACE_CONFIG", ":4096:8"))
+        if deterministic and device.type != "cpu":
+            stack.enter_context(deterministic_kernels())
+        yield
+
+
+@contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """torch takes kernels that give the same bits each time, inside."""
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    before = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    mode, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    # A trial of kernels (benchmark) is decided by what else the device does; filling new memory only takes time.
+    cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = True, False, False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, float32 has 24 bits on a GPU too, and not the 11 of TF32, which torch takes in convolutions otherwise."""
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """The environment has ``value`` under ``name`` inside, unless it has another one already."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device``: to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def total_memory(device: torch.device) -> float:
+    """Bytes that a device has; infinite where torch cannot tell."""
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else float("inf")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes of a GPU that this process may still take, those included that torch keeps for its next tensors."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + cached)
+
+
+def holds_rows(device: torch.device, rows: int, width: int) -> bool:
+    """Whether ``rows`` x ``width`` numbers are to be clustered on ``device``: it has float64, and room for them.
+
+    By the memory that it has and not by what is free, so that two runs decide alike.
+    """
+    return device.type != "mps" and 4 * rows * width <= ROWS_SHARE * total_memory(device)
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next tensors instead of handing it back to the system (glibc only).
 
@@ -64,8 +157,8 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def environment(device: torch.device, processes: int = 1) -> dict[str, str | int]:
-    """What a result may depend on beside its options: versions, hardware, threads, processes."""
+def environment(device: torch.device, processes: int = 1, *, deterministic: bool = False) -> dict[str, str | int]:
+    """What a result may depend on beside its options: versions, hardware, threads, processes, kernels."""
     packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
     versions: dict[str, str | int] = {name: metadata.version(name) for name in packages}
     return versions | {
@@ -77,6 +170,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, str | int
         "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "bf16": "native" if has_bf16(device) else "no",
+        "kernels": "deterministic" if deterministic or device.type == "cpu" else "fastest",
     }
 
 

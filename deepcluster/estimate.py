@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.assembly import rounds_of
+from deepcluster.devices import holds_rows
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.memory import CERTAIN
@@ -27,29 +28,44 @@ TRIAL = 128  # images
 @dataclass(frozen=True)
 class Memory:
     """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables; and
-    of decoding, which is over before there are features."""
+    of decoding, which is over before there are features.
+
+    ``on_gpu``: what of it a GPU takes: the network, and the features where it holds them.
+    """
 
     images: float
     features: float
     training: float
     tables: float
     decoding: float = 0.0
+    on_gpu: float = 0.0
 
     @property
     def total(self) -> float:
-        return BASE + self.images + max(self.decoding, self.features + self.training) + self.tables
+        """Without what is on a GPU alone. The features come back from there."""
+        training = 0.0 if self.on_gpu else self.training
+        return BASE + self.images + max(self.decoding, self.features + training) + self.tables
 
     @property
     def text(self) -> str:
+        training = "" if self.on_gpu else f" training {self.training / 1e9:.2f},"
+        beside = f", and about {self.on_gpu / 1e9:.1f} GB on the GPU" if self.on_gpu else ""
         return (
             f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
-            f" training {self.training / 1e9:.2f}, tables {self.tables / 1e9:.2f};"
-            f" or, before, decoding {self.decoding / 1e9:.2f})"
+            f"{training} tables {self.tables / 1e9:.2f}; or, before, decoding {self.decoding / 1e9:.2f}){beside}"
         )
 
 
-def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, decoding: float = 0.0) -> Memory:
-    """The estimate for ``count`` images on a CPU. The network sees an image of each size of view.
+def memory(
+    network: Network,
+    recipe: Recipe,
+    count: int,
+    processes: int = 1,
+    decoding: float = 0.0,
+    device: torch.device | None = None,
+) -> Memory:
+    """The estimate for ``count`` images on ``device`` (None: the network's). The network sees an image of each size of
+    view.
 
     ``decoding``: what it takes, of the preview. Where ``processes`` share the images it is that of the first of them,
     which gets the reduced features of all.
@@ -66,7 +82,12 @@ def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, dec
     dims = min(recipe.dims, network.feature_dim)
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
-    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total, decoding)
+    device = device or next(network.parameters()).device
+    on_gpu = 0.0
+    if device.type == "cuda":
+        width = max(network.embedding_dim, network.feature_dim) + dims
+        on_gpu = BASE + training + (4 * count * width if holds_rows(device, count, width) else 0)
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total, decoding, on_gpu)
 
 
 def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:
@@ -97,7 +118,7 @@ def _outputs(network: Network, size: int) -> int:
     network.eval()  # batch normalisation learns nothing from it
     try:
         with torch.no_grad():
-            network.embed(network.features(torch.zeros(1, 3, size, size)))
+            network.embed(network.features(torch.zeros(1, 3, size, size, device=network.mean.device)))
     finally:
         network.train(training)
         for hook in hooks:
@@ -108,7 +129,17 @@ def _outputs(network: Network, size: int) -> int:
 def check(needed: Memory, free: float, recipe: Recipe) -> None:
     """OutOfMemoryError where a run cannot fit."""
     if CERTAIN * needed.total > free:
+        raise OutOfMemoryError(f"the run needs {needed.text}, and {free / 1e9:.1f} GB are free: {_smaller(recipe)}")
+
+
+def check_gpu(needed: Memory, free: float, recipe: Recipe, device: torch.device) -> None:
+    """OutOfMemoryError where a run cannot fit on a GPU, of which ``free`` bytes are free."""
+    if CERTAIN * needed.on_gpu > free:
         raise OutOfMemoryError(
-            f"the run needs {needed.text}, and {free / 1e9:.1f} GB are free: try --batch-size"
-            f" {max(1, recipe.batch_size // 4)} (it is {recipe.batch_size}), or a smaller --image-size"
+            f"the run needs about {needed.on_gpu / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free there:"
+            f" {_smaller(recipe)}"
         )
+
+
+def _smaller(recipe: Recipe) -> str:
+    return f"try --batch-size {max(1, recipe.batch_size // 4)} (it is {recipe.batch_size}), or a smaller --image-size"

@@ -70,6 +70,15 @@ class Processes:
         dist.all_reduce(total)
         return total
 
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Everybody's ``x``, of one shape and type. One's own keeps its gradient; those of the others have none."""
+        if self.alone:
+            return [x]
+        found = [torch.empty_like(x, requires_grad=False) for _ in range(self.count)]
+        dist.all_gather(found, x.detach().contiguous())
+        found[self.rank] = x
+        return found
+
     def any(self, flag: bool) -> bool:
         return flag if self.alone else bool(self.sum(torch.tensor([int(flag)])).item())
 
@@ -134,7 +143,7 @@ class Processes:
             return rows
         width = rows.shape[1:].numel() * rows.element_size()
         flat = rows.contiguous().view(-1).view(torch.uint8)  # gloo does not know every type, but moves all bytes
-        found = _room(sum(receive) * width)
+        found = torch.empty(sum(receive) * width, dtype=torch.uint8, device=rows.device)
         dist.all_to_all_single(found, flat, [each * width for each in receive], [each * width for each in send])
         return found.view(rows.dtype).view(sum(receive), *rows.shape[1:])
 

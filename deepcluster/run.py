@@ -25,7 +25,7 @@ from deepcluster.assembly import Steps, network_of, rounds_of
 from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
 from deepcluster.clustering.verdict import guard
-from deepcluster.devices import choose_device, environment, keep_freed_memory
+from deepcluster.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.grouping import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
@@ -63,6 +63,7 @@ class Request:
     recipe: str = "auto"
     options: Mapping[str, Any] | None = None
     device: str = "auto"
+    deterministic: bool = False
     seed: int = 0
     time_limit: float | None = None  # seconds
     labels: str | None = None
@@ -95,9 +96,17 @@ def fit(
     goes on from the last checkpoint in the folder, or begins where there is none. ``stop`` may end it with Stopped.
     Several ``processes`` share the images; the first of them writes and displays.
     """
+    device = choose_device(request.device)
+    with working_on(device, deterministic=request.deterministic):
+        return _fit(images, request, device, display, stdin, stop or Stop(), processes)
+
+
+def _fit(
+    images: Images, request: Request, device: torch.device, display: Display | None, stdin: TextIO | None, stop: Stop,
+    processes: Processes,
+) -> RunFolder:  # fmt: skip
     clock = _Clock()
     keep_freed_memory()
-    device = choose_device(request.device)
     display = display if display and processes.leads else Silent()
     source = find(images, stdin=stdin)
     check_alike(source, processes)
@@ -111,10 +120,10 @@ def fit(
     recipe = plan(source, seen, request).recipe
     network = network_of(recipe, request.seed, device)
     available = estimate.available() / together()
-    needed = None
-    if device.type == "cpu":
-        needed = estimate.memory(network, recipe, len(source.paths), processes.count, seen.decoding)
-        estimate.check(needed, available, recipe)
+    needed = estimate.memory(network, recipe, len(source.paths), processes.count, seen.decoding)
+    estimate.check(needed, available, recipe)
+    if device.type == "cuda":
+        estimate.check_gpu(needed, free_memory(device), recipe, device)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(processes.first(lambda: str(request.out or Path("runs") / own)))
@@ -139,20 +148,18 @@ def fit(
             "seed": request.seed,
             "n_clusters": request.n_clusters,
             "device": str(device),
-            "environment": environment(device, processes.count),
+            "environment": environment(device, processes.count, deterministic=request.deterministic),
         }
         checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
         found = checkpoints.latest() if request.resume and processes.leads else None
         if not replacing:
             folder.write_json(files.RUN, record)
-        stop = stop or Stop()
         job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop, processes)
         job.display.say("Run", str(folder.path))
         if network.origin:
             job.display.say("Weights", network.origin)
-        if needed:
-            record["memory_estimate_mb"] = round(needed.total / 1e6)
-            job.display.say("Memory", f"{needed.text}, {available / 1e9:.1f} GB are free")
+        record["memory_estimate_mb"] = round(needed.total / 1e6)
+        job.display.say("Memory", f"{needed.text}, {available / 1e9:.1f} GB are free")
         try:
             # A run that is there already stays whole until the new one has read its images.
             with folder.next_state(anew=True) if replacing else nullcontext(folder) as reading:

@@ -22,13 +22,21 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 
 
 @contextmanager
-def lent_global(seed: int, purpose: str, *index: int) -> Iterator[None]:
-    """Lend torch's global generator a derived state, and put the old one back.
+def lent_global(seed: int, purpose: str, *index: int, device: torch.device | None = None) -> Iterator[None]:
+    """Lend torch's global generators, of the CPU and of ``device``, a derived state, and put the old one back.
 
     For modules written by others, which draw from the global generator and take no argument: ``nn.Dropout``, timm's
     initialisation. Inside, results depend on the arguments alone; outside, nothing has changed.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.random.manual_seed(derive(seed, purpose, *index))
+    number = derive(seed, purpose, *index)
+    kind = device.type if device else "cpu"
+    with torch.random.fork_rng(
+        [device] if kind in ("cuda", "mps") else [], device_type="mps" if kind == "mps" else "cuda"
+    ):
+        torch.default_generator.manual_seed(number)
+        if kind == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        elif kind == "mps":
+            torch.mps.manual_seed(number)
         yield

@@ -16,7 +16,7 @@ class Shares:
     """Each process has some rows, ``sizes`` of them, one behind the other in their order.
 
     Row numbers are those of the whole table, 0 to ``total`` - 1. A method takes the ``own`` rows of this process, and
-    is called by all processes. Tables of any number of dimensions, on the CPU.
+    is called by all processes. Tables of any number of dimensions; row numbers are on the CPU, wherever the rows are.
     """
 
     processes: Processes
@@ -76,17 +76,17 @@ class Shares:
     def fetch(self, own: Tensor, wanted: Sequence[Tensor]) -> Tensor:
         """The rows (numbers) that this process wants; all know what each of them ``wanted``."""
         if self.processes.alone:
-            return own.index_select(0, wanted[0])
+            return own.index_select(0, wanted[0].to(own.device))
         own, rank = self._alike(own), self.processes.rank
         leaving = [each[self._owner(each) == rank] - self.own.start for each in wanted]
         owners = self._owner(wanted[rank])
         order = torch.argsort(owners, stable=True)
         found = self.processes.exchange(
-            own.index_select(0, torch.cat(leaving)),
+            own.index_select(0, torch.cat(leaving).to(own.device)),
             [len(each) for each in leaving],
             torch.bincount(owners, minlength=self.processes.count).tolist(),
         )
-        return found.index_select(0, torch.argsort(order))
+        return found.index_select(0, torch.argsort(order).to(own.device))
 
     def deliver(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Values for rows of the table, wherever these are: of each process its ``rows`` (which all know), and the own
@@ -98,7 +98,7 @@ class Shares:
         order = torch.argsort(owners, stable=True)
         coming = [each[self._owner(each) == rank] - self.own.start for each in rows]
         found = self.processes.exchange(
-            values.cpu().index_select(0, order),
+            values.index_select(0, order.to(values.device)),
             torch.bincount(owners, minlength=self.processes.count).tolist(),
             [len(each) for each in coming],
         )
@@ -113,7 +113,7 @@ class Shares:
             return own
         kind: list[Any] = [str(own.dtype), [*own.shape[1:]]] if len(own) else []
         dtype, tail = next((each for each in self.processes.every(kind) if each), (str(own.dtype), own.shape[1:]))
-        return own if len(own) else torch.empty(0, *tail, dtype=DTYPES[dtype])
+        return own if len(own) else torch.empty(0, *tail, dtype=DTYPES[dtype], device=own.device)
 
 
 def shares(processes: Processes, rows: int) -> Shares:

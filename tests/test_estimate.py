@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster import estimate
+from deepcluster import devices, estimate
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.estimate import Memory, memory
 from deepcluster.images import preview as previewing
@@ -51,6 +51,23 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers():
     estimate.check(needed, 8e9, SMALL)
     with pytest.raises(OutOfMemoryError, match=r"about 10.0 GB .* and 6.0 GB are free: try --batch-size 64"):
         estimate.check(needed, 6e9, SMALL)
+
+
+def test_a_gpu_takes_the_network_and_the_features_that_it_holds(monkeypatch):
+    gpu = torch.device("cuda:0")
+    on_cpu = memory(NETWORK, SMALL, 10_000)
+    totals = []
+    for total in (1e12, 1e6):
+        monkeypatch.setattr(devices, "total_memory", lambda device, total=total: total)
+        found = memory(NETWORK, SMALL, 10_000, device=gpu)
+        totals.append(found.on_gpu)
+        assert found.total == on_cpu.total - on_cpu.training
+        assert "on the GPU" in found.text
+    assert totals[0] - totals[1] == 4 * 10_000 * (128 + 128)
+    assert totals[1] == estimate.BASE + on_cpu.training
+    with pytest.raises(OutOfMemoryError, match=r"0\.\d GB on cuda:0, and 0.1 GB are free there: try --batch-size 64"):
+        estimate.check_gpu(found, 0.1e9, SMALL, gpu)
+    estimate.check_gpu(found, 10e9, SMALL, gpu)
 
 
 def test_a_limit_of_the_process_counts():

@@ -235,6 +235,7 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
     def missing(weight, offset):
         raise AttributeError
 
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for broken in (missing, lambda weight, offset: lambda rows: rows @ weight.T):
         monkeypatch.setattr(products, "_onednn", broken)
         products._onednn_pays.cache_clear()
@@ -245,12 +246,11 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_right_kernel_is_used_unless_it_is_slow(monkeypatch, dtype):
+def test_a_right_kernel_is_used_where_it_is_the_faster_one(monkeypatch, dtype):
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN has no bfloat16 on this processor")
-    for seconds, used in ((1.0, True), (3.0, False)):
-        times = iter([seconds, 1.0])  # oneDNN's, torch's own
-        monkeypatch.setattr(products, "_seconds", lambda multiply, rows, times=times: next(times))
+    for capability, used in (("AVX512", True), ("AVX512_BF16", True), ("AVX2", False), ("DEFAULT", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
         products._onednn_pays.cache_clear()
         assert products._onednn_pays(dtype) == used
     products._onednn_pays.cache_clear()

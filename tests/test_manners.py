@@ -82,7 +82,7 @@ def test_a_dry_run_says_time_and_memory_and_writes_nothing(photos, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert run_command(["fit", str(photos), "-k", "3", "--dry-run", *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"memory on a CPU: about \d+\.\d GB", printed)
+    assert re.search(r"memory: about \d+\.\d GB", printed)
     assert re.search(r"time for the rounds: about [\d.]+ (s|min|h), 1 of [\d.]+ (s|min|h)", printed)
     assert list(tmp_path.iterdir()) == []
 

@@ -30,7 +30,7 @@ def test_no_more_than_ahead_are_begun_and_not_taken():
             assert len(begun) <= count + 2
 
 
-@pytest.mark.parametrize(("device", "ahead"), [("cuda", True), ("cpu", False)])
+@pytest.mark.parametrize(("device", "ahead"), [("mps", True), ("cpu", False)])
 def test_the_next_is_made_while_this_one_is_used_on_a_gpu(device, ahead):
     made = threading.Event()
 

@@ -139,7 +139,7 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
 def means(x: Tensor, labels: Tensor, k: int, processes: Processes = ALONE) -> Tensor:
     """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none."""
     with shared_out(matrix(x), None) as walk:
-        totals = processes.sum(label_sums(walk, labels, k))
+        totals = processes.sum(label_sums(walk, labels.to(walk.x.device), k))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 

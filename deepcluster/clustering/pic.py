@@ -47,7 +47,7 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     k = int(labels.max()) + 1
     centroids = means(x, labels, k)
     inertia = sum(
-        float((part.float() - centroids[own].to(x.device)).double().square().sum())
+        float((part.float() - centroids[own]).double().square().sum())
         for part, own in zip(x.split(1 << 16), labels.split(1 << 16), strict=True)
     )
     return Clustering(labels, centroids, torch.bincount(labels, minlength=k), inertia, ITERATIONS, 0)

@@ -39,22 +39,23 @@ class Whitening:
         """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
         return self._map(matrix(x), normalise=False)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """N x D features to N x d rows of length 1; a row at the mean stays zero."""
-        return self._map(matrix(x), normalise=True)
+    def __call__(self, x: Tensor, device: torch.device | None = None) -> Tensor:
+        """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero."""
+        return self._map(matrix(x), normalise=True, device=device)
 
     def lengths(self, x: Tensor) -> Tensor:
         """The length (float32, N) of each whitened row: how far from the mean of the fitted rows it lies."""
         return torch.cat([self.project(rows).norm(dim=1) for rows in matrix(x).split(1 << 16)])
 
-    def _map(self, x: Tensor, *, normalise: bool) -> Tensor:
-        reduced = torch.empty(len(x), self.projection.shape[1], device=x.device)
-        mean, weight = self.mean.to(x.device), self.projection.T.to(x.device).contiguous()
+    def _map(self, x: Tensor, *, normalise: bool, device: torch.device | None = None) -> Tensor:
+        device = device or x.device
+        reduced = torch.empty(len(x), self.projection.shape[1], device=device)
+        mean, weight = self.mean.to(device), self.projection.T.to(device).contiguous()
         # The mean goes before the product: as part of an offset it would leave rounding errors of a row at the mean.
         multiply = product(weight, weight.new_zeros(len(weight)))
 
         def work(begin: int, rows: Tensor) -> None:
-            out = multiply(rows - mean)
+            out = multiply(rows.to(device) - mean)
             reduced[begin : begin + len(rows)] = F.normalize(out, eps=1e-12) if normalise else out
 
         with shared_out(x) as walk:
@@ -63,7 +64,9 @@ class Whitening:
         return reduced
 
 
-def whiten(x: Tensor, dims: int = 256, strength: float = 1.0, processes: Processes = ALONE) -> Whitening:
+def whiten(
+    x: Tensor, dims: int = 256, strength: float = 1.0, processes: Processes = ALONE, device: torch.device | None = None
+) -> Whitening:
     """Fit the PCA-whitening of N x D features to at most ``dims`` dimensions.
 
     Each principal direction is divided by its standard deviation to the power of ``strength``: 1 whitens (the paper), 0
@@ -73,7 +76,7 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0, processes: Process
     it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
 
     processes: those that share the rows, of which ``x`` are the own ones of each. One D x D sum goes round, and the map
-    of the first to all.
+    of the first to all. device: where products are computed, a block of rows at a time (None: that of x).
     """
     x = matrix(x)
     table = shares(processes, len(x))
@@ -86,7 +89,7 @@ def whiten(x: Tensor, dims: int = 256, strength: float = 1.0, processes: Process
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
         return _of_first(processes, lambda: _scaled(*_of_few(x, count), strength))
-    mean, covariance = _covariance(x, table)
+    mean, covariance = _covariance(x, table, device or x.device)
     return _of_first(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 
@@ -114,19 +117,19 @@ def unreduced(x: Tensor) -> Whitening:
     return Whitening(torch.zeros(width), torch.eye(width))
 
 
-def _covariance(x: Tensor, table: Shares) -> tuple[Tensor, Directions]:
+def _covariance(x: Tensor, table: Shares, device: torch.device) -> tuple[Tensor, Directions]:
     """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
     One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
     """
     rows, width = table.total, x.shape[1]
-    shift = table.at(x, torch.arange(min(MEAN_OF, rows))).float().mean(0)
+    shift = table.at(x, torch.arange(min(MEAN_OF, rows))).float().mean(0).to(device)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
         blocks = in_whole_blocks(walk, table, least)
-        for block_total, block_products in blocks.blocks(lambda begin, block: _products(block - shift)):
+        for block_total, block_products in blocks.blocks(lambda begin, block: _products(block.to(device) - shift)):
             total += block_total
             products += block_products
         total = table.processes.sum(total)

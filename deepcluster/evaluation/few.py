@@ -111,7 +111,9 @@ def fine_tune(
         total.zero_()
         where = device if processes.alone else torch.device("cpu")
         for _, step, chosen, views in made_ahead(prepare, ((epoch, *batch) for batch in enumerate(drawn)), where):
-            with lent_global(task.seed, "few training", epoch, step, *mine):  # dropout draws from the global generator
+            with lent_global(
+                task.seed, "few training", epoch, step, *mine, device=device
+            ):  # dropout draws from the global generator
                 logits = model(views)
             loss = F.cross_entropy(logits, task.train.classes[chosen].to(device))
             optimizer.zero_grad()

@@ -211,7 +211,7 @@ def _train(network: Network, pictures: _Pictures, options: Options, size: int, s
     for t, rows, views in made_ahead(prepare, batches, device):
         for group in optimizer.param_groups:
             group["lr"] = options.lr * 0.5 ** (t // options.step_size)
-        with lent_global(seed, "voc07 training", t):  # dropout draws from the global generator
+        with lent_global(seed, "voc07 training", t, device=device):  # dropout draws from the global generator
             loss = loss_of(network(views), truth[rows].to(device))
         optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.devices import moved
+
 PART = 1 << 18  # pixels of stored images that are made into views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
 
@@ -46,8 +48,8 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     places = random_affine(count, how, random)
     # From the numbers on the CPU, so that a GPU need not be waited for.
     shrinking = torch.linalg.det(places[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
-    places = places.to(device)
-    colours = random_colours(count, how, random).to(device)
+    places = moved(places, device)
+    colours = moved(random_colours(count, how, random), device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
     # A few at a time, so that what lies between stays in the cache and its memory is used again: a fresh page costs the
     # system more than its pixels cost here. 128 images of 112 px took 34 ms in one go, 8 ms in parts.

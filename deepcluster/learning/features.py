@@ -1,10 +1,12 @@
 """Features (step 2): one forward pass over all images in evaluation mode, parameters untouched."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from deepcluster.devices import CPU, exact_float32, moved
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
 from deepcluster.workers import made_ahead
@@ -18,9 +20,10 @@ def extract(
     batch_size: int = 256,
     embedded: bool = False,
     dtype: torch.dtype = torch.float32,
+    where: torch.device = CPU,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on the CPU, as ``dtype`` makes them.
+    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on ``where``, as ``dtype`` makes them.
 
     ``embedded``: what training clusters, the network's projection of the features, where it has one.
     (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch
@@ -29,24 +32,29 @@ def extract(
     """
     device = next(network.parameters()).device
     training = network.training
-    features = torch.empty(0, network.embedding_dim if embedded else network.feature_dim)
+    exact = dtype == torch.float32
+    features = torch.empty(0, network.embedding_dim if embedded else network.feature_dim, device=where)
 
     def prepare(begin: int) -> tuple[int, int, Tensor]:
         batch = images[begin : begin + batch_size]
-        views = fixed_view(batch.to(device), size)
+        views = fixed_view(moved(batch, device), size)
         if len(batch) < batch_size:
             views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, dtype, enabled=not exact),
+            exact_float32() if exact else nullcontext(),
+        ):
             for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), device):
                 found = network.features(views)
                 found = (network.embed(found) if embedded else found)[: end - begin]
                 if begin == 0:
-                    features = torch.empty(len(images), found.shape[1], dtype=found.dtype)
-                features[begin:end] = found.cpu()
+                    features = torch.empty(len(images), found.shape[1], dtype=found.dtype, device=where)
+                features[begin:end] = found.to(where)
                 if progress is not None:
                     progress(end, len(images))
     finally:

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from deepcluster.devices import CPU, moved
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.nets.backbone import Network
+from deepcluster.processes import Processes
 from deepcluster.records import Trained
 from deepcluster.seeding import generator, lent_global
 from deepcluster.shares import Shares, unshared
 from deepcluster.workers import made_ahead
 
+IGNORED = -100  # the label of an image that only fills up a part of a batch
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 Step = float | Callable[[float], float]  # a learning rate, or one that depends on the time in rounds
 
@@ -78,8 +81,9 @@ def train_on_pseudo_labels(
     trained on, the mean over its first two views where they are of one size. ``table``: how processes share the images
     (None: they do not); then ``images`` and ``memory`` are the own rows of each, and ``labels`` those of all. Each step
     is made of one sample of all images, of which every process takes its stride and gets the pictures from whoever has
-    them; gradients are the mean of all. ``keep`` is told after each step how far
-    the training is, and goes on from there where it was ``begun``. Raises NonFiniteError at the end of the epoch in
+    them; gradients are those of the loss of the whole sample, in which each image is told from those of all processes.
+    (Batch normalisation is of the own images of each.) ``keep`` is told after each step how far the training is, and
+    goes on from there where it was ``begun``. Raises NonFiniteError at the end of the epoch in
     which the loss stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
@@ -101,35 +105,40 @@ def train_on_pseudo_labels(
     begun = begun or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
     done, epoch_loss, total = begun.steps, begun.epoch_loss.to(device), begun.loss
 
-    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, list[Tensor], list[Tensor]]:
+    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, list[Tensor], list[Tensor], Tensor, Tensor]:
         epoch, step, drawn = batch
         random = generator(seed, "augment", round, epoch, step, *mine)
         wanted = strides(drawn, processes.count)
-        pictures = table.fetch(pixels, wanted).permute(0, 3, 1, 2).to(device)
-        return step, wanted, [random_views(pictures, how.size or size, how, random) for how in views]
+        targets = labels[wanted[processes.rank]]
+        targets[new_images(len(drawn), processes.count)[processes.rank] :] = IGNORED
+        pictures = moved(table.fetch(pixels, wanted), device).permute(0, 3, 1, 2)
+        seen = [random_views(pictures, how.size or size, how, random) for how in views]
+        return step, wanted, seen, moved(targets, device), moved(drawn, device)
 
     for epoch in range(done // steps, epochs):
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
         drawn = sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
         batches = ((epoch, step, drawn[step]) for step in range(done % steps, steps))
         # What processes exchange has an order, which a thread that works ahead would not keep.
-        where = device if processes.alone else torch.device("cpu")
-        for step, wanted, seen in made_ahead(prepare, batches, where):
+        for step, wanted, seen, targets, together in made_ahead(prepare, batches, device if processes.alone else CPU):
             _set_steps(optimizers, lr, head_lr, round + (epoch + step / steps) / epochs)
-            rows = wanted[processes.rank]
             # Dropout draws from the global generator.
             with (
-                lent_global(seed, "training", round, epoch, step, *mine),
+                lent_global(seed, "training", round, epoch, step, *mine, device=device),
                 torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
             ):
                 embeddings, logits = model(*seen)
             if memory is not None:
-                own = embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0)
-                _remember(memory, *table.deliver(own, wanted))
-            loss = _loss(logits, labels[rows].to(device), clusters)
+                new = new_images(len(together), processes.count)
+                own = embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0)[: new[processes.rank]]
+                _remember(memory, *table.deliver(own, [rows[:n] for rows, n in zip(wanted, new, strict=True)]))
+            # The mean gradient of all processes is to be that of the mean over the images of all.
+            loss = _loss(logits, targets, clusters, len(together) / processes.count)
             goal = loss
             if trust < 1:
-                goal = trust * loss + (1 - trust) * _instance_loss(embeddings, rows.to(device), instance_temperature)
+                pairs = _pairs(embeddings, len(targets), len(together), processes)
+                instances = processes.count * _instance_loss(pairs, together, instance_temperature)
+                goal = trust * loss + (1 - trust) * instances
             for each in optimizers:
                 each.zero_grad()
             goal.backward()
@@ -177,6 +186,11 @@ def strides(drawn: Tensor, count: int) -> list[Tensor]:
     return [filled[rank::count] for rank in range(count)]
 
 
+def new_images(drawn: int, count: int) -> list[int]:
+    """How many images of each of the :func:`strides` are new: what is behind them fills up, and counts for nothing."""
+    return [len(range(rank, drawn, count)) for rank in range(count)]
+
+
 def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
     """Put embeddings into their rows of the memory, the last where a batch has an image more than once.
 
@@ -184,7 +198,7 @@ def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
     """
     last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
     places = torch.from_numpy(len(rows) - 1 - last)
-    memory[rows[places]] = embeddings[places.to(embeddings.device)].to(memory)
+    memory[moved(rows[places], memory.device)] = embeddings[moved(places, embeddings.device)].to(memory)
 
 
 def _set_steps(optimizers: Sequence[SGD], lr: Step, head_lr: float | None, time: float) -> None:
@@ -208,6 +222,19 @@ def _stacked(views: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(views)).contiguous(memory_format=torch.channels_last)
 
 
+def _pairs(embeddings: Tensor, images: int, total: int, processes: Processes) -> Tensor:
+    """The first two views of the ``total`` images of a step of all processes, in the order in which they were drawn.
+
+    Those of this one alone have a gradient. Each computes the loss of all from them, so the sum of all gradients is
+    that of the loss, and nothing goes round on the way back.
+    """
+    own = embeddings[: 2 * images].float()
+    if processes.alone:
+        return own
+    views = [each.unflatten(0, (2, images)) for each in processes.gather(own)]
+    return torch.stack(views, 2).flatten(1, 2)[:, :total].flatten(0, 1)
+
+
 def _instance_loss(embeddings: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """The images of a batch as clusters: each of their first two views is to be told from all others by its likeness
     to the other one, which stands for the centroid (SimCLR's loss, the E-step of PCL's finest level).
@@ -223,9 +250,12 @@ def _instance_loss(embeddings: Tensor, rows: Tensor, temperature: float) -> Tens
     return F.cross_entropy((pair @ pair.T / temperature).masked_fill(own, -torch.inf), other)
 
 
-def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None) -> Tensor:
-    """Mean cross-entropy over views, images and clusterings; logits: views x images, by clusters side by side."""
+def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None, images: float) -> Tensor:
+    """Cross-entropy, the mean over views, ``images`` and clusterings; logits: views x labels, clusters side by side."""
     views = len(logits) // len(labels)
     parts = logits.float().split(list(clusters) if clusters else logits.shape[1], 1)
-    losses = [F.cross_entropy(part, each.repeat(views)) for part, each in zip(parts, labels.T, strict=True)]
+    losses = [
+        F.cross_entropy(part, each.repeat(views), ignore_index=IGNORED, reduction="sum") / (views * images)
+        for part, each in zip(parts, labels.T, strict=True)
+    ]
     return torch.stack(losses).mean()

@@ -1,0 +1,232 @@
+"""What has to lie on the network's device lies there: on a pretended second one (tests/second_device.py)."""
+
+import os
+import threading
+from contextlib import nullcontext
+from typing import ClassVar
+
+import pytest
+import torch
+
+from deepcluster import devices
+from deepcluster.algorithm import alternate, clustering_device, conclude
+from deepcluster.clustering import kmeans, pic, two_level_kmeans, whiten
+from deepcluster.clustering.agreement import nmi
+from deepcluster.devices import deterministic_kernels, exact_float32, holds_rows, working_on
+from deepcluster.images.augment import Augmentation
+from deepcluster.images.sampling import each_once
+from deepcluster.learning.features import extract
+from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
+from deepcluster.nets.backbone import build
+from deepcluster.seeding import generator, lent_global
+from deepcluster.workers import made_ahead
+from tests.drawings import drawings
+from tests.second_device import ELSEWHERE, second_device
+
+ROWS = torch.nn.functional.normalize(torch.randn(3000, 16, generator=generator(0, "rows")))
+ROWS[:1500] = ROWS[0]  # most k-means begin with empty clusters
+COLOURED = Augmentation(colour=0.4, grey=0.2)
+
+
+def test_the_second_device_refuses_what_a_gpu_refuses():
+    with second_device() as waits:
+        x = ROWS.to(ELSEWHERE)
+        assert x.device.type == "meta"
+        assert torch.equal((2 * x).cpu(), 2 * ROWS)
+        assert waits["_to_copy.default"] == 1
+        with pytest.raises(RuntimeError, match="two devices"):
+            x + ROWS
+        with pytest.raises(RuntimeError, match="generator of the CPU"):
+            torch.rand(3, device=ELSEWHERE, generator=generator(0, "numbers"))
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.numpy()
+        x[:2] = 0
+        assert not x[:2].cpu().any()
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        lambda x: kmeans(x, 50),
+        lambda x: kmeans(x, 50, empty="sample"),
+        lambda x: kmeans(x, 50, empty="faiss"),
+        lambda x: kmeans(x, 50, spherical=True),
+        lambda x: kmeans(x, 50, start=torch.arange(3000) % 50),
+        lambda x: kmeans(x, 50, start=ROWS[-50:]),
+        lambda x: kmeans(x, 50, precision="bf16", iterations=3),
+        lambda x: two_level_kmeans(x, 60),
+        lambda x: pic(x[1500:1900]),
+    ],
+)
+def test_a_clustering_lies_where_its_rows_lie(cluster):
+    here = cluster(ROWS)
+    with second_device():
+        found = cluster(ROWS.to(ELSEWHERE))
+        assert {each.device.type for each in (found.labels, found.centroids, found.sizes)} == {"meta"}
+        assert nmi(found.labels.cpu(), here.labels) > 0.98
+        assert found.sizes.sum().item() == here.sizes.sum().item()
+
+
+def test_whitening_by_blocks_on_another_device_is_that_of_the_cpu():
+    here = whiten(ROWS, 8)
+    with second_device():
+        for x in (ROWS, ROWS.to(ELSEWHERE)):
+            there = whiten(x, 8, device=ELSEWHERE)
+            assert there.mean.device.type == "cpu"
+            reduced = there(x, ELSEWHERE)
+            assert reduced.device.type == "meta"
+            assert torch.allclose(reduced.cpu().abs(), here(ROWS).abs(), atol=1e-3)
+
+
+RECIPES = {
+    "v1": {"clusters": 5, "dims": 8},
+    "v2": {
+        "clusters": [4, 6], "features": "memory", "temperature": 0.1, "dims": None, "sample": each_once,
+        "views": (COLOURED, COLOURED, Augmentation(size=16)), "spherical": True, "instance_temperature": 0.2,
+    },
+    "adapting": {"clusters": 5, "temperature": 0.07, "whitening": 0.5, "dims": 8},
+    "pic": {"clusters": 5, "dims": 8, "group": pic},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("room", [True, False])
+def test_a_run_on_another_device(name, room, monkeypatch):
+    monkeypatch.setattr(devices, "total_memory", lambda device: 1e9 if room else 0.0)
+    images, _ = drawings(10)
+    places, states = [], []
+    with second_device():
+        net = build("compact", image_size=24, projection=(16, 8) if name == "v2" else None)
+        net.to(ELSEWHERE)
+        where = clustering_device(net, len(images), 16)
+        assert where.type == ("meta" if room else "cpu")
+        options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
+        for round in alternate(net, images, keep=states.append, **options):
+            places += [round.reduced, round.clustering.labels, round.clustering.centroids]
+        # Once more from the middle of the last training, as from a file.
+        middle = next(each for each in reversed(states) if each.work and each.work.trained)
+        assert middle.memory is None or middle.memory.device == where
+        result = conclude(net, images, clusters=5, batch_size=10, dims=8)
+        places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
+    assert {each.device.type for each in places} == {"cpu"}  # what the run writes
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_no_step_waits_for_the_device(memory):
+    """As many waits in an epoch of eight steps as in one of two: its loss is read once."""
+    images, kinds = drawings(8)
+
+    def waits(batch_size: int) -> int:
+        with second_device() as found:
+            net = build("compact", image_size=24).to(ELSEWHERE)
+            net.centroid_head(torch.randn(3, net.embedding_dim, generator=generator(0, "centroids")), 0.1)
+            kept = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
+            optimizer = body_optimizer(net)
+            found.clear()
+            train_on_pseudo_labels(
+                net, images, torch.tensor(kinds), optimizer, size=24, lr=0.1, epochs=1, batch_size=batch_size,
+                views=(COLOURED, COLOURED), trust=0.5, memory=kept,
+            )  # fmt: skip
+        return found.total()
+
+    assert waits(3) == waits(12) <= 2
+
+
+def test_no_batch_of_features_waits_for_the_device_they_stay_on():
+    images, _ = drawings(8)
+    with second_device() as found:
+        net = build("compact", image_size=24).to(ELSEWHERE)
+        found.clear()
+        extract(net, images, size=24, batch_size=4, where=ELSEWHERE)
+        assert not found.total()
+        extract(net, images, size=24, batch_size=4)
+        assert found.total() == 6
+
+
+def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(devices, "total_memory", lambda device: 10e9)
+    assert holds_rows(gpu, 1_000_000, 1000)
+    assert not holds_rows(gpu, 1_000_000, 1001)
+    assert not holds_rows(torch.device("mps"), 10, 10)
+
+
+def test_settings_are_lent():
+    def settings():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.cuda.matmul.fp32_precision,
+            torch.utils.deterministic.fill_uninitialized_memory,
+            dict(os.environ),
+        )
+
+    before = settings()
+    with pytest.raises(KeyError), deterministic_kernels(), exact_float32():
+        assert settings()[:7] == (True, True, True, False, "ieee", "ieee", False)
+        raise KeyError
+    assert settings() == before
+    with working_on(torch.device("cpu"), deterministic=True):  # where all kernels are deterministic anyway
+        assert settings() == before
+    assert torch.backends.cudnn.allow_tf32  # the older name of the setting still answers
+
+
+def test_features_in_float32_are_computed_in_float32():
+    images, _ = drawings(2)
+    net = build("compact", image_size=24)
+    seen = []
+    net.body.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    extract(net, images, size=24)
+    extract(net, images, size=24, dtype=torch.bfloat16)
+    assert seen == ["ieee", "tf32"]
+
+
+def test_a_lent_generator_is_that_of_the_cpu_where_no_device_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU that nobody named"))
+    with lent_global(0, "test"):
+        first = torch.rand(3)
+    with lent_global(0, "test"):
+        assert torch.equal(torch.rand(3), first)
+
+
+class Stream:
+    """What made_ahead asks of torch.cuda, and who waited for what."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, device=None):
+        self.recorded = 0
+
+    def record_event(self):
+        self.recorded += 1
+        return Event(f"{threading.current_thread() is threading.main_thread()} {self.recorded}")
+
+    def wait_event(self, event):
+        self.log.append(f"wait {event.name}")
+
+
+class Event:
+    def __init__(self, name):
+        self.name = name
+
+    def synchronize(self):
+        Stream.log.append(f"synchronize {self.name}")
+
+
+def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):
+    used = Stream()
+    monkeypatch.setattr(Stream, "log", [])
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: used)
+    begun = []
+    for task in made_ahead(lambda task: begun.append(task) or task, range(8), torch.device("cuda:0")):
+        assert len(begun) <= task + 3
+    assert begun == list(range(8))
+    assert [line for line in Stream.log if line.startswith("wait")] == [f"wait False {i}" for i in range(1, 9)]
+    waited = [line for line in Stream.log if line.startswith("synchronize")]
+    assert waited == [f"synchronize True {i}" for i in range(1, len(waited) + 1)]
+    assert len(waited) >= 3
