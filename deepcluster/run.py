@@ -359,7 +359,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
     if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
-    ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
+    ended = "assignments settled" if keeper.settled >= recipe.patience else "all rounds done"
     return _Trained(len(history), stopped or ended, start, graphs, weights, given)
 
 

@@ -32,8 +32,8 @@ SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 HISTORY = (
-    "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
-    "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
+    "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share", "reseeded",
+    "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
 LOCK = ".lock"
 SCRATCH = "images-"  # and a number: folders in which processes other than the first keep their pixels
