@@ -56,8 +56,9 @@ class Recipe:
     empty: str = "split"
     # renumber: the head's rows are those clusters that are not empty, in order; the released code's, for the record.
     renumber: bool = False
-    # What the groups are cut from: the neighbours of an image by the "final" features, or by those of all "rounds", the
-    # network as it was given counting as much as all others. Then it is also kept, where its neighbours know better.
+    # What the groups are cut from: the neighbours of an image by the "final" features; by those before or after the
+    # rounds, whichever give the "clearer" groups; or by those of all "rounds", the network as it was given counting as
+    # much as all others. Then it is also kept, where its neighbours know better.
     neighbours: str = "final"
     # Head: a new linear one each round, or with a temperature above 0 the clusters' means, on an MLP where
     # projection_dim is not 0.
@@ -158,7 +159,7 @@ _CHOICES = {
     "clustering": ("kmeans", "pic"),
     "empty": ("split", "sample", "faiss"),
     "kmeans_start": ("random", "previous"),
-    "neighbours": ("final", "rounds"),
+    "neighbours": ("final", "clearer", "rounds"),
     "sampling": ("uniform", "official", "none"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "probe", "fp32", "bf16"),
@@ -406,9 +407,10 @@ def _seven_steps(size: int, facts: Facts) -> Choices:
 
 def _seven_gentle_steps(size: int, facts: Facts) -> Choices:
     """The same for a pretrained network."""
-    return _gentle(size, facts) | _STEPS
+    return _gentle(size, facts) | _STEPS | _GUARDED
 
 
+_GUARDED: Choices = {"neighbours": ("clearer", "training may lose what the network had")}
 _STEPS: Choices = {
     "head_lr": (0.25, "a new classifier has one round to learn in, to the last"),
     "empty": ("sample", "as the paper's step 4 says"),
@@ -431,6 +433,7 @@ def _untrained(size: int, facts: Facts, passes: int) -> Choices:
             if size >= 32
             else (size, "images below 32 px have no pixels to spare")
         ),
+        **_GUARDED,
     }  # fmt: skip
 
 
