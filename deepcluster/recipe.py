@@ -363,7 +363,7 @@ def _fitting(options: Mapping[str, Any], facts: Facts, learning: Callable[[int, 
     steady = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values = {name: value for name, (value, _) in chosen.items()}
     return Plan(
-        Recipe(**values, **steady),  # type: ignore[arg-type]
+        Recipe(**{**steady, **values}),
         tuple(f"{name} {value}: {why}" for name, (value, why) in chosen.items()),
     )
 
@@ -412,6 +412,7 @@ def _seven_gentle_steps(size: int, facts: Facts) -> Choices:
 
 _GUARDED: Choices = {"neighbours": ("clearer", "training may lose what the network had")}
 _STEPS: Choices = {
+    "tolerance": (0.05, "settled is where about one image in twenty still changes its fine cluster"),
     "head_lr": (0.25, "a new classifier has one round to learn in, to the last"),
     "empty": ("sample", "as the paper's step 4 says"),
 }
