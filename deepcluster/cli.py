@@ -60,7 +60,7 @@ def fit(
     out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="The run folder to make.")] = None,
     k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")] = "auto",
     recipe: Annotated[
-        str, Parameter(help="auto, classic (the paper's steps), v1 (the paper's settings), a .toml file, ...")
+        str, Parameter(help="auto, classic (the paper's steps), v1 (its settings), ... or FILE.toml.")
     ] = "auto",
     backbone: Annotated[str | None, Parameter(help="compact, alexnet, vgg16 or timm:NAME.")] = None,
     weights: Annotated[str | None, Parameter(help="Pretrained weights: a file, or timm to fetch timm's own.")] = None,
