@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ from deepcluster.shares import Shares, shares
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)
 FEATURES = ("pass", "memory")
+SLACK = 1e-9  # the NMI of two equal assignments may be 4e-16 below 1
 Keep = Callable[[State], None]
 Group = Callable[[Tensor], Clustering]  # reduced features, N x d; how many clusters there are is its own matter
 
@@ -72,6 +74,7 @@ def alternate(
     empty: str = "split",
     spherical: bool = False,
     levels: int = 1,
+    kmeans_start: str = "random",
     group: Group | None = None,
     renumber: bool = False,
     temperature: float | None = None,
@@ -96,12 +99,15 @@ def alternate(
     paper); a number puts the means of the clusters there, frozen, and divides their cosines (DeepCluster-v2).
     features: ``pass`` computes them anew in each round, by one pass over the images (the paper); ``memory`` does so in
     the first only and then takes those that training saw, each image's last (DeepCluster-v2): less to compute, but of
-    random views by a network that was still learning. views: how each of the views of an image is made that a step
-    trains on. instance_temperature: where it is a number, clusters count as far as they are those of the round before,
-    and for the rest every image is a cluster of its own, to be told from the others of its batch. Ends after
+    random views by a network that was still learning. kmeans_start: ``random`` starts the k-means of each round from a
+    random sample (the paper), ``previous`` from the clusters of the round before. views: how each of the views of an
+    image is made that a step trains on. instance_temperature: where it is a number, clusters count as far as they are
+    those of the round before, and for the rest every image is a cluster of its own, to be told from the others of its
+    batch. Ends after
     ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
-    ``patience`` rounds in a row. Everything is a function of ``seed``. levels: 2 takes
-    :func:`two_level_kmeans`, for very many clusters.
+    ``patience`` rounds in a row. A k-means from a random start finds other clusters in features that have not changed
+    at all, so the comparison is with a second k-means that starts at the previous clusters. Everything is a function of
+    ``seed``. levels: 2 takes :func:`two_level_kmeans`, for very many clusters.
 
     processes: those that share the images, of which ``images`` are the own ones of each; so are the rows of ``reduced``
     and of a memory, while labels are those of all images. A step trains on ``batch_size`` images of all together.
@@ -115,6 +121,8 @@ def alternate(
     """
     if features not in FEATURES:
         raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
+    if kmeans_start not in ("random", "previous") or (kmeans_start == "previous" and (group or levels == 2)):
+        raise ValueError(f"kmeans_start={kmeans_start!r}: choose random, or previous for k-means in one level")
     cluster: Callable[..., Clustering] = kmeans if levels == 1 else two_level_kmeans
     size = size or images.shape[-1]
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
@@ -145,15 +153,23 @@ def alternate(
             map_ = whiten(found, dims, whitening, processes, device=clustered) if dims else unreduced(found)
             reduced = map_(found, clustered)
             memory = found if features == "memory" else None
+            how: dict[str, Any] = {"empty": empty, "spherical": spherical, "processes": processes}
+            before = () if state.previous is None else state.previous[table.own].unbind(1)
+            starts = [{"start": each} for each in before if kmeans_start == "previous"] or [{}] * len(numbers)
             clusterings = [_by_first(table, group, reduced)] if group else [
                 _of_all(table, cluster(
-                    reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), empty=empty,
-                    spherical=spherical, processes=processes,
+                    reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), **start, **how
                 ))
-                for i, k in enumerate(numbers)
+                for i, (k, start) in enumerate(zip(numbers, starts, strict=True))
             ]  # fmt: skip
+            again = clusterings[0]
+            if before and kmeans_start == "random" and not group:
+                # In two levels one assignment: more would cost what the second level saves.
+                again = _of_all(table, kmeans(
+                    reduced, numbers[0], start=before[0], iterations=iterations if levels == 1 else 0, **how
+                ))  # fmt: skip
             times.append(time.perf_counter())
-            work = _compared(state.previous, reduced.cpu(), clusterings, instance_temperature, seed, index, times)
+            work = _compared(state, again, reduced.cpu(), clusterings, instance_temperature, seed, times)
 
             # Step 5, learning, with a new linear classifier, or the centroids as one.
             if temperature is None:
@@ -172,8 +188,8 @@ def alternate(
         loss = train_on_pseudo_labels(
             network, images, targets, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
             batch_size=batch_size, views=views, clusters=[len(each.centroids) for each in work.clusterings],
-            trust=work.trust, instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed, round=index,
-            memory=memory, table=table, dtype=dtype, begun=work.trained,
+            trust=work.cluster_weight, instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed,
+            round=index, memory=memory, table=table, dtype=dtype, begun=work.trained,
             keep=partial(_kept, keep, state, work, optimizer),
             progress=partial(progress, "training"),
         )  # fmt: skip
@@ -181,8 +197,9 @@ def alternate(
         # Step 6, alternation.
         step = lr(float(index)) if callable(lr) else lr
         yield _record(index, work, loss, step, time.perf_counter() - begin, table.total * epochs)
-        settled = state.settled + 1 if 1 - work.agreement <= tolerance else 0
-        state = State(index + 1, work.clusterings[0].labels, settled, memory, momenta(optimizer))
+        settled = state.settled + 1 if 1 - work.agreement <= tolerance + SLACK else 0
+        previous = torch.stack([each.labels for each in work.clusterings], 1)
+        state = State(index + 1, previous, settled, memory, momenta(optimizer))
     keep(state)
 
 
@@ -222,17 +239,20 @@ def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained
 
 
 def _compared(
-    previous: Tensor | None, reduced: Tensor, clusterings: Sequence[Clustering], instance_temperature: float | None,
-    seed: int, index: int, times: Sequence[float],
+    state: State, again: Clustering, reduced: Tensor, clusterings: Sequence[Clustering],
+    instance_temperature: float | None, seed: int, times: Sequence[float],
 ) -> Work:  # fmt: skip
-    """How much has changed since the previous round? (Of step 6; learning may depend on it.)"""
-    labels = clusterings[0].labels
+    """How much has changed since the previous round? (Of step 6; learning may depend on it.)
+
+    again: what the first clustering of the previous round has become in the features of this one.
+    """
+    previous = None if state.previous is None else state.previous[:, 0]
     return Work(
         reduced=reduced,
         clusterings=tuple(clusterings),
-        agreement=math.nan if previous is None else nmi(previous, labels),
-        moved=math.nan if previous is None else changed(previous, labels),
-        trust=1.0 if instance_temperature is None else trusted(previous, labels, seed, index),
+        agreement=math.nan if previous is None else nmi(previous, again.labels),
+        moved=math.nan if previous is None else changed(previous, again.labels),
+        cluster_weight=1.0 if instance_temperature is None else trusted(previous, again.labels, seed, state.round),
         seconds=(times[1] - times[0], times[2] - times[1]),
     )
 
@@ -260,6 +280,7 @@ def _record(index: int, work: Work, loss: float, lr: float, seconds: float, view
         chance_loss=mean(math.log(clustering.occupied) for clustering in work.clusterings),
         nmi_previous=work.agreement,
         changed=work.moved,
+        cluster_weight=work.cluster_weight,
         lr=lr,
         features_seconds=work.seconds[0],
         clustering_seconds=work.seconds[1],

@@ -53,6 +53,7 @@ def rounds_of(
         empty=recipe.empty,
         spherical=recipe.spherical,
         levels=recipe.kmeans_levels,
+        kmeans_start=recipe.kmeans_start,
         group=GROUPS[recipe.clustering],
         renumber=recipe.renumber,
         temperature=recipe.temperature or None,

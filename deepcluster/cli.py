@@ -73,7 +73,9 @@ def fit(
     *,
     out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="The run folder to make.")] = None,
     k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")] = "auto",
-    recipe: Annotated[str, Parameter(help="auto, v1 (the paper's settings) or a .toml file.")] = "auto",
+    recipe: Annotated[
+        str, Parameter(help="auto, classic (the paper's steps), v1 (its settings), ... or FILE.toml.")
+    ] = "auto",
     backbone: Annotated[str | None, Parameter(help="compact, alexnet, vgg16 or timm:NAME.")] = None,
     weights: Annotated[str | None, Parameter(help="Pretrained weights: a file, or timm to fetch timm's own.")] = None,
     pseudo_labels: Annotated[str | None, Parameter(help="Number of fine clusters trained on, or auto.")] = None,
@@ -435,20 +437,21 @@ def export(
 def recipes(name: str | None = None, /) -> None:
     """List the recipes, or print the options of one as TOML, with how it departs from what was published.
 
-    What `auto` chooses depends on the images: --dry-run."""
+    What `auto` and `classic` choose depends on the images: --dry-run."""
     from deepcluster.recipe import PRESETS, Facts, resolve, to_toml
 
     if name is None:
         for preset, make in PRESETS.items():
             print(f"{preset:13} {' '.join((make.__doc__ or '').split())}")
         return
+    fitting = name in ("auto", "classic")
     # The published recipes were made for ImageNet's 1.28 million images.
-    count = 1_281_167 if name in PRESETS and name != "auto" else 50_000
+    count = 1_281_167 if name in PRESETS and not fitting else 50_000
     example = Facts(count=count, short_side=32, grey=False, n_clusters=10, device="cpu")
-    if name == "auto":
-        print("# What auto chooses for 50,000 colour images of 32 px, 10 groups, on a CPU:")
+    if fitting:
+        print(f"# What {name} chooses for 50,000 colour images of 32 px, 10 groups, on a CPU:")
     chosen = resolve(name, {}, example)
-    if name in PRESETS and name != "auto":
+    if name in PRESETS and not fitting:
         print("".join(f"# {line}\n" for line in chosen.by_reason()), end="")
     print(to_toml(chosen.recipe), end="")
 

@@ -39,8 +39,10 @@ class Keeper:
         self.table = table
         self.last = time.monotonic()
         self._told: State | None = None  # the last one, where it is not in a checkpoint
+        self.settled = 0  # of the last state
 
     def __call__(self, state: State) -> None:
+        self.settled = state.settled
         training = state.work is not None
         trained = state.work is not None and state.work.trained is not None
         stopping, due = self._asked()

@@ -14,6 +14,7 @@ COLUMNS = {
     "chance_loss": ".2f",
     "nmi_previous": ".3f",
     "changed": ".1%",
+    "cluster_weight": ".0%",
     "largest_share": ".1%",
     "reseeded": "d",
     "images_per_second": ",.0f",

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,16 @@ class Recipe:
     clustering: str = "kmeans"
     kmeans_iterations: int = 20
     kmeans_levels: int = 1
+    # kmeans_start: a "random" sample in each round, or the "previous" clusters. Either way what has changed since the
+    # previous round is told by a k-means from the previous clusters.
+    kmeans_start: str = "random"
     # Empty clusters: "split" a large one, put it on a "sample", or as "faiss" does, which may leave some empty.
     empty: str = "split"
     # renumber: the head's rows are those clusters that are not empty, in order; the released code's, for the record.
     renumber: bool = False
-    # What the groups are cut from: the neighbours of an image by the "final" features, or by those of all "rounds", the
-    # network as it was given counting as much as all others. Then it is also kept, where its neighbours know better.
+    # What the groups are cut from: the neighbours of an image by the "final" features; by those before or after the
+    # rounds, whichever give the "clearer" groups; or by those of all "rounds", the network as it was given counting as
+    # much as all others. Then it is also kept, where its neighbours know better.
     neighbours: str = "final"
     # Head: a new linear one each round, or with a temperature above 0 the clusters' means, on an MLP where
     # projection_dim is not 0.
@@ -111,6 +115,11 @@ class Recipe:
             )
         if self.clustering == "pic" and self.heads > 1:
             raise UsageError(f"clustering=pic finds one clustering: heads={self.heads} would all learn the same")
+        if self.kmeans_start == "previous" and (self.clustering != "kmeans" or self.kmeans_levels > 1):
+            raise UsageError(
+                "kmeans_start=previous is for k-means in one level:"
+                f" clustering={self.clustering}, kmeans_levels={self.kmeans_levels}"
+            )
         if self.renumber and self.temperature:
             raise UsageError(
                 f"renumber is for a new linear head: temperature={self.temperature:g} puts the clusters' means there"
@@ -148,7 +157,8 @@ _CHOICES = {
     "features": ("pass", "memory"),
     "clustering": ("kmeans", "pic"),
     "empty": ("split", "sample", "faiss"),
-    "neighbours": ("final", "rounds"),
+    "kmeans_start": ("random", "previous"),
+    "neighbours": ("final", "clearer", "rounds"),
     "sampling": ("uniform", "official", "none"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "probe", "fp32", "bf16"),
@@ -281,12 +291,14 @@ def v1_official(options: Mapping[str, Any], facts: Facts) -> Plan:
     )
 
 
+_BY_NUMBER = "kmeans_start random: as published, from other images in each round, so a run ends by its number of rounds"
 _DEPARTURES_V1 = (
+    _BY_NUMBER,
     "margin 1.143: training crops are of the stored 256 px square, published: of the whole image",
     "k-means: all assignments but the last in bfloat16 where that is native, published: float32",
     "dims 256: directions with less than 1e-6 of the largest variance are left out, published: kept",
 )
-_SETTLED = "it ends when so many rounds change nothing, published: always all rounds"
+_SETTLED = "it ends before where nothing at all changes in so many rounds, published: always all rounds"
 _REPAIRED = "no cluster stays empty, published: some may after the last assignment"
 
 
@@ -332,6 +344,7 @@ def _v2(options: Mapping[str, Any], facts: Facts, *, rounds: int, side: int, cro
 
 
 _DEPARTURES_V2 = (
+    _BY_NUMBER,
     "margin 1.143: views are of the stored 256 px square, published: of the whole image",
     "batch_size 256: published: 4096, on 64 GPUs",
     "lr 0.3: in proportion to the batch, published: 4.8",
@@ -346,20 +359,37 @@ _DEPARTURES_V2 = (
 
 
 def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
-    """Chosen from the number, size and colour of the images, the network and weights given, and the device."""
+    """Chosen from the number, size and colour of the images, the network and weights given, and the device.
+
+    Without weights DeepCluster-v2's parts, and beside its loss one that tells single images apart (SimCLR's), as far as
+    the clusters are not those of the round before. ``cluster_weight`` in history.csv says how much of it is clusters.
+    """
+    return _fitting(options, facts, _adapting if options.get("weights") else _from_scratch)
+
+
+def classic(options: Mapping[str, Any], facts: Facts) -> Plan:
+    """The seven steps of the paper and nothing else, with a network, sizes and numbers that fit the images."""
+    return _fitting(options, facts, _seven_gentle_steps if options.get("weights") else _seven_steps)
+
+
+Choices = dict[str, tuple[Any, str]]  # option: its value, and why
+
+
+def _fitting(options: Mapping[str, Any], facts: Facts, learning: Callable[[int, Facts], Choices]) -> Plan:
+    """What fits the images, and how to learn from them by their stored size."""
     backbone = options.get("backbone", "compact")
     adapting = bool(options.get("weights"))
     if adapting and "backbone" not in options:
         raise UsageError("--weights needs the network that they are for: add --backbone, for example timm:resnet18")
     size, why_size = _image_size(backbone, facts)
-    chosen: dict[str, tuple[Any, str]] = {
+    chosen: Choices = {
         "backbone": (backbone, "the network for small images, as none was given"),
         "image_size": (size, why_size),
         "margin": (1.0 if size <= 64 else 256 / 224, "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
     }
     own_size = options.get("image_size", size)
-    chosen |= _adapting(own_size, facts) if adapting else _from_scratch(own_size, facts)
+    chosen |= learning(own_size, facts)
     if facts.grey:
         why = "the images are grey: shapes count, and left is not right"
         chosen |= {
@@ -376,53 +406,88 @@ def auto(options: Mapping[str, Any], facts: Facts) -> Plan:
     steady = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     values = {name: value for name, (value, _) in chosen.items()}
     return Plan(
-        Recipe(**values, **steady),  # type: ignore[arg-type]
+        Recipe(**{**steady, **values}),
         tuple(f"{name} {value}: {why}" for name, (value, why) in chosen.items()),
     )
 
 
-def _adapting(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
+def _adapting(size: int, facts: Facts) -> Choices:
     """A pretrained network: few, gentle rounds on clusters' means, of which none can spoil the groups alone."""
+    return _gentle(size, facts) | {
+        "temperature": (0.07, "a pretrained network is changed gently"),
+        "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
+    }
+
+
+def _gentle(size: int, facts: Facts) -> Choices:
+    """What every network that begins with weights is trained by."""
     why = "a pretrained network is changed gently"
     rounds = max(1, min(3, round(15_000 / max(1, facts.count)))) if facts.device == "cpu" else 3
     return {
         "rounds": (rounds, "a pretrained network needs few"),
         "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
         "frozen_statistics": (True, why), "lr": (0.001, why), "batch_size": (64, why),
-        "temperature": (0.07, why), "dims": (128, why),
-        "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
+        "dims": (128, why),
         "view_size": (round(size * 0.75), "crops look larger: 3/4 of the side keeps their scale, and is faster"),
     }  # fmt: skip
 
 
-def _from_scratch(size: int, facts: Facts) -> dict[str, tuple[Any, str]]:
+def _from_scratch(size: int, facts: Facts) -> Choices:
     """Nothing is known yet: each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
     why = "a network trained from nothing"
-    count = max(1, facts.count)
-    epochs = math.ceil(IMAGES_A_ROUND / count)
-    rounds = max(10, round(min(PASSES * count, IMAGES_IN_ALL) / (epochs * count)))
-    return {
-        "epochs": (epochs, f"at least {IMAGES_A_ROUND} images in a round, of {facts.count}"),
-        "rounds": (rounds, f"{PASSES} passes over the images, at most {IMAGES_IN_ALL} images in all"),
-        "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
-        "lr": (0.25, why), "warmup": (0.5, why), "weight_decay": (5e-4, why),
+    return _untrained(size, facts, PASSES) | {
         "instance_temperature": (0.2, why), "views": (2, why),
-        "view_size": (
-            (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
-            if size >= 32
-            else (size, "images below 32 px have no pixels to spare")
-        ),
         "heads": (3, why), "head_growth": (2.0, why), "temperature": (0.1, why), "spherical": (True, why),
         "features": ("memory", why), "reduce": (False, why),
         "projection_hidden": (512, why), "projection_dim": (128, why),
     }  # fmt: skip
 
 
+def _seven_steps(size: int, facts: Facts) -> Choices:
+    """A new linear classifier on one clustering of whitened features of a pass, from one view of each image."""
+    return _untrained(size, facts, CLASSIC_PASSES) | _STEPS
+
+
+def _seven_gentle_steps(size: int, facts: Facts) -> Choices:
+    """The same for a pretrained network."""
+    return _gentle(size, facts) | _STEPS | _GUARDED
+
+
+_GUARDED: Choices = {"neighbours": ("clearer", "training may lose what the network had")}
+_STEPS: Choices = {
+    "tolerance": (0.05, "settled is where about one image in twenty still changes its fine cluster"),
+    "head_lr": (0.25, "a new classifier has one round to learn in, to the last"),
+    "empty": ("sample", "as the paper's step 4 says"),
+}
+
+
+def _untrained(size: int, facts: Facts, passes: int) -> Choices:
+    """What every network that begins with random weights is trained by."""
+    why = "a network trained from nothing"
+    count = max(1, facts.count)
+    epochs = math.ceil(IMAGES_A_ROUND / count)
+    rounds = max(10, round(min(passes * count, IMAGES_IN_ALL) / (epochs * count)))
+    return {
+        "epochs": (epochs, f"at least {IMAGES_A_ROUND} images in a round, of {facts.count}"),
+        "rounds": (rounds, f"{passes} passes over the images, at most {IMAGES_IN_ALL} images in all"),
+        "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
+        "lr": (0.25, why), "warmup": (0.5, why), "weight_decay": (5e-4, why),
+        "view_size": (
+            (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
+            if size >= 32
+            else (size, "images below 32 px have no pixels to spare")
+        ),
+        **_GUARDED,
+    }  # fmt: skip
+
+
 PRESETS = {
-    "auto": auto, "v1": v1, "v1-official": v1_official, "v2": v2, "v2-400-2x224": v2_400_2x224, "v2-800": v2_800,
+    "auto": auto, "classic": classic, "v1": v1, "v1-official": v1_official,
+    "v2": v2, "v2-400-2x224": v2_400_2x224, "v2-800": v2_800,
 }  # fmt: skip
 IMAGES_A_ROUND = 5000
 PASSES = 90
+CLASSIC_PASSES = 36
 IMAGES_IN_ALL = 5_000_000
 
 

@@ -40,7 +40,9 @@ class Round:
     ``reduced`` (float32, N x d) are the whitened, L2-normalised features that were clustered; ``clustering.labels`` are
     the pseudo-labels that were trained on (those of the first, where several clusterings are learnt). ``loss`` is their
     mean cross-entropy over the round, ``chance_loss`` that of guessing. ``nmi_previous`` and
-    ``changed`` compare with the assignment of the round before (NaN in the first round).
+    ``changed`` compare the assignment of the round before with what its clusters became in the new features (NaN in the
+    first round). ``cluster_weight`` is the share of the pseudo-labels' loss in what was minimised; the rest, if any, is
+    that of the loss of single images.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Round:
     chance_loss: float
     nmi_previous: float
     changed: float
+    cluster_weight: float
     lr: float
     features_seconds: float
     clustering_seconds: float
@@ -76,15 +79,16 @@ class Trained:
 class Work:
     """What a round has found before it trains (steps 2 to 4), and how far it has trained since.
 
-    ``clusterings`` are those of ``reduced``, and ``agreement``, ``moved`` and ``trust`` compare the first of them with
-    the round before; ``seconds``: for the features, and for reduction and clustering.
+    ``clusterings`` are those of ``reduced``; ``agreement``, ``moved`` and ``cluster_weight`` compare the first
+    clustering of the round before with what became of it; ``seconds``: for the features, and for reduction and
+    clustering.
     """
 
     reduced: Tensor
     clusterings: tuple[Clustering, ...]
     agreement: float
     moved: float
-    trust: float
+    cluster_weight: float
     seconds: tuple[float, float]
     trained: Trained | None = None
 
@@ -93,11 +97,11 @@ class Work:
 class State:
     """Where an alternation is: with the network, the images and the options, all that the next step depends on.
 
-    ``round`` is the number of the one under way, ``previous`` the pseudo-labels of the one before it (int64, N),
-    ``settled`` for how many rounds they have not changed. ``memory`` are the features that training saw (N x D),
-    ``momentum`` the body optimizer's, a tensor for each parameter. ``work`` is None before the round has clustered;
-    from then on the head of the network belongs to the state too. The tensors are those that the alternation goes on
-    to change: a state is to be written or copied before the next step.
+    ``round`` is the number of the one under way, ``previous`` the pseudo-labels of the one before it (int64, N
+    x the number of clusterings), ``settled`` for how many rounds they have not changed. ``memory`` are the features
+    that training saw (N x D), ``momentum`` the body optimizer's, a tensor for each parameter. ``work`` is None before
+    the round has clustered; from then on the head of the network belongs to the state too. The tensors are those that
+    the alternation goes on to change: a state is to be written or copied before the next step.
     """
 
     round: int = 0

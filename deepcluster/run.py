@@ -24,7 +24,9 @@ from deepcluster.algorithm import Result, conclude
 from deepcluster.assembly import Steps, network_of, rounds_of
 from deepcluster.clustering.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
 from deepcluster.clustering.graph import Graph, joined, neighbour_graph
-from deepcluster.clustering.verdict import guard
+from deepcluster.clustering.number import ROWS
+from deepcluster.clustering.verdict import Clarity, Guard, clarity, guard
+from deepcluster.clustering.whitening import whiten
 from deepcluster.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.display import Display, Silent
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
@@ -35,13 +37,14 @@ from deepcluster.images.preview import Preview, preview
 from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.keeping import Keeper, scattered
+from deepcluster.learning.features import extract
 from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.processes import ALONE, Processes, together
 from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
 from deepcluster.records import Clustering, State
 from deepcluster.report.sheet import pictures, sheet
-from deepcluster.seeding import derive
+from deepcluster.seeding import derive, generator
 from deepcluster.stopping import Stop
 from deepcluster.storage import drawn, tables
 from deepcluster.storage import model as models
@@ -309,7 +312,8 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
     graphs: list[Graph] = []
     weights: list[float] = []
     joining = recipe.neighbours == "rounds"
-    given = {name: value.clone() for name, value in network.body.state_dict().items()} if joining else {}
+    final = recipe.neighbours == "final"
+    given = {} if final else {name: value.clone() for name, value in network.body.state_dict().items()}
     limit = job.request.time_limit
     stopped = ""
     own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
@@ -381,7 +385,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
     if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")
     job.record["seconds_by_phase"]["rounds"] = round_to(job.clock.lap(), 2)
-    ended = "all rounds done" if len(history) == recipe.rounds else "assignments settled"
+    ended = "assignments settled" if keeper.settled >= recipe.patience else "all rounds done"
     return _Trained(len(history), stopped or ended, start, graphs, weights, given)
 
 
@@ -419,7 +423,10 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     n_clusters, graph, kept = 0, None, True
     if job.processes.leads:
         n_clusters = job.request.n_clusters or suggested(result.reduced, job.record, job.display)
-        graph, kept = _guarded(job, result.reduced, trained, n_clusters)
+        if recipe.neighbours == "clearer":
+            kept = _clearer(job, network, store, recipe, result.reduced, trained, n_clusters)
+        else:
+            graph, kept = _guarded(job, result.reduced, trained, n_clusters)
     if not job.processes.first(lambda: kept):
         network.body.load_state_dict(trained.given)
         result = _conclude(network, job, store, recipe)
@@ -439,11 +446,31 @@ def _guarded(job: _Job, reduced: Tensor, trained: _Trained, n_clusters: int) -> 
     graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
     if n_clusters < 2 or len(graph.rows) < ROWS_EACH * n_clusters:
         return graph, True
-    found = guard(trained.graphs[0], last, graph, n_clusters, derive(job.request.seed, "guard"))
+    return graph, _said(job, guard(trained.graphs[0], last, graph, n_clusters, derive(job.request.seed, "guard")))
+
+
+def _clearer(
+    job: _Job, network: Network, store: Store, recipe: Recipe, reduced: Tensor, trained: _Trained, n_clusters: int
+) -> bool:
+    """Whether the network that was trained is to be kept, by the groups of a sample of the first process's images."""
+    if not trained.rounds or n_clusters < 2:
+        return True
+    seed = derive(job.request.seed, "guard")
+    rows = torch.randperm(len(store.images), generator=generator(seed, "sample"))[:ROWS].sort().values
+    own = {name: value.clone() for name, value in network.body.state_dict().items()}
+    network.body.load_state_dict(trained.given)
+    features = extract(network, store.images[rows], size=recipe.image_size, batch_size=recipe.batch_size).cpu()
+    network.body.load_state_dict(own)
+    found = clarity(whiten(features, recipe.dims, recipe.whitening)(features), reduced[rows], n_clusters, seed)
+    return found is None or _said(job, found)
+
+
+def _said(job: _Job, found: Guard | Clarity) -> bool:
+    """What a guard has found, on the screen and in run.json."""
     job.record["guard"] = {name: round_to(value, 4) for name, value in asdict(found).items()}
     job.record["guard"] |= {"kept": found.kept, "text": found.text}
     job.display.say("Guard", found.text)
-    return graph, found.kept
+    return found.kept
 
 
 def _write(

@@ -100,6 +100,7 @@ class Terminal:
         self.say(
             f"{row['round'] + 1}/{rounds}",
             f"loss {row['loss']:.3f} (chance {row['chance_loss']:.2f})  NMI previous {value('nmi_previous', '.3f')}"
-            f"  changed {value('changed', '.1%')}  largest {row['largest_share']:.1%}  reseeded {row['reseeded']}"
-            f"{with_labels}  {row['images_per_second']:,.0f} img/s  {seconds:.1f} s",
+            f"  changed {value('changed', '.1%')}  cluster weight {row['cluster_weight']:.0%}"
+            f"  largest {row['largest_share']:.1%}  reseeded {row['reseeded']}{with_labels}"
+            f"  {row['images_per_second']:,.0f} img/s  {seconds:.1f} s",
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,32 @@ def test_where_the_network_has_forgotten_the_first_one_is_kept(pictures, pretrai
     wanted = build("compact", image_size=24, weights=pretrained).body.state_dict()
     got = run.models.load(folder.path).network.body.state_dict()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "classic"])
+def test_from_scratch_groups_that_were_clearer_before_are_kept(pictures, tmp_path, monkeypatch, recipe):
+    """The features have collapsed in the end: model and groups are those of the network before training."""
+
+    def collapsing(network, *arguments, **options):
+        yield from alternate(network, *arguments, **options)
+        with torch.no_grad():
+            for parameter in network.body.parameters():
+                parameter.zero_()
+
+    images = np.load(pictures[0])[::4]
+    options = {"image_size": 24, "epochs": 1, "view_size": 0, "rounds": 1}
+    request = Request(n_clusters=3, recipe=recipe, options=options)
+    start = run.fit(images, replace(request, out=tmp_path / "start", options=options | {"rounds": 0}))
+    monkeypatch.setattr(assembly, "alternate", collapsing)
+    folder = run.fit(images, replace(request, out=tmp_path / "run"))
+    record = json.loads((folder.path / "run.json").read_text())
+    assert record["guard"]["kept"] is False
+    assert record["guard"]["before"] > record["guard"]["after"]
+    assert found(folder) == found(start)
+    wanted = build("compact", image_size=24).body.state_dict()
+    got = run.models.load(folder.path).network.body.state_dict()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert "guard" not in json.loads((start.path / "run.json").read_text())
 
 
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (2, 2), (30, 1), (30, 2)])

@@ -195,7 +195,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return found | {"history": json.dumps(rows).encode()}
 
 
-@pytest.mark.parametrize(("count", "recipe"), [pytest.param(2, "auto", marks=pytest.mark.slow), (3, "v1")])
+@pytest.mark.parametrize(
+    ("count", "recipe"),
+    [pytest.param(2, "auto", marks=pytest.mark.slow), pytest.param(2, "classic", marks=pytest.mark.slow), (3, "v1")],
+)
 def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
     assert ranks[count](fitted, tmp_path / "whole", recipe, 10**9, False) == ["done"] * count
     for rank, looks in ((0, 2), (count - 1, 9)):

@@ -135,6 +135,41 @@ def test_auto_follows_the_facts(facts, expected):
     assert {name: getattr(recipe, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("facts", [PHOTOS, replace(PHOTOS, short_side=8, count=1797, grey=True)])
+@pytest.mark.parametrize("weights", [{}, {"weights": "w.safetensors", "backbone": "timm:resnet18"}])
+def test_classic_is_the_seven_steps_at_the_size_of_auto(facts, weights):
+    plan = resolve("classic", weights, facts)
+    recipe, chosen = plan.recipe, resolve("auto", weights, facts).recipe
+    steps = {
+        "features": "pass", "reduce": True, "spherical": False, "clustering": "kmeans", "empty": "sample", "heads": 1,
+        "temperature": 0.0, "instance_temperature": 0.0, "projection_dim": 0, "sampling": "uniform", "views": 1,
+        "neighbours": "clearer", "kmeans_start": "random",
+    }  # fmt: skip
+    assert {name: getattr(recipe, name) for name in steps} == steps
+    assert recipe.tolerance > 0
+    for name in ("backbone", "image_size", "pseudo_labels", "crop_min", "crop_max", "flip", "view_size", "whitening"):
+        assert getattr(recipe, name) == getattr(chosen, name)
+    assert recipe.rounds <= chosen.rounds
+    assert {"head_lr", "empty", "lr", "rounds"} <= {reason.split(" ")[0] for reason in plan.reasons}
+
+
+@pytest.mark.parametrize("base", ["v1", "v1-official", "v2", "v2-400-2x224", "v2-800"])
+def test_published_recipes_start_k_means_anew_and_say_what_ends_them(base):
+    plan = resolve(base, {}, PHOTOS)
+    assert plan.recipe.kmeans_start == "random"
+    assert any(each.startswith("kmeans_start random") and "number of rounds" in each for each in plan.reasons)
+
+
+def test_previous_clusters_are_a_start_of_k_means_alone():
+    assert Recipe(kmeans_start="previous").kmeans_start == "previous"
+    with pytest.raises(UsageError, match="kmeans_start=previous is for k-means in one level: clustering=pic"):
+        Recipe(kmeans_start="previous", clustering="pic")
+    with pytest.raises(UsageError, match="kmeans_levels=2"):
+        Recipe(kmeans_start="previous", kmeans_levels=2)
+    with pytest.raises(UsageError, match="kmeans_start='last': choose random or previous"):
+        Recipe(kmeans_start="last")
+
+
 def test_auto_gives_a_reason_for_what_it_chose():
     plan = resolve("auto", {}, PHOTOS)
     named = {reason.split(" ")[0] for reason in plan.reasons}

@@ -43,7 +43,10 @@ def run(options, images, *, keep=None, begin=None):
     return net.state_dict(), last[0], labels
 
 
-@pytest.mark.parametrize("options", [LINEAR, CENTROIDS], ids=["linear", "centroids"])
+GOING_ON = {"clusters": (5, 3), "dims": 8, "epochs": 1, "kmeans_start": "previous"}
+
+
+@pytest.mark.parametrize("options", [LINEAR, CENTROIDS, GOING_ON], ids=["linear", "centroids", "previous"])
 def test_from_every_state_to_the_same_end(options):
     images, _ = drawings(8, 16)
     states = []
@@ -61,7 +64,7 @@ def test_from_every_state_to_the_same_end(options):
         assert (got_end.round, got_end.settled) == (end.round, end.settled)
 
 
-@pytest.mark.parametrize("lost", ["momentum", "memory", "step"])
+@pytest.mark.parametrize("lost", ["momentum", "memory", "step", "previous"])
 def test_a_state_without_one_of_its_parts_ends_elsewhere(lost):
     """The negative control: each part is needed, and the test above would see it missing."""
     images, _ = drawings(8, 16)
@@ -71,8 +74,8 @@ def test_a_state_without_one_of_its_parts_ends_elsewhere(lost):
     )
     state, parameters = states[5 if lost != "step" else 7]  # the start of round 1, or its first step
     assert (state.work is None) == (lost != "step")
-    parts = {"momentum": {"momentum": ()}, "memory": {"memory": None}, "step": {"work": None}}
-    state = replace(state, **parts[lost])
+    name = "work" if lost == "step" else lost
+    state = replace(state, **{name: () if lost == "momentum" else None})
     got, _, _ = run(CENTROIDS, images, begin=(state, parameters))
     assert not all(torch.equal(wanted[name], got[name]) for name in wanted if name in got)
 

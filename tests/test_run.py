@@ -57,7 +57,10 @@ def test_the_files_and_their_columns(finished):
     assert len(table) == 48
     assert {row["status"] for row in table} == {"ok"}
     assert tuple(rows(finished / "cluster_summary.csv")[0]) == files.SUMMARY
-    assert tuple(rows(finished / "history.csv")[0]) == (*files.HISTORY, "nmi_labels")
+    history = rows(finished / "history.csv")
+    assert tuple(history[0]) == (*files.HISTORY, "nmi_labels")
+    assert history[0]["cluster_weight"] == "0.0"  # auto's first clusters repeat nothing
+    assert 0 < float(history[1]["cluster_weight"]) <= 1
     assert (finished / "skipped.csv").read_text() == "path,reason\n"
     recipe = tomllib.loads((finished / "recipe.toml").read_text())
     assert recipe["rounds"] == 2
@@ -250,6 +253,17 @@ def test_no_rounds_clusters_the_untrained_features(photos, tmp_path):
     metrics = json.loads((found / "metrics.json").read_text())
     assert metrics["nmi"] == metrics["baseline_nmi"]
     assert rows(found / "history.csv") == []
+
+
+def test_a_run_says_what_ended_it(photos, tmp_path):
+    """Also where the assignments settle in the last of its rounds."""
+    request = Request(
+        out=tmp_path / "run", n_clusters=3, recipe="classic", options=QUICK | {"tolerance": 1, "patience": 1}
+    )
+    found = run.fit(photos, request).path
+    record = json.loads((found / "run.json").read_text())
+    assert (record["rounds"], record["stopped_because"]) == (2, "assignments settled")
+    assert {row["cluster_weight"] for row in rows(found / "history.csv")} == {"1.0"}
 
 
 def test_the_time_limit_stops_between_rounds(photos, tmp_path):

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from deepcluster.clustering.cut import cut, place
-from deepcluster.clustering.verdict import CLEAR, MIXED, Signs, signs, verdict
+from deepcluster.clustering.verdict import CLEAR, CLEARLY, MIXED, Clarity, Signs, clarity, signs, verdict
 from deepcluster.seeding import generator
 from tests.test_number import blobs
 
@@ -58,3 +58,18 @@ def test_of_more_groups_than_the_sample_can_show_nothing_is_said(rows, k):
     found = signs(F.normalize(torch.randn(rows, 4, generator=generator(0, "rows"))), torch.arange(rows) % k)
     assert found is None
     assert "too few images a group" in verdict(found)
+
+
+def test_the_trained_network_is_kept_unless_it_is_clearly_worse():
+    clear = blobs(5, each=20)
+    none = F.normalize(torch.randn(100, 32, generator=generator(0, "rows")))
+    lost, gained = clarity(clear, none, 5, seed=0), clarity(none, clear, 5, seed=0)
+    assert (lost.before, lost.after) == (gained.after, gained.before)
+    assert clarity(clear, torch.ones_like(clear) / clear.shape[1] ** 0.5, 5, seed=0).after == 0  # collapsed
+    assert not lost.kept
+    assert "those of the network before it are taken" in lost.text
+    assert gained.kept
+    assert "is kept" in gained.text
+    assert Clarity(0.5, 0.5 - CLEARLY).kept
+    assert not Clarity(0.5, 0.49 - CLEARLY).kept
+    assert clarity(clear[:20], clear[:20], 2, seed=0) is None

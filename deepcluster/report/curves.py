@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from deepcluster.report.text import Row, figure, number, percent
 
 PLOT_WIDTH, PLOT_HEIGHT = 264.0, 120.0
-SHARES = {"changed", "largest_share"}  # columns shown as percentages
+SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages
 # What tells whether the training went well: column of history.csv, title, top of the scale where it is fixed.
 SERIES = (
     ("loss", "Loss", None),
     ("nmi_previous", "NMI to the previous round", 1.0),
     ("changed", "Images that changed pseudo-label", None),
+    ("cluster_weight", "Share of the loss from pseudo-labels", 1.0),
     ("largest_share", "Largest pseudo-label's share", None),
     ("nmi_labels", "NMI to the labels", 1.0),
 )

@@ -69,6 +69,7 @@ COLUMNS = {
     "inertia": "Inertia",
     "nmi_previous": "NMI to previous",
     "changed": "Changed",
+    "cluster_weight": "Cluster weight",
     "largest_share": "Largest share",
     "reseeded": "Reseeded",
     "lr": "Learning rate",

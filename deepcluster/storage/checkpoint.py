@@ -173,7 +173,7 @@ def values_of(state: State) -> dict[str, Any]:
         value["work"] = {
             "agreement": None if math.isnan(work.agreement) else work.agreement,
             "moved": None if math.isnan(work.moved) else work.moved,
-            "trust": work.trust,
+            "cluster_weight": work.cluster_weight,
             "seconds": list(work.seconds),
             "clusterings": [[each.inertia, each.iterations, each.reseeded] for each in work.clusterings],
             "steps": work.trained.steps if work.trained else None,
@@ -195,7 +195,7 @@ def state_of(value: Mapping[str, Any], tensors: Tensors) -> State:
             clusterings=tuple(clusterings),
             agreement=math.nan if found["agreement"] is None else found["agreement"],
             moved=math.nan if found["moved"] is None else found["moved"],
-            trust=found["trust"],
+            cluster_weight=found["cluster_weight"],
             seconds=(found["seconds"][0], found["seconds"][1]),
             trained=None if steps is None else Trained(steps, tensors["epoch_loss"], tensors["loss"]),
         )

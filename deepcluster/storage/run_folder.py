@@ -42,8 +42,8 @@ SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 HISTORY = (
-    "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "largest_share", "reseeded", "lr",
-    "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
+    "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share", "reseeded",
+    "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
 )  # fmt: skip
 GRAPH = "neighbours.safetensors"
 LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1

@@ -25,6 +25,7 @@ def history_row(round: Round, truth: Sequence[str] | None) -> dict[str, Any]:
         "inertia": round_to(round.clustering.inertia, 3),
         "nmi_previous": blank_if_nan(round.nmi_previous),
         "changed": blank_if_nan(round.changed),
+        "cluster_weight": round_to(round.cluster_weight, 5),
         "largest_share": round_to(round.clustering.largest_share, 5),
         "reseeded": round.clustering.reseeded,
         "lr": round_to(round.lr, 8),
