@@ -186,13 +186,6 @@ def test_bad_files_change_nothing_and_are_listed(finished, photos, tmp_path):
     assert (found / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
 
 
-def test_where_pseudo_labels_equal_k_the_last_clustering_is_the_result(photos, tmp_path):
-    found = fit(photos, tmp_path / "run", k=8)
-    table = rows(found / "clusters.csv")
-    pairs = {(row["cluster"], row["fine_cluster"]) for row in table}
-    assert len(pairs) == 8  # one to one
-
-
 def test_two_levels_reach_the_rounds_and_the_result(photos, tmp_path, monkeypatch):
     taken = []
 
