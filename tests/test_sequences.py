@@ -108,7 +108,7 @@ class Life(RuleBasedStateMachine):
 
     def do(self, *arguments: object, trap: tuple[str, str, int] | None = None) -> tuple[int, str]:
         code, said = self.command(*arguments, trap=trap)
-        assert code in (0, 2, 3, 5, 75) or (code == -9 and trap), (arguments, trap, code, said)
+        assert code in (0, 2, 3, 4, 5, 75) or (code == -9 and trap), (arguments, trap, code, said)
         assert "bug" not in said and "Traceback" not in said, (arguments, trap, said)
         self.ended = code
         return code, said
