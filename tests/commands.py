@@ -4,7 +4,8 @@
 
 ``seconds``: the signal ``what`` (kill -9 where it is not said) after that time (null: never). ``trap``: null or [what,
 where, count]; at the count-th call of the function ``where`` (module:name, or several) the process gets the signal
-called ``what`` (SIGKILL, SIGTERM, ...), or with FSIZE it may write no file larger than ``count`` bytes from the beginning.
+called ``what`` (SIGKILL, SIGTERM, ...), or with FSIZE it may write no file larger than ``count`` bytes from the
+beginning.
 """
 
 import importlib
