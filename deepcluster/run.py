@@ -205,7 +205,7 @@ def check_not_inside(source: Source, out: Path) -> None:
     names = {Path(path).name for path in own}
     files_read = (source.file(i) for i in range(len(source.paths))) if source.file else ()
     for file in (Path(source.location), *files_read):
-        if file.name in names and os.path.realpath(file) in own:
+        if (file.name in names or file.is_symlink()) and os.path.realpath(file) in own:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 
 

@@ -225,10 +225,11 @@ def test_overwrite_where_there_is_nothing_yet(command, images, tmp_path):
     assert command("fit", images, "-o", tmp_path / "new", "-k", "3", *FAST, "--overwrite") == (0, "")
 
 
-@pytest.mark.parametrize("listed", ["sizes.png", "thumbnails.webp"])
+@pytest.mark.parametrize("listed", ["proj/sizes.png", "proj/thumbnails.webp", "a link.png"])
 def test_images_that_would_be_removed_are_refused(images, proj, tmp_path, listed, capsys):
     """L1: IMAGES inside what --overwrite replaces."""
-    (tmp_path / "list.txt").write_text(f"{proj / listed}\n{images / '00.png'}\n")
+    (tmp_path / "a link.png").symlink_to(proj / "sizes.png")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / listed}\n{images / '00.png'}\n")
     before = digests(proj)
     assert run_command(["fit", str(tmp_path / "list.txt"), "-o", str(proj), "-k", "1", *FAST, "--overwrite"]) == 2
     assert "is one of IMAGES" in capsys.readouterr().err
