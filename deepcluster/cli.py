@@ -26,7 +26,7 @@ from deepcluster.errors import (
     UsageError,
 )
 from deepcluster.stopping import listening
-from deepcluster.terminal import Printed, Terminal, complain, printable, say
+from deepcluster.terminal import PipeConsole, Printed, Terminal, complain, printable, say
 
 if TYPE_CHECKING:
     from deepcluster.processes import Processes
@@ -41,6 +41,7 @@ app = App(
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
+    console=PipeConsole(),
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
@@ -136,9 +137,8 @@ def fit(
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
     request = run.Request(
         out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, deterministic=deterministic,
-        seed=seed,
-        time_limit=None if time_limit is None else _seconds(time_limit), labels=labels, overwrite=overwrite,
-        resume=resume, checkpoint_every=_seconds(checkpoint_every),
+        seed=seed, time_limit=None if time_limit is None else _seconds("--time-limit", time_limit), labels=labels,
+        overwrite=overwrite, resume=resume, checkpoint_every=_seconds("--checkpoint-every", checkpoint_every),
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
     )  # fmt: skip
     if dry_run:
@@ -576,12 +576,12 @@ def _assignment(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), value.strip()
 
 
-def _seconds(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     hours, minutes, seconds = (float(value or 0) for value in match.groups()) if match else (0.0, 0.0, 0.0)
     found = hours * 3600 + minutes * 60 + seconds
     if not match or not any(match.groups()) or found > LONGEST:
-        raise UsageError(f"--time-limit {_short(text)}: write it as 90s, 30m, 2h or 1h30m")
+        raise UsageError(f"{option} {_short(text)}: write it as 90s, 30m, 2h or 1h30m")
     return found
 
 

@@ -186,7 +186,7 @@ def write_report(folder: RunFolder, source: Source | None) -> None:
         history=history,
         metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
-        duplicates=folder.read_rows("duplicates.csv") if folder.has("duplicates.csv") else None,
+        duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
         places=drawn.read_map(folder, len(used)),
         tree=drawn.read_tree(folder, len(used)),

@@ -551,6 +551,11 @@ def to_toml(recipe: Recipe) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(recipe).items())
 
 
+def options_of(path: Path) -> dict[str, Any]:
+    """The options in a file that :func:`to_toml` wrote."""
+    return check_options(_from_toml(str(path))[1])
+
+
 def _from_toml(path: str) -> tuple[str, dict[str, Any]]:
     """The preset (key ``base``, default ``auto``) and the options of a recipe file."""
     if not path.endswith(".toml"):

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
 def _differing(differences: Mapping[str, Sequence[str]]) -> DataError:
     shown = "; ".join(f"{len(paths):,} {what} ({_some(paths)})" for what, paths in differences.items() if paths)
     return DataError(
-        f"the images are not those that the run began with: {shown or 'they are in another order'}: put them back, or"
-        " begin anew with --overwrite"
+        f"the images are not those that the run began with: {shown or 'some are others, or in another order'}: put them"
+        " back, or begin anew with --overwrite"
     )
 
 
@@ -78,6 +79,30 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
     if then != now:
         raise _differing({"added": sorted(now - then), "removed": sorted(then - now)})
     return True
+
+
+def is_untouched(source: Source, record: Mapping[str, Any]) -> bool:
+    """Whether the images lie where the run read them, as files that are older than it, or come from a data set."""
+    scheme = source.location.partition(":")[0]
+    if source.location != record["location"] or scheme in ("-", "python"):
+        return False
+    if scheme in ("sklearn", "torchvision", "hf"):
+        return True
+    place = Path(source.location)
+    paths = [source.file(i) for i in range(len(source.paths))] if source.file else [place]
+    try:
+        begun = datetime.fromisoformat(record["started"]).timestamp()
+        return place.exists() and all(path.is_file() and path.stat().st_mtime < begun for path in paths)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def check_fingerprint(folder: RunFolder, now: Mapping[str, str]) -> None:
+    """:func:`check_images` of a run that is finished, whose checkpoints somebody may have removed."""
+    if folder.has(IMAGES_READ):
+        check_images(folder, now)
+    elif folder.read_record().get("fingerprint", "") not in ("", fingerprint(now)):
+        raise _differing({})
 
 
 def check_run(checkpoints: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

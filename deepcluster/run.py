@@ -41,7 +41,7 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.processes import ALONE, Processes, together
-from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
+from deepcluster.recipe import Facts, Plan, Recipe, options_of, resolve, to_toml
 from deepcluster.records import Clustering, State
 from deepcluster.report.sheet import pictures, sheet
 from deepcluster.seeding import derive, generator
@@ -116,6 +116,7 @@ def _fit(
     if request.resume and request.out:
         out = request.out
         if processes.first(lambda: resuming.is_finished(out, source, request.n_clusters, request.seed)):
+            _check_finished(out, source, request, processes)
             display.say("Run", f"{out} is finished already")
             return files.open_run(out)
     labels = true_labels(request.labels, source) if request.labels else None
@@ -155,30 +156,57 @@ def _fit(
         }
         checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
         found = checkpoints.latest() if request.resume and processes.leads else None
-        if not replacing:
+        # What is there stays whole until the new images are read, and are those that the checkpoint is of.
+        waiting = replacing or found is not None
+        if not waiting:
             folder.write_json(files.RUN, record)
         job = _Job(source, labels, seen, request, folder, device, display, clock, record, checkpoints, stop, processes)
-        job.display.say("Run", str(folder.path))
+        if not replacing:
+            job.display.say("Run", str(folder.path))
         if network.origin:
             job.display.say("Weights", network.origin)
         record["memory_estimate_mb"] = round(needed.total / 1e6)
         job.display.say("Memory", f"{needed.text}, {available / 1e9:.1f} GB are free")
         try:
-            # A run that is there already stays whole until the new one has read its images.
-            with folder.next_state(anew=True) if replacing else nullcontext(folder) as reading:
+            with folder.next_state(anew=replacing) if waiting else nullcontext(folder) as reading:
                 read = _read(replace(job, folder=reading), network)
-                if replacing:
+                if found:
+                    _check_same(job, read, found)
+                if waiting:
                     reading.write_json(files.RUN, record)
+            waiting = False
+            if replacing:
+                job.display.say("Run", str(folder.path))
             trained = _train(job, network, read, found)
             _finish(job, network, read.store, read.recipe, trained)
         except BaseException as error:
             stopped = stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
             record |= {"status": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
-            with suppress(DeepClusterError):
-                if folder.read_record().get("run") == record["run"]:  # and not the one that was to be replaced
+            if not waiting:
+                with suppress(DeepClusterError):
                     folder.write_json(files.RUN, record)
             raise
     return files.open_run(folder.path)
+
+
+def _check_finished(out: Path, source: Source, request: Request, processes: Processes) -> None:
+    """An error with both values where a finished run is of other options than those that are named, or of images with
+    other pixels: they are read again only where they lie elsewhere or have changed since."""
+    folder = files.open_run(out)
+    record = folder.read_record()
+    if request.options or request.recipe != "auto":
+        named = asdict(plan(source, preview(source), request, record.get("images_count")).recipe)
+        then = options_of(folder.file("recipe.toml"))
+        wanted = request.options or {} if request.recipe == "auto" else named
+        asked = {name: named[name] for name in wanted if name in then and named[name] not in ("auto", "probe")}
+        resuming.check_options(then, asked)
+    if processes.first(lambda: resuming.is_untouched(source, record)):
+        return
+    size = folder.read_json("model/config.json", {"store_size": int})["store_size"]
+    with temporary_folder() as place:
+        digests = resuming.digests(source, read_share(source, size, processes, folder=place))
+    if processes.leads:
+        resuming.check_fingerprint(folder, digests)
 
 
 def check_not_inside(source: Source, out: Path) -> None:
@@ -187,7 +215,7 @@ def check_not_inside(source: Source, out: Path) -> None:
     names = {Path(path).name for path in own}
     files_read = (source.file(i) for i in range(len(source.paths))) if source.file else ()
     for file in (Path(source.location), *files_read):
-        if file.name in names and os.path.realpath(file) in own:
+        if (file.name in names or file.is_symlink()) and os.path.realpath(file) in own:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 
 
@@ -302,6 +330,23 @@ class _Trained:
     given: Mapping[str, Tensor]
 
 
+def _about(job: _Job, recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
+    return {
+        "options": {**asdict(recipe), **own}, "environment": job.record["environment"],
+        "run": job.record["run"], "fingerprint": job.record["fingerprint"],
+    }  # fmt: skip
+
+
+def _check_same(job: _Job, read: _Read, found: Checkpoint) -> None:
+    """An error with both values where a checkpoint is of another run, or of other options or images."""
+    about = _about(job, read.recipe)
+    resuming.check_run(job.checkpoints.folder, found.about, about)
+    resuming.check_options(found.about["options"], about["options"])
+    resuming.check_images(job.folder, read.digests)
+
+
 def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -> _Trained:
     """Alternate until the recipe or the time limit ends it; keep history.csv up to date, and checkpoints."""
     store, recipe, processes = read.store, read.recipe, job.processes
@@ -316,15 +361,8 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
     given = {} if final else {name: value.clone() for name, value in network.body.state_dict().items()}
     limit = job.request.time_limit
     stopped = ""
-    own = {"n_clusters": job.request.n_clusters, "seed": job.request.seed}
-    about = {
-        "options": {**asdict(recipe), **own}, "environment": job.record["environment"],
-        "run": job.record["run"], "fingerprint": job.record["fingerprint"],
-    }  # fmt: skip
+    about = _about(job, recipe)
     if found:
-        resuming.check_run(job.checkpoints.folder, found.about, about)
-        resuming.check_options(found.about["options"], about["options"])
-        resuming.check_images(job.folder, read.digests)
         job.record["resumed"] = resuming.differing_environment(found.about["environment"], about["environment"])
         history = resuming.history(job.folder, columns, found.state.round)
         start = _start_of(found.parts["start"]) if "start" in found.parts else None

@@ -14,13 +14,14 @@ from deepcluster.errors import LostError, Stopped, Unsaid
 if TYPE_CHECKING:
     from pathlib import Path
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 EXIT_OF_A_SECOND = 130
 AGAIN = 0.25  # seconds after which Stopped is raised once more where something has swallowed it
 
 
 class Stop:
-    """Whether somebody ``wanted`` the command to stop. As a context it listens to SIGINT, SIGTERM and SIGUSR1.
+    """Whether somebody ``wanted`` the command to stop. As a context it listens to SIGNALS, but not to a SIGHUP
+    that is ignored (nohup).
 
     ``at_once``: whether the work under way can be left where it is (all but a step of training, which changes the
     network). Then a signal raises Stopped there and then; else whoever works looks at ``wanted`` after the step. A
@@ -45,8 +46,10 @@ class Stop:
             _listening = self
             self._unraisable, sys.unraisablehook = sys.unraisablehook, self._drop
             for name in (*SIGNALS, "SIGALRM"):
-                if hasattr(signal, name):  # Windows has neither SIGUSR1 nor SIGALRM
+                if hasattr(signal, name):  # Windows has only the first two
                     number = getattr(signal, name)
+                    if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                        continue
                     self._before[number] = signal.signal(number, self._heard)
         return self
 

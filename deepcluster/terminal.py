@@ -40,7 +40,9 @@ def complain(text: str) -> None:
         print(printable(text), file=sys.stderr)
 
 
-class _Console(Console):
+class PipeConsole(Console):
+    """A console that raises where nobody reads it any more."""
+
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError: rich would end the process, and the run with it
 
@@ -53,7 +55,7 @@ class Terminal:
 
     def __init__(self, quiet: bool, *, to_stderr: bool = False):
         self.quiet = quiet
-        self.console = _Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+        self.console = PipeConsole(stderr=to_stderr, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(),

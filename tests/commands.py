@@ -3,8 +3,9 @@
     python -m tests.commands     reads a JSON list a line, [arguments, seconds, trap, what]; answers [exit code, stderr]
 
 ``seconds``: the signal ``what`` (kill -9 where it is not said) after that time (null: never). ``trap``: null or [what,
-where, count]; at the count-th call of the function ``where`` (module:name) the process gets the signal called ``what``
-(SIGKILL, SIGTERM, ...), or with FSIZE it may write no file larger than ``count`` bytes from the beginning.
+where, count]; at the count-th call of the function ``where`` (module:name, or several) the process gets the signal
+called ``what`` (SIGKILL, SIGTERM, ...), or with FSIZE it may write no file larger than ``count`` bytes from the
+beginning.
 """
 
 import importlib
@@ -23,21 +24,26 @@ EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
 
 
 def trapped(what: str, where: str, count: int) -> None:
-    """Let the count-th call of a function send a signal to this process before it does its work."""
-    module, _, name = where.partition(":")
-    owner: Any = importlib.import_module(module)
-    *classes, name = name.split(".")
-    for each in classes:
-        owner = getattr(owner, each)
-    original, calls = getattr(owner, name), []
+    """Let the count-th call of a function, or of any of several (with spaces between), send a signal to this process
+    before it does its work."""
+    calls: list[int] = []
 
-    def call(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), getattr(signal, what))
-        return original(*arguments, **options)
+    def counted(original: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == count:
+                os.kill(os.getpid(), getattr(signal, what))
+            return original(*arguments, **options)
 
-    setattr(owner, name, call)
+        return call
+
+    for place in where.split():
+        module, _, name = place.partition(":")
+        owner: Any = importlib.import_module(module)
+        *classes, name = name.split(".")
+        for each in classes:
+            owner = getattr(owner, each)
+        setattr(owner, name, counted(getattr(owner, name)))
 
 
 def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:

@@ -12,6 +12,7 @@ from deepcluster.clustering.layout import Points
 from deepcluster.clustering.levels import Level
 from deepcluster.clustering.tree import Tree
 from deepcluster.errors import DiskError
+from deepcluster.storage.ownership import is_ours
 from deepcluster.storage.reading import check_file
 from deepcluster.storage.run_folder import RunFolder, filters
 
@@ -35,7 +36,7 @@ def read_sheet(folder: RunFolder) -> bytes:
     path = folder.file(SHEET)
     if not path.exists():
         return b""
-    with folder.believed():
+    with folder.believed(SHEET):
         check_file(path, MOST_SHEET)
         data = path.read_bytes()
     if data[:4] + data[8:12] != b"RIFFWEBP":
@@ -47,7 +48,9 @@ def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
     """The layers whose filters were drawn, and their sheets; DiskError where one is no PNG picture."""
     before, after = filters("*").split("*")
     found: list[tuple[str, Image.Image]] = []
-    for path in sorted(path for path in folder.path.glob(filters("*")) if path.is_file()):
+    for path in sorted(folder.path.glob(filters("*"))):
+        if not is_ours(folder.path, path.name):  # a picture of the user's, whatever it shows
+            continue
         try:
             check_file(path, MOST_FILTERS[0])
             image = Image.open(BytesIO(path.read_bytes()), formats=["PNG"])
@@ -80,7 +83,7 @@ def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None
         return None
     types = {"groups": list, "merges": list, "sizes": list, "medoids": list, "levels": list}
     table = folder.read_json(TREE, types)
-    with folder.believed():
+    with folder.believed(TREE):
         return _tree(table, images), [_level(*row) for row in table["levels"]]
 
 

@@ -53,7 +53,7 @@ def own_files(run: Path) -> list[str]:
     """The names of the files in a run folder that are ours."""
     names = []
     for folder in (run, *(run / name for name in FOLDERS)):
-        if folder != run and (folder.is_symlink() or not folder.is_dir()):
+        if not folder.is_dir() or (folder != run and folder.is_symlink()):
             continue
         for path in sorted(folder.iterdir()):
             name = path.relative_to(run).as_posix()

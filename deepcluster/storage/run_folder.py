@@ -47,6 +47,8 @@ HISTORY = (
 )  # fmt: skip
 GRAPH = "neighbours.safetensors"
 LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
+# A run can be read without these files, which some runs do not have.
+SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json")
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
 ATTEMPTS, PAUSE = 100, 0.02  # to read one state of a run that another process changes; seconds between two
@@ -253,7 +255,9 @@ def cut_digest(rows: Iterable[Row]) -> str:
 
 def _damaged(path: Path, error: Exception) -> DiskError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return DiskError(f"{path} is damaged ({reason}): restore it from a copy, or fit again with --overwrite")
+    spare = path.name in SPARE
+    other = "remove it, and the report does without" if spare else "fit again with another -o"
+    return DiskError(f"{path} is damaged ({reason}): restore it from a copy, or {other}")
 
 
 def folder_name(name: str) -> str:
