@@ -16,8 +16,9 @@ LEAST_ROWS = 30
 # Of the score. Measured on 20 states of runs (docs/decisions.md): from .8 on the groups had an NMI to the labels of .65
 # or more, from .6 to .8 of .41 or more, below of .4 or less.
 CLEAR, MIXED = 0.8, 0.6
-# By how much the groups of an untrained network must explain the ties better to be taken. Of seven trained networks that
-# were better the groups were from .002 behind to .043 ahead, of three worse ones .018 to .082 behind (docs/decisions.md).
+# By how much the groups of an untrained network must explain the ties better to be taken. Those of seven trained
+# networks that were better were from .002 behind to .043 ahead, of three worse ones .018 to .082 behind
+# (docs/decisions.md).
 CLEARLY = 0.01
 
 
