@@ -402,13 +402,7 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
 
 def _seven_steps(size: int, facts: Facts) -> Choices:
     """A new linear classifier of one clustering of the whitened features of a pass."""
-    return (
-        _untrained(size, facts, CLASSIC_PASSES)
-        | _STEPS
-        | {
-            "lr": (0.4, "a network trained from nothing, which has to follow clusters that are new in each round"),
-        }
-    )
+    return _untrained(size, facts, CLASSIC_PASSES) | _STEPS
 
 
 def _seven_gentle_steps(size: int, facts: Facts) -> Choices:
