@@ -444,7 +444,7 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
 
 
 def _seven_steps(size: int, facts: Facts) -> Choices:
-    """A new linear classifier on one clustering of whitened features of a pass, from one view of each image."""
+    """A new linear classifier of one clustering of the whitened features of a pass."""
     return _untrained(size, facts, CLASSIC_PASSES) | _STEPS
 
 
@@ -456,6 +456,7 @@ def _seven_gentle_steps(size: int, facts: Facts) -> Choices:
 _GUARDED: Choices = {"neighbours": ("clearer", "training may lose what the network had")}
 _STEPS: Choices = {
     "tolerance": (0.05, "settled is where about one image in twenty still changes its fine cluster"),
+    "views": (2, "two random views of an image tell more of its cluster than one"),
     "head_lr": (0.25, "a new classifier has one round to learn in, to the last"),
     "empty": ("sample", "as the paper's step 4 says"),
 }
@@ -487,7 +488,7 @@ PRESETS = {
 }  # fmt: skip
 IMAGES_A_ROUND = 5000
 PASSES = 90
-CLASSIC_PASSES = 36
+CLASSIC_PASSES = 30
 IMAGES_IN_ALL = 5_000_000
 
 

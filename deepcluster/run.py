@@ -45,7 +45,7 @@ from deepcluster.recipe import Facts, Plan, Recipe, options_of, resolve, to_toml
 from deepcluster.records import Clustering, State
 from deepcluster.report.sheet import pictures, sheet
 from deepcluster.seeding import derive, generator
-from deepcluster.stopping import Stop
+from deepcluster.stopping import Stop, temporary_folder
 from deepcluster.storage import drawn, tables
 from deepcluster.storage import model as models
 from deepcluster.storage import run_folder as files

@@ -139,7 +139,7 @@ def test_from_scratch_groups_that_were_clearer_before_are_kept(pictures, tmp_pat
     folder = run.fit(images, replace(request, out=tmp_path / "run"))
     record = json.loads((folder.path / "run.json").read_text())
     assert record["guard"]["kept"] is False
-    assert record["guard"]["before"] > record["guard"]["after"]
+    assert record["guard"]["after"] > record["guard"]["before"]
     assert found(folder) == found(start)
     wanted = build("compact", image_size=24).body.state_dict()
     got = run.models.load(folder.path).network.body.state_dict()

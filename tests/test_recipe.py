@@ -142,7 +142,7 @@ def test_classic_is_the_seven_steps_at_the_size_of_auto(facts, weights):
     recipe, chosen = plan.recipe, resolve("auto", weights, facts).recipe
     steps = {
         "features": "pass", "reduce": True, "spherical": False, "clustering": "kmeans", "empty": "sample", "heads": 1,
-        "temperature": 0.0, "instance_temperature": 0.0, "projection_dim": 0, "sampling": "uniform", "views": 1,
+        "temperature": 0.0, "instance_temperature": 0.0, "projection_dim": 0, "sampling": "uniform", "views": 2,
         "neighbours": "clearer", "kmeans_start": "random",
     }  # fmt: skip
     assert {name: getattr(recipe, name) for name in steps} == steps

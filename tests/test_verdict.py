@@ -64,12 +64,20 @@ def test_the_trained_network_is_kept_unless_it_is_clearly_worse():
     clear = blobs(5, each=20)
     none = F.normalize(torch.randn(100, 32, generator=generator(0, "rows")))
     lost, gained = clarity(clear, none, 5, seed=0), clarity(none, clear, 5, seed=0)
-    assert (lost.before, lost.after) == (gained.after, gained.before)
-    assert clarity(clear, torch.ones_like(clear) / clear.shape[1] ** 0.5, 5, seed=0).after == 0  # collapsed
+    assert lost.after > 10 * lost.before
     assert not lost.kept
-    assert "those of the network before it are taken" in lost.text
+    assert "the network before training, and its groups, are taken" in lost.text
     assert gained.kept
     assert "is kept" in gained.text
-    assert Clarity(0.5, 0.5 - CLEARLY).kept
-    assert not Clarity(0.5, 0.49 - CLEARLY).kept
-    assert clarity(clear[:20], clear[:20], 2, seed=0) is None
+    assert clarity(clear, clear, 5, seed=0).kept
+    assert Clarity(1.0, CLEARLY).kept
+    assert not Clarity(2.0, 1.5).kept
+    assert Clarity(2.2, 1.5).kept
+
+
+def test_collapsed_features_are_no_groups():
+    clear = blobs(5, each=20)
+    collapsed = torch.ones_like(clear) / clear.shape[1] ** 0.5
+    assert not clarity(clear, collapsed, 5, seed=0).kept
+    assert clarity(collapsed, clear, 5, seed=0).kept
+    assert clarity(collapsed, collapsed, 5, seed=0) is None

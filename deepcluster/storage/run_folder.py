@@ -382,9 +382,13 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
 
 
 def open_run(path: Path) -> RunFolder:
-    """The run folder at ``path``. DiskError where there is none, or one of another version."""
+    """The run folder at ``path``, with all files at their places. DiskError where there is none, or one of another
+    version."""
     if not path.is_dir():
         raise DiskError(f"no such run folder: {path}. Name the folder that `deepcluster fit` printed")
+    if generation.is_pending(path):  # a killed process left it so; where it cannot be written to, it is read as it is
+        with suppress(DiskError), locked(path):
+            pass
     folder = RunFolder(path)
     if not folder.has(RUN):
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
