@@ -556,7 +556,7 @@ def test_a_damaged_file_of_python_2(tmp_path):
     path = tmp_path / "cut.pth.tar"
     for end in range(0, len(PYTHON2), 3):
         path.write_bytes(PYTHON2[:end])
-        with pytest.raises(ModelError, match=r"cut.pth.tar: cannot be read as weights"):
+        with pytest.raises(ModelError, match=r"cut.pth.tar: (cannot be read as weights|the file is empty)"):
             read_checkpoint(path)
     random = generator(0, "damage")
     for at in torch.randint(0, len(PYTHON2), (200,), generator=random).tolist():

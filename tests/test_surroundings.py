@@ -23,7 +23,7 @@ from deepcluster.images.source import find, find_in_parts
 from deepcluster.images.store import read_once
 from deepcluster.storage import run_folder as files
 from tests.conftest import QUICK
-from tests.tiny import tiny_run
+from tests.tiny import RECORD, tiny_run
 
 LONG = "x" * 300
 DIGITS = "9" * 5000
@@ -373,14 +373,14 @@ def test_a_history_with_a_word_in_it(run: Path, photos: Path, capsys: Any) -> No
     (run / "run.json").write_text(json.dumps(record | {"status": "stopped"}))
     (run / "history.csv").write_text(",".join(files.HISTORY) + "\n" + "x" + ",1" * (len(files.HISTORY) - 1) + "\n")
     said = ends(["fit", photos, "-k", "3", "-o", run, "--resume", *QUICK], 5, capsys)
-    assert "history.csv is damaged" in said
+    assert "history.csv has the rounds x, and the checkpoint comes after 1" in said
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints"])
 def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "run.json").write_text(json.dumps({"schema_version": 1, "status": "stopped", "images": "x"}))
+    (run / "run.json").write_text(json.dumps(RECORD | {"status": "stopped"}))
     (run / name).write_text("mine")
     said = ends(["fit", photos, "-k", "3", "-o", run, "--resume", *QUICK], 5, capsys)
     assert name in said

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from deepcluster.errors import DataError
 from deepcluster.images.decode import one_line
 
+HOLDS_OBJECTS = ValueError("it holds Python objects and not numbers: save numbers of type uint8")
 MAGICS = {".npy": b"\x93NUMPY", ".npz": b"PK"}
 
 
@@ -28,8 +29,7 @@ def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
 
 def said_plainly(error: ValueError) -> ValueError:
     """numpy's message, or another where it is about unpickling."""
-    objects = "pickle" in str(error) or "Python objects" in str(error)
-    return ValueError("it holds Python objects and not numbers: save numbers of type uint8") if objects else error
+    return HOLDS_OBJECTS if "pickle" in str(error) or "Python objects" in str(error) else error
 
 
 def _state(stream: FileIO) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, UsageError, missing_extra
 from deepcluster.images import tars
-from deepcluster.images.arrays import Rows, load_array, said_plainly
+from deepcluster.images.arrays import HOLDS_OBJECTS, Rows, load_array, said_plainly
 from deepcluster.images.datasets import CHANNELS, reader
 from deepcluster.images.decode import (
     MAX_PIXELS,
@@ -496,6 +496,8 @@ def _header(archive: Any, name: str) -> _Header:
     version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(start)
+    if dtype.hasobject:
+        raise HOLDS_OBJECTS
     return _Header(name, dtype, shape, entry.compress_size)
 
 

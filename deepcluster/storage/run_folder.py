@@ -314,7 +314,7 @@ def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iter
 
 
 def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:
-    advice = "give another -o" if make else "make it writable, or work on a copy of it"
+    advice = "give another -o" if make else "make it writable, or work on a copy of the run"
     return DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}")
 
 
