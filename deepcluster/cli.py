@@ -41,7 +41,6 @@ app = App(
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
-    console=PipeConsole(),
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
@@ -648,6 +647,7 @@ def run_command(arguments: list[str]) -> int:
 def main() -> None:
     """Run the command of the command line, and end the process with its exit code."""
     streams.set_up()
+    app.console = PipeConsole()  # now, as it takes its width from the COLUMNS that set_up has looked at
     code = run_command(sys.argv[1:])
     if (unsaid := streams.failure()) and code == 0:
         complain(f"error: {unsaid}")

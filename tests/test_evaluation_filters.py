@@ -297,13 +297,16 @@ def test_what_cannot_be_used(run, capsys, arguments, message):
     assert not list(run.glob("filters-*"))
 
 
-def test_overwrite_removes_the_sheets_and_nothing_like_them(run, photos):
-    (run / "filters-block1.png").write_bytes(b"old")
+def test_overwrite_removes_the_sheets_and_nothing_like_them(run, photos, capsys):
+    evaluated(capsys, run, "--protocol", "filters", "--layers", "block1", *FEW)
+    assert (run / "filters-block1.png").exists()
     (run / "filters-mine").write_text("mine")
+    (run / "filters-mine.png").write_bytes(b"mine")
     (run / "filters-folder.png").mkdir()
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(run), *QUICK, "--overwrite"]) == 0
     assert not (run / "filters-block1.png").exists()
     assert (run / "filters-mine").exists() and (run / "filters-folder.png").is_dir()
+    assert (run / "filters-mine.png").read_bytes() == b"mine"
 
 
 def test_the_report_shows_them(run, capsys):
@@ -312,6 +315,9 @@ def test_the_report_shows_them(run, capsys):
     assert run_command(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert 'id="filters"' in page and 'alt="Filters of block2"' in page
-    (run / "filters-block2.png").write_bytes(b"no picture")
+    whole = (run / "filters-block2.png").read_bytes()
+    (run / "filters-block2.png").write_bytes(whole[: len(whole) // 2])  # of ours, and damaged
     assert run_command(["report", str(run)]) == 5
     assert "filters-block2.png cannot be used" in capsys.readouterr().err
+    (run / "filters-block2.png").write_bytes(b"no picture")  # somebody's own
+    assert run_command(["report", str(run)]) == 0
