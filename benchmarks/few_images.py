@@ -6,6 +6,7 @@ the last k-means, which was the groups up to now.
     python benchmarks/few_images.py
 """
 
+import argparse
 import statistics
 
 import numpy as np
@@ -22,10 +23,13 @@ from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Facts, resolve
 
-K, SEEDS = 10, 16
+K = 10
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=16, help="random samples")
+    seeds = parser.parse_args().seeds
     images = read_once(find("sklearn:digits"), 16).images
     labels = load_digits().target
     network = build("compact", image_size=16)
@@ -33,7 +37,7 @@ def main() -> None:
     for count in (100, 200, 300):
         recipe = resolve("auto", {}, Facts(count, 8, True, K, "cpu")).recipe
         scores: dict[str, list[float]] = {"groups of a run": [], "last k-means": []}
-        for seed in range(SEEDS):
+        for seed in range(seeds):
             chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
             found = conclude(
                 network, images[chosen], clusters=recipe.pseudo_labels, whitening=recipe.whitening, seed=seed
@@ -48,7 +52,7 @@ def main() -> None:
             | {f"{name}, std": round(float(np.std(each, ddof=1)), 3) for name, each in scores.items()}
         )
         print(rows[-1], flush=True)
-    save("few_images", {"seeds": SEEDS, "rows": rows})
+    save("few_images", {"seeds": seeds, "rows": rows})
 
 
 main()

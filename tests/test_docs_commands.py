@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepcluster import errors
+from deepcluster.stopping import EXIT_OF_A_SECOND
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
 from tests.sandbox import SHARED, Sandbox, options, verbs
@@ -57,6 +58,7 @@ def test_no_command_hides_in_another_block():
 
 def test_options_in_the_prose_exist():
     everywhere = set.union(*map(options, verbs())) | {"--help", "--version", "--debug", "--install-completion"}
+    everywhere |= {"--standalone", "--nproc-per-node", "--master-port"}  # torchrun's
     for page in PAGES:
         if page.name in HISTORY:
             continue
@@ -90,7 +92,7 @@ def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
         error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
     }
     said = text_of(ROOT / "docs/usage.md").partition("## Exit codes")[2]
-    assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0}
+    assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0, EXIT_OF_A_SECOND}
 
 
 def test_every_room_is_in_the_list_of_rooms():
