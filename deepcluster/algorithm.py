@@ -119,10 +119,7 @@ def alternate(
     keep: called with the State at the start of a round, when it has clustered, after each step of training, and at the
     end; whoever writes it down, with the network, can go on from there by giving it as ``state``, to the same result.
     """
-    if features not in FEATURES:
-        raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
-    if kmeans_start not in ("random", "previous") or (kmeans_start == "previous" and (group or levels == 2)):
-        raise ValueError(f"kmeans_start={kmeans_start!r}: choose random, or previous for k-means in one level")
+    _check_choices(features, kmeans_start, one_level=not (group or levels == 2))
     cluster: Callable[..., Clustering] = kmeans if levels == 1 else two_level_kmeans
     size = size or images.shape[-1]
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
@@ -176,10 +173,9 @@ def alternate(
                 network.new_head(sum(len(each.centroids) for each in clusterings), generator(seed, "head", index))
             else:
                 along = unreduced(found)(found, clustered) if dims else reduced
-                centroids = [
-                    means(along, each.labels[table.own], len(each.centroids), processes) for each in clusterings
-                ]
-                network.centroid_head(torch.cat(centroids), temperature)
+                network.centroid_head(torch.cat(
+                    [means(along, each.labels[table.own], len(each.centroids), processes) for each in clusterings]
+                ), temperature)  # fmt: skip
             del found, reduced  # without a memory nothing but the reduced features stays
         state = replace(state, memory=memory, work=work)
         keep(state)
@@ -201,6 +197,13 @@ def alternate(
         previous = torch.stack([each.labels for each in work.clusterings], 1)
         state = State(index + 1, previous, settled, memory, momenta(optimizer))
     keep(state)
+
+
+def _check_choices(features: str, kmeans_start: str, *, one_level: bool) -> None:
+    if features not in FEATURES:
+        raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
+    if kmeans_start not in ("random", "previous") or (kmeans_start == "previous" and not one_level):
+        raise ValueError(f"kmeans_start={kmeans_start!r}: choose random, or previous for k-means in one level")
 
 
 def clustering_device(network: Network, rows: int, width: int, processes: Processes = ALONE) -> torch.device:

@@ -200,13 +200,15 @@ def _at_first(own: Prediction | None, processes: Processes) -> list[Prediction]:
         return [own] if own else []
     own = own or Prediction((), torch.empty(0), torch.empty(0), ())
     table = shares(processes, len(own.paths))
-    reduced, lengths = (table.at_first(each).split(table.sizes) for each in (own.reduced, own.lengths))
+    reduced, lengths = table.at_first(own.reduced), table.at_first(own.lengths)
     told: list[Any] = processes.every_at_first([[*own.paths], [*own.skipped]])
     if not processes.leads:
         return []
     return [
         Prediction(tuple(paths), rows, length, tuple((path, reason) for path, reason in skipped))
-        for (paths, skipped), rows, length in zip(told, reduced, lengths, strict=True)
+        for (paths, skipped), rows, length in zip(
+            told, reduced.split(table.sizes), lengths.split(table.sizes), strict=True
+        )
     ]
 
 

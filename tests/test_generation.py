@@ -41,7 +41,7 @@ def change(run: Path) -> None:
 
 def state(run: Path) -> dict[str, str]:
     """What a reader finds, by name."""
-    folder = files.open_run(run)
+    folder = files.RunFolder(run)
     found = {name: folder.file(name).read_text() for name in {**OLD, **NEW} if folder.has(name)}
     return found | {"run.json": json.loads(found["run.json"])["images"]}
 

@@ -392,7 +392,7 @@ def open_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not folder.has(RUN):
         raise DiskError(f"{path} is not a run folder (it has no {RUN}): name one that `deepcluster fit` made")
-    version = folder.read_json(RUN, RECORD)["schema_version"]
+    version = folder.read_json(RUN).get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise DiskError(
             f"{path} has schema_version {version}, and this version of deepcluster reads {SCHEMA_VERSION}: use the"
