@@ -332,7 +332,8 @@ def conclude(
     )
     reduction = whiten(features, dims, whitening, processes, device=clustered)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
-    reduced = reduction(features.cpu())
+    features = features.cpu()
+    reduced = reduction(features)
     rows = reduced.to(clustered)
     own = derive(seed, "k-means final")
     start = None
