@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
     """The hardware and versions that a result was measured with."""
     import torch
 
-    from deepcluster.devices import environment
+    from deepcluster.runtime.devices import environment
 
     return {**environment(torch.device("cpu")), "date": time.strftime("%Y-%m-%d"), "host": platform.machine()}
 

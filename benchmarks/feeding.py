@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from deepcluster.devices import keep_freed_memory
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.images.source import find
 from deepcluster.images.store import gather, read_once
+from deepcluster.runtime.devices import keep_freed_memory
 
 BATCH = 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

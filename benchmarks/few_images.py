@@ -16,12 +16,12 @@ from sklearn.datasets import load_digits
 
 from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.cut import as_groups, place
-from deepcluster.grouping import groups_of
+from deepcluster.groups.cut import as_groups, place
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Facts, resolve
+from deepcluster.runs.groups import groups_of
 
 K = 10
 

@@ -29,9 +29,9 @@ STATE: dict[str, Any] = {}  # what a contender keeps from one round to the next
 
 def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.dtype]:
     """The images, the network and the precision that all contenders share."""
-    from deepcluster.devices import keep_freed_memory
     from deepcluster.learning.precision import fastest_precision
     from deepcluster.nets.backbone import build
+    from deepcluster.runtime.devices import keep_freed_memory
 
     if keep:
         keep_freed_memory()  # as the command does

@@ -106,10 +106,10 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
 
 def estimated(count: int) -> float:
     """What `fit` says before it begins, MB."""
-    from deepcluster.assembly import network_of
-    from deepcluster.devices import choose_device
-    from deepcluster.estimate import memory
     from deepcluster.recipe import Facts, resolve
+    from deepcluster.runs.build import network_of
+    from deepcluster.runs.resources import memory
+    from deepcluster.runtime.devices import choose_device
 
     given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}
     recipe = resolve("v1", given, Facts(count, 32, False, 10, "cpu")).recipe

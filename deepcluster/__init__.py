@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepcluster.estimator import DeepCluster
-    from deepcluster.storage.model import load
+    from deepcluster.storage.model_files import load
 
 __version__ = "0.1.0"
 __all__ = ["DeepCluster", "load"]
@@ -13,7 +13,7 @@ __all__ = ["DeepCluster", "load"]
 def __getattr__(name: str) -> Any:
     """Import at first use: `deepcluster --help` shall not wait for torch."""
     if name == "load":
-        from deepcluster.storage.model import load
+        from deepcluster.storage.model_files import load
 
         return load
     if name == "DeepCluster":

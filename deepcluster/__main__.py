@@ -4,7 +4,7 @@ import os
 import sys
 
 from deepcluster.errors import Stopped
-from deepcluster.stopping import Stop
+from deepcluster.runtime.signals import Stop
 
 
 def main() -> None:

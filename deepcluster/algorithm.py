@@ -20,7 +20,6 @@ from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, unreduced, whiten
-from deepcluster.devices import CPU, holds_rows
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.learning.features import extract
@@ -33,10 +32,11 @@ from deepcluster.learning.pseudo_labels import (
     train_on_pseudo_labels,
 )
 from deepcluster.nets.backbone import Network
-from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering, Round, State, Trained, Work
+from deepcluster.runtime.devices import CPU, holds_rows
+from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
-from deepcluster.shares import Shares, shares
 
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_VIEWS = (Augmentation(),)

@@ -15,7 +15,6 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import deepcluster
-from deepcluster import stopping, streams
 from deepcluster.errors import (
     DeepClusterError,
     DeepClusterWarning,
@@ -25,13 +24,15 @@ from deepcluster.errors import (
     Unsaid,
     UsageError,
 )
-from deepcluster.stopping import listening
-from deepcluster.terminal import PipeConsole, Printed, Terminal, complain, printable, say
+from deepcluster.runtime import signals as stopping
+from deepcluster.runtime import streams
+from deepcluster.runtime.signals import listening
+from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, printable, say
 
 if TYPE_CHECKING:
-    from deepcluster.processes import Processes
-    from deepcluster.results import Prediction
-    from deepcluster.storage.model import Model
+    from deepcluster.runs.predict import Prediction
+    from deepcluster.runtime.processes import Processes
+    from deepcluster.storage.model_files import Model
     from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
 
@@ -119,14 +120,14 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
-    from deepcluster import run
-    from deepcluster.assembly import network_of
-    from deepcluster.devices import choose_device
-    from deepcluster.estimate import memory, seconds
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
-    from deepcluster.processes import joined
     from deepcluster.recipe import to_toml
+    from deepcluster.runs import fit as run
+    from deepcluster.runs.build import network_of
+    from deepcluster.runs.resources import memory, seconds
+    from deepcluster.runtime.devices import choose_device
+    from deepcluster.runtime.processes import joined
 
     named: dict[str, Any] = {
         "backbone": backbone, "weights": weights, "rounds": rounds, "epochs": epochs, "image_size": image_size,
@@ -186,11 +187,11 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
-    from deepcluster.processes import joined
-    from deepcluster.results import files_read
+    from deepcluster.runs.predict import files_read
+    from deepcluster.runtime.processes import joined
+    from deepcluster.storage.csv_rows import placement_rows
     from deepcluster.storage.output import output
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv
-    from deepcluster.storage.tables import placement_rows
 
     def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
         if as_json:
@@ -237,8 +238,8 @@ def embed(
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
     import numpy as np
 
-    from deepcluster.processes import joined
-    from deepcluster.results import files_read
+    from deepcluster.runs.predict import files_read
+    from deepcluster.runtime.processes import joined
     from deepcluster.storage.output import output
     from deepcluster.storage.run_folder import write_csv
 
@@ -271,7 +272,7 @@ def recut(
     as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
-    from deepcluster import results
+    from deepcluster.runs import predict as results
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
         folder = results.recut(run_, _groups(k), terminal)
@@ -288,7 +289,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
-    from deepcluster import results
+    from deepcluster.runs import predict as results
     from deepcluster.storage.edits import read_edits
 
     folder = results.apply(run_, read_edits(edits))
@@ -298,7 +299,7 @@ def apply(
 @app.command
 def report(run_: RunArgument, /) -> None:
     """Write the report.html of a run again."""
-    from deepcluster import results
+    from deepcluster.runs import predict as results
 
     say(str(results.report(run_)))
 
@@ -340,8 +341,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """What clusters and features are worth by labels; what was found stays in the run folder and is not found twice."""
-    from deepcluster import evaluating
-    from deepcluster.processes import joined
+    from deepcluster.runs import evaluate as evaluating
+    from deepcluster.runtime.processes import joined
 
     named = {"layers": layers, "epochs": epochs, "batch_size": batch_size, "image_size": image_size}
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
@@ -423,7 +424,7 @@ def export(
 
             onnx(run_, out, display=terminal)
         elif to == "official":
-            from deepcluster.export.official import official
+            from deepcluster.research.official_layout import official
 
             official(run_, out, fold_sobel=fold_sobel, display=terminal)
         else:
@@ -458,8 +459,8 @@ def recipes(name: str | None = None, /) -> None:
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats."""
-    from deepcluster.devices import choose_device, environment
     from deepcluster.images.decode import FORMATS
+    from deepcluster.runtime.devices import choose_device, environment
 
     found = {**environment(choose_device("auto")), "formats": list(FORMATS)}
     if as_json:
@@ -477,9 +478,9 @@ def _predictions(
 ) -> Iterator[tuple["Model", "Prediction"]]:
     """What the model of a run finds, part by part, with that model; the images of no use are named. None may be one of
     the ``targets``, which come later."""
-    from deepcluster.devices import choose_device
-    from deepcluster.results import predict
-    from deepcluster.storage.model import load
+    from deepcluster.runs.predict import predict
+    from deepcluster.runtime.devices import choose_device
+    from deepcluster.storage.model_files import load
     from deepcluster.storage.output import check_apart
     from deepcluster.storage.run_folder import open_run
 

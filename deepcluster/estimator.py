@@ -21,28 +21,28 @@ from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from deepcluster import results
-from deepcluster import run as runs
 from deepcluster.clustering.kmeans import means
-from deepcluster.devices import choose_device
-from deepcluster.display import Display, Silent
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
-from deepcluster.grouping import found_again, pictures
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Images, Source, find
-from deepcluster.images.table import Table, table
-from deepcluster.notebook import Notebook, in_notebook
+from deepcluster.images.tabular import Table, table
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
-from deepcluster.storage import model as models
+from deepcluster.runs import fit as runs
+from deepcluster.runs import predict as results
+from deepcluster.runs.groups import found_again, pictures
+from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.notebook import Notebook, in_notebook
+from deepcluster.runtime.terminal import Terminal
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage import table as tables
-from deepcluster.storage.model import Model
+from deepcluster.storage import tabular as tables
+from deepcluster.storage.model_files import Model
 from deepcluster.storage.output import output
 from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.terminal import Terminal
 
 Errors = Literal["raise", "coerce"]
 # What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering.agreement import scores
-from deepcluster.clustering.cut import cut, place
+from deepcluster.groups.cut import cut, place
 from deepcluster.images.augment import Augmentation
 from deepcluster.nets.backbone import build
 

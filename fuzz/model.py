@@ -9,7 +9,7 @@ from fuzz.harness import instrumented, main
 
 with instrumented(__name__):
     from deepcluster.errors import ModelError
-    from deepcluster.storage import model as models
+    from deepcluster.storage import model_files as models
     from tests.tiny import tiny_model
 
 

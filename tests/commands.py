@@ -49,7 +49,7 @@ def trapped(what: str, where: str, count: int) -> None:
 def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
     from deepcluster.cli import run_command
     from deepcluster.errors import Stopped
-    from deepcluster.stopping import Stop
+    from deepcluster.runtime.signals import Stop
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(errors, 2)
@@ -73,7 +73,7 @@ def serve() -> None:
     import torch
     import torch._dynamo  # an optimizer imports it: 1.7 s of each run's 2.8
 
-    import deepcluster.run  # noqa: F401
+    import deepcluster.runs.fit  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from deepcluster import results
-from deepcluster.storage import model as models
-from deepcluster.storage.model import Model
+from deepcluster.runs import predict as results
+from deepcluster.storage import model_files as models
+from deepcluster.storage.model_files import Model
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from deepcluster.processes import ALONE, Processes
+from deepcluster.runtime.processes import ALONE, Processes
 
 WAIT = 120.0  # seconds for an answer: more is a hang
 

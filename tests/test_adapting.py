@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepcluster import assembly, results, run
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.agreement import nmi
 from deepcluster.errors import DiskError
 from deepcluster.nets.backbone import build
-from deepcluster.run import Request
+from deepcluster.runs import build as assembly
+from deepcluster.runs import fit as run
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
 from deepcluster.storage.run_folder import GRAPH, open_run
 from tests.drawings import drawings
 

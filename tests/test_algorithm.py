@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude, renumbered, trusted
-from deepcluster.assembly import rounds_of
 from deepcluster.clustering import kmeans, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
+from deepcluster.runs.build import rounds_of
 from deepcluster.seeding import derive, generator
 from tests.drawings import drawings
 

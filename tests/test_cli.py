@@ -220,7 +220,7 @@ def test_a_model_file_that_is_damaged(finished, photos, tmp_path, capsys):
 
 
 def test_an_interrupt_is_not_a_traceback(photos, tmp_path, monkeypatch, capsys):
-    from deepcluster import assembly
+    from deepcluster.runs import build as assembly
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -3,12 +3,13 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from deepcluster import grouping
-from deepcluster.clustering import cut as cuts
-from deepcluster.clustering import graph, kmeans
+from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.cut import Cut, as_groups, cut, outlier_distances, place
-from deepcluster.clustering.graph import Graph, neighbour_ties
+from deepcluster.groups import cut as cuts
+from deepcluster.groups import neighbour_graph as graph
+from deepcluster.groups.cut import Cut, as_groups, cut, outlier_distances, place
+from deepcluster.groups.neighbour_graph import Graph, neighbour_ties
+from deepcluster.runs import groups as grouping
 from deepcluster.seeding import generator
 
 

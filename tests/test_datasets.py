@@ -15,7 +15,7 @@ from deepcluster.images.datasets import picture
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
-from deepcluster.images.table import Table, table
+from deepcluster.images.tabular import Table, table
 
 GREY = np.array([[0, 100], [200, 255]], np.uint8)
 COLOUR = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)

@@ -8,18 +8,18 @@ from typing import ClassVar
 import pytest
 import torch
 
-from deepcluster import devices
 from deepcluster.algorithm import alternate, clustering_device, conclude
 from deepcluster.clustering import kmeans, pic, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import nmi
-from deepcluster.devices import deterministic_kernels, exact_float32, holds_rows, working_on
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import build
+from deepcluster.runtime import devices
+from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, working_on
+from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
-from deepcluster.workers import made_ahead
 from tests.drawings import drawings
 from tests.second_device import ELSEWHERE, second_device
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepcluster import errors
-from deepcluster.stopping import EXIT_OF_A_SECOND
+from deepcluster.runtime.signals import EXIT_OF_A_SECOND
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
 from tests.sandbox import SHARED, Sandbox, options, verbs

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster import grouping
-from deepcluster import run as runs
 from deepcluster.cli import run_command
-from deepcluster.clustering.levels import Level
-from deepcluster.clustering.tree import Tree
 from deepcluster.errors import DiskError
-from deepcluster.run import Request
-from deepcluster.storage import drawn
+from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.runs import fit as runs
+from deepcluster.runs import groups as grouping
+from deepcluster.runs.fit import Request
+from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import SUMMARY, RunFolder
 
 QUICK = {"backbone": "compact", "rounds": 0, "image_size": 16, "pseudo_labels": 12, "precision": "fp32"}

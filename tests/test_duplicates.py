@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster import run
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
-from deepcluster.run import Request
+from deepcluster.runs import fit as run
+from deepcluster.runs.fit import Request
 from tests.drawings import KINDS, draw, drawings
 
 SIDE = 48

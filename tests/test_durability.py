@@ -102,7 +102,7 @@ def test_without_its_checkpoints_a_run_ends_elsewhere(command, pictures, whole, 
 
 
 WINDOWS = {
-    "reading": ("deepcluster.run:_read", 1),
+    "reading": ("deepcluster.runs.fit:_read", 1),
     "features": ("deepcluster.algorithm:extract", 1),
     "clustering": ("deepcluster.algorithm:kmeans", 3),
     "after clustering": ("deepcluster.nets.backbone:Network.centroid_head", 2),
@@ -113,10 +113,10 @@ WINDOWS = {
     "after the rename": ("deepcluster.storage.atomic:sync_folder", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
-    "between the rounds": ("deepcluster.storage.tables:history_row", 2),
-    "before the result": ("deepcluster.run:conclude", 1),
-    "the model is half there": ("deepcluster.storage.model:json_sha256", 1),
-    "the report": ("deepcluster.grouping:render", 1),
+    "between the rounds": ("deepcluster.storage.csv_rows:history_row", 2),
+    "before the result": ("deepcluster.runs.fit:conclude", 1),
+    "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
+    "the report": ("deepcluster.runs.groups:render", 1),
 }
 
 
@@ -148,8 +148,8 @@ PHASES = {
     "clustering": ("deepcluster.algorithm:kmeans", 2),
     "training": ("deepcluster.learning.pseudo_labels:_loss", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
-    "result": ("deepcluster.grouping:cut", 1),
-    "report": ("deepcluster.grouping:render", 1),
+    "result": ("deepcluster.runs.groups:cut", 1),
+    "report": ("deepcluster.runs.groups:render", 1),
 }  # fmt: skip
 
 

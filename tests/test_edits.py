@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepcluster import results, run
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.run import Request
-from deepcluster.storage import model as models
+from deepcluster.runs import fit as run
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
+from deepcluster.storage import model_files as models
+from deepcluster.storage.csv_rows import placement_rows
 from deepcluster.storage.edits import Edits, carried_over, edited, read_edits
-from deepcluster.storage.tables import placement_rows
 from tests.predicting import predicted
 from tests.tiny import tiny_model
 

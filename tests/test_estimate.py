@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from deepcluster import devices, estimate
 from deepcluster.errors import OutOfMemoryError
-from deepcluster.estimate import Memory, memory
 from deepcluster.images import preview as previewing
 from deepcluster.images.decode import MAX_PIXELS
 from deepcluster.images.source import find
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
+from deepcluster.runs import resources as estimate
+from deepcluster.runs.resources import Memory, memory
+from deepcluster.runtime import devices
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
@@ -72,7 +73,7 @@ def test_a_gpu_takes_the_network_and_the_features_that_it_holds(monkeypatch):
 
 def test_a_limit_of_the_process_counts():
     script = (
-        "import resource; from deepcluster.estimate import available\n"
+        "import resource; from deepcluster.runs.resources import available\n"
         "before = available(); resource.setrlimit(resource.RLIMIT_AS, (5 << 30, resource.RLIM_INFINITY))\n"
         "print(before > 0, available() <= 5 << 30)"
     )
@@ -83,7 +84,7 @@ def test_a_limit_of_the_process_counts():
 
 def test_the_command_refuses_before_it_writes(tmp_path, photos):
     script = (
-        "import sys; import deepcluster.estimate as estimate; estimate.available = lambda: 1e8\n"
+        "import sys; import deepcluster.runs.resources as estimate; estimate.available = lambda: 1e8\n"
         "from deepcluster.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
     )
     out = tmp_path / "run"

@@ -10,7 +10,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.clustering import Options, clustering
-from deepcluster.evaluation.parts import accuracies, held_out, numbers
+from deepcluster.evaluation.common import accuracies, held_out, numbers
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
 

@@ -5,9 +5,9 @@ import torch
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError, UsageError
-from deepcluster.evaluation import few as room
-from deepcluster.evaluation.few import Options, class_balanced, few
-from deepcluster.evaluation.parts import Labelled, Task
+from deepcluster.evaluation import few_labels as room
+from deepcluster.evaluation.common import Labelled, Task
+from deepcluster.evaluation.few_labels import Options, class_balanced, few
 from deepcluster.nets.backbone import build
 from tests.drawings import drawings
 

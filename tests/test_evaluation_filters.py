@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.filters import Options, ascend, evenly, filters, noise, sheet, top_images, visible
-from deepcluster.evaluation.maps import layers_of, maps_at, read_maps
+from deepcluster.evaluation.feature_maps import layers_of, maps_at, read_maps
 from deepcluster.nets.backbone import Network, build
+from deepcluster.research.filters import Options, ascend, evenly, filters, noise, sheet, top_images, visible
 from tests.conftest import QUICK
 from tests.drawings import drawings
 from tests.test_evaluation import evaluated

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from deepcluster.errors import UsageError
 from deepcluster.evaluation import knn as room
+from deepcluster.evaluation.common import Labelled, Task
 from deepcluster.evaluation.knn import Options, knn, nearest, weighted_votes
-from deepcluster.evaluation.parts import Labelled, Task
 from deepcluster.nets.backbone import build
 from tests.drawings import drawings
 

@@ -5,8 +5,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from deepcluster.display import Silent
 from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.evaluation.common import Labelled, Task
+from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
 from deepcluster.evaluation.linear import (
     Options,
     linear,
@@ -15,9 +16,8 @@ from deepcluster.evaluation.linear import (
     random_crops,
     ten_crops,
 )
-from deepcluster.evaluation.maps import chosen_layers, layers_of, maps_at, pooling_of
-from deepcluster.evaluation.parts import Labelled, Task
 from deepcluster.nets.backbone import Network, build, shapes_only
+from deepcluster.runtime.display import Silent
 from tests.drawings import drawings
 
 

@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from deepcluster.cli import run_command
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation.maps import layers_of, maps_at
-from deepcluster.evaluation.retrieval import (
+from deepcluster.evaluation.feature_maps import layers_of, maps_at
+from deepcluster.images.source import find
+from deepcluster.images.store import read_once
+from deepcluster.nets.backbone import build
+from deepcluster.research.retrieval import (
     Options,
     average_precision,
     dataset,
@@ -23,10 +26,7 @@ from deepcluster.evaluation.retrieval import (
     regions,
     retrieval,
 )
-from deepcluster.images.source import find
-from deepcluster.images.store import read_once
-from deepcluster.images.whole import whole
-from deepcluster.nets.backbone import build
+from deepcluster.research.whole_images import whole
 from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
 

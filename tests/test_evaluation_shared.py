@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepcluster import evaluating, run
-from deepcluster.processes import Processes
+from deepcluster.runs import evaluate as evaluating
+from deepcluster.runs import fit as run
+from deepcluster.runtime.processes import Processes
 from tests.test_fit_shared import OPTIONS, pixels
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation import voc07 as room
-from deepcluster.evaluation.voc07 import (
+from deepcluster.nets.backbone import build
+from deepcluster.research import voc07 as room
+from deepcluster.research.voc07 import (
     Options,
     average_precisions,
     devkit,
@@ -24,7 +25,6 @@ from deepcluster.evaluation.voc07 import (
     square_crops,
     voc07,
 )
-from deepcluster.nets.backbone import build
 from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
 

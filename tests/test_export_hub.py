@@ -14,7 +14,7 @@ from deepcluster.errors import DiskError
 from deepcluster.export.hub import hub, markdown_text
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
-from deepcluster.storage import model as models
+from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import hand_run, tree, write_image
 from tests.tiny import tiny_model

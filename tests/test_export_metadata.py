@@ -11,10 +11,10 @@ from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import UsageError
-from deepcluster.export.bringing import Bringer
 from deepcluster.export.folders import folders
 from deepcluster.export.imagefolder import imagefolder
 from deepcluster.export.metadata import Unknown, stripped
+from deepcluster.export.transfer import Bringer
 from deepcluster.images.decode import decode
 from deepcluster.images.source import find
 from tests.exports import hand_run

@@ -12,17 +12,17 @@ from PIL import Image
 from torch.nn import functional as F
 
 import deepcluster
-from deepcluster.clustering.cut import Cut
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx as exporting
 from deepcluster.export.onnx import MOST_APART, difference, onnx
+from deepcluster.groups.cut import Cut
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import build
-from deepcluster.storage import model as models
-from deepcluster.storage.model import Model
+from deepcluster.storage import model_files as models
+from deepcluster.storage.model_files import Model
 from tests.tiny import tiny_model
 
 WEIGHTS = os.environ.get("DEEPCLUSTER_WEIGHTS", "")  # tf_efficientnet_lite0.safetensors

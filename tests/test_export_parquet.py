@@ -6,7 +6,7 @@ import pytest
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.export.parquet import parquet
-from deepcluster.storage import model as models
+from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import CLUSTERS, RunFolder
 from tests.exports import hand_run
 from tests.tiny import tiny_model

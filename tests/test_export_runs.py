@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from deepcluster import results
 from deepcluster.cli import run_command
-from deepcluster.run import Request, fit
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request, fit
 from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import pixels, state, tree

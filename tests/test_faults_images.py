@@ -20,7 +20,6 @@ import torch
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
 
-from deepcluster import grouping, results, run
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
 from deepcluster.images import decode as decode_module
@@ -28,7 +27,10 @@ from deepcluster.images import store as store_module
 from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, quietly
 from deepcluster.images.source import find
 from deepcluster.images.store import Store, read_once
-from deepcluster.run import Request
+from deepcluster.runs import fit as run
+from deepcluster.runs import groups as grouping
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
 from tests.predicting import predicted
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}

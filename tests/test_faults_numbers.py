@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster import results, run
 from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.whitening import whiten
@@ -26,7 +25,9 @@ from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
-from deepcluster.run import Request
+from deepcluster.runs import fit as run
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
 
 TINY = {
     "epochs": 1, "batch_size": 4, "image_size": 8, "margin": 1.0, "projection_hidden": 4, "projection_dim": 4,

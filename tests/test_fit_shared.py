@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from deepcluster import results, run
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images.augment import Augmentation
@@ -24,10 +23,12 @@ from deepcluster.images.store import Store, read_share
 from deepcluster.learning import features
 from deepcluster.learning.pseudo_labels import strides
 from deepcluster.nets.backbone import Network
-from deepcluster.processes import Processes
 from deepcluster.records import State
-from deepcluster.stopping import Stop
-from deepcluster.storage import model as models
+from deepcluster.runs import fit as run
+from deepcluster.runs import predict as results
+from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.signals import Stop
+from deepcluster.storage import model_files as models
 from tests.ranks import Ranks
 from tests.tiny import tiny_run
 

@@ -10,7 +10,7 @@ import pytest
 
 from deepcluster.errors import ModelError
 from deepcluster.images.decode import quietly
-from deepcluster.storage import model as models
+from deepcluster.storage import model_files as models
 from fuzz import decode, harness, model
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from deepcluster.clustering import graph
 from deepcluster.clustering.agreement import nmi
+from deepcluster.groups import neighbour_graph as graph
 
 
 def on_circle(*angles: float) -> torch.Tensor:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from deepcluster.clustering import kmeans, products
+from deepcluster.clustering import kmeans
+from deepcluster.clustering import matmul as products
 from deepcluster.clustering.assignment import _argmax, assigner, label_sums, segment_sums
+from deepcluster.clustering.blocks import shared_out
 from deepcluster.clustering.kmeans import _as_faiss
-from deepcluster.clustering.rows import shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.seeding import generator
 

@@ -6,8 +6,8 @@ import torch
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
-from deepcluster.clustering import layout as layouts
-from deepcluster.clustering.layout import layout
+from deepcluster.groups import map2d as layouts
+from deepcluster.groups.map2d import layout
 from tests.test_tree import blobs
 
 

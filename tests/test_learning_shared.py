@@ -10,9 +10,9 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.learning.pseudo_labels import body_optimizer, new_images, strides, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network
-from deepcluster.processes import Processes
+from deepcluster.runtime.partition import shares
+from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
-from deepcluster.shares import shares
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
 SMALL = Augmentation(crop=(1, 1), stretch=1, flip=0, size=4)

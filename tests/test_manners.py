@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.storage import model as models
+from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
 
 QUICK = ["--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepcluster import run
-from deepcluster.run import Request
-from deepcluster.storage import model as models
+from deepcluster.runs import fit as run
+from deepcluster.runs.fit import Request
+from deepcluster.storage import model_files as models
 
 NETWORKS = [
     ("vit_tiny_patch16_224", None), ("deit_tiny_patch16_224", None), ("swin_tiny_patch4_window7_224", None),

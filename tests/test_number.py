@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deepcluster.clustering import number
-from deepcluster.clustering.number import candidates
+from deepcluster.groups import choose_k as number
+from deepcluster.groups.choose_k import candidates
 from deepcluster.seeding import generator
 
 

@@ -20,19 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.cli import run_command
-from deepcluster.clustering.cut import Cut
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DiskError, ModelError, UsageError
-from deepcluster.export.official import write_official
-from deepcluster.nets import legacy, paper
+from deepcluster.groups.cut import Cut
+from deepcluster.nets import legacy_pickle as legacy
+from deepcluster.nets import paper
 from deepcluster.nets.backbone import Network, build, from_official
 from deepcluster.nets.official import official_checkpoint, read_official, recognised, save_official
 from deepcluster.nets.weights import named_tensors, read_checkpoint
 from deepcluster.records import State
+from deepcluster.research.official_layout import write_official
 from deepcluster.seeding import generator
-from deepcluster.storage import model as models
+from deepcluster.storage import model_files as models
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.model import Model
+from deepcluster.storage.model_files import Model
 from tests.exports import RECORD
 
 K = 5  # pseudo-labels

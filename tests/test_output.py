@@ -13,8 +13,8 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.export.places import new_folder
 from deepcluster.storage import atomic
+from deepcluster.storage.destination import new_folder
 from deepcluster.storage.output import output
 from tests.tiny import tiny_run
 
@@ -83,7 +83,7 @@ def test_what_is_there_is_left_alone(
         assert changed == {Path(arguments[-1]).name} | ({"labels.csv"} if arguments[0] == "embed" else set())
         return
     # Before anything is computed.
-    monkeypatch.setattr("deepcluster.results.predict", lambda *_, **__: pytest.fail("it went to work"))
+    monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
     assert said in ends([*arguments, *["--overwrite"] * overwrite, "-q"], code, capsys)
     assert state(place) == before
 
@@ -118,7 +118,7 @@ def test_a_place_where_no_file_can_be(
 ) -> None:
     Path("nowhere").symlink_to("missing")
     Path("round").symlink_to("round")
-    monkeypatch.setattr("deepcluster.results.predict", lambda *_, **__: pytest.fail("it went to work"))
+    monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
     out, codes = NO_FILE[name]
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")

@@ -10,7 +10,6 @@ from sklearn.metrics import homogeneity_score
 from torch.nn import functional as F
 
 from deepcluster.algorithm import alternate
-from deepcluster.assembly import rounds_of
 from deepcluster.clustering import kmeans, pic
 from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons
 from deepcluster.errors import NonFiniteError, UsageError
@@ -18,6 +17,7 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
 from deepcluster.records import State
+from deepcluster.runs.build import rounds_of
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deepcluster
-from deepcluster.processes import DTYPES, Processes
-from deepcluster.shares import shares
+from deepcluster.runtime.partition import shares
+from deepcluster.runtime.processes import DTYPES, Processes
 
 
 def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: list[Tensor]) -> dict[str, Tensor]:

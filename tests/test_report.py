@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.clustering.levels import Level
-from deepcluster.clustering.tree import Tree
 from deepcluster.errors import DiskError
-from deepcluster.report import sheet, thumbnails
+from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.report import sprite as sheet
+from deepcluster.report import thumbnails
 from deepcluster.report.page import render
 from deepcluster.report.text import inert
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from deepcluster import results
-from deepcluster import run as runs
 from deepcluster.cli import run_command
-from deepcluster.run import Request
+from deepcluster.runs import fit as runs
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
 from deepcluster.storage.edits import Edits
 
 sync_api = pytest.importorskip("playwright.sync_api")

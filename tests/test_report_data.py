@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepcluster.clustering.levels import Level
-from deepcluster.report import data, problems
-from deepcluster.report import sheet as sheets
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.report import problems
+from deepcluster.report import script_data as data
+from deepcluster.report import sprite as sheets
 from deepcluster.report.confusion import confusion
-from deepcluster.report.data import harmless, on_map, script_data
 from deepcluster.report.numbers import HEIGHT, WIDTH, curves
-from deepcluster.report.sheet import columns, on_sheet, pictures, sheet, tile
+from deepcluster.report.script_data import harmless, on_map, script_data
+from deepcluster.report.sprite import columns, on_sheet, pictures, sheet, tile
 from tests.test_report import drawn, row, summary_of
 
 

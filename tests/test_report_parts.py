@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster import grouping
 from deepcluster.images.source import find
-from deepcluster.report.choice import representatives
-from deepcluster.report.curves import charts, curve
+from deepcluster.report.charts import charts, curve
 from deepcluster.report.drawing import curves_png, figures, sizes_png
+from deepcluster.report.representatives import representatives
 from deepcluster.report.sizes import histogram, histograms
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.report.thumbnails import thumbnail
+from deepcluster.runs import groups as grouping
 
 
 def row(path: str, distance: str, margin: str = "1") -> dict[str, str]:

@@ -15,17 +15,20 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import algorithm, assembly, load, results, run
+from deepcluster import algorithm, load
 from deepcluster.algorithm import alternate
 from deepcluster.clustering import two_level_kmeans
-from deepcluster.display import Silent
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError, Stopped
 from deepcluster.recipe import Recipe
-from deepcluster.run import Request
-from deepcluster.stopping import Stop
-from deepcluster.storage import model as models
+from deepcluster.runs import build as assembly
+from deepcluster.runs import fit as run
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
+from deepcluster.runtime.display import Silent
+from deepcluster.runtime.signals import Stop
+from deepcluster.storage import csv_rows as tables
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage import tables
 from deepcluster.storage.atomic import write_whole
 from tests.predicting import predicted
 from tests.tiny import empty_folder

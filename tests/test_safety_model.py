@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import deepcluster
-from deepcluster import memory
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, NonFiniteError, OutOfMemoryError
 from deepcluster.nets.backbone import build, working_memory
-from deepcluster.storage import model as models
-from deepcluster.storage import reading
+from deepcluster.runtime import memory
+from deepcluster.storage import model_files as models
+from deepcluster.storage import safe_read as reading
 from deepcluster.storage.digest import json_sha256, sha256
-from deepcluster.storage.reading import MOST_JSON, parse_json
+from deepcluster.storage.safe_read import MOST_JSON, parse_json
 from tests.tiny import SIZE, change_config, change_tensors, safetensors_bytes, tiny_model, tiny_run, write_weights
 
 
@@ -378,7 +378,7 @@ import torch
 from deepcluster.errors import ModelError
 from deepcluster.storage import model as models
 from deepcluster.storage import reading
-from deepcluster.storage.reading import MOST_JSON
+from deepcluster.storage.safe_read import MOST_JSON
 from fuzz.harness import peak_memory
 from tests.tiny import change_config, safetensors_bytes, write_weights
 folder = Path(sys.argv[1])

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster import grouping
-from deepcluster import run as runs
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.images import source as sources
-from deepcluster.run import Request
-from deepcluster.storage import atomic, reading
-from deepcluster.storage import model as models
+from deepcluster.runs import fit as runs
+from deepcluster.runs import groups as grouping
+from deepcluster.runs.fit import Request
+from deepcluster.storage import atomic
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage import safe_read as reading
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.ownership import NAMES
 from tests.tiny import change_config, empty_folder, tiny_run

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.whitening import Whitening, whiten
-from deepcluster.processes import Processes
 from deepcluster.records import Clustering
+from deepcluster.runtime.processes import Processes
 
 
 def blobs(rows: int, width: int, k: int, seed: int = 0) -> Tensor:

@@ -25,19 +25,20 @@ import timm
 import torch
 from PIL import Image, ImageFile
 
-from deepcluster import stopping
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid
-from deepcluster.export.places import new_folder
-from deepcluster.images import preview, source, store, tars
-from deepcluster.keeping import Keeper
+from deepcluster.images import preview, source, store
+from deepcluster.images import webdataset as tars
 from deepcluster.nets.backbone import build
 from deepcluster.records import State, Trained, Work
-from deepcluster.shares import unshared
-from deepcluster.stopping import Stop, later, listening, temporary_folder
-from deepcluster.storage import model as models
+from deepcluster.runs.checkpointing import Keeper
+from deepcluster.runtime import signals as stopping
+from deepcluster.runtime.partition import unshared
+from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
+from deepcluster.runtime.terminal import Terminal
+from deepcluster.runtime.threads import in_order, pool_of
+from deepcluster.storage import model_files as models
+from deepcluster.storage.destination import new_folder
 from deepcluster.storage.run_folder import write_whole
-from deepcluster.terminal import Terminal
-from deepcluster.workers import in_order, pool_of
 from tests.commands import Commands
 from tests.drawings import drawings
 from tests.tiny import tiny_model
@@ -504,19 +505,19 @@ def check(case: Case, code: int, said: str, whole: Case) -> None:
 PLACES = {
     "fit, preview": ("fit", "deepcluster.images.preview:_is_grey", 3),
     "fit, reading": ("fit", "deepcluster.images.store:square", 3),
-    "fit, network": ("fit", "deepcluster.run:network_of", 1),
+    "fit, network": ("fit", "deepcluster.runs.fit:network_of", 1),
     "fit, lock": ("fit", "fcntl:flock", 1),
-    "fit, final features": ("fit", "deepcluster.run:conclude", 1),
-    "evaluate, model": ("evaluate", "deepcluster.storage.model:read_tensors", 1),
+    "fit, final features": ("fit", "deepcluster.runs.fit:conclude", 1),
+    "evaluate, model": ("evaluate", "deepcluster.storage.model_files:read_tensors", 1),
     "evaluate, reading": ("evaluate", "deepcluster.images.store:square", 3),
     "evaluate, scoring": ("evaluate", "deepcluster.evaluation.knn:weighted_votes", 1),
-    "predict, model": ("predict", "deepcluster.storage.model:_check_values", 1),
+    "predict, model": ("predict", "deepcluster.storage.model_files:_check_values", 1),
     "predict, reading": ("predict", "PIL.ImageFile:ImageFile.load", 3),
     "embed, reading": ("embed", "PIL.ImageFile:ImageFile.load", 3),
-    "export, copying": ("export", "deepcluster.export.bringing:Bringer.__call__", 3),
-    "recut, model": ("recut", "deepcluster.storage.model:read_tensors", 1),
-    "recut, cut": ("recut", "deepcluster.results:groups_of", 1),
-    "apply, model": ("apply", "deepcluster.storage.model:read_tensors", 1),
+    "export, copying": ("export", "deepcluster.export.transfer:Bringer.__call__", 3),
+    "recut, model": ("recut", "deepcluster.storage.model_files:read_tensors", 1),
+    "recut, cut": ("recut", "deepcluster.runs.predict:groups_of", 1),
+    "apply, model": ("apply", "deepcluster.storage.model_files:read_tensors", 1),
     "report, pictures": ("report", "PIL.ImageFile:ImageFile.load", 1),
 }
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster import memory
 from deepcluster.errors import DataError, OutOfMemoryError
 from deepcluster.images import source as sources
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.preview import Preview, preview
 from deepcluster.images.source import Source, find
+from deepcluster.runtime import memory
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

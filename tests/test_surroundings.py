@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster import streams
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images.source import find, find_in_parts
 from deepcluster.images.store import read_once
+from deepcluster.runtime import streams
 from deepcluster.storage import run_folder as files
 from tests.conftest import QUICK
 from tests.tiny import RECORD, tiny_run
@@ -243,7 +243,7 @@ def test_an_array_that_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_a_fit_of_an_array_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from deepcluster import run as runs
+    from deepcluster.runs import fit as runs
 
     np.save(tmp_path / "a.npy", pixels(60, 16, 16, 3))
     monkeypatch.setattr(runs, "network_of", lambda *_, original=runs.network_of: (

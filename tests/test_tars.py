@@ -20,17 +20,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster import results, run
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
-from deepcluster.images import tars
+from deepcluster.images import webdataset as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
 from deepcluster.images.source import find, find_in_parts
 from deepcluster.images.store import read_once
-from deepcluster.run import Request
-from deepcluster.storage import model as models
+from deepcluster.runs import fit as run
+from deepcluster.runs import predict as results
+from deepcluster.runs.fit import Request
+from deepcluster.storage import model_files as models
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
 Member = tuple[str | tarfile.TarInfo, bytes]

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deepcluster.nets.backbone import build
-from deepcluster.processes import joined
+from deepcluster.runtime.processes import joined
 from tests.test_fit_shared import files_of, pixels
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))

@@ -8,9 +8,9 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from deepcluster.clustering.cut import Cut, cut
-from deepcluster.clustering.levels import levels, silhouettes, stabilities
-from deepcluster.clustering.tree import cuts, merge_tree, ward
+from deepcluster.groups.cut import Cut, cut
+from deepcluster.groups.merge_tree import cuts, merge_tree, ward
+from deepcluster.groups.quality_by_k import levels, silhouettes, stabilities
 from tests.drawings import drawings
 
 

@@ -14,8 +14,8 @@ from deepcluster.clustering import kmeans, two_level, two_level_kmeans
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.two_level import _apportioned, _balanced, _fine_numbers, _hashes, _in_parts, coarse_number
 from deepcluster.errors import NonFiniteError
-from deepcluster.processes import Processes
 from deepcluster.records import Clustering
+from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import derive, generator
 
 

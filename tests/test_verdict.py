@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deepcluster.clustering.cut import cut, place
-from deepcluster.clustering.verdict import CLEAR, CLEARLY, MIXED, Clarity, Signs, clarity, signs, verdict
+from deepcluster.groups.confidence import CLEAR, CLEARLY, MIXED, Clarity, Signs, clarity, signs, verdict
+from deepcluster.groups.cut import cut, place
 from deepcluster.seeding import generator
 from tests.test_number import blobs
 

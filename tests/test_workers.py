@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from deepcluster.workers import cores, in_order, made_ahead, one_thread, torch_workers
+from deepcluster.runtime.threads import cores, in_order, made_ahead, one_thread, torch_workers
 
 
 def test_results_come_in_the_order_of_the_tasks():

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepcluster.clustering.cut import Cut
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.groups.cut import Cut
 from deepcluster.nets.backbone import build
-from deepcluster.storage import model as models
+from deepcluster.storage import model_files as models
 from deepcluster.storage.digest import json_sha256, sha256
-from deepcluster.storage.model import Model
+from deepcluster.storage.model_files import Model
 from deepcluster.storage.run_folder import RunFolder
 
 SIZE = 16

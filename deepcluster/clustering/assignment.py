@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.products import product
-from deepcluster.clustering.rows import Rows
+from deepcluster.clustering.blocks import Rows
+from deepcluster.clustering.matmul import product
 
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.assignment import exact_enough, label_sums, least_block, nearest_sums, place
-from deepcluster.clustering.rows import Rows, extended, in_whole_blocks, matrix, shared_out
-from deepcluster.devices import choose_precision
+from deepcluster.clustering.blocks import Rows, extended, in_whole_blocks, matrix, shared_out
 from deepcluster.errors import NonFiniteError
-from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
+from deepcluster.runtime.devices import choose_precision
+from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
-from deepcluster.shares import Shares, shares
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
 LARGE = 1 << 30  # multiplications in an assignment: below, it takes some 10 ms in float32, and exact is worth more

@@ -6,8 +6,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from deepcluster.clustering.blocks import matrix
 from deepcluster.clustering.kmeans import means
-from deepcluster.clustering.rows import matrix
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 

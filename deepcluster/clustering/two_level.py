@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.blocks import matrix
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.rows import matrix
-from deepcluster.processes import ALONE, Processes
 from deepcluster.records import Clustering
+from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.runtime.threads import in_order, torch_workers
 from deepcluster.seeding import derive, generator
-from deepcluster.shares import Shares, shares
-from deepcluster.workers import in_order, torch_workers
 
 PART = 1 << 24  # numbers in the rows that a process has gathered at a time: 64 MB of float32
 HASHED = 1 << 10  # rows

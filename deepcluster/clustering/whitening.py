@@ -10,11 +10,11 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.products import product
-from deepcluster.clustering.rows import Rows, in_whole_blocks, matrix, shared_out
+from deepcluster.clustering.blocks import Rows, in_whole_blocks, matrix, shared_out
+from deepcluster.clustering.matmul import product
 from deepcluster.errors import NonFiniteError
-from deepcluster.processes import ALONE, Processes
-from deepcluster.shares import Shares, shares
+from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.processes import ALONE, Processes
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.

@@ -7,7 +7,7 @@ import torch
 
 from deepcluster.clustering.agreement import scores
 from deepcluster.errors import DataError
-from deepcluster.evaluation.parts import Once, Pair, anew
+from deepcluster.evaluation.common import Once, Pair, anew
 from deepcluster.seeding import generator
 
 

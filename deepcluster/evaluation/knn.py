@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcluster.display import Display, Silent
-from deepcluster.evaluation.parts import Once, Pair, Task, accuracies, anew, numbers
+from deepcluster.evaluation.common import Once, Pair, Task, accuracies, anew, numbers
 from deepcluster.learning.features import extract
+from deepcluster.runtime.display import Display, Silent
 
 TESTS, TRAINS = 256, 16_384  # rows of a product: 17 MB
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from deepcluster.display import Display, Silent
-from deepcluster.evaluation.maps import Layer, chosen_layers, maps_at, pooling_of
-from deepcluster.evaluation.parts import Once, Pair, Task, Value, accuracies, anew, check_finite
+from deepcluster.evaluation.common import Once, Pair, Task, Value, accuracies, anew, check_finite
+from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.images.augment import fixed_view
 from deepcluster.learning.pseudo_labels import strides
 from deepcluster.nets.heads import reset_linear
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator
-from deepcluster.workers import made_ahead
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deepcluster.display import Display, Silent
-from deepcluster.export.places import new_folder
 from deepcluster.report.text import inert, number, percent, three
-from deepcluster.storage import model as models
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.model import Model
+from deepcluster.storage.destination import new_folder
+from deepcluster.storage.model_files import Model
 from deepcluster.storage.run_folder import RunFolder
 
 CARD = "README.md"
@@ -22,7 +22,7 @@ LINK = re.compile(r"://|@|#\d|\bGH-\d|www\.|[a-z0-9-]\.[a-z]{2}|mailto:", re.IGN
 METRICS = {"acc": "accuracy (best matching)", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
 VERSIONS = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "python")
 USE = """import deepcluster
-from deepcluster.results import predict
+from deepcluster.runs.predict import predict
 
 model = deepcluster.load(".")  # this folder, or huggingface_hub.snapshot_download("USER/NAME")
 for part in predict(model, "photos/"):

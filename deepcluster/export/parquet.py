@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deepcluster.display import Display, Silent
 from deepcluster.errors import missing_extra
-from deepcluster.export.places import check_no_file, write_file
-from deepcluster.storage import model as models
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.destination import check_no_file, write_file
 from deepcluster.storage.run_folder import RunFolder
 
 

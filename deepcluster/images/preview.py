@@ -10,7 +10,7 @@ from PIL import Image
 from deepcluster.errors import DataError
 from deepcluster.images.decode import AT_ONCE, BYTES, explain, one_line, quietly
 from deepcluster.images.source import Source
-from deepcluster.workers import cores
+from deepcluster.runtime.threads import cores
 
 _JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
 _GREY_SHARE = 0.95

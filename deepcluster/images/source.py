@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.errors import DataError, UsageError, missing_extra
-from deepcluster.images import tars
+from deepcluster.images import webdataset as tars
 from deepcluster.images.arrays import HOLDS_OBJECTS, Rows, load_array, said_plainly
 from deepcluster.images.datasets import CHANNELS, reader
 from deepcluster.images.decode import (
@@ -36,7 +36,7 @@ from deepcluster.images.decode import (
     short_side,
 )
 from deepcluster.images.run_folders import is_run
-from deepcluster.memory import check_fits
+from deepcluster.runtime.memory import check_fits
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # what tables call a column of paths

@@ -17,9 +17,9 @@ from torch import Tensor
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import explain, one_line, quietly
 from deepcluster.images.source import Source
-from deepcluster.processes import Processes
-from deepcluster.shares import Shares, shares, unshared
-from deepcluster.workers import cores, in_order, pool_of
+from deepcluster.runtime.partition import Shares, shares, unshared
+from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.threads import cores, in_order, pool_of
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from deepcluster.devices import CPU, exact_float32, moved
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
-from deepcluster.workers import made_ahead
+from deepcluster.runtime.devices import CPU, exact_float32, moved
+from deepcluster.runtime.threads import made_ahead
 
 
 def extract(

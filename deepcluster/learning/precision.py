@@ -9,8 +9,8 @@ import time
 import torch
 from torch import Tensor, nn
 
-from deepcluster.devices import has_bf16
 from deepcluster.nets.backbone import Network
+from deepcluster.runtime.devices import has_bf16
 
 # A little more speed is not worth eight bits, nor a choice that the noise of a measurement could turn.
 CLEARLY_FASTER = 1.25

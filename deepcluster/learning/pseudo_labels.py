@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from deepcluster.devices import CPU, moved
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.nets.backbone import Network
-from deepcluster.processes import Processes
 from deepcluster.records import Trained
+from deepcluster.runtime.devices import CPU, moved
+from deepcluster.runtime.partition import Shares, unshared
+from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
-from deepcluster.shares import Shares, unshared
-from deepcluster.workers import made_ahead
 
 IGNORED = -100  # the label of an image that only fills up a part of a batch
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]

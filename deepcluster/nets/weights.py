@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deepcluster.errors import ModelError
-from deepcluster.nets.legacy import readable
+from deepcluster.nets.legacy_pickle import readable
 
 # Averaged weights come first: where a checkpoint has both, they are the ones that its authors evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 
-from deepcluster.report.curves import PLOT_HEIGHT, PLOT_WIDTH, Chart
+from deepcluster.report.charts import PLOT_HEIGHT, PLOT_WIDTH, Chart
 from deepcluster.report.sizes import Histogram
 
 SCALE = 2  # px of a unit

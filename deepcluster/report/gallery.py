@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from deepcluster.report.choice import representatives
 from deepcluster.report.page import environment
+from deepcluster.report.representatives import representatives
 from deepcluster.report.sections import Picture
 from deepcluster.report.text import Row, count, percent, short
 from deepcluster.report.thumbnails import data_uri

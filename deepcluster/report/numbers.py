@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepcluster.clustering.levels import Level
-from deepcluster.report.curves import ceiling, curve
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.report.charts import ceiling, curve
 
 WIDTH, HEIGHT = 400.0, 110.0
 MOST_TICKS = 8

@@ -19,15 +19,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from deepcluster.clustering.levels import Level
-from deepcluster.clustering.tree import Tree
+from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.quality_by_k import Level
 from deepcluster.report import numbers, problems
+from deepcluster.report.charts import PLOT_HEIGHT, PLOT_WIDTH, SHARES, charts
 from deepcluster.report.confusion import confusion
-from deepcluster.report.curves import PLOT_HEIGHT, PLOT_WIDTH, SHARES, charts
-from deepcluster.report.data import on_map, script_data
+from deepcluster.report.script_data import on_map, script_data
 from deepcluster.report.sections import Picture, check, sections
 from deepcluster.report.sizes import histograms
-from deepcluster.report.statements import statements
+from deepcluster.report.summary import statements
 from deepcluster.report.text import (
     MINUS,
     NOTHING,

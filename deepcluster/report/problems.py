@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepcluster.report.sheet import tile
+from deepcluster.report.sprite import tile
 from deepcluster.report.text import Row, figure, number
 
 MOST_OUTLIERS = 100

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from deepcluster.errors import DiskError
-from deepcluster.report.choice import Kind, representatives
+from deepcluster.report.representatives import Kind, representatives
 from deepcluster.report.text import Row, figure, number, percent, short
 from deepcluster.report.thumbnails import data_uri, fair_share
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepcluster.report.curves import PLOT_HEIGHT, PLOT_WIDTH, ceiling
+from deepcluster.report.charts import PLOT_HEIGHT, PLOT_WIDTH, ceiling
 from deepcluster.report.text import Row, figure
 
 BARS = 20  # at most

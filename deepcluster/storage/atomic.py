@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from deepcluster import stopping
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.runtime import signals as stopping
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, scratch: Path | None = None) -> str:

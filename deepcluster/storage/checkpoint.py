@@ -22,7 +22,7 @@ from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.ownership import is_checkpoint
-from deepcluster.storage.reading import read_json, read_tensors
+from deepcluster.storage.safe_read import read_json, read_tensors
 
 SCHEMA_VERSION = 1
 KEPT = 2

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.cut import Cut
 from deepcluster.errors import UsageError
+from deepcluster.groups.cut import Cut
 from deepcluster.storage.digest import json_sha256
-from deepcluster.storage.model import Model
-from deepcluster.storage.reading import read_json
+from deepcluster.storage.model_files import Model
+from deepcluster.storage.safe_read import read_json
 
 SCHEMA_VERSION = 1
 KEYS = {"schema_version", "cut", "names", "merge", "junk"}

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deepcluster import stopping
 from deepcluster.errors import DiskError
+from deepcluster.runtime import signals as stopping
 from deepcluster.storage.atomic import sync_folder, write_whole
 from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, is_ours, remove_own
-from deepcluster.storage.reading import read_json
+from deepcluster.storage.safe_read import read_json
 
 COMMIT = ".deepcluster-commit"
 MANIFEST = "commit.json"

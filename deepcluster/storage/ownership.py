@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deepcluster import stopping
 from deepcluster.images.run_folders import RUN
+from deepcluster.runtime import signals as stopping
 
 LOCK = ".lock"
 NAMES = frozenset({

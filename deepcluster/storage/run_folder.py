@@ -21,20 +21,20 @@ from safetensors import SafetensorError
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from deepcluster import stopping
-from deepcluster.clustering.graph import Graph
 from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.groups.neighbour_graph import Graph
 from deepcluster.images.arrays import load_array
 from deepcluster.images.run_folders import RECORD as RECORD
 from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
-from deepcluster.processes import Processes
+from deepcluster.runtime import signals as stopping
+from deepcluster.runtime.processes import Processes
 from deepcluster.storage import generation
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.cells import guarded, unguarded
+from deepcluster.storage.csv_files import guarded, unguarded
 from deepcluster.storage.generation import Stage
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
-from deepcluster.storage.reading import check_file, read_json, read_tensors
+from deepcluster.storage.safe_read import check_file, read_json, read_tensors
 
 SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")

@@ -1,0 +1,140 @@
+"""Protocol ``few``: the whole network trained on few labels.
+
+The settings are those of DeepCluster-v2's semi-supervised evaluation (1 % and 10 % of ImageNet's labels): 20 epochs, a
+fast head over a slow trunk. Its steps are for batches of 256: a smaller one takes smaller steps in proportion.
+"""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from deepcluster.errors import UsageError
+from deepcluster.evaluation.common import Once, Pair, Task, Value, accuracies, anew, check_finite, numbers
+from deepcluster.images.augment import Augmentation, fixed_view, random_views
+from deepcluster.learning.pseudo_labels import strides
+from deepcluster.nets.backbone import Network
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.threads import made_ahead
+from deepcluster.seeding import generator, lent_global
+
+BATCH = 256  # that the steps are for
+DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on, times this
+
+
+@dataclass(frozen=True)
+class Options:
+    """shares of the labelled images; lr of the trunk and head_lr for each share, or one for all."""
+
+    shares: str = "0.01,0.1"
+    epochs: int = 20
+    batch_size: int = 256
+    lr: str = "0.02,0.01"
+    head_lr: str = "5,0.2"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+
+def few(
+    task: Task, options: Options | None = None, *, once: Once = anew, display: Display | None = None
+) -> Iterator[Pair]:
+    """For each share S of the labels ``S_labels`` (how many), ``S_loss`` and ``S_top1`` (beyond 5 classes ``S_top5``
+    too), of the centre of the images after the last epoch. ``chance``: always the most frequent class."""
+    options, display = options or Options(), display or Silent()
+    shares = numbers(options.shares, "shares", float)
+    if max(shares) > 1:
+        raise UsageError(f"shares={options.shares}: a share of the labels is at most 1")
+    steps = _for_each(options.lr, "lr", len(shares)), _for_each(options.head_lr, "head_lr", len(shares))
+    yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
+    yield from {"classes": len(task.names), "chance": task.chance}.items()
+    for share, lr, head_lr in zip(shares, *steps, strict=True):
+        name = f"{100 * share:g}%"
+        compute = partial(fine_tune, task, name, share, lr, head_lr, options, display)
+        # Its own share and steps are what a part depends on, whatever the others are.
+        yield from once(f"{name} by {lr:g} and {head_lr:g}", compute).items()
+
+
+def _for_each(text: str, option: str, count: int) -> list[float]:
+    values = [float(value) for value in numbers(text, option, float)]
+    if len(values) not in (1, count):
+        raise UsageError(f"{option}={text}: give one number, or one for each of the {count} shares")
+    return values * count if len(values) == 1 else values
+
+
+def class_balanced(classes: Tensor, share: float, random: torch.Generator) -> Tensor:
+    """Rows (ascending) of ``share`` of the images: as many of each class, at least one, as far as it has them."""
+    present = classes.unique().tolist()
+    each = max(1, round(share * len(classes) / len(present)))
+    order = torch.randperm(len(classes), generator=random)
+    return torch.cat([order[classes[order] == number][:each] for number in present]).sort().values
+
+
+def fine_tune(
+    task: Task, name: str, share: float, lr: float, head_lr: float, options: Options, display: Display
+) -> dict[str, Value]:
+    """Train a copy of the network with a new linear classifier on a share of the labels, and score it."""
+    rows = class_balanced(task.train.classes, share, generator(task.seed, "few labels"))
+    network, device = deepcopy(task.network), task.network.mean.device
+    table = task.train.table
+    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
+    mine = () if processes.alone else (processes.rank,)
+    network.new_head(len(task.names), generator(task.seed, "few head"))
+    assert network.head is not None
+    batch_size = min(options.batch_size, len(rows))
+    steps, scale = -(-len(rows) // batch_size), batch_size / BATCH
+    trunk = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
+    groups = [{"params": trunk, "full": scale * lr}, {"params": [*network.head.parameters()], "full": scale * head_lr}]
+    optimizer = SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
+    how, size = Augmentation(), task.image_size
+    total = torch.zeros((), device=device)
+
+    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, int, Tensor, Tensor]:
+        epoch, step, drawn = batch
+        wanted = strides(drawn, processes.count)
+        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2).to(device)
+        views = random_views(images, size, how, generator(task.seed, "few views", epoch, step, *mine))
+        return epoch, step, wanted[processes.rank], views
+
+    network.train()
+    model = processes.parallel(network)
+    for epoch in range(options.epochs):
+        drawn = rows[torch.randperm(len(rows), generator=generator(task.seed, "few order", epoch))].tensor_split(steps)
+        factor = math.prod(by for begin, by in DECAY if epoch >= begin * options.epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["full"]
+        total.zero_()
+        where = device if processes.alone else torch.device("cpu")
+        for _, step, chosen, views in made_ahead(prepare, ((epoch, *batch) for batch in enumerate(drawn)), where):
+            with lent_global(
+                task.seed, "few training", epoch, step, *mine, device=device
+            ):  # dropout draws from the global generator
+                logits = model(views)
+            loss = F.cross_entropy(logits, task.train.classes[chosen].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(drawn[step])
+            display.progress(name, epoch * steps + step + 1, options.epochs * steps)
+        total = processes.sum(total) / processes.count
+        check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
+    processes.same_buffers(network)
+    found: dict[str, Value] = {"labels": len(rows), "loss": total.item() / len(rows)}
+    found |= accuracies(_scores(network, task), task.test.classes)
+    return {f"{name}_{each}": value for each, value in found.items()}
+
+
+def _scores(network: Network, task: Task) -> Tensor:
+    network.eval()
+    with torch.no_grad():
+        parts = [
+            network(fixed_view(part.to(task.network.mean.device), task.image_size)).cpu()
+            for part in task.test.images.split(task.batch_size)
+            if len(part)
+        ]
+    return task.test.table.whole(torch.cat([torch.empty(0, len(task.names)), *parts]))

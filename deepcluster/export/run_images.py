@@ -1,0 +1,55 @@
+"""The images of a finished run, found again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcluster.errors import DataError
+from deepcluster.export.transfer import Unavailable
+from deepcluster.images.decode import one_line
+from deepcluster.images.source import Images, Source, find
+from deepcluster.runs.groups import found_again
+from deepcluster.storage import run_folder as files
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Members:
+    """``rows`` of clusters.csv; the ``source`` of the images, and by path the number of each in it; clusters that a
+    person marked as ``junk``."""
+
+    rows: tuple[Row, ...]
+    source: Source
+    index: Mapping[str, int]
+    junk: frozenset[str]
+
+    def number(self, row: Row) -> int:
+        """The number in the source of the image of a row. Raises Unavailable."""
+        if row["path"] not in self.index:
+            raise Unavailable("no such image")
+        return self.index[row["path"]]
+
+
+def read_members(run: Path, images: Images | None = None) -> Members:
+    """The images of a run: where it found them, or in ``images``, where they are now, under the same paths.
+
+    DiskError where there is no finished run, DataError where none of its images is there.
+    """
+    folder = files.open_run(run)
+    rows, summary = files.read_state(
+        run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv", ("cluster",)))
+    )
+    source = find(images) if images is not None else found_again(folder)
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+    used = [row for row in rows if row["status"] == "ok"]
+    with folder.believed():
+        for row in used:
+            int(row["cluster"])
+    if source is None or not any(row["path"] in index for row in used):
+        where = source.location if source else str(folder.read_record()["location"])
+        raise DataError(
+            f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(where)}): say where they are"
+            " now with --images IMAGES"
+        )
+    return Members(tuple(rows), source, index, frozenset(row["cluster"] for row in summary if row.get("junk") == "1"))

@@ -1,0 +1,190 @@
+"""From final features to the groups that the user sees, and the place of any image among them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.assignment import assigner
+from deepcluster.clustering.kmeans import best_of, kmeans
+from deepcluster.groups.neighbour_graph import STARTS, Graph, graph_rows, neighbour_ties, normalised_cut
+from deepcluster.records import Clustering
+from deepcluster.seeding import derive
+
+CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
+ROWS_EACH = 10
+FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
+OWN_FENCE = 50  # rows of a group that tell how far its images may lie; of fewer, those of all groups do
+# A fence is at the median plus so many times the distance from it to the 90th percentile: the farthest 5 % have no say.
+# 2.2 is where .2 % of normally distributed numbers are beyond it, 1.284 where 5 % are, and 4 where none are.
+TAIL, STRAY, LONG = 2.2, 1.284, 4.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Groups made of centroids: ``centroids`` (float32, M x d) and the group (int64, M) that each belongs to.
+
+    Group numbers are 0..K-1 by descending size when first made, and fixed from then on.
+    """
+
+    centroids: Tensor
+    groups: Tensor
+
+    @property
+    def count(self) -> int:
+        """The number of groups, K."""
+        return int(self.groups.max()) + 1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where N images belong: ``cluster`` and ``fine_cluster`` (int64), ``distance`` (to the nearest centroid) and
+    ``margin`` (1 - distance / distance to the nearest other group: 0 on the border, 1 on the centroid)."""
+
+    cluster: Tensor
+    fine_cluster: Tensor
+    distance: Tensor
+    margin: Tensor
+
+
+def cut(reduced: Tensor, k: int, *, seed: int = 0, graph: Graph | None = None) -> Cut:
+    """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
+
+    Every row is tied to its nearest ones (graph.py); the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan
+    and Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new
+    image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows a group it is the best of
+    several k-means.
+    """
+    own = derive(seed, "cut")
+    rows = reduced[graph_rows(reduced, own) if graph is None else graph.rows]
+    if k < 2 or len(rows) < ROWS_EACH * k:
+        return as_groups(best_of(STARTS, reduced, k, own))
+    found = normalised_cut(neighbour_ties(rows) if graph is None else graph.ties, k, own)
+    sizes = torch.bincount(found, minlength=k)
+    parts = [
+        _inside(rows[found == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(own, "inside", group))
+        for group in torch.argsort(sizes, descending=True, stable=True).tolist()
+        if sizes[group] > 0
+    ]
+    groups = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    return _numbered(_without_strays(Cut(torch.cat(parts), groups), rows), reduced)
+
+
+def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
+    """The centroids of one group, a ``share`` of its number of rows, none of them without a row."""
+    clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed, precision="fp32")
+    return clustering.centroids[clustering.sizes > 0]
+
+
+def _without_strays(groups: Cut, rows: Tensor) -> Cut:
+    """The groups without the centroids that a few rows have for themselves, far from all others.
+
+    Of each row it is measured how far away the nearest ``FEW`` others are, by the sizes of the centroids on the way. A
+    centroid goes where most of its rows are beyond the fence of their group: these will be outliers of what is left.
+    """
+    nearest = assigner(groups.centroids)(rows)
+    sizes, own = torch.bincount(nearest, minlength=len(groups.centroids)), groups.groups[nearest]
+    members = torch.bincount(own, minlength=groups.count)[own]
+    few = (members // 2).clamp(max=FEW).unsqueeze(1)
+    reach = torch.cat([
+        _reach(part, groups.centroids, sizes, wanted)
+        for part, wanted in zip(rows.split(4096), few.split(4096), strict=True)
+    ])  # fmt: skip
+    beyond = reach > _fences(reach, own, groups.count, STRAY)[own]
+    beyond &= members >= OWN_FENCE  # a few rows of a few are no strays: they are the group
+    strays = torch.bincount(nearest, beyond.double(), len(sizes)) > sizes / 2
+    largest = torch.zeros(groups.count, dtype=torch.int64).scatter_reduce(0, groups.groups, sizes, "amax")
+    kept = ~strays | (sizes == largest[groups.groups])
+    return Cut(groups.centroids[kept], groups.groups[kept])
+
+
+def _reach(rows: Tensor, centroids: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
+    """The distance of each row to the centroid with which there are as many other rows as ``wanted``."""
+    near = torch.cdist(rows, centroids).topk(min(len(centroids), FEW + 1), largest=False)
+    enough = sizes[near.indices].cumsum(1) > wanted
+    return near.values.gather(1, enough.int().argmax(1, keepdim=True)).squeeze(1)
+
+
+def _numbered(groups: Cut, reduced: Tensor) -> Cut:
+    """The same groups numbered by the rows that are placed in them."""
+    sizes = torch.bincount(groups.groups[assigner(groups.centroids)(reduced)], minlength=groups.count)
+    order = torch.argsort(sizes, descending=True, stable=True)
+    return Cut(groups.centroids, torch.argsort(order)[groups.groups])
+
+
+def as_groups(clustering: Clustering) -> Cut:
+    """Every cluster that is not empty is a group, numbered by size."""
+    order = torch.argsort(clustering.sizes, descending=True, stable=True)
+    order = order[clustering.sizes[order] > 0]
+    return Cut(clustering.centroids[order], torch.arange(len(order)))
+
+
+def place(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
+    """Put N x d reduced features to their nearest centroids.
+
+    Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among
+    others.
+    """
+    parts = [_place(rows, groups, fine_centroids) for rows in reduced.split(4096)]
+    return Placement(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _place(rows: Tensor, groups: Cut, fine_centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    distances = torch.cdist(rows, groups.centroids, compute_mode="donot_use_mm_for_euclid_dist")
+    by_group = torch.full((len(rows), groups.count), torch.inf)
+    by_group.scatter_reduce_(1, groups.groups.expand(len(rows), -1), distances, "amin")
+    distance, cluster = by_group.min(1)
+    others = by_group.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
+    margin = 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
+    return cluster, assigner(fine_centroids)(rows), distance, margin
+
+
+def outlier_distances(reduced: Tensor, groups: Cut) -> Tensor:
+    """The distance (float32, K) from which an image is an outlier of its group.
+
+    By the distances of the N x d ``reduced`` features that the groups were made of, each measured as if it had not been
+    among them: to its own centroid without it, or to the next one. So new images of the same kind lie no farther.
+    """
+    sizes = torch.bincount(assigner(groups.centroids)(reduced), minlength=len(groups.centroids))
+    parts = [_left_out(part, groups.centroids, sizes) for part in reduced.split(4096)]
+    distances, nearest = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return _fences(distances, groups.groups[nearest], groups.count, TAIL)
+
+
+def outlier_length(lengths: Tensor) -> float:
+    """The length of whitened features from which an image is an outlier, wherever its centroids are.
+
+    The direction alone does not tell images of another kind: a trained network puts noise near some group, but twice as
+    far from the mean of all images as these are.
+    """
+    return _fence(lengths, LONG)
+
+
+def _left_out(rows: Tensor, centroids: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance of each row to the centroids without it, and which was nearest with it."""
+    near = torch.cdist(rows, centroids).topk(min(2, len(centroids)), largest=False)
+    others = (sizes[near.indices[:, 0]] - 1).clamp(min=0)
+    distances = near.values.clone()
+    distances[:, 0] *= (others + 1) / others  # the mean of the others is so much farther away
+    return distances.nan_to_num(torch.inf).min(1).values, near.indices[:, 0]
+
+
+def _fences(distances: Tensor, group: Tensor, count: int, tail: float) -> Tensor:
+    """What is far (float32, ``count``) by the distances in each group, and no farther than by those of all; infinite
+    where nothing is known."""
+    fences = torch.full((count,), torch.inf)
+    known = torch.isfinite(distances)
+    of_all = _fence(distances[known], tail)
+    for number in range(count):
+        own = distances[(group == number) & known]
+        if len(own):
+            fences[number] = min(_fence(own, tail), of_all) if len(own) >= OWN_FENCE else of_all
+    return fences
+
+
+def _fence(distances: Tensor, tail: float) -> float:
+    if not len(distances):
+        return np.inf
+    middle, high = np.quantile(distances.numpy(), [0.5, 0.9])  # torch's refuses more than 16 million numbers
+    return float(middle + tail * (high - middle))

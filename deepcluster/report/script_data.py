@@ -1,0 +1,113 @@
+"""What the script of the page works on, as one JSON text that can stand inside HTML."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.report.sprite import columns, on_sheet, tile
+from deepcluster.report.text import Row, bare, inert, number
+
+NAMES = 600_000  # characters of file names, above which fewer images are on the map
+STEPS = 65_535  # of a place or a distance between the least and the greatest
+
+
+def script_data(
+    *,
+    cut: str,
+    recut: str,
+    clusters: Sequence[Row],
+    summary: Sequence[Row],
+    places: npt.NDArray[np.float32] | None,
+    tree: tuple[Tree, Sequence[Level]] | None,
+    sheet: bytes = b"",
+) -> str:
+    """The JSON. ``clusters`` are the usable rows, in the order of the ``places``."""
+    across = columns(len(on_sheet(len(clusters))))
+    value = {
+        "cut": cut,
+        "recut": recut,
+        "columns": across,
+        "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
+        "clusters": [_cluster(row) for row in summary],
+        "points": _points(clusters, summary, places) if places is not None and len(clusters) else None,
+        "tree": _tree(*tree, len(clusters)) if tree else None,
+    }
+    return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
+
+
+def harmless(text: str) -> str:
+    """JSON in ASCII without a sign that means anything in HTML, so that no text in it can end the element around it."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _cluster(row: Row) -> dict[str, Any]:
+    return {
+        "number": int(row["cluster"]),
+        "name": inert(row["name"]) if row["name"] != row["cluster"] else "",
+        "size": int(row["size"]),
+        "distance": number(row["mean_distance"]),
+        "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
+        "junk": row.get("junk") == "1",
+    }
+
+
+def on_map(clusters: Sequence[Row]) -> tuple[list[int], int]:
+    """The rows that are on the map: every n-th of those that have a picture on the sheet; and n."""
+    rows = on_sheet(len(clusters))
+    every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // NAMES))
+    return rows[::every], every
+
+
+def _points(clusters: Sequence[Row], summary: Sequence[Row], places: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Columns of the images on the map: ``every`` so many pictures of the sheet, and ``step`` rows, there is one."""
+    chosen, every = on_map(clusters)
+    rows = [clusters[i] for i in chosen]
+    paths = [inert(bare(row["path"])).rpartition("/") for row in rows]
+    folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
+    labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
+    numbers = {row["cluster"]: i for i, row in enumerate(summary)}
+    corner, width = places.min(0), max(1e-9, float(np.ptp(places, axis=0).max()))
+    distances = np.array([number(row["distance"]) or 0.0 for row in rows])
+    farthest = max(1e-9, float(distances.max()))
+    x, y = ((places[chosen] - corner) / width).T
+    return {
+        "every": every,
+        "step": chosen[1] if len(chosen) > 1 else 1,
+        "x": _packed(x),
+        "y": _packed(y),
+        "distance": _packed(distances / farthest),
+        "farthest": farthest,
+        "cluster": _shorts([numbers[row["cluster"]] for row in rows]),
+        "outlier": [i for i, row in enumerate(rows) if row["is_outlier"] == "1"],
+        "folder": _shorts([min(STEPS, folders[folder + slash]) for folder, slash, _ in paths]),
+        "folders": list(folders),
+        "names": [name for _, _, name in paths],
+        "label": _shorts([min(STEPS, labels[row["label"]]) for row in rows]) if any(labels) else None,
+        "labels": [inert(label) for label in labels],
+    }
+
+
+def _tree(tree: Tree, levels: Sequence[Level], images: int) -> Mapping[str, Any]:
+    """``tiles`` are the places on the sheet of the nodes' medoids, -1 where they are not on it."""
+    return {
+        "groups": tree.groups,
+        "merges": tree.merges,
+        "sizes": tree.sizes,
+        "tiles": [tile(row, images) for row in tree.medoids],
+        "levels": [[level.k, level.silhouette, level.stability] for level in levels],
+    }
+
+
+def _packed(shares: npt.NDArray[Any]) -> str:
+    """Numbers from 0 to 1 as base64 of 16 bits each."""
+    return _shorts(np.rint(np.clip(shares, 0, 1) * STEPS))
+
+
+def _shorts(values: Any) -> str:
+    return base64.b64encode(np.asarray(values).astype("<u2").tobytes()).decode("ascii")

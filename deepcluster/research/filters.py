@@ -1,0 +1,236 @@
+"""Protocol ``filters``: what the filters of each layer answer to, as pictures: one that was made for the filter by
+gradient ascent, beside the images that it answers most.
+
+Paper, section 4.1, after Erhan et al. 2009 and Yosinski et al. 2015, with the settings of the release's
+gradient_ascent.py and activ-retrieval.py. The release starts from pixels of 0 to 255 in a network that expects
+normalised ones; here the noise is normalised like every image.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
+
+from deepcluster.evaluation.common import Pair, check_finite
+from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, read_maps
+from deepcluster.images.augment import fixed_view
+from deepcluster.nets.backbone import Network
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.seeding import generator
+
+GREY, NOISE = 128 / 255, 20 / 255  # mean and standard deviation of the pixels at the start
+SIDE, GAP, MARK = 168, 2, 14  # of a picture on the sheet, between pictures, of a filter's number; px
+WIDTH = 4  # filters beside each other
+SHOWN = 3.0  # standard deviations from grey to black or white
+
+
+@dataclass(frozen=True)
+class Options:
+    """filters: how many of a layer, evenly chosen; count: images beside each; iterations, lr, weight_decay: of the
+    ascent, whose gradient has length 1; blur: standard deviation in px of the Gaussian that smooths the picture after
+    every ``blur_every`` iterations (0: none); image_size: side of the picture that is made, 0 is that of the run."""
+
+    layers: str = ""
+    filters: int = 16
+    count: int = 9
+    iterations: int = 1000
+    lr: float = 3.0
+    weight_decay: float = 1e-5
+    blur: float = 0.3
+    blur_every: int = 5
+    image_size: int = 0
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """The pictures (F x 3 x S x S, as the network sees them: normalised), and the mean of the filter's map for the
+    noise at the start and for the picture (both F)."""
+
+    pictures: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def filters(
+    network: Network,
+    images: Tensor,
+    options: Options | None = None,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    keep: Callable[[str, Image.Image], None],
+    display: Display | None = None,
+) -> Iterator[Pair]:
+    """For each layer how many ``_filters`` it has and are ``_shown``, and the means over these of their answers (the
+    mean of the filter's map): to noise (``_noise``), to what was made for them (``_made``), and to the images that they
+    answer most (``_images``).
+
+    images: uint8 N x 3 x S x S, of which the network sees the central ``image_size`` px; keep(name of the layer, sheet)
+    gets its pictures.
+    """
+    options, display = options or Options(), display or Silent()
+    layers = chosen_layers(network, options.layers)
+    yield "images", len(images)
+    best = top_images(
+        network, layers, images, options.count, size=image_size, batch_size=batch_size,
+        progress=partial(display.progress, "images"),
+    )  # fmt: skip
+    for layer, (answers, rows) in zip(layers, best, strict=True):
+        chosen = evenly(len(answers), options.filters)
+        size, progress = options.image_size or image_size, partial(display.progress, layer.name)
+        made = ascend(network, layer, chosen, options, size=size, seed=seed, progress=progress)
+        check_finite(made.after.sum(), f"the filters of {layer.name}", "lr", options.lr)
+        yield f"{layer.name}_filters", len(answers)
+        yield f"{layer.name}_shown", len(chosen)
+        yield f"{layer.name}_noise", float(made.before.mean())
+        yield f"{layer.name}_made", float(made.after.mean())
+        yield f"{layer.name}_images", float(answers[chosen].mean())
+        # An image that a filter does not answer at all says nothing about it.
+        beside = [
+            [as_image(fixed_view(images[row : row + 1], image_size)[0]) for row, answer in pairs if answer != 0]
+            for pairs in (zip(rows[i].tolist(), answers[i].tolist(), strict=True) for i in chosen)
+        ]
+        keep(layer.name, sheet(chosen, [as_image(visible(each)) for each in made.pictures], beside, options.count))
+
+
+def evenly(channels: int, count: int) -> list[int]:
+    """``count`` of the numbers below ``channels``, or all of them, from 0 at even steps."""
+    count = min(count, channels)
+    return [i * channels // count for i in range(count)]
+
+
+# ---- gradient ascent -------------------------------------------------------------------------------------------------
+
+
+def noise(filters: Sequence[int], size: int, seed: int) -> Tensor:
+    """A grey picture in [0, 1] with noise for each filter: its own, whichever others there are."""
+    draws = [torch.randn(3, size, size, generator=generator(seed, "filters", each)) for each in filters]
+    return (GREY + NOISE * torch.stack(draws)).clamp(0, 1)
+
+
+def ascend(
+    network: Network,
+    layer: Layer,
+    filters: Sequence[int],
+    options: Options,
+    *,
+    size: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ascent:
+    """Pictures for some filters of a layer, all in one batch: each lowers the cross-entropy of its filter among all of
+    the layer, whose logits are the means of their maps. One step of ``lr`` along the gradient, at length 1, and
+    ``weight_decay`` towards the mean of the normalised pixels. The network, in evaluation mode, stays as it is."""
+    mean, std = network.mean, network.std
+    targets = torch.tensor(filters, device=mean.device)
+    pictures = (noise(filters, size, seed).to(mean.device) - mean) / std
+
+    def answers(pictures: Tensor) -> Tensor:
+        return maps_at(network, layer, pictures * std + mean).mean((2, 3))
+
+    def own(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            return answers(pictures).gather(1, targets[:, None])[:, 0].cpu()
+
+    before = own(pictures)
+    for iteration in range(1, options.iterations + 1):
+        pictures.requires_grad_()
+        loss = F.cross_entropy(answers(pictures), targets, reduction="sum")  # no picture has to do with another
+        (gradient,) = torch.autograd.grad(loss, pictures)
+        with torch.no_grad():
+            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+            pictures = pictures - options.lr * (gradient / length + options.weight_decay * pictures)
+            if options.blur > 0 and iteration % options.blur_every == 0:
+                side = 2 * min(math.ceil(4 * options.blur), pictures.shape[-1] - 1) + 1
+                pictures = gaussian_blur(pictures, [side, side], [options.blur, options.blur])
+        if progress is not None:
+            progress(iteration, options.iterations)
+    return Ascent(pictures.detach().cpu(), before, own(pictures))
+
+
+# ---- images that a filter answers most ------------------------------------------------------------------------------
+
+
+def top_images(
+    network: Network,
+    layers: Sequence[Layer],
+    images: Tensor,
+    count: int,
+    *,
+    size: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each layer and each of its C filters the ``count`` largest means of the filter's map over the images (C x
+    ``count``, descending), and the numbers of these images; of equal ones the first. At most all N.
+
+    One pass over uint8 N x 3 x S x S images for all layers, which keeps ``count`` images a filter and no more.
+    """
+    device = network.mean.device
+    best: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for begin in range(0, len(images), batch_size):
+            batch = images[begin : begin + batch_size]
+            views = fixed_view(batch.to(device), size)
+            if len(batch) < batch_size:  # as in extract(): for another shape a kernel may round differently
+                views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
+            views = views.contiguous(memory_format=torch.channels_last)
+            means = read_maps(network, layers, views, lambda maps: maps.mean((2, 3)))
+            found = [each[: len(batch)].T.float().cpu() for each in means]
+            best = best or [(each[:, :0], torch.empty(len(each), 0, dtype=torch.int64)) for each in found]
+            best = [larger(*pair, each, begin, count) for pair, each in zip(best, found, strict=True)]
+            if progress is not None:
+                progress(begin + len(batch), len(images))
+    return best
+
+
+def larger(answers: Tensor, rows: Tensor, new: Tensor, begin: int, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest a row of what was kept (C x k, descending) and what is ``new`` (C x B, images ``begin`` and
+    on), with the numbers of the images."""
+    every = torch.cat([answers, new], 1)
+    numbers = torch.cat([rows, (begin + torch.arange(new.shape[1])).expand(len(new), -1)], 1)
+    # Stable: of equal answers the earlier image stays in front. (topk gives no order among them.)
+    order = every.sort(stable=True, dim=1, descending=True).indices[:, :count]
+    return every.gather(1, order), numbers.gather(1, order)
+
+
+# ---- the sheet -------------------------------------------------------------------------------------------------------
+
+
+def visible(picture: Tensor) -> Tensor:
+    """A normalised picture in [0, 1] for the eye: its mean is grey, ``SHOWN`` standard deviations more are white."""
+    return (0.5 + (picture - picture.mean()) / (2 * SHOWN * picture.std().clamp(min=1e-12))).clamp(0, 1)
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """An image of 3 x H x W pixels in [0, 1]."""
+    return Image.fromarray(np.ascontiguousarray((pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()))
+
+
+def sheet(
+    filters: Sequence[int], made: Sequence[Image.Image], beside: Sequence[Sequence[Image.Image]], count: int
+) -> Image.Image:
+    """A tile for each filter, ``WIDTH`` of them a row: its number, the picture made for it, the images beside that."""
+    across = math.ceil(math.sqrt(count))
+    small = (SIDE - GAP * (across - 1)) // across
+    wide, high = 2 * SIDE + 3 * GAP, SIDE + GAP + MARK
+    columns = min(WIDTH, len(filters))
+    table = Image.new("RGB", (columns * wide, math.ceil(len(filters) / columns) * high), "white")
+    draw, font = ImageDraw.Draw(table), ImageFont.load_default(10)
+    for i, (number, picture, images) in enumerate(zip(filters, made, beside, strict=True)):
+        left, top = i % columns * wide + GAP, i // columns * high
+        draw.text((left, top), f"filter {number}", fill="black", font=font)
+        top += MARK
+        table.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
+        for j, image in enumerate(images):
+            place = (left + SIDE + GAP + j % across * (small + GAP), top + j // across * (small + GAP))
+            table.paste(image.resize((small, small), Image.Resampling.BICUBIC), place)
+    return table

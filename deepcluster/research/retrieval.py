@@ -1,0 +1,265 @@
+"""Protocol ``retrieval``: the same building among thousands of images (Oxford and Paris buildings).
+
+An image is described by R-MAC (Tolias, Sicre, Jegou, "Particular object retrieval with integral max-pooling of CNN
+activations", ICLR 2016) of the maps of the last convolution; the ranking is scored as Philbin et al. 2007 do.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepcluster.clustering.whitening import whiten
+from deepcluster.errors import DataError, UsageError
+from deepcluster.evaluation.common import Once, Pair, anew
+from deepcluster.evaluation.feature_maps import layers_of, maps_at
+from deepcluster.evaluation.linear import as_numbers
+from deepcluster.images.decode import explain
+from deepcluster.images.source import Source, find
+from deepcluster.images.store import read_once
+from deepcluster.nets.backbone import Network
+from deepcluster.research.whole_images import whole
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.seeding import generator
+
+AT_A_TIME = 16  # images that are read before the network sees them
+OVERLAP = 0.4  # of neighbouring regions of the first level
+MOST_EXTRA = 6
+CHANCES = 5  # random rankings whose mean is the chance level
+
+
+@dataclass(frozen=True)
+class Options:
+    """image_size: the longer side of an image, px; levels: of R-MAC's regions; dims: after the whitening; crop: the
+    query is the box in its image, and not all of it."""
+
+    image_size: int = 1024
+    levels: int = 3
+    dims: int = 512
+    crop: bool = True
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for: ``box`` (left, top, right, bottom; px) of an ``image``, and which images show it. Names are
+    those of the files, without ``.jpg``; ``junk`` counts neither as right nor as wrong."""
+
+    name: str
+    image: str
+    box: tuple[float, float, float, float]
+    positive: frozenset[str]
+    junk: frozenset[str]
+
+
+def dataset(folder: str) -> tuple[Source, list[Query]]:
+    """The images (``*.jpg``) and queries (``*_query.txt``, with ``_good``, ``_ok`` and ``_junk``) below a folder, as
+    Oxford and Paris come. DataError where there are none, or where a file says something else."""
+    root = Path(folder)
+    queries = [_query(path) for path in sorted(root.rglob("*_query.txt"))]
+    if not queries:
+        raise DataError(
+            f"{folder} has no *_query.txt: give the folder that has images and ground truth of Oxford or Paris"
+        )
+    source = images_below(folder)
+    known = {Path(path).stem for path in source.paths}
+    for query in queries:
+        if query.image not in known:
+            raise DataError(f"{folder}: there is no {query.image}.jpg, the image of the query {query.name}")
+        if not query.positive & known:
+            raise DataError(f"{folder}: of the query {query.name} there is no good or ok image")
+    return source, queries
+
+
+def images_below(folder: str) -> Source:
+    """Every ``*.jpg`` below a folder."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise DataError(f"{folder} has no *.jpg: give a folder of images")
+    return find(paths)
+
+
+def _query(path: Path) -> Query:
+    name = path.name.removesuffix("_query.txt")
+    words = _words(path)
+    try:
+        image, (left, top, right, bottom) = words[0], map(float, words[1:5])
+    except (IndexError, ValueError):
+        raise DataError(
+            f"{path}: it must be the name of an image and four numbers, and is {' '.join(words)!r}"
+        ) from None
+
+    def names(kind: str) -> frozenset[str]:
+        file = path.with_name(f"{name}_{kind}.txt")
+        return frozenset(_words(file)) if file.exists() else frozenset()
+
+    # Oxford's names of images have the name of the collection in front here, and here only.
+    return Query(
+        name, image.removeprefix("oxc1_"), (left, top, right, bottom), names("good") | names("ok"), names("junk")
+    )
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {explain(error)}") from None
+
+
+def retrieval(
+    network: Network,
+    source: Source,
+    queries: Sequence[Query],
+    options: Options | None = None,
+    *,
+    whiten_by: Source | None = None,
+    seed: int = 0,
+    once: Once = anew,
+    display: Display | None = None,
+) -> Iterator[Pair]:
+    """``map``: the mean over the queries of the average precision. The whitening is learnt from the regions of the
+    database itself, or of other images (``whiten_by``). ``chance``: of rankings at random."""
+    options, display = options or Options(), display or Silent()
+    if min(options.image_size, options.levels, options.dims) < 1:
+        raise UsageError(f"{options}: all of them must be at least 1")
+
+    def chance() -> dict[str, float]:
+        names = [Path(path).stem for path in source.paths]
+        drawn = []
+        for i in range(CHANCES):
+            order = torch.randperm(len(names), generator=generator(seed, "ranking", i)).tolist()
+            drawn += [average_precision([names[j] for j in order], each.positive, each.junk) for each in queries]
+        return {"chance": sum(drawn) / len(drawn)}
+
+    yield from {"images": len(source.paths), "queries": len(queries)}.items()
+    yield from once("chance", chance).items()
+    yield from once("retrieval", lambda: _score(network, source, queries, options, whiten_by, display)).items()
+
+
+def _score(
+    network: Network,
+    source: Source,
+    queries: Sequence[Query],
+    options: Options,
+    whiten_by: Source | None,
+    display: Display,
+) -> dict[str, float]:
+    described = _Describing(network, options, display)
+    regions, names = described.all_of(source, "database")
+    learnt = regions if whiten_by is None else described.all_of(whiten_by, "whitening")[0]
+    whitening = whiten(torch.cat(learnt), options.dims)
+
+    def aggregated(each: Tensor) -> Tensor:
+        return F.normalize(whitening(each).sum(0), dim=0)
+
+    database = torch.stack([aggregated(each) for each in regions])
+    places = {name: place for place, name in enumerate(names)}
+    precisions = []
+    for query in queries:
+        if options.crop:
+            by = aggregated(described.query(source, query))
+        elif query.image in places:
+            by = database[places[query.image]]
+        else:
+            raise DataError(f"{query.image}.jpg, the image of the query {query.name}, cannot be used")
+        order = (database @ by).argsort(descending=True, stable=True).tolist()
+        precisions.append(average_precision([names[i] for i in order], query.positive, query.junk))
+    skipped = len(source.paths) - len(names)
+    return {"skipped": skipped, "dims": database.shape[1], "map": sum(precisions) / len(precisions)}
+
+
+@dataclass(frozen=True)
+class _Describing:
+    """From images to the vectors of their regions, by the last maps of a network."""
+
+    network: Network
+    options: Options
+    display: Display
+
+    def all_of(self, source: Source, phase: str) -> tuple[list[Tensor], list[str]]:
+        """The vectors of each usable image, and its name."""
+        found: list[Tensor] = []
+        names: list[str] = []
+        done = 0
+        for part in source.parts(AT_A_TIME):
+            for name, image, _ in self._read(part):
+                found.append(self._regions(image))
+                names.append(name)
+            done += len(part.paths)
+            self.display.progress(phase, done, len(source.paths))
+        if not found:
+            raise DataError(f"none of the {len(source.paths)} images of {source.location} can be used")
+        return found, names
+
+    def query(self, source: Source, query: Query) -> Tensor:
+        """The vectors of the box of a query."""
+        (row,) = [i for i, path in enumerate(source.paths) if Path(path).stem == query.image][:1]
+        for _, image, scale in self._read(source.part(row, row + 1)):
+            left, top, right, bottom = (round(scale * edge) for edge in query.box)
+            cropped = image[:, max(0, top) : max(top + 1, bottom), max(0, left) : max(left + 1, right)]
+            if cropped.numel():
+                return self._regions(cropped)
+        raise DataError(
+            f"{source.paths[row]}, the image of the query {query.name}, cannot be used, or its box is outside"
+        )
+
+    def _read(self, part: Source) -> Iterator[tuple[str, Tensor, float]]:
+        """The name of each usable image, its pixels (uint8, 3 x H x W), and how many px one of the file has become."""
+        side = self.options.image_size
+        wholes, extents = whole(part, side)
+        store = read_once(wholes, side, none_is_fine=True)
+        for image, i in zip(store.images, store.kept, strict=True):
+            height, width = extents[i].tolist()
+            scale = min(height, width) / part.short_side(i) if part.short_side else 1.0
+            yield Path(part.paths[i]).stem, image[:, :height, :width], scale
+
+    def _regions(self, image: Tensor) -> Tensor:
+        with torch.no_grad():
+            views = as_numbers(image.unsqueeze(0).to(self.network.mean.device))
+            maps = maps_at(self.network, layers_of(self.network)[-1], views)[0]
+        return region_vectors(maps, self.options.levels).float().cpu()
+
+
+def region_vectors(maps: Tensor, levels: int) -> Tensor:
+    """The greatest number of each channel in each region of C x H x W maps, R x C, rows of length 1."""
+    parts = [
+        maps[:, y : y + side, x : x + side].amax((1, 2)) for y, x, side in regions(maps.shape[1], maps.shape[2], levels)
+    ]
+    return F.normalize(torch.stack(parts))
+
+
+def regions(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
+    """(top, left, side) of R-MAC's squares: at level l they are 2 min(H, W) / (l + 1) wide, l of them along the shorter
+    side, and along the longer one more, as many as make those of level 1 overlap by about 40 %; evenly spread."""
+    short, long = sorted((height, width))
+    extra = 0
+    if long > short:
+        extra = min(range(1, MOST_EXTRA + 1), key=lambda n: abs(1 - (long - short) / (n * short) - OVERLAP))
+    found = []
+    for level in range(1, levels + 1):
+        side = max(1, 2 * short // (level + 1))
+        rows, columns = (level + (extra if each == long > short else 0) for each in (height, width))
+        found += [(y, x, side) for y in _spread(height, side, rows) for x in _spread(width, side, columns)]
+    return found
+
+
+def _spread(length: int, side: int, count: int) -> list[int]:
+    return [int((length - side) * i / (count - 1)) for i in range(count)] if count > 1 else [0]
+
+
+def average_precision(ranking: Sequence[str], positive: Collection[str], junk: Collection[str]) -> float:
+    """The area under precision over recall by trapezia, from precision 1 at recall 0; junk is taken out of the ranking.
+
+    As the program that comes with Oxford Buildings computes it (Philbin et al. 2007). Positives that are not in the
+    ranking are missed.
+    """
+    area, recall, precision = 0.0, 0.0, 1.0
+    found = 0
+    for place, name in enumerate((name for name in ranking if name not in junk), 1):
+        found += name in positive
+        new_recall, new_precision = found / len(positive), found / place
+        area += (new_recall - recall) * (precision + new_precision) / 2
+        recall, precision = new_recall, new_precision
+    return area

@@ -1,0 +1,315 @@
+"""Protocol ``voc07``: multi-label classification of PASCAL VOC 2007.
+
+Settings of the release's eval_voc_classif.py (paper, section 4.4); but every epoch has an order of its own here.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.evaluation.common import Once, Pair, Value, anew, check_finite
+from deepcluster.images.augment import sampling_grid
+from deepcluster.images.decode import explain
+from deepcluster.images.source import Source, find
+from deepcluster.images.store import gather, read_once
+from deepcluster.nets.backbone import Network
+from deepcluster.nets.heads import reset_linear
+from deepcluster.nets.paper import PaperNet
+from deepcluster.research.whole_images import whole
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.threads import made_ahead
+from deepcluster.seeding import generator, lent_global
+
+SPLITS = {"trainval": "test", "train": "val"}  # what is learnt from, and what is scored
+LONGER_SIDE = 500  # px, of every image of VOC
+MOST_GRADIENT = 10.0  # its norm is cut to this
+TIE = 1e-5  # an image with the class stands behind one without it that has the same score
+
+
+@dataclass(frozen=True)
+class Options:
+    """split: trainval (scored on test) or train (on val). layers: ``top``, fc6 to fc8 of AlexNet and VGG-16 anew and
+    the classifier alone of other networks, or ``all``. train_batchnorm: with ``top``, scale and shift of the batch
+    normalisation below are trained too. crop_min, crop_max: area of a crop as a share of the image."""
+
+    split: str = "trainval"
+    layers: str = "top"
+    train_batchnorm: bool = False
+    iterations: int = 80_000
+    batch_size: int = 16
+    lr: float = 0.003
+    step_size: int = 5000
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    crop_min: float = 0.1
+    crop_max: float = 0.5
+    crops: int = 10
+
+    def __post_init__(self) -> None:
+        for name, choices in (("split", tuple(SPLITS)), ("layers", ("top", "all"))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name}={getattr(self, name)}: choose {' or '.join(choices)}")
+        if not 0 < self.crop_min <= self.crop_max <= 1:
+            raise UsageError(
+                f"crop_min={self.crop_min:g}, crop_max={self.crop_max:g}: shares of the image, in this order"
+            )
+        if min(self.iterations, self.batch_size, self.step_size, self.crops) < 1:
+            raise UsageError("iterations, batch_size, step_size and crops must be at least 1")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of VOC07: its images, and int8 N x C: 1 where an image has the class, -1 where not, 0 where it is
+    difficult and counts neither way."""
+
+    source: Source
+    truth: npt.NDArray[np.int8]
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.truth.tobytes()).hexdigest()
+
+
+def devkit(folder: str) -> Path:
+    """The folder VOC2007 that is meant. DataError where there is none."""
+    for root in (Path(folder), Path(folder) / "VOC2007", Path(folder) / "VOCdevkit" / "VOC2007"):
+        if (root / "ImageSets" / "Main").is_dir() and (root / "JPEGImages").is_dir():
+            return root
+    raise DataError(f"{folder} has no ImageSets/Main and JPEGImages: give the folder VOCdevkit/VOC2007")
+
+
+def splits(root: Path, split: str) -> tuple[Split, Split, list[str]]:
+    """What is learnt from, what is scored, and the names of the classes."""
+    lists = root / "ImageSets" / "Main"
+    names = sorted(path.name.removesuffix(f"_{split}.txt") for path in lists.glob(f"*_{split}.txt"))
+    if not names:
+        raise DataError(f"{lists} has no *_{split}.txt: give a whole VOC2007")
+    train, test = (_split(root, part, names) for part in (split, SPLITS[split]))
+    for part, each in ((split, train), (SPLITS[split], test)):
+        if missing := [name for name, column in zip(names, each.truth.T, strict=True) if not (column == 1).any()]:
+            raise DataError(f"{lists}: no image of {part} has the class {missing[0]}")
+    return train, test, names
+
+
+def _split(root: Path, part: str, names: Sequence[str]) -> Split:
+    columns = [_column(root / "ImageSets" / "Main" / f"{name}_{part}.txt") for name in names]
+    known = list(columns[0])
+    for name, column in zip(names, columns, strict=True):
+        if list(column) != known:
+            raise DataError(f"{root}: the lists {names[0]}_{part}.txt and {name}_{part}.txt are not of the same images")
+    truth = np.array([[column[image] for column in columns] for image in known], np.int8)
+    return Split(find([root / "JPEGImages" / f"{image}.jpg" for image in known]), truth)
+
+
+def _column(path: Path) -> dict[str, int]:
+    """Of a list such as ``cat_train.txt``: 1, -1 or 0 for each image."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = {image: int(value) for image, value in lines}
+        if not found or not {*found.values()} <= {-1, 0, 1}:
+            raise ValueError("each line must be an image and 1, 0 or -1")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be used: {explain(error)}") from None
+    return found
+
+
+def voc07(
+    network: Network,
+    train: Split,
+    test: Split,
+    names: Sequence[str],
+    options: Options | None = None,
+    *,
+    image_size: int,
+    scratch: Callable[[], AbstractContextManager[Path]],
+    seed: int = 0,
+    once: Once = anew,
+    display: Display | None = None,
+) -> Iterator[Pair]:
+    """``ap_CLASS`` and their mean ``map``, after the last iteration. ``chance``: the mean share of images that have the
+    class, which is the average precision of scores at random. ``scratch`` lends folders for images that do not fit into
+    memory."""
+    options, display = options or Options(), display or Silent()
+    yield from {"train_images": len(train.truth), "images": len(test.truth), "classes": len(names)}.items()
+    yield from once("chance", lambda: {"chance": _chance(test.truth)}).items()
+
+    def compute() -> dict[str, Value]:
+        with scratch() as place:
+            pictures = [_read(each, place / part, display) for part, each in (("train", train), ("test", test))]
+            trained = _train(network, pictures[0], options, image_size, seed, display)
+            scores = _scores(trained, pictures[1], options, image_size, seed, display)
+        found: dict[str, Value] = {
+            f"ap_{name}": value
+            for name, value in zip(names, average_precisions(scores.numpy(), pictures[1].truth), strict=True)
+        }
+        return found | {"map": float(np.mean([*found.values()]))}
+
+    yield from once("classification", compute).items()
+
+
+def _chance(truth: npt.NDArray[np.int8]) -> float:
+    return float(((truth == 1).sum(0) / (truth != 0).sum(0)).mean())
+
+
+def average_precisions(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.int8]) -> list[float]:
+    """The average precision of each class, by the images of which it is known (scikit-learn's: no interpolation)."""
+    found = []
+    for score, column in zip(scores.astype(np.float64).T, truth.T, strict=True):
+        known = column != 0
+        right = column[known] == 1
+        found.append(float(average_precision_score(right, score[known] - TIE * right)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Whole images (uint8, N x 3 x S x S), their heights and widths in it (N x 2), and what is in them."""
+
+    images: Tensor
+    extents: Tensor
+    truth: npt.NDArray[np.int8]
+
+
+def _read(split: Split, place: Path, display: Display) -> _Pictures:
+    wholes, extents = whole(split.source, LONGER_SIDE)
+    place.mkdir()
+    store = read_once(wholes, LONGER_SIDE, folder=place, progress=lambda *done: display.progress("reading", *done))
+    kept = list(store.kept)
+    if len(kept) < len(extents):
+        path, reason = store.skipped[0]
+        display.say("Skipped", f"{len(extents) - len(kept):,} images that cannot be used; {path}: {reason}")
+    return _Pictures(store.images, torch.from_numpy(extents[kept]), split.truth[kept])
+
+
+def _train(network: Network, pictures: _Pictures, options: Options, size: int, seed: int, display: Display) -> Network:
+    """A copy of the network with a classifier, trained on the pictures."""
+    network, device = deepcopy(network), network.mean.device
+    trained = _prepare(network, pictures.truth.shape[1], options, seed)
+    optimizer = SGD(trained, lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
+    truth = torch.from_numpy(pictures.truth)
+    scale = (options.crop_min, options.crop_max)
+
+    def prepare(task: tuple[int, Tensor]) -> tuple[int, Tensor, Tensor]:
+        t, rows = task
+        random = generator(seed, "voc07 crops", t)
+        images, extents = gather(pictures.images, rows), pictures.extents[rows]
+        return t, rows, square_crops(images.to(device), extents, size, scale, random)
+
+    batches = enumerate(_batches(len(truth), options.batch_size, options.iterations, seed))
+    for t, rows, views in made_ahead(prepare, batches, device):
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * 0.5 ** (t // options.step_size)
+        with lent_global(seed, "voc07 training", t, device=device):  # dropout draws from the global generator
+            loss = loss_of(network(views), truth[rows].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, MOST_GRADIENT)
+        optimizer.step()
+        if t % 100 == 0 or t + 1 == options.iterations:
+            check_finite(loss, "VOC07", "lr", options.lr)
+            display.progress("training", t + 1, options.iterations)
+    return network.eval()
+
+
+def _prepare(network: Network, classes: int, options: Options, seed: int) -> list[nn.Parameter]:
+    """Put a classifier on top, and fc6 and fc7 anew; returns what is trained. Batch normalisation keeps its statistics,
+    dropout is at work in the layers that AlexNet and VGG-16 have behind the convolutions."""
+    network.eval()
+    random = generator(seed, "voc07 layers")
+    body = network.body
+    top: list[nn.Module] = []
+    if isinstance(body, PaperNet):
+        body.classifier.train()
+        top.append(body.classifier)
+        if options.layers == "top":
+            for module in body.classifier:
+                if isinstance(module, nn.Linear):
+                    _as_new(module, random)
+    head = reset_linear(network.feature_dim, classes, random).to(network.mean.device)
+    _as_new(head, random)
+    network.head = head
+    network.requires_grad_(options.layers == "all")
+    for module in (*top, head):
+        module.requires_grad_(True)
+    if options.train_batchnorm:
+        for module in body.modules():
+            if isinstance(module, _BatchNorm):
+                module.requires_grad_(True)
+    if isinstance(body, PaperNet) and body.sobel is not None:
+        body.sobel.requires_grad_(False)
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _as_new(layer: nn.Linear, random: torch.Generator) -> None:
+    """Weights from N(0, 0.01) and bias 0.1, as the release has them."""
+    with torch.no_grad():
+        layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0.0, 0.01, generator=random))
+        layer.bias.fill_(0.1)
+
+
+def _batches(count: int, batch_size: int, iterations: int, seed: int) -> Iterator[Tensor]:
+    """Rows of each iteration: every epoch has all of them, in an order of its own."""
+    begun = epoch = 0
+    while True:
+        for rows in torch.randperm(count, generator=generator(seed, "voc07 order", epoch)).split(batch_size):
+            if begun == iterations:
+                return
+            yield rows
+            begun += 1
+        epoch += 1
+
+
+def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over the classes and divided by the number of images; 0 where ``truth`` is 0."""
+    each = F.binary_cross_entropy_with_logits(logits, (truth == 1).float(), reduction="none")
+    return (each * (truth != 0)).sum() / len(logits)
+
+
+def _scores(network: Network, pictures: _Pictures, options: Options, size: int, seed: int, display: Display) -> Tensor:
+    """The sum of the logits of random crops of each image, N x C."""
+    found = []
+    scale, device = (options.crop_min, options.crop_max), network.mean.device
+    begins = range(0, len(pictures.images), options.batch_size)
+    with torch.no_grad():
+        for begin in begins:
+            part = slice(begin, begin + options.batch_size)
+            images, random = pictures.images[part].to(device), generator(seed, "voc07 test crops", begin)
+            logits = [
+                network(square_crops(images, pictures.extents[part], size, scale, random)) for _ in range(options.crops)
+            ]
+            found.append(torch.stack(logits).sum(0).cpu())
+            display.progress("scoring", begin + len(images), len(pictures.images))
+    return torch.cat(found)
+
+
+def square_crops(
+    images: Tensor, extents: Tensor, size: int, scale: tuple[float, float], random: torch.Generator
+) -> Tensor:
+    """A random square of each image, mirrored or not, as float32 in [0, 1], B x 3 x ``size`` x ``size``, channels-last.
+
+    images: uint8 B x 3 x S x S, each with its height and width (``extents``, B x 2) in the upper left corner. The area
+    of a square is a share in ``scale`` of that of the image; its side is at most the shorter side of that.
+    """
+    count, side = len(images), images.shape[-1]
+    share = torch.rand(count, generator=random) * (scale[1] - scale[0]) + scale[0]
+    edge = (share * extents.prod(1)).sqrt().minimum(extents.amin(1))
+    top, left = (torch.rand(2, count, generator=random) * (extents.T - edge)).unbind()
+    mirror = 1 - 2 * (torch.rand(count, generator=random) < 0.5).float()
+    zero, zoom = torch.zeros(count), edge / side
+    x, y = (2 * (begin + edge / 2) / side - 1 for begin in (left, top))
+    places = torch.stack([torch.stack([zoom * mirror, zero, x], 1), torch.stack([zero, zoom, y], 1)], 1)
+    grid = sampling_grid(places.to(images.device), size)
+    views = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return views.div_(255).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""The life of a run folder: fit, resume, recut, predict, evaluate, report."""

@@ -1,0 +1,145 @@
+"""How much memory and time a run takes, said before it begins."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepcluster.errors import OutOfMemoryError
+from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.nets.backbone import Network
+from deepcluster.recipe import Recipe
+from deepcluster.runs.build import rounds_of
+from deepcluster.runtime.devices import holds_rows
+from deepcluster.runtime.memory import CERTAIN
+from deepcluster.runtime.memory import available as available
+
+# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; what a step keeps
+# for the way back, by the outputs of the layers.
+BASE = 500e6
+KEPT = 1.5
+# Bytes an image that tables and report of the result take: runs of 5,000 to 40,000 images (benchmarks/scaling.py).
+TABLES = 7e3
+TRIAL = 128  # images
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables; and
+    of decoding, which is over before there are features.
+
+    ``on_gpu``: what of it a GPU takes: the network, and the features where it holds them.
+    """
+
+    images: float
+    features: float
+    training: float
+    tables: float
+    decoding: float = 0.0
+    on_gpu: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Without what is on a GPU alone. The features come back from there."""
+        training = 0.0 if self.on_gpu else self.training
+        return BASE + self.images + max(self.decoding, self.features + training) + self.tables
+
+    @property
+    def text(self) -> str:
+        training = "" if self.on_gpu else f" training {self.training / 1e9:.2f},"
+        beside = f", and about {self.on_gpu / 1e9:.1f} GB on the GPU" if self.on_gpu else ""
+        return (
+            f"about {self.total / 1e9:.1f} GB (images {self.images / 1e9:.2f}, features {self.features / 1e9:.2f},"
+            f"{training} tables {self.tables / 1e9:.2f}; or, before, decoding {self.decoding / 1e9:.2f}){beside}"
+        )
+
+
+def memory(
+    network: Network,
+    recipe: Recipe,
+    count: int,
+    processes: int = 1,
+    decoding: float = 0.0,
+    device: torch.device | None = None,
+) -> Memory:
+    """The estimate for ``count`` images on ``device`` (None: the network's). The network sees an image of each size of
+    view.
+
+    ``decoding``: what it takes, of the preview. Where ``processes`` share the images it is that of the first of them,
+    which gets the reduced features of all.
+    """
+    total, count = count, -(-count // processes)
+    batch = -(-min(recipe.batch_size, total) // processes)
+    images = count * 3 * recipe.store_size**2
+    sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
+    by_size = {size: _outputs(network, size) for size in set(sizes)}
+    outputs = sum(by_size[size] for size in sizes)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    heads = sum(recipe.clusters) * network.embedding_dim
+    # The features, those of the result, and both reduced.
+    dims = min(recipe.dims, network.feature_dim)
+    features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
+    training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
+    device = device or next(network.parameters()).device
+    on_gpu = 0.0
+    if device.type == "cuda":
+        width = max(network.embedding_dim, network.feature_dim) + dims
+        on_gpu = BASE + training + (4 * count * width if holds_rows(device, count, width) else 0)
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total, decoding, on_gpu)
+
+
+def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:
+    """About how long all rounds and one of them take with ``count`` images, without reading and without the result.
+
+    Two short rounds on noise are timed, and the second one counts; the network is left as it was.
+    """
+    few = min(count, TRIAL)
+    side = recipe.store_size
+    noise = torch.randint(0, 256, (few, side, side, 3), generator=torch.Generator().manual_seed(0)).byte()
+    trial = replace(recipe, rounds=2, epochs=1, batch_size=min(recipe.batch_size, few), tolerance=0.0)
+    *_, timed = rounds_of(copy.deepcopy(network), noise.permute(0, 3, 1, 2), trial, 0.0, seed=0)
+    each = count / few * (timed.features_seconds + recipe.epochs * timed.training_seconds)
+    return recipe.rounds * each, each
+
+
+def _outputs(network: Network, size: int) -> int:
+    """Numbers that the layers put out for an image of ``size`` px."""
+    total = 0
+
+    def add(layer: nn.Module, given: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor) and not getattr(layer, "inplace", False):
+            total += output.numel()
+
+    hooks = [layer.register_forward_hook(add) for layer in network.modules() if not list(layer.children())]
+    training = network.training
+    network.eval()  # batch normalisation learns nothing from it
+    try:
+        with torch.no_grad():
+            network.embed(network.features(torch.zeros(1, 3, size, size, device=network.mean.device)))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def check(needed: Memory, free: float, recipe: Recipe) -> None:
+    """OutOfMemoryError where a run cannot fit."""
+    if CERTAIN * needed.total > free:
+        raise OutOfMemoryError(f"the run needs {needed.text}, and {free / 1e9:.1f} GB are free: {_smaller(recipe)}")
+
+
+def check_gpu(needed: Memory, free: float, recipe: Recipe, device: torch.device) -> None:
+    """OutOfMemoryError where a run cannot fit on a GPU, of which ``free`` bytes are free."""
+    if CERTAIN * needed.on_gpu > free:
+        raise OutOfMemoryError(
+            f"the run needs about {needed.on_gpu / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free there:"
+            f" {_smaller(recipe)}"
+        )
+
+
+def _smaller(recipe: Recipe) -> str:
+    return f"try --batch-size {max(1, recipe.batch_size // 4)} (it is {recipe.batch_size}), or a smaller --image-size"

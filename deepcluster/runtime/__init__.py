@@ -1,0 +1,1 @@
+"""The machine: devices, threads, signals, processes and how they share images, terminal, notebook."""

@@ -1,0 +1,342 @@
+"""The model that places new images: config.json and model.safetensors, nothing that could run code.
+
+What the two files say is not believed: their SHA-256 finds damage, and every value is checked before a network is built
+from it, because a file that somebody wrote on purpose has the right digests.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.errors import (
+    DataError,
+    DeepClusterError,
+    DiskError,
+    ModelError,
+    NonFiniteError,
+    OutOfMemoryError,
+)
+from deepcluster.groups.cut import Cut, Placement, place
+from deepcluster.images.decode import one_line
+from deepcluster.images.run_folders import is_run
+from deepcluster.images.source import Images, find
+from deepcluster.images.store import read_once
+from deepcluster.learning.features import extract
+from deepcluster.nets.backbone import Network, build, shapes_only, working_memory
+from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.weights import first_line
+from deepcluster.runtime.memory import check_fits
+from deepcluster.storage.atomic import write_tensors, write_whole
+from deepcluster.storage.digest import json_sha256
+from deepcluster.storage.run_folder import RunFolder, read_state
+from deepcluster.storage.safe_read import read_json, read_tensors
+
+SCHEMA_VERSION = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Every key of config.json and of the architecture in it, with its type; the digests may both be missing, as they are in
+# models of version 0.1.
+TYPES = {
+    "schema_version": int, "architecture": dict, "image_size": int, "store_size": int, "batch_size": int, "names": list,
+}  # fmt: skip
+DIGESTS = {"weights_sha256": str, "config_sha256": str}
+OPTIONAL = {"junk": list}  # missing in models of version 0.1
+ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
+# timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
+BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
+MOST_CONSTANTS = 200_000_000  # bytes
+LARGE = 1024  # px: from here on it is asked first whether images fit into memory
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that :meth:`place` needs: the network, the reduction, the fine centroids and the groups.
+
+    store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
+    model, because another size may round differently); outlier_distance (K): from where an image is an outlier of its
+    group; outlier_length: from which length of its whitened features it is one of all groups; names (K): what a person
+    called the groups, "" where nobody did; junk: the groups that a person marked so.
+
+    A group that was merged into another one has no centroid any more, and so no image.
+    """
+
+    network: Network
+    reduction: Whitening
+    fine_centroids: Tensor
+    groups: Cut
+    outlier_distance: Tensor
+    names: tuple[str, ...]
+    image_size: int
+    store_size: int
+    batch_size: int
+    junk: tuple[int, ...] = ()
+    outlier_length: float = math.inf
+
+    def predict(self, images: Images) -> npt.NDArray[np.int64]:
+        """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
+        return self.place(self.transform(images)).cluster.numpy()
+
+    def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
+        """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
+        has them: uint8, N x 3 x store_size x store_size."""
+        return self.measure(images, progress)[0]
+
+    def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`transform` gives, and the length (float32, N) that each row had before it was 1."""
+        stored = (3, self.store_size, self.store_size)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
+            self.check_room()
+            store = read_once(find(images), self.store_size)
+            if store.skipped:
+                path, reason = store.skipped[0]
+                raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
+            images = store.images
+        features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
+        reduced = self.reduction(features)
+        if not torch.isfinite(reduced).all():
+            raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
+        return reduced, self.reduction.lengths(features)
+
+    def check_room(self) -> None:
+        """OutOfMemoryError where not even one batch of images fits into memory."""
+        if self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
+            _check_image(self.network, self.image_size, self.batch_size)
+
+    def place(self, reduced: Tensor) -> Placement:
+        """The cluster of each row of :meth:`transform`."""
+        return place(reduced, self.groups, self.fine_centroids)
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write ``folder``/config.json and model.safetensors. DiskError where ``folder`` is a link that leads elsewhere."""
+    if folder.is_symlink():
+        raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_tensors(folder / WEIGHTS, _tensors(model))
+    text = _config(model, digest)
+    write_whole(folder / CONFIG, lambda file: file.write(text))
+
+
+def save_in_run(model: Model, run: RunFolder) -> None:
+    """Write the model of a run."""
+    digest = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
+    run.write_text(f"model/{CONFIG}", _config(model, digest))
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    tensors = {f"body.{name}": value for name, value in model.network.body.state_dict().items()}
+    tensors |= {
+        "reduction.mean": model.reduction.mean,
+        "reduction.projection": model.reduction.projection,
+        "fine_centroids": model.fine_centroids,
+        "groups.centroids": model.groups.centroids,
+        "groups.groups": model.groups.groups,
+        "outlier_distance": model.outlier_distance,
+        "outlier_length": torch.tensor(model.outlier_length),
+    }
+    return tensors
+
+
+def _config(model: Model, weights_sha256: str) -> str:
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "architecture": model.network.architecture,
+        "image_size": model.image_size,
+        "store_size": model.store_size,
+        "batch_size": model.batch_size,
+        "names": list(model.names),
+        "junk": list(model.junk),
+        "weights_sha256": weights_sha256,
+    }
+    config["config_sha256"] = json_sha256(config)
+    return json.dumps(config, indent=2) + "\n"
+
+
+def load(folder: str | Path, device: torch.device | None = None) -> Model:
+    """Read a model from ``folder``, or from ``folder``/model.
+
+    It takes memory in proportion to the files. ModelError names the file that is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    if is_run(folder):
+        return read_state(folder, lambda run: load_of_run(run, device))
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    return _load(folder, folder / CONFIG, folder / WEIGHTS, device)
+
+
+def load_of_run(run: RunFolder, device: torch.device | None = None) -> Model:
+    """Read the model of a run, as :func:`load` does."""
+    if not run.has(f"model/{CONFIG}") and (status := run.read_record().get("status")) != "done":
+        raise ModelError(f"{run.path} has no model yet (its status is {status}): go on with `deepcluster fit --resume`")
+    return _load(run.path / "model", run.file(f"model/{CONFIG}"), run.file(f"model/{WEIGHTS}"), device)
+
+
+def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.device | None) -> Model:
+    path = config_path
+    try:
+        config = _read_config(path)
+        path = weights_path
+        tensors = read_tensors(path, config.get("weights_sha256"))
+        feature_dim = _claimed_feature_dim(tensors)
+        path = config_path
+        with shapes_only():
+            shapes = build(**config["architecture"], feature_dim=feature_dim)
+        _check_constants(shapes)
+        _check_image(shapes, config["image_size"])
+        path = weights_path
+        _check_shapes(tensors, shapes, len(config["names"]))
+        # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
+        network = build(**config["architecture"])
+        if network.feature_dim != shapes.feature_dim:
+            raise ValueError(f"features of {shapes.feature_dim} numbers, and the network gives {network.feature_dim}")
+        _check_values(tensors, len(config["names"]))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
+    except OutOfMemoryError:
+        raise
+    except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
+    network.body.load_state_dict(_of_body(tensors))
+    channels_last(network.eval().to(device or torch.device("cpu")))
+    return Model(
+        network=network,
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"]),
+        fine_centroids=tensors["fine_centroids"],
+        groups=Cut(tensors["groups.centroids"], tensors["groups.groups"]),
+        outlier_distance=tensors["outlier_distance"],
+        names=tuple(config["names"]),
+        image_size=config["image_size"],
+        store_size=config["store_size"],
+        batch_size=config["batch_size"],
+        junk=tuple(config.get("junk", ())),
+        outlier_length=float(tensors.get("outlier_length", math.inf)),
+    )
+
+
+def _of_body(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("body."): value for name, value in tensors.items() if name.startswith("body.")}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json, every value of its type and in its range. Raises OSError, or ValueError with the reason."""
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"not a model of version {SCHEMA_VERSION}")
+    signed = DIGESTS if DIGESTS.keys() & config.keys() else {}
+    _check_types(config, TYPES | signed | {key: OPTIONAL[key] for key in OPTIONAL.keys() & config.keys()})
+    content = {key: value for key, value in config.items() if key != "config_sha256"}
+    if "config_sha256" in config and config["config_sha256"] != json_sha256(content):
+        raise ValueError("changed since it was written")
+    architecture, names = config["architecture"], config["names"]
+    _check_types(architecture, ARCHITECTURE)
+    if not BACKBONE.fullmatch(architecture["name"]):
+        raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
+    sizes = (config["image_size"], config["store_size"], config["batch_size"])
+    if not (1 <= sizes[0] <= sizes[1] <= 8192 and 1 <= sizes[2] <= 1 << 20):
+        shown = (str(size)[:12] for size in sizes)
+        raise ValueError("image_size {}, store_size {} or batch_size {} is out of range".format(*shown))
+    if architecture["image_size"] != config["image_size"]:
+        raise ValueError(f"image_size {config['image_size']}, and another one in its architecture")
+    if not names or not all(isinstance(name, str) and _can_be_written(name) for name in names):
+        raise ValueError("names are not texts, one for each cluster")
+    if not all(type(number) is int and 0 <= number < len(names) for number in config.get("junk", ())):
+        raise ValueError("junk are not numbers of clusters")
+    return config
+
+
+def _check_types(table: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """Exactly these keys, and values of exactly these types (a bool is no int)."""
+    for key in types:
+        if key not in table:
+            raise ValueError(f"{key} is missing")
+        if type(table[key]) is not types[key]:
+            raise ValueError(f"{key} is not of type {types[key].__name__}")
+    unknown = sorted(table.keys() - types.keys())
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0][:80]!a}")
+
+
+def _can_be_written(name: str) -> bool:
+    try:
+        name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _claimed_feature_dim(tensors: Mapping[str, Tensor]) -> int:
+    mean = tensors.get("reduction.mean")
+    if mean is None or mean.dim() != 1 or not len(mean):
+        raise ValueError("reduction.mean is missing or has another shape")
+    return len(mean)
+
+
+def _check_constants(shapes: Network) -> None:
+    """The tables that a network keeps beside its weights, such as the masks of windows, grow with the image size."""
+    weights = sum(value.numel() * value.element_size() for value in shapes.body.state_dict().values())
+    beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
+    if beside > weights + MOST_CONSTANTS:
+        raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
+
+
+def _check_image(network: Network, size: int, count: int = 1) -> None:
+    """``count`` images at a time must fit into memory: of 8,192 px one takes gigabytes in the smallest network."""
+    if size > LARGE:
+        images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
+        check_fits(
+            f"a batch of {images} in this model", count * working_memory(network, size), "fit with smaller images"
+        )
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) -> None:
+    """Exactly the tensors of the network ``shapes`` and of ``count`` groups, in shapes that agree."""
+    for name, axes in (("reduction.projection", 2), ("groups.groups", 1), ("fine_centroids", 2)):
+        if name not in tensors or tensors[name].dim() != axes or not tensors[name].numel():
+            raise ValueError(f"{name} is missing or has another shape")
+    dims, centroids = tensors["reduction.projection"].shape[1], len(tensors["groups.groups"])
+    expected = {f"body.{name}": (value.dtype, value.shape) for name, value in shapes.body.state_dict().items()}
+    expected |= {
+        "reduction.mean": (torch.float32, (shapes.feature_dim,)),
+        "reduction.projection": (torch.float32, (shapes.feature_dim, dims)),
+        "fine_centroids": (torch.float32, (len(tensors["fine_centroids"]), dims)),
+        "groups.centroids": (torch.float32, (centroids, dims)),
+        "groups.groups": (torch.int64, (centroids,)),
+        "outlier_distance": (torch.float32, (count,)),
+    }
+    if "outlier_length" in tensors:  # models of version 0.1 have none
+        expected["outlier_length"] = (torch.float32, ())
+    for name, (dtype, shape) in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
+        found = tensors[name]
+        if (found.dtype, found.shape) != (dtype, shape):
+            raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)} instead of {dtype} {tuple(shape)}")
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
+
+
+def _not_negative(values: Tensor) -> Tensor:
+    return values >= 0
+
+
+def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
+    """Finite numbers, and centroids of ``count`` groups (those that were merged into others have none)."""
+    for name, value in tensors.items():
+        # An empty group has no distance that is too large.
+        fine = _not_negative if name.startswith("outlier_") else torch.isfinite
+        if not all(fine(part).all() for part in value.flatten().split(1 << 20)):
+            raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
+    groups = tensors["groups.groups"]
+    if groups.min() < 0 or groups.max() != count - 1:
+        raise ValueError(f"groups.groups are not the numbers of {count} clusters")

@@ -1,0 +1,114 @@
+"""What the report draws, in files of the run folder: the map, the merge tree with its curves, the tiny pictures."""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from io import BytesIO
+from typing import Any
+
+import numpy.typing as npt
+from PIL import Image
+
+from deepcluster.errors import DiskError
+from deepcluster.groups.map2d import Points
+from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.storage.ownership import is_ours
+from deepcluster.storage.run_folder import RunFolder, filters
+from deepcluster.storage.safe_read import check_file
+
+MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
+MOST_SHEET = 1 << 20  # bytes
+MOST_FILTERS = (1 << 26, 1 << 26)  # bytes and pixels of a sheet of filters
+SCHEMA_VERSION = 1
+
+
+def write_map(folder: RunFolder, places: Points) -> None:
+    folder.write_array(MAP, places)
+
+
+def read_map(folder: RunFolder, images: int) -> npt.NDArray[Any] | None:
+    """The places of all images (float32, N x 2); None where the run has none."""
+    return folder.read_array(MAP, images, 2) if folder.has(MAP) else None
+
+
+def read_sheet(folder: RunFolder) -> bytes:
+    """The sheet of tiny pictures; empty where the run has none."""
+    path = folder.file(SHEET)
+    if not path.exists():
+        return b""
+    with folder.believed(SHEET):
+        check_file(path, MOST_SHEET)
+        data = path.read_bytes()
+    if data[:4] + data[8:12] != b"RIFFWEBP":
+        raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
+    return data
+
+
+def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
+    """The layers whose filters were drawn, and their sheets; DiskError where one is no PNG picture."""
+    before, after = filters("*").split("*")
+    found: list[tuple[str, Image.Image]] = []
+    for path in sorted(folder.path.glob(filters("*"))):
+        if not is_ours(folder.path, path.name):  # a picture of the user's, whatever it shows
+            continue
+        try:
+            check_file(path, MOST_FILTERS[0])
+            image = Image.open(BytesIO(path.read_bytes()), formats=["PNG"])
+            if image.width * image.height > MOST_FILTERS[1]:
+                raise ValueError("too many pixels")
+            image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DiskError(f"{path} cannot be used ({error}): remove it, and the report does without") from None
+        found.append((path.name.removeprefix(before).removesuffix(after), image))
+    return found
+
+
+def write_tree(folder: RunFolder, tree: Tree, levels: Sequence[Level]) -> None:
+    folder.write_json(
+        TREE,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "groups": tree.groups,
+            "merges": tree.merges,
+            "sizes": tree.sizes,
+            "medoids": tree.medoids,
+            "levels": [astuple(level) for level in levels],
+        },
+    )
+
+
+def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None:
+    """The tree of ``images`` images and its levels; None where the run has none. DiskError where it is no tree."""
+    if not folder.has(TREE):
+        return None
+    types = {"groups": list, "merges": list, "sizes": list, "medoids": list, "levels": list}
+    table = folder.read_json(TREE, types)
+    with folder.believed(TREE):
+        return _tree(table, images), [_level(*row) for row in table["levels"]]
+
+
+def _tree(table: dict[str, Any], images: int) -> Tree:
+    pieces = len(table["groups"])
+    tree = Tree(
+        groups=_numbers(table["groups"], pieces, images),
+        merges=tuple((a, b) for a, b in (_numbers(pair, 2, 2 * pieces) for pair in table["merges"])),
+        sizes=_numbers(table["sizes"], 2 * pieces - 1, images + 1),
+        medoids=_numbers(table["medoids"], 2 * pieces - 1, images),
+    )
+    joined = sorted(node for pair in tree.merges for node in pair)
+    if joined != list(range(2 * pieces - 2)) or any(max(pair) >= pieces + j for j, pair in enumerate(tree.merges)):
+        raise ValueError(f"{TREE} holds no tree")
+    return tree
+
+
+def _numbers(values: Any, count: int, below: int) -> tuple[int, ...]:
+    if len(values) != count or not all(type(value) is int and 0 <= value < below for value in values):
+        raise ValueError(f"{TREE} has other numbers than those of {count} nodes")
+    return tuple(values)
+
+
+def _level(k: Any, silhouette: Any, stability: Any) -> Level:
+    values = (silhouette, stability)
+    if type(k) is not int or not all(value is None or -1.001 < float(value) < 1.001 for value in values):
+        raise ValueError(f"{TREE} has a curve that is none")
+    return Level(k, *values)

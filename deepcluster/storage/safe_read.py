@@ -1,0 +1,91 @@
+"""Reading files that may be damaged or a stranger's: plain files only, of bounded size, JSON without dark corners."""
+
+import codecs
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deepcluster.runtime.memory import check_fits
+from deepcluster.storage.digest import sha256
+
+# Python's objects take up to 25 times as much memory as the JSON they come from.
+MOST_JSON = 4 << 20  # bytes
+MOST_TENSORS = 1 << 40  # bytes
+
+
+def check_file(path: Path, most: int) -> None:
+    """ValueError where ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
+        raise ValueError("not a plain file")
+    if not status.st_size:  # so do the files of /proc look, of which some never end
+        raise ValueError("an empty file")
+    if status.st_size > most:
+        raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file. Raises OSError, or ValueError with the reason."""
+    check_file(path, MOST_JSON)
+    return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # an editor may have put it in front
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON value by the letter of its standard: no key twice, no NaN, no infinity. ValueError with the reason."""
+    try:
+        return json.loads(
+            data.decode(), object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("JSON with a key twice")
+    return table
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"JSON with {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"JSON with a number beyond all bounds, {text[:20]}")
+    return value
+
+
+def _end(header: Any) -> int:
+    """Where the last tensor ends that the header of a safetensors file describes."""
+    try:
+        return max((int(each["data_offsets"][1]) for name, each in header.items() if name != "__metadata__"), default=0)
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("no header of a safetensors file") from None
+
+
+def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped and not yet read; with its SHA-256 the file is checked first.
+
+    Raises OSError, ValueError or SafetensorError with the reason, or OutOfMemoryError.
+    """
+    check_file(path, MOST_TENSORS)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_JSON:
+            raise ValueError(f"a header of {length:,} bytes, more than the {MOST_JSON:,} that are read")
+        header = parse_json(file.read(length))  # safetensors, which checks the rest, takes a name twice
+    size, described = path.stat().st_size, 8 + length + _end(header)
+    if size != described:
+        raise ValueError(f"{size:,} bytes, and its header describes {described:,}")
+    check_fits(str(path), size, "use a machine with more memory")
+    if digest is not None and digest != sha256(path):
+        raise ValueError("changed since it was written, by its SHA-256")
+    return load_file(path)

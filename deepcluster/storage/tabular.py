@@ -1,0 +1,44 @@
+"""A model of images that were rows of a table: what it takes beside the model to read such rows."""
+
+import json
+import math
+from pathlib import Path
+
+from deepcluster.errors import ModelError
+from deepcluster.images.tabular import Table
+from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.safe_read import read_json
+
+TABLE = "table.json"
+MOST_PIXELS = 1 << 28  # of an image
+
+
+def save(table: Table | None, folder: Path) -> None:
+    """Write the file, or remove the one that is there where there is no table."""
+    if table is None:
+        (folder / TABLE).unlink(missing_ok=True)
+        return
+    values = {"shape": list(table.shape), "width": table.width, "low": table.low, "high": table.high}
+    write_whole(folder / TABLE, lambda file: file.write(json.dumps(values) + "\n"))
+
+
+def load(folder: Path) -> Table | None:
+    """None where there is none. ModelError where it is damaged."""
+    path = folder / TABLE
+    if not path.is_file():
+        return None
+    try:
+        values = read_json(path)
+        shape, width, low, high = (values[name] for name in ("shape", "width", "low", "high"))
+        sides = (
+            isinstance(shape, list) and len(shape) in (2, 3) and all(type(side) is int and side > 0 for side in shape)
+        )
+        if not sides or math.prod(shape) > MOST_PIXELS:
+            raise ValueError("its shape is none of an image")
+        if type(width) is not int or not 1 <= width <= math.prod(shape):
+            raise ValueError("its width is none of a row")
+        if not all(type(value) is float and math.isfinite(value) for value in (low, high)) or low > high:
+            raise ValueError("low and high are no numbers in this order")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be used ({error}): fit again, or take a copy of it") from None
+    return Table(tuple(shape), width, low, high)
