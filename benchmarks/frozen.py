@@ -1,0 +1,333 @@
+"""Are results the same as before a change? Small runs of every command on fixed seeds, a digest of all they make.
+
+    python benchmarks/frozen.py --write before.json      at the commit before
+    python benchmarks/frozen.py --compare before.json    at the commit after: names what differs
+
+Everything goes through the command line of this checkout, with one thread, so that code may move between the two
+commits. Digests depend on the processor and the versions of the libraries: record and compare on one machine. Times,
+versions and texts are left out. With --photos and --weights a pretrained network clusters some photographs too.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = "sklearn:digits --backbone compact --image-size 16 --pseudo-labels 30 --labels folders --seed 3"
+RUNS = {
+    # enough training for the guard to prefer the trained network
+    "auto": f"{DIGITS} -k 10 --rounds 4 --epochs 2",
+    "classic": f"{DIGITS} -k auto --recipe classic --rounds 2 --epochs 1",
+    "v1": f"{DIGITS} -k 10 --recipe v1 --rounds 2 --epochs 1",
+    "v2": f"{DIGITS} -k 10 --recipe v2 --rounds 2 --epochs 1",
+    "pic": f"{DIGITS} -k 10 --recipe classic --set clustering=pic --rounds 2 --epochs 1",
+}
+INTERRUPTED = f"{DIGITS} -k 10 --rounds 2 --epochs 1 --checkpoint-every 0s"
+SHARED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
+ALEXNET = "noise.npy --backbone alexnet --recipe classic -k 3 --pseudo-labels 4 --rounds 0 --seed 3"
+PHOTOS = "photos --backbone timm:tf_efficientnet_lite0 --image-size 64 -k 5 --rounds 1 --labels folders --seed 3"
+PHOTOS_COUNT = 60
+PROTOCOLS = {
+    "clustering": "",
+    "knn": "--protocol knn --set neighbours=5,20",
+    "linear": "--protocol linear --epochs 1",
+    "few": "--protocol few --epochs 1",
+}
+EXPORTS = {
+    "folders": "folders --mode copy",
+    "imagefolder": "imagefolder",
+    "hub": "hub",
+    **({"table.parquet": "parquet"} if find_spec("pyarrow") else {}),
+    **({"graph.onnx": "onnx"} if find_spec("onnx") and find_spec("onnxruntime") else {}),
+}
+# Of run.json: what was found, without the sentences about it. The rest is of this run and machine.
+FOUND = (
+    "backbone", "candidates", "clusters", "fingerprint", "images_count", "pseudo_labels", "rounds", "rows", "signs",
+    "skipped_count",
+)  # fmt: skip
+TIMES = ("_seconds", "images_per_second")
+VOLATILE = {"schema_version", "weights_sha256", "config_sha256", "version", "deepcluster_version"}
+
+Digests = dict[str, str]
+
+
+def digest(content: object) -> str:
+    """A short value as it is, for whoever reads a difference; else its SHA-256."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    text = json.dumps(content, sort_keys=True, default=str)
+    return text if len(text) <= 40 else digest(text.encode())
+
+
+class Commands:
+    """Runs `python -m deepcluster` of this checkout in a folder, so that no path of the machine gets into a result."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        self.environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+    def __call__(self, *arguments: str, launcher: str = "") -> str:
+        """What the command prints; a command that fails ends the script."""
+        begin = time.perf_counter()
+        done = subprocess.run(self._line(arguments, launcher), cwd=self.folder, env=self.environment,
+                              capture_output=True, text=True)  # fmt: skip
+        print(f"{time.perf_counter() - begin:6.1f} s  {' '.join(arguments)}", file=sys.stderr)
+        if done.returncode:
+            sys.exit(f"exit code {done.returncode}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    def killed(self, *arguments: str, run: Path) -> None:
+        """Kill a run in its second round. What it has done by then may differ; the result of going on may not."""
+        with subprocess.Popen(self._line(arguments, ""), cwd=self.folder, env=self.environment,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+            while process.poll() is None and not list(run.glob("checkpoints/000001-*.json")):
+                time.sleep(0.005)
+            process.kill()
+        if process.returncode != -signal.SIGKILL:
+            sys.exit(f"the run ended with {process.returncode} before it could be killed in its second round")
+
+    def _line(self, arguments: tuple[str, ...], launcher: str) -> list[str]:
+        return [sys.executable, *launcher.split(), "-m", "deepcluster", *" ".join(arguments).split()]
+
+
+def of_table(file: Path) -> Digests:
+    """A digest of each column, but those of times."""
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as text:
+        header, *rows = list(csv.reader(text))
+    return {
+        name: digest([row[i] for row in rows]) for i, name in enumerate(header) if not name.endswith(TIMES)
+    }  # fmt: skip
+
+
+def of_json(file: Path) -> Digests:
+    content = json.loads(file.read_text())
+    return {key: digest(value) for key, value in content.items() if key not in VOLATILE}
+
+
+def of_run_record(file: Path) -> Digests:
+    record = json.loads(file.read_text())
+    guard = {f"guard.{key}": digest(value) for key, value in record.get("guard", {}).items() if key != "text"}
+    return {key: digest(record[key]) for key in FOUND if key in record} | guard
+
+
+def of_tensors(file: Path) -> Digests:
+    """A digest of type, shape and bytes of each tensor, read from the file itself."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:start])
+    entries.pop("__metadata__", None)
+    found = {}
+    for name, entry in entries.items():
+        begin, end = entry["data_offsets"]
+        kind = f"{entry['dtype']}{entry['shape']}"
+        found[name] = digest(kind.encode() + content[start + begin : start + end])
+    return found
+
+
+def of_array(array: np.ndarray) -> str:
+    return digest(f"{array.dtype}{list(array.shape)}".encode() + np.ascontiguousarray(array).tobytes())
+
+
+def of_recipe(file: Path) -> Digests:
+    """The options, which are values already; but where the weights lie is nobody's concern."""
+    return {key: digest(value) for key, value in tomllib.loads(file.read_text()).items() if key != "weights"}
+
+
+def of_parquet(file: Path) -> Digests:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(file)
+    return {
+        name: digest([str(table.schema.field(name).type), repr(table[name].to_pylist())]) for name in table.schema.names
+    }
+
+
+def of_onnx(file: Path) -> Digests:
+    """What the graph answers to noise, and what its metadata says; how it is built may change."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options)
+    about = session.get_modelmeta().custom_metadata_map
+    size = int(about["store_size"])
+    noise = np.random.default_rng(0).integers(0, 256, (4, 3, size, size), dtype=np.uint8)
+    names = [output.name for output in session.get_outputs()]
+    answers = dict(zip(names, map(of_array, session.run(None, {"images": noise})), strict=True))
+    return answers | {f"metadata.{key}": digest(about[key]) for key in about if key not in VOLATILE}
+
+
+def of_official(file: Path) -> Digests:
+    import torch
+
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    tensors = content.pop("state_dict")
+    found = {name: of_array(tensor.numpy()) for name, tensor in tensors.items()}
+    return found | {key: digest(value) for key, value in content.items() if isinstance(value, int | str | list)}
+
+
+READERS: Mapping[str, Any] = {
+    "run.json": of_run_record,
+    "recipe.toml": of_recipe,
+    ".safetensors": of_tensors,
+    ".csv": of_table,
+    ".json": of_json,
+    ".npy": lambda file: {"": of_array(np.load(file))},
+    ".webp": lambda file: {"": digest(file.read_bytes())},
+    ".parquet": of_parquet,
+    ".onnx": of_onnx,
+    ".tar": of_official,
+}
+
+
+def of_file(name: str, file: Path) -> Digests:
+    """Names and digests of what a file holds; none where it is a text or drawing for people."""
+    reader = READERS.get(file.name) or READERS.get(file.suffix)
+    return {f"{name}:{key}".rstrip(":"): value for key, value in reader(file).items()} if reader else {}
+
+
+def of_run(name: str, run: Path) -> Digests:
+    """Everything in a run folder, and of its checkpoints the last: how training ended, whatever the guard took."""
+    last = max(run.glob("checkpoints/*-*.safetensors"), default=None)
+    found = of_file(f"{name}/checkpoint", last) if last else {}
+    for file in sorted(run.rglob("*")):
+        if file.is_file() and file.parent.name != "checkpoints":
+            found |= of_file(f"{name}/{file.relative_to(run)}", file)
+    return found
+
+
+def of_tree(name: str, folder: Path) -> Digests:
+    """The tables of an export, and one digest of names and bytes of all images in it."""
+    found, images = {}, []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".csv", ".json", ".safetensors"):
+            found |= of_file(f"{name}/{file.relative_to(folder)}", file)
+        elif file.is_file() and file.suffix != ".md":
+            images.append([str(file.relative_to(folder)), digest(file.read_bytes())])
+    return found | {f"{name}:images": digest(images)}
+
+
+def photographs(source: Path, folder: Path) -> None:
+    """Some photographs of each sub-folder, in the order of their names."""
+    kinds = sorted(path for path in source.iterdir() if path.is_dir())
+    for kind in kinds:
+        (folder / kind.name).mkdir(parents=True)
+        for file in sorted(kind.iterdir())[: PHOTOS_COUNT // len(kinds)]:
+            shutil.copy(file, folder / kind.name)
+
+
+def uses(command: Commands, run: str, images: str, protocols: Sequence[str], exports: Mapping[str, str]) -> Digests:
+    """What is done with a run: new images, evaluations, exports, another cut, edits. The run is changed by it."""
+    folder, found = command.folder, {}
+
+    def out(name: str) -> Path:
+        return folder / f"{run}-{name}"
+
+    def use(verb: str, suffix: str) -> None:
+        command(verb, run, images, "-o", out(verb + suffix).name)
+        found.update(of_file(f"{run}/{verb}{suffix}", out(verb + suffix)))
+
+    use("predict", ".csv")
+    use("embed", ".npy")
+    for protocol in protocols:
+        said = json.loads(command("evaluate", run, "--labels folders --json", PROTOCOLS[protocol]))
+        found |= {f"{run}/evaluate-{protocol}:{key}": digest(value) for key, value in said.items()}
+    for name, options in exports.items():
+        command("export", run, "--to", options, "-o", out(name).name)
+        found |= (of_tree if out(name).is_dir() else of_file)(f"{run}/{name}", out(name))
+    command("recut", run, "-k 7")
+    found |= of_run(f"{run}/recut", folder / run)
+    cut = json.loads((folder / run / "run.json").read_text())["cut"]
+    edits = {"schema_version": 1, "cut": cut, "names": {"0": "first"}, "merge": [[1, 3], [2, 5]], "junk": [4]}
+    out("edits.json").write_text(json.dumps(edits))
+    command("apply", run, out("edits.json").name)
+    found |= of_run(f"{run}/apply", folder / run)
+    command("predict", run, images, "--reject -o", out("rejected.csv").name)
+    return found | of_file(f"{run}/rejected.csv", out("rejected.csv"))
+
+
+def record(folder: Path, photos: Path | None, weights: Path | None) -> Digests:
+    command, found = Commands(folder), {}
+    for name, options in RUNS.items():
+        command("fit", options, "-o", name)
+        found |= of_run(name, folder / name)
+
+    command.killed("fit", INTERRUPTED, "-o resumed", run=folder / "resumed")
+    command("fit", INTERRUPTED, "-o resumed --resume")
+    found |= of_run("resumed", folder / "resumed")
+
+    command("fit", SHARED, "-o shared", launcher="-m torch.distributed.run --standalone --nproc-per-node=2")
+    found |= of_run("shared", folder / "shared")
+
+    noise = np.random.default_rng(0).integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
+    np.save(folder / "noise.npy", noise)
+    command("fit", ALEXNET, "-o alexnet")
+    found |= of_run("alexnet", folder / "alexnet")
+    command("export alexnet --to official -o official.tar")
+    found |= of_file("alexnet/official", folder / "official.tar")
+
+    found |= uses(command, "auto", "sklearn:digits", tuple(PROTOCOLS), EXPORTS)
+    if photos and weights:
+        photographs(photos, folder / "photos")
+        command("fit", PHOTOS, "-o photographs --weights", str(weights.resolve()))
+        found |= of_run("photographs", folder / "photographs")
+        of_photographs = {name: EXPORTS[name] for name in ("folders", "imagefolder", "graph.onnx") if name in EXPORTS}
+        found |= uses(command, "photographs", "photos", ("knn",), of_photographs)
+    return found
+
+
+def differences(before: Digests, now: Digests) -> list[str]:
+    def short(value: str | None) -> str:
+        return "-" if value is None else value if len(value) <= 40 else value[:12]
+
+    return [
+        f"{name}: {short(before.get(name))} -> {short(now.get(name))}"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the digests to this JSON file")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="print what differs from this file; exit code 1 if anything"
+    )
+    parser.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="photographs in class folders; of each some are taken"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="of tf_efficientnet_lite0, for the photographs")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs there, to be opened by later code")
+    options = parser.parse_args()
+    if bool(options.photos) != bool(options.weights):
+        parser.error("--photos and --weights go together")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = record(folder.resolve(), options.photos, options.weights)
+    print(f"{len(found)} digests")
+    if options.write:
+        options.write.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    if options.compare:
+        differing = differences(json.loads(options.compare.read_text()), found)
+        print("\n".join(differing) or "no difference")
+        sys.exit(bool(differing))
+
+
+main()
