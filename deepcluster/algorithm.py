@@ -34,7 +34,7 @@ from deepcluster.learning.pseudo_labels import (
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Clustering, Round, State, Trained, Work
 from deepcluster.runtime.devices import CPU, holds_rows
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
@@ -126,7 +126,7 @@ def alternate(
     optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
     state = state or State()
     restore_momentum(optimizer, state.momentum)
-    table = shares(processes, len(images))
+    partition = Partition.of(processes, len(images))
     kept = clustering_device(network, len(images), network.embedding_dim + (dims or 0), processes)
     clustered = clustering_device(network, len(images), 2 * (dims or network.embedding_dim), processes)
     if state.memory is not None:
@@ -151,10 +151,10 @@ def alternate(
             reduced = map_(found, clustered)
             memory = found if features == "memory" else None
             how: dict[str, Any] = {"empty": empty, "spherical": spherical, "processes": processes}
-            before = () if state.previous is None else state.previous[table.own].unbind(1)
+            before = () if state.previous is None else state.previous[partition.local].unbind(1)
             starts = [{"start": each} for each in before if kmeans_start == "previous"] or [{}] * len(numbers)
-            clusterings = [_by_first(table, group, reduced)] if group else [
-                _of_all(table, cluster(
+            clusterings = [_by_first(partition, group, reduced)] if group else [
+                _of_all(partition, cluster(
                     reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), **start, **how
                 ))
                 for i, (k, start) in enumerate(zip(numbers, starts, strict=True))
@@ -162,7 +162,7 @@ def alternate(
             again = clusterings[0]
             if before and kmeans_start == "random" and not group:
                 # In two levels one assignment: more would cost what the second level saves.
-                again = _of_all(table, kmeans(
+                again = _of_all(partition, kmeans(
                     reduced, numbers[0], start=before[0], iterations=iterations if levels == 1 else 0, **how
                 ))  # fmt: skip
             times.append(time.perf_counter())
@@ -174,7 +174,7 @@ def alternate(
             else:
                 along = unreduced(found)(found, clustered) if dims else reduced
                 network.centroid_head(torch.cat(
-                    [means(along, each.labels[table.own], len(each.centroids), processes) for each in clusterings]
+                    [means(along, each.labels[partition.local], len(each.centroids), processes) for each in clusterings]
                 ), temperature)  # fmt: skip
             del found, reduced  # without a memory nothing but the reduced features stays
         state = replace(state, memory=memory, work=work)
@@ -185,14 +185,14 @@ def alternate(
             network, images, targets, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
             batch_size=batch_size, views=views, clusters=[len(each.centroids) for each in work.clusterings],
             trust=work.cluster_weight, instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed,
-            round=index, memory=memory, table=table, dtype=dtype, begun=work.trained,
+            round=index, memory=memory, partition=partition, dtype=dtype, begun=work.trained,
             keep=partial(_kept, keep, state, work, optimizer),
             progress=partial(progress, "training"),
         )  # fmt: skip
 
         # Step 6, alternation.
         step = lr(float(index)) if callable(lr) else lr
-        yield _record(index, work, loss, step, time.perf_counter() - begin, table.total * epochs)
+        yield _record(index, work, loss, step, time.perf_counter() - begin, partition.total * epochs)
         settled = state.settled + 1 if 1 - work.agreement <= tolerance + SLACK else 0
         previous = torch.stack([each.labels for each in work.clusterings], 1)
         state = State(index + 1, previous, settled, memory, momenta(optimizer))
@@ -212,23 +212,23 @@ def clustering_device(network: Network, rows: int, width: int, processes: Proces
     return CPU if processes.any(not holds_rows(device, rows, width)) else device
 
 
-def _of_all(table: Shares, own: Clustering) -> Clustering:
+def _of_all(partition: Partition, own: Clustering) -> Clustering:
     """A clustering with the labels of all images, not only the own ones, on the CPU."""
     own = _on_cpu(own)
-    return replace(own, labels=table.whole(own.labels.int()).long())
+    return replace(own, labels=partition.all_gather(own.labels.int()).long())
 
 
-def _by_first(table: Shares, group: Group, reduced: Tensor) -> Clustering:
+def _by_first(partition: Partition, group: Group, reduced: Tensor) -> Clustering:
     """A clustering of all rows by the first process."""
-    rows = table.at_first(reduced)
-    processes = table.processes
-    found = [_on_cpu(group(rows))] if processes.leads else []
+    rows = partition.gather(reduced)
+    processes = partition.processes
+    found = [_on_cpu(group(rows))] if processes.is_main else []
     if processes.alone:
         return found[0]
     names = ("labels", "centroids", "sizes")
-    tensors = processes.first_tensors(lambda: {name: getattr(found[0], name) for name in names})
-    inertia = processes.first(lambda: found[0].inertia)
-    iterations, reseeded = processes.first(lambda: [found[0].iterations, found[0].reseeded])
+    tensors = processes.broadcast_tensors(lambda: {name: getattr(found[0], name) for name in names})
+    inertia = processes.broadcast_json(lambda: found[0].inertia)
+    iterations, reseeded = processes.broadcast_json(lambda: [found[0].iterations, found[0].reseeded])
     return Clustering(**tensors, inertia=inertia, iterations=iterations, reseeded=reseeded)
 
 
@@ -346,4 +346,6 @@ def conclude(
         rows, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
         processes=processes,
     )  # fmt: skip
-    return Result(reduction, reduced, reduction.lengths(features), _of_all(shares(processes, len(images)), clustering))
+    return Result(
+        reduction, reduced, reduction.lengths(features), _of_all(Partition.of(processes, len(images)), clustering)
+    )

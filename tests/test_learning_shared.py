@@ -10,7 +10,7 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.learning.pseudo_labels import body_optimizer, new_images, strides, train_on_pseudo_labels
 from deepcluster.nets.backbone import Network
-from deepcluster.runtime.partition import shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 
@@ -29,12 +29,12 @@ def learnt(processes: Processes, batch_size: int, options: dict[str, Any]) -> di
     body = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     network = Network(body, 5)
     network.new_head(7, generator(0, "head"))
-    own = images[processes.share(12).start : processes.share(12).stop]
+    own = images[processes.part(12).start : processes.part(12).stop]
     memory = torch.zeros(len(own), 5)
     loss = train_on_pseudo_labels(
         network, own, labels, body_optimizer(network), size=8, lr=0.1, epochs=2, batch_size=batch_size,
         views=[STILL, STILL, SMALL], clusters=(3, 4), memory=memory,
-        table=shares(processes, len(own)), **{"sample": each_once, **options},
+        partition=Partition.of(processes, len(own)), **{"sample": each_once, **options},
     )  # fmt: skip
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 

@@ -179,7 +179,7 @@ def test_all_processes_find_the_same_of_few_rows(ranks, data):
 
 def clustered(processes: Processes, x: Tensor, k: int, options: dict[str, object], part: int = 1 << 24) -> Clustering:
     two_level.PART, usual = part, two_level.PART
-    share = processes.share(len(x))
+    share = processes.part(len(x))
     try:
         return two_level_kmeans(x[share.start : share.stop], k, processes=processes, **options)
     finally:

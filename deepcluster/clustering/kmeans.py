@@ -15,7 +15,7 @@ from deepcluster.clustering.blocks import Rows, extended, in_whole_blocks, matri
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 from deepcluster.runtime.devices import choose_precision
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
@@ -65,9 +65,9 @@ def kmeans(
     """
     x = matrix(x)
     width = x.shape[1]
-    table = shares(processes, len(x))
-    if not 1 <= k <= table.total:
-        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {table.total}")
+    partition = Partition.of(processes, len(x))
+    if not 1 <= k <= partition.total:
+        raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
     for name, value in (("workers", workers), ("chunk", chunk)):
@@ -75,20 +75,20 @@ def kmeans(
             raise ValueError(f"{name}={value} must be at least 1")
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check_start(start, len(x), k, width)
-    if precision == "auto" and table.total * width * k < LARGE:
+    if precision == "auto" and partition.total * width * k < LARGE:
         precision = "fp32"
     dtype = choose_precision(precision, x.device)
-    chosen = torch.randperm(table.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
-    sample = table.at(x, chosen).float()
+    chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
+    sample = partition.index_select(x, chosen).float()
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
     policies: dict[str, Reseed] = {
-        "split": _beside_large, "sample": partial(_random_sample, x, table), "faiss": _as_faiss,
+        "split": _beside_large, "sample": partial(_random_sample, x, partition), "faiss": _as_faiss,
     }  # fmt: skip
     reseed = policies[empty]
 
     def renew(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
         """Centroids from the sums of an assignment, and how many of them had no rows."""
-        totals = processes.sum(totals)
+        totals = processes.all_reduce(totals)
         if not torch.isfinite(totals).all():
             raise _not_finite(walk, processes)
         sums, sizes = totals[:, :-1], totals[:, -1]
@@ -100,12 +100,12 @@ def kmeans(
         return centroids, len(vacant)
 
     with shared_out(x, workers) as walk:
-        blocks = in_whole_blocks(walk, table, least_block(k))
+        blocks = in_whole_blocks(walk, partition, least_block(k))
         reseeded = done = 0
         if start is None:
-            centroids = _random_rows(x, table, k, generator(seed, "k-means start"))
+            centroids = _random_rows(x, partition, k, generator(seed, "k-means start"))
         elif start.ndim == 1:
-            centroids, reseeded = renew(label_sums(blocks, extended(start.long(), blocks, table), k), -1)
+            centroids, reseeded = renew(label_sums(blocks, extended(start.long(), blocks, partition), k), -1)
         else:
             centroids = start.float().clone()
         for iteration in range(iterations):
@@ -121,7 +121,7 @@ def kmeans(
         if processes.any(not torch.isfinite(distances).all()):
             raise _not_finite(walk, processes)
         return _repaired(
-            walk, table, labels, centroids, distances, done, reseeded, chunk, scores, repair=empty != "faiss"
+            walk, partition, labels, centroids, distances, done, reseeded, chunk, scores, repair=empty != "faiss"
         )
 
 
@@ -139,7 +139,7 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
 def means(x: Tensor, labels: Tensor, k: int, processes: Processes = ALONE) -> Tensor:
     """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none."""
     with shared_out(matrix(x), None) as walk:
-        totals = processes.sum(label_sums(walk, labels.to(walk.x.device), k))
+        totals = processes.all_reduce(label_sums(walk, labels.to(walk.x.device), k))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 
@@ -156,48 +156,48 @@ def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
 
 
 def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
-    bad, rows = processes.sum(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
+    bad, rows = processes.all_reduce(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
     if not bad:
         return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
     return NonFiniteError(f"{bad} of {rows} rows are not finite")
 
 
 def _repaired(
-    walk: Rows, table: Shares, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int, reseeded: int,
-    chunk: int | None, scores: torch.dtype, *, repair: bool,
+    walk: Rows, partition: Partition, labels: Tensor, centroids: Tensor, distances: Tensor, iterations: int,
+    reseeded: int, chunk: int | None, scores: torch.dtype, *, repair: bool,
 ) -> Clustering:  # fmt: skip
     """The result, with empty clusters moved onto rows that had a distance: the inertia falls each time, so it ends."""
     k = len(centroids)
-    sizes, inertia = _sizes_and_inertia(labels, distances, k, table.processes)
+    sizes, inertia = _sizes_and_inertia(labels, distances, k, partition.processes)
     while repair and len(vacant := torch.nonzero(sizes == 0).flatten()):
-        far = _farthest_distinct(walk.x, table, distances, len(vacant))
+        far = _farthest_distinct(walk.x, partition, distances, len(vacant))
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
         centroids[vacant[: len(far)]] = far
         reseeded += len(far)
         before = inertia
         labels, distances = place(walk, centroids, chunk, scores)
-        sizes, inertia = _sizes_and_inertia(labels, distances, k, table.processes)
+        sizes, inertia = _sizes_and_inertia(labels, distances, k, partition.processes)
         if inertia >= before:
             break  # only rounding is left to gain
     return Clustering(labels, centroids, sizes, inertia, iterations, reseeded)
 
 
 def _sizes_and_inertia(labels: Tensor, distances: Tensor, k: int, processes: Processes) -> tuple[Tensor, float]:
-    sizes = processes.sum(torch.bincount(labels, minlength=k))
-    return sizes, processes.sum(distances.sum(dtype=torch.float64)).item()
+    sizes = processes.all_reduce(torch.bincount(labels, minlength=k))
+    return sizes, processes.all_reduce(distances.sum(dtype=torch.float64)).item()
 
 
-def _random_rows(x: Tensor, table: Shares, k: int, random: torch.Generator) -> Tensor:
+def _random_rows(x: Tensor, partition: Partition, k: int, random: torch.Generator) -> Tensor:
     """k rows drawn without replacement, and distinct as far as there are distinct ones."""
-    order = torch.randperm(table.total, generator=random)
+    order = torch.randperm(partition.total, generator=random)
     count = k
     while True:
-        candidates = table.at(x, order[:count]).float()
+        candidates = partition.index_select(x, order[:count]).float()
         first = first_occurrences(candidates)
-        if len(first) >= k or count == table.total:
+        if len(first) >= k or count == partition.total:
             break
-        count = min(table.total, 2 * count)
+        count = min(partition.total, 2 * count)
     repeated = torch.ones(count, dtype=torch.bool)
     repeated[first] = False
     chosen = torch.cat([first, torch.nonzero(repeated).flatten()])[:k]
@@ -238,18 +238,18 @@ def _as_faiss(centroids: Tensor, sizes: Tensor, count: int, random: torch.Genera
 
 
 def _random_sample(
-    x: Tensor, table: Shares, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator
+    x: Tensor, partition: Partition, centroids: Tensor, sizes: Tensor, count: int, random: torch.Generator
 ) -> Tensor:
     """``sample``: the features of random images."""
-    return table.at(x, torch.randperm(table.total, generator=random)[:count]).float()
+    return partition.index_select(x, torch.randperm(partition.total, generator=random)[:count]).float()
 
 
-def _farthest_distinct(x: Tensor, table: Shares, distances: Tensor, count: int) -> Tensor:
+def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count: int) -> Tensor:
     """Up to ``count`` rows with a positive distance, farthest first, no two of them equal."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
     # The farthest of all are among the farthest of each process.
-    found = shares(table.processes, len(order))
-    far, rows = found.whole(distances[order]), found.whole(x[order].float())
+    candidates = Partition.of(partition.processes, len(order))
+    far, rows = candidates.all_gather(distances[order]), candidates.all_gather(x[order].float())
     rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
     return rows[first_occurrences(rows).to(x.device)][:count] if len(rows) else rows

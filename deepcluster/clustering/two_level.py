@@ -13,7 +13,7 @@ from torch import Tensor
 from deepcluster.clustering.blocks import matrix
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.records import Clustering
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.threads import in_order, torch_workers
 from deepcluster.seeding import derive, generator
@@ -55,7 +55,7 @@ def two_level_kmeans(
     Raises ValueError on k < 1, k > N, coarse < 1, coarse > k or an unknown policy; NonFiniteError on NaN or infinity.
     """
     x = matrix(x)
-    total = shares(processes, len(x)).total
+    total = Partition.of(processes, len(x)).total
     if not 1 <= k <= total:
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {total}")
     number = coarse_number(k) if coarse is None else coarse
@@ -66,9 +66,9 @@ def two_level_kmeans(
         spherical=spherical, processes=processes,
     )  # fmt: skip
     groups = torch.argsort(above.labels, stable=True).split(torch.bincount(above.labels, minlength=number).tolist())
-    counts = processes.every([len(group) for group in groups])
+    counts = processes.all_gather_json([len(group) for group in groups])
     sizes = above.sizes.cpu().numpy()
-    owners = _balanced(sizes, processes.count)
+    owners = _balanced(sizes, processes.world_size)
     fine = _fine_numbers(k, sizes, _distinct(x, Route(processes, owners, counts, groups), number))
     begins = np.cumsum(fine) - fine
 
@@ -92,11 +92,11 @@ def two_level_kmeans(
             filled += len(found.centroids)
             done.append((found.inertia, found.iterations, found.reseeded))
         labels[route.rows] = route.back(below, labels)
-    inertias, taken, reseeded = zip(*chain.from_iterable(processes.every(done)), strict=True)
+    inertias, taken, reseeded = zip(*chain.from_iterable(processes.all_gather_json(done)), strict=True)
     return Clustering(
         labels,
         _in_order(centroids, owners, fine, processes),
-        processes.sum(torch.bincount(labels, minlength=k)),
+        processes.all_reduce(torch.bincount(labels, minlength=k)),
         math.fsum(inertias),
         max(above.iterations, *taken),
         above.reseeded + sum(reseeded),
@@ -139,7 +139,7 @@ class Route:
 
     def there(self, values: Tensor) -> Iterator[Tensor]:
         """Those of the own rows' ``values`` that belong to each own cluster, of all processes, in order of the rows."""
-        found = self.processes.exchange(values[self.rows], self._leaving, self._coming)
+        found = self.processes.all_to_all(values[self.rows], self._leaving, self._coming)
         pieces = found.split([counts[cluster] for counts in self.counts for cluster in self.own])
         for index in range(len(self.own)):
             yield torch.cat(pieces[index :: len(self.own)])
@@ -150,8 +150,8 @@ class Route:
             each.split([counts[cluster] for counts in self.counts])
             for cluster, each in zip(self.own, found, strict=True)
         ]
-        returning = [each[rank] for rank in range(self.processes.count) for each in pieces]
-        return self.processes.exchange(torch.cat([like[:0], *returning]), self._coming, self._leaving)
+        returning = [each[rank] for rank in range(self.processes.world_size) for each in pieces]
+        return self.processes.all_to_all(torch.cat([like[:0], *returning]), self._coming, self._leaving)
 
     @property
     def _leaving(self) -> list[int]:
@@ -235,7 +235,7 @@ def _distinct(x: Tensor, route: Route, number: int) -> npt.NDArray[np.int64]:
     counts = torch.zeros(number, dtype=torch.int64)
     for cluster, hashes in zip(route.own, route.there(_hashes(x)), strict=True):
         counts[cluster] = len(hashes.unique())
-    found: npt.NDArray[np.int64] = route.processes.sum(counts).numpy()
+    found: npt.NDArray[np.int64] = route.processes.all_reduce(counts).numpy()
     return found
 
 
@@ -257,8 +257,8 @@ def _in_order(
 ) -> Tensor:
     """All centroids in order of their numbers, from those of the clusters of each process."""
     begins = np.cumsum(fine) - fine
-    table = Shares(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
+    partition = Partition(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
     numbers = [np.arange(begins[cluster], begins[cluster] + fine[cluster]) for cluster in chain.from_iterable(owners)]
     found = torch.empty(int(fine.sum()), centroids.shape[1], device=centroids.device)
-    found[torch.from_numpy(np.concatenate(numbers)).to(found.device)] = table.whole(centroids)
+    found[torch.from_numpy(np.concatenate(numbers)).to(found.device)] = partition.all_gather(centroids)
     return found

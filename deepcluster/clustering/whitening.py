@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.blocks import Rows, in_whole_blocks, matrix, shared_out
 from deepcluster.clustering.matmul import product
 from deepcluster.errors import NonFiniteError
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
@@ -79,17 +79,17 @@ def whiten(
     of the first to all. device: where products are computed, a block of rows at a time (None: that of x).
     """
     x = matrix(x)
-    table = shares(processes, len(x))
-    rows, width = table.total, x.shape[1]
+    partition = Partition.of(processes, len(x))
+    rows, width = partition.total, x.shape[1]
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
     if rows <= width:
-        x = table.whole(x)
+        x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
         return _of_first(processes, lambda: _scaled(*_of_few(x, count), strength))
-    mean, covariance = _covariance(x, table, device or x.device)
+    mean, covariance = _covariance(x, partition, device or x.device)
     return _of_first(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 
@@ -100,7 +100,7 @@ def _of_first(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
         made = make()
         return {"mean": made.mean, "projection": made.projection}
 
-    return Whitening(**processes.first_tensors(tensors))
+    return Whitening(**processes.broadcast_tensors(tensors))
 
 
 def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> Whitening:
@@ -117,25 +117,25 @@ def unreduced(x: Tensor) -> Whitening:
     return Whitening(torch.zeros(width), torch.eye(width))
 
 
-def _covariance(x: Tensor, table: Shares, device: torch.device) -> tuple[Tensor, Directions]:
+def _covariance(x: Tensor, partition: Partition, device: torch.device) -> tuple[Tensor, Directions]:
     """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
     One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
     """
-    rows, width = table.total, x.shape[1]
-    shift = table.at(x, torch.arange(min(MEAN_OF, rows))).float().mean(0).to(device)
+    rows, width = partition.total, x.shape[1]
+    shift = partition.index_select(x, torch.arange(min(MEAN_OF, rows))).float().mean(0).to(device)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
-        blocks = in_whole_blocks(walk, table, least)
+        blocks = in_whole_blocks(walk, partition, least)
         for block_total, block_products in blocks.blocks(lambda begin, block: _products(block.to(device) - shift)):
             total += block_total
             products += block_products
-        total = table.processes.sum(total)
-        products = table.processes.sum(torch.from_numpy(products)).numpy()
+        total = partition.processes.all_reduce(total)
+        products = partition.processes.all_reduce(torch.from_numpy(products)).numpy()
         if not torch.isfinite(total).all():
-            raise _not_finite(walk, table.processes)
+            raise _not_finite(walk, partition.processes)
     error = total / rows  # of the shift, which is not the mean of all rows
     covariance = products / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
     return shift.double().cpu() + error, covariance
@@ -179,5 +179,5 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 
 
 def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
-    bad, rows = processes.sum(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
+    bad, rows = processes.all_reduce(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
     return NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")

@@ -81,8 +81,8 @@ def fine_tune(
     """Train a copy of the network with a new linear classifier on a share of the labels, and score it."""
     rows = class_balanced(task.train.classes, share, generator(task.seed, "few labels"))
     network, device = deepcopy(task.network), task.network.mean.device
-    table = task.train.table
-    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
+    partition = task.train.partition
+    processes, pixels = partition.processes, task.train.images.permute(0, 2, 3, 1)
     mine = () if processes.alone else (processes.rank,)
     network.new_head(len(task.names), generator(task.seed, "few head"))
     assert network.head is not None
@@ -96,13 +96,13 @@ def fine_tune(
 
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, int, Tensor, Tensor]:
         epoch, step, drawn = batch
-        wanted = strides(drawn, processes.count)
-        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2).to(device)
+        wanted = strides(drawn, processes.world_size)
+        images = partition.get_rows(pixels, wanted).permute(0, 3, 1, 2).to(device)
         views = random_views(images, size, how, generator(task.seed, "few views", epoch, step, *mine))
         return epoch, step, wanted[processes.rank], views
 
     network.train()
-    model = processes.parallel(network)
+    model = processes.data_parallel(network)
     for epoch in range(options.epochs):
         drawn = rows[torch.randperm(len(rows), generator=generator(task.seed, "few order", epoch))].tensor_split(steps)
         factor = math.prod(by for begin, by in DECAY if epoch >= begin * options.epochs)
@@ -121,9 +121,9 @@ def fine_tune(
             optimizer.step()
             total += loss.detach() * len(drawn[step])
             display.progress(name, epoch * steps + step + 1, options.epochs * steps)
-        total = processes.sum(total) / processes.count
+        total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
-    processes.same_buffers(network)
+    processes.broadcast_buffers(network)
     found: dict[str, Value] = {"labels": len(rows), "loss": total.item() / len(rows)}
     found |= accuracies(_scores(network, task), task.test.classes)
     return {f"{name}_{each}": value for each, value in found.items()}
@@ -137,4 +137,4 @@ def _scores(network: Network, task: Task) -> Tensor:
             for part in task.test.images.split(task.batch_size)
             if len(part)
         ]
-    return task.test.table.whole(torch.cat([torch.empty(0, len(task.names)), *parts]))
+    return task.test.partition.all_gather(torch.cat([torch.empty(0, len(task.names)), *parts]))

@@ -42,12 +42,12 @@ def knn(
 
     def compute() -> dict[str, float]:
         # Each process scores its own images by those of all.
-        train, test = task.train.table.whole(features(task.train.images)), features(task.test.images)
+        train, test = task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
         votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
         return {
             f"{name}_k{k}": value
             for k, scores in zip(counts, votes, strict=True)
-            for name, value in accuracies(task.test.table.whole(scores), task.test.classes).items()
+            for name, value in accuracies(task.test.partition.all_gather(scores), task.test.classes).items()
         }
 
     yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()

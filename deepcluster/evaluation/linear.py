@@ -56,10 +56,10 @@ def linear(
 def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[str, Value]:
     """Train a linear classifier on the pooled maps of one layer, and score it."""
     size, device = task.image_size, task.network.mean.device
-    table = task.train.table
-    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
+    partition = task.train.partition
+    processes, pixels = partition.processes, task.train.images.permute(0, 2, 3, 1)
     mine = () if processes.alone else (processes.rank,)
-    one = fixed_view(table.at(pixels, torch.tensor([0])).permute(0, 3, 1, 2).to(device), size)
+    one = fixed_view(partition.index_select(pixels, torch.tensor([0])).permute(0, 3, 1, 2).to(device), size)
     with torch.no_grad():
         maps = maps_at(task.network, layer, one)
     pooling = pooling_of(layer, maps.shape, size)
@@ -71,7 +71,7 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
 
     dims = features(one).shape[1]
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
-    model = processes.parallel(head)
+    model = processes.data_parallel(head)
     optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
     classes = task.train.classes
     steps = -(-len(classes) // options.batch_size)
@@ -79,9 +79,9 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
 
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
         epoch, step, drawn = batch
-        wanted = strides(drawn, processes.count)
+        wanted = strides(drawn, processes.world_size)
         rows = wanted[processes.rank]
-        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2)
+        images = partition.get_rows(pixels, wanted).permute(0, 3, 1, 2)
         crops = random_crops(images, size, generator(task.seed, "linear crops", epoch, step, *mine))
         return epoch * steps + step, rows, as_numbers(crops.to(device))
 
@@ -98,7 +98,7 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
             optimizer.step()
             total += loss.detach() * len(order[(t % steps) * options.batch_size :][: options.batch_size])
             display.progress(layer.name, t + 1, options.epochs * steps)
-        total = processes.sum(total) / processes.count
+        total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"the probe of {layer.name}", "lr", options.lr)
 
     mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
@@ -117,7 +117,7 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
     found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
-    found |= accuracies(task.test.table.whole(torch.cat(scores)), task.test.classes)
+    found |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in found.items()}
 
 

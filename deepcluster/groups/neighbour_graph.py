@@ -48,7 +48,7 @@ def neighbour_graph(reduced: Tensor, seed: int = 0) -> Graph:
     return Graph(rows, neighbour_ties(reduced[rows]))
 
 
-def joined(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> Graph:
+def joined_graphs(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> Graph:
     """``first``, and the mean of the ``others`` with a weight each (0 to 1), between the images that all of them have.
 
     With weights of 1 the first counts as much as all others together; without any it stays as it is.

@@ -16,7 +16,7 @@ from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Trained
 from deepcluster.runtime.devices import CPU, moved
-from deepcluster.runtime.partition import Shares, unshared
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
@@ -63,7 +63,7 @@ def train_on_pseudo_labels(
     seed: int = 0,
     round: int = 0,
     memory: Tensor | None = None,
-    table: Shares | None = None,
+    partition: Partition | None = None,
     dtype: torch.dtype = torch.float32,
     begun: Trained | None = None,
     keep: Callable[[Trained], None] | None = None,
@@ -78,9 +78,9 @@ def train_on_pseudo_labels(
     round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
     published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
     clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
-    trained on, the mean over its first two views where they are of one size. ``table``: how processes share the images
-    (None: they do not); then ``images`` and ``memory`` are the own rows of each, and ``labels`` those of all. Each step
-    is made of one sample of all images, of which every process takes its stride and gets the pictures from whoever has
+    trained on, the mean over its first two views where they are of one size. ``partition``: which rank has which
+    images (None: one has all); then ``images`` and ``memory`` are the own rows of each, and ``labels`` those of all. Each
+    step is made of one sample of all images, of which every process takes its stride and gets the pictures from whoever has
     them; gradients are those of the loss of the whole sample, in which each image is told from those of all processes.
     (Batch normalisation is of the own images of each.) ``keep`` is told after each step how far the training is, and
     goes on from there where it was ``begun``. Raises NonFiniteError at the end of the epoch in
@@ -93,9 +93,9 @@ def train_on_pseudo_labels(
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=optimizer.param_groups[0]["weight_decay"]))
     network.train()
-    table = table or unshared(len(images))
-    processes, count = table.processes, table.total
-    model = processes.parallel(_Pass(network))
+    partition = partition or Partition.single(len(images))
+    processes, count = partition.processes, partition.total
+    model = processes.data_parallel(_Pass(network))
     # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
     pixels = images.permute(0, 2, 3, 1)
     mine = () if processes.alone else (processes.rank,)
@@ -108,10 +108,10 @@ def train_on_pseudo_labels(
     def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, list[Tensor], list[Tensor], Tensor, Tensor]:
         epoch, step, drawn = batch
         random = generator(seed, "augment", round, epoch, step, *mine)
-        wanted = strides(drawn, processes.count)
+        wanted = strides(drawn, processes.world_size)
         targets = labels[wanted[processes.rank]]
-        targets[new_images(len(drawn), processes.count)[processes.rank] :] = IGNORED
-        pictures = moved(table.fetch(pixels, wanted), device).permute(0, 3, 1, 2)
+        targets[new_images(len(drawn), processes.world_size)[processes.rank] :] = IGNORED
+        pictures = moved(partition.get_rows(pixels, wanted), device).permute(0, 3, 1, 2)
         seen = [random_views(pictures, how.size or size, how, random) for how in views]
         return step, wanted, seen, moved(targets, device), moved(drawn, device)
 
@@ -129,15 +129,15 @@ def train_on_pseudo_labels(
             ):
                 embeddings, logits = model(*seen)
             if memory is not None:
-                new = new_images(len(together), processes.count)
+                new = new_images(len(together), processes.world_size)
                 own = embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0)[: new[processes.rank]]
-                _remember(memory, *table.deliver(own, [rows[:n] for rows, n in zip(wanted, new, strict=True)]))
+                _remember(memory, *partition.put_rows(own, [rows[:n] for rows, n in zip(wanted, new, strict=True)]))
             # The mean gradient of all processes is to be that of the mean over the images of all.
-            loss = _loss(logits, targets, clusters, len(together) / processes.count)
+            loss = _loss(logits, targets, clusters, len(together) / processes.world_size)
             goal = loss
             if trust < 1:
                 pairs = _pairs(embeddings, len(targets), len(together), processes)
-                instances = processes.count * _instance_loss(pairs, together, instance_temperature)
+                instances = processes.world_size * _instance_loss(pairs, together, instance_temperature)
                 goal = trust * loss + (1 - trust) * instances
             for each in optimizers:
                 each.zero_grad()
@@ -147,7 +147,7 @@ def train_on_pseudo_labels(
             epoch_loss = epoch_loss + loss.detach() * (len(drawn[step]) / count)
             done += 1
             if step + 1 == steps:
-                epoch_loss = processes.sum(epoch_loss) / processes.count
+                epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
                 if not math.isfinite(epoch_loss.item()):
                     raise NonFiniteError(
                         f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
@@ -158,7 +158,7 @@ def train_on_pseudo_labels(
                 keep(Trained(done, epoch_loss, total))
             if progress is not None:
                 progress(epoch * count + (step + 1) * count // steps, epochs * count)
-    processes.same_buffers(network)
+    processes.broadcast_buffers(network)
     return total.item() / max(1, epochs)
 
 
@@ -231,7 +231,7 @@ def _pairs(embeddings: Tensor, images: int, total: int, processes: Processes) ->
     own = embeddings[: 2 * images].float()
     if processes.alone:
         return own
-    views = [each.unflatten(0, (2, images)) for each in processes.gather(own)]
+    views = [each.unflatten(0, (2, images)) for each in processes.all_gather(own)]
     return torch.stack(views, 2).flatten(1, 2)[:, :total].flatten(0, 1)
 
 

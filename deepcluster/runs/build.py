@@ -33,7 +33,7 @@ def rounds_of(
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """The alternation with the options of a recipe."""
-    total = sum(processes.every(len(images)))
+    total = sum(processes.all_gather_json(len(images)))
     return alternate(
         network,
         images,
