@@ -111,10 +111,18 @@ def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: flo
     return Whitening(mean.float(), torch.from_numpy(np.ascontiguousarray(projection)).float())
 
 
-def unreduced(x: Tensor) -> Whitening:
-    """The map that leaves N x D features as they are, but for their length."""
-    width = x.shape[1]
-    return Whitening(torch.zeros(width), torch.eye(width))
+def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
+    """N x D features of any floating type as float32 rows of length 1, on ``device`` (None: that of x)."""
+    device = device or x.device
+    units = torch.empty(x.shape, device=device)
+
+    def work(begin: int, rows: Tensor) -> None:
+        units[begin : begin + len(rows)] = F.normalize(rows.to(device), eps=1e-12)
+
+    with shared_out(x) as walk:
+        for _ in walk.blocks(work):
+            pass
+    return units
 
 
 def _covariance(x: Tensor, partition: Partition, device: torch.device) -> tuple[Tensor, Directions]:

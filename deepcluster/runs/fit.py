@@ -39,7 +39,7 @@ from deepcluster.records import Clustering, State
 from deepcluster.report.sprite import pictures, sheet
 from deepcluster.runs import resources as estimate
 from deepcluster.runs import resume as resuming
-from deepcluster.runs.build import Steps, network_of, rounds_of
+from deepcluster.runs.build import Steps, kmeans_of_result, network_of, reduction_of, rounds_of
 from deepcluster.runs.checkpointing import Keeper, scattered
 from deepcluster.runs.groups import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
@@ -394,7 +394,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         store.partition,
     )
     rounds = rounds_of(
-        network, store.images, recipe, steps, job.request.seed, state=state, keep=keeper,
+        network, store.images, recipe, steps, job.request.seed, state=state, on_state=keeper,
         progress=job.display.progress, processes=processes,
     )  # fmt: skip
     for round in rounds:
@@ -448,11 +448,9 @@ def _graph(reduced: Tensor, seed: int) -> Graph:
 
 def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Result:
     """Step 7; the first process gets the features of all images."""
-    empty = "split" if recipe.empty == "faiss" else recipe.empty  # that one is for the record of rounds
     found = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
-        batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=empty, levels=recipe.kmeans_levels,
+        batch_size=recipe.batch_size, reduction=reduction_of(recipe), clustering=kmeans_of_result(recipe),
         progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
     at_first = store.partition.gather

@@ -58,6 +58,11 @@ class Processes:
     def alone(self) -> bool:
         return self.world_size == 1
 
+    @property
+    def seed_index(self) -> tuple[int, ...]:
+        """What a generator is derived from beside its purpose where each rank draws its own numbers."""
+        return () if self.alone else (self.rank,)
+
     def part(self, count: int) -> range:
         """This rank's part of ``count`` items: consecutive parts, whose sizes differ by at most 1."""
         return range(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
