@@ -64,7 +64,7 @@ class Rows:
 
 
 def block_size(x: Tensor, total: int, least: int = 0) -> int:
-    """Rows large enough that a call costs little, and few enough that every worker has several blocks."""
+    """Rows in a block: enough that a call costs little, and few enough that every worker gets several blocks."""
     if x.device.type != "cpu":
         return BLOCK_ON_GPU
     wanted = max(LEAST_BLOCK, least, total // 64)
@@ -72,12 +72,12 @@ def block_size(x: Tensor, total: int, least: int = 0) -> int:
 
 
 def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
-    """The blocks of a whole ``partition`` that begin in the own ``rows`` of this process.
+    """The blocks of all rows of a ``partition`` that begin in this rank's ``rows``.
 
-    They are the same however many processes there are, and so are float32 sums over each: k-means and whitening do not
-    depend on who has which row. (Else rounding decides between the nearest two of many clusters in noise; after 20
-    iterations up to 7 % of the labels differed.) ``skip`` of the own rows belong to a block that begins before, and
-    ``extra`` ones of the next processes to the last.
+    They are the same for any number of processes, and so are float32 sums over each: k-means and whitening do not
+    depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
+    after 20 iterations up to 7 % of the labels differed.) ``skip`` of this rank's rows belong to a block that begins
+    before, and ``extra`` rows of the next ranks to its last one.
     """
     size = block_size(rows.x, partition.total, least)
     if partition.processes.alone:
@@ -88,7 +88,7 @@ def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
 
 
 def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
-    """One of the own ``values`` for each of ``rows`` with those that :func:`in_whole_blocks` added."""
+    """A value for each of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
     if partition.processes.alone or rows.block is None:
         return values
     return torch.cat(
@@ -97,7 +97,7 @@ def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
 
 
 def _beyond(part: slice, size: int, total: int) -> Tensor:
-    """The rows behind a part of the partition that belong to a block which begins in it."""
+    """The rows after a rank's part that belong to a block which begins in it."""
     begins_one = -(-part.start // size) * size < part.stop
     return torch.arange(part.stop, min(-(-part.stop // size) * size, total) if begins_one else part.stop)
 

@@ -31,9 +31,18 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     row, so none is smaller than two (where N is). The numbers are those of the code released with Caron et al. 2018;
     to which of its terms a step gives 0.001 changed the number of clusters by 1 to 2 % (docs/decisions.md).
 
-    x: N x d, of any floating type, N at least 1. Takes N^2 d multiplications and memory for 5 N ties; nothing is
-    random. ``centroids`` are the means of the clusters, and ``inertia`` is of them; other than after k-means, a row may
-    be nearer to the mean of another cluster. Raises ValueError without rows, NonFiniteError on NaN or infinity.
+    Takes N^2 d multiplications and memory for 5 N ties. Nothing is random.
+
+    Args:
+        x: N x d, of any floating type.
+
+    Returns:
+        ``centroids`` are the means of the clusters, and ``inertia`` is around them. Unlike after k-means, a row may be
+        nearer to the mean of another cluster.
+
+    Raises:
+        ValueError: There are no rows.
+        NonFiniteError: NaN or infinity in the rows.
     """
     x = matrix(x)
     rows = len(x)

@@ -19,12 +19,12 @@ from deepcluster.runtime.processes import ALONE, Processes
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
 EIGENVALUE_FLOOR = 1e-6
-# From this width on only the wanted eigenvectors are computed, in float32: all of them in float64 cost ten times more.
+# From this width on only the leading eigenvectors are computed, in float32: all in float64 take ten times as long.
 WIDE = 1024
 # Up to this width the covariance is computed in float64, which then costs little. The error of float32 is that of the
 # largest variance, 1e-7 of it, and may be 1e-3 of the smallest.
 NARROW = 256
-MEAN_OF = 1024  # rows; what they are off the mean of all is corrected
+SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
 Directions = npt.NDArray[np.float64]
 
 
@@ -67,16 +67,19 @@ class Whitening:
 def whiten(
     x: Tensor, dims: int = 256, strength: float = 1.0, processes: Processes = ALONE, device: torch.device | None = None
 ) -> Whitening:
-    """Fit the PCA-whitening of N x D features to at most ``dims`` dimensions.
+    """Fit the PCA-whitening of N x D features.
 
-    Each principal direction is divided by its standard deviation to the power of ``strength``: 1 whitens (the paper), 0
-    only rotates, and between the two the leading directions keep some of their weight.
+    Args:
+        x: N x D, of any floating type; with several processes this rank's rows.
+        dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. Where all rows are equal it is 1, and every row
+            maps to zero.
+        strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
+            only rotates, and in between the leading directions keep some of their weight.
+        processes: Those that share the rows. They exchange one D x D sum, and the main rank's map.
+        device: Where products are computed, a block of rows at a time. None: that of x.
 
-    The number of dimensions is min(dims, D, N - 1, rank): never one that the rows do not have. Where all rows are equal
-    it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
-
-    processes: those that share the rows, of which ``x`` are the own ones of each. One D x D sum goes round, and the map
-    of the first to all. device: where products are computed, a block of rows at a time (None: that of x).
+    Raises:
+        NonFiniteError: NaN or infinity in the features.
     """
     x = matrix(x)
     partition = Partition.of(processes, len(x))
@@ -88,13 +91,13 @@ def whiten(
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
-        return _of_first(processes, lambda: _scaled(*_of_few(x, count), strength))
+        return _broadcast(processes, lambda: _scaled(*_of_few(x, count), strength))
     mean, covariance = _covariance(x, partition, device or x.device)
-    return _of_first(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
+    return _broadcast(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 
-def _of_first(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
-    """The map that the first of the processes makes, for all."""
+def _broadcast(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
+    """The map that the main rank makes, on all ranks."""
 
     def tensors() -> dict[str, Tensor]:
         made = make()
@@ -131,7 +134,7 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device) -> tuple[
     One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
     """
     rows, width = partition.total, x.shape[1]
-    shift = partition.index_select(x, torch.arange(min(MEAN_OF, rows))).float().mean(0).to(device)
+    shift = partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float().mean(0).to(device)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
