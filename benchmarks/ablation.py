@@ -42,14 +42,15 @@ from torch import Tensor, nn
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.agreement import accuracy, nmi
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pic import pic
+from deepcluster.clustering.steps import Reduction, power_iteration
 from deepcluster.clustering.whitening import whiten
 from deepcluster.images.labels import true_labels
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import Sampler
+from deepcluster.learning.heads import CentroidHead
+from deepcluster.learning.pseudo_labels import Learning, Sampler
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.compact import WIDTH, Compact
 from deepcluster.nets.paper import sobel_filter
@@ -60,7 +61,7 @@ SIZE, COUNT, TESTED, PASSES = 32, 5000, 2000, 6
 LARGEST, RATIO = 2000, 100  # of unequal classes: images of the first, and how many times those of the last
 NEIGHBOURS, TEMPERATURE = 20, 0.1
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
-# What is changed of the arguments of alternate; sobel, sampling and tail are this script's own.
+# Changed arguments of alternate, and of Learning (head, epochs); sobel, sampling and tail are this script's own.
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {},
     "untrained": {"rounds": 0},
@@ -73,14 +74,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "K 1000": {"clusters": 1000},
     "K 30": {"clusters": 30},
     "K 300": {"clusters": 300},
-    "whitening 0.5": {"whitening": 0.5},
-    "whitening 0": {"whitening": 0.0},
-    "no reduction": {"dims": None},
+    "whitening 0.5": {"reduction": Reduction(whitening=0.5)},
+    "whitening 0": {"reduction": Reduction(whitening=0.0)},
+    "no reduction": {"reduction": Reduction(dims=None)},
     "sobel off": {"sobel": False},
-    "head frozen means": {"temperature": 0.1},
-    "PIC": {"group": pic},
-    "PIC, sampling official": {"group": pic, "sampling": "official"},
-    "PIC, sampling none": {"group": pic, "sampling": "none"},
+    "head frozen means": {"head": CentroidHead(0.1)},
+    "PIC": {"clustering": power_iteration},
+    "PIC, sampling official": {"clustering": power_iteration, "sampling": "official"},
+    "PIC, sampling none": {"clustering": power_iteration, "sampling": "none"},
     "2 epochs a round": {"epochs": 2},
     "3 epochs a round": {"epochs": 3},
     "K 1000, sampling official": {"clusters": 1000, "sampling": "official"},
@@ -117,9 +118,9 @@ def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int,
 
     last: Round | None = None
     rounds = how.pop("rounds", PASSES // how["epochs"])
-    of_rounds = alternate(
-        network, images, rounds=rounds, batch_size=64, seed=seed, sample=counted, patience=PASSES, **how
-    )
+    options = {name: how.pop(name) for name in ("epochs", "head") if name in how}
+    learning = Learning(batch_size=64, sample=counted, **options)
+    of_rounds = alternate(network, images, rounds=rounds, seed=seed, learning=learning, patience=PASSES, **how)
     for each in of_rounds:
         last = each
     found = scores(network, images, labels, tests, truth, seed)

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import nmi
+from deepcluster.clustering.steps import Reduction
 from deepcluster.groups.cut import as_groups, place
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
@@ -39,9 +40,8 @@ def main() -> None:
         scores: dict[str, list[float]] = {"groups of a run": [], "last k-means": []}
         for seed in range(seeds):
             chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-            found = conclude(
-                network, images[chosen], clusters=recipe.pseudo_labels, whitening=recipe.whitening, seed=seed
-            )
+            reduction = Reduction(whitening=recipe.whitening)
+            found = conclude(network, images[chosen], clusters=recipe.pseudo_labels, reduction=reduction, seed=seed)
             groups = groups_of(found.reduced, found.clustering, K, seed)
             for name, each in (("groups of a run", groups), ("last k-means", as_groups(found.clustering))):
                 placed = place(found.reduced, each, found.clustering.centroids).cluster

@@ -51,13 +51,15 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
         from deepcluster.images.augment import Augmentation
         from deepcluster.images.source import find
         from deepcluster.images.store import read_once
+        from deepcluster.learning import Learning
 
         paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
         views = [Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)]
         STATE["rounds"] = alternate(
-            network, store.images, clusters=of["clusters"], rounds=1000, size=of["size"], batch_size=BATCH, lr=0.05,
-            views=views, features=of.get("features", "pass"), dtype=dtype, patience=1000,
+            network, store.images, clusters=of["clusters"], rounds=1000, size=of["size"], patience=1000,
+            learning=Learning(batch_size=BATCH, views=views, dtype=dtype),
+            reuse_features=of.get("features") == "memory",
         )  # fmt: skip
     begin = time.perf_counter()
     round = next(STATE["rounds"])

@@ -25,7 +25,7 @@ import torch
 from common import RESULTS, save, spread
 from paper_scale import Peak
 
-from deepcluster.clustering import kmeans, two_level_kmeans
+from deepcluster.clustering import kmeans, two_level, two_level_kmeans
 from deepcluster.clustering.two_level import coarse_number
 from deepcluster.records import Clustering
 
@@ -71,7 +71,8 @@ def scan(folder: Path) -> dict[str, Any]:
     x = nested(folder / "scan.npy", rows)
     found = {}
     for coarse in (25, 50, 100, 200, 400, 800):
-        found[str(coarse)] = measured(lambda coarse=coarse: two_level_kmeans(x, k, coarse=coarse), rows)[1]
+        two_level.coarse_number = lambda k, coarse=coarse: coarse
+        found[str(coarse)] = measured(lambda: two_level_kmeans(x, k), rows)[1]
         print(coarse, found[str(coarse)], flush=True)
     return {"rows": rows, "k": k, "by_coarse": found}
 

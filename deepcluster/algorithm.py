@@ -10,22 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from deepcluster.clustering.agreement import changed, nmi, repeated
-from deepcluster.clustering.kmeans import kmeans, means
-from deepcluster.clustering.two_level import two_level_kmeans
-from deepcluster.clustering.whitening import Whitening, unreduced, whiten
-from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import uniform_over_clusters
+from deepcluster.clustering.agreement import changed, nmi
+from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction
+from deepcluster.clustering.whitening import Whitening
 from deepcluster.learning.features import extract
 from deepcluster.learning.pseudo_labels import (
-    Sampler,
-    Step,
+    Learning,
     body_optimizer,
     momenta,
     restore_momentum,
@@ -34,24 +29,22 @@ from deepcluster.learning.pseudo_labels import (
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Clustering, Round, State, Trained, Work
 from deepcluster.runtime.devices import CPU, holds_rows
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
+OnState = Callable[[State], None]
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
-PAPER_VIEWS = (Augmentation(),)
-FEATURES = ("pass", "memory")
+PAPER_REDUCTION, PAPER_KMEANS, PAPER_LEARNING = Reduction(), KMeans(), Learning()
 SLACK = 1e-9  # the NMI of two equal assignments may be 4e-16 below 1
-Keep = Callable[[State], None]
-Group = Callable[[Tensor], Clustering]  # reduced features, N x d; how many clusters there are is its own matter
 
 
-def forgotten(state: State) -> None:
-    """A state that nobody asked for."""
+def ignore_state(state: State) -> None:
+    """Do nothing."""
 
 
-def unheard(phase: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
+def ignore_progress(phase: str, done: int, total: int) -> None:
+    """Do nothing."""
 
 
 def alternate(
@@ -62,202 +55,108 @@ def alternate(
     rounds: int,
     seed: int = 0,
     size: int | None = None,
-    epochs: int = 1,
-    batch_size: int = 256,
-    lr: Step = 0.05,
-    head_lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-5,
-    dims: int | None = 256,
-    whitening: float = 1.0,
-    iterations: int = 20,
-    empty: str = "split",
-    spherical: bool = False,
-    levels: int = 1,
-    kmeans_start: str = "random",
-    group: Group | None = None,
-    renumber: bool = False,
-    temperature: float | None = None,
-    features: str = "pass",
-    views: Sequence[Augmentation] = PAPER_VIEWS,
-    instance_temperature: float | None = None,
-    sample: Sampler = uniform_over_clusters,
+    reuse_features: bool = False,
+    reduction: Reduction = PAPER_REDUCTION,
+    clustering: ClusteringStep = PAPER_KMEANS,
+    learning: Learning = PAPER_LEARNING,
     tolerance: float = 0.0,
     patience: int = 3,
-    dtype: torch.dtype = torch.float32,
     state: State | None = None,
-    keep: Keep = forgotten,
-    progress: Progress = unheard,
+    on_state: OnState = ignore_state,
+    progress: Progress = ignore_progress,
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """Yield a Round after each clustering and the training on it; ``network`` is trained in place.
 
-    A generator does nothing until it is iterated. images: uint8, N x 3 x S x S; the network sees ``size`` x ``size`` of
-    them (S where it is None). clusters: the number K of pseudo-labels, or one for each of several clusterings, which
-    are learnt together. epochs: passes over N images in a round. lr: a number, or a function of the time in rounds.
-    dims: None leaves out PCA and whitening. temperature: None puts a new linear classifier on top in each round (the
-    paper); a number puts the means of the clusters there, frozen, and divides their cosines (DeepCluster-v2).
-    features: ``pass`` computes them anew in each round, by one pass over the images (the paper); ``memory`` does so in
-    the first only and then takes those that training saw, each image's last (DeepCluster-v2): less to compute, but of
-    random views by a network that was still learning. kmeans_start: ``random`` starts the k-means of each round from a
-    random sample (the paper), ``previous`` from the clusters of the round before. views: how each of the views of an
-    image is made that a step trains on. instance_temperature: where it is a number, clusters count as far as they are
-    those of the round before, and for the rest every image is a cluster of its own, to be told from the others of its
-    batch. Ends after
-    ``rounds``, or when the assignments have settled: 1 - NMI to the previous round at most ``tolerance`` for
-    ``patience`` rounds in a row. A k-means from a random start finds other clusters in features that have not changed
-    at all, so the comparison is with a second k-means that starts at the previous clusters. Everything is a function of
-    ``seed``. levels: 2 takes :func:`two_level_kmeans`, for very many clusters.
+    A generator does nothing until it is iterated. All randomness is derived from ``seed``.
 
-    processes: those that share the images, of which ``images`` are the own ones of each; so are the rows of ``reduced``
-    and of a memory, while labels are those of all images. A step trains on ``batch_size`` images of all together.
-
-    group: what clusters in the rounds in place of k-means into ``clusters``: ``pic``, the paper's second choice.
-    renumber: a new linear classifier learns the places of the clusters among those that are not empty, and not their
-    numbers (the released code).
-
-    keep: called with the State at the start of a round, when it has clustered, after each step of training, and at the
-    end; whoever writes it down, with the network, can go on from there by giving it as ``state``, to the same result.
+    Args:
+        images: uint8, N x 3 x S x S; with several processes, this rank's.
+        clusters: Number of pseudo-labels, or one for each of several clusterings that are learnt together.
+        size: Side of what the network sees of an image, px. None: S.
+        reuse_features: After the first round cluster the features that training saw (DeepCluster-v2), without a pass.
+        tolerance: Largest 1 - NMI to the previous round of assignments that have settled.
+        patience: End after so many settled rounds in a row.
+        state: Go on from here, to the same result.
+        on_state: Called at the start of a round, when it has clustered, after each optimizer step, and at the end.
     """
-    _check_choices(features, kmeans_start, one_level=not (group or levels == 2))
-    cluster: Callable[..., Clustering] = kmeans if levels == 1 else two_level_kmeans
-    size = size or images.shape[-1]
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
-    optimizer = body_optimizer(network, momentum=momentum, weight_decay=weight_decay)
-    state = state or State()
+    size, partition = size or images.shape[-1], Partition.of(processes, len(images))
+    optimizer = body_optimizer(network, momentum=learning.momentum, weight_decay=learning.weight_decay)
+    features_on, cluster_on = devices(network, len(images), network.embedding_dim, reduction.dims, processes)
+    state = _on_device(state or State(), features_on)
     restore_momentum(optimizer, state.momentum)
-    table = shares(processes, len(images))
-    kept = clustering_device(network, len(images), network.embedding_dim + (dims or 0), processes)
-    clustered = clustering_device(network, len(images), 2 * (dims or network.embedding_dim), processes)
-    if state.memory is not None:
-        state = replace(state, memory=state.memory.to(kept))
     while state.round < rounds and state.settled < patience:
-        index, memory, work = state.round, state.memory, state.work
-        keep(state)
+        index, work = state.round, state.work
+        on_state(state)
         if work is None:
-            times = [time.perf_counter()]
+            clocks = [time.perf_counter()]
 
             # Step 2, features.
-            found = memory
-            if found is None:
-                found = extract(
-                    network, images, size=size, batch_size=batch_size, embedded=True, dtype=dtype, where=kept,
-                    progress=partial(progress, "features"),
+            features = state.memory
+            if features is None:
+                features = extract(
+                    network, images, size=size, batch_size=learning.batch_size, embedded=True, dtype=learning.dtype,
+                    where=features_on, progress=partial(progress, "features"),
                 )  # fmt: skip
-            times.append(time.perf_counter())
+            clocks.append(time.perf_counter())
 
             # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-            map_ = whiten(found, dims, whitening, processes, device=clustered) if dims else unreduced(found)
-            reduced = map_(found, clustered)
-            memory = found if features == "memory" else None
-            how: dict[str, Any] = {"empty": empty, "spherical": spherical, "processes": processes}
-            before = () if state.previous is None else state.previous[table.own].unbind(1)
-            starts = [{"start": each} for each in before if kmeans_start == "previous"] or [{}] * len(numbers)
-            clusterings = [_by_first(table, group, reduced)] if group else [
-                _of_all(table, cluster(
-                    reduced, k, iterations=iterations, seed=derive(seed, "k-means", index, i), **start, **how
-                ))
-                for i, (k, start) in enumerate(zip(numbers, starts, strict=True))
-            ]  # fmt: skip
-            again = clusterings[0]
-            if before and kmeans_start == "random" and not group:
-                # In two levels one assignment: more would cost what the second level saves.
-                again = _of_all(table, kmeans(
-                    reduced, numbers[0], start=before[0], iterations=iterations if levels == 1 else 0, **how
-                ))  # fmt: skip
-            times.append(time.perf_counter())
-            work = _compared(state, again, reduced.cpu(), clusterings, instance_temperature, seed, times)
+            reduced = reduction(features, processes, cluster_on)
+            found = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=partition)
+            clocks.append(time.perf_counter())
 
-            # Step 5, learning, with a new linear classifier, or the centroids as one.
-            if temperature is None:
-                network.new_head(sum(len(each.centroids) for each in clusterings), generator(seed, "head", index))
-            else:
-                along = unreduced(found)(found, clustered) if dims else reduced
-                network.centroid_head(torch.cat(
-                    [means(along, each.labels[table.own], len(each.centroids), processes) for each in clusterings]
-                ), temperature)  # fmt: skip
-            del found, reduced  # without a memory nothing but the reduced features stays
-        state = replace(state, memory=memory, work=work)
-        keep(state)
+            # Step 5, learning, with a new classifier on top.
+            learning.head(network, features, found[0], partition, generator(seed, "head", index))
+            work = _compared(state, reduced, *found, learning, seed, clocks)
+            state = replace(state, memory=features if reuse_features else None, work=work)
+            del features, reduced  # without a memory nothing but the reduced features stays, and these on the CPU
+        on_state(state)
         begin = time.perf_counter()
-        targets = torch.stack([renumbered(each.labels) if renumber else each.labels for each in work.clusterings], 1)
         loss = train_on_pseudo_labels(
-            network, images, targets, optimizer, size=size, lr=lr, head_lr=head_lr, epochs=epochs,
-            batch_size=batch_size, views=views, clusters=[len(each.centroids) for each in work.clusterings],
-            trust=work.cluster_weight, instance_temperature=instance_temperature or 1.0, sample=sample, seed=seed,
-            round=index, memory=memory, table=table, dtype=dtype, begun=work.trained,
-            keep=partial(_kept, keep, state, work, optimizer),
-            progress=partial(progress, "training"),
+            network, images, targets(work.clusterings, renumber=learning.renumber), optimizer, learning, size=size,
+            clusters=[len(each.centroids) for each in work.clusterings], cluster_weight=work.cluster_weight,
+            seed=seed, round=index, memory=state.memory, partition=partition, resume_from=work.trained,
+            on_step=partial(_report, on_state, state, work, optimizer), progress=partial(progress, "training"),
         )  # fmt: skip
 
         # Step 6, alternation.
-        step = lr(float(index)) if callable(lr) else lr
-        yield _record(index, work, loss, step, time.perf_counter() - begin, table.total * epochs)
+        yield _record(index, work, loss, learning, time.perf_counter() - begin, partition.total)
         settled = state.settled + 1 if 1 - work.agreement <= tolerance + SLACK else 0
-        previous = torch.stack([each.labels for each in work.clusterings], 1)
-        state = State(index + 1, previous, settled, memory, momenta(optimizer))
-    keep(state)
+        state = State(index + 1, targets(work.clusterings), settled, state.memory, momenta(optimizer))
+    on_state(state)
 
 
-def _check_choices(features: str, kmeans_start: str, *, one_level: bool) -> None:
-    if features not in FEATURES:
-        raise ValueError(f"features={features!r}: choose {' or '.join(FEATURES)}")
-    if kmeans_start not in ("random", "previous") or (kmeans_start == "previous" and not one_level):
-        raise ValueError(f"kmeans_start={kmeans_start!r}: choose random, or previous for k-means in one level")
+def devices(
+    network: Network, rows: int, width: int, dims: int | None, processes: Processes
+) -> tuple[torch.device, torch.device]:
+    """Where ``rows`` features of ``width`` numbers are kept, and where they are clustered by ``dims`` of them."""
+    dims_kept, dims_clustered = (0, width) if dims is None else (dims, dims)
+    return (
+        clustering_device(network, rows, width + dims_kept, processes),
+        clustering_device(network, rows, 2 * dims_clustered, processes),
+    )
 
 
 def clustering_device(network: Network, rows: int, width: int, processes: Processes = ALONE) -> torch.device:
-    """Where ``rows`` of ``width`` numbers are kept and clustered: with the network where all processes have room."""
+    """Where ``rows`` of ``width`` numbers are kept and clustered: with the network where all ranks have room."""
     device = next(network.parameters()).device
     return CPU if processes.any(not holds_rows(device, rows, width)) else device
 
 
-def _of_all(table: Shares, own: Clustering) -> Clustering:
-    """A clustering with the labels of all images, not only the own ones, on the CPU."""
-    own = _on_cpu(own)
-    return replace(own, labels=table.whole(own.labels.int()).long())
+def _on_device(state: State, device: torch.device) -> State:
+    return state if state.memory is None else replace(state, memory=state.memory.to(device))
 
 
-def _by_first(table: Shares, group: Group, reduced: Tensor) -> Clustering:
-    """A clustering of all rows by the first process."""
-    rows = table.at_first(reduced)
-    processes = table.processes
-    found = [_on_cpu(group(rows))] if processes.leads else []
-    if processes.alone:
-        return found[0]
-    names = ("labels", "centroids", "sizes")
-    tensors = processes.first_tensors(lambda: {name: getattr(found[0], name) for name in names})
-    inertia = processes.first(lambda: found[0].inertia)
-    iterations, reseeded = processes.first(lambda: [found[0].iterations, found[0].reseeded])
-    return Clustering(**tensors, inertia=inertia, iterations=iterations, reseeded=reseeded)
+def _report(on_state: OnState, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
+    """Hand on the state in the middle of a training."""
+    on_state(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
 
 
-def _on_cpu(found: Clustering) -> Clustering:
-    return replace(found, labels=found.labels.cpu(), centroids=found.centroids.cpu(), sizes=found.sizes.cpu())
-
-
-def _kept(keep: Keep, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
-    """Hand on where the alternation is, in the middle of a training."""
-    keep(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
-
-
-def _compared(
-    state: State, again: Clustering, reduced: Tensor, clusterings: Sequence[Clustering],
-    instance_temperature: float | None, seed: int, times: Sequence[float],
-) -> Work:  # fmt: skip
-    """How much has changed since the previous round? (Of step 6; learning may depend on it.)
-
-    again: what the first clustering of the previous round has become in the features of this one.
-    """
-    previous = None if state.previous is None else state.previous[:, 0]
-    return Work(
-        reduced=reduced,
-        clusterings=tuple(clusterings),
-        agreement=math.nan if previous is None else nmi(previous, again.labels),
-        moved=math.nan if previous is None else changed(previous, again.labels),
-        cluster_weight=1.0 if instance_temperature is None else trusted(previous, again.labels, seed, state.round),
-        seconds=(times[1] - times[0], times[2] - times[1]),
-    )
+def targets(clusterings: Sequence[Clustering], *, renumber: bool = False) -> Tensor:
+    """The pseudo-labels (int64, N x H) of H clusterings; renumbered: see :class:`Learning`."""
+    labels = [clustering.labels for clustering in clusterings]
+    return torch.stack([renumbered(column) for column in labels] if renumber else labels, 1)
 
 
 def renumbered(labels: Tensor) -> Tensor:
@@ -266,15 +165,28 @@ def renumbered(labels: Tensor) -> Tensor:
     return places
 
 
-def trusted(previous: Tensor | None, labels: Tensor, seed: int, index: int) -> float:
-    """The weight (0 to 1) of pseudo-labels that repeat the previous ones by a share a: a^2 / (a^2 + (1 - a)^2)."""
-    if previous is None:
-        return 0.0
-    share = repeated(previous, labels, generator(seed, "chance", index))
-    return share**2 / (share**2 + (1 - share) ** 2)
+def _compared(
+    state: State, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor, learning: Learning, seed: int,
+    clocks: Sequence[float],
+) -> Work:  # fmt: skip
+    """How much has changed since the previous round? (Of step 6; the loss may depend on it.)
+
+    Args:
+        current: What the first clustering of the previous round has become in the features of this one.
+        clocks: Before and after the features, and after the clustering.
+    """
+    previous = None if state.previous is None else state.previous[:, 0]
+    return Work(
+        reduced=reduced.cpu(),
+        clusterings=clusterings,
+        agreement=math.nan if previous is None else nmi(previous, current),
+        moved=math.nan if previous is None else changed(previous, current),
+        cluster_weight=learning.loss.cluster_weight(previous, current, seed, state.round),
+        seconds=(clocks[1] - clocks[0], clocks[2] - clocks[1]),
+    )
 
 
-def _record(index: int, work: Work, loss: float, lr: float, seconds: float, views: int) -> Round:
+def _record(index: int, work: Work, loss: float, learning: Learning, seconds: float, images: int) -> Round:
     return Round(
         index=index,
         reduced=work.reduced,
@@ -284,18 +196,24 @@ def _record(index: int, work: Work, loss: float, lr: float, seconds: float, view
         nmi_previous=work.agreement,
         changed=work.moved,
         cluster_weight=work.cluster_weight,
-        lr=lr,
+        lr=learning.lr_at(float(index)),
         features_seconds=work.seconds[0],
         clustering_seconds=work.seconds[1],
         training_seconds=seconds,
-        images_per_second=views / seconds,
+        images_per_second=images * learning.epochs / seconds,
     )
 
 
 @dataclass(frozen=True)
 class Result:
-    """Step 7: the map from features to ``reduced`` ones (N x d), their ``lengths`` (N) before they had length 1, and
-    the final assignments and centroids."""
+    """Step 7.
+
+    Attributes:
+        reduction: The map from features to reduced ones.
+        reduced: The reduced features, N x d; with several processes, this rank's.
+        lengths: Their lengths (N) before they had length 1.
+        clustering: The final assignments and centroids.
+    """
 
     reduction: Whitening
     reduced: Tensor
@@ -311,39 +229,20 @@ def conclude(
     seed: int = 0,
     size: int | None = None,
     batch_size: int = 256,
-    dims: int = 256,
-    whitening: float = 1.0,
-    iterations: int = 20,
-    empty: str = "split",
-    levels: int = 1,
-    progress: Progress = unheard,
+    reduction: Reduction = PAPER_REDUCTION,
+    clustering: KMeans = PAPER_KMEANS,
+    progress: Progress = ignore_progress,
     processes: Processes = ALONE,
 ) -> Result:
-    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly.
-
-    levels: with 2 the centroids are those of :func:`two_level_kmeans`, and a label is the nearest of all of them.
-    processes: those that share the images, of which ``images`` and the rows of ``reduced`` are the own ones of each.
-    """
-    size = size or images.shape[-1]
-    kept = clustering_device(network, len(images), network.feature_dim + dims, processes)
-    clustered = clustering_device(network, len(images), 2 * dims, processes)
+    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
+    size, partition = size or images.shape[-1], Partition.of(processes, len(images))
+    features_on, cluster_on = devices(network, len(images), network.feature_dim, reduction.dims, processes)
     features = extract(
-        network, images, size=size, batch_size=batch_size, where=kept, progress=partial(progress, "features")
+        network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")
     )
-    reduction = whiten(features, dims, whitening, processes, device=clustered)
+    mapping = reduction.fit(features, processes, cluster_on)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
     features = features.cpu()
-    reduced = reduction(features)
-    rows = reduced.to(clustered)
-    own = derive(seed, "k-means final")
-    start = None
-    if levels == 2:
-        found = two_level_kmeans(
-            rows, clusters, iterations=iterations, seed=own, precision="fp32", empty=empty, processes=processes
-        )
-        start, iterations = found.centroids, 0
-    clustering = kmeans(
-        rows, clusters, start=start, iterations=iterations, seed=own, precision="fp32", empty=empty,
-        processes=processes,
-    )  # fmt: skip
-    return Result(reduction, reduced, reduction.lengths(features), _of_all(shares(processes, len(images)), clustering))
+    reduced = mapping(features)
+    final = clustering.exact(reduced.to(cluster_on), clusters, derive(seed, "k-means final"), partition)
+    return Result(mapping, reduced, mapping.lengths(features), final)

@@ -127,7 +127,7 @@ def fit(
     from deepcluster.runs.build import network_of
     from deepcluster.runs.resources import memory, seconds
     from deepcluster.runtime.devices import choose_device
-    from deepcluster.runtime.processes import joined
+    from deepcluster.runtime.processes import init_processes
 
     named: dict[str, Any] = {
         "backbone": backbone, "weights": weights, "rounds": rounds, "epochs": epochs, "image_size": image_size,
@@ -158,14 +158,14 @@ def fit(
         return
     if resume and (overwrite or out is None):
         raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
-    with joined() as processes, Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal:
+    with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=as_json) as terminal:
         _check_input(images, processes)
         try:
             with listening() as stop:
                 folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
-        if processes.leads:
+        if processes.is_main:
             _print_result(folder, quiet, as_json)
 
 
@@ -188,7 +188,7 @@ def predict(
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.runs.predict import files_read
-    from deepcluster.runtime.processes import joined
+    from deepcluster.runtime.processes import init_processes
     from deepcluster.storage.csv_rows import placement_rows
     from deepcluster.storage.output import output
     from deepcluster.storage.run_folder import PREDICTIONS, write_csv
@@ -199,9 +199,9 @@ def predict(
         else:
             write_csv(file, PREDICTIONS, rows)
 
-    with joined() as processes:
+    with init_processes() as processes:
         target = None
-        if out != "-" and processes.leads:
+        if out != "-" and processes.is_main:
             target = output(Path(out), overwrite=overwrite, inputs=lambda: files_read(run_, images))
 
         def rows() -> Iterator[dict[str, Any]]:
@@ -212,7 +212,7 @@ def predict(
 
         found = rows()
         first = list(islice(found, 1))  # most of what can be wrong is said here, before anything is written
-        if not processes.leads:  # it had nothing to say, and has done its part
+        if not processes.is_main:  # it had nothing to say, and has done its part
             return
         every = chain(first, found)
         if target:
@@ -239,19 +239,19 @@ def embed(
     import numpy as np
 
     from deepcluster.runs.predict import files_read
-    from deepcluster.runtime.processes import joined
+    from deepcluster.runtime.processes import init_processes
     from deepcluster.storage.output import output
     from deepcluster.storage.run_folder import write_csv
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
-    with joined() as processes:
+    with init_processes() as processes:
         targets = [
             output(path, overwrite=overwrite, inputs=lambda: files_read(run_, images))
-            for path in ((out, out.with_suffix(".csv")) if processes.leads else ())
+            for path in ((out, out.with_suffix(".csv")) if processes.is_main else ())
         ]
         found = [found for _, found in _predictions(run_, images, device, quiet, processes, *targets)]
-    if not processes.leads:
+    if not processes.is_main:
         return
     array, table = targets
     reduced = np.concatenate([each.reduced.numpy() for each in found])
@@ -342,7 +342,7 @@ def evaluate(
 ) -> None:
     """What clusters and features are worth by labels; what was found stays in the run folder and is not found twice."""
     from deepcluster.runs import evaluate as evaluating
-    from deepcluster.runtime.processes import joined
+    from deepcluster.runtime.processes import init_processes
 
     named = {"layers": layers, "epochs": epochs, "batch_size": batch_size, "image_size": image_size}
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
@@ -350,17 +350,17 @@ def evaluate(
         protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
     )
     values = {}
-    with joined() as processes, Terminal(quiet or not processes.leads, to_stderr=as_json) as terminal:
+    with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=as_json) as terminal:
         _check_input(images or "", processes)
         try:
             found = evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes)
             for name, value in found:
                 values[name] = value
-                if processes.leads and not (as_json or quiet):
+                if processes.is_main and not (as_json or quiet):
                     say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_again()}") from None
-    if as_json and processes.leads:
+    if as_json and processes.is_main:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 
@@ -486,7 +486,7 @@ def _predictions(
 
     _check_input(images, processes)
     model = load(open_run(run_).path, choose_device(device))
-    with Terminal(quiet or not processes.leads, to_stderr=True) as terminal:
+    with Terminal(quiet or not processes.is_main, to_stderr=True) as terminal:
         for found in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
             for path, reason in found.skipped:
                 complain(f"skipped {path}: {reason}")

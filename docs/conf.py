@@ -22,7 +22,8 @@ version = release = deepcluster.__version__
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "benchmarks/*.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "docs/_build", "runs", "build", "deepcluster", "tests"]
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+napoleon_use_ivar = True
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 nitpicky = False  # signatures name types of torch and numpy, whose references are not here

@@ -10,9 +10,11 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from deepcluster.algorithm import alternate, conclude
+from deepcluster.clustering import Reduction
 from deepcluster.clustering.agreement import scores
 from deepcluster.groups.cut import cut, place
 from deepcluster.images.augment import Augmentation
+from deepcluster.learning import Learning
 from deepcluster.nets.backbone import build
 
 
@@ -23,22 +25,13 @@ def main(rounds: int) -> None:
 
     network = build("compact", image_size=16, seed=0)
     views = [Augmentation(crop=(0.5, 1.2), stretch=1.2, flip=0.0, rotation=15)]
-    for round in alternate(
-        network,
-        images,
-        clusters=50,
-        rounds=rounds,
-        epochs=3,
-        batch_size=128,
-        lr=0.05,
-        whitening=0.5,
-        views=views,
-    ):
+    reduction, learning = Reduction(whitening=0.5), Learning(epochs=3, batch_size=128, views=views)
+    for round in alternate(network, images, clusters=50, rounds=rounds, reduction=reduction, learning=learning):
         print(f"round {round.index}: loss {round.loss:.3f}, {round.changed:.0%} of the images changed cluster")
         if round.change < 0.05:
             break
 
-    result = conclude(network, images, clusters=50, whitening=0.5)
+    result = conclude(network, images, clusters=50, reduction=reduction)
     groups = cut(result.reduced, 10)
     placement = place(result.reduced, groups, result.clustering.centroids)
     found = scores(digits.target, placement.cluster)  # the labels come in here for the first time

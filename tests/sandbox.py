@@ -129,7 +129,7 @@ class Sandbox:
             patch.setattr(sys, "argv", ["deepcluster", *arguments])
             patch.setattr(sys, "stdin", io.StringIO(from_shell(before) if pipe else ""))
             if expected == 75:
-                patch.setattr(pseudo_labels, "_loss", with_ctrl_c(pseudo_labels._loss))
+                patch.setattr(pseudo_labels, "Outputs", with_ctrl_c(pseudo_labels.Outputs))
             code = run_command(arguments)
         assert code == expected, f"{self.page.name}: {line} ended with {code}\n{complained.getvalue()}"
         if target:

@@ -7,16 +7,20 @@ import torch
 from torch.nn import functional as F
 
 from deepcluster import algorithm
-from deepcluster.algorithm import alternate, conclude, renumbered, trusted
+from deepcluster.algorithm import alternate, conclude, renumbered
 from deepcluster.clustering import kmeans, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import changed, nmi, repeated
+from deepcluster.clustering.steps import KMeans, Reduction
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
+from deepcluster.learning.heads import CentroidHead
+from deepcluster.learning.instances import WithInstances, repeated_weight
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs.build import rounds_of
 from deepcluster.seeding import derive, generator
 from tests.drawings import drawings
+from tests.loop import loop
 
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
 
@@ -31,7 +35,7 @@ def weights(net) -> torch.Tensor:
 
 def test_rounds_are_what_they_say():
     images, _ = drawings(10)
-    rounds = list(alternate(network(), images, rounds=3, **OPTIONS))
+    rounds = list(loop(network(), images, rounds=3, **OPTIONS))
     assert [round.index for round in rounds] == [0, 1, 2]
     assert math.isnan(rounds[0].nmi_previous)
     assert math.isnan(rounds[0].changed)
@@ -58,7 +62,7 @@ def test_the_labels_trained_on_are_the_labels_recorded(monkeypatch):
         return original(network, images, labels, *arguments, **options)
 
     monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
-    rounds = list(alternate(network(), images, rounds=3, **OPTIONS))
+    rounds = list(loop(network(), images, rounds=3, **OPTIONS))
     assert len(trained_on) == 3
     for labels, round in zip(trained_on, rounds, strict=True):
         assert torch.equal(labels[:, 0], round.clustering.labels)
@@ -78,8 +82,8 @@ def test_renumbered_labels_are_places_among_the_clusters_that_are_not_empty(monk
 
     monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
     options = {**OPTIONS, "clusters": 12, "empty": "faiss", "lr": 0.0}
-    (ours,) = alternate(network(), images, rounds=1, **options)
-    (theirs,) = alternate(network(), images, rounds=1, **options, renumber=True)
+    (ours,) = loop(network(), images, rounds=1, **options)
+    (theirs,) = loop(network(), images, rounds=1, **options, renumber=True)
     assert torch.equal(ours.clustering.labels, theirs.clustering.labels)
     kept, learnt = (each[:, 0] for each in trained_on)
     assert torch.equal(kept, ours.clustering.labels)
@@ -92,7 +96,7 @@ def test_a_round_really_uses_its_pseudo_labels():
     """The head after round 0 predicts the recorded labels of the images far better than chance."""
     images, _ = drawings(20)
     net = network()
-    (round,) = alternate(net, images, rounds=1, **{**OPTIONS, "epochs": 40, "views": [Augmentation(crop=(1, 1))]})
+    (round,) = loop(net, images, rounds=1, **{**OPTIONS, "epochs": 40, "views": [Augmentation(crop=(1, 1))]})
     net.eval()
     with torch.no_grad():
         predicted = net(images.float() / 255).argmax(1)
@@ -104,8 +108,8 @@ def test_same_seed_bit_identical_other_seed_not():
 
     def run(seed):
         net = network(seed)
-        rounds = list(alternate(net, images, rounds=2, seed=seed, **OPTIONS))
-        result = conclude(net, images, clusters=6, seed=seed, dims=16)
+        rounds = list(loop(net, images, rounds=2, seed=seed, **OPTIONS))
+        result = conclude(net, images, clusters=6, seed=seed, reduction=Reduction(16))
         return weights(net), torch.stack([round.clustering.labels for round in rounds]), result.reduced
 
     first, second, other = run(0), run(0), run(1)
@@ -118,7 +122,7 @@ def test_nothing_happens_before_iteration():
     images, _ = drawings(4)
     net = network()
     before = weights(net)
-    generator = alternate(net, images, rounds=2, **OPTIONS)
+    generator = loop(net, images, rounds=2, **OPTIONS)
     assert inspect.isgenerator(generator)
     assert torch.equal(weights(net), before)
     next(generator)
@@ -128,7 +132,7 @@ def test_nothing_happens_before_iteration():
 def test_ends_when_settled():
     images, _ = drawings(8)
     # With no learning the features stay, and one cluster can only be assigned in one way.
-    rounds = list(alternate(network(), images, rounds=50, **{**OPTIONS, "clusters": 1, "lr": 0.0}, patience=3))
+    rounds = list(loop(network(), images, rounds=50, **{**OPTIONS, "clusters": 1, "lr": 0.0}, patience=3))
     assert len(rounds) == 4
     assert rounds[-1].changed == 0
 
@@ -139,8 +143,8 @@ def test_a_network_that_stands_still_has_settled(start):
     images, _ = drawings(10)
     net = network()
     net.frozen_statistics = True
-    options = {**OPTIONS, "lr": 0.0, "kmeans_start": start, "tolerance": 0.02}
-    rounds = list(alternate(net, images, rounds=20, **options))
+    options = {**OPTIONS, "lr": 0.0, "start": start, "tolerance": 0.02}
+    rounds = list(loop(net, images, rounds=20, **options))
     assert len(rounds) == 4
     assert all(round.nmi_previous > 0.98 for round in rounds[1:])
     others = [nmi(rounds[0].clustering.labels, round.clustering.labels) for round in rounds[1:]]
@@ -150,27 +154,27 @@ def test_a_network_that_stands_still_has_settled(start):
 @pytest.mark.parametrize("clusters", [6, (6, 3)])
 def test_k_means_may_start_from_the_previous_clusters(clusters):
     images, _ = drawings(10)
-    options = {**OPTIONS, "clusters": clusters, "kmeans_start": "previous"}
-    first, second = alternate(network(), images, rounds=2, **options)
+    options = {**OPTIONS, "clusters": clusters, "start": "previous"}
+    first, second = loop(network(), images, rounds=2, **options)
     assert torch.equal(
         second.clustering.labels, kmeans(second.reduced, 6, start=first.clustering.labels, iterations=20).labels
     )
     assert second.nmi_previous == pytest.approx(nmi(first.clustering.labels, second.clustering.labels))
-    with pytest.raises(ValueError, match="kmeans_start='last': choose random"):
-        next(alternate(network(), images, rounds=1, **{**options, "kmeans_start": "last"}))
+    with pytest.raises(ValueError, match="start='last': choose random"):
+        KMeans(start="last")
     with pytest.raises(ValueError, match="k-means in one level"):
-        next(alternate(network(), images, rounds=1, **options, levels=2))
+        KMeans(start="previous", levels=2)
 
 
 def test_the_rounding_of_an_nmi_is_no_change(monkeypatch):
     images, _ = drawings(4)
     monkeypatch.setattr(algorithm, "nmi", lambda *_: 1 - 4e-16)
-    assert len(list(alternate(network(), images, rounds=9, **OPTIONS, patience=1))) == 2
+    assert len(list(loop(network(), images, rounds=9, **OPTIONS, patience=1))) == 2
 
 
 def test_the_learning_rate_may_depend_on_the_round():
     images, _ = drawings(4)
-    rounds = list(alternate(network(), images, rounds=3, **{**OPTIONS, "lr": lambda index: 0.1 / (index + 1)}))
+    rounds = list(loop(network(), images, rounds=3, **{**OPTIONS, "lr": lambda index: 0.1 / (index + 1)}))
     assert [round.lr for round in rounds] == pytest.approx([0.1, 0.05, 0.1 / 3])
 
 
@@ -178,7 +182,7 @@ def test_the_head_is_new_each_round():
     images, _ = drawings(6)
     net = network()
     heads = []
-    for _ in alternate(net, images, rounds=2, **{**OPTIONS, "lr": 0.0}):
+    for _ in loop(net, images, rounds=2, **{**OPTIONS, "lr": 0.0}):
         heads.append(net.head.weight.detach().clone())
     assert not torch.equal(*heads)
     assert all(head.std().item() == pytest.approx(0.01, rel=0.2) for head in heads)
@@ -187,7 +191,7 @@ def test_the_head_is_new_each_round():
 def test_conclude_is_a_fixed_function_of_the_network():
     images, _ = drawings(8)
     net = network()
-    result = conclude(net, images, clusters=5, dims=8)
+    result = conclude(net, images, clusters=5, reduction=Reduction(8))
     assert torch.allclose(result.reduced.norm(dim=1), torch.ones(24), atol=1e-5)
     nearest = torch.cdist(result.reduced, result.clustering.centroids).argmin(1)
     assert torch.equal(nearest, result.clustering.labels)
@@ -201,7 +205,7 @@ def test_two_levels():
     (round,) = rounds_of(net, images, recipe, 0.0, 0)
     levels = two_level_kmeans(round.reduced, 30, seed=derive(0, "k-means", 0, 0))
     assert torch.equal(round.clustering.labels, levels.labels)
-    result = conclude(net, images, clusters=30, dims=16, levels=2)
+    result = conclude(net, images, clusters=30, reduction=Reduction(16), clustering=KMeans(levels=2))
     levels = two_level_kmeans(result.reduced, 30, seed=derive(0, "k-means final"), precision="fp32")
     assert torch.equal(result.clustering.centroids, levels.centroids)
     nearest = torch.cdist(result.reduced, levels.centroids).argmin(1)
@@ -214,27 +218,27 @@ def test_it_finds_shapes_where_the_untrained_network_does_not():
     images, kinds = drawings(40, seed=3)
 
     def agreement(net) -> float:
-        reduced = conclude(net, images, clusters=6, whitening=0.5).reduced
+        reduced = conclude(net, images, clusters=6, reduction=Reduction(whitening=0.5)).reduced
         return nmi(kinds, min((kmeans(reduced, 3, seed=i) for i in range(5)), key=lambda found: found.inertia).labels)
 
     net = network()
     before = agreement(net)
     how = Augmentation(crop=(0.5, 1.0), stretch=1.1, flip=0.5, colour=0.4, grey=1.0)
-    for _ in alternate(net, images, rounds=5, epochs=6, **{**OPTIONS, "views": [how], "dims": 256}, whitening=0.5):
+    for _ in loop(net, images, rounds=5, epochs=6, **{**OPTIONS, "views": [how], "dims": 256}, whitening=0.5):
         pass
     assert before < 0.75
     assert agreement(net) > 0.9
 
 
 def test_the_loop_is_short():
-    """DESIGN: under 80 lines of loop, so that it can be read as the paper."""
-    source = inspect.getsource(alternate)
-    body = source[source.index('"""', source.index('"""') + 3) :]
-    assert len(body.splitlines()) < 80
+    """It is to be read as the paper: the whole of it, signature and docstring included, on one screen."""
+    assert len(inspect.getsource(alternate).splitlines()) <= 80
+    assert len(inspect.signature(alternate).parameters) <= 16
+    assert len(inspect.signature(algorithm.train_on_pseudo_labels).parameters) <= 15
 
 
-@pytest.mark.parametrize(("features", "passes"), [("pass", 3), ("memory", 1)])
-def test_where_the_features_come_from(monkeypatch, features, passes):
+@pytest.mark.parametrize(("reuse_features", "passes"), [(False, 3), (True, 1)])
+def test_where_the_features_come_from(monkeypatch, reuse_features, passes):
     images, _ = drawings(10)
     extracted, memories = [], []
     original_extract, original_train = algorithm.extract, algorithm.train_on_pseudo_labels
@@ -250,24 +254,18 @@ def test_where_the_features_come_from(monkeypatch, features, passes):
 
     monkeypatch.setattr(algorithm, "extract", extract)
     monkeypatch.setattr(algorithm, "train_on_pseudo_labels", train)
-    rounds = list(alternate(network(), images, rounds=3, features=features, **OPTIONS))
+    rounds = list(loop(network(), images, rounds=3, reuse_features=reuse_features, **OPTIONS))
     assert len(extracted) == passes
-    if features == "pass":
+    if not reuse_features:
         assert memories == [None] * 3
     else:
         for memory, later in zip(memories, rounds[1:], strict=False):
             assert torch.equal(later.reduced, whiten(memory, OPTIONS["dims"])(memory))
 
 
-def test_an_unknown_source_of_features():
-    images, _ = drawings(2)
-    with pytest.raises(ValueError, match="'momory': choose pass or memory"):
-        next(alternate(network(), images, rounds=1, features="momory", **OPTIONS))
-
-
 V2 = {
     "clusters": (4, 6, 8), "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))] * 2, "lr": 0.05, "dims": None,
-    "spherical": True, "temperature": 0.1, "features": "memory", "sample": each_once,
+    "spherical": True, "head": CentroidHead(0.1), "reuse_features": True, "sample": each_once,
 }  # fmt: skip
 
 
@@ -289,7 +287,7 @@ def test_version_2_runs_through_the_same_alternation(monkeypatch):
         return loss
 
     monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
-    rounds = list(alternate(net, images, rounds=3, **V2))
+    rounds = list(loop(net, images, rounds=3, **V2))
     for round, (memory, labels, directions) in zip(rounds, seen, strict=True):
         rows = F.normalize(memory.float(), dim=1)
         assert torch.allclose(round.reduced, rows, atol=1e-6)
@@ -305,22 +303,23 @@ def test_version_2_runs_through_the_same_alternation(monkeypatch):
 
 def test_version_2_takes_as_many_clusters_as_there_are_images_and_no_more():
     images, _ = drawings(4)
-    (round,) = alternate(v2_network(), images, rounds=1, **{**V2, "clusters": (12, 3)})
+    (round,) = loop(v2_network(), images, rounds=1, **{**V2, "clusters": (12, 3)})
     assert math.isfinite(round.loss)
     with pytest.raises(ValueError, match="k=13 must be at least 1 and at most the number of rows, 12"):
-        next(alternate(v2_network(), images, rounds=1, **{**V2, "clusters": (3, 13)}))
+        next(loop(v2_network(), images, rounds=1, **{**V2, "clusters": (3, 13)}))
 
 
-@pytest.mark.parametrize("features", ["pass", "memory"])
-def test_version_2_finds_shapes(features):
+@pytest.mark.parametrize("reuse_features", [False, True])
+def test_version_2_finds_shapes(reuse_features):
     # Of eight runs (seeds 0 to 3) one joins two kinds, by the last digits of a processor with AVX-512: seed 0.
     images, kinds = drawings(40, seed=3)
     net = v2_network()
     how = Augmentation(crop=(0.5, 1.0), stretch=1.1, flip=0.5, colour=0.4, grey=1.0)
-    options = {**V2, "clusters": (6, 12), "views": [how, how], "features": features, "epochs": 3, "seed": 1}
-    for round in alternate(net, images, rounds=8, **options):
+    options = {**V2, "clusters": (6, 12), "views": [how, how], "epochs": 3, "seed": 1}
+    options |= {"reuse_features": reuse_features}
+    for round in loop(net, images, rounds=8, **options):
         assert round.loss < 2 * round.chance_loss
-    reduced = conclude(net, images, clusters=6, whitening=0.5).reduced
+    reduced = conclude(net, images, clusters=6, reduction=Reduction(whitening=0.5)).reduced
     found = min((kmeans(reduced, 3, seed=i) for i in range(5)), key=lambda found: found.inertia).labels
     assert nmi(kinds, found) > 0.9
 
@@ -328,32 +327,32 @@ def test_version_2_finds_shapes(features):
 def test_pseudo_labels_are_trusted_as_far_as_they_repeat():
     labels = torch.arange(400) % 8
     shuffled = labels[torch.randperm(400, generator=generator(0, "x"))]
-    assert trusted(None, labels, 0, 0) == 0
-    assert trusted(labels, labels, 0, 1) == pytest.approx(1)
-    assert trusted(labels, shuffled, 0, 1) < 0.01
+    assert repeated_weight(None, labels, 0, 0) == 0
+    assert repeated_weight(labels, labels, 0, 1) == pytest.approx(1)
+    assert repeated_weight(labels, shuffled, 0, 1) < 0.01
     half = torch.where(torch.arange(400) < 300, labels, shuffled)
     share = repeated(labels, half, generator(0, "chance", 1))
-    assert trusted(labels, half, 0, 1) == pytest.approx(1 / (1 + ((1 - share) / share) ** 2))
+    assert repeated_weight(labels, half, 0, 1) == pytest.approx(1 / (1 + ((1 - share) / share) ** 2))
 
 
-def test_trust_reaches_the_training(monkeypatch):
+def test_the_weight_of_the_clusters_reaches_the_training(monkeypatch):
     images, _ = drawings(10)
     given = []
     original = algorithm.train_on_pseudo_labels
 
-    def spy(*arguments, trust, **options):
-        given.append(trust)
-        return original(*arguments, trust=trust, **options)
+    def spy(*arguments, cluster_weight, **options):
+        given.append(cluster_weight)
+        return original(*arguments, cluster_weight=cluster_weight, **options)
 
     monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
-    rounds = list(alternate(v2_network(), images, rounds=3, **V2, instance_temperature=0.2))
+    rounds = list(loop(v2_network(), images, rounds=3, **V2, loss=WithInstances(0.2)))
 
     def gone_on(before, after):
         labels = before.clustering.labels
-        return trusted(labels, kmeans(after.reduced, 4, start=labels, spherical=True).labels, 0, after.index)
+        return repeated_weight(labels, kmeans(after.reduced, 4, start=labels, spherical=True).labels, 0, after.index)
 
     assert given == [0.0, *(gone_on(*pair) for pair in itertools.pairwise(rounds))]
     assert [round.cluster_weight for round in rounds] == given
     given.clear()
-    rounds = list(alternate(v2_network(), images, rounds=2, **V2))
+    rounds = list(loop(v2_network(), images, rounds=2, **V2))
     assert given == [1.0, 1.0] == [round.cluster_weight for round in rounds]

@@ -8,19 +8,23 @@ from typing import ClassVar
 import pytest
 import torch
 
-from deepcluster.algorithm import alternate, clustering_device, conclude
+from deepcluster.algorithm import clustering_device, conclude
 from deepcluster.clustering import kmeans, pic, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import nmi
+from deepcluster.clustering.steps import Reduction, power_iteration
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.heads import CentroidHead
+from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.pseudo_labels import body_optimizer
 from deepcluster.nets.backbone import build
 from deepcluster.runtime import devices
 from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, working_on
 from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
 from tests.drawings import drawings
+from tests.loop import learn, loop
 from tests.second_device import ELSEWHERE, second_device
 
 ROWS = torch.nn.functional.normalize(torch.randn(3000, 16, generator=generator(0, "rows")))
@@ -81,11 +85,11 @@ def test_whitening_by_blocks_on_another_device_is_that_of_the_cpu():
 RECIPES = {
     "v1": {"clusters": 5, "dims": 8},
     "v2": {
-        "clusters": [4, 6], "features": "memory", "temperature": 0.1, "dims": None, "sample": each_once,
-        "views": (COLOURED, COLOURED, Augmentation(size=16)), "spherical": True, "instance_temperature": 0.2,
+        "clusters": [4, 6], "reuse_features": True, "head": CentroidHead(0.1), "dims": None, "sample": each_once,
+        "views": (COLOURED, COLOURED, Augmentation(size=16)), "spherical": True, "loss": WithInstances(0.2),
     },
-    "adapting": {"clusters": 5, "temperature": 0.07, "whitening": 0.5, "dims": 8},
-    "pic": {"clusters": 5, "dims": 8, "group": pic},
+    "adapting": {"clusters": 5, "head": CentroidHead(0.07), "whitening": 0.5, "dims": 8},
+    "pic": {"clusters": 5, "dims": 8, "clustering": power_iteration},
 }  # fmt: skip
 
 
@@ -101,12 +105,12 @@ def test_a_run_on_another_device(name, room, monkeypatch):
         where = clustering_device(net, len(images), 16)
         assert where.type == ("meta" if room else "cpu")
         options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
-        for round in alternate(net, images, keep=states.append, **options):
+        for round in loop(net, images, on_state=states.append, **options):
             places += [round.reduced, round.clustering.labels, round.clustering.centroids]
         # Once more from the middle of the last training, as from a file.
         middle = next(each for each in reversed(states) if each.work and each.work.trained)
         assert middle.memory is None or middle.memory.device == where
-        result = conclude(net, images, clusters=5, batch_size=10, dims=8)
+        result = conclude(net, images, clusters=5, batch_size=10, reduction=Reduction(8))
         places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
     assert {each.device.type for each in places} == {"cpu"}  # what the run writes
 
@@ -123,9 +127,9 @@ def test_no_step_waits_for_the_device(memory):
             kept = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
             optimizer = body_optimizer(net)
             found.clear()
-            train_on_pseudo_labels(
+            learn(
                 net, images, torch.tensor(kinds), optimizer, size=24, lr=0.1, epochs=1, batch_size=batch_size,
-                views=(COLOURED, COLOURED), trust=0.5, memory=kept,
+                views=(COLOURED, COLOURED), cluster_weight=0.5, loss=WithInstances(0.2), memory=kept,
             )  # fmt: skip
         return found.total()
 

@@ -104,9 +104,9 @@ def test_without_its_checkpoints_a_run_ends_elsewhere(command, pictures, whole, 
 WINDOWS = {
     "reading": ("deepcluster.runs.fit:_read", 1),
     "features": ("deepcluster.algorithm:extract", 1),
-    "clustering": ("deepcluster.algorithm:kmeans", 3),
+    "clustering": ("deepcluster.clustering.steps:kmeans", 3),
     "after clustering": ("deepcluster.nets.backbone:Network.centroid_head", 2),
-    "a step": ("deepcluster.learning.pseudo_labels:_set_steps", 5),
+    "a step": ("deepcluster.learning.pseudo_labels:_set_learning_rates", 5),
     "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 4),
     "while it is written": ("os:fsync", 12),
     "before the rename": ("pathlib:Path.replace", 14),
@@ -145,8 +145,8 @@ def test_killed_inside_a_window(command, pictures, whole, tmp_path, window):
 PHASES = {
     "reading": ("deepcluster.images.store:_results", 1),
     "features": ("deepcluster.algorithm:extract", 2),
-    "clustering": ("deepcluster.algorithm:kmeans", 2),
-    "training": ("deepcluster.learning.pseudo_labels:_loss", 5),
+    "clustering": ("deepcluster.clustering.steps:kmeans", 2),
+    "training": ("deepcluster.learning.pseudo_labels:Outputs", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
     "result": ("deepcluster.runs.groups:cut", 1),
     "report": ("deepcluster.runs.groups:render", 1),
@@ -184,7 +184,7 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
         "    print('in a step', flush=True)\n"
         "    end = time.monotonic() + 60\n"
         "    while time.monotonic() < end: time.sleep(0.05)\n"
-        "learning._loss = forever\n"
+        "learning.Outputs = forever\n"
         "sys.exit(run_command(sys.argv[1:]))\n"
     )
     begin = time.monotonic()

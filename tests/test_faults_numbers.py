@@ -294,18 +294,21 @@ def test_a_folder_of_100_000_files(tmp_path: Path) -> None:
 ROUNDS = """
 import os, sys
 import numpy as np, torch
-from deepcluster.algorithm import alternate
 from deepcluster.images.augment import Augmentation
+from deepcluster.learning.heads import CentroidHead
+from deepcluster.learning.instances import WithInstances
 from deepcluster.nets.backbone import build
+from tests.loop import loop
 
 kind, rounds, leak = sys.argv[1:]
 images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), np.uint8))
 network, options = build("compact", image_size=8), {}
 if kind == "memory":
     network = build("compact", image_size=8, projection=(8, 4))
-    options = {"features": "memory", "temperature": 0.1, "instance_temperature": 0.2, "views": (Augmentation(),) * 2}
+    options = {"reuse_features": True, "head": CentroidHead(0.1), "loss": WithInstances(0.2)}
+    options["views"] = (Augmentation(),) * 2
 kept, seen = [], []
-for round in alternate(
+for round in loop(
     network, images, clusters=4, rounds=int(rounds), patience=10**6, batch_size=12, lr=0.01, **options
 ):
     if leak:

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from deepcluster.algorithm import alternate, conclude
+from deepcluster.algorithm import conclude
+from deepcluster.clustering.steps import Reduction
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.source import Source
 from deepcluster.images.store import Store, read_share
 from deepcluster.learning import features
-from deepcluster.learning.pseudo_labels import strides
+from deepcluster.learning.batches import strides
+from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.backbone import Network
 from deepcluster.records import State
 from deepcluster.runs import fit as run
@@ -29,6 +31,7 @@ from deepcluster.runs import predict as results
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage import model_files as models
+from tests.loop import loop
 from tests.ranks import Ranks
 from tests.tiny import tiny_run
 
@@ -68,15 +71,16 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
     features.fixed_view = recorded
     try:
         rounds = list(
-            alternate(
+            loop(
                 network, store.images, clusters=min(3, len(store.kept)), rounds=2, batch_size=batch, dims=4,
-                features="memory" if memory else "pass", temperature=0.1 if memory else None, keep=keep,
+                reuse_features=memory, head=CentroidHead(0.1) if memory else new_linear_head, on_state=keep,
                 processes=processes,
             )
         )  # fmt: skip
     finally:
         features.fixed_view = original
-    result = conclude(network, store.images, clusters=min(3, len(store.kept)), dims=4, processes=processes)
+    k = min(3, len(store.kept))
+    result = conclude(network, store.images, clusters=k, reduction=Reduction(4), processes=processes)
     return {
         "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)], "states": states[0],
         "losses": [each.loss for each in rounds], "labels": [each.clustering.labels for each in rounds],
@@ -130,7 +134,7 @@ def one_step(processes: Processes, count: int) -> dict[str, Tensor]:
     network = small_network()
     network.frozen_statistics = True  # else each process normalises by its own part
     whole = (Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0),)
-    rounds = alternate(
+    rounds = loop(
         network, store.images, clusters=3, rounds=1, batch_size=count, dims=4, views=whole, processes=processes
     )
     losses = torch.tensor([each.loss for each in rounds])

@@ -104,17 +104,17 @@ def graph_of(rows: list[int], *pairs: tuple[int, int, float]) -> graph.Graph:
     return graph.Graph(torch.tensor(rows), csr_array(ties))
 
 
-def test_joined_by_hand():
+def test_joined_graphs_by_hand():
     """The first counts 1, the others their weights divided by their number, between the rows that all have."""
     first = graph_of([0, 1, 2, 4], (0, 1, 1.0), (1, 4, 0.5), (0, 2, 1.0))
     second = graph_of([0, 1, 3, 4], (0, 1, 0.5), (3, 4, 1.0))
     third = graph_of([0, 1, 2, 3, 4], (0, 4, 0.5), (2, 3, 1.0))
-    got = graph.joined(first, [second, third], [1.0, 0.5])
+    got = graph.joined_graphs(first, [second, third], [1.0, 0.5])
     assert got.rows.tolist() == [0, 1, 4]
     want = graph_of([0, 1, 4], (0, 1, 1.25 / 1.75), (1, 4, 0.5 / 1.75), (0, 4, 0.125 / 1.75))
     assert np.allclose(got.ties.toarray(), want.ties.toarray())
-    assert graph.joined(first, [], []) is first
-    assert graph.joined(first, [second, third], [0.0, 0.0]) is first
+    assert graph.joined_graphs(first, [], []) is first
+    assert graph.joined_graphs(first, [second, third], [0.0, 0.0]) is first
 
 
 def test_two_bad_graphs_do_not_outvote_the_first():
@@ -126,9 +126,9 @@ def test_two_bad_graphs_do_not_outvote_the_first():
     for _ in range(2):
         noise = torch.from_numpy(random.normal(size=(180, 8))).float()
         graphs.append(graph.neighbour_graph(torch.nn.functional.normalize(noise)))
-    found = graph.normalised_cut(graph.joined(graphs[0], graphs[1:], [1.0, 1.0]).ties, 3, 0)
+    found = graph.normalised_cut(graph.joined_graphs(graphs[0], graphs[1:], [1.0, 1.0]).ties, 3, 0)
     assert nmi(labels, found) > 0.95
-    assert nmi(labels, graph.normalised_cut(graph.joined(graphs[1], graphs[2:], [1.0]).ties, 3, 0)) < 0.2
+    assert nmi(labels, graph.normalised_cut(graph.joined_graphs(graphs[1], graphs[2:], [1.0]).ties, 3, 0)) < 0.2
 
 
 def test_inside_by_hand():

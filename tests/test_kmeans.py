@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from deepcluster.clustering import kmeans
+from deepcluster.clustering import assignment, kmeans
 from deepcluster.clustering import matmul as products
 from deepcluster.clustering.assignment import _argmax, assigner, label_sums, segment_sums
 from deepcluster.clustering.blocks import shared_out
 from deepcluster.clustering.kmeans import _as_faiss
 from deepcluster.errors import NonFiniteError
+from deepcluster.records import Clustering
 from deepcluster.seeding import generator
 
 
@@ -177,13 +178,17 @@ def test_sums_of_labels(k):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("rows", "k"), [(5001, 7), (5001, 600), (300, 290)])
-def test_workers_and_chunks_change_nothing(precision, rows, k):
+def test_workers_and_chunks_change_nothing(monkeypatch, precision, rows, k):
     x = F.normalize(normal(rows, 24))
-    first, *others = (
-        kmeans(x, k, iterations=3, precision=precision, workers=workers, chunk=chunk)
-        for workers, chunk in [(1, None), (2, None), (3, 1), (2, 17), (1, 2048), (5, 10_000)]
-    )
-    for other in others:
+
+    def found(workers: int, chunk: int | None = None) -> Clustering:
+        if chunk is not None:
+            monkeypatch.setattr(assignment, "LEAST_CHUNK", chunk)
+            monkeypatch.setattr(assignment, "SCORES", dict.fromkeys(assignment.SCORES, 0))
+        return kmeans(x, k, iterations=3, precision=precision, workers=workers)
+
+    first = found(1)
+    for other in (found(2), found(3, 1), found(2, 17), found(1, 2048), found(5, 10_000)):
         assert torch.equal(first.labels, other.labels)
         assert torch.equal(first.centroids, other.centroids)
         assert first.inertia == other.inertia
@@ -343,7 +348,7 @@ def test_input_is_not_copied():
     """Of 60 MB of rows a k-means may need a tenth: chunks of scores, sums, labels."""
     code = """
 import resource, torch
-from deepcluster.clustering import kmeans
+from deepcluster.clustering import assignment, kmeans
 torch.manual_seed(0)
 x = torch.randn(240_000, 64)
 kmeans(x[:3000], 50)
@@ -379,7 +384,6 @@ def test_split_puts_centroids_beside_large_clusters():
         (2, {"start": torch.zeros(4, dtype=torch.int64)}, "4 labels, but there are 5 rows"),
         (2, {"start": torch.tensor([0, 1, 2, 0, 1])}, "labels 0 to 2.* 0 to 1"),
         (2, {"workers": 0}, "workers=0"),
-        (2, {"chunk": 0}, "chunk=0"),
     ],
 )
 def test_bad_arguments(k, options, message):

@@ -10,11 +10,13 @@ from deepcluster.images.augment import Augmentation, fixed_view
 from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.learning import precision, pseudo_labels
 from deepcluster.learning.features import extract
+from deepcluster.learning.instances import WithInstances, instance_loss
 from deepcluster.learning.precision import fastest_precision, network_precision
-from deepcluster.learning.pseudo_labels import body_optimizer, train_on_pseudo_labels
+from deepcluster.learning.pseudo_labels import body_optimizer
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
 from tests.drawings import drawings
+from tests.loop import learn
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
 
@@ -24,9 +26,8 @@ def network(seed: int = 0) -> Network:
 
 
 def train(net, images, labels, **options):
-    optimizer = body_optimizer(net)
     settings = {"size": 24, "lr": 0.05, "epochs": 2, "batch_size": 16, "views": [STILL]} | options
-    return train_on_pseudo_labels(net, images, labels, optimizer, **settings)
+    return learn(net, images, labels, **settings)
 
 
 def test_features_are_the_network_in_evaluation_mode():
@@ -67,9 +68,7 @@ def test_one_step_by_hand():
         value.detach().clone() for value in (net.head.weight, net.head.bias, linear.weight, linear.bias)
     )
     optimizer = body_optimizer(net, momentum=0.9, weight_decay=0.1)
-    loss = train_on_pseudo_labels(
-        net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, views=[STILL]
-    )
+    loss = learn(net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, views=[STILL])
     x = (images.float() / 255).mean((2, 3))
     features = x @ weight.T + bias
     logits = features @ head.T + head_bias
@@ -86,14 +85,14 @@ def test_body_keeps_its_momentum_and_the_head_has_none():
     settings = {"size": 24, "lr": 0.05, "epochs": 1, "batch_size": 12, "views": [STILL]}
     for round in range(2):
         net.new_head(3, generator(0, "head", round))
-        train_on_pseudo_labels(net, images, torch.tensor(kinds), optimizer, round=round, **settings)
+        learn(net, images, torch.tensor(kinds), optimizer, round=round, **settings)
         held = {id(p) for p in optimizer.state}
         assert held == {id(p) for p in net.body_parameters()}
     assert not held & {id(p) for p in net.head.parameters()}
     assert all(state["momentum_buffer"].abs().sum() > 0 for state in optimizer.state.values())
 
 
-def test_head_has_a_step_of_its_own():
+def test_the_head_has_a_learning_rate_of_its_own():
     images, kinds = drawings(4)
     moved = {}
     for head_lr in (None, 0.0):
@@ -366,7 +365,7 @@ def test_instances_by_hand():
         likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in range(4) if j != i}
         expected -= math.log(likeness[partner] / sum(likeness.values())) / 4
     # A third, smaller view would follow and does not count.
-    found = pseudo_labels._instance_loss(torch.cat([views, torch.ones(2, 2)]), torch.tensor([7, 9]), 0.5)
+    found = instance_loss(torch.cat([views, torch.ones(2, 2)]), torch.tensor([7, 9]), 0.5)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -381,20 +380,21 @@ def test_an_image_that_a_batch_has_twice_is_not_told_from_itself():
         others = [j for j in range(6) if image[j] != image[i] or j == partner]
         likeness = {j: math.exp((unit[i] @ unit[j]).item() / 0.5) for j in others}
         expected -= math.log(likeness[partner] / sum(likeness.values())) / 6
-    assert pseudo_labels._instance_loss(views, rows, 0.5).item() == pytest.approx(expected, rel=1e-5)
+    assert instance_loss(views, rows, 0.5).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_trust_divides_a_step_between_clusters_and_instances():
+def test_the_weight_divides_a_step_between_clusters_and_instances():
     """One step is linear in the loss; the number returned is the clusters' alone."""
     images, kinds = drawings(4)
     steps, losses = [], []
-    for trust in (1.0, 0.0, 0.25):
+    for weight in (1.0, 0.0, 0.25):
         net, layer = linear_network(torch.randn(3, 4, generator=generator(0, "centroids")))
         with torch.no_grad():
             layer.weight.copy_(torch.randn(4, 3, generator=generator(0, "weight")))
             layer.bias.zero_()
         before = layer.weight.detach().clone()
-        options = {"views": [Augmentation()] * 2, "lr": 1.0, "epochs": 1, "batch_size": 12, "trust": trust}
+        options = {"views": [Augmentation()] * 2, "lr": 1.0, "epochs": 1, "batch_size": 12, "cluster_weight": weight}
+        options |= {"loss": WithInstances(0.2)}
         losses.append(train(net, images, torch.tensor(kinds), **options))
         steps.append(layer.weight.detach() - before)
     clusters, instances, mixed = steps
@@ -404,17 +404,17 @@ def test_trust_divides_a_step_between_clusters_and_instances():
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
 
 
-def test_the_step_may_depend_on_the_time_in_rounds():
+def test_the_learning_rate_may_depend_on_the_time_in_rounds():
     images, kinds = drawings(4)
     net = network()
     net.new_head(3, generator(0, "head"))
     times = []
 
-    def step(time: float) -> float:
+    def lr(time: float) -> float:
         times.append(time)
         return 0.01
 
-    train(net, images, torch.tensor(kinds), lr=step, epochs=2, batch_size=4, round=5)
+    train(net, images, torch.tensor(kinds), lr=lr, epochs=2, batch_size=4, round=5)
     assert times == pytest.approx([5 + i / 6 for i in range(6)])
 
 
@@ -446,8 +446,8 @@ def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
     images, _ = drawings(4, 16)
     network = build("compact", image_size=16)
     network.new_head(3, generator(0, "head"))
-    train_on_pseudo_labels(
-        network, images, torch.arange(len(images)) % 3, body_optimizer(network), size=16, lr=0.1, epochs=2,
+    learn(
+        network, images, torch.arange(len(images)) % 3, size=16, lr=0.1, epochs=2,
         batch_size=6, views=[Augmentation()],
     )  # fmt: skip
     assert calls == ["cpu", "double"] * 2

@@ -8,14 +8,19 @@ from torch import Tensor, nn
 
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
-from deepcluster.learning.pseudo_labels import body_optimizer, new_images, strides, train_on_pseudo_labels
+from deepcluster.learning.batches import new_images, strides
+from deepcluster.learning.instances import WithInstances
 from deepcluster.nets.backbone import Network
-from deepcluster.runtime.partition import shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
+from tests.loop import learn
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
 SMALL = Augmentation(crop=(1, 1), stretch=1, flip=0, size=4)
+
+
+INSTANCES = {"cluster_weight": 0.3, "loss": WithInstances(0.2)}
 
 
 def learnt(processes: Processes, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -29,17 +34,17 @@ def learnt(processes: Processes, batch_size: int, options: dict[str, Any]) -> di
     body = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     network = Network(body, 5)
     network.new_head(7, generator(0, "head"))
-    own = images[processes.share(12).start : processes.share(12).stop]
+    own = images[processes.part(12).start : processes.part(12).stop]
     memory = torch.zeros(len(own), 5)
-    loss = train_on_pseudo_labels(
-        network, own, labels, body_optimizer(network), size=8, lr=0.1, epochs=2, batch_size=batch_size,
+    loss = learn(
+        network, own, labels, size=8, lr=0.1, epochs=2, batch_size=batch_size,
         views=[STILL, STILL, SMALL], clusters=(3, 4), memory=memory,
-        table=shares(processes, len(own)), **{"sample": each_once, **options},
+        partition=Partition.of(processes, len(own)), **{"sample": each_once, **options},
     )  # fmt: skip
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 
 
-@pytest.mark.parametrize("options", [{}, {"trust": 0.3, "instance_temperature": 0.2}], ids=["clusters", "instances"])
+@pytest.mark.parametrize("options", [{}, INSTANCES], ids=["clusters", "instances"])
 @pytest.mark.parametrize("batch_size", [12, 7, 5])  # one batch of 12; 6 and 6; 4, 4 and 4
 def test_processes_train_as_one_does(ranks, batch_size, options):
     (alone,) = ranks[1](learnt, batch_size, options)
@@ -50,7 +55,7 @@ def test_processes_train_as_one_does(ranks, batch_size, options):
 @pytest.mark.parametrize("batch_size", [11, 1])
 def test_an_image_that_fills_up_counts_once(ranks, batch_size):
     """Of five images one process gets one less; of one image all but the first get none."""
-    work, options = (odd, {"trust": 0.3, "instance_temperature": 0.2}) if batch_size > 1 else (learnt, {})
+    work, options = (odd, INSTANCES) if batch_size > 1 else (learnt, {})
     (alone,) = ranks[1](work, batch_size, options)
     for count in (2, 3):
         _same(alone, ranks[count](work, batch_size, options))

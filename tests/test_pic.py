@@ -9,17 +9,19 @@ from scipy.sparse import csr_array
 from sklearn.metrics import homogeneity_score
 from torch.nn import functional as F
 
-from deepcluster.algorithm import alternate
 from deepcluster.clustering import kmeans, pic
 from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons
+from deepcluster.clustering.steps import power_iteration
 from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.images.augment import Augmentation
+from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
 from deepcluster.records import State
 from deepcluster.runs.build import rounds_of
 from deepcluster.seeding import generator
 from tests.drawings import drawings
+from tests.loop import loop
 
 
 def normal(rows: int, width: int, *index: int) -> torch.Tensor:
@@ -191,15 +193,15 @@ def test_other_types_and_the_order_of_rows():
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
 
 
-@pytest.mark.parametrize("temperature", [None, 0.1])
-def test_the_alternation_takes_it_and_as_many_clusters_as_there_are_each_round(temperature):
+@pytest.mark.parametrize("head", [new_linear_head, CentroidHead(0.1)])
+def test_the_alternation_takes_it_and_as_many_clusters_as_there_are_each_round(head):
     images, _ = drawings(20)
     net = build("compact", image_size=24)
     counts = []
-    for round in alternate(net, images, rounds=3, **OPTIONS, group=pic, temperature=temperature):
+    for round in loop(net, images, rounds=3, **OPTIONS, clustering=power_iteration, head=head):
         counts.append(len(round.clustering.sizes))
         assert torch.equal(round.clustering.labels, pic(round.reduced).labels)
-        rows = net.head.out_features if temperature is None else len(net.head.directions)
+        rows = net.head.out_features if head is new_linear_head else len(net.head.directions)
         assert rows == counts[-1]
         assert round.chance_loss == pytest.approx(math.log(counts[-1]))
         assert math.isfinite(round.loss)
@@ -210,7 +212,7 @@ def test_it_goes_on_from_a_state_in_a_round_to_the_same_end():
     images, _ = drawings(10)
 
     def end(state: State | None, net) -> torch.Tensor:
-        for _ in alternate(net, images, rounds=2, **OPTIONS, group=pic, state=state):
+        for _ in loop(net, images, rounds=2, **OPTIONS, clustering=power_iteration, state=state):
             pass
         return torch.cat([value.double().flatten() for value in net.body.state_dict().values()])
 
@@ -223,7 +225,7 @@ def test_it_goes_on_from_a_state_in_a_round_to_the_same_end():
             states.append((State(1, state.previous, 0, None, tuple(m.clone() for m in state.momentum), work), kept))
 
     network = build("compact", image_size=24)
-    for _ in alternate(network, images, rounds=2, **OPTIONS, group=pic, keep=keep):
+    for _ in loop(network, images, rounds=2, **OPTIONS, clustering=power_iteration, on_state=keep):
         pass
     whole = torch.cat([value.double().flatten() for value in network.body.state_dict().values()])
     state, kept = states[0]

@@ -9,23 +9,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import deepcluster
-from deepcluster.runtime.partition import shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import DTYPES, Processes
 
 
 def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: list[Tensor]) -> dict[str, Tensor]:
-    own = shares(processes, sizes[processes.rank])
-    rows = table[own.own]
+    own = Partition.of(processes, sizes[processes.rank])
+    rows = table[own.local]
     mine = wanted[processes.rank]
-    values, places = own.deliver(table[mine] + 100, wanted)
+    values, places = own.put_rows(table[mine] + 100, wanted)
     return {
-        "whole": own.whole(rows),
-        "first": own.at_first(rows),
-        "back": own.from_first(table if processes.leads else None),
-        "at": own.at(rows, wanted[0]),
-        "fetched": own.fetch(rows, wanted),
+        "whole": own.all_gather(rows),
+        "first": own.gather(rows),
+        "back": own.scatter(table if processes.is_main else None),
+        "at": own.index_select(rows, wanted[0]),
+        "fetched": own.get_rows(rows, wanted),
         "values": values,
-        "places": places + own.own.start,
+        "places": places + own.local.start,
     }
 
 
@@ -62,12 +62,12 @@ def test_rows_get_to_where_they_are_wanted(ranks, data):
 def told(processes: Processes, values: list[int]) -> tuple[object, ...]:
     own = torch.tensor([values[processes.rank]])
     return (
-        processes.sum(own).item(),
+        processes.all_reduce(own).item(),
         processes.any(values[processes.rank] > 2),
-        processes.every(values[processes.rank]),
-        processes.every_at_first(values[processes.rank]),
-        processes.first(lambda: values[processes.rank]),
-        list(processes.share(7)),
+        processes.all_gather_json(values[processes.rank]),
+        processes.gather_json(values[processes.rank]),
+        processes.broadcast_json(lambda: values[processes.rank]),
+        list(processes.part(7)),
     )
 
 
@@ -89,7 +89,7 @@ FLOATS = [0.1, -0.0, 1e-320, float("inf"), 2 / 3]
 
 def worded(processes: Processes) -> tuple[object, ...]:
     own = {**VALUE, "rank": processes.rank}
-    return processes.every(own), processes.every_at_first(FLOATS), processes.first(lambda: own)
+    return processes.all_gather_json(own), processes.gather_json(FLOATS), processes.broadcast_json(lambda: own)
 
 
 def test_json_comes_through_as_it_was(ranks):
@@ -100,7 +100,7 @@ def test_json_comes_through_as_it_was(ranks):
 
 
 def tensors_of_first(processes: Processes, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return processes.first_tensors(lambda: tensors if processes.leads else {"never": torch.ones(1)})
+    return processes.broadcast_tensors(lambda: tensors if processes.is_main else {"never": torch.ones(1)})
 
 
 def bits(x: Tensor) -> Tensor:
@@ -129,10 +129,10 @@ def rogue(processes: Processes, data: bytes) -> str:
     if processes.rank == 1:
         own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         sizes = processes._sizes(own)
-        processes.exchange(own.repeat(2), [len(own)] * 2, sizes)
+        processes.all_to_all(own.repeat(2), [len(own)] * 2, sizes)
         return ""
     try:
-        processes.every([1, 2, 3])
+        processes.all_gather_json([1, 2, 3])
     except ValueError as error:
         return type(error).__name__
     return "nothing"
@@ -148,10 +148,10 @@ def announced(processes: Processes) -> str:
     sizes = torch.zeros(2, dtype=torch.int64)
     if processes.rank == 1:
         sizes[1] = 1 << 50
-        processes.sum(sizes)
+        processes.all_reduce(sizes)
         return ""
     try:
-        processes.every([1, 2, 3])
+        processes.all_gather_json([1, 2, 3])
     except ValueError as error:
         return str(error)
     return "nothing"

@@ -6,16 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deepcluster.algorithm import alternate
 from deepcluster.images.augment import Augmentation
+from deepcluster.learning.heads import CentroidHead
+from deepcluster.learning.instances import WithInstances
 from deepcluster.nets.backbone import build
 from deepcluster.records import State
 from tests.drawings import drawings
+from tests.loop import loop
 
 LINEAR = {"clusters": 5, "dims": 8, "epochs": 2}
 CENTROIDS = {
-    "clusters": (4, 8), "dims": None, "temperature": 0.1, "spherical": True, "features": "memory", "epochs": 1,
-    "instance_temperature": 0.2, "views": [Augmentation(crop=(0.5, 1))] * 2,
+    "clusters": (4, 8), "dims": None, "head": CentroidHead(0.1), "spherical": True, "reuse_features": True, "epochs": 1,
+    "loss": WithInstances(0.2), "views": [Augmentation(crop=(0.5, 1))] * 2,
 }  # fmt: skip
 REST = {"rounds": 3, "batch_size": 10, "lr": lambda time: 0.05 * (1 - time / 3), "seed": 4}
 
@@ -26,11 +28,11 @@ def network(projection: bool):
 
 def run(options, images, *, keep=None, begin=None):
     """The end of an alternation: parameters, momentum, and the labels of its rounds with their NMI to those before."""
-    net = network("features" in options)
+    net = network("reuse_features" in options)
     start = State()
     if begin is not None:
         start, parameters = begin
-        net.restore(parameters, options.get("temperature"))
+        net.restore(parameters, options["head"].temperature if "head" in options else None)
     last = []
 
     def kept(state):
@@ -38,12 +40,12 @@ def run(options, images, *, keep=None, begin=None):
         if keep is not None:
             keep(net, state)
 
-    rounds = list(alternate(net, images, state=start, keep=kept, **REST, **options))
+    rounds = list(loop(net, images, state=start, on_state=kept, **REST, **options))
     labels = [torch.cat([each.clustering.labels, torch.tensor([each.nmi_previous]).nan_to_num(9)]) for each in rounds]
     return net.state_dict(), last[0], labels
 
 
-GOING_ON = {"clusters": (5, 3), "dims": 8, "epochs": 1, "kmeans_start": "previous"}
+GOING_ON = {"clusters": (5, 3), "dims": 8, "epochs": 1, "start": "previous"}
 
 
 @pytest.mark.parametrize("options", [LINEAR, CENTROIDS, GOING_ON], ids=["linear", "centroids", "previous"])
@@ -86,4 +88,4 @@ def test_a_settled_alternation_stays_so():
     _, end, labels = run(options, images)
     assert (end.round, end.settled, len(labels)) == (2, 1, 2)
     net = network(False)
-    assert list(alternate(net, images, state=end, **REST, **options)) == []
+    assert list(loop(net, images, state=end, **REST, **options)) == []

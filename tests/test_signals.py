@@ -32,7 +32,7 @@ from deepcluster.nets.backbone import build
 from deepcluster.records import State, Trained, Work
 from deepcluster.runs.checkpointing import Keeper
 from deepcluster.runtime import signals as stopping
-from deepcluster.runtime.partition import unshared
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.runtime.threads import in_order, pool_of
@@ -279,7 +279,7 @@ def test_behind_a_training_work_can_be_left_as_it_is_in_a_checkpoint():
             self.written.append(state)
 
     checkpoints, stop, none = Checkpoints(), Stop(), torch.zeros(0)
-    keeper = Keeper(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, unshared(3))  # type: ignore[arg-type]
+    keeper = Keeper(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, Partition.single(3))  # type: ignore[arg-type]
     trained = State(work=Work(none, (), 0.0, 0.0, 1.0, (0.0, 0.0), Trained(1, none, none)))
     keeper(trained)
     assert (checkpoints.written, stop.at_once) == ([], False)

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deepcluster.nets.backbone import build
-from deepcluster.runtime.processes import joined
+from deepcluster.runtime.processes import init_processes
 from tests.test_fit_shared import files_of, pixels
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
@@ -218,7 +218,7 @@ def _patient(rank: int, port: int, folder: str) -> None:
         return original(*arguments)
 
     clustering.nearest_sums = slow
-    with joined() as processes:
+    with init_processes() as processes:
         x = torch.randn(40, 3, generator=torch.Generator().manual_seed(rank))
         found = clustering.kmeans(x, 4, iterations=2, processes=processes)
         Path(folder, str(rank)).write_text(str(found.inertia))

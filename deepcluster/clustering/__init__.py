@@ -1,8 +1,9 @@
-"""Mathematics on matrices: whitening, k-means, power iterations, the cut into groups, agreement of two assignments."""
+"""Steps 3 and 4, mathematics on matrices: whitening, k-means, power iterations, agreement of two assignments."""
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import pic
+from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
 from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, whiten
 
-__all__ = ["Whitening", "kmeans", "pic", "two_level_kmeans", "whiten"]
+__all__ = ["KMeans", "Reduction", "Whitening", "kmeans", "pic", "power_iteration", "two_level_kmeans", "whiten"]

@@ -28,12 +28,12 @@ REACH = {torch.bfloat16: 16.0, torch.float32: 16_000.0}
 _WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 
-def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype, chunk: int | None = None) -> Tensor:
+def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype) -> Tensor:
     """K x (d + 1), float64: the sum of the rows that are nearest to each centroid, and in the last column their number.
 
     Scores are computed in ``dtype``, the sums in float32 over a block and in float64 over the blocks.
     """
-    assign = assigner(centroids, dtype, chunk)
+    assign = assigner(centroids, dtype)
     return _add_up(rows, len(centroids), lambda begin, block: assign(block))
 
 
@@ -42,14 +42,12 @@ def label_sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
     return _add_up(rows, k, lambda begin, block: labels[begin : begin + len(block)])
 
 
-def place(
-    rows: Rows, centroids: Tensor, chunk: int | None = None, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+def place(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """The nearest centroid (int64, N) of each row, by scores in ``dtype``, and the squared distance (float32, N) to it.
 
     The distance is a sum of squares and not a difference of products: exactly 0 where row and centroid are equal.
     """
-    assign = assigner(centroids, dtype, chunk)
+    assign = assigner(centroids, dtype)
     labels = torch.empty(len(rows.x), dtype=torch.int64, device=rows.x.device)
     distances = torch.empty(len(rows.x), device=rows.x.device)
 
@@ -65,14 +63,14 @@ def place(
     return labels, distances
 
 
-def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32, chunk: int | None = None) -> Assign:
-    """A function from rows to the nearest of K x d ``centroids``: argmax of x.c - c.c/2, ``chunk`` rows at a time.
+def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
+    """A function from rows to the nearest of K x d ``centroids``: argmax of x.c - c.c/2, as many as the cache holds.
 
     The scores are differences of large numbers where the rows are far from zero, so they are taken around the mean of
     the centroids where that is farther away than the centroids are from it.
     """
     on_cpu = centroids.device.type == "cpu"
-    chunk = chunk or max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
+    chunk = max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
     middle = centroids.mean(0, dtype=torch.float64)
     far = middle.square().sum() > _squared_lengths(centroids).mean() / 2  # the rest is the spread around the middle
     exact = torch.float64 if dtype == torch.float64 else torch.float32

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepcluster.runtime.partition import Shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.threads import in_order, one_thread, torch_workers
 
 Result = TypeVar("Result")
@@ -64,38 +64,40 @@ class Rows:
 
 
 def block_size(x: Tensor, total: int, least: int = 0) -> int:
-    """Rows large enough that a call costs little, and few enough that every worker has several blocks."""
+    """Rows in a block: enough that a call costs little, and few enough that every worker gets several blocks."""
     if x.device.type != "cpu":
         return BLOCK_ON_GPU
     wanted = max(LEAST_BLOCK, least, total // 64)
     return min(MOST_BLOCK, 1 << (wanted - 1).bit_length())
 
 
-def in_whole_blocks(rows: Rows, table: Shares, least: int = 0) -> Rows:
-    """The blocks of a whole ``table`` that begin in the own ``rows`` of this process.
+def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
+    """The blocks of all rows of a ``partition`` that begin in this rank's ``rows``.
 
-    They are the same however many processes there are, and so are float32 sums over each: k-means and whitening do not
-    depend on who has which row. (Else rounding decides between the nearest two of many clusters in noise; after 20
-    iterations up to 7 % of the labels differed.) ``skip`` of the own rows belong to a block that begins before, and
-    ``extra`` ones of the next processes to the last.
+    They are the same for any number of processes, and so are float32 sums over each: k-means and whitening do not
+    depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
+    after 20 iterations up to 7 % of the labels differed.) ``skip`` of this rank's rows belong to a block that begins
+    before, and ``extra`` rows of the next ranks to its last one.
     """
-    size = block_size(rows.x, table.total, least)
-    if table.processes.alone:
+    size = block_size(rows.x, partition.total, least)
+    if partition.processes.alone:
         return replace(rows, block=size)
-    own = table.own
-    extra = table.fetch(rows.x, [_beyond(part, size, table.total) for part in table.parts])
+    own = partition.local
+    extra = partition.get_rows(rows.x, [_beyond(part, size, partition.total) for part in partition.slices])
     return replace(rows, block=size, skip=min(-own.start % size, len(rows.x)), extra=extra)
 
 
-def extended(values: Tensor, rows: Rows, table: Shares) -> Tensor:
-    """One of the own ``values`` for each of ``rows`` with those that :func:`in_whole_blocks` added."""
-    if table.processes.alone or rows.block is None:
+def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
+    """A value for each of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
+    if partition.processes.alone or rows.block is None:
         return values
-    return torch.cat([values, table.fetch(values, [_beyond(part, rows.block, table.total) for part in table.parts])])
+    return torch.cat(
+        [values, partition.get_rows(values, [_beyond(part, rows.block, partition.total) for part in partition.slices])]
+    )
 
 
 def _beyond(part: slice, size: int, total: int) -> Tensor:
-    """The rows behind a part of the table that belong to a block which begins in it."""
+    """The rows after a rank's part that belong to a block which begins in it."""
     begins_one = -(-part.start // size) * size < part.stop
     return torch.arange(part.stop, min(-(-part.stop // size) * size, total) if begins_one else part.stop)
 

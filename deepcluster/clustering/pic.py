@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import matrix
 from deepcluster.clustering.kmeans import means
+from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 
@@ -15,7 +16,7 @@ NEIGHBOURS = 5
 SIGMA = 0.2  # the scale of distances, for rows of length 1
 ALPHA = 0.001  # the share of a step that comes over the ties
 ITERATIONS = 200
-SCORES = 1 << 22  # likenesses computed at a time
+EXACT = 1 << 10  # rows whose distances are computed at a time
 Numbers = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
@@ -30,9 +31,18 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
     row, so none is smaller than two (where N is). The numbers are those of the code released with Caron et al. 2018;
     to which of its terms a step gives 0.001 changed the number of clusters by 1 to 2 % (docs/decisions.md).
 
-    x: N x d, of any floating type, N at least 1. Takes N^2 d multiplications and memory for 5 N ties; nothing is
-    random. ``centroids`` are the means of the clusters, and ``inertia`` is of them; other than after k-means, a row may
-    be nearer to the mean of another cluster. Raises ValueError without rows, NonFiniteError on NaN or infinity.
+    Takes N^2 d multiplications and memory for 5 N ties. Nothing is random.
+
+    Args:
+        x: N x d, of any floating type.
+
+    Returns:
+        ``centroids`` are the means of the clusters, and ``inertia`` is around them. Unlike after k-means, a row may be
+        nearer to the mean of another cluster.
+
+    Raises:
+        ValueError: There are no rows.
+        NonFiniteError: NaN or infinity in the rows.
     """
     x = matrix(x)
     rows = len(x)
@@ -40,10 +50,10 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
         raise ValueError("there are no rows to group")
     if bad := int((~torch.isfinite(x).all(1)).sum()):
         raise NonFiniteError(f"{bad} of {rows} rows are not finite")
-    nearest, distances = _nearest(x, min(NEIGHBOURS, rows - 1))
-    ties = _ties(nearest, distances)
+    neighbours, distances = _nearest(x, min(NEIGHBOURS, rows - 1))
+    ties = _ties(neighbours, distances)
     tops = _leads_to(ties, _masses(ties))
-    labels = torch.from_numpy(_without_singletons(tops, nearest)).to(x.device)
+    labels = torch.from_numpy(_without_singletons(tops, neighbours)).to(x.device)
     k = int(labels.max()) + 1
     centroids = means(x, labels, k)
     inertia = sum(
@@ -55,28 +65,22 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
 
 def _nearest(x: Tensor, count: int) -> tuple[Indices, Numbers]:
     """The ``count`` nearest other rows of each row, nearest first, and the squared distances to them: N x count."""
-    rows, x = len(x), x.float()
-    lengths = x.square().sum(1)
-    nearest = torch.empty(rows, count, dtype=torch.int64)
-    distances = torch.empty(rows, count, dtype=torch.float64)
-    size = max(1, SCORES // rows)
-    for begin in range(0, rows if count else 0, size):
-        part = x[begin : begin + size]
-        likeness = part @ x.T - lengths / 2
-        likeness[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
-        found = likeness.topk(count, 1).indices
+    x = x.float()
+    _, numbers = nearest(x, count, offsets=x.square().sum(1) / 2)
+    distances = torch.empty(len(x), count, dtype=torch.float64)
+    for part, found, squared in zip(x.split(EXACT), numbers.split(EXACT), distances.split(EXACT), strict=True):
         # As a sum of squares: as a difference of products it would be rounding errors where rows are close.
-        exact = (x[found].double() - part.double().unsqueeze(1)).square().sum(2)
+        exact = (x[found.to(x.device)].double() - part.double().unsqueeze(1)).square().sum(2)
         exact, order = exact.sort(dim=1, stable=True)
-        nearest[begin : begin + len(part)] = found.gather(1, order).cpu()
-        distances[begin : begin + len(part)] = exact.cpu()
-    return nearest.numpy(), distances.numpy()
+        found.copy_(found.gather(1, order.cpu()))
+        squared.copy_(exact)
+    return numbers.numpy(), distances.numpy()
 
 
-def _ties(nearest: Indices, distances: Numbers) -> csr_array:
-    rows, count = nearest.shape
+def _ties(neighbours: Indices, distances: Numbers) -> csr_array:
+    rows, count = neighbours.shape
     weights = np.exp(-distances / SIGMA**2).ravel()
-    one = csr_array((weights, nearest.ravel(), count * np.arange(rows + 1)), (rows, rows))
+    one = csr_array((weights, neighbours.ravel(), count * np.arange(rows + 1)), (rows, rows))
     return csr_array(one + one.T)
 
 
@@ -103,13 +107,13 @@ def _leads_to(ties: csr_array, masses: Numbers) -> Indices:
     return pointers
 
 
-def _without_singletons(tops: Indices, nearest: Indices) -> Indices:
+def _without_singletons(tops: Indices, neighbours: Indices) -> Indices:
     """Numbers 0 to K - 1 of the clusters, in order of their local maxima, after those of one row went to another."""
     labels = np.unique(tops, return_inverse=True)[1].astype(np.int64)
     sizes = np.bincount(labels)
-    for row in np.flatnonzero(sizes[labels] == 1) if nearest.shape[1] else ():
+    for row in np.flatnonzero(sizes[labels] == 1) if neighbours.shape[1] else ():
         if sizes[labels[row]] == 1:  # no other one has come to it meanwhile
             sizes[labels[row]] = 0
-            labels[row] = labels[nearest[row, 0]]
+            labels[row] = labels[neighbours[row, 0]]
             sizes[labels[row]] += 1
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)

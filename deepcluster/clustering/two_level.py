@@ -13,13 +13,13 @@ from torch import Tensor
 from deepcluster.clustering.blocks import matrix
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.records import Clustering
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.threads import in_order, torch_workers
 from deepcluster.seeding import derive, generator
 
-PART = 1 << 24  # numbers in the rows that a process has gathered at a time: 64 MB of float32
-HASHED = 1 << 10  # rows
+PART = 1 << 24  # numbers in the rows that a rank gathers at a time: 64 MB of float32
+HASHED = 1 << 10  # rows hashed at a time
 
 
 def two_level_kmeans(
@@ -31,55 +31,56 @@ def two_level_kmeans(
     precision: str = "auto",
     empty: str = "split",
     spherical: bool = False,
-    coarse: int | None = None,
     processes: Processes = ALONE,
 ) -> Clustering:
-    """Group N rows into ``k`` clusters as :func:`kmeans` does, for k of 10,000 and more: some 3 N sqrt(k) distances
-    in an iteration instead of N k (the hierarchy of DeeperCluster, Caron et al., ICCV 2019, section 3.3).
+    """Group N rows into ``k`` clusters as :func:`kmeans` does, for k of 10,000 and more.
 
-    k-means puts all rows into ``coarse`` clusters (2 sqrt(k) where it is None). Each of them is given a number of
-    fine clusters in proportion to its rows (largest remainder; at least 1, at most its number of distinct rows; k in
-    all), and k-means finds these among its rows alone. Those of one coarse cluster have numbers in a row.
+    k-means puts all rows into :func:`coarse_number` clusters. Each of these gets a number of fine clusters in
+    proportion to its rows, which k-means finds among its rows alone: some 3 N sqrt(k) distances in an iteration instead
+    of N k (the hierarchy of DeeperCluster, Caron et al., ICCV 2019, section 3.3).
 
     The label of a row is the nearest centroid *of its coarse cluster*: another coarse cluster may have a nearer one.
-    Where it is to be the nearest of all, as for a model that places new rows, go on from the centroids:
-    ``kmeans(x, k, start=found.centroids, iterations=0)``, at the price of N k distances. Sizes, inertia and centroids
-    (the means of their rows, as far as they converged) are of the labels returned; ``iterations`` is the most that a
-    k-means took; no cluster is empty where there are at least k distinct rows.
+    Where it must be the nearest of all, as for a model that places new rows, go on from the centroids, at the price of
+    N k distances: ``kmeans(x, k, start=clustering.centroids, iterations=0)``.
 
-    x, iterations, seed, precision, empty, spherical, processes: as in :func:`kmeans`; ``auto`` is decided for each
-    k-means by its size. The result is the same, bit for bit, for any number of processes and threads: each coarse
-    cluster is the work of one thread of one process, which has its rows in their order. Its rows are copied, as many
-    clusters at a time as make up 64 MB (or one that is larger); there are never N x k numbers.
+    The result is the same, bit for bit, for any number of processes and threads: each coarse cluster is the work of one
+    thread of one rank, which has its rows in order. Rows are copied 64 MB at a time; there are never N x k numbers.
 
-    Raises ValueError on k < 1, k > N, coarse < 1, coarse > k or an unknown policy; NonFiniteError on NaN or infinity.
+    Args:
+        x, k, iterations, seed, precision, empty, spherical, processes: As in :func:`kmeans`; "auto" is decided for each
+            k-means by its size.
+
+    Returns:
+        Fine clusters of one coarse cluster have consecutive numbers. ``iterations`` is the most that a k-means took. No
+        cluster is empty where there are at least k distinct rows.
+
+    Raises:
+        ValueError: k < 1, k > N or an unknown policy.
+        NonFiniteError: NaN or infinity in the rows.
     """
     x = matrix(x)
-    total = shares(processes, len(x)).total
+    total = Partition.of(processes, len(x)).total
     if not 1 <= k <= total:
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {total}")
-    number = coarse_number(k) if coarse is None else coarse
-    if not 1 <= number <= k:
-        raise ValueError(f"coarse={number} must be at least 1 and at most k={k}")
-    above = kmeans(
+    number = coarse_number(k)
+    coarse = kmeans(
         x, number, iterations=iterations, seed=derive(seed, "two-level coarse"), precision=precision, empty=empty,
         spherical=spherical, processes=processes,
     )  # fmt: skip
-    groups = torch.argsort(above.labels, stable=True).split(torch.bincount(above.labels, minlength=number).tolist())
-    counts = processes.every([len(group) for group in groups])
-    sizes = above.sizes.cpu().numpy()
-    owners = _balanced(sizes, processes.count)
+    groups = torch.argsort(coarse.labels, stable=True).split(torch.bincount(coarse.labels, minlength=number).tolist())
+    counts = processes.all_gather_json([len(group) for group in groups])
+    sizes = coarse.sizes.cpu().numpy()
+    owners = _balanced(sizes, processes.world_size)
     fine = _fine_numbers(k, sizes, _distinct(x, Route(processes, owners, counts, groups), number))
     begins = np.cumsum(fine) - fine
 
     def inside(cluster: int, rows: Tensor) -> Clustering:
-        own = derive(seed, "two-level fine", cluster)
         return kmeans(
-            rows, int(fine[cluster]), iterations=iterations, seed=own, precision=precision, empty=empty,
-            spherical=spherical, workers=1,
+            rows, int(fine[cluster]), iterations=iterations, seed=derive(seed, "two-level fine", cluster),
+            precision=precision, empty=empty, spherical=spherical, workers=1,
         )  # fmt: skip
 
-    labels = torch.empty_like(above.labels)
+    labels = torch.empty_like(coarse.labels)
     centroids = torch.empty(int(fine[owners[processes.rank]].sum()), x.shape[1], device=x.device)
     filled = 0
     done: list[tuple[float, int, int]] = []
@@ -92,22 +93,22 @@ def two_level_kmeans(
             filled += len(found.centroids)
             done.append((found.inertia, found.iterations, found.reseeded))
         labels[route.rows] = route.back(below, labels)
-    inertias, taken, reseeded = zip(*chain.from_iterable(processes.every(done)), strict=True)
+    inertias, taken, reseeded = zip(*chain.from_iterable(processes.all_gather_json(done)), strict=True)
     return Clustering(
         labels,
         _in_order(centroids, owners, fine, processes),
-        processes.sum(torch.bincount(labels, minlength=k)),
+        processes.all_reduce(torch.bincount(labels, minlength=k)),
         math.fsum(inertias),
-        max(above.iterations, *taken),
-        above.reseeded + sum(reseeded),
+        max(coarse.iterations, *taken),
+        coarse.reseeded + sum(reseeded),
     )
 
 
 def coarse_number(k: int) -> int:
     """How many coarse clusters for ``k`` fine ones: 2 sqrt(k).
 
-    Clusters of one size would need the least distances with sqrt(k). They are not of one size, and more of
-    them lose less at their borders. Measured (benchmarks/two_level.py): with 200 for 10,000 it takes 10 % longer
+    Clusters of one size would need the fewest distances with sqrt(k). They differ in size, and more of them lose less
+    at their borders. Measured (benchmarks/two_level.py): with 200 for 10,000 it takes 10 % longer
     than with 100, and the objective is 2 % lower; with 400 72 % longer, and .4 % lower.
     """
     return min(k, round(2 * math.sqrt(k)))
@@ -115,10 +116,12 @@ def coarse_number(k: int) -> int:
 
 @dataclass(frozen=True)
 class Route:
-    """The way of rows to the processes that own their clusters, and of what these find out about them back again.
+    """Sends rows to the ranks that own their clusters, and results back.
 
-    owners: the clusters of each process, a list for each. counts: how many rows of each cluster each process has.
-    groups: the own rows (int64 indices) of this process in each cluster.
+    Attributes:
+        owners: The clusters of each rank.
+        counts: How many rows of each cluster each rank has.
+        groups: This rank's rows (int64 numbers) in each cluster.
     """
 
     processes: Processes
@@ -128,30 +131,30 @@ class Route:
 
     @property
     def own(self) -> Sequence[int]:
-        """The clusters of this process."""
+        """The clusters of this rank."""
         return self.owners[self.processes.rank]
 
     @property
     def rows(self) -> Tensor:
-        """The own rows in the order in which they are sent."""
+        """This rank's rows in the order in which they are sent."""
         sent = [self.groups[cluster] for cluster in chain.from_iterable(self.owners)]
         return torch.cat([self.groups[0][:0], *sent])
 
     def there(self, values: Tensor) -> Iterator[Tensor]:
-        """Those of the own rows' ``values`` that belong to each own cluster, of all processes, in order of the rows."""
-        found = self.processes.exchange(values[self.rows], self._leaving, self._coming)
-        pieces = found.split([counts[cluster] for counts in self.counts for cluster in self.own])
+        """From the ``values`` of this rank's rows, the values of all rows of each of its clusters, in order."""
+        received = self.processes.all_to_all(values[self.rows], self._leaving, self._coming)
+        pieces = received.split([counts[cluster] for counts in self.counts for cluster in self.own])
         for index in range(len(self.own)):
             yield torch.cat(pieces[index :: len(self.own)])
 
-    def back(self, found: Sequence[Tensor], like: Tensor) -> Tensor:
-        """From values for all rows of each own cluster to those of the own rows, in the order of ``rows``."""
+    def back(self, values: Sequence[Tensor], like: Tensor) -> Tensor:
+        """From the values of all rows of each of its clusters, those of this rank's rows, in the order of ``rows``."""
         pieces = [
-            each.split([counts[cluster] for counts in self.counts])
-            for cluster, each in zip(self.own, found, strict=True)
+            of_cluster.split([counts[cluster] for counts in self.counts])
+            for cluster, of_cluster in zip(self.own, values, strict=True)
         ]
-        returning = [each[rank] for rank in range(self.processes.count) for each in pieces]
-        return self.processes.exchange(torch.cat([like[:0], *returning]), self._coming, self._leaving)
+        returning = [by_rank[rank] for rank in range(self.processes.world_size) for by_rank in pieces]
+        return self.processes.all_to_all(torch.cat([like[:0], *returning]), self._coming, self._leaving)
 
     @property
     def _leaving(self) -> list[int]:
@@ -164,7 +167,7 @@ class Route:
 
 
 def _each(inside: Callable[[int, Tensor], Clustering], route: Route, x: Tensor) -> Iterator[Clustering]:
-    """k-means inside each of the own clusters of a route, in their order, by as many threads as torch uses."""
+    """k-means inside each of this rank's clusters, in order, by as many threads as torch uses."""
     threads = torch.get_num_threads() if x.device.type == "cpu" else 1
     tasks = zip(route.own, route.there(x), strict=True)
     if threads == 1:
@@ -175,7 +178,7 @@ def _each(inside: Callable[[int, Tensor], Clustering], route: Route, x: Tensor) 
 
 
 def _balanced(sizes: npt.NDArray[np.int64], processes: int) -> list[list[int]]:
-    """The clusters with rows of each process: the largest first, each to who has least to do. Work: rows squared."""
+    """The clusters with rows of each rank: largest first, each to the rank with the least work (rows squared)."""
     owners: list[list[int]] = [[] for _ in range(processes)]
     work = [0] * processes
     for cluster in np.argsort(-sizes, kind="stable").tolist():
@@ -189,7 +192,7 @@ def _balanced(sizes: npt.NDArray[np.int64], processes: int) -> list[list[int]]:
 def _in_parts(
     owners: Sequence[Sequence[int]], sizes: npt.NDArray[np.int64], most: int
 ) -> Iterator[tuple[Sequence[int], ...]]:
-    """The clusters of each process in parts of at most ``most`` rows (a larger cluster is one for itself)."""
+    """The clusters of each rank in parts of at most ``most`` rows; a larger cluster is a part of its own."""
 
     def parts(clusters: Sequence[int]) -> Iterator[Sequence[int]]:
         begin = rows = 0
@@ -230,12 +233,11 @@ def _apportioned(
 
 
 def _distinct(x: Tensor, route: Route, number: int) -> npt.NDArray[np.int64]:
-    """How many distinct rows each of ``number`` clusters has, to all processes. By 64-bit hashes: rows would have to be
-    sent before it is known what becomes of them."""
+    """How many distinct rows each of ``number`` clusters has. By 64-bit hashes, so that no rows are sent for it."""
     counts = torch.zeros(number, dtype=torch.int64)
     for cluster, hashes in zip(route.own, route.there(_hashes(x)), strict=True):
         counts[cluster] = len(hashes.unique())
-    found: npt.NDArray[np.int64] = route.processes.sum(counts).numpy()
+    found: npt.NDArray[np.int64] = route.processes.all_reduce(counts).numpy()
     return found
 
 
@@ -255,10 +257,10 @@ def _hashes(x: Tensor) -> Tensor:
 def _in_order(
     centroids: Tensor, owners: Sequence[Sequence[int]], fine: npt.NDArray[np.int64], processes: Processes
 ) -> Tensor:
-    """All centroids in order of their numbers, from those of the clusters of each process."""
+    """All centroids in order of their numbers, from those of each rank's clusters."""
     begins = np.cumsum(fine) - fine
-    table = Shares(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
+    partition = Partition(processes, tuple(int(sum(fine[cluster] for cluster in clusters)) for clusters in owners))
     numbers = [np.arange(begins[cluster], begins[cluster] + fine[cluster]) for cluster in chain.from_iterable(owners)]
     found = torch.empty(int(fine.sum()), centroids.shape[1], device=centroids.device)
-    found[torch.from_numpy(np.concatenate(numbers)).to(found.device)] = table.whole(centroids)
+    found[torch.from_numpy(np.concatenate(numbers)).to(found.device)] = partition.all_gather(centroids)
     return found

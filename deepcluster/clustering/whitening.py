@@ -13,18 +13,18 @@ from torch.nn import functional as F
 from deepcluster.clustering.blocks import Rows, in_whole_blocks, matrix, shared_out
 from deepcluster.clustering.matmul import product
 from deepcluster.errors import NonFiniteError
-from deepcluster.runtime.partition import Shares, shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
 EIGENVALUE_FLOOR = 1e-6
-# From this width on only the wanted eigenvectors are computed, in float32: all of them in float64 cost ten times more.
+# From this width on only the leading eigenvectors are computed, in float32: all in float64 take ten times as long.
 WIDE = 1024
 # Up to this width the covariance is computed in float64, which then costs little. The error of float32 is that of the
 # largest variance, 1e-7 of it, and may be 1e-3 of the smallest.
 NARROW = 256
-MEAN_OF = 1024  # rows; what they are off the mean of all is corrected
+SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
 Directions = npt.NDArray[np.float64]
 
 
@@ -67,40 +67,43 @@ class Whitening:
 def whiten(
     x: Tensor, dims: int = 256, strength: float = 1.0, processes: Processes = ALONE, device: torch.device | None = None
 ) -> Whitening:
-    """Fit the PCA-whitening of N x D features to at most ``dims`` dimensions.
+    """Fit the PCA-whitening of N x D features.
 
-    Each principal direction is divided by its standard deviation to the power of ``strength``: 1 whitens (the paper), 0
-    only rotates, and between the two the leading directions keep some of their weight.
+    Args:
+        x: N x D, of any floating type; with several processes this rank's rows.
+        dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. Where all rows are equal it is 1, and every row
+            maps to zero.
+        strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
+            only rotates, and in between the leading directions keep some of their weight.
+        processes: Those that share the rows. They exchange one D x D sum, and the main rank's map.
+        device: Where products are computed, a block of rows at a time. None: that of x.
 
-    The number of dimensions is min(dims, D, N - 1, rank): never one that the rows do not have. Where all rows are equal
-    it is 1, and every row maps to zero. Raises NonFiniteError on NaN or infinite features.
-
-    processes: those that share the rows, of which ``x`` are the own ones of each. One D x D sum goes round, and the map
-    of the first to all. device: where products are computed, a block of rows at a time (None: that of x).
+    Raises:
+        NonFiniteError: NaN or infinity in the features.
     """
     x = matrix(x)
-    table = shares(processes, len(x))
-    rows, width = table.total, x.shape[1]
+    partition = Partition.of(processes, len(x))
+    rows, width = partition.total, x.shape[1]
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
     if rows <= width:
-        x = table.whole(x)
+        x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
-        return _of_first(processes, lambda: _scaled(*_of_few(x, count), strength))
-    mean, covariance = _covariance(x, table, device or x.device)
-    return _of_first(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
+        return _broadcast(processes, lambda: _scaled(*_of_few(x, count), strength))
+    mean, covariance = _covariance(x, partition, device or x.device)
+    return _broadcast(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 
-def _of_first(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
-    """The map that the first of the processes makes, for all."""
+def _broadcast(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
+    """The map that the main rank makes, on all ranks."""
 
     def tensors() -> dict[str, Tensor]:
         made = make()
         return {"mean": made.mean, "projection": made.projection}
 
-    return Whitening(**processes.first_tensors(tensors))
+    return Whitening(**processes.broadcast_tensors(tensors))
 
 
 def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> Whitening:
@@ -111,31 +114,39 @@ def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: flo
     return Whitening(mean.float(), torch.from_numpy(np.ascontiguousarray(projection)).float())
 
 
-def unreduced(x: Tensor) -> Whitening:
-    """The map that leaves N x D features as they are, but for their length."""
-    width = x.shape[1]
-    return Whitening(torch.zeros(width), torch.eye(width))
+def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
+    """N x D features of any floating type as float32 rows of length 1, on ``device`` (None: that of x)."""
+    device = device or x.device
+    units = torch.empty(x.shape, device=device)
+
+    def work(begin: int, rows: Tensor) -> None:
+        units[begin : begin + len(rows)] = F.normalize(rows.to(device), eps=1e-12)
+
+    with shared_out(x) as walk:
+        for _ in walk.blocks(work):
+            pass
+    return units
 
 
-def _covariance(x: Tensor, table: Shares, device: torch.device) -> tuple[Tensor, Directions]:
+def _covariance(x: Tensor, partition: Partition, device: torch.device) -> tuple[Tensor, Directions]:
     """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
     One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
     """
-    rows, width = table.total, x.shape[1]
-    shift = table.at(x, torch.arange(min(MEAN_OF, rows))).float().mean(0).to(device)
+    rows, width = partition.total, x.shape[1]
+    shift = partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float().mean(0).to(device)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
-        blocks = in_whole_blocks(walk, table, least)
+        blocks = in_whole_blocks(walk, partition, least)
         for block_total, block_products in blocks.blocks(lambda begin, block: _products(block.to(device) - shift)):
             total += block_total
             products += block_products
-        total = table.processes.sum(total)
-        products = table.processes.sum(torch.from_numpy(products)).numpy()
+        total = partition.processes.all_reduce(total)
+        products = partition.processes.all_reduce(torch.from_numpy(products)).numpy()
         if not torch.isfinite(total).all():
-            raise _not_finite(walk, table.processes)
+            raise _not_finite(walk, partition.processes)
     error = total / rows  # of the shift, which is not the mean of all rows
     covariance = products / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
     return shift.double().cpu() + error, covariance
@@ -179,5 +190,5 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 
 
 def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
-    bad, rows = processes.sum(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
+    bad, rows = processes.all_reduce(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
     return NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.nets.backbone import Network
-from deepcluster.runtime.partition import Shares, unshared
+from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 
 Value = float | str
@@ -33,11 +33,11 @@ class Labelled:
 
     images: Tensor
     classes: Tensor
-    shared: Shares | None = None
+    shared: Partition | None = None
 
     @property
-    def table(self) -> Shares:
-        return self.shared or unshared(len(self.images))
+    def partition(self) -> Partition:
+        return self.shared or Partition.single(len(self.images))
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from torch.optim import SGD
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Once, Pair, Task, Value, accuracies, anew, check_finite, numbers
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
-from deepcluster.learning.pseudo_labels import strides
+from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.backbone import Network
 from deepcluster.runtime.display import Display, Silent
-from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
 
 BATCH = 256  # that the steps are for
@@ -81,9 +80,8 @@ def fine_tune(
     """Train a copy of the network with a new linear classifier on a share of the labels, and score it."""
     rows = class_balanced(task.train.classes, share, generator(task.seed, "few labels"))
     network, device = deepcopy(task.network), task.network.mean.device
-    table = task.train.table
-    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
-    mine = () if processes.alone else (processes.rank,)
+    partition = task.train.partition
+    processes = partition.processes
     network.new_head(len(task.names), generator(task.seed, "few head"))
     assert network.head is not None
     batch_size = min(options.batch_size, len(rows))
@@ -94,36 +92,31 @@ def fine_tune(
     how, size = Augmentation(), task.image_size
     total = torch.zeros((), device=device)
 
-    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, int, Tensor, Tensor]:
-        epoch, step, drawn = batch
-        wanted = strides(drawn, processes.count)
-        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2).to(device)
-        views = random_views(images, size, how, generator(task.seed, "few views", epoch, step, *mine))
-        return epoch, step, wanted[processes.rank], views
+    def prepare(batch: Batch) -> tuple[Batch, Tensor]:
+        random = generator(task.seed, "few views", epoch, batch.step, *processes.seed_index)
+        return batch, random_views(batch.images, size, how, random)
 
     network.train()
-    model = processes.parallel(network)
+    model = processes.data_parallel(network)
     for epoch in range(options.epochs):
         drawn = rows[torch.randperm(len(rows), generator=generator(task.seed, "few order", epoch))].tensor_split(steps)
         factor = math.prod(by for begin, by in DECAY if epoch >= begin * options.epochs)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["full"]
         total.zero_()
-        where = device if processes.alone else torch.device("cpu")
-        for _, step, chosen, views in made_ahead(prepare, ((epoch, *batch) for batch in enumerate(drawn)), where):
-            with lent_global(
-                task.seed, "few training", epoch, step, *mine, device=device
-            ):  # dropout draws from the global generator
+        for batch, views in batches(task.train.images, partition, enumerate(drawn), prepare, device):
+            # Dropout draws from the global generator.
+            with lent_global(task.seed, "few training", epoch, batch.step, *processes.seed_index, device=device):
                 logits = model(views)
-            loss = F.cross_entropy(logits, task.train.classes[chosen].to(device))
+            loss = F.cross_entropy(logits, task.train.classes[batch.rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach() * len(drawn[step])
-            display.progress(name, epoch * steps + step + 1, options.epochs * steps)
-        total = processes.sum(total) / processes.count
+            total += loss.detach() * len(batch.drawn)
+            display.progress(name, epoch * steps + batch.step + 1, options.epochs * steps)
+        total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
-    processes.same_buffers(network)
+    processes.broadcast_buffers(network)
     found: dict[str, Value] = {"labels": len(rows), "loss": total.item() / len(rows)}
     found |= accuracies(_scores(network, task), task.test.classes)
     return {f"{name}_{each}": value for each, value in found.items()}
@@ -137,4 +130,4 @@ def _scores(network: Network, task: Task) -> Tensor:
             for part in task.test.images.split(task.batch_size)
             if len(part)
         ]
-    return task.test.table.whole(torch.cat([torch.empty(0, len(task.names)), *parts]))
+    return task.test.partition.all_gather(torch.cat([torch.empty(0, len(task.names)), *parts]))

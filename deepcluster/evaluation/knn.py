@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.nearest import nearest
 from deepcluster.evaluation.common import Once, Pair, Task, accuracies, anew, numbers
 from deepcluster.learning.features import extract
 from deepcluster.runtime.display import Display, Silent
-
-TESTS, TRAINS = 256, 16_384  # rows of a product: 17 MB
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ def knn(
 
     def compute() -> dict[str, float]:
         # Each process scores its own images by those of all.
-        train, test = task.train.table.whole(features(task.train.images)), features(task.test.images)
+        train, test = task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
         votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
         return {
             f"{name}_k{k}": value
             for k, scores in zip(counts, votes, strict=True)
-            for name, value in accuracies(task.test.table.whole(scores), task.test.classes).items()
+            for name, value in accuracies(task.test.partition.all_gather(scores), task.test.classes).items()
         }
 
     yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
@@ -61,25 +60,13 @@ def weighted_votes(
     """For each k of ``counts`` the votes that M test rows give each of ``of`` classes (M x ``of``): the sum of
     exp(cos / temperature) over those of the k nearest train rows that are of the class, as a share of all.
 
-    train: N x D, test: M x D, of length 1; classes: N. Beside them it takes memory for ``TESTS`` x ``TRAINS`` numbers.
+    train: N x D, test: M x D, of length 1; classes: N.
     """
-    votes = [torch.zeros(len(test), of) for _ in counts]
-    for begin in range(0, len(test), TESTS):
-        cosines, rows = nearest(train, test[begin : begin + TESTS], max(counts))
-        for k, into in zip(counts, votes, strict=True):
-            # Less the largest, which changes no share: exp(1 / .01) is beyond float32.
-            weights = ((cosines[:, :k] - cosines[:, :1]) / temperature).exp()
-            into[begin : begin + TESTS].scatter_add_(1, classes[rows[:, :k]], weights / weights.sum(1, keepdim=True))
+    cosines, rows = nearest(test, max(counts), train)
+    votes = []
+    for k in counts:
+        # Less the largest, which changes no share: exp(1 / .01) is beyond float32.
+        weights = ((cosines[:, :k] - cosines[:, :1]) / temperature).exp()
+        shares = weights / weights.sum(1, keepdim=True)
+        votes.append(torch.zeros(len(test), of).scatter_add_(1, classes[rows[:, :k]], shares))
     return votes
-
-
-def nearest(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest cosines of each test row with train rows, descending, and the numbers of these rows."""
-    best, rows = torch.empty(len(test), 0), torch.empty(len(test), 0, dtype=torch.int64)
-    for begin in range(0, len(train), TRAINS):
-        cosines = test @ train[begin : begin + TRAINS].T
-        values, places = cosines.topk(min(k, cosines.shape[1]), dim=1)
-        both = torch.cat([best, values], 1)
-        best, order = both.topk(min(k, both.shape[1]), dim=1)
-        rows = torch.cat([rows, places + begin], 1).gather(1, order)
-    return best, rows

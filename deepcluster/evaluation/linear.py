@@ -17,10 +17,9 @@ from torch.optim import SGD
 from deepcluster.evaluation.common import Once, Pair, Task, Value, accuracies, anew, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.images.augment import fixed_view
-from deepcluster.learning.pseudo_labels import strides
+from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
 from deepcluster.runtime.display import Display, Silent
-from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator
 
 
@@ -56,10 +55,9 @@ def linear(
 def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[str, Value]:
     """Train a linear classifier on the pooled maps of one layer, and score it."""
     size, device = task.image_size, task.network.mean.device
-    table = task.train.table
-    processes, pixels = table.processes, task.train.images.permute(0, 2, 3, 1)
-    mine = () if processes.alone else (processes.rank,)
-    one = fixed_view(table.at(pixels, torch.tensor([0])).permute(0, 3, 1, 2).to(device), size)
+    partition = task.train.partition
+    processes = partition.processes
+    one = fixed_view(partition.index_select(task.train.images, torch.tensor([0])).to(device), size)
     with torch.no_grad():
         maps = maps_at(task.network, layer, one)
     pooling = pooling_of(layer, maps.shape, size)
@@ -71,34 +69,31 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
 
     dims = features(one).shape[1]
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
-    model = processes.parallel(head)
+    model = processes.data_parallel(head)
     optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
     classes = task.train.classes
     steps = -(-len(classes) // options.batch_size)
     total = torch.zeros((), device=device)
 
-    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, Tensor, Tensor]:
-        epoch, step, drawn = batch
-        wanted = strides(drawn, processes.count)
-        rows = wanted[processes.rank]
-        images = table.fetch(pixels, wanted).permute(0, 3, 1, 2)
-        crops = random_crops(images, size, generator(task.seed, "linear crops", epoch, step, *mine))
-        return epoch * steps + step, rows, as_numbers(crops.to(device))
+    def prepare(batch: Batch) -> tuple[Batch, Tensor]:
+        random = generator(task.seed, "linear crops", epoch, batch.step, *processes.seed_index)
+        return batch, as_numbers(random_crops(batch.images, size, random))
 
     for epoch in range(options.epochs):
         order = torch.randperm(len(classes), generator=generator(task.seed, "linear order", epoch))
-        batches = ((epoch, step, rows) for step, rows in enumerate(order.split(options.batch_size)))
+        samples = enumerate(order.split(options.batch_size))
         total.zero_()
-        for t, rows, views in made_ahead(prepare, batches, device if processes.alone else torch.device("cpu")):
+        for batch, views in batches(task.train.images, partition, samples, prepare, device):
+            t = epoch * steps + batch.step
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(t, options.lr, options.weight_decay)
-            loss = F.cross_entropy(model(features(views)), classes[rows].to(device))
+            loss = F.cross_entropy(model(features(views)), classes[batch.rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach() * len(order[(t % steps) * options.batch_size :][: options.batch_size])
+            total += loss.detach() * len(batch.drawn)
             display.progress(layer.name, t + 1, options.epochs * steps)
-        total = processes.sum(total) / processes.count
+        total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"the probe of {layer.name}", "lr", options.lr)
 
     mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
@@ -117,7 +112,7 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
     found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
-    found |= accuracies(task.test.table.whole(torch.cat(scores)), task.test.classes)
+    found |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in found.items()}
 
 
@@ -141,7 +136,7 @@ def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
     room = images.shape[-1] - size + 1
     tops, lefts = torch.randint(room, (2, len(images)), generator=random).tolist()
     crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)])
-    mirrored = torch.rand(len(images), generator=random) < 0.5
+    mirrored = (torch.rand(len(images), generator=random) < 0.5).to(images.device)
     return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(3), crops)
 
 

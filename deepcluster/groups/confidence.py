@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.nearest import nearest
 from deepcluster.groups.choose_k import ROWS, stability
 from deepcluster.groups.cut import ROWS_EACH, cut, place
 from deepcluster.groups.neighbour_graph import Graph, inside, neighbour_graph, normalised_cut
@@ -49,9 +50,8 @@ def signs(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Signs | None:
     shares = torch.bincount(groups) / len(groups)
     if len(rows) < max(LEAST_ROWS, LEAST_EACH * count) or (shares > 0).sum() < 2:
         return None
-    likeness = (rows @ rows.T).fill_diagonal_(-torch.inf)
-    nearest = likeness.topk(NEIGHBOURS, 1).indices
-    alike = (groups[nearest] == groups.unsqueeze(1)).float().mean().item()
+    _, neighbours = nearest(rows, NEIGHBOURS)
+    alike = (groups[neighbours] == groups.unsqueeze(1)).float().mean().item()
     chance = shares.square().sum().item()
     found = stability(rows, count, derive(seed, "stability"))
     return Signs((alike - chance) / (1 - chance), *found)

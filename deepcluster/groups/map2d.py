@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import first_occurrences
+from deepcluster.clustering.nearest import nearest
 from deepcluster.groups.neighbour_graph import neighbour_ties
 from deepcluster.seeding import generator
 
@@ -79,9 +80,6 @@ def _start(rows: Tensor) -> Points:
 def _between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
     """Each row at the mean of its nearest landmarks' places, weighted by 1 over the squared distance; so a row that
     equals a landmark stands where that does."""
-    found = []
-    for part in rows.split(1000):
-        squared, nearest = (2 - 2 * part @ landmarks.T).topk(min(BETWEEN, len(landmarks)), 1, largest=False)
-        weights = 1 / squared.clamp(min=1e-6).unsqueeze(2)
-        found.append((weights * places[nearest]).sum(1) / weights.sum(1))
-    return torch.cat(found)
+    cosines, neighbours = nearest(rows, BETWEEN, landmarks)
+    weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)
+    return (weights * places[neighbours]).sum(1) / weights.sum(1)

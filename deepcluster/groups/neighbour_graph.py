@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.kmeans import best_of, first_occurrences
+from deepcluster.clustering.nearest import nearest
 from deepcluster.seeding import generator
 
 STARTS = 10
@@ -48,7 +49,7 @@ def neighbour_graph(reduced: Tensor, seed: int = 0) -> Graph:
     return Graph(rows, neighbour_ties(reduced[rows]))
 
 
-def joined(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> Graph:
+def joined_graphs(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> Graph:
     """``first``, and the mean of the ``others`` with a weight each (0 to 1), between the images that all of them have.
 
     With weights of 1 the first counts as much as all others together; without any it stays as it is.
@@ -93,14 +94,9 @@ def neighbour_ties(rows: Tensor) -> csr_array:
     if size < 2:
         return csr_array((size, size))
     count = min(size - 1, NEIGHBOURS)
-    nearest = torch.empty(size, count, dtype=torch.int64)
-    likeness = torch.empty(size, count)
-    for begin in range(0, size, 500):
-        part = rows[begin : begin + 500] @ rows.T
-        part[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = -torch.inf  # not itself
-        likeness[begin : begin + 500], nearest[begin : begin + 500] = part.topk(count, 1)
-    weights = _weights((2 - 2 * likeness.double()).clamp(min=0).sqrt()).flatten().numpy()
-    one = csr_array((weights, nearest.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
+    cosines, neighbours = nearest(rows, count)
+    weights = _weights((2 - 2 * cosines.double()).clamp(min=0).sqrt()).flatten().numpy()
+    one = csr_array((weights, neighbours.flatten().numpy(), np.arange(0, size * count + 1, count)), shape=(size, size))
     other = csr_array(one.T)
     return csr_array(one + other - one * other)
 

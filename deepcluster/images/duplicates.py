@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from deepcluster.runtime.partition import Shares, unshared
+from deepcluster.runtime.partition import Partition
 
 SIDE = 16  # px of the small pictures
 ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
@@ -27,16 +27,16 @@ TURNS = (0, 16, 32, 48)  # the hash is sorted with each of its quarters in front
 CHUNK = 512
 
 
-def near_duplicates(images: Tensor, table: Shares | None = None) -> list[list[tuple[int, float]]]:
+def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[list[tuple[int, float]]]:
     """Groups of (row, distance) of nearly identical images among uint8 N x 3 x S x S, by their first rows.
 
     The distance is that to the first image of the group: the root mean square difference as a share of the contrast.
-    ``table``: how processes share the images; the first of them gets the small pictures of all, and finds the groups.
+    ``partition``: which rank has which images; the main rank gets the small pictures of all, and finds the groups.
     """
-    table = table or unshared(len(images))
+    partition = partition or Partition.single(len(images))
     parts = [_seen(part) for part in images.split(CHUNK)]
-    small, hashes, spread = (table.at_first(torch.cat(each)) for each in zip(*parts, strict=True))
-    if not table.processes.leads:
+    small, hashes, spread = (partition.gather(torch.cat(each)) for each in zip(*parts, strict=True))
+    if not partition.processes.is_main:
         return []
     light = torch.cat([part.float().mean(1) for part in small.split(CHUNK)])
 

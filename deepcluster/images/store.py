@@ -17,7 +17,7 @@ from torch import Tensor
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import explain, one_line, quietly
 from deepcluster.images.source import Source
-from deepcluster.runtime.partition import Shares, shares, unshared
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.threads import cores, in_order, pool_of
 
@@ -39,13 +39,13 @@ class Store:
 
     ``images`` is uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file where it exceeds the budget). Row i
     is ``source.paths[kept[i]]``. ``skipped`` has (path, reason) for all the others, in the order of their bytes.
-    ``table``: how processes share the rows; then ``images`` are the own ones of each, and the rest is of all.
+    ``partition``: how processes share the rows; then ``images`` are the own ones of each, and the rest is of all.
     """
 
     images: Tensor
     kept: tuple[int, ...]
     skipped: tuple[tuple[str, str], ...]
-    table: Shares
+    partition: Partition
 
 
 def read_once(
@@ -94,7 +94,7 @@ def read_once(
     _close_gaps(rows, kept)
     images = torch.from_numpy(rows[: len(kept)]).permute(0, 3, 1, 2)
     skipped = [*source.skipped, *((source.paths[i], reason) for i, reason in failures.items())]
-    return Store(images, tuple(kept.tolist()), _in_order(skipped), unshared(len(kept)))
+    return Store(images, tuple(kept.tolist()), _in_order(skipped), Partition.single(len(kept)))
 
 
 def read_share(
@@ -107,21 +107,21 @@ def read_share(
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     """:func:`read_once` by several processes, of which each reads a part of the source and keeps what is in it."""
-    share = processes.share(len(source.paths))
+    share = processes.part(len(source.paths))
     own = read_once(
         source.rows(share), size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress
     )
-    kept = tuple(i for each in processes.every([share.start + i for i in own.kept]) for i in each)
-    failures = [(path, reason) for each in processes.every([*own.skipped]) for path, reason in each]
+    kept = tuple(i for each in processes.all_gather_json([share.start + i for i in own.kept]) for i in each)
+    failures = [(path, reason) for each in processes.all_gather_json([*own.skipped]) for path, reason in each]
     if not kept:
         raise nothing_readable(source.location, len(source.paths), failures)
-    return Store(own.images, kept, _in_order([*source.skipped, *failures]), shares(processes, len(own.kept)))
+    return Store(own.images, kept, _in_order([*source.skipped, *failures]), Partition.of(processes, len(own.kept)))
 
 
 def check_alike(source: Source, processes: Processes) -> None:
     """DataError where the processes do not see the same images, as where each has a disk of its own."""
     digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
-    found = processes.every({"files": len(source.paths), "names": digest})
+    found = processes.all_gather_json({"files": len(source.paths), "names": digest})
     other = next((each for each in found if each != found[0]), None)
     if other:
         counts = found[0]["files"], other["files"]

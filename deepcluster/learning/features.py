@@ -23,12 +23,21 @@ def extract(
     where: torch.device = CPU,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """f_i = Phi(x_i; theta) for all of N x 3 x S x S uint8 images: N x D, on ``where``, as ``dtype`` makes them.
+    """f_i = Phi(x_i; theta) for all images, in evaluation mode.
 
-    ``embedded``: what training clusters, the network's projection of the features, where it has one.
-    (A network whose last operation is in bfloat16 gives bfloat16: to store more would only take memory.) Every batch
-    has the same shape, the last one filled up with zeros: a kernel may round differently for another shape, and an
-    image must have the same features whatever comes with it.
+    Every batch has the same shape, the last one filled up with zeros: a kernel may round differently for another shape,
+    and an image must have the same features whatever comes with it.
+
+    Args:
+        images: uint8, N x 3 x S x S.
+        size: Side of the central square that the network sees, px.
+        embedded: The network's projection of the features, where it has one: what the rounds cluster.
+        dtype: Of the network's operations.
+        where: The device that keeps the features.
+        progress: Called with the images done and in all.
+
+    Returns:
+        N x D, in the type of the network's last operation: to store bfloat16 as float32 would only take memory.
     """
     device = next(network.parameters()).device
     training = network.training

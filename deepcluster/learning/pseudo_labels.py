@@ -1,29 +1,66 @@
-"""Learning (step 5): train the body and a new linear classifier to predict the cluster numbers."""
+"""Learning (step 5): train the body and the classifier on top of it to predict the cluster numbers."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
+from deepcluster.learning.batches import Batch, batches, new_images
+from deepcluster.learning.heads import Head, new_linear_head
+from deepcluster.learning.losses import IGNORED, CrossEntropy, Loss, Outputs
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Trained
-from deepcluster.runtime.devices import CPU, moved
-from deepcluster.runtime.partition import Shares, unshared
-from deepcluster.runtime.processes import Processes
-from deepcluster.runtime.threads import made_ahead
+from deepcluster.runtime.devices import moved
+from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator, lent_global
 
-IGNORED = -100  # the label of an image that only fills up a part of a batch
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
-Step = float | Callable[[float], float]  # a learning rate, or one that depends on the time in rounds
+LearningRate = float | Callable[[float], float]  # a function of the time in rounds
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Step 5. The defaults are the paper's.
+
+    Attributes:
+        epochs: Passes over N images in a round.
+        batch_size: Images in an optimizer step, of all ranks together.
+        lr: Learning rate: a number, or a function of the time in rounds.
+        head_lr: Learning rate of a linear head. None: as ``lr``.
+        momentum: Of the body; a linear head has none, as published.
+        weight_decay: Of body and head.
+        views: How each of the views of an image is made that an optimizer step trains on.
+        sample: Draws the images of an epoch by their labels.
+        head: Puts the classifier of a round on top.
+        loss: What is minimised.
+        renumber: Train on each label's place among the clusters that are not empty (the released code).
+        dtype: Of the network's operations.
+    """
+
+    epochs: int = 1
+    batch_size: int = 256
+    lr: LearningRate = 0.05
+    head_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    views: Sequence[Augmentation] = (Augmentation(),)
+    sample: Sampler = uniform_over_clusters
+    head: Head = new_linear_head
+    loss: Loss = CrossEntropy()  # noqa: RUF009
+    renumber: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def lr_at(self, time: float) -> float:
+        """The learning rate of the body at a ``time`` in rounds."""
+        return self.lr(time) if callable(self.lr) else self.lr
 
 
 def body_optimizer(network: Network, *, momentum: float = 0.9, weight_decay: float = 1e-5) -> SGD:
@@ -33,15 +70,17 @@ def body_optimizer(network: Network, *, momentum: float = 0.9, weight_decay: flo
 
 def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
     """The momentum of each parameter; an empty tensor where there is none yet."""
-    states = [optimizer.state[each] for each in optimizer.param_groups[0]["params"]]
-    return tuple(torch.empty(0) if (found := each.get("momentum_buffer")) is None else found for each in states)
+    states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
+    buffers = [state.get("momentum_buffer") for state in states]
+    return tuple(torch.empty(0) if buffer is None else buffer for buffer in buffers)
 
 
 def restore_momentum(optimizer: SGD, momentum: Sequence[Tensor]) -> None:
     """Put back what :func:`momenta` took; nothing where ``momentum`` is empty."""
-    for parameter, each in zip(optimizer.param_groups[0]["params"] if momentum else (), momentum, strict=True):
-        if each.numel():
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(each)
+    parameters = optimizer.param_groups[0]["params"] if momentum else ()
+    for parameter, buffer in zip(parameters, momentum, strict=True):
+        if buffer.numel():
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
 
 
 def train_on_pseudo_labels(
@@ -49,121 +88,111 @@ def train_on_pseudo_labels(
     images: Tensor,
     labels: Tensor,
     optimizer: SGD,
+    learning: Learning,
     *,
     size: int,
-    lr: Step,
-    head_lr: float | None = None,
-    epochs: int,
-    batch_size: int,
-    views: Sequence[Augmentation],
-    clusters: Sequence[int] | None = None,
-    trust: float = 1.0,
-    instance_temperature: float = 0.2,
-    sample: Sampler = uniform_over_clusters,
+    clusters: Sequence[int],
+    cluster_weight: float = 1.0,
     seed: int = 0,
     round: int = 0,
     memory: Tensor | None = None,
-    table: Shares | None = None,
-    dtype: torch.dtype = torch.float32,
-    begun: Trained | None = None,
-    keep: Callable[[Trained], None] | None = None,
+    partition: Partition | None = None,
+    resume_from: Trained | None = None,
+    on_step: Callable[[Trained], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """Minimise the cross-entropy of ``labels`` over ``epochs`` x N images; returns its mean over them.
+    """Train ``network``, which has its head, for ``learning.epochs`` x N images.
 
-    labels: int64, N; or N x H of H clusterings into ``clusters`` (H numbers), whose logits lie side by side in the
-    head. The loss is the mean over them and over the ``views`` of an image. ``trust`` is its weight in what is
-    minimised; the rest goes to the loss of the finest clustering, in which every image is a cluster of its own, and
-    which is not part of the number returned. ``network`` has its head of this
-    round. A linear one gets an SGD of its own: the same decay, the step ``head_lr`` (``lr`` where it is None, as
-    published), no momentum. ``optimizer`` is the body's. ``sample`` draws the images of an epoch by the labels of one
-    clustering, of each in turn. Into ``memory`` (N x D) go the embeddings of each image as they were when it was last
-    trained on, the mean over its first two views where they are of one size. ``table``: how processes share the images
-    (None: they do not); then ``images`` and ``memory`` are the own rows of each, and ``labels`` those of all. Each step
-    is made of one sample of all images, of which every process takes its stride and gets the pictures from whoever has
-    them; gradients are those of the loss of the whole sample, in which each image is told from those of all processes.
-    (Batch normalisation is of the own images of each.) ``keep`` is told after each step how far the training is, and
-    goes on from there where it was ``begun``. Raises NonFiniteError at the end of the epoch in
-    which the loss stopped being finite.
+    Each optimizer step trains on one sample of all images, of which every rank takes its stride; the gradient is that
+    of the loss of the whole sample. (Batch normalisation is of each rank's images.)
+
+    Args:
+        images: uint8, n x 3 x S x S: this rank's.
+        labels: int64, N x H: the pseudo-labels of H clusterings of all images, for samples by each in turn.
+        optimizer: The body's. A head that learns gets an SGD of its own, without momentum.
+        size: Side of the views that have no size of their own, px.
+        clusters: Number of clusters of each clustering.
+        cluster_weight: Of the pseudo-labels, for ``learning.loss``.
+        memory: n x D. Takes each image's embedding as it was when last trained on, the mean over its first two views
+            where they are of one size.
+        partition: Which rank has which images. None: one process has all.
+        resume_from: What ``on_step`` was last called with.
+        on_step: Called after each optimizer step with how far the training is.
+        progress: Called with the images done and in all.
+
+    Returns:
+        The mean cross-entropy over all epochs, views and clusterings.
+
+    Raises:
+        NonFiniteError: At the end of the epoch in which the loss stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
     device = next(network.parameters()).device
-    labels = labels.reshape(len(labels), -1)
+    epochs, views = learning.epochs, learning.views
     optimizers = [optimizer]
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=optimizer.param_groups[0]["weight_decay"]))
     network.train()
-    table = table or unshared(len(images))
-    processes, count = table.processes, table.total
-    model = processes.parallel(_Pass(network))
-    # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
-    pixels = images.permute(0, 2, 3, 1)
-    mine = () if processes.alone else (processes.rank,)
+    partition = partition or Partition.single(len(images))
+    processes, count = partition.processes, partition.total
+    model = processes.data_parallel(_Pass(network))
     # Batches of equal size, so that none is too small for batch normalisation.
-    steps = max(1, math.ceil(count / batch_size))
-    whole = 2 if len(views) > 1 and views[0].size == views[1].size else 1
-    begun = begun or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
-    done, epoch_loss, total = begun.steps, begun.epoch_loss.to(device), begun.loss
+    steps = max(1, math.ceil(count / learning.batch_size))
+    remembered = 2 if len(views) > 1 and views[0].size == views[1].size else 1
+    resume_from = resume_from or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
+    done, epoch_loss, total = resume_from.steps, resume_from.epoch_loss.to(device), resume_from.loss
 
-    def prepare(batch: tuple[int, int, Tensor]) -> tuple[int, list[Tensor], list[Tensor], Tensor, Tensor]:
-        epoch, step, drawn = batch
-        random = generator(seed, "augment", round, epoch, step, *mine)
-        wanted = strides(drawn, processes.count)
-        targets = labels[wanted[processes.rank]]
-        targets[new_images(len(drawn), processes.count)[processes.rank] :] = IGNORED
-        pictures = moved(table.fetch(pixels, wanted), device).permute(0, 3, 1, 2)
-        seen = [random_views(pictures, how.size or size, how, random) for how in views]
-        return step, wanted, seen, moved(targets, device), moved(drawn, device)
+    def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
+        random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
+        targets = labels[batch.rows]
+        targets[new_images(len(batch.drawn), processes.world_size)[processes.rank] :] = IGNORED
+        seen = [random_views(batch.images, view.size or size, view, random) for view in views]
+        return batch, seen, moved(targets, device), moved(batch.drawn, device)
 
     for epoch in range(done // steps, epochs):
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
-        drawn = sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
-        batches = ((epoch, step, drawn[step]) for step in range(done % steps, steps))
-        # What processes exchange has an order, which a thread that works ahead would not keep.
-        for step, wanted, seen, targets, together in made_ahead(prepare, batches, device if processes.alone else CPU):
-            _set_steps(optimizers, lr, head_lr, round + (epoch + step / steps) / epochs)
+        drawn = learning.sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
+        samples = ((step, drawn[step]) for step in range(done % steps, steps))
+        for batch, seen, targets, numbers in batches(images, partition, samples, prepare, device):
+            _set_learning_rates(optimizers, learning, round + (epoch + batch.step / steps) / epochs)
             # Dropout draws from the global generator.
             with (
-                lent_global(seed, "training", round, epoch, step, *mine, device=device),
-                torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+                lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device),
+                torch.autocast(device.type, learning.dtype, enabled=learning.dtype != torch.float32),
             ):
                 embeddings, logits = model(*seen)
             if memory is not None:
-                new = new_images(len(together), processes.count)
-                own = embeddings.detach().unflatten(0, (len(seen), -1))[:whole].mean(0)[: new[processes.rank]]
-                _remember(memory, *table.deliver(own, [rows[:n] for rows, n in zip(wanted, new, strict=True)]))
-            # The mean gradient of all processes is to be that of the mean over the images of all.
-            loss = _loss(logits, targets, clusters, len(together) / processes.count)
-            goal = loss
-            if trust < 1:
-                pairs = _pairs(embeddings, len(targets), len(together), processes)
-                instances = processes.count * _instance_loss(pairs, together, instance_temperature)
-                goal = trust * loss + (1 - trust) * instances
+                new = new_images(len(batch.drawn), processes.world_size)
+                kept = embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0)[: new[processes.rank]]
+                rows = [part[:n] for part, n in zip(batch.parts, new, strict=True)]
+                _remember(memory, *partition.put_rows(kept, rows))
+            outputs = Outputs(embeddings, logits, targets, clusters, numbers)
+            objective, loss = learning.loss(outputs, cluster_weight, processes)
             for each in optimizers:
                 each.zero_grad()
-            goal.backward()
+            objective.backward()
             for each in optimizers:
                 each.step()
-            epoch_loss = epoch_loss + loss.detach() * (len(drawn[step]) / count)
+            epoch_loss = epoch_loss + loss.detach() * (len(batch.drawn) / count)
             done += 1
-            if step + 1 == steps:
-                epoch_loss = processes.sum(epoch_loss) / processes.count
+            if batch.step + 1 == steps:
+                epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
                 if not math.isfinite(epoch_loss.item()):
                     raise NonFiniteError(
                         f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
                         f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
                     )
                 total, epoch_loss = total + epoch_loss.cpu().double(), torch.zeros((), device=device)
-            if keep is not None:
-                keep(Trained(done, epoch_loss, total))
+            if on_step is not None:
+                on_step(Trained(done, epoch_loss, total))
             if progress is not None:
-                progress(epoch * count + (step + 1) * count // steps, epochs * count)
-    processes.same_buffers(network)
+                progress(epoch * count + (batch.step + 1) * count // steps, epochs * count)
+    processes.broadcast_buffers(network)
     return total.item() / max(1, epochs)
 
 
 class _Pass(nn.Module):
-    """From views to embeddings and logits in one call, which is what several processes can share."""
+    """From views to embeddings and logits in one call, as DistributedDataParallel needs it."""
 
     def __init__(self, network: Network):
         super().__init__()
@@ -172,41 +201,6 @@ class _Pass(nn.Module):
     def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = self.network.embed(_features(self.network, views))
         return embeddings, self.network.classify(embeddings)
-
-
-def strides(drawn: Tensor, count: int) -> list[Tensor]:
-    """One sample of images for ``count`` processes: equal parts, filled up with its first images where it is too short.
-
-    At least two images each, as batch normalisation has no variance of one.
-    """
-    if count == 1:
-        return [drawn]
-    each = max(2, -(-len(drawn) // count))
-    filled = drawn[torch.arange(each * count) % len(drawn)]
-    return [filled[rank::count] for rank in range(count)]
-
-
-def new_images(drawn: int, count: int) -> list[int]:
-    """How many images of each of the :func:`strides` are new: what is behind them fills up, and counts for nothing."""
-    return [len(range(rank, drawn, count)) for rank in range(count)]
-
-
-def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
-    """Put embeddings into their rows of the memory, the last where a batch has an image more than once.
-
-    (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
-    """
-    last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
-    places = torch.from_numpy(len(rows) - 1 - last)
-    memory[moved(rows[places], memory.device)] = embeddings[moved(places, embeddings.device)].to(memory)
-
-
-def _set_steps(optimizers: Sequence[SGD], lr: Step, head_lr: float | None, time: float) -> None:
-    """The learning rates at a ``time`` in rounds: the body's, and the head's where it learns."""
-    body = lr(time) if callable(lr) else lr
-    for each, step in zip(optimizers, (body, body if head_lr is None else head_lr), strict=False):
-        for group in each.param_groups:
-            group["lr"] = step
 
 
 def _features(network: Network, views: Sequence[Tensor]) -> Tensor:
@@ -222,40 +216,20 @@ def _stacked(views: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(views)).contiguous(memory_format=torch.channels_last)
 
 
-def _pairs(embeddings: Tensor, images: int, total: int, processes: Processes) -> Tensor:
-    """The first two views of the ``total`` images of a step of all processes, in the order in which they were drawn.
+def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
+    """Put embeddings into their rows of the memory, the last where a batch has an image more than once.
 
-    Those of this one alone have a gradient. Each computes the loss of all from them, so the sum of all gradients is
-    that of the loss, and nothing goes round on the way back.
+    (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
     """
-    own = embeddings[: 2 * images].float()
-    if processes.alone:
-        return own
-    views = [each.unflatten(0, (2, images)) for each in processes.gather(own)]
-    return torch.stack(views, 2).flatten(1, 2)[:, :total].flatten(0, 1)
+    last = np.unique(rows.flip(0).numpy(), return_index=True)[1]
+    positions = torch.from_numpy(len(rows) - 1 - last)
+    memory[moved(rows[positions], memory.device)] = embeddings[moved(positions, embeddings.device)].to(memory)
 
 
-def _instance_loss(embeddings: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """The images of a batch as clusters: each of their first two views is to be told from all others by its likeness
-    to the other one, which stands for the centroid (SimCLR's loss, the E-step of PCL's finest level).
-
-    ``rows`` are the numbers of the images: one that a batch has twice is not told from itself.
-    """
-    images = len(rows)
-    pair = F.normalize(embeddings[: 2 * images].float(), dim=1)
-    other = torch.arange(2 * images, device=pair.device).roll(images)
-    twice = rows.repeat(2)
-    own = twice.unsqueeze(1) == twice
-    own[torch.arange(2 * images, device=pair.device), other] = False
-    return F.cross_entropy((pair @ pair.T / temperature).masked_fill(own, -torch.inf), other)
-
-
-def _loss(logits: Tensor, labels: Tensor, clusters: Sequence[int] | None, images: float) -> Tensor:
-    """Cross-entropy, the mean over views, ``images`` and clusterings; logits: views x labels, clusters side by side."""
-    views = len(logits) // len(labels)
-    parts = logits.float().split(list(clusters) if clusters else logits.shape[1], 1)
-    losses = [
-        F.cross_entropy(part, each.repeat(views), ignore_index=IGNORED, reduction="sum") / (views * images)
-        for part, each in zip(parts, labels.T, strict=True)
-    ]
-    return torch.stack(losses).mean()
+def _set_learning_rates(optimizers: Sequence[SGD], learning: Learning, time: float) -> None:
+    """The body's and, where it learns, the head's."""
+    body = learning.lr_at(time)
+    head = body if learning.head_lr is None else learning.head_lr
+    for optimizer, lr in zip(optimizers, (body, head), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = lr

@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from deepcluster.algorithm import Group, Keep, Progress, alternate, forgotten, unheard
-from deepcluster.clustering.pic import pic
+from deepcluster.algorithm import OnState, Progress, alternate, ignore_progress, ignore_state
+from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction, power_iteration
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
-from deepcluster.learning.pseudo_labels import Step
+from deepcluster.learning.heads import CentroidHead, new_linear_head
+from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.losses import CrossEntropy
+from deepcluster.learning.pseudo_labels import Learning, LearningRate
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.recipe import Recipe
@@ -19,21 +23,24 @@ from deepcluster.records import Round, State
 from deepcluster.runtime.devices import choose_precision
 from deepcluster.runtime.processes import ALONE, Processes
 
+SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
+
 
 def rounds_of(
     network: Network,
     images: Tensor,
     recipe: Recipe,
-    lr: Step,
+    lr: LearningRate,
     seed: int,
     *,
     state: State | None = None,
-    keep: Keep = forgotten,
-    progress: Progress = unheard,
+    on_state: OnState = ignore_state,
+    progress: Progress = ignore_progress,
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """The alternation with the options of a recipe."""
-    total = sum(processes.every(len(images)))
+    total = sum(processes.all_gather_json(len(images)))
     return alternate(
         network,
         images,
@@ -41,47 +48,73 @@ def rounds_of(
         rounds=recipe.rounds,
         seed=seed,
         size=recipe.image_size,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=lr,
-        head_lr=recipe.head_lr or None,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        dims=recipe.dims if recipe.reduce else None,
-        whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations,
-        empty=recipe.empty,
-        spherical=recipe.spherical,
-        levels=recipe.kmeans_levels,
-        kmeans_start=recipe.kmeans_start,
-        group=GROUPS[recipe.clustering],
-        renumber=recipe.renumber,
-        temperature=recipe.temperature or None,
-        features=recipe.features,
-        views=views_of(recipe),
-        instance_temperature=recipe.instance_temperature or None,
-        sample=SAMPLERS[recipe.sampling],
+        reuse_features=recipe.features == "memory",
+        reduction=reduction_of_rounds(recipe),
+        clustering=clustering_of(recipe),
+        learning=learning_of(recipe, lr, next(network.parameters()).device),
         tolerance=recipe.tolerance,
         patience=recipe.patience,
-        dtype=choose_precision(recipe.precision, next(network.parameters()).device),
         state=state,
-        keep=keep,
+        on_state=on_state,
         progress=progress,
         processes=processes,
-    )  # fmt: skip
+    )
 
 
-GROUPS: dict[str, Group | None] = {"kmeans": None, "pic": pic}
-SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:
+    """A ``kind`` of settings: each field is the recipe's option of its name, with ``prefix`` if there is one such.
+
+    Args:
+        others: Fields that the recipe has not, or in another form.
+    """
+    options = {field.name for field in fields(recipe)}
+    names = {field.name: field.name for field in fields(kind) if field.name not in others}
+    names = {name: prefix + name if prefix + name in options else name for name in names}
+    return kind(**{name: getattr(recipe, option) for name, option in names.items()}, **others)
+
+
+def reduction_of(recipe: Recipe) -> Reduction:
+    return by_name(Reduction, recipe)
+
+
+def reduction_of_rounds(recipe: Recipe) -> Reduction:
+    reduction = reduction_of(recipe)
+    return reduction if recipe.reduce else replace(reduction, dims=None)
+
+
+def kmeans_of(recipe: Recipe) -> KMeans:
+    return by_name(KMeans, recipe, "kmeans_")
+
+
+def kmeans_of_result(recipe: Recipe) -> KMeans:
+    kmeans = kmeans_of(recipe)
+    return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # that one is for the record of rounds
+
+
+def clustering_of(recipe: Recipe) -> ClusteringStep:
+    return power_iteration if recipe.clustering == "pic" else kmeans_of(recipe)
+
+
+def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learning:
+    temperature = recipe.instance_temperature
+    return by_name(
+        Learning,
+        recipe,
+        lr=lr,
+        head_lr=recipe.head_lr or None,
+        views=views_of(recipe),
+        sample=SAMPLERS[recipe.sampling],
+        head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
+        loss=WithInstances(temperature) if temperature else CrossEntropy(),
+        dtype=choose_precision(recipe.precision, device),
+    )
 
 
 def views_of(recipe: Recipe) -> tuple[Augmentation, ...]:
-    whole = Augmentation(
-        crop=(recipe.crop_min, recipe.crop_max), stretch=recipe.stretch, flip=recipe.flip, rotation=recipe.rotation,
-        colour=recipe.colour, grey=recipe.grey, size=recipe.view_size,
-    )  # fmt: skip
-    small = replace(whole, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
-    return (whole,) * recipe.views + (small,) * recipe.small_views
+    """The large views and the small ones of an image in an optimizer step."""
+    large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
+    small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
+    return (large,) * recipe.views + (small,) * recipe.small_views
 
 
 class Steps:

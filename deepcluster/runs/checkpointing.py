@@ -10,7 +10,7 @@ import torch
 from deepcluster.errors import Stopped
 from deepcluster.nets.backbone import Network
 from deepcluster.records import State
-from deepcluster.runtime.partition import Shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, values_of
 
@@ -29,14 +29,14 @@ class Keeper:
         about: Callable[[], Mapping[str, Any]],
         stop: Stop,
         interval: float,
-        table: Shares,
+        partition: Partition,
     ):
         self.checkpoints = checkpoints
         self.network = network
         self.about = about
         self.stop = stop
         self.interval = interval
-        self.table = table
+        self.partition = partition
         self.last = time.monotonic()
         self._told: State | None = None  # the last one, where it is not in a checkpoint
         self.settled = 0  # of the last state
@@ -62,36 +62,38 @@ class Keeper:
 
     def _write(self) -> None:
         assert self._told is not None
-        whole = gathered(self._told, self.table)
-        if self.table.processes.leads:
+        whole = gathered(self._told, self.partition)
+        if self.partition.processes.is_main:
             self.checkpoints.write(whole, self.network.state_dict(), self.about())
         self.last = time.monotonic()
         self._told = None
 
     def _asked(self) -> tuple[bool, bool]:
         """Whether any process is to stop, and whether it is time for the first to write."""
-        processes = self.table.processes
-        due = processes.leads and time.monotonic() - self.last >= self.interval
-        stopping, due = processes.sum(torch.tensor([self.stop.wanted, due]).int()).bool().tolist()
+        processes = self.partition.processes
+        due = processes.is_main and time.monotonic() - self.last >= self.interval
+        stopping, due = processes.all_reduce(torch.tensor([self.stop.wanted, due]).int()).bool().tolist()
         return stopping, due
 
 
-def gathered(state: State, table: Shares) -> State:
+def gathered(state: State, partition: Partition) -> State:
     """A state with all rows of what processes share, for the first of them; the losses of each side by side."""
-    if table.processes.alone:
+    if partition.processes.alone:
         return state
-    memory = None if state.memory is None else table.at_first(state.memory)
-    work = state.work and replace(state.work, reduced=table.at_first(state.work.reduced))
+    memory = None if state.memory is None else partition.gather(state.memory)
+    work = state.work and replace(state.work, reduced=partition.gather(state.work.reduced))
     if work and work.trained:
         loss = work.trained.epoch_loss
-        losses = torch.tensor(table.processes.every(loss.item()), dtype=loss.dtype)  # a float takes float32 exactly
+        losses = torch.tensor(
+            partition.processes.all_gather_json(loss.item()), dtype=loss.dtype
+        )  # a float takes float32 exactly
         work = replace(work, trained=replace(work.trained, epoch_loss=losses))
     return replace(state, memory=memory, work=work)
 
 
-def scattered(state: State | None, table: Shares) -> State:
+def scattered(state: State | None, partition: Partition) -> State:
     """What :func:`gathered` has brought together, of the first process, back to where its rows belong."""
-    processes = table.processes
+    processes = partition.processes
 
     def without_rows() -> State:
         assert state is not None, "the first process has it"
@@ -105,14 +107,14 @@ def scattered(state: State | None, table: Shares) -> State:
     if processes.alone and state:
         shared = state
     else:
-        tensors = processes.first_tensors(lambda: tensors_of(without_rows()))
-        shared = state_of(processes.first(lambda: values_of(without_rows())), tensors)
+        tensors = processes.broadcast_tensors(lambda: tensors_of(without_rows()))
+        shared = state_of(processes.broadcast_json(lambda: values_of(without_rows())), tensors)
     work = shared.work and replace(
-        shared.work, reduced=table.from_first(state.work.reduced if state and state.work else None)
+        shared.work, reduced=partition.scatter(state.work.reduced if state and state.work else None)
     )
     if work and work.trained:
         losses = work.trained.epoch_loss
-        own = losses.reshape(-1)[processes.rank] if losses.numel() == processes.count else losses.mean()
+        own = losses.reshape(-1)[processes.rank] if losses.numel() == processes.world_size else losses.mean()
         work = replace(work, trained=replace(work.trained, epoch_loss=own))
-    memory = None if shared.memory is None else table.from_first(state.memory if state else None)
+    memory = None if shared.memory is None else partition.scatter(state.memory if state else None)
     return replace(shared, memory=memory, work=work)

@@ -81,7 +81,7 @@ def evaluate(
     files.open_run(run)
     if not processes.alone and request.protocol in UNSHARED:
         raise UsageError(f"the protocol {request.protocol} is for one process: leave torchrun out")
-    display = display if display and processes.leads else Silent()
+    display = display if display and processes.is_main else Silent()
     options = options_of(request)
     with files.shared_lock(run, processes) as folder:
         job = _Job(folder, request, options, display, stdin, processes)
@@ -130,7 +130,7 @@ class Memory:
         self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
         shaping = {name: value for name, value in options.items() if name not in SELECTING.get(protocol, ())}
         self._depends = {"schema_version": SCHEMA_VERSION, "inputs": depends, "options": shaping}
-        before = processes.first(self._read)
+        before = processes.broadcast_json(self._read)
         self.parts: dict[str, dict[str, Value]] = before.get("parts", {})
         self.complete = before.get("status") == "done" and all(before.get(key) == self.about[key] for key in self.about)
         self.values: dict[str, Value] = before["values"] if self.complete else {}
@@ -242,7 +242,7 @@ def _clustering(job: _Job) -> Prepared:
     def pairs(once: Once) -> Iterator[Pair]:
         with _scratch(job) as scratch:
             store, labels = job.read(source, every, model.store_size, scratch / "images")
-            placed = store.table.whole(model.place(model.transform(store.images)).cluster).tolist()
+            placed = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from clustering.clustering(placed, labels, job.options, seed=job.request.seed, once=once)
 
     return {"model": model_digest(model), "test": _fingerprint(source, every)}, pairs
@@ -274,8 +274,8 @@ def _learnt(
             number = {name: i for i, name in enumerate(known)}
             task = Task(
                 network=model.network,
-                train=Labelled(train.images, torch.tensor([number[name] for name in names]), train.table),
-                test=Labelled(test.images, torch.tensor([number[name] for name in test_names]), test.table),
+                train=Labelled(train.images, torch.tensor([number[name] for name in names]), train.partition),
+                test=Labelled(test.images, torch.tensor([number[name] for name in test_names]), test.partition),
                 names=known,
                 image_size=image_size,
                 batch_size=model.batch_size,

@@ -25,7 +25,7 @@ from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, Us
 from deepcluster.groups.choose_k import ROWS
 from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
 from deepcluster.groups.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
-from deepcluster.groups.neighbour_graph import Graph, joined, neighbour_graph
+from deepcluster.groups.neighbour_graph import Graph, joined_graphs, neighbour_graph
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
@@ -39,12 +39,12 @@ from deepcluster.records import Clustering, State
 from deepcluster.report.sprite import pictures, sheet
 from deepcluster.runs import resources as estimate
 from deepcluster.runs import resume as resuming
-from deepcluster.runs.build import Steps, network_of, rounds_of
+from deepcluster.runs.build import Steps, kmeans_of_result, network_of, reduction_of, rounds_of
 from deepcluster.runs.checkpointing import Keeper, scattered
 from deepcluster.runs.groups import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.runtime.display import Display, Silent
-from deepcluster.runtime.processes import ALONE, Processes, together
+from deepcluster.runtime.processes import ALONE, Processes, local_world_size
 from deepcluster.runtime.signals import Stop, temporary_folder
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import csv_rows as tables
@@ -112,12 +112,12 @@ def _fit(
 ) -> RunFolder:  # fmt: skip
     clock = _Clock()
     keep_freed_memory()
-    display = display if display and processes.leads else Silent()
+    display = display if display and processes.is_main else Silent()
     source = find(images, stdin=stdin)
     check_alike(source, processes)
     if request.resume and request.out:
         out = request.out
-        if processes.first(lambda: resuming.is_finished(out, source, request.n_clusters, request.seed)):
+        if processes.broadcast_json(lambda: resuming.is_finished(out, source, request.n_clusters, request.seed)):
             _check_finished(out, source, request, processes)
             display.say("Run", f"{out} is finished already")
             return files.open_run(out)
@@ -125,15 +125,15 @@ def _fit(
     seen = preview(source)
     recipe = plan(source, seen, request).recipe
     network = network_of(recipe, request.seed, device)
-    available = estimate.available() / together()
-    needed = estimate.memory(network, recipe, len(source.paths), processes.count, seen.decoding)
+    available = estimate.available() / local_world_size()
+    needed = estimate.memory(network, recipe, len(source.paths), processes.world_size, seen.decoding)
     estimate.check(needed, available, recipe)
     if device.type == "cuda":
         estimate.check_gpu(needed, free_memory(device), recipe, device)
     started = datetime.now(UTC)
     own = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = Path(processes.first(lambda: str(request.out or Path("runs") / own)))
-    if processes.leads:
+    out = Path(processes.broadcast_json(lambda: str(request.out or Path("runs") / own)))
+    if processes.is_main:
         files.check_free(out, overwrite=request.overwrite, resume=request.resume)
         if request.overwrite:
             check_not_inside(source, out)
@@ -154,10 +154,10 @@ def _fit(
             "seed": request.seed,
             "n_clusters": request.n_clusters,
             "device": str(device),
-            "environment": environment(device, processes.count, deterministic=request.deterministic),
+            "environment": environment(device, processes.world_size, deterministic=request.deterministic),
         }
         checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
-        found = checkpoints.latest() if request.resume and processes.leads else None
+        found = checkpoints.latest() if request.resume and processes.is_main else None
         # What is there stays whole until the new images are read, and are those that the checkpoint is of.
         waiting = replacing or found is not None
         if not waiting:
@@ -202,12 +202,12 @@ def _check_finished(out: Path, source: Source, request: Request, processes: Proc
         wanted = request.options or {} if request.recipe == "auto" else named
         asked = {name: named[name] for name in wanted if name in then and named[name] not in ("auto", "probe")}
         resuming.check_options(then, asked)
-    if processes.first(lambda: resuming.is_untouched(source, record)):
+    if processes.broadcast_json(lambda: resuming.is_untouched(source, record)):
         return
     size = folder.read_json("model/config.json", {"store_size": int})["store_size"]
     with temporary_folder() as place:
         digests = resuming.digests(source, read_share(source, size, processes, folder=place))
-    if processes.leads:
+    if processes.is_main:
         resuming.check_fingerprint(folder, digests)
 
 
@@ -269,7 +269,7 @@ def _read(job: _Job, network: Network) -> _Read:
         job.display.say("Plan", line)
     job.folder.write_text("recipe.toml", to_toml(settled.recipe))
     job.folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
-    again = near_duplicates(store.images, store.table)
+    again = near_duplicates(store.images, store.partition)
     digests = resuming.digests(job.source, store)
     job.folder.write_rows("duplicates.csv", files.DUPLICATES, _duplicate_rows(job.source, store, again))
     if again:
@@ -372,16 +372,18 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         graphs = [graph_of(found.parts[f"graph{i}"], len(store.kept)) for i in range(len(weights))]
         job.clock.start -= found.about["elapsed"]
         job.display.say("Resumed", f"in round {found.state.round + 1}, from {job.checkpoints.folder}")
-    elif processes.leads:
+    elif processes.is_main:
         resuming.remember(job.folder, read.digests)
     state: State | None = None
     if processes.any(found is not None):
-        network.restore(processes.first_tensors(lambda: found.network if found else {}), recipe.temperature or None)
-        state = scattered(found.state if found else None, store.table)
+        network.restore(processes.broadcast_tensors(lambda: found.network if found else {}), recipe.temperature or None)
+        state = scattered(found.state if found else None, store.partition)
     job.folder.write_rows("history.csv", columns, history)
     steps = Steps(recipe)
     if limit is not None:  # the step depends on how many rounds fit into the time
-        steps.rounds = processes.first(lambda: found.about.get("rounds", recipe.rounds) if found else recipe.rounds)
+        steps.rounds = processes.broadcast_json(
+            lambda: found.about.get("rounds", recipe.rounds) if found else recipe.rounds
+        )
     before, begun = len(history), job.clock.elapsed()
     keeper = Keeper(
         job.checkpoints,
@@ -389,18 +391,18 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
         lambda: {**about, "weights": weights, "elapsed": job.clock.elapsed(), "rounds": steps.rounds},
         job.stop,
         job.request.checkpoint_every,
-        store.table,
+        store.partition,
     )
     rounds = rounds_of(
-        network, store.images, recipe, steps, job.request.seed, state=state, keep=keeper,
+        network, store.images, recipe, steps, job.request.seed, state=state, on_state=keeper,
         progress=job.display.progress, processes=processes,
     )  # fmt: skip
     for round in rounds:
         if joining:  # a graph takes many seconds, and may be left where it is once the training is in a checkpoint
             keeper.rest()
         wanted = joining or round.index == 0
-        reduced = store.table.at_first(round.reduced) if wanted else round.reduced
-        if processes.leads:
+        reduced = store.partition.gather(round.reduced) if wanted else round.reduced
+        if processes.is_main:
             if start is None and round.index == 0:
                 start = (reduced, round.clustering)
                 job.checkpoints.add("start", _tensors_of_start(*start))
@@ -418,7 +420,7 @@ def _train(job: _Job, network: Network, read: _Read, found: Checkpoint | None) -
                 steps.rounds = min(recipe.rounds, len(history) + left)
                 stopped = "time limit" if len(history) < recipe.rounds and not left else ""
         # The clock of the first process decides for all.
-        steps.rounds, stopped = processes.every(steps.rounds)[0], processes.every(stopped)[0]
+        steps.rounds, stopped = processes.all_gather_json(steps.rounds)[0], processes.all_gather_json(stopped)[0]
         if stopped:
             break
     job.stop.at_once = True
@@ -446,14 +448,12 @@ def _graph(reduced: Tensor, seed: int) -> Graph:
 
 def _conclude(network: Network, job: _Job, store: Store, recipe: Recipe) -> Result:
     """Step 7; the first process gets the features of all images."""
-    empty = "split" if recipe.empty == "faiss" else recipe.empty  # that one is for the record of rounds
     found = conclude(
         network, store.images, clusters=recipe.pseudo_labels, seed=job.request.seed, size=recipe.image_size,
-        batch_size=recipe.batch_size, dims=recipe.dims, whitening=recipe.whitening,
-        iterations=recipe.kmeans_iterations, empty=empty, levels=recipe.kmeans_levels,
+        batch_size=recipe.batch_size, reduction=reduction_of(recipe), clustering=kmeans_of_result(recipe),
         progress=job.display.progress, processes=job.processes,
     )  # fmt: skip
-    at_first = store.table.at_first
+    at_first = store.partition.gather
     return replace(found, reduced=at_first(found.reduced), lengths=at_first(found.lengths))
 
 
@@ -461,18 +461,18 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
     """Step 7, and by the first process what is made of it."""
     result = _conclude(network, job, store, recipe)
     n_clusters, graph, kept = 0, None, True
-    if job.processes.leads:
+    if job.processes.is_main:
         n_clusters = job.request.n_clusters or suggested(result.reduced, job.record, job.display)
         if recipe.neighbours == "clearer":
             kept = _clearer(job, network, store, recipe, result.reduced, trained, n_clusters)
         else:
             graph, kept = _guarded(job, result.reduced, trained, n_clusters)
-    if not job.processes.first(lambda: kept):
+    if not job.processes.broadcast_json(lambda: kept):
         network.body.load_state_dict(trained.given)
         result = _conclude(network, job, store, recipe)
-    table = store.table
-    small = table.at_first(pictures(store.images, table.own.start, table.total))
-    if job.processes.leads:
+    partition = store.partition
+    small = partition.gather(pictures(store.images, partition.local.start, partition.total))
+    if job.processes.is_main:
         with job.folder.next_state() as staged:
             _write(replace(job, folder=staged), network, store, recipe, trained, result, n_clusters, graph, small)
         job.display.say("Done", _summary(job.folder, job.record))
@@ -483,7 +483,7 @@ def _guarded(job: _Job, reduced: Tensor, trained: _Trained, n_clusters: int) -> 
     if not trained.graphs:
         return None, True
     last = _graph(reduced, job.request.seed)
-    graph = joined(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
+    graph = joined_graphs(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
     if n_clusters < 2 or len(graph.rows) < ROWS_EACH * n_clusters:
         return graph, True
     return graph, _said(job, guard(trained.graphs[0], last, graph, n_clusters, derive(job.request.seed, "guard")))

@@ -31,7 +31,7 @@ from deepcluster.runs.groups import (
     write_tree,
 )
 from deepcluster.runtime.display import Display, Silent
-from deepcluster.runtime.partition import shares
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
 from deepcluster.storage import report_files as drawn
@@ -154,14 +154,14 @@ def predict(
     tried = used = 0
     reasons: list[tuple[str, str]] = []
     location = ""
-    for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.count):
+    for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.world_size):
         own = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
         for source, found in zip(parts, _at_first(own, processes), strict=False):
             tried, used, location = tried + len(source.paths), used + len(found.paths), source.location
             reasons += found.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
             yield found
-    if processes.leads and not used:
+    if processes.is_main and not used:
         raise nothing_readable(location, tried, reasons)
 
 
@@ -199,15 +199,15 @@ def _at_first(own: Prediction | None, processes: Processes) -> list[Prediction]:
     if processes.alone:
         return [own] if own else []
     own = own or Prediction((), torch.empty(0), torch.empty(0), ())
-    table = shares(processes, len(own.paths))
-    reduced, lengths = table.at_first(own.reduced), table.at_first(own.lengths)
-    told: list[Any] = processes.every_at_first([[*own.paths], [*own.skipped]])
-    if not processes.leads:
+    partition = Partition.of(processes, len(own.paths))
+    reduced, lengths = partition.gather(own.reduced), partition.gather(own.lengths)
+    told: list[Any] = processes.gather_json([[*own.paths], [*own.skipped]])
+    if not processes.is_main:
         return []
     return [
         Prediction(tuple(paths), rows, length, tuple((path, reason) for path, reason in skipped))
         for (paths, skipped), rows, length in zip(
-            told, reduced.split(table.sizes), lengths.split(table.sizes), strict=True
+            told, reduced.split(partition.sizes), lengths.split(partition.sizes), strict=True
         )
     ]
 

@@ -23,7 +23,7 @@ def digests(source: Source, store: Store) -> dict[str, str]:
     """The SHA-256 of the pixels of each image that is used, by its path; the first process gets those of all."""
     rows = store.images.permute(0, 2, 3, 1)
     own = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
-    found = (digest for each in store.table.processes.every_at_first(own) for digest in each)
+    found = (digest for each in store.partition.processes.gather_json(own) for digest in each)
     return dict(zip((source.paths[i] for i in store.kept), found, strict=False))
 
 

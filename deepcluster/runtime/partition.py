@@ -1,4 +1,4 @@
-"""A table whose rows several processes share: who has which, and how rows get to where they are wanted."""
+"""A matrix whose rows are partitioned over the ranks: which rank owns which rows, and how rows move between ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,115 +12,121 @@ from deepcluster.runtime.processes import ALONE, DTYPES, Processes
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Each process has some rows, ``sizes`` of them, one behind the other in their order.
+class Partition:
+    """Which rank owns which rows: consecutive blocks of ``sizes`` rows, in the order of the ranks.
 
-    Row numbers are those of the whole table, 0 to ``total`` - 1. A method takes the ``own`` rows of this process, and
-    is called by all processes. Tables of any number of dimensions; row numbers are on the CPU, wherever the rows are.
+    Row numbers are global, 0 to ``total`` - 1, and on the CPU, wherever the rows are. Tensors may have any number of
+    dimensions. Every method that moves rows is a collective.
     """
 
     processes: Processes
     sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, processes: Processes, rows: int) -> "Partition":
+        """The partition of which this rank owns ``rows`` rows. A collective."""
+        return cls(processes, tuple(processes.all_gather_json(rows)))
+
+    @classmethod
+    def single(cls, rows: int) -> "Partition":
+        """All rows in one process."""
+        return cls(ALONE, (rows,))
 
     @property
     def total(self) -> int:
         return sum(self.sizes)
 
     @property
-    def parts(self) -> list[slice]:
-        """The rows of each process."""
+    def slices(self) -> list[slice]:
+        """The rows of each rank."""
         ends = [*accumulate(self.sizes)]
         return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
 
     @property
-    def own(self) -> slice:
-        """The rows of this process."""
-        return self.parts[self.processes.rank]
+    def local(self) -> slice:
+        """The rows of this rank."""
+        return self.slices[self.processes.rank]
 
-    def whole(self, own: Tensor) -> Tensor:
-        """All rows, for everybody."""
+    def all_gather(self, local: Tensor) -> Tensor:
+        """All rows, on every rank."""
         if self.processes.alone:
-            return own
-        own = self._alike(own)
-        return self.processes.exchange(
-            own.repeat(self.processes.count, *(1,) * (own.ndim - 1)), [len(own)] * self.processes.count, [*self.sizes]
+            return local
+        local, world_size = self._alike(local), self.processes.world_size
+        return self.processes.all_to_all(
+            local.repeat(world_size, *(1,) * (local.ndim - 1)), [len(local)] * world_size, [*self.sizes]
         )
 
-    def at_first(self, own: Tensor) -> Tensor:
-        """All rows for the first process; none for the others."""
+    def gather(self, local: Tensor) -> Tensor:
+        """All rows, on the main rank; none on the others."""
         if self.processes.alone:
-            return own
-        own = self._alike(own)
-        to_first = [len(own)] + [0] * (self.processes.count - 1)
-        return self.processes.exchange(
-            own, to_first, [*self.sizes] if self.processes.leads else [0] * self.processes.count
-        )
+            return local
+        local, none = self._alike(local), [0] * self.processes.world_size
+        receive = [*self.sizes] if self.processes.is_main else none
+        return self.processes.all_to_all(local, [len(local), *none[1:]], receive)
 
-    def from_first(self, table: Tensor | None) -> Tensor:
-        """The own rows of a ``table`` that the first process has."""
+    def scatter(self, rows: Tensor | None) -> Tensor:
+        """This rank's part of the ``rows`` that the main rank has; None on the others."""
         if self.processes.alone:
-            assert table is not None
-            return table
-        empty = self.processes.first_tensors(lambda: {} if table is None else {"rows": table[:0]})["rows"]
-        table = empty if table is None else table
-        nobody = [0] * self.processes.count
-        receive = [len(range(self.total)[self.own]), *nobody[1:]]
-        return self.processes.exchange(table, [*self.sizes] if self.processes.leads else nobody, receive)
+            assert rows is not None
+            return rows
+        empty = self.processes.broadcast_tensors(lambda: {} if rows is None else {"rows": rows[:0]})["rows"]
+        none = [0] * self.processes.world_size
+        send = [*self.sizes] if self.processes.is_main else none
+        receive = [self.sizes[self.processes.rank], *none[1:]]
+        return self.processes.all_to_all(empty if rows is None else rows, send, receive)
 
-    def at(self, own: Tensor, rows: Tensor) -> Tensor:
-        """The ``rows`` (numbers, the same for all) of the table, for everybody."""
+    def index_select(self, local: Tensor, rows: Tensor) -> Tensor:
+        """The ``rows`` (numbers, the same on every rank), on every rank."""
         if self.processes.alone:
-            return own[rows.to(own.device)]
-        return self.fetch(own, [rows] * self.processes.count)
+            return local[rows.to(local.device)]
+        return self.get_rows(local, [rows] * self.processes.world_size)
 
-    def fetch(self, own: Tensor, wanted: Sequence[Tensor]) -> Tensor:
-        """The rows (numbers) that this process wants; all know what each of them ``wanted``."""
+    def get_rows(self, local: Tensor, wanted: Sequence[Tensor]) -> Tensor:
+        """The rows whose numbers this rank wants; every rank knows what each rank has ``wanted``."""
         if self.processes.alone:
-            return own.index_select(0, wanted[0].to(own.device))
-        own, rank = self._alike(own), self.processes.rank
-        leaving = [each[self._owner(each) == rank] - self.own.start for each in wanted]
+            return local.index_select(0, wanted[0].to(local.device))
+        local, rank = self._alike(local), self.processes.rank
+        leaving = [numbers[self._owner(numbers) == rank] - self.local.start for numbers in wanted]
         owners = self._owner(wanted[rank])
         order = torch.argsort(owners, stable=True)
-        found = self.processes.exchange(
-            own.index_select(0, torch.cat(leaving).to(own.device)),
-            [len(each) for each in leaving],
-            torch.bincount(owners, minlength=self.processes.count).tolist(),
+        received = self.processes.all_to_all(
+            local.index_select(0, torch.cat(leaving).to(local.device)),
+            [len(numbers) for numbers in leaving],
+            torch.bincount(owners, minlength=self.processes.world_size).tolist(),
         )
-        return found.index_select(0, torch.argsort(order).to(own.device))
+        return received.index_select(0, torch.argsort(order).to(local.device))
 
-    def deliver(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Values for rows of the table, wherever these are: of each process its ``rows`` (which all know), and the own
-        ``values`` for them. Returns the values for rows of this process, and the numbers of these among its own."""
+    def put_rows(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Send values to the ranks that own their rows.
+
+        Args:
+            values: One for each row that this rank has numbers for.
+            rows: The row numbers of each rank's values; every rank knows all.
+
+        Returns:
+            The values for rows of this rank, and where these are in its part.
+        """
         if self.processes.alone:
             return values, rows[0]
         rank = self.processes.rank
         owners = self._owner(rows[rank])
         order = torch.argsort(owners, stable=True)
-        coming = [each[self._owner(each) == rank] - self.own.start for each in rows]
-        found = self.processes.exchange(
+        coming = [numbers[self._owner(numbers) == rank] - self.local.start for numbers in rows]
+        received = self.processes.all_to_all(
             values.index_select(0, order.to(values.device)),
-            torch.bincount(owners, minlength=self.processes.count).tolist(),
-            [len(each) for each in coming],
+            torch.bincount(owners, minlength=self.processes.world_size).tolist(),
+            [len(numbers) for numbers in coming],
         )
-        return found, torch.cat(coming)
+        return received, torch.cat(coming)
 
     def _owner(self, rows: Tensor) -> Tensor:
         return torch.bucketize(rows.contiguous(), torch.tensor([*accumulate(self.sizes)]), right=True)
 
-    def _alike(self, own: Tensor) -> Tensor:
-        """A process without rows does not know their type and shape."""
+    def _alike(self, local: Tensor) -> Tensor:
+        """``local`` with the dtype and shape of the other ranks' rows, which a rank without rows does not know."""
         if 0 not in self.sizes:
-            return own
-        kind: list[Any] = [str(own.dtype), [*own.shape[1:]]] if len(own) else []
-        dtype, tail = next((each for each in self.processes.every(kind) if each), (str(own.dtype), own.shape[1:]))
-        return own if len(own) else torch.empty(0, *tail, dtype=DTYPES[dtype], device=own.device)
-
-
-def shares(processes: Processes, rows: int) -> Shares:
-    """The table of which this process has ``rows`` rows."""
-    return Shares(processes, tuple(processes.every(rows)))
-
-
-def unshared(rows: int) -> Shares:
-    """A table that one process has alone."""
-    return Shares(ALONE, (rows,))
+            return local
+        kind: list[Any] = [str(local.dtype), [*local.shape[1:]]] if len(local) else []
+        kinds = self.processes.all_gather_json(kind)
+        dtype, tail = next((kind for kind in kinds if kind), (str(local.dtype), local.shape[1:]))
+        return local if len(local) else torch.empty(0, *tail, dtype=DTYPES[dtype], device=local.device)

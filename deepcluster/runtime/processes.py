@@ -1,8 +1,8 @@
-"""The processes that share a run under torchrun: who they are, and what they exchange. Plain torch.distributed.
+"""The processes of a run under torchrun, and their collectives, on torch.distributed.
 
-Every method of :class:`Processes` is called by all of them, in the same order, and waits for the others. What goes
-round is JSON or the numbers of tensors. Torch's collectives for objects (``all_gather_object``, ...) would unpickle
-what they receive, and so run the code of whoever is in the group.
+Every method of :class:`Processes` is a collective: all ranks call it, in the same order. Values travel as JSON, tensors
+as their bytes. Torch's collectives for objects (``all_gather_object``, ...) would unpickle what they receive, and so
+run code sent by any process of the group.
 """
 
 import json
@@ -26,14 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError
 
-Value = TypeVar("Value")  # what JSON gives back as it was: no tuples, keys of text
+Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string keys only
 
-# How long one waits for another, which may be deep in a k-means or in the last cut. It is no sign of trouble: of a
-# process that ends the others hear at once, as its connections close, and of a machine that is silent torchrun does.
-PATIENCE = timedelta(days=7)
-WORD = 2.0  # seconds in which a process that fails says so to the others
-LOOK = 1.0  # seconds between two looks at whether the launcher is alive
-MOST_TEXT = 1 << 30  # bytes of JSON from one process: ten million digests of images are 700 MB
+# Generous, because the main rank may be busy for hours (k-means, final cut). A crashed rank is noticed at once, as its
+# sockets close; a dead machine, by torchrun.
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+REPORT_TIMEOUT = 2.0  # seconds in which a failing process reports its error to the others
+PARENT_POLL_SECONDS = 1.0  # between checks that the launcher is alive
+MAX_JSON_BYTES = 1 << 30  # from one process: the digests of ten million images are 700 MB
 DTYPES = {
     str(dtype): dtype
     for dtype in (
@@ -45,118 +45,134 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Processes:
-    """``count`` processes, of which this one is number ``rank``. The first of them, number 0, writes and speaks."""
+    """The ranks of a run. Rank 0, the main rank, writes files and prints."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     @property
     def alone(self) -> bool:
-        return self.count == 1
+        return self.world_size == 1
 
-    def share(self, things: int) -> range:
-        """The part of ``things`` things that is this one's: parts lie one behind the other and differ by at most 1."""
-        return range(self.rank * things // self.count, (self.rank + 1) * things // self.count)
+    @property
+    def seed_index(self) -> tuple[int, ...]:
+        """What a generator is derived from beside its purpose where each rank draws its own numbers."""
+        return () if self.alone else (self.rank,)
 
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of everybody's ``x``, of one shape and type; the same bits for all."""
+    def part(self, count: int) -> range:
+        """This rank's part of ``count`` items: consecutive parts, whose sizes differ by at most 1."""
+        return range(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of ``x`` over all ranks, where it has one shape and dtype; the same bits on each."""
         if self.alone:
             return x
         total = x.clone()
         dist.all_reduce(total)
         return total
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Everybody's ``x``, of one shape and type. One's own keeps its gradient; those of the others have none."""
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """``x`` of each rank, of one shape and dtype. This rank's keeps its gradient; the others have none."""
         if self.alone:
             return [x]
-        found = [torch.empty_like(x, requires_grad=False) for _ in range(self.count)]
-        dist.all_gather(found, x.detach().contiguous())
-        found[self.rank] = x
-        return found
+        gathered = [torch.empty_like(x, requires_grad=False) for _ in range(self.world_size)]
+        dist.all_gather(gathered, x.detach().contiguous())
+        gathered[self.rank] = x
+        return gathered
 
     def any(self, flag: bool) -> bool:
-        return flag if self.alone else bool(self.sum(torch.tensor([int(flag)])).item())
+        return flag if self.alone else bool(self.all_reduce(torch.tensor([int(flag)])).item())
 
-    def every(self, value: Value) -> list[Value]:
-        """What each of them has, in their order: a JSON value."""
+    def all_gather_json(self, value: Value) -> list[Value]:
+        """``value`` of each rank, by rank."""
         if self.alone:
             return [value]
-        own = _encoded(value)
-        sizes = self._sizes(own)
-        return _decoded(self.exchange(own.repeat(self.count), [len(own)] * self.count, sizes), sizes)
+        data = _encoded(value)
+        sizes = self._sizes(data)
+        received = self.all_to_all(data.repeat(self.world_size), [len(data)] * self.world_size, sizes)
+        return _decoded(received, sizes)
 
-    def every_at_first(self, value: Value) -> list[Value]:
-        """The same for the first alone; the others get an empty list."""
+    def gather_json(self, value: Value) -> list[Value]:
+        """``value`` of each rank, by rank, on the main rank; an empty list on the others."""
         if self.alone:
             return [value]
-        own, nobody = _encoded(value), [0] * self.count
-        sizes = self._sizes(own)
-        if not self.leads:
-            self.exchange(own, [len(own), *nobody[1:]], nobody)
+        data, none = _encoded(value), [0] * self.world_size
+        sizes = self._sizes(data)
+        send = [len(data), *none[1:]]
+        if not self.is_main:
+            self.all_to_all(data, send, none)
             return []
-        return _decoded(self.exchange(own, [len(own), *nobody[1:]], sizes), sizes)
+        return _decoded(self.all_to_all(data, send, sizes), sizes)
 
-    def first(self, make: Callable[[], Value]) -> Value:
-        """What the first of them makes, and nobody else does: a JSON value."""
+    def broadcast_json(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` returns on the main rank, the only one that calls it."""
         if self.alone:
             return make()
-        own = _encoded(make()) if self.leads else _room(0)
-        size = torch.tensor([len(own)])
+        data = _encoded(make()) if self.is_main else _buffer(0)
+        size = torch.tensor([len(data)])
         dist.broadcast(size, 0)
         sizes = _checked(size.tolist())
-        data = own if self.leads else _room(sizes[0])
+        data = data if self.is_main else _buffer(sizes[0])
         dist.broadcast(data, 0)
         value: Value = _decoded(data, sizes)[0]
         return value
 
-    def first_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors that the first of them makes, and nobody else does; on the CPU."""
+    def broadcast_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors that ``make`` returns on the main rank, the only one that calls it; on the CPU."""
         if self.alone:
             return dict(make())
-        own = {name: each.cpu().contiguous() for name, each in make().items()} if self.leads else {}
-        kinds: dict[str, Any] = {name: [str(each.dtype), [*each.shape]] for name, each in own.items()}
-        found = {}
-        for name, (dtype, shape) in self.first(lambda: kinds).items():
+        sent = {name: tensor.cpu().contiguous() for name, tensor in make().items()} if self.is_main else {}
+        kinds: dict[str, Any] = {name: [str(tensor.dtype), [*tensor.shape]] for name, tensor in sent.items()}
+        tensors = {}
+        for name, (dtype, shape) in self.broadcast_json(lambda: kinds).items():
             kind = DTYPES.get(dtype)
             if kind is None or not all(type(side) is int and side >= 0 for side in shape):
                 raise ValueError(f"another process sent no tensor: {dtype} {shape}")
-            data = own[name].view(-1).view(torch.uint8) if self.leads else _room(math.prod(shape) * kind.itemsize)
+            data = sent[name].view(-1).view(torch.uint8) if self.is_main else _buffer(math.prod(shape) * kind.itemsize)
             dist.broadcast(data, 0)
-            found[name] = own[name] if self.leads else data.view(kind).view(shape)
-        return found
+            tensors[name] = sent[name] if self.is_main else data.view(kind).view(shape)
+        return tensors
 
-    def _sizes(self, own: Tensor) -> list[int]:
-        """How many bytes each of them has."""
-        found = torch.zeros(self.count, dtype=torch.int64)
-        found[self.rank] = len(own)
-        return _checked(self.sum(found).tolist())
+    def _sizes(self, data: Tensor) -> list[int]:
+        """The number of bytes of each rank's ``data``."""
+        sizes = torch.zeros(self.world_size, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        return _checked(self.all_reduce(sizes).tolist())
 
-    def exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        """Rows for each of them, one behind the other, ``send`` of them each; returns what is for this one, ``receive``
-        rows from each, in their order. All have rows of one shape and type, those without any included."""
+    def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Send each rank its rows.
+
+        Args:
+            rows: Those for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
+                on a rank that sends none.
+            send: How many of them go to each rank.
+            receive: How many come from each rank.
+
+        Returns:
+            The rows for this rank, in the order of the ranks that sent them.
+        """
         if self.alone:
             return rows
         width = rows.shape[1:].numel() * rows.element_size()
         flat = rows.contiguous().view(-1).view(torch.uint8)  # gloo does not know every type, but moves all bytes
-        found = torch.empty(sum(receive) * width, dtype=torch.uint8, device=rows.device)
-        dist.all_to_all_single(found, flat, [each * width for each in receive], [each * width for each in send])
-        return found.view(rows.dtype).view(sum(receive), *rows.shape[1:])
+        received = torch.empty(sum(receive) * width, dtype=torch.uint8, device=rows.device)
+        dist.all_to_all_single(received, flat, [count * width for count in receive], [count * width for count in send])
+        return received.view(rows.dtype).view(sum(receive), *rows.shape[1:])
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """``module`` with the mean of everybody's gradients; the buffers of the first count."""
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """``module`` with gradients averaged over the ranks, and the main rank's buffers."""
         if self.alone:
             return module
-        # Where it looks for unused parameters, torch never puts the gradients into another order after the first step:
-        # sums over three processes and more depend on it, and a resumed training has a first step of its own.
-        return DistributedDataParallel(module, find_unused_parameters=self.count > 2, gradient_as_bucket_view=True)
+        # While it looks for unused parameters, torch keeps the gradients in one order; otherwise it changes that after
+        # the first step. Sums over three ranks or more depend on it, and a resumed training has its own first step.
+        return DistributedDataParallel(module, find_unused_parameters=self.world_size > 2, gradient_as_bucket_view=True)
 
-    def same_buffers(self, module: nn.Module) -> None:
-        """Give ``module`` the buffers that the first one has (running means of batch normalisation)."""
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Give ``module`` the main rank's buffers (running means of batch normalisation)."""
         if not self.alone:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -165,21 +181,21 @@ class Processes:
 ALONE = Processes()
 
 
-def _room(size: int) -> Tensor:
+def _buffer(size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8)
 
 
 def _encoded(value: object) -> Tensor:
     """``value`` as JSON; ASCII, so that names of files that are no UTF-8 come through, and every float exactly."""
     data = bytearray(json.dumps(value).encode())
-    if len(data) > MOST_TEXT:
-        raise ValueError(f"{len(data):,} bytes for the other processes, more than the {MOST_TEXT:,} that go round")
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"{len(data):,} bytes for the other processes, more than the {MAX_JSON_BYTES:,} that go round")
     return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def _checked(sizes: list[int]) -> list[int]:
-    if not all(0 < size <= MOST_TEXT for size in sizes):
-        raise ValueError(f"another process announces {max(sizes):,} bytes; at most {MOST_TEXT:,} are taken")
+    if not all(0 < size <= MAX_JSON_BYTES for size in sizes):
+        raise ValueError(f"another process announces {max(sizes):,} bytes; at most {MAX_JSON_BYTES:,} are taken")
     return sizes
 
 
@@ -187,7 +203,7 @@ def _decoded(data: Tensor, sizes: list[int]) -> list[Value]:
     return [json.loads(part.numpy().tobytes()) for part in data.split(sizes)]
 
 
-def launched() -> int:
+def world_size() -> int:
     """How many processes torchrun has started; 1 where it was not used."""
     try:
         return max(1, int(os.environ.get("WORLD_SIZE", "1")))
@@ -195,36 +211,40 @@ def launched() -> int:
         raise UsageError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment is no number: unset it") from None
 
 
-def together() -> int:
+def local_world_size() -> int:
     """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def init_processes() -> Iterator[Processes]:
     """The processes that torchrun has started, for as long as the context lasts; this one alone where it did not.
 
     An error in one ends all: the first to have one raises it; the others, which lose their connection to it, raise
     Unsaid with the same exit code, or LostError where it ended without a word. A process whose launcher has gone ends.
     """
-    if launched() == 1:
+    if world_size() == 1:
         yield ALONE
         return
     _end_with_launcher()
-    if together() == launched() and Path("/sys/class/net/lo").exists():
+    if local_world_size() == world_size() and Path("/sys/class/net/lo").exists():
         # Gloo, which asks nobody for a password, would listen where the name of this machine leads.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT
+        )
         board = _board()
     except (ValueError, dist.DistError) as error:
-        raise UsageError(f"the processes did not find each other ({_line(error)}): start them by torchrun") from None
+        raise UsageError(
+            f"the processes did not find each other ({_first_line(error)}): start them by torchrun"
+        ) from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that a killed one leaves
-        raise _worded(error, board) from error
+        raise _reported(error, board) from error
     dist.destroy_process_group()
 
 
@@ -237,13 +257,13 @@ def _board() -> Store:
     return PrefixStore(f"deepcluster/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _worded(error: BaseException, board: Store) -> BaseException:
+def _reported(error: BaseException, board: Store) -> BaseException:
     """What to raise here for ``error``: one process alone is to speak of what has happened."""
     code = error.exit_code if isinstance(error, DeepClusterError | Stopped) else 1
     code = Stopped.exit_code if isinstance(error, KeyboardInterrupt) else code
-    lost = _is_loss(error)
+    lost = _is_lost_connection(error)
     try:
-        until = time.monotonic() + WORD
+        until = time.monotonic() + REPORT_TIMEOUT
         while lost and time.monotonic() < until and not board.check(["said"]):
             time.sleep(0.05)
         own = f"{os.environ.get('RANK')}/{code}"
@@ -261,7 +281,7 @@ def _worded(error: BaseException, board: Store) -> BaseException:
     return error
 
 
-def _is_loss(error: BaseException) -> bool:
+def _is_lost_connection(error: BaseException) -> bool:
     """Whether it says that another process cannot be reached any more."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (
@@ -277,11 +297,11 @@ def _end_with_launcher() -> None:
 
     def look() -> None:
         while os.getppid() == launcher:
-            time.sleep(LOOK)
+            time.sleep(PARENT_POLL_SECONDS)
         os._exit(LostError.exit_code)
 
     threading.Thread(target=look, daemon=True).start()
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

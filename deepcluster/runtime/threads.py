@@ -1,4 +1,4 @@
-"""Threads that share a list of tasks, and results that come in the order of the tasks, whoever was faster."""
+"""Threads that work on a list of tasks, with the results in the order of the tasks."""
 
 import os
 from collections import deque
@@ -23,7 +23,7 @@ def cores() -> int:
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
 ) -> Iterator[Result]:
-    """Yield work(task) for each task in their order, with at most ``ahead`` of them begun and not yet taken."""
+    """Yield work(task) for each task in order, with at most ``ahead`` of them started and not yet taken."""
     waiting: deque[Future[Result]] = deque()
     try:
         for task in tasks:
@@ -33,13 +33,13 @@ def in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        for future in waiting:  # after an error nobody waits for the rest
+        for future in waiting:  # after an error the rest is not needed
             future.cancel()
 
 
 @contextmanager
 def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of ``count`` threads. Where the context is left early, as by a signal, nobody waits for what they do."""
+    """A pool of ``count`` threads. If the context is left by an exception, it does not wait for them."""
     pool, done = ThreadPoolExecutor(count), False
     try:
         yield pool

@@ -302,7 +302,7 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
 @contextmanager
 def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iterator[RunFolder]:
     """:func:`locked` by the main rank for all of them; each rank has a scratch folder of its own."""
-    if processes.leads:
+    if processes.is_main:
         with locked(path, make=make) as folder:
             processes.any(False)  # what killed processes left is gone before the others go on
             yield folder

@@ -20,7 +20,7 @@ def blobs(rows: int, width: int, k: int, seed: int = 0) -> Tensor:
 
 
 def part(x: Tensor, processes: Processes) -> Tensor:
-    share = processes.share(len(x))
+    share = processes.part(len(x))
     return x[share.start : share.stop]
 
 

@@ -1,0 +1,80 @@
+"""Batches of a training loop: which images of a sample each rank trains on, gathered and prepared ahead of time."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from deepcluster.runtime.devices import CPU, moved
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.threads import made_ahead
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one optimizer step.
+
+    Attributes:
+        step: Its number in the epoch.
+        drawn: Numbers of the images that all ranks train on together.
+        parts: Numbers of the images of each rank (see :func:`strides`).
+        rows: This rank's.
+        images: uint8, B x 3 x S x S, those of ``rows``, on the device that trains.
+    """
+
+    step: int
+    drawn: Tensor
+    parts: list[Tensor]
+    rows: Tensor
+    images: Tensor
+
+
+def batches(
+    images: Tensor,
+    partition: Partition,
+    samples: Iterable[tuple[int, Tensor]],
+    prepare: Callable[[Batch], Prepared],
+    device: torch.device,
+) -> Iterator[Prepared]:
+    """Yield what ``prepare`` makes of each batch, on a GPU while the previous one is trained on.
+
+    Args:
+        images: uint8, n x 3 x S x S: this rank's.
+        partition: Which rank has which images.
+        samples: The number of each step, and the images that all ranks draw for it.
+        prepare: For example random views. It must not exchange anything with other ranks.
+        device: Where the network trains.
+    """
+    # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
+    pixels = images.permute(0, 2, 3, 1)
+    processes = partition.processes
+
+    def make(sample: tuple[int, Tensor]) -> Prepared:
+        step, drawn = sample
+        parts = strides(drawn, processes.world_size)
+        gathered = moved(partition.get_rows(pixels, parts), device).permute(0, 3, 1, 2)
+        return prepare(Batch(step, drawn, parts, parts[processes.rank], gathered))
+
+    # Collectives have an order, which a thread that works ahead would not keep.
+    yield from made_ahead(make, samples, device if processes.alone else CPU)
+
+
+def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
+    """A sample of images for each rank: equal parts, filled up with its first images where it is too short.
+
+    At least two images each, as batch normalisation has no variance of one.
+    """
+    if world_size == 1:
+        return [drawn]
+    size = max(2, -(-len(drawn) // world_size))
+    filled = drawn[torch.arange(size * world_size) % len(drawn)]
+    return [filled[rank::world_size] for rank in range(world_size)]
+
+
+def new_images(drawn: int, world_size: int) -> list[int]:
+    """How many images of each of the :func:`strides` are not filling, which counts for nothing."""
+    return [len(range(rank, drawn, world_size)) for rank in range(world_size)]

@@ -1,0 +1,34 @@
+"""The loop's settings from flat options, so that a test names only those that it is about."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD
+
+from deepcluster.algorithm import alternate
+from deepcluster.clustering.steps import KMeans, Reduction
+from deepcluster.learning.pseudo_labels import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.nets.backbone import Network
+from deepcluster.records import Round
+
+
+def loop(network: Network, images: Tensor, **options: Any) -> Iterator[Round]:
+    """``alternate`` with the fields of its settings among its options."""
+    values = {"reduction": _taken(Reduction, options), "clustering": _taken(KMeans, options)}
+    values["learning"] = _taken(Learning, options)
+    return alternate(network, images, **{**values, **options})
+
+
+def learn(network: Network, images: Tensor, labels: Tensor, optimizer: SGD | None = None, **options: Any) -> float:
+    """``train_on_pseudo_labels`` with the fields of Learning among its options."""
+    learning = _taken(Learning, options)
+    labels = labels.reshape(len(labels), -1)
+    head = network.head
+    options.setdefault("clusters", [len(head.weight if hasattr(head, "weight") else head.directions)])
+    return train_on_pseudo_labels(network, images, labels, optimizer or body_optimizer(network), learning, **options)
+
+
+def _taken(kind: type, options: dict[str, Any]) -> Any:
+    return kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
