@@ -76,6 +76,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
+    report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
 
 
@@ -543,9 +544,10 @@ def _write(
     paths = tuple(job.source.paths[i] for i in store.kept)
     rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
     write_groups(folder, model, rows, job.record, baseline)
-    write_map(folder, result.reduced, request.seed)
     folder.write_bytes(drawn.SHEET, sheet(small))
-    write_report(folder, job.source)
+    if request.report:
+        write_map(folder, result.reduced, request.seed)
+        write_report(folder, job.source)
     job.stop.at_once = False  # too late: it must not be called stopped when it is done
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json(files.RUN, job.record)
