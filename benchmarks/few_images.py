@@ -21,7 +21,7 @@ from deepcluster.groups.cut import as_groups, place
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
-from deepcluster.recipe import Facts, resolve
+from deepcluster.presets import Facts, resolve
 from deepcluster.runs.groups import groups_of
 
 K = 10

@@ -106,7 +106,7 @@ def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[floa
 
 def estimated(count: int) -> float:
     """What `fit` says before it begins, MB."""
-    from deepcluster.recipe import Facts, resolve
+    from deepcluster.presets import Facts, resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.resources import memory
     from deepcluster.runtime.devices import choose_device

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -24,12 +24,15 @@ from deepcluster.errors import (
     Unsaid,
     UsageError,
 )
+from deepcluster.presets import PRESETS, Facts, read_recipe, resolve
+from deepcluster.recipe import Option, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime import streams
 from deepcluster.runtime.signals import listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, printable, say
 
 if TYPE_CHECKING:
+    from deepcluster.runs.fit import Request
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
     from deepcluster.storage.model_files import Model
@@ -59,12 +62,51 @@ ImagesArgument = Annotated[
         allow_leading_hyphen=True,
     ),
 ]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
+
+
+def _known_device(_: object, name: str) -> None:
+    """Said here, as the check of what this machine has imports torch."""
+    if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise ValueError("Choose auto, cpu, cuda or mps.")
+
+
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_known_device)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
 Json = Annotated[
     bool,
     Parameter(name="--json", negative=(), help="The result as JSON on standard output; the rest on standard error."),
 ]
+Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the file at -o.")]
+Assignments = Annotated[
+    list[str] | None,
+    Parameter(name="--set", negative=(), consume_multiple=True, help="OPTION=VALUE ... for any further option."),
+]
+NumberOfClusters = Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.")]
+
+
+def _flag(option: Option) -> Any:
+    """What the parser must know of an option that has a flag."""
+    kind: Any = Literal[option.choices] if option.choices else str if option.auto else type(option.default)
+    return Annotated[kind, Parameter(help=option.help)]
+
+
+if TYPE_CHECKING:
+    RecipeFlags = dict[str, Any]
+else:  # the flags that were given, by the name of their option
+    RecipeFlags = TypedDict(
+        "RecipeFlags", {name: _flag(option) for name, option in declared(Recipe).items() if option.flag}, total=False
+    )
+
+
+class ProtocolFlags(TypedDict, total=False):
+    """The options of protocols that have a flag; to ask the protocols for them would import torch."""
+
+    layers: Annotated[
+        str, Parameter(help="linear and filters: for example conv3,conv5 (default: all); voc07: top, all.")
+    ]
+    epochs: Annotated[int, Parameter(help="Passes over the images that the protocol learns from.")]
+    batch_size: Annotated[int, Parameter(help="Images in an optimizer step.")]
+    image_size: Annotated[int, Parameter(help="Side of the images that the network sees, px.")]
 
 
 @app.command
@@ -73,96 +115,69 @@ def fit(
     /,
     *,
     out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="The run folder to make.")] = None,
-    k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")] = "auto",
-    recipe: Annotated[
-        str, Parameter(help="auto, classic (the paper's steps), v1 (its settings), ... or FILE.toml.")
-    ] = "auto",
-    backbone: Annotated[str | None, Parameter(help="compact, alexnet, vgg16 or timm:NAME.")] = None,
-    weights: Annotated[str | None, Parameter(help="Pretrained weights: a file, or timm to fetch timm's own.")] = None,
-    pseudo_labels: Annotated[str | None, Parameter(help="Number of fine clusters trained on, or auto.")] = None,
-    rounds: Annotated[int | None, Parameter(help="Most rounds; 0 clusters the features at the start.")] = None,
-    epochs: Annotated[int | None, Parameter(help="Passes over the images in a round.")] = None,
-    image_size: Annotated[int | None, Parameter(help="Side of the images that the network sees, px.")] = None,
-    batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
-    lr: Annotated[float | None, Parameter(help="Learning rate.")] = None,
-    empty: Annotated[
-        Literal["sample", "split", "faiss"] | None, Parameter(help="Where an empty cluster's centroid goes.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--set", help="OPTION=VALUE ... for any option of a recipe.", negative=(), consume_multiple=True
-        ),
-    ] = None,
+    k: NumberOfClusters = "auto",
+    recipe: Annotated[str, Parameter(help="auto, classic, v1, ... (see `deepcluster recipes`) or FILE.toml.")] = "auto",
+    flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+    set_: Assignments = None,
     device: Device = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, Parameter(help="Type of the products.")] = None,
     deterministic: Annotated[
-        bool,
-        Parameter(negative=(), help="On a GPU: only kernels that give the same bits each time, some of them slower."),
+        bool, Parameter(negative=(), help="On a GPU: only kernels whose results repeat bit for bit; some are slower.")
     ] = False,
     seed: Annotated[
-        int, Parameter(help="Two runs with one seed are bit-identical on a CPU (GPU: --deterministic).")
+        int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
     ] = 0,
-    time_limit: Annotated[str | None, Parameter(help="Stop training by then: 90s, 30m, 2h.")] = None,
+    time_limit: Annotated[str | None, Parameter(help="As many rounds as fit into this time: 90s, 30m, 2h.")] = None,
     labels: Annotated[
-        str | None,
-        Parameter(help="For metrics only: folders (what comes with the source) or a CSV of path,label."),
+        str | None, Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label.")
     ] = None,
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run that is in -o.")] = False,
-    resume: Annotated[bool, Parameter(negative=(), help="Go on with the run in -o from its last checkpoint.")] = False,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False,
+    resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False,
     checkpoint_every: Annotated[
-        str, Parameter(help="Write one that often, and at the start of each round: 90s, 10m, 0s for each step.")
+        str,
+        Parameter(
+            help="Interval between checkpoints (also one per round): 90s, 10m, ...; 0s: after every optimizer step."
+        ),
     ] = "10m",
-    dry_run: Annotated[
-        bool, Parameter(negative=(), help="Print what would be done, with its time and memory, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
-    from deepcluster.images.preview import preview
-    from deepcluster.images.source import find
-    from deepcluster.recipe import to_toml
-    from deepcluster.runs import fit as run
-    from deepcluster.runs.build import network_of
-    from deepcluster.runs.resources import memory, seconds
-    from deepcluster.runtime.devices import choose_device
+    """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
+    # Whatever is wrong with the arguments alone is said before torch is imported.
+    options = read_options(Recipe, {**(flags or {}), **_assignments(set_)})
+    read_recipe(recipe)
+    n_clusters = _n_clusters(k)
+    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    interval = _seconds("--checkpoint-every", checkpoint_every)
+    if resume and (overwrite or out is None):
+        raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
+
+    from deepcluster.runs import fit as runs
     from deepcluster.runtime.processes import init_processes
 
-    named: dict[str, Any] = {
-        "backbone": backbone, "weights": weights, "rounds": rounds, "epochs": epochs, "image_size": image_size,
-        "batch_size": batch_size, "lr": lr, "empty": empty, "precision": precision,
-        "pseudo_labels": None if pseudo_labels == "auto" else pseudo_labels,
-    }  # fmt: skip
-    options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
-    request = run.Request(
-        out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, deterministic=deterministic,
-        seed=seed, time_limit=None if time_limit is None else _seconds("--time-limit", time_limit), labels=labels,
-        overwrite=overwrite, resume=resume, checkpoint_every=_seconds("--checkpoint-every", checkpoint_every),
+    request = runs.Request(
+        out=out,
+        n_clusters=n_clusters,
+        recipe=recipe,
+        options=options,
+        device=device,
+        deterministic=deterministic,
+        seed=seed,
+        time_limit=limit,
+        labels=labels,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=interval,
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
-    )  # fmt: skip
+    )
     if dry_run:
-        source = find(images, stdin=sys.stdin)
-        say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
-        seen = preview(source)
-        chosen = run.plan(source, seen, request)
-        for line in chosen.by_reason():
-            say(f"  {line}")
-        network = network_of(chosen.recipe, seed, choose_device("cpu"))
-        where = choose_device(device)
-        needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=where)
-        say(f"  memory: {needed.text}")
-        in_all, each = seconds(network.to(where), chosen.recipe, len(source.paths))
-        say(f"  time for the rounds: about {_duration(in_all)}, {chosen.recipe.rounds} of {_duration(each)}")
-        print("\n" + to_toml(chosen.recipe), end="")
+        _print_plan(images, request)
         return
-    if resume and (overwrite or out is None):
-        raise UsageError("--resume goes on with the run in -o: give -o RUN, and no --overwrite")
     with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=as_json) as terminal:
         _check_input(images, processes)
         try:
             with listening() as stop:
-                folder = run.fit(images, request, terminal, sys.stdin, stop, processes)
+                folder = runs.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
         if processes.is_main:
@@ -182,7 +197,7 @@ def predict(
         bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster, or in one marked as junk.")
     ] = False,
     device: Device = "auto",
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the file that is in -o.")] = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
@@ -230,9 +245,7 @@ def embed(
     *,
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The .npy file to write; paths go to a .csv beside it.")],
     device: Device = "auto",
-    overwrite: Annotated[
-        bool, Parameter(negative=(), help="Replace the file that is in -o, and the .csv beside it.")
-    ] = False,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the file at -o, and the .csv beside it.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
@@ -267,7 +280,7 @@ def recut(
     run_: RunArgument,
     /,
     *,
-    k: Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of groups, or auto.")],
+    k: NumberOfClusters,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -275,7 +288,7 @@ def recut(
     from deepcluster.runs import predict as results
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
-        folder = results.recut(run_, _groups(k), terminal)
+        folder = results.recut(run_, _n_clusters(k), terminal)
     _print_result(folder, quiet, as_json)
 
 
@@ -323,38 +336,27 @@ def evaluate(
     train: Annotated[
         str | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
     ] = None,
-    layers: Annotated[
-        str | None, Parameter(help="linear, filters: which of them, for example conv3,conv5; voc07: top or all.")
-    ] = None,
-    epochs: Annotated[int | None, Parameter(help="Passes over the images that a protocol learns from.")] = None,
-    batch_size: Annotated[int | None, Parameter(help="Images in a training step.")] = None,
-    image_size: Annotated[int | None, Parameter(help="Side of the images that the network sees, px.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--set", help="OPTION=VALUE ... for any option of the protocol.", negative=(), consume_multiple=True
-        ),
-    ] = None,
-    seed: Annotated[int, Parameter(help="All that is drawn depends on it.")] = 0,
+    flags: Annotated[ProtocolFlags | None, Parameter(name="*")] = None,
+    set_: Assignments = None,
+    seed: Annotated[int, Parameter(help="All random numbers depend on it.")] = 0,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """What clusters and features are worth by labels; what was found stays in the run folder and is not found twice."""
-    from deepcluster.runs import evaluate as evaluating
+    """Score clusters and features against labels. Results are cached in the run folder."""
+    options = {**(flags or {}), **_assignments(set_)}
+
+    from deepcluster.runs.evaluate import EvaluationRequest, evaluate
     from deepcluster.runtime.processes import init_processes
 
-    named = {"layers": layers, "epochs": epochs, "batch_size": batch_size, "image_size": image_size}
-    options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
-    request = evaluating.Request(
+    request = EvaluationRequest(
         protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
     )
     values = {}
     with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=as_json) as terminal:
         _check_input(images or "", processes)
         try:
-            found = evaluating.evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes)
-            for name, value in found:
+            for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes):
                 values[name] = value
                 if processes.is_main and not (as_json or quiet):
                     say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
@@ -434,26 +436,33 @@ def export(
 
 
 @app.command
-def recipes(name: str | None = None, /) -> None:
+def recipes(
+    name: str | None = None,
+    /,
+    *,
+    options: Annotated[
+        bool, Parameter(negative=(), help="List every option: the default (of v1), what it may be, what it is for.")
+    ] = False,
+) -> None:
     """List the recipes, or print the options of one as TOML, with how it departs from what was published.
 
     What `auto` and `classic` choose depends on the images: --dry-run."""
-    from deepcluster.recipe import PRESETS, Facts, resolve, to_toml
-
+    if options:
+        _print_options()
+        return
     if name is None:
         for preset, make in PRESETS.items():
             print(f"{preset:13} {' '.join((make.__doc__ or '').split())}")
         return
-    fitting = name in ("auto", "classic")
-    # The published recipes were made for ImageNet's 1.28 million images.
-    count = 1_281_167 if name in PRESETS and not fitting else 50_000
-    example = Facts(count=count, short_side=32, grey=False, n_clusters=10, device="cpu")
-    if fitting:
-        print(f"# What {name} chooses for 50,000 colour images of 32 px, 10 groups, on a CPU:")
-    chosen = resolve(name, {}, example)
-    if name in PRESETS and not fitting:
-        print("".join(f"# {line}\n" for line in chosen.by_reason()), end="")
-    print(to_toml(chosen.recipe), end="")
+    published = name in PRESETS and name not in ("auto", "classic")
+    # Those were made for the 1.28 million images of ImageNet.
+    example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
+    plan = resolve(name, {}, example)
+    if published:
+        print("".join(f"# {line}\n" for line in plan.by_reason()), end="")
+    elif name in PRESETS:
+        print(f"# What {name} chooses for 50,000 colour images of 32 px, 10 clusters, on a CPU:")
+    print(to_toml(plan.recipe), end="")
 
 
 @app.command
@@ -471,6 +480,39 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _print_options() -> None:
+    group = ""
+    for name, option in declared(Recipe).items():
+        if option.group != group:
+            print(f"{chr(10) if group else ''}{option.group}")
+            group = option.group
+        default = json.dumps(round(option.default, 4) if isinstance(option.default, float) else option.default)
+        print(f"  {name:20} {default:11} {option.values}\n      {option.help}")
+
+
+def _print_plan(images: str, request: "Request") -> None:
+    """What a fit would do, and how long it would take."""
+    from deepcluster.images.preview import preview
+    from deepcluster.images.source import find
+    from deepcluster.runs.build import network_of
+    from deepcluster.runs.fit import plan
+    from deepcluster.runs.resources import memory, seconds
+    from deepcluster.runtime.devices import choose_device
+
+    source = find(images, stdin=sys.stdin)
+    say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
+    seen = preview(source)
+    chosen = plan(source, seen, request)
+    for line in chosen.by_reason():
+        say(f"  {line}")
+    network, device = network_of(chosen.recipe, request.seed, choose_device("cpu")), choose_device(request.device)
+    needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=device)
+    say(f"  memory: {needed.text}")
+    total, per_round = seconds(network.to(device), chosen.recipe, len(source.paths))
+    say(f"  time for the rounds: about {_duration(total)}, {chosen.recipe.rounds} of {_duration(per_round)}")
+    print("\n" + to_toml(chosen.recipe), end="")
 
 
 def _predictions(
@@ -561,7 +603,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
 
 
-def _groups(k: str) -> int | None:
+def _n_clusters(k: str) -> int | None:
     if k == "auto":
         return None
     if not re.fullmatch(r"\d{1,12}", k) or int(k) < 1:
@@ -569,11 +611,14 @@ def _groups(k: str) -> int | None:
     return int(k)
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--set {text}: write it as OPTION=VALUE, for example --set dims=64")
-    return name.strip().replace("-", "_"), value.strip()
+def _assignments(texts: list[str] | None) -> dict[str, str]:
+    values = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: write it as OPTION=VALUE, for example --set dims=64")
+        values[name.strip().replace("-", "_")] = value.strip()
+    return values
 
 
 def _seconds(option: str, text: str) -> float:

@@ -1,4 +1,4 @@
-"""scikit-learn's shape: a thin coat over ``run.py`` (fit) and ``results.py`` (what can be done with a run)."""
+"""scikit-learn's estimator, over ``runs/fit.py`` (a fit) and ``runs/predict.py`` (what can be done with a run)."""
 
 import os
 import shutil
@@ -26,6 +26,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Images, Source, find
 from deepcluster.images.tabular import Table, table
+from deepcluster.recipe import Recipe, declared
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
@@ -52,21 +53,33 @@ _MADE_AGAIN = {"report.html", "curves.png", "sizes.png"}
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Clusters of images by DeepCluster (Caron et al., 2018): k-means and a convnet that learns its clusters, in turns.
 
-    ``X`` is a folder, a list of paths, uint8 images (N x H x W, N x H x W x C or N x C x H x W, an array or tensor), a
+    ``X`` is a folder, a list of paths, uint8 images (an array or tensor: N x H x W, N x H x W x C or N x C x H x W), a
     list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers, each row an image
-    of ``image_shape``. All of docs/python.md.
+    of ``image_shape`` (docs/python.md).
 
-    Parameters are those of ``deepcluster fit`` (docs/usage.md); None leaves a value to the recipe.
+    Args:
+        n_clusters: Number of clusters, or "auto".
+        recipe: A name, or a .toml file.
+        backbone, weights, pseudo_labels, rounds, epochs, image_size, batch_size, lr: Options of the recipe
+            (``deepcluster recipes --options``); None leaves them to it.
+        options: A dict of any other option of the recipe.
+        device: auto, cpu, cuda or mps.
+        random_state: The seed: an int, a RandomState to draw it from, or None for another one each time.
+        image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
+        verbose: 0: silent; 1: show progress.
 
-    n_clusters: groups, or "auto"; recipe: a name or a .toml file; options: a dict of any other option of a recipe;
-    random_state: the seed (an int; None takes another one each time); image_shape: (H, W) or (H, W, C) of the rows of a
-    table, None for the smallest square that holds one; verbose: 0 silent, 1 tells how it goes.
-
-    Attributes after ``fit``, where N counts the images that could be used: ``labels_`` (N), ``embedding_`` (N x d, what
-    ``transform`` gives), ``paths_`` (N), ``skipped_`` (path and reason of the others), ``cluster_centers_`` (K x d: of
-    each cluster, the mean of the centroids that stand for it), ``n_clusters_``, ``inertia_`` (sum of squared distances
-    to these), ``n_iter_`` (rounds), ``history_`` (a dict a round), ``run_`` (the run folder; docs/run-folder.md), and
-    of a table ``n_features_in_``.
+    Attributes:
+        labels_: The cluster of each of the N images that could be used.
+        embedding_: N x d, what ``transform`` gives for them.
+        paths_: N paths.
+        skipped_: Path and reason of each image that could not be used.
+        cluster_centers_: K x d, for each cluster the mean of the centroids that stand for it.
+        n_clusters_: K.
+        inertia_: Sum of the squared distances to the centers.
+        n_iter_: Number of rounds.
+        history_: A dict for each round.
+        run_: The run folder (docs/run-folder.md).
+        n_features_in_: Of a table.
     """
 
     def __init__(
@@ -107,13 +120,18 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     # ---- fit and what can be asked then -----------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None) -> Self:
-        """Train, cluster, and take over the result. ``y`` is not looked at.
+        """Train and cluster.
 
-        ``run``: the run folder to make, which may not exist; without it a temporary one, which ends with the estimator.
-        Images that cannot be used are left out with a DeepClusterWarning. Raises a DeepClusterError, or ValueError
-        where a table is none.
+        Args:
+            X: The images; those that cannot be used are left out with a DeepClusterWarning.
+            y: Ignored.
+            run: The run folder to make, which may not exist; None: a temporary one, which ends with the estimator.
+
+        Raises:
+            DeepClusterError: With what to do about it.
+            ValueError: X is not a table of finite numbers.
         """
-        n_clusters = _groups(self.n_clusters)
+        n_clusters = _n_clusters(self.n_clusters)
         rows, images = self._read(X, reset=True)
         if rows is not None and n_clusters is not None and n_clusters > len(images):
             raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
@@ -121,9 +139,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
         out = temporary / "run" if temporary else Path(str(run))
         request = runs.Request(
-            out=out, n_clusters=n_clusters, recipe=str(self.recipe), options=self._options(),
-            device=self.device, seed=seed,
-        )  # fmt: skip
+            out=out,
+            n_clusters=n_clusters,
+            recipe=str(self.recipe),
+            options=self._options(),
+            device=self.device,
+            seed=seed,
+            report=run is not None,  # a search fits many estimators, and looks at the report of none
+        )
         try:
             with self._display() as display:
                 runs.fit(images, request, display)
@@ -164,14 +187,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Make another number of groups of the same features, without training; clusters get new numbers."""
         self._check_run("recut")
         with self._display() as display:
-            results.recut(self.run_, _groups(n_clusters), display, self._at_hand())
+            results.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand(), report=False)
         self._read_results()
         return self
 
     def report(self, path: str | Path) -> Path:
         """Write the report of the run, one HTML page, and return where it is."""
         self._check_run("a report")
-        page = results.report(self.run_, self._at_hand()).read_text(encoding="utf-8")
+        page = results.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
         output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
         return Path(path)
 
@@ -218,7 +241,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         with folder.believed():
             used = [row for row in folder.read_clusters() if row["status"] == "ok"]
             summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
-            return gallery(title, used, summary, pictures(self._at_hand(), THUMBNAIL))
+            return gallery(title, used, summary, pictures(self._images_at_hand(), THUMBNAIL))
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         html = {"text/html": self._repr_html_()} if get_config()["display"] == "diagram" else {}
@@ -229,8 +252,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         state: dict[str, Any] = super().__getstate__()
         if not hasattr(self, "_model"):
             return state
-        kept = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
-        state = {name: value for name, value in state.items() if name in kept}
+        copied = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
+        state = {name: value for name, value in state.items() if name in copied}
         if hasattr(self, "run_"):
             names = [
                 name for name in own_files(self.run_) if name not in _MADE_AGAIN and not name.startswith("checkpoints/")
@@ -250,10 +273,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     # ---- inside -----------------------------------------------------------------------------------------------------
 
     def _options(self) -> dict[str, Any]:
-        named = ("backbone", "weights", "pseudo_labels", "rounds", "epochs", "image_size", "batch_size", "lr")
-        given = {name: getattr(self, name) for name in named}
-        given |= {"weights": None if self.weights is None else str(self.weights)}
-        given |= {"pseudo_labels": None if self.pseudo_labels == "auto" else self.pseudo_labels}
+        """The parameters that are options of a recipe and were given, and ``options``."""
+        given = {name: value for name, value in self.get_params(deep=False).items() if name in declared(Recipe)}
         return {name: value for name, value in given.items() if value is not None} | dict(self.options or {})
 
     def _display(self) -> AbstractContextManager[Display]:
@@ -280,13 +301,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def _read_results(self) -> None:
         folder = RunFolder(self.run_)
         record, model, rows = results.read_run(folder)
+        with folder.believed():
+            clusters = torch.tensor([int(row["cluster"]) for row in folder.read_clusters() if row["status"] == "ok"])
         self._take(model)
-        cluster = model.place(rows.reduced).cluster
-        self.labels_ = cluster.numpy()
+        self.labels_ = clusters.numpy()
         self.embedding_ = rows.reduced.numpy()
         self.paths_ = list(rows.paths)
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
-        self.inertia_ = _inertia(rows.reduced, cluster, self._centers())
+        self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
         self.n_iter_ = int(record["rounds"])
         self.history_ = [
             {name: _number(cell) for name, cell in row.items()}
@@ -306,8 +328,9 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def _read(self, X: Any, *, reset: bool) -> tuple[Table | None, Any]:
         """X as what the engine takes, and the table that it is. ``reset``: for a fit, so that X tells what comes."""
         if not _is_table(X):
-            for name in ("n_features_in_", "feature_names_in_") if reset else ():
-                self.__dict__.pop(name, None)
+            if reset:
+                for name in ("n_features_in_", "feature_names_in_"):
+                    self.__dict__.pop(name, None)
             return None, list(X) if getattr(X, "ndim", 0) == 1 else X
         if not reset and self._table is None:
             raise UsageError("X is a table of numbers, and the fit was of images: pass images, as docs/python.md says")
@@ -321,16 +344,17 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
         _, images = self._read(X, reset=False)
-        found = list(results.predict(self._model, images))
-        reduced = torch.cat([each.reduced for each in found])
-        skipped = [pair for each in found for pair in each.skipped]
+        predictions = list(results.predict(self._model, images))
+        reduced = torch.cat([prediction.reduced for prediction in predictions])
+        skipped = [pair for prediction in predictions for pair in prediction.skipped]
         if not skipped:
             return reduced
         if errors == "raise":
             raise DataError(
                 f"{_unusable(skipped)}: leave them out, or pass errors='coerce' to predict or transform for -1 or NaN"
             )
-        row_of = {path: row for row, path in enumerate(path for each in found for path in each.paths)}
+        usable = [path for prediction in predictions for path in prediction.paths]
+        row_of = {path: row for row, path in enumerate(usable)}
         rows = torch.tensor([row_of.get(path, -1) for path in find(images).paths])
         return torch.where((rows < 0).unsqueeze(1), torch.nan, reduced[rows])
 
@@ -345,7 +369,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if not hasattr(self, "run_"):
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
 
-    def _at_hand(self) -> Source | None:
+    def _images_at_hand(self) -> Source | None:
         """The images of the fit, for pictures of them."""
         return found_again(RunFolder(self.run_)) if self._images is None else find(self._images)
 
@@ -361,7 +385,7 @@ def _is_table(X: Any) -> bool:
     return not (several or isinstance(first, str | Path | Image.Image))
 
 
-def _groups(n_clusters: Any) -> int | None:
+def _n_clusters(n_clusters: Any) -> int | None:
     if n_clusters is None or (isinstance(n_clusters, str) and n_clusters == "auto"):
         return None
     if not isinstance(n_clusters, int | np.integer) or n_clusters is True or n_clusters < 1:
@@ -379,7 +403,7 @@ def _seed(random_state: Any) -> int:
 
 def _inertia(reduced: Tensor, clusters: Tensor, centers: Tensor) -> float:
     parts = zip(reduced.split(4096), clusters.split(4096), strict=True)
-    return float(sum((rows - centers[own]).square().sum(dtype=torch.float64).item() for rows, own in parts))
+    return float(sum((rows - centers[labels]).square().sum(dtype=torch.float64).item() for rows, labels in parts))
 
 
 def _number(cell: str) -> int | float:

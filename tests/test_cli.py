@@ -158,16 +158,6 @@ def test_recipes_and_doctor(capsys):
     assert "torch" in capsys.readouterr().out
 
 
-def test_set_reaches_every_option(photos, tmp_path):
-    out = tmp_path / "run"
-    arguments = ["--set", "dims=7", "kmeans-iterations=3", "--set", "patience=5", "--empty", "sample", "--lr", "0.01"]
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "-q", *QUICK, *arguments]) == 0
-    recipe = (out / "recipe.toml").read_text()
-    for line in ("dims = 7", "kmeans_iterations = 3", "patience = 5", 'empty = "sample"', "lr = 0.01"):
-        assert f"{line}\n" in recipe
-    assert np.load(out / "features.npy").shape[1] == 7
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

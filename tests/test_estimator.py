@@ -21,8 +21,11 @@ from sklearn.pipeline import make_pipeline
 from deepcluster import DeepCluster, load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.recipe import Recipe, declared, read_options
+from deepcluster.runs.fit import Request
 from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import drawings
+from tests.other_values import other_value
 
 QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}
 
@@ -275,13 +278,58 @@ def test_wrong_parameters_are_named_by_fit(given, message, digits, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # no folder is left behind
 
 
-def test_every_parameter_reaches_the_recipe(digits):
-    given = {"pseudo_labels": 7, "batch_size": 16, "lr": 0.125, "epochs": 2, "backbone": "compact"}
-    ours = DeepCluster(**QUICK | given, options={"heads": 2, "flip": 0.25}).fit(digits)
-    recipe = (ours.run_ / "recipe.toml").read_text().splitlines()
-    assert {
-        f"{name} = {value}" for name, value in (given | {"heads": 2, "flip": 0.25}).items() if name != "backbone"
-    } <= set(recipe)
+class Asked(Exception):
+    """A fit that goes no further than what it asks the engine for."""
+
+
+def asked(monkeypatch, estimator: DeepCluster) -> Request:
+    def fit(images, request, display):
+        raise Asked(request)
+
+    monkeypatch.setattr("deepcluster.runs.fit.fit", fit)
+    with pytest.raises(Asked) as caught:
+        estimator.fit("photos")
+    return caught.value.args[0]
+
+
+BESIDE_OPTIONS = {"n_clusters", "recipe", "options", "device", "random_state", "image_shape", "verbose"}
+
+
+@pytest.mark.parametrize("name", declared(Recipe))
+def test_every_option_reaches_the_engine_and_nothing_else_does(name, monkeypatch):
+    value = other_value(declared(Recipe)[name])
+    assert asked(monkeypatch, DeepCluster(options={name: value})).options == {name: value}
+    if name in DeepCluster().get_params():
+        assert asked(monkeypatch, DeepCluster(**{name: value})).options == {name: value}
+        assert asked(monkeypatch, DeepCluster(**{name: None})).options == {}
+
+
+def test_every_other_parameter_reaches_the_engine(monkeypatch, tmp_path):
+    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == BESIDE_OPTIONS
+    given = {"n_clusters": 7, "recipe": "v2", "device": "cpu", "random_state": 5}
+    request = asked(monkeypatch, DeepCluster(**given, weights=tmp_path))
+    assert (request.n_clusters, request.recipe, request.device, request.seed) == tuple(given.values())
+    assert read_options(Recipe, request.options) == {"weights": str(tmp_path)}
+    assert read_options(Recipe, asked(monkeypatch, DeepCluster(pseudo_labels="auto")).options) == {}
+
+
+def test_a_report_is_made_when_it_is_asked_for(fitted, photos, by_command, tmp_path):
+    """And by a fit into a folder that was named, as by the command."""
+    drawn = ("report.html", "map.npy")
+    ours = copy.deepcopy(fitted)
+    assert not any((estimator.run_ / name).exists() for estimator in (fitted, ours) for name in drawn)
+    assert not any((ours.recut(4).run_ / name).exists() for name in drawn)
+    ours.report(tmp_path / "mine.html")
+    assert all((ours.run_ / name).exists() for name in drawn)
+    before = (ours.run_ / "report.html").read_bytes()
+    assert (ours.recut(5).run_ / "report.html").read_bytes() != before  # what is there stays true
+
+    by_name = DeepCluster(**QUICK, random_state=5).fit(photos, run=tmp_path / "run")
+    lazily = DeepCluster(**QUICK, random_state=5).fit(photos)
+    for name in drawn:
+        lazily.report(tmp_path / "lazily.html")
+        assert (lazily.run_ / name).exists() and (by_name.run_ / name).exists()
+    assert (lazily.run_ / "map.npy").read_bytes() == (by_name.run_ / "map.npy").read_bytes()
 
 
 def test_random_state(digits):

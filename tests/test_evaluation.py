@@ -9,7 +9,7 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation.clustering import Options, clustering
+from deepcluster.evaluation.clustering import ClusteringOptions, clustering
 from deepcluster.evaluation.common import accuracies, held_out, numbers
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
@@ -43,7 +43,7 @@ def test_the_chance_level_is_that_of_labels_in_another_order():
     again = dict(clustering([int(label) for label in labels], labels, seed=1))
     other = dict(clustering([int(label) for label in labels], labels, seed=2))
     assert again == perfect != other
-    assert "acc_chance" not in dict(clustering([0, 1], ["a", "b"], Options(shuffles=0)))
+    assert "acc_chance" not in dict(clustering([0, 1], ["a", "b"], ClusteringOptions(shuffles=0)))
 
 
 def test_no_labels_at_all():
@@ -157,7 +157,7 @@ def test_a_damaged_file(run, capsys, content):
         ([], 2, "--labels folders"),
         (["--labels", "folders", "--epochs", "3"], 2, "shuffles"),
         (["--labels", "folders", "--set", "shuffles=x"], 2, "whole number"),
-        (["--labels", "folders", "--set", "shuffles=-1"], 2, "between 0 and 1e+09"),
+        (["--labels", "folders", "--set", "shuffles=-1"], 2, "between 0 and 1,000,000,000"),
         ([*map(str, LINEAR), "--batch-size", "0"], 2, "batch_size=0 must lie between 1"),
         ([*map(str, LINEAR), "--set", "lr=nan"], 2, "lr=nan"),
         ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),

@@ -6,8 +6,8 @@ from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.evaluation import few_labels as room
-from deepcluster.evaluation.common import Labelled, Task
-from deepcluster.evaluation.few_labels import Options, class_balanced, few
+from deepcluster.evaluation.common import Labelled, ProbeTask
+from deepcluster.evaluation.few_labels import FewLabelsOptions, class_balanced, few
 from deepcluster.nets.backbone import build
 from tests.drawings import drawings
 
@@ -24,19 +24,19 @@ def test_as_many_of_each_class():
     assert class_balanced(classes, 0.03, torch.Generator().manual_seed(0)).tolist() == rows.tolist()
 
 
-def task_of(seed: int = 0) -> Task:
+def task_of(seed: int = 0) -> ProbeTask:
     images, kinds = drawings(40, size=18)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     images, kinds = images[order], torch.tensor(kinds)[order]
     network = build("compact", image_size=16, seed=0).eval()
     train, test = Labelled(images[:90], kinds[:90]), Labelled(images[90:], kinds[90:])
-    return Task(network, train, test, ("bars", "blob", "checks"), 16, 16, seed)
+    return ProbeTask(network, train, test, ("bars", "blob", "checks"), 16, 16, seed)
 
 
 def test_it_learns_and_leaves_the_network_alone():
     task = task_of()
     before = {name: value.clone() for name, value in task.network.state_dict().items()}
-    found = dict(few(task, Options(shares="0.1,1", epochs=25, batch_size=18, lr="0.5", head_lr="2")))
+    found = dict(few(task, FewLabelsOptions(shares="0.1,1", epochs=25, batch_size=18, lr="0.5", head_lr="2")))
     assert (found["10%_labels"], found["100%_labels"]) == (
         9,
         sum(min(30, int(n)) for n in task.train.classes.bincount()),
@@ -49,10 +49,10 @@ def test_it_learns_and_leaves_the_network_alone():
 
 def test_it_depends_on_the_seed_alone_and_not_on_the_other_shares():
     options = {"epochs": 2, "batch_size": 9, "lr": "0.1", "head_lr": "1"}
-    both = dict(few(task_of(), Options(shares="0.1,0.3", **options)))
+    both = dict(few(task_of(), FewLabelsOptions(shares="0.1,0.3", **options)))
     torch.rand(7)
-    assert dict(few(task_of(), Options(shares="0.3", **options))).items() <= both.items()
-    assert dict(few(task_of(3), Options(shares="0.3", **options)))["30%_loss"] != both["30%_loss"]
+    assert dict(few(task_of(), FewLabelsOptions(shares="0.3", **options))).items() <= both.items()
+    assert dict(few(task_of(3), FewLabelsOptions(shares="0.3", **options)))["30%_loss"] != both["30%_loss"]
 
 
 def test_the_steps(monkeypatch):
@@ -64,7 +64,7 @@ def test_the_steps(monkeypatch):
             return super().step(closure)
 
     monkeypatch.setattr(room, "SGD", Watched)
-    dict(few(task_of(), Options(shares="0.1", epochs=10, lr="0.02", head_lr="5")))
+    dict(few(task_of(), FewLabelsOptions(shares="0.1", epochs=10, lr="0.02", head_lr="5")))
     # 9 images are a batch: 9/256 of the steps; a fifth from 6 of 10 epochs on, a 25th from 8 on.
     factors = [1] * 6 + [0.2] * 2 + [0.04] * 2
     assert seen == [pytest.approx((0.02 * 9 / 256 * each, 5 * 9 / 256 * each)) for each in factors]
@@ -76,9 +76,14 @@ def test_the_steps(monkeypatch):
 )
 def test_options_that_are_none(options, said):
     with pytest.raises(UsageError, match=said):
-        list(few(task_of(), Options(**options)))
+        list(few(task_of(), FewLabelsOptions(**options)))
 
 
 def test_steps_that_are_too_large():
     with pytest.raises(NonFiniteError, match=r"10%.*head_lr"):
-        list(few(task_of(), Options(shares="0.1", head_lr="9e8", lr="9e8", momentum=0.99, weight_decay=9e8, epochs=9)))
+        list(
+            few(
+                task_of(),
+                FewLabelsOptions(shares="0.1", head_lr="9e8", lr="9e8", momentum=0.99, weight_decay=9e8, epochs=9),
+            )
+        )

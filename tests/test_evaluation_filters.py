@@ -16,7 +16,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.feature_maps import layers_of, maps_at, read_maps
 from deepcluster.nets.backbone import Network, build
-from deepcluster.research.filters import Options, ascend, evenly, filters, noise, sheet, top_images, visible
+from deepcluster.research.filters import FiltersOptions, ascend, evenly, filters, noise, sheet, top_images, visible
 from tests.conftest import QUICK
 from tests.drawings import drawings
 from tests.test_evaluation import evaluated
@@ -49,7 +49,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def test_the_picture_is_the_filter():
     kernels = gratings() / 10  # of two the gradient of the cross-entropy goes along their difference
     network = linear_network(kernels)
-    made = ascend(network, layers_of(network)[0], [0, 1], Options(iterations=40, lr=1.0), size=SIZE, seed=0)
+    made = ascend(network, layers_of(network)[0], [0, 1], FiltersOptions(iterations=40, lr=1.0), size=SIZE, seed=0)
     for i in (0, 1):
         assert correlation(made.pictures[i], kernels[i] - kernels[1 - i]) > 0.95
         assert correlation(made.pictures[i], kernels[i]) > 0.6 > 0 > correlation(made.pictures[i], kernels[1 - i])
@@ -60,7 +60,7 @@ def test_the_only_filter_that_answers():
     """The others answer nothing whatever comes: the picture correlates with the one filter."""
     kernels = torch.cat([gratings()[:1], torch.zeros(3, 3, SIZE, SIZE)]) / 10
     network = linear_network(kernels)
-    made = ascend(network, layers_of(network)[0], [0], Options(iterations=40, lr=1.0), size=SIZE, seed=0)
+    made = ascend(network, layers_of(network)[0], [0], FiltersOptions(iterations=40, lr=1.0), size=SIZE, seed=0)
     assert correlation(made.pictures[0], kernels[0]) > 0.95
 
 
@@ -69,7 +69,7 @@ def test_one_step_by_hand():
     kernels = gratings()
     network = linear_network(kernels)
     layer = layers_of(network)[0]
-    options = Options(iterations=1, lr=0.7, weight_decay=0.01, blur=0.0)
+    options = FiltersOptions(iterations=1, lr=0.7, weight_decay=0.01, blur=0.0)
     start = (noise([0], SIZE, 5) - network.mean) / network.std
     p = (start.flatten(1) @ kernels.flatten(1).T).softmax(1)[0]
     along = (1 - p[0]) * kernels[0] - p[1] * kernels[1]
@@ -85,7 +85,7 @@ def test_the_answer_rises():
     layer = layers_of(network)[2]
     answers = []
     for iterations in (0, 5, 20, 60):
-        options = Options(iterations=iterations, lr=0.3)
+        options = FiltersOptions(iterations=iterations, lr=0.3)
         answers.append(ascend(network, layer, [0, 5, 11], options, size=16, seed=0).after)
     for before, after in pairwise(answers):
         assert (after > before).all()
@@ -94,7 +94,7 @@ def test_the_answer_rises():
 def test_the_start_is_noise_as_the_network_expects_it():
     """Grey of 128 with noise of 20, of 255, and normalised: not numbers of 0 to 255, as in the release."""
     network = build("alexnet", image_size=224, sobel=True).eval()
-    made = ascend(network, layers_of(network)[0], [3], Options(iterations=0), size=64, seed=0)
+    made = ascend(network, layers_of(network)[0], [3], FiltersOptions(iterations=0), size=64, seed=0)
     pixels = made.pictures * network.std + network.mean
     assert float(pixels.mean()) == pytest.approx(128 / 255, abs=0.003)
     assert float(pixels.std()) == pytest.approx(20 / 255, abs=0.002)
@@ -104,7 +104,7 @@ def test_the_start_is_noise_as_the_network_expects_it():
 
 def test_a_picture_depends_on_its_filter_and_the_seed_alone():
     network = build("compact", image_size=16, seed=1).eval()
-    layer, options = layers_of(network)[1], Options(iterations=5)
+    layer, options = layers_of(network)[1], FiltersOptions(iterations=5)
     together = ascend(network, layer, [2, 7, 9], options, size=16, seed=4).pictures
     assert torch.equal(together, ascend(network, layer, [2, 7, 9], options, size=16, seed=4).pictures)
     alone = ascend(network, layer, [7], options, size=16, seed=4).pictures
@@ -119,7 +119,7 @@ def test_a_picture_depends_on_its_filter_and_the_seed_alone():
 def test_the_network_stays_as_it_is():
     network = build("compact", image_size=16, seed=1).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    ascend(network, layers_of(network)[1], [0], Options(iterations=3), size=16, seed=0)
+    ascend(network, layers_of(network)[1], [0], FiltersOptions(iterations=3), size=16, seed=0)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -128,7 +128,7 @@ def test_the_network_stays_as_it_is():
 def test_pictures_are_blurred_every_so_often(sigma):
     """With a step of 0 the blur is all that happens: twice in five iterations, against scipy's."""
     network = build("compact", image_size=16, seed=0).eval()
-    options = Options(iterations=5, lr=0.0, weight_decay=0.0, blur=sigma, blur_every=2)
+    options = FiltersOptions(iterations=5, lr=0.0, weight_decay=0.0, blur=sigma, blur_every=2)
     found = ascend(network, layers_of(network)[0], [2], options, size=16, seed=4).pictures[0]
     expected = ((noise([2], 16, 4) - network.mean) / network.std)[0].double().numpy()
     for _ in range(2):
@@ -232,7 +232,13 @@ def test_a_filter_that_answers_no_image_has_none_beside_it():
     images = torch.full((3, 3, 4, 4), 100, dtype=torch.uint8)
     values = dict(
         filters(
-            network, images, Options(iterations=1, count=4), image_size=4, batch_size=2, seed=0, keep=sheets.__setitem__
+            network,
+            images,
+            FiltersOptions(iterations=1, count=4),
+            image_size=4,
+            batch_size=2,
+            seed=0,
+            keep=sheets.__setitem__,
         )
     )
     assert values["block1_filters"] == values["block1_shown"] == 2

@@ -9,8 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.common import Labelled, Task
-from deepcluster.evaluation.knn import Options, knn, weighted_votes
+from deepcluster.evaluation.common import Labelled, ProbeTask
+from deepcluster.evaluation.knn import KnnOptions, knn, weighted_votes
 from deepcluster.nets.backbone import build
 from tests.drawings import drawings
 
@@ -49,18 +49,18 @@ def test_a_small_temperature_does_not_overflow():
     assert torch.isfinite(votes).all()
 
 
-def task_of(seed: int = 0) -> Task:
+def task_of(seed: int = 0) -> ProbeTask:
     images, kinds = drawings(12, size=16)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     every = Labelled(images[order], torch.tensor(kinds)[order])
     train, test = Labelled(every.images[:24], every.classes[:24]), Labelled(every.images[24:], every.classes[24:])
     network = build("compact", image_size=16, seed=seed).eval()
-    return Task(network, train, test, ("bars", "blob", "checks"), 16, 8, seed)
+    return ProbeTask(network, train, test, ("bars", "blob", "checks"), 16, 8, seed)
 
 
 def test_the_protocol_on_the_features_of_the_backbone():
     task = task_of()
-    found = dict(knn(task, Options(neighbours="3,1000")))
+    found = dict(knn(task, KnnOptions(neighbours="3,1000")))
     assert list(found) == ["train_images", "images", "classes", "chance", "top1_k3", "top1_k24"]
     most = int(torch.bincount(task.train.classes).argmax())
     assert found["chance"] == pytest.approx(float((task.test.classes == most).float().mean()))
@@ -76,4 +76,4 @@ def test_the_protocol_on_the_features_of_the_backbone():
 
 def test_options_that_are_none():
     with pytest.raises(UsageError, match="neighbours"):
-        list(knn(task_of(), Options(neighbours="many")))
+        list(knn(task_of(), KnnOptions(neighbours="many")))

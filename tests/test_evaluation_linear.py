@@ -6,10 +6,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from deepcluster.errors import NonFiniteError, UsageError
-from deepcluster.evaluation.common import Labelled, Task
+from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
 from deepcluster.evaluation.linear import (
-    Options,
+    LinearOptions,
     linear,
     lr_at,
     mean_probabilities,
@@ -167,8 +167,8 @@ def plain_network() -> Network:
 def test_the_probe_is_as_good_as_logistic_regression(spread, least):
     train, test = colours(300, spread, 0), colours(300, spread, 1)
     network = plain_network()
-    options = Options(epochs=60, batch_size=32, weight_decay=0.0)
-    found = dict(linear(Task(network, train, test, "abc", 7, 32, 0), options))
+    options = LinearOptions(epochs=60, batch_size=32, weight_decay=0.0)
+    found = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
     pixels = [each.images[:, :, 0, 0].float().numpy() / 255 for each in (train, test)]
     theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
     assert theirs >= least
@@ -182,8 +182,8 @@ def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
     def found(layers: str, seed: int = 0, epochs: int = 3) -> dict[str, float | str]:
-        task = Task(network, every, every, ("bars", "blob", "checks"), 16, 8, seed)
-        return dict(linear(task, Options(layers=layers, epochs=epochs, batch_size=8)))
+        task = ProbeTask(network, every, every, ("bars", "blob", "checks"), 16, 8, seed)
+        return dict(linear(task, LinearOptions(layers=layers, epochs=epochs, batch_size=8)))
 
     both = found("block2,block5")
     assert found("block5").items() <= both.items()
@@ -205,11 +205,16 @@ def test_a_loss_above_that_of_guessing_is_said():
     train = colours(40, 25, 0)
     for lr, expected in ((0.01, False), (1000.0, True)):
         said = Said()
-        dict(linear(Task(plain_network(), train, train, "abc", 8, 8, 0), Options(epochs=3, lr=lr), display=said))
+        dict(
+            linear(
+                ProbeTask(plain_network(), train, train, "abc", 8, 8, 0), LinearOptions(epochs=3, lr=lr), display=said
+            )
+        )
         assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
 
 
 def test_a_step_that_is_too_large():
     train = colours(40, 4, 0)
     with pytest.raises(NonFiniteError, match=r"block1.*lr"):
-        dict(linear(Task(plain_network(), train, train, "abc", 8, 8, 0), Options(epochs=3, lr=1e38, batch_size=8)))
+        task = ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
+        dict(linear(task, LinearOptions(epochs=3, lr=1e9, weight_decay=1e9, batch_size=8)))

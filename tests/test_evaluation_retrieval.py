@@ -18,7 +18,7 @@ from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
 from deepcluster.research.retrieval import (
-    Options,
+    RetrievalOptions,
     average_precision,
     dataset,
     images_below,
@@ -110,7 +110,7 @@ def test_the_layout_of_oxford(buildings):
     assert queries[0].junk == {"bars_5"}
 
 
-def by_hand(network, buildings: Path, options: Options) -> float:
+def by_hand(network, buildings: Path, options: RetrievalOptions) -> float:
     """The protocol in its order, an image at a time."""
 
     def vectors(path: Path, box: tuple[int, int, int, int] | None = None) -> torch.Tensor:
@@ -140,7 +140,7 @@ def by_hand(network, buildings: Path, options: Options) -> float:
 def test_a_small_oxford(buildings, crop):
     network = build("compact", image_size=32, seed=1).eval()
     source, queries = dataset(str(buildings))
-    options = Options(image_size=64, dims=8, crop=crop)
+    options = RetrievalOptions(image_size=64, dims=8, crop=crop)
     found = dict(retrieval(network, source, queries, options))
     assert (found["images"], found["queries"], found["dims"], found["skipped"]) == (18, 3, 8, 0)
     assert found["map"] == pytest.approx(by_hand(network, buildings, options), abs=1e-6)
@@ -187,15 +187,15 @@ def test_a_damaged_image_is_left_out(buildings, tmp_path):
     root = Path(shutil.copytree(buildings, tmp_path / "copy"))
     (root / "jpg" / "blob_3.jpg").write_bytes(b"no image")
     network = build("compact", image_size=32, seed=1).eval()
-    found = dict(retrieval(network, *dataset(str(root)), Options(image_size=32, dims=4)))
+    found = dict(retrieval(network, *dataset(str(root)), RetrievalOptions(image_size=32, dims=4)))
     assert (found["images"], found["skipped"]) == (18, 1)
     (root / "jpg" / "bars_0.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match="query bars_1"):
-        dict(retrieval(network, *dataset(str(root)), Options(image_size=32, dims=4)))
+        dict(retrieval(network, *dataset(str(root)), RetrievalOptions(image_size=32, dims=4)))
 
 
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match=r"_query\.txt"):
         dataset(str(tmp_path))
     with pytest.raises(UsageError, match="at least 1"):
-        list(retrieval(build("compact", image_size=32), find([Image.new("RGB", (9, 9))]), [], Options(dims=0)))
+        list(retrieval(build("compact", image_size=32), find([Image.new("RGB", (9, 9))]), [], RetrievalOptions(dims=0)))

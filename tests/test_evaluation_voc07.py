@@ -17,7 +17,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.nets.backbone import build
 from deepcluster.research import voc07 as room
 from deepcluster.research.voc07 import (
-    Options,
+    Voc07Options,
     average_precisions,
     devkit,
     loss_of,
@@ -133,7 +133,7 @@ def test_it_learns_what_it_may(kit, tmp_path, monkeypatch, layers):
     network = build("compact", image_size=16, seed=0).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     train, test, names = splits(kit, "trainval")
-    options = Options(layers=layers, **QUICK)
+    options = Voc07Options(layers=layers, **QUICK)
     found = dict(voc07(network, train, test, names, options, image_size=16, scratch=scratch_in(tmp_path)))
     assert [name for name in found if name.startswith("ap_")] == [f"ap_{name}" for name in CLASSES]
     assert found["map"] == pytest.approx(np.mean([found[f"ap_{name}"] for name in CLASSES]))
@@ -145,7 +145,7 @@ def test_it_depends_on_the_seed_alone(kit, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "LONGER_SIDE", 60)
     network = build("compact", image_size=16, seed=0).eval()
     train, test, names = splits(kit, "trainval")
-    options = Options(iterations=3, batch_size=8, crops=2)
+    options = Voc07Options(iterations=3, batch_size=8, crops=2)
 
     def found(seed: int) -> dict[str, float]:
         scratch = scratch_in(tmp_path)
@@ -154,7 +154,7 @@ def test_it_depends_on_the_seed_alone(kit, tmp_path, monkeypatch):
     assert found(0) == found(0) != found(1)
 
 
-def changed_by(options: Options) -> set[str]:
+def changed_by(options: Voc07Options) -> set[str]:
     """What three steps on AlexNet's paper layers change."""
     network = build("alexnet", image_size=224, sobel=True).eval()
     small = nn.Sequential(nn.Dropout(0.5), nn.Linear(9216, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8))
@@ -172,9 +172,9 @@ def test_which_layers_are_trained():
     top = {f"body.classifier.{i}.{kind}" for i in (1, 4) for kind in ("weight", "bias")} | {"head.weight", "head.bias"}
     norms = {f"body.features.{i}.{kind}" for i in (1, 5, 9, 12, 15) for kind in ("weight", "bias")}
     convolutions = {f"body.features.{i}.{kind}" for i in (0, 4, 8, 11, 14) for kind in ("weight", "bias")}
-    assert changed_by(Options()) == top
-    assert changed_by(Options(train_batchnorm=True)) == top | norms
-    assert changed_by(Options(layers="all")) == top | norms | convolutions  # and not the Sobel filter
+    assert changed_by(Voc07Options()) == top
+    assert changed_by(Voc07Options(train_batchnorm=True)) == top | norms
+    assert changed_by(Voc07Options(layers="all")) == top | norms | convolutions  # and not the Sobel filter
 
 
 def test_the_steps_halve(kit, tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_the_steps_halve(kit, tmp_path, monkeypatch):
 
     monkeypatch.setattr(room, "SGD", Watched)
     train, test, names = splits(kit, "train")
-    options = Options(split="train", iterations=5, step_size=2, lr=0.1, batch_size=4, crops=1)
+    options = Voc07Options(split="train", iterations=5, step_size=2, lr=0.1, batch_size=4, crops=1)
     network = build("compact", image_size=16).eval()
     dict(voc07(network, train, test, names, options, image_size=16, scratch=scratch_in(tmp_path)))
     assert seen == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
@@ -208,7 +208,7 @@ def test_by_the_command(kit, tmp_path, capsys):
 def test_what_is_wrong_is_said(kit, tmp_path):
     for options in ({"split": "test"}, {"layers": "fc7"}, {"crop_min": 0.9}, {"crops": 0}):
         with pytest.raises(UsageError, match=next(iter(options))):
-            Options(**options)
+            Voc07Options(**options)
     with pytest.raises(DataError, match="VOCdevkit/VOC2007"):
         devkit(str(tmp_path))
     lists = Path(shutil.copytree(kit, tmp_path / "copy")) / "ImageSets" / "Main"

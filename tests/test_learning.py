@@ -11,7 +11,7 @@ from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.learning import precision, pseudo_labels
 from deepcluster.learning.features import extract
 from deepcluster.learning.instances import WithInstances, instance_loss
-from deepcluster.learning.precision import fastest_precision, network_precision
+from deepcluster.learning.precision import network_precision
 from deepcluster.learning.pseudo_labels import body_optimizer
 from deepcluster.nets.backbone import Network, build
 from deepcluster.seeding import generator
@@ -239,33 +239,6 @@ def test_features_are_kept_as_the_network_makes_them():
     halves = extract(network(), images, size=24, dtype=torch.bfloat16)
     assert halves.dtype == torch.bfloat16
     assert torch.allclose(halves.float(), extract(network(), images, size=24), atol=0.05, rtol=0.05)
-
-
-def test_the_precision_is_measured_and_the_network_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
-    net = network()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    dtype, share = fastest_precision(net, 24, 16)
-    assert 0 < share < 100
-    assert dtype == (torch.bfloat16 if share < 0.8 else torch.float32)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(parameter.grad is None for parameter in net.parameters())
-    assert net.training
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.5, torch.bfloat16), (0.95, torch.float32), (3.0, torch.float32)])
-def test_bfloat16_only_where_it_is_clearly_faster(monkeypatch, share, expected):
-    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
-    monkeypatch.setattr(precision, "_seconds", lambda net, images, dtype: share if dtype == torch.bfloat16 else 1.0)
-    assert fastest_precision(network(), 24, 16) == (expected, share)
-
-
-def test_no_trial_where_bfloat16_is_not_native(monkeypatch):
-    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
-    monkeypatch.setattr(precision, "_seconds", None)
-    dtype, share = fastest_precision(network(), 24, 16)
-    assert dtype == torch.float32
-    assert math.isnan(share)
 
 
 def test_the_rule_for_the_precision(monkeypatch):

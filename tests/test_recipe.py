@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.recipe import Facts, Plan, Recipe, resolve, to_toml
+from deepcluster.presets import Facts, Plan, resolve
+from deepcluster.recipe import Recipe, to_toml
 
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
 
@@ -75,7 +76,7 @@ def test_the_published_runs_of_v2(name, rounds, large, small, crops):
     [
         ("v1", ["whole image", "float32", "always all rounds", "some may"]),
         ("v1-official", ["whole image", "main.sh", "the paper has 500", "does not balance", "numbered anew"]),
-        ("v2", ["4096", "4.8", "LARC", "0.0048", "hue", "by turns", "training mode", "old centroid", "8 GPUs"]),
+        ("v2", ["4096", "4.8", "LARC", "0.0048", "hue", "taking turns", "training mode", "old centroid", "8 GPUs"]),
         ("v2-400-2x224", ["4096", "LARC"]),
         ("v2-800", ["4096", "LARC"]),
     ],

@@ -7,26 +7,32 @@ import torch
 
 from deepcluster.clustering.agreement import scores
 from deepcluster.errors import DataError
-from deepcluster.evaluation.common import Once, Pair, anew
+from deepcluster.evaluation.common import NamedFigure, Once, anew
+from deepcluster.recipe import Options, option
 from deepcluster.seeding import generator
 
 
 @dataclass(frozen=True)
-class Options:
-    """shuffles: how many orders of the labels the chance level is the mean of."""
+class ClusteringOptions(Options):
+    """Options of the protocol."""
 
-    shuffles: int = 5
+    shuffles: int = option(5, "Random orders of the labels, whose mean score is the chance level; 0: none.")
 
 
 def clustering(
-    clusters: Sequence[int], labels: Sequence[str], options: Options | None = None, *, seed: int = 0, once: Once = anew
-) -> Iterator[Pair]:
+    clusters: Sequence[int],
+    labels: Sequence[str],
+    options: ClusteringOptions | None = None,
+    *,
+    seed: int = 0,
+    once: Once = anew,
+) -> Iterator[NamedFigure]:
     """``acc``, ``nmi`` (geometric mean), ``ami``, ``ari`` of the clusters of images against their labels ("": none),
     and ``*_chance``: the same for the labels in another order, the mean of several.
 
     Raises DataError where no image has a label.
     """
-    options = options or Options()
+    options = options or ClusteringOptions()
     known = [i for i, label in enumerate(labels) if label]
     if not known:
         raise DataError("no image that has a cluster has a label: check --labels")

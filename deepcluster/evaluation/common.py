@@ -14,14 +14,14 @@ from deepcluster.nets.backbone import Network
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 
-Value = float | str
-Pair = tuple[str, Value]
-Values = Mapping[str, Value]
+Figure = float | str
+NamedFigure = tuple[str, Figure]
+Figures = Mapping[str, Figure]
 # once(part, compute): the values of a part of a protocol, computed or remembered.
-Once = Callable[[str, Callable[[], Values]], Values]
+Once = Callable[[str, Callable[[], Figures]], Figures]
 
 
-def anew(part: str, compute: Callable[[], Values]) -> Values:
+def anew(part: str, compute: Callable[[], Figures]) -> Figures:
     """Nothing is remembered."""
     return compute()
 
@@ -41,7 +41,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Task:
+class ProbeTask:
     """A network as a run left it (in evaluation mode), images to learn from and images to be scored on.
 
     ``names`` are the classes, by number. ``image_size``: side of the central square that the network sees, px;

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.common import Once, Pair, Task, Value, accuracies, anew, check_finite, numbers
+from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite, numbers
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.backbone import Network
+from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator, lent_global
 
@@ -28,24 +29,24 @@ DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on, times this
 
 
 @dataclass(frozen=True)
-class Options:
-    """shares of the labelled images; lr of the trunk and head_lr for each share, or one for all."""
+class FewLabelsOptions(Options):
+    """Options of the protocol."""
 
-    shares: str = "0.01,0.1"
-    epochs: int = 20
-    batch_size: int = 256
-    lr: str = "0.02,0.01"
-    head_lr: str = "5,0.2"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    shares: str = option("0.01,0.1", "Shares of the labelled images to learn from.")
+    epochs: int = option(20, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
+    batch_size: int = option(256, "Images in an optimizer step, at most.", low=1, high=1e6, flag=True)
+    lr: str = option("0.02,0.01", "Learning rate of the body for 256 images: one for each share, or one for all.")
+    head_lr: str = option("5,0.2", "Learning rate of the classifier, likewise.")
+    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
+    weight_decay: float = option(0.0, "Weight decay of SGD.")
 
 
 def few(
-    task: Task, options: Options | None = None, *, once: Once = anew, display: Display | None = None
-) -> Iterator[Pair]:
+    task: ProbeTask, options: FewLabelsOptions | None = None, *, once: Once = anew, display: Display | None = None
+) -> Iterator[NamedFigure]:
     """For each share S of the labels ``S_labels`` (how many), ``S_loss`` and ``S_top1`` (beyond 5 classes ``S_top5``
     too), of the centre of the images after the last epoch. ``chance``: always the most frequent class."""
-    options, display = options or Options(), display or Silent()
+    options, display = options or FewLabelsOptions(), display or Silent()
     shares = numbers(options.shares, "shares", float)
     if max(shares) > 1:
         raise UsageError(f"shares={options.shares}: a share of the labels is at most 1")
@@ -75,8 +76,8 @@ def class_balanced(classes: Tensor, share: float, random: torch.Generator) -> Te
 
 
 def fine_tune(
-    task: Task, name: str, share: float, lr: float, head_lr: float, options: Options, display: Display
-) -> dict[str, Value]:
+    task: ProbeTask, name: str, share: float, lr: float, head_lr: float, options: FewLabelsOptions, display: Display
+) -> dict[str, Figure]:
     """Train a copy of the network with a new linear classifier on a share of the labels, and score it."""
     rows = class_balanced(task.train.classes, share, generator(task.seed, "few labels"))
     network, device = deepcopy(task.network), task.network.mean.device
@@ -117,12 +118,12 @@ def fine_tune(
         total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
     processes.broadcast_buffers(network)
-    found: dict[str, Value] = {"labels": len(rows), "loss": total.item() / len(rows)}
+    found: dict[str, Figure] = {"labels": len(rows), "loss": total.item() / len(rows)}
     found |= accuracies(_scores(network, task), task.test.classes)
     return {f"{name}_{each}": value for each, value in found.items()}
 
 
-def _scores(network: Network, task: Task) -> Tensor:
+def _scores(network: Network, task: ProbeTask) -> Tensor:
     network.eval()
     with torch.no_grad():
         parts = [

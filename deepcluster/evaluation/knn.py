@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
-from deepcluster.evaluation.common import Once, Pair, Task, accuracies, anew, numbers
+from deepcluster.evaluation.common import NamedFigure, Once, ProbeTask, accuracies, anew, numbers
 from deepcluster.learning.features import extract
+from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 
 
 @dataclass(frozen=True)
-class Options:
-    """neighbours: how many vote, one or more numbers; temperature: that of their weights exp(cos / temperature)."""
+class KnnOptions(Options):
+    """Options of the protocol."""
 
-    neighbours: str = "20,200"
-    temperature: float = 0.07
+    neighbours: str = option("20,200", "How many neighbours vote: one or more numbers.")
+    temperature: float = option(0.07, "Of the weights exp(cosine / temperature) of their votes.", low=1e-6, high=1e6)
 
 
 def knn(
-    task: Task, options: Options | None = None, *, once: Once = anew, display: Display | None = None
-) -> Iterator[Pair]:
+    task: ProbeTask, options: KnnOptions | None = None, *, once: Once = anew, display: Display | None = None
+) -> Iterator[NamedFigure]:
     """``top1_kN`` (and ``top5_kN`` beyond 5 classes) of the features of the backbone, not reduced, of length 1; N is at
     most the number of images to learn from. ``chance``: always the most frequent class."""
-    options, display = options or Options(), display or Silent()
+    options, display = options or KnnOptions(), display or Silent()
     counts = [min(int(k), len(task.train.classes)) for k in numbers(options.neighbours, "neighbours", int)]
 
     def features(images: Tensor) -> Tensor:

@@ -14,37 +14,37 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from deepcluster.evaluation.common import Once, Pair, Task, Value, accuracies, anew, check_finite
+from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.images.augment import fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
+from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 
 
 @dataclass(frozen=True)
-class Options:
-    """image_size: 0 is that of the run; margin: side of the stored image over that of its crops. ten_crops: the mean of
-    the probabilities of four corners and the centre, and of the same mirrored, instead of the centre alone."""
+class LinearOptions(Options):
+    """Options of the protocol."""
 
-    layers: str = ""
-    epochs: int = 90
-    batch_size: int = 256
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-7
-    image_size: int = 0
-    margin: float = 256 / 224
-    ten_crops: bool = True
+    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
+    epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
+    batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
+    lr: float = option(0.01, "Learning rate; of iteration t it is lr / sqrt(1 + lr weight_decay t).")
+    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
+    weight_decay: float = option(1e-7, "Weight decay of SGD.")
+    image_size: int = option(0, "Side of the images, px; 0: that of the run.", high=8192, flag=True)
+    margin: float = option(256 / 224, "Side of the stored image over that of its crops.", low=1, high=2)
+    ten_crops: bool = option(True, "Score by the mean of ten crops (corners and centre, mirrored or not), not one.")
 
 
 def linear(
-    task: Task, options: Options | None = None, *, once: Once = anew, display: Display | None = None
-) -> Iterator[Pair]:
+    task: ProbeTask, options: LinearOptions | None = None, *, once: Once = anew, display: Display | None = None
+) -> Iterator[NamedFigure]:
     """For each layer its ``_pooling``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1`` (beyond 5 classes
     ``_top5`` too). ``chance``: always the most frequent class."""
-    options, display = options or Options(), display or Silent()
+    options, display = options or LinearOptions(), display or Silent()
     layers = chosen_layers(task.network, options.layers)
     yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
     yield from {"classes": len(task.names), "chance": task.chance}.items()
@@ -52,7 +52,7 @@ def linear(
         yield from once(layer.name, partial(probe, task, layer, options, display)).items()
 
 
-def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[str, Value]:
+def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Display) -> dict[str, Figure]:
     """Train a linear classifier on the pooled maps of one layer, and score it."""
     size, device = task.image_size, task.network.mean.device
     partition = task.train.partition
@@ -111,7 +111,7 @@ def probe(task: Task, layer: Layer, options: Options, display: Display) -> dict[
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
-    found: dict[str, Value] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
+    found: dict[str, Figure] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
     found |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in found.items()}
 

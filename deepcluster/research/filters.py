@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
-from deepcluster.evaluation.common import Pair, check_finite
+from deepcluster.evaluation.common import NamedFigure, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, read_maps
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
+from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 
@@ -32,20 +33,18 @@ SHOWN = 3.0  # standard deviations from grey to black or white
 
 
 @dataclass(frozen=True)
-class Options:
-    """filters: how many of a layer, evenly chosen; count: images beside each; iterations, lr, weight_decay: of the
-    ascent, whose gradient has length 1; blur: standard deviation in px of the Gaussian that smooths the picture after
-    every ``blur_every`` iterations (0: none); image_size: side of the picture that is made, 0 is that of the run."""
+class FiltersOptions(Options):
+    """Options of the protocol."""
 
-    layers: str = ""
-    filters: int = 16
-    count: int = 9
-    iterations: int = 1000
-    lr: float = 3.0
-    weight_decay: float = 1e-5
-    blur: float = 0.3
-    blur_every: int = 5
-    image_size: int = 0
+    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
+    filters: int = option(16, "Filters of a layer, evenly chosen.", low=1, high=256)
+    count: int = option(9, "Images beside each picture.", low=1, high=100)
+    iterations: int = option(1000, "Steps of the gradient ascent.")
+    lr: float = option(3.0, "Learning rate of the ascent, along a gradient of length 1.")
+    weight_decay: float = option(1e-5, "Pull towards the mean colour.")
+    blur: float = option(0.3, "Standard deviation of the Gaussian that smooths the picture, px; 0: none.", high=10)
+    blur_every: int = option(5, "Smooth after every so many iterations.", low=1)
+    image_size: int = option(0, "Side of the picture, px; 0: that of the run.", high=8192, flag=True)
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,14 @@ class Ascent:
 def filters(
     network: Network,
     images: Tensor,
-    options: Options | None = None,
+    options: FiltersOptions | None = None,
     *,
     image_size: int,
     batch_size: int,
     seed: int,
     keep: Callable[[str, Image.Image], None],
     display: Display | None = None,
-) -> Iterator[Pair]:
+) -> Iterator[NamedFigure]:
     """For each layer how many ``_filters`` it has and are ``_shown``, and the means over these of their answers (the
     mean of the filter's map): to noise (``_noise``), to what was made for them (``_made``), and to the images that they
     answer most (``_images``).
@@ -76,7 +75,7 @@ def filters(
     images: uint8 N x 3 x S x S, of which the network sees the central ``image_size`` px; keep(name of the layer, sheet)
     gets its pictures.
     """
-    options, display = options or Options(), display or Silent()
+    options, display = options or FiltersOptions(), display or Silent()
     layers = chosen_layers(network, options.layers)
     yield "images", len(images)
     best = top_images(
@@ -120,7 +119,7 @@ def ascend(
     network: Network,
     layer: Layer,
     filters: Sequence[int],
-    options: Options,
+    options: FiltersOptions,
     *,
     size: int,
     seed: int,

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.whitening import whiten
-from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation.common import Once, Pair, anew
+from deepcluster.errors import DataError
+from deepcluster.evaluation.common import NamedFigure, Once, anew
 from deepcluster.evaluation.feature_maps import layers_of, maps_at
 from deepcluster.evaluation.linear import as_numbers
 from deepcluster.images.decode import explain
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import Network
+from deepcluster.recipe import Options, option
 from deepcluster.research.whole_images import whole
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
@@ -32,14 +33,13 @@ CHANCES = 5  # random rankings whose mean is the chance level
 
 
 @dataclass(frozen=True)
-class Options:
-    """image_size: the longer side of an image, px; levels: of R-MAC's regions; dims: after the whitening; crop: the
-    query is the box in its image, and not all of it."""
+class RetrievalOptions(Options):
+    """Options of the protocol."""
 
-    image_size: int = 1024
-    levels: int = 3
-    dims: int = 512
-    crop: bool = True
+    image_size: int = option(1024, "The longer side of an image, px.", low=1, high=8192, flag=True)
+    levels: int = option(3, "Levels of the regions of R-MAC.", low=1, high=100)
+    dims: int = option(512, "Dimensions after the whitening.", low=1, high=1e6)
+    crop: bool = option(True, "The query is the box in its image; false: the whole image.")
 
 
 @dataclass(frozen=True)
@@ -112,18 +112,16 @@ def retrieval(
     network: Network,
     source: Source,
     queries: Sequence[Query],
-    options: Options | None = None,
+    options: RetrievalOptions | None = None,
     *,
     whiten_by: Source | None = None,
     seed: int = 0,
     once: Once = anew,
     display: Display | None = None,
-) -> Iterator[Pair]:
+) -> Iterator[NamedFigure]:
     """``map``: the mean over the queries of the average precision. The whitening is learnt from the regions of the
     database itself, or of other images (``whiten_by``). ``chance``: of rankings at random."""
-    options, display = options or Options(), display or Silent()
-    if min(options.image_size, options.levels, options.dims) < 1:
-        raise UsageError(f"{options}: all of them must be at least 1")
+    options, display = options or RetrievalOptions(), display or Silent()
 
     def chance() -> dict[str, float]:
         names = [Path(path).stem for path in source.paths]
@@ -142,7 +140,7 @@ def _score(
     network: Network,
     source: Source,
     queries: Sequence[Query],
-    options: Options,
+    options: RetrievalOptions,
     whiten_by: Source | None,
     display: Display,
 ) -> dict[str, float]:
@@ -175,7 +173,7 @@ class _Describing:
     """From images to the vectors of their regions, by the last maps of a network."""
 
     network: Network
-    options: Options
+    options: RetrievalOptions
     display: Display
 
     def all_of(self, source: Source, phase: str) -> tuple[list[Tensor], list[str]]:

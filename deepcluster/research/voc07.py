@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation.common import Once, Pair, Value, anew, check_finite
+from deepcluster.evaluation.common import Figure, NamedFigure, Once, anew, check_finite
 from deepcluster.images.augment import sampling_grid
 from deepcluster.images.decode import explain
 from deepcluster.images.source import Source, find
@@ -28,6 +28,7 @@ from deepcluster.images.store import gather, read_once
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import reset_linear
 from deepcluster.nets.paper import PaperNet
+from deepcluster.recipe import Options, option
 from deepcluster.research.whole_images import whole
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.threads import made_ahead
@@ -40,34 +41,29 @@ TIE = 1e-5  # an image with the class stands behind one without it that has the 
 
 
 @dataclass(frozen=True)
-class Options:
-    """split: trainval (scored on test) or train (on val). layers: ``top``, fc6 to fc8 of AlexNet and VGG-16 anew and
-    the classifier alone of other networks, or ``all``. train_batchnorm: with ``top``, scale and shift of the batch
-    normalisation below are trained too. crop_min, crop_max: area of a crop as a share of the image."""
+class Voc07Options(Options):
+    """Options of the protocol."""
 
-    split: str = "trainval"
-    layers: str = "top"
-    train_batchnorm: bool = False
-    iterations: int = 80_000
-    batch_size: int = 16
-    lr: float = 0.003
-    step_size: int = 5000
-    momentum: float = 0.9
-    weight_decay: float = 1e-6
-    crop_min: float = 0.1
-    crop_max: float = 0.5
-    crops: int = 10
+    split: str = option("trainval", "trainval: scored on test; train: on val.", choices=tuple(SPLITS))
+    layers: str = option(
+        "top", "Train fc6 to fc8 anew (of other networks than AlexNet and VGG-16: a classifier), or all layers.",
+        choices=("top", "all"), flag=True,
+    )  # fmt: skip
+    train_batchnorm: bool = option(False, "Train scale and shift of batch normalisation too.")
+    iterations: int = option(80_000, "Optimizer steps.", low=1)
+    batch_size: int = option(16, "Images in an optimizer step.", low=1, high=1e6, flag=True)
+    lr: float = option(0.003, "Learning rate at first.")
+    step_size: int = option(5000, "The learning rate is halved every so many iterations.", low=1)
+    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
+    weight_decay: float = option(1e-6, "Weight decay of SGD.")
+    crop_min: float = option(0.1, "Smallest area of a square crop, as a share of the image.", low=1e-6, high=1)
+    crop_max: float = option(0.5, "Largest area of a square crop.", low=1e-6, high=1)
+    crops: int = option(10, "Random crops whose logits are summed for a score.", low=1)
 
     def __post_init__(self) -> None:
-        for name, choices in (("split", tuple(SPLITS)), ("layers", ("top", "all"))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name}={getattr(self, name)}: choose {' or '.join(choices)}")
-        if not 0 < self.crop_min <= self.crop_max <= 1:
-            raise UsageError(
-                f"crop_min={self.crop_min:g}, crop_max={self.crop_max:g}: shares of the image, in this order"
-            )
-        if min(self.iterations, self.batch_size, self.step_size, self.crops) < 1:
-            raise UsageError("iterations, batch_size, step_size and crops must be at least 1")
+        super().__post_init__()
+        if self.crop_min > self.crop_max:
+            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
 
 
 @dataclass(frozen=True)
@@ -130,27 +126,27 @@ def voc07(
     train: Split,
     test: Split,
     names: Sequence[str],
-    options: Options | None = None,
+    options: Voc07Options | None = None,
     *,
     image_size: int,
     scratch: Callable[[], AbstractContextManager[Path]],
     seed: int = 0,
     once: Once = anew,
     display: Display | None = None,
-) -> Iterator[Pair]:
+) -> Iterator[NamedFigure]:
     """``ap_CLASS`` and their mean ``map``, after the last iteration. ``chance``: the mean share of images that have the
     class, which is the average precision of scores at random. ``scratch`` lends folders for images that do not fit into
     memory."""
-    options, display = options or Options(), display or Silent()
+    options, display = options or Voc07Options(), display or Silent()
     yield from {"train_images": len(train.truth), "images": len(test.truth), "classes": len(names)}.items()
     yield from once("chance", lambda: {"chance": _chance(test.truth)}).items()
 
-    def compute() -> dict[str, Value]:
+    def compute() -> dict[str, Figure]:
         with scratch() as place:
             pictures = [_read(each, place / part, display) for part, each in (("train", train), ("test", test))]
             trained = _train(network, pictures[0], options, image_size, seed, display)
             scores = _scores(trained, pictures[1], options, image_size, seed, display)
-        found: dict[str, Value] = {
+        found: dict[str, Figure] = {
             f"ap_{name}": value
             for name, value in zip(names, average_precisions(scores.numpy(), pictures[1].truth), strict=True)
         }
@@ -193,7 +189,9 @@ def _read(split: Split, place: Path, display: Display) -> _Pictures:
     return _Pictures(store.images, torch.from_numpy(extents[kept]), split.truth[kept])
 
 
-def _train(network: Network, pictures: _Pictures, options: Options, size: int, seed: int, display: Display) -> Network:
+def _train(
+    network: Network, pictures: _Pictures, options: Voc07Options, size: int, seed: int, display: Display
+) -> Network:
     """A copy of the network with a classifier, trained on the pictures."""
     network, device = deepcopy(network), network.mean.device
     trained = _prepare(network, pictures.truth.shape[1], options, seed)
@@ -223,7 +221,7 @@ def _train(network: Network, pictures: _Pictures, options: Options, size: int, s
     return network.eval()
 
 
-def _prepare(network: Network, classes: int, options: Options, seed: int) -> list[nn.Parameter]:
+def _prepare(network: Network, classes: int, options: Voc07Options, seed: int) -> list[nn.Parameter]:
     """Put a classifier on top, and fc6 and fc7 anew; returns what is trained. Batch normalisation keeps its statistics,
     dropout is at work in the layers that AlexNet and VGG-16 have behind the convolutions."""
     network.eval()
@@ -277,7 +275,9 @@ def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
     return (each * (truth != 0)).sum() / len(logits)
 
 
-def _scores(network: Network, pictures: _Pictures, options: Options, size: int, seed: int, display: Display) -> Tensor:
+def _scores(
+    network: Network, pictures: _Pictures, options: Voc07Options, size: int, seed: int, display: Display
+) -> Tensor:
     """The sum of the logits of random crops of each image, N x C."""
     found = []
     scale, device = (options.crop_min, options.crop_max), network.mean.device

@@ -1,13 +1,13 @@
 """The protocols on a run: from its folder, images and labels to figures, and to ``evaluation-PROTOCOL.json`` in it."""
 
-import difflib
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import torch
 from PIL import Image
@@ -16,13 +16,12 @@ from PIL.PngImagePlugin import PngInfo
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.evaluation import clustering, knn, linear
 from deepcluster.evaluation import few_labels as few
-from deepcluster.evaluation.common import Labelled, Once, Pair, Task, Value, Values, held_out
+from deepcluster.evaluation.common import Figure, Figures, Labelled, NamedFigure, Once, ProbeTask, held_out
 from deepcluster.evaluation.feature_maps import chosen_layers
 from deepcluster.images.labels import true_labels
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, check_alike, read_share
-from deepcluster.recipe import as_type
-from deepcluster.research import filters, retrieval, voc07
+from deepcluster.recipe import Options, read_options
 from deepcluster.runs.groups import found_again
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Silent
@@ -35,25 +34,27 @@ from deepcluster.storage.model_files import Model
 from deepcluster.storage.ownership import SHEET_MARK
 from deepcluster.storage.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from deepcluster.research.retrieval import Query
+
 SCHEMA_VERSION = 1
-OPTIONS: dict[str, Any] = {
-    "clustering": clustering.Options, "knn": knn.Options, "linear": linear.Options, "few": few.Options,
-    "retrieval": retrieval.Options, "voc07": voc07.Options, "filters": filters.Options,
-}  # fmt: skip
-# Options that only choose among the parts of a protocol, or that are in the names of these.
-SELECTING = {"linear": ("layers",), "few": ("shares", "lr", "head_lr")}
-RANGES = {
-    "batch_size": (1, 1e6), "epochs": (1, 1e6), "image_size": (0, 8192), "margin": (1, 2), "momentum": (0, 0.9999),
-    "temperature": (1e-6, 1e6), "levels": (1, 100), "dims": (1, 1e6), "filters": (1, 256), "count": (1, 100),
-    "blur": (0, 10), "blur_every": (1, 1e9),
-}  # fmt: skip
-UNSHARED = ("retrieval", "voc07", "filters")
+SINGLE_PROCESS = ("retrieval", "voc07", "filters")
+Set = TypeVar("Set", bound=Options)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to evaluate a run by. images: what is scored (None: the run's own images, or a fifth of them that is kept
-    from training); train: what a protocol learns from (None: the run's own images); options: those of the protocol."""
+class EvaluationRequest:
+    """What to evaluate a run by.
+
+    Attributes:
+        protocol: A name in ``PROTOCOLS``.
+        images: What is scored. None: the run's own images, or a fifth of them that is not learnt from.
+        labels: ``folders``, or a CSV file of path and label.
+        train: What a protocol learns from. None: the run's own images.
+        options: Those of the protocol.
+        seed: All that is drawn depends on it.
+        device: As of ``fit``.
+    """
 
     protocol: str = "clustering"
     images: str | None = None
@@ -66,12 +67,12 @@ class Request:
 
 def evaluate(
     run: Path,
-    request: Request,
+    request: EvaluationRequest,
     *,
     display: Display | None = None,
     stdin: TextIO | None = None,
     processes: Processes = ALONE,
-) -> Iterator[Pair]:
+) -> Iterator[NamedFigure]:
     """Yield what the protocol finds, as it is found; parts that are in the run folder are not computed again.
 
     Several ``processes`` share the images; each yields the same, and the first writes and displays.
@@ -79,63 +80,59 @@ def evaluate(
     Raises a DeepClusterError that says what to do, before anything is computed where it can be known by then.
     """
     files.open_run(run)
-    if not processes.alone and request.protocol in UNSHARED:
+    if not processes.alone and request.protocol in SINGLE_PROCESS:
         raise UsageError(f"the protocol {request.protocol} is for one process: leave torchrun out")
     display = display if display and processes.is_main else Silent()
-    options = options_of(request)
     with files.shared_lock(run, processes) as folder:
-        job = _Job(folder, request, options, display, stdin, processes)
-        depends, pairs = PREPARE[request.protocol](job)
-        memory = Memory(folder, request.protocol, {**depends, "seed": request.seed}, asdict(job.options), processes)
-        if memory.complete:
-            job.display.say("Known", f"from {memory.path}: it was computed from the same before")
-            yield from memory.values.items()
+        prepared = PROTOCOLS[request.protocol](_Job(folder, request, display, stdin, processes))
+        cache = EvaluationFile(folder, request, prepared, processes)
+        if cache.complete:
+            display.say("Known", f"from {cache.path}: it was computed from the same before")
+            yield from cache.values.items()
             return
-        for name, value in pairs(memory.once):
-            memory.values[name] = value
+        for name, value in prepared.figures(cache.once):
+            cache.values[name] = value
             yield name, value
-        memory.end()
+        cache.end()
 
 
-def options_of(request: Request) -> Any:
-    """The options of the protocol, each turned into its type. UsageError names the one that is wrong."""
-    kind = OPTIONS[request.protocol]
-    types = {each.name: type(each.default) for each in fields(kind)}
-    chosen = {}
-    for name, value in request.options.items():
-        if name not in types:
-            near = difflib.get_close_matches(name, types, n=1) or types
-            raise UsageError(
-                f"no option of the protocol {request.protocol} is called {name!r}: it has {', '.join(near)}"
-            )
-        chosen[name] = as_type(name, value, types[name])
-        if types[name] in (int, float):
-            least, most = RANGES.get(name, (0, 1e9))
-            if not least <= chosen[name] <= most:
-                raise UsageError(f"{name}={chosen[name]!r} must lie between {least:g} and {most:g}")
-    return kind(**chosen)
+@dataclass(frozen=True)
+class Prepared:
+    """A protocol that is ready to start.
+
+    Attributes:
+        options: Those of the protocol, checked.
+        depends: What else the figures depend on, as JSON.
+        figures: Yields them; parts go through the ``once`` that it is given.
+        selecting: Options that only choose among the parts, or that are in the names of these.
+    """
+
+    options: Options
+    depends: Mapping[str, Any]
+    figures: Callable[[Once], Iterator[NamedFigure]]
+    selecting: tuple[str, ...] = ()
 
 
-class Memory:
+class EvaluationFile:
     """evaluation-PROTOCOL.json: the ``values`` of the last evaluation, and every part that was ever computed by what it
     depends on. It is written after each part."""
 
-    def __init__(
-        self, folder: RunFolder, protocol: str, depends: Mapping[str, Any], options: Mapping[str, Any],
-        processes: Processes = ALONE,
-    ):  # fmt: skip
+    def __init__(self, folder: RunFolder, request: EvaluationRequest, prepared: Prepared, processes: Processes = ALONE):
         self.folder = folder
-        self.name = files.evaluation(protocol)
+        self.name = files.evaluation(request.protocol)
         self.path = folder.path / self.name  # where a person finds it
-        self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
-        shaping = {name: value for name, value in options.items() if name not in SELECTING.get(protocol, ())}
-        self._depends = {"schema_version": SCHEMA_VERSION, "inputs": depends, "options": shaping}
+        inputs, options = {**prepared.depends, "seed": request.seed}, asdict(prepared.options)
+        self.about = {
+            "schema_version": SCHEMA_VERSION, "protocol": request.protocol, "inputs": inputs, "options": options
+        }  # fmt: skip
+        shaping = {name: value for name, value in options.items() if name not in prepared.selecting}
+        self._depends = {"schema_version": SCHEMA_VERSION, "inputs": inputs, "options": shaping}
         before = processes.broadcast_json(self._read)
-        self.parts: dict[str, dict[str, Value]] = before.get("parts", {})
+        self.parts: dict[str, dict[str, Figure]] = before.get("parts", {})
         self.complete = before.get("status") == "done" and all(before.get(key) == self.about[key] for key in self.about)
-        self.values: dict[str, Value] = before["values"] if self.complete else {}
+        self.values: dict[str, Figure] = before["values"] if self.complete else {}
 
-    def once(self, part: str, compute: Callable[[], Values]) -> Values:
+    def once(self, part: str, compute: Callable[[], Figures]) -> Figures:
         key = json_sha256({**self._depends, "part": part})
         if key not in self.parts:
             self.parts[key] = dict(compute())
@@ -153,30 +150,30 @@ class Memory:
             return {}
         types = {"schema_version": int, "status": str, "values": dict, "parts": dict}
         try:
-            found = self.folder.read_json(self.name, types)
-            every = [*found["values"].values(), *(value for part in found["parts"].values() for value in part.values())]
-            if not all(isinstance(value, int | float | str) for value in every):
+            content = self.folder.read_json(self.name, types)
+            parts = [value for part in content["parts"].values() for value in part.values()]
+            if not all(isinstance(value, int | float | str) for value in (*content["values"].values(), *parts)):
                 raise ValueError
         except (DiskError, ValueError, AttributeError):
             raise DiskError(f"{self.path} is damaged: remove it, and it is computed again") from None
-        return found if found["schema_version"] == SCHEMA_VERSION else {}
+        return content if content["schema_version"] == SCHEMA_VERSION else {}
 
 
 # ---- what each protocol needs ---------------------------------------------------------------------------------------
 
-Prepared = tuple[dict[str, Any], Callable[[Once], Iterator[Pair]]]
-
 
 @dataclass(frozen=True)
 class _Job:
-    """An evaluation: ``options`` are those of its protocol."""
+    """An evaluation, and what a protocol may ask about it."""
 
     folder: RunFolder
-    request: Request
-    options: Any
+    request: EvaluationRequest
     display: Display
     stdin: TextIO | None
     processes: Processes
+
+    def options(self, kind: type[Set]) -> Set:
+        return kind(**read_options(kind, self.request.options))
 
     @property
     def labels(self) -> str:
@@ -223,6 +220,11 @@ class _Job:
 
 def _clustering(job: _Job) -> Prepared:
     """Of the run's own images by clusters.csv, of others by the model."""
+    options = job.options(clustering.ClusteringOptions)
+
+    def figures(clusters: Sequence[int], labels: Sequence[str], once: Once) -> Iterator[NamedFigure]:
+        return clustering.clustering(clusters, labels, options, seed=job.request.seed, once=once)
+
     if job.request.images is None:
         rows = [row for row in job.folder.read_clusters() if row["status"] == "ok"]
         paths = [row["path"] for row in rows]
@@ -231,29 +233,49 @@ def _clustering(job: _Job) -> Prepared:
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.believed():
             clusters = [int(row["cluster"]) for row in rows]
-        depends = {"clusters": json_sha256([clusters, labels])}
-        return depends, lambda once: clustering.clustering(
-            clusters, labels, job.options, seed=job.request.seed, once=once
-        )
+        return Prepared(options, {"clusters": json_sha256([clusters, labels])}, partial(figures, clusters, labels))
     source = find(job.request.images, stdin=job.stdin)
-    every = true_labels(job.labels, source)
+    all_labels = true_labels(job.labels, source)
     model = job.model()
 
-    def pairs(once: Once) -> Iterator[Pair]:
+    def figures_of_others(once: Once) -> Iterator[NamedFigure]:
         with _scratch(job) as scratch:
-            store, labels = job.read(source, every, model.store_size, scratch / "images")
-            placed = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
-        yield from clustering.clustering(placed, labels, job.options, seed=job.request.seed, once=once)
+            store, labels = job.read(source, all_labels, model.store_size, scratch / "images")
+            clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
+        yield from figures(clusters, labels, once)
 
-    return {"model": model_digest(model), "test": _fingerprint(source, every)}, pairs
+    depends = {"model": model_digest(model), "test": _fingerprint(source, all_labels)}
+    return Prepared(options, depends, figures_of_others)
 
 
-def _learnt(
-    job: _Job, protocol: Callable[..., Iterator[Pair]], sizes: Callable[[Model, Any], tuple[int, int]]
+def _knn(job: _Job) -> Prepared:
+    return _probed(job, job.options(knn.KnnOptions), knn.knn)
+
+
+def _linear(job: _Job) -> Prepared:
+    options = job.options(linear.LinearOptions)
+    model = job.model()
+    size = options.image_size or model.image_size
+    sizes = size, max(size, round(size * options.margin))
+    return _probed(job, options, linear.linear, sizes=sizes, selecting=("layers",))
+
+
+def _few(job: _Job) -> Prepared:
+    options = job.options(few.FewLabelsOptions)
+    return _probed(job, options, few.few, selecting=("shares", "lr", "head_lr"))
+
+
+def _probed(
+    job: _Job,
+    options: Options,
+    protocol: Callable[..., Iterator[NamedFigure]],
+    *,
+    sizes: tuple[int, int] | None = None,
+    selecting: tuple[str, ...] = (),
 ) -> Prepared:
     """Protocols that learn from labelled images and are scored on others: those that are given, or a fifth of the same.
 
-    sizes: of a model and the options, side of the images that the network sees and of those that are stored.
+    ``sizes``: side of the images that the network sees and of those that are stored, px (default: as in the run).
     """
     source = find(job.request.train, stdin=job.stdin) if job.request.train else job.own_images()
     labels = true_labels(job.labels, source)
@@ -264,45 +286,45 @@ def _learnt(
     else:
         source, labels, tests, test_labels = _split(source, labels, job.request.seed)
     model = job.model()
-    image_size, store_size = sizes(model, job.options)
+    image_size, store_size = sizes or (model.image_size, model.store_size)
 
-    def pairs(once: Once) -> Iterator[Pair]:
+    def figures(once: Once) -> Iterator[NamedFigure]:
         with _scratch(job) as scratch:
-            train, names = job.read(source, labels, store_size, scratch / "train")
+            train, train_names = job.read(source, labels, store_size, scratch / "train")
             test, test_names = job.read(tests, test_labels, store_size, scratch / "test")
-            known = sorted({*names, *test_names})
-            number = {name: i for i, name in enumerate(known)}
-            task = Task(
+            names = sorted({*train_names, *test_names})
+            number = {name: i for i, name in enumerate(names)}
+            task = ProbeTask(
                 network=model.network,
-                train=Labelled(train.images, torch.tensor([number[name] for name in names]), train.partition),
+                train=Labelled(train.images, torch.tensor([number[name] for name in train_names]), train.partition),
                 test=Labelled(test.images, torch.tensor([number[name] for name in test_names]), test.partition),
-                names=known,
+                names=names,
                 image_size=image_size,
                 batch_size=model.batch_size,
                 seed=job.request.seed,
             )
-            yield from protocol(task, job.options, once=once, display=job.display)
+            yield from protocol(task, options, once=once, display=job.display)
 
     depends = {
         "backbone": body_digest(model),
         "train": _fingerprint(source, labels),
         "test": _fingerprint(tests, test_labels),
     }
-    return depends, pairs
+    return Prepared(options, depends, figures, selecting)
 
 
 def _split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
     """Four fifths of the images that have a label, and the other one."""
-    known = [i for i, label in enumerate(labels) if label]
-    train, test = ([known[i] for i in rows.tolist()] for rows in held_out(len(known), seed))
+    labelled = [i for i, label in enumerate(labels) if label]
+    train, test = ([labelled[i] for i in rows.tolist()] for rows in held_out(len(labelled), seed))
     return source.rows(train), [labels[i] for i in train], source.rows(test), [labels[i] for i in test]
 
 
 def _check_apart(train: Source, test: Source) -> None:
     """DataError where images that are to be scored are among those that are learnt from."""
     if train.file and test.file:
-        known = {train.file(i) for i in range(len(train.paths))}
-        both = sum(test.file(i) in known for i in range(len(test.paths)))
+        learnt = {train.file(i) for i in range(len(train.paths))}
+        both = sum(test.file(i) in learnt for i in range(len(test.paths)))
     else:
         both = len(test.paths) if train.location == test.location else 0
     if both:
@@ -312,17 +334,11 @@ def _check_apart(train: Source, test: Source) -> None:
         )
 
 
-def _as_in_the_run(model: Model, options: Any) -> tuple[int, int]:
-    return model.image_size, model.store_size
-
-
-def _with_margin(model: Model, options: linear.Options) -> tuple[int, int]:
-    size = options.image_size or model.image_size
-    return size, max(size, round(size * options.margin))
-
-
 def _retrieval(job: _Job) -> Prepared:
     """Of images with queries as Oxford and Paris come; the whitening is learnt from them, or from those of --train."""
+    from deepcluster.research import retrieval
+
+    options = job.options(retrieval.RetrievalOptions)
     source, queries = retrieval.dataset(job.images("images and ground truth of Oxford or Paris buildings"))
     others = retrieval.images_below(job.request.train) if job.request.train else None
     model = job.model()
@@ -332,70 +348,80 @@ def _retrieval(job: _Job) -> Prepared:
         "queries": hashlib.sha256(repr([_sorted(query) for query in queries]).encode()).hexdigest(),
         "train": _fingerprint(others) if others else "",
     }
-    return depends, lambda once: retrieval.retrieval(
-        model.network, source, queries, job.options,
-        whiten_by=others, seed=job.request.seed, once=once, display=job.display,
-    )  # fmt: skip
+
+    def figures(once: Once) -> Iterator[NamedFigure]:
+        return retrieval.retrieval(
+            model.network, source, queries, options,
+            whiten_by=others, seed=job.request.seed, once=once, display=job.display,
+        )  # fmt: skip
+
+    return Prepared(options, depends, figures)
 
 
-def _sorted(query: retrieval.Query) -> list[Any]:
+def _sorted(query: "Query") -> list[Any]:
     return [query.name, query.image, query.box, sorted(query.positive), sorted(query.junk)]
 
 
 def _voc07(job: _Job) -> Prepared:
     """Of a VOCdevkit."""
+    from deepcluster.research import voc07
+
+    options = job.options(voc07.Voc07Options)
     root = voc07.devkit(job.images("the folder VOCdevkit/VOC2007"))
     if job.request.train:
         raise UsageError("the protocol voc07 learns from a part of VOC07: leave --train out, see --set split=...")
-    train, test, names = voc07.splits(root, job.options.split)
+    train, test, names = voc07.splits(root, options.split)
     model = job.model()
 
-    def pairs(once: Once) -> Iterator[Pair]:
-        yield from voc07.voc07(
-            model.network, train, test, names, job.options, image_size=model.image_size,
+    def figures(once: Once) -> Iterator[NamedFigure]:
+        return voc07.voc07(
+            model.network, train, test, names, options, image_size=model.image_size,
             scratch=lambda: _scratch(job), seed=job.request.seed, once=once, display=job.display,
         )  # fmt: skip
 
     depends = {
         "backbone": body_digest(model),
-        **{part: [_fingerprint(each.source), each.digest()] for part, each in (("train", train), ("test", test))},
+        **{part: [_fingerprint(split.source), split.digest()] for part, split in (("train", train), ("test", test))},
     }
-    return depends, pairs
+    return Prepared(options, depends, figures)
 
 
 def _filters(job: _Job) -> Prepared:
     """Of the run's images, or others; the sheets go into the run folder, and are made again where one is gone."""
+    from deepcluster.research import filters
+
+    options = job.options(filters.FiltersOptions)
     if job.request.labels is not None or job.request.train is not None:
         raise UsageError("the protocol filters looks at images alone: leave --labels and --train out")
     source = find(job.request.images, stdin=job.stdin) if job.request.images else job.own_images()
     model = job.model()
-    for layer in chosen_layers(model.network, job.options.layers):
+    for layer in chosen_layers(model.network, options.layers):
         if not job.folder.has(files.filters(layer.name)):
             job.folder.remove(files.evaluation("filters"))
 
-    def keep(layer: str, sheet: Image.Image) -> None:
+    def save(layer: str, sheet: Image.Image) -> None:
         data = io.BytesIO()
         mark = PngInfo()
         mark.add_text("Software", SHEET_MARK)
         sheet.save(data, "PNG", pnginfo=mark)
         job.folder.write_bytes(files.filters(layer), data.getvalue())
 
-    def pairs(once: Once) -> Iterator[Pair]:
+    def figures(once: Once) -> Iterator[NamedFigure]:
         with _scratch(job) as scratch:
             store, _ = job.read(source, source.paths, model.store_size, scratch / "images")
             yield from filters.filters(
-                model.network, store.images, job.options, image_size=model.image_size, batch_size=model.batch_size,
-                seed=job.request.seed, keep=keep, display=job.display,
+                model.network, store.images, options, image_size=model.image_size, batch_size=model.batch_size,
+                seed=job.request.seed, keep=save, display=job.display,
             )  # fmt: skip
 
-    return {"backbone": body_digest(model), "images": _fingerprint(source)}, pairs
+    return Prepared(options, {"backbone": body_digest(model), "images": _fingerprint(source)}, figures)
 
 
-PREPARE: dict[str, Callable[[_Job], Prepared]] = {
+PROTOCOLS: dict[str, Callable[[_Job], Prepared]] = {
     "clustering": _clustering,
-    "knn": lambda job: _learnt(job, knn.knn, _as_in_the_run),
-    "linear": lambda job: _learnt(job, linear.linear, _with_margin),
-    "few": lambda job: _learnt(job, few.few, _as_in_the_run),
+    "knn": _knn,
+    "linear": _linear,
+    "few": _few,
     "retrieval": _retrieval,
     "voc07": _voc07,
     "filters": _filters,

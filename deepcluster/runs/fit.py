@@ -32,9 +32,10 @@ from deepcluster.images.preview import Preview, preview
 from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.learning.features import extract
-from deepcluster.learning.precision import fastest_precision, network_precision
+from deepcluster.learning.precision import network_precision
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Facts, Plan, Recipe, options_of, resolve, to_toml
+from deepcluster.presets import Facts, Plan, resolve
+from deepcluster.recipe import Recipe, read_toml, to_toml
 from deepcluster.records import Clustering, State
 from deepcluster.report.sprite import pictures, sheet
 from deepcluster.runs import resources as estimate
@@ -75,6 +76,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
+    report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
 
 
@@ -198,9 +200,9 @@ def _check_finished(out: Path, source: Source, request: Request, processes: Proc
     record = folder.read_record()
     if request.options or request.recipe != "auto":
         named = asdict(plan(source, preview(source), request, record.get("images_count")).recipe)
-        then = options_of(folder.file("recipe.toml"))
+        _, then = read_toml(folder.file("recipe.toml"))
         wanted = request.options or {} if request.recipe == "auto" else named
-        asked = {name: named[name] for name in wanted if name in then and named[name] not in ("auto", "probe")}
+        asked = {name: named[name] for name in wanted if name in then and named[name] != "auto"}
         resuming.check_options(then, asked)
     if processes.broadcast_json(lambda: resuming.is_untouched(source, record)):
         return
@@ -301,20 +303,15 @@ def _with_precision(settled: Plan, network: Network) -> Plan:
     """The plan with the precision that was chosen for this network, so that recipe.toml says what was used.
 
     ``auto`` is a rule and not a trial: where a step takes about as long either way, a trial would be decided by what
-    else the machine does, and two runs with one seed would differ. ``probe`` is the trial.
+    else the machine does, and two runs with one seed would differ.
     """
     recipe = settled.recipe
-    if recipe.precision not in ("auto", "probe"):
+    if recipe.precision != "auto":
         return settled
-    device = next(network.parameters()).device
-    if recipe.precision == "auto":
-        dtype, why = network_precision(network, device), "by the processor and the kind of convolutions"
-    else:
-        dtype, share = fastest_precision(network, recipe.image_size, recipe.batch_size)
-        measured = f"a step in bf16 takes {share:.2f} of one in fp32"
-        why = "bfloat16 is not native here" if math.isnan(share) else measured
+    dtype = network_precision(network, next(network.parameters()).device)
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    return Plan(replace(recipe, precision=name), (*settled.reasons, f"precision {name}: {why}"))
+    reason = f"precision {name}: by the processor and the kind of convolutions"
+    return Plan(replace(recipe, precision=name), (*settled.reasons, reason))
 
 
 @dataclass(frozen=True)
@@ -547,9 +544,10 @@ def _write(
     paths = tuple(job.source.paths[i] for i in store.kept)
     rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
     write_groups(folder, model, rows, job.record, baseline)
-    write_map(folder, result.reduced, request.seed)
     folder.write_bytes(drawn.SHEET, sheet(small))
-    write_report(folder, job.source)
+    if request.report:
+        write_map(folder, result.reduced, request.seed)
+        write_report(folder, job.source)
     job.stop.at_once = False  # too late: it must not be called stopped when it is done
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_json(files.RUN, job.record)

@@ -42,14 +42,28 @@ from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
 
 
-def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> RunFolder:
-    """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
-    numbers are new. ``source``: the images for the report, where the caller has them at hand."""
+def recut(
+    run: Path,
+    n_clusters: int | None,
+    display: Display | None = None,
+    source: Source | None = None,
+    *,
+    report: bool = True,
+) -> RunFolder:
+    """Cut the features of a run into another number of clusters, without training; clusters get new numbers.
+
+    Args:
+        run: The run folder.
+        n_clusters: None: one is suggested.
+        display: Where to say what is found.
+        source: The images for the report, where the caller has them at hand.
+        report: False: only a report that is there already is written again.
+    """
     files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged:
         _recut(staged, n_clusters, display or Silent())
-        with folder.believed():
-            write_report(staged, source or found_again(staged))
+        if report or staged.has("report.html"):
+            _write_report(staged, source)
     return files.open_run(run)
 
 
@@ -82,8 +96,7 @@ def apply(run: Path, edits: Edits) -> RunFolder:
         with folder.next_state() as staged:
             baseline = {} if edits.merge else _baseline(folder)
             _write(staged, edited(model, edits), rows, record | {"edits": edits.digest}, baseline)
-            with folder.believed():
-                write_report(staged, found_again(staged))
+            _write_report(staged, None)
     return files.open_run(run)
 
 
@@ -121,8 +134,6 @@ def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], 
     model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, rows, record, baseline)
-    if not folder.has(drawn.MAP):
-        write_map(folder, rows.reduced, record["seed"])
 
 
 @dataclass(frozen=True)
@@ -223,15 +234,20 @@ def _predict(model: Model, source: Source) -> Prediction:
 def report(run: Path, source: Source | None = None) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
     files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged, folder.believed():
-        if not (folder.has(drawn.MAP) and folder.has(drawn.TREE)):
-            _draw(staged)
-        write_report(staged, source or found_again(staged))
+    with files.locked(run) as folder, folder.next_state() as staged:
+        _write_report(staged, source)
     return run / "report.html"
 
 
+def _write_report(folder: RunFolder, source: Source | None) -> None:
+    with folder.believed():
+        if not (folder.has(drawn.MAP) and folder.has(drawn.TREE)):
+            _draw(folder)
+        write_report(folder, source or found_again(folder))
+
+
 def _draw(folder: RunFolder) -> None:
-    """Map and tree of a run of version 0.1, which had none; without features or model the report does without."""
+    """Map and tree, where a fit left them out or the run is of version 0.1; the report can do without them."""
     with suppress(DeepClusterError):
         record, model, rows = read_run(folder)
         if not folder.has(drawn.MAP):

@@ -1,0 +1,441 @@
+"""The recipes by name: from facts about the images to a value and a reason for every option.
+
+Nothing here imports torch before a network of timm or a file of weights is asked about.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.nets.sizes import PAPER_NETWORKS, only_size
+from deepcluster.recipe import Recipe, read_options, read_toml
+
+IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
+TOTAL_IMAGES = 5_000_000  # at most, over all rounds
+AUTO_PASSES = 90  # over the images, over all rounds
+CLASSIC_PASSES = 30
+
+Given = Mapping[str, Any]  # options that the user or a recipe file set
+Choices = dict[str, tuple[Any, str]]  # option: its value, and why
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ``auto`` may look at; never labels, nor a name.
+
+    Attributes:
+        count: Number of images.
+        short_side: Median of their shorter sides, px.
+        grey: Whether they have no colours.
+        n_clusters: Clusters wanted; None: to be chosen.
+        device: Type of the device: cpu, cuda or mps.
+    """
+
+    count: int
+    short_side: int
+    grey: bool
+    n_clusters: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with every option resolved, and the reasons, one a line, for what was chosen or changed."""
+
+    recipe: Recipe
+    reasons: tuple[str, ...]
+
+    def by_reason(self) -> list[str]:
+        """The reasons, with all options of one reason on one line."""
+        options_of: dict[str, list[str]] = {}
+        for line in self.reasons:
+            what, _, why = line.partition(": ")
+            options_of.setdefault(why, []).append(what)
+        return [f"{', '.join(what)}: {why}" for why, what in options_of.items()]
+
+
+def resolve(base: str, given: Given, facts: Facts) -> Plan:
+    """The recipe ``base`` for these images.
+
+    Args:
+        base: A name in ``PRESETS``, or a TOML file.
+        given: Options that win over the recipe's.
+        facts: What is known about the images.
+
+    Raises:
+        UsageError: The recipe, an option or a value is unknown.
+        DataError: ``pseudo_labels`` was given and exceeds the number of images. (That of a preset or a file is lowered,
+            with a reason.)
+    """
+    base, from_file = read_recipe(base)
+    options = {**from_file, **read_options(Recipe, given)}
+    from_weights = _of_weights(base, options)
+    options = {**from_weights, **options}
+    plan = PRESETS[base](options, facts)
+    recipe = replace(plan.recipe, **options)
+    reasons = [reason for reason in plan.reasons if _option(reason) not in options]
+    why = dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
+    reasons += [f"{name} {value}: {why[name]}" for name, value in options.items()]
+    if recipe.pseudo_labels > facts.count:
+        if "pseudo_labels" in given:
+            raise DataError(
+                f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
+            )
+        fitting = _fine_clusters(facts)
+        reasons.append(
+            f"pseudo_labels {fitting}: the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
+        )
+        recipe = replace(recipe, pseudo_labels=fitting)
+    return _for_fixed_size(Plan(recipe, tuple(reasons)), options)
+
+
+def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
+    """The preset called ``name``, or that which the TOML file of that name builds on, with the options in the file.
+
+    Raises:
+        UsageError: There is no such recipe, or the file has something wrong in it.
+    """
+    if name in PRESETS:
+        return name, {}
+    if not name.endswith(".toml"):
+        near = difflib.get_close_matches(name, PRESETS, n=1) or list(PRESETS)
+        raise UsageError(f"no recipe is called {name!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
+    base, options = read_toml(name)
+    if base not in PRESETS:
+        raise UsageError(f"{name}: base = {base!r} is not a recipe: choose {' or '.join(PRESETS)}")
+    return base, options
+
+
+def _option(reason: str) -> str:
+    """The option that a reason is about."""
+    return reason.split(" ")[0]
+
+
+def _of_weights(base: str, options: Given) -> dict[str, Any]:
+    """The network and Sobel filter of weights in a published layout, unless they were given."""
+    if options.get("weights", "") in ("", "timm") or "backbone" in options:
+        return {}
+    from deepcluster.nets.official import official_network  # imports torch
+
+    if (network := official_network(options["weights"])) is None:
+        return {}
+    backbone, sobel, _ = network
+    chosen = {"sobel": sobel} if "sobel" not in options else {}
+    return chosen if backbone == _BACKBONES.get(base) else {"backbone": backbone, **chosen}
+
+
+_BACKBONES = {"v1": "alexnet", "v1-official": "alexnet"} | dict.fromkeys(
+    ("v2", "v2-400-2x224", "v2-800"), "timm:resnet50"
+)
+
+
+def _for_fixed_size(plan: Plan, options: Given) -> Plan:
+    """The plan with images and views of one size, where the network takes no other, as transformers do."""
+    recipe = plan.recipe
+    size = only_size(recipe.backbone, recipe.image_size)
+    if size is None:
+        return plan
+    why = f"{recipe.backbone} takes images of one size"
+    changes: Choices = {}
+    if size != recipe.image_size:
+        changes["image_size"] = (size, f"the nearest to {recipe.image_size} that {recipe.backbone} takes")
+    if (recipe.view_size or size) != size:
+        changes["view_size"] = (size, why)
+    if recipe.small_views and recipe.small_size != size:
+        changes["small_views"] = (0, why)
+    for name in changes:
+        if name in options and name != "image_size":
+            raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
+    unchanged = [reason for reason in plan.reasons if _option(reason) not in changes]
+    return Plan(replace(recipe, **_values(changes)), (*unchanged, *_reasons(changes)))
+
+
+def _values(choices: Choices) -> dict[str, Any]:
+    return {name: value for name, (value, _) in choices.items()}
+
+
+def _reasons(choices: Choices) -> tuple[str, ...]:
+    return tuple(f"{name} {value}: {why}" for name, (value, why) in choices.items())
+
+
+# ---- as published ---------------------------------------------------------------------------------------------------
+
+
+def v1(options: Given, facts: Facts) -> Plan:
+    """The paper: AlexNet on Sobel-filtered 224 px images, 10,000 clusters, 500 rounds, a constant learning rate."""
+    backbone = options.get("backbone", "alexnet")
+    if backbone in PAPER_NETWORKS:
+        recipe = Recipe()
+        return Plan(recipe, (*_DEPARTURES_V1, f"patience {recipe.patience}: {_SETTLED}", f"empty split: {_REPAIRED}"))
+    return Plan(Recipe(sobel=False), (f"sobel off: {backbone} takes colours; the paper used alexnet and vgg16",))
+
+
+def v1_official(options: Given, facts: Facts) -> Plan:
+    """The released code of 2018 with its defaults, including its sampling and its numbering of clusters."""
+    recipe = Recipe(sobel=False, rounds=200, sampling="official", empty="faiss", renumber=True, patience=10**6)
+    return Plan(
+        recipe,
+        (
+            *_DEPARTURES_V1,
+            "sobel False: the default of the released code; its main.sh and all released weights have it on",
+            "rounds 200: the default of the released code; the paper has 500",
+            "sampling official: image numbers taken for positions in a list sorted by cluster, so it does not balance",
+            "renumber True: occupied clusters are numbered anew for the classifier, and saved by their old numbers",
+        ),
+    )
+
+
+_RANDOM_START = "kmeans_start random: as published, from other images each round, so the number of rounds ends a run"
+_DEPARTURES_V1 = (
+    _RANDOM_START,
+    "margin 1.143: training crops are of the stored 256 px square, published: of the whole image",
+    "k-means: all assignments but the last in bfloat16 where that is native, published: float32",
+    "dims 256: directions with less than 1e-6 of the largest variance are left out, published: kept",
+)
+_SETTLED = "stops early where nothing at all changes in so many rounds, published: always all rounds"
+_REPAIRED = "no cluster stays empty, published: some may after the last assignment"
+
+
+def v2(options: Given, facts: Facts) -> Plan:
+    """DeepCluster-v2: cluster means as classifiers, several clusterings, remembered features, many views, a projection.
+
+    The authors' 400-epoch run with views of 2 x 160 and 4 x 96 px, but with batches of 256 images, the learning rate in
+    proportion, and plain SGD instead of LARC. Another network than ResNet-50 gets its own image size, and views in the
+    same proportion.
+    """
+    return _v2(options, facts, rounds=400, side=160, crop_min=0.08, small_views=4)
+
+
+def v2_400_2x224(options: Given, facts: Facts) -> Plan:
+    """As v2: the 400-epoch run with two views of 224 px and no small ones."""
+    return _v2(options, facts, rounds=400, side=224, crop_min=0.08, small_views=0)
+
+
+def v2_800(options: Given, facts: Facts) -> Plan:
+    """As v2: the 800-epoch run with views of 2 x 224 and 6 x 96 px, the longest and best published."""
+    return _v2(options, facts, rounds=800, side=224, crop_min=0.14, small_views=6)
+
+
+def _v2(options: Given, facts: Facts, *, rounds: int, side: int, crop_min: float, small_views: int) -> Plan:
+    """``side``: of the two large views, px, for images of 224 px."""
+    backbone = options.get("backbone", "timm:resnet50")
+    size, why_size = (224, "as published") if "backbone" not in options else _image_size(backbone, facts)
+    size = options.get("image_size", size)
+    clusters = max(1, min(3000, facts.count // 20))
+    recipe = Recipe(
+        backbone=backbone,
+        sobel=False,
+        image_size=size,
+        margin=_margin(size),
+        pseudo_labels=clusters,
+        heads=3,
+        rounds=rounds,
+        features="memory",
+        whitening=0.5,
+        reduce=False,
+        spherical=True,
+        kmeans_iterations=10,
+        temperature=0.1,
+        projection_hidden=2048,
+        projection_dim=128,
+        sampling="none",
+        lr=0.3,
+        schedule="cosine",
+        warmup=10.0,
+        weight_decay=1e-6,
+        crop_min=crop_min,
+        colour=0.8,
+        grey=0.2,
+        views=2,
+        view_size=max(8, round(size * side / 224)),
+        small_views=small_views,
+        small_size=max(8, round(size * 96 / 224)),
+    )
+    reasons = [f"image_size {size}: {why_size}"]
+    if clusters < 3000:
+        reasons.append(f"pseudo_labels {clusters}: at least 20 images for each, where 3000 were published")
+    # With another network nobody takes it for the published run.
+    return Plan(recipe, (*reasons, *(_DEPARTURES_V2 if "backbone" not in options else ())))
+
+
+_DEPARTURES_V2 = (
+    _RANDOM_START,
+    "margin 1.143: views are of the stored 256 px square, published: of the whole image",
+    "batch_size 256: published: 4096, on 64 GPUs",
+    "lr 0.3: in proportion to the batch, published: 4.8",
+    "optimizer: SGD, published: SGD with LARC (trust 0.001)",
+    "schedule cosine: from and to 0, published: from 0.3 and to 0.0048, of 4.8",
+    "colour 0.8: brightness, contrast and saturation of every view, published: of 80 %, with hue (0.2) and blur (50 %)",
+    "features memory: the mean of both views, published: one of them, the clusterings taking turns",
+    "first features: of the fixed views in evaluation mode, published: of random ones in training mode",
+    "empty split: no cluster stays empty, published: an empty one keeps its old centroid",
+    "batch normalisation: over the batch of a process, published: over those of 8 GPUs",
+)
+
+
+# ---- to fit the images ----------------------------------------------------------------------------------------------
+
+
+def auto(options: Given, facts: Facts) -> Plan:
+    """Chosen from the number, size and colour of the images, the network and weights given, and the device.
+
+    Without weights: the parts of DeepCluster-v2 and a second loss that tells single images apart (SimCLR's), which
+    counts as far as clusters still change from round to round: ``cluster_weight`` in history.csv is the other's share.
+    """
+    return _fitted(options, facts, _adapting if options.get("weights") else _from_scratch)
+
+
+def classic(options: Given, facts: Facts) -> Plan:
+    """The seven steps of the paper and nothing else, with a network, sizes and numbers that fit the images."""
+    return _fitted(options, facts, _classic_adapting if options.get("weights") else _classic_from_scratch)
+
+
+def _fitted(options: Given, facts: Facts, learning: Callable[[int, Facts], Choices]) -> Plan:
+    """What fits the images. ``learning``: how to learn, from the side of the images, px, and the facts."""
+    backbone = options.get("backbone", "compact")
+    pretrained = bool(options.get("weights"))
+    if pretrained and "backbone" not in options:
+        raise UsageError("--weights needs the network that they are for: add --backbone, for example timm:resnet18")
+    size, why_size = _image_size(backbone, facts)
+    choices: Choices = {
+        "backbone": (backbone, "the network for small images, as none was given"),
+        "image_size": (size, why_size),
+        "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
+        "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
+    }
+    choices |= learning(options.get("image_size", size), facts)
+    if facts.grey:
+        why = "the images are grey: shapes count, and left is not right"
+        views = {"crop_min": 0.5, "crop_max": 1.2, "stretch": 1.2, "flip": 0.0, "rotation": 15.0}
+    else:
+        why = "the images have colours: photographs"
+        views = {"crop_min": 0.3, "colour": 0.4, "grey": 0.1} if pretrained else _PHOTO_VIEWS
+    choices |= _because(why, **views)
+    # Half whitening is the better one for the cut: docs/decisions.md.
+    always = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
+    return Plan(Recipe(**{**always, **_values(choices)}), _reasons(choices))
+
+
+_PHOTO_VIEWS = {"crop_min": 0.2, "colour": 0.4, "grey": 0.2}
+
+
+def _because(why: str, **values: Any) -> Choices:
+    return {name: (value, why) for name, value in values.items()}
+
+
+def _adapting(size: int, facts: Facts) -> Choices:
+    """A pretrained network: few, gentle rounds on cluster means, none of which can spoil the clusters alone."""
+    return _gentle(size, facts) | {
+        "temperature": (0.07, _GENTLY),
+        "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
+    }
+
+
+def _from_scratch(size: int, facts: Facts) -> Choices:
+    """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
+    return _untrained(size, facts, AUTO_PASSES) | _because(
+        _FROM_NOTHING,
+        instance_temperature=0.2,
+        views=2,
+        heads=3,
+        head_growth=2.0,
+        temperature=0.1,
+        spherical=True,
+        features="memory",
+        reduce=False,
+        projection_hidden=512,
+        projection_dim=128,
+    )
+
+
+def _classic_from_scratch(size: int, facts: Facts) -> Choices:
+    """A new linear classifier of one clustering of the whitened features of a pass."""
+    return _untrained(size, facts, CLASSIC_PASSES) | _SEVEN_STEPS
+
+
+def _classic_adapting(size: int, facts: Facts) -> Choices:
+    """The same for a pretrained network."""
+    return _gentle(size, facts) | _SEVEN_STEPS | _GUARDED
+
+
+_GENTLY = "a pretrained network is changed gently"
+_FROM_NOTHING = "a network trained from nothing"
+_GUARDED: Choices = {"neighbours": ("clearer", "training may lose what the network had")}
+_SEVEN_STEPS: Choices = {
+    "tolerance": (0.05, "settled is where about one image in twenty still changes its fine cluster"),
+    "views": (2, "two random views of an image tell more of its cluster than one"),
+    "head_lr": (0.25, "a new classifier has one round to learn in, to the last"),
+    "empty": ("sample", "as the paper's step 4 says"),
+}
+
+
+def _gentle(size: int, facts: Facts) -> Choices:
+    """What every pretrained network is trained by."""
+    rounds = max(1, min(3, round(15_000 / max(1, facts.count)))) if facts.device == "cpu" else 3
+    return {
+        "rounds": (rounds, "a pretrained network needs few"),
+        "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
+        **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64, dims=128),
+        "view_size": (round(size * 0.75), "crops look larger: 3/4 of the side keeps their scale, and is faster"),
+    }
+
+
+def _untrained(size: int, facts: Facts, passes: int) -> Choices:
+    """What every network with random weights is trained by."""
+    count = max(1, facts.count)
+    epochs = math.ceil(IMAGES_PER_ROUND / count)
+    rounds = max(10, round(min(passes * count, TOTAL_IMAGES) / (epochs * count)))
+    if size >= 32:
+        view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
+    else:
+        view_size = (size, "images below 32 px have no pixels to spare")
+    return {
+        "epochs": (epochs, f"at least {IMAGES_PER_ROUND} images in a round, of {facts.count}"),
+        "rounds": (rounds, f"{passes} passes over the images, at most {TOTAL_IMAGES} images in all"),
+        "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
+        **_because(_FROM_NOTHING, lr=0.25, warmup=0.5, weight_decay=5e-4),
+        "view_size": view_size,
+        **_GUARDED,
+    }
+
+
+def _margin(size: int) -> float:
+    """Small images are kept whole; of others there is room for crops."""
+    return 1.0 if size <= 64 else 256 / 224
+
+
+def _fine_clusters(facts: Facts) -> int:
+    """Several fine clusters for each cluster wanted, none of them tiny."""
+    wanted = facts.n_clusters or 20
+    return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
+
+
+def _why_so_many(facts: Facts) -> str:
+    if facts.count // 20 < (facts.n_clusters or 20):
+        return "one for each group wanted, as the images are few"
+    return "5 for each group wanted, and at least 20 images for each"
+
+
+def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:
+    """The side of the images for a network, px, and why."""
+    side = facts.short_side
+    if backbone in PAPER_NETWORKS:
+        return 224, f"what {backbone} takes"
+    on_cpu = facts.device == "cpu"
+    if backbone == "compact":
+        return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
+    return min(144 if on_cpu else 224, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
+
+
+PRESETS: dict[str, Callable[[Given, Facts], Plan]] = {
+    "auto": auto,
+    "classic": classic,
+    "v1": v1,
+    "v1-official": v1_official,
+    "v2": v2,
+    "v2-400-2x224": v2_400_2x224,
+    "v2-800": v2_800,
+}
