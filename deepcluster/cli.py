@@ -30,9 +30,9 @@ from deepcluster.runtime.signals import listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, printable, say
 
 if TYPE_CHECKING:
+    from deepcluster.model import Model
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
-    from deepcluster.storage.model_files import Model
     from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
 
@@ -189,9 +189,10 @@ def predict(
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.runs.predict import files_read
     from deepcluster.runtime.processes import joined
+    from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.csv_rows import placement_rows
     from deepcluster.storage.output import output
-    from deepcluster.storage.run_folder import PREDICTIONS, write_csv
+    from deepcluster.storage.run_folder import PREDICTIONS
 
     def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
         if as_json:
@@ -240,8 +241,8 @@ def embed(
 
     from deepcluster.runs.predict import files_read
     from deepcluster.runtime.processes import joined
+    from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.output import output
-    from deepcluster.storage.run_folder import write_csv
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
@@ -272,10 +273,10 @@ def recut(
     as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
-    from deepcluster.runs import predict as results
+    from deepcluster.runs.recut import recut as recut_run
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
-        folder = results.recut(run_, _groups(k), terminal)
+        folder = recut_run(run_, _groups(k), terminal)
     _print_result(folder, quiet, as_json)
 
 
@@ -289,19 +290,19 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
-    from deepcluster.runs import predict as results
+    from deepcluster.runs.recut import apply as apply_run
     from deepcluster.storage.edits import read_edits
 
-    folder = results.apply(run_, read_edits(edits))
+    folder = apply_run(run_, read_edits(edits))
     _print_result(folder, quiet, as_json)
 
 
 @app.command
 def report(run_: RunArgument, /) -> None:
     """Write the report.html of a run again."""
-    from deepcluster.runs import predict as results
+    from deepcluster.runs.report import report as report_run
 
-    say(str(results.report(run_)))
+    say(str(report_run(run_)))
 
 
 @app.command

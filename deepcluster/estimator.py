@@ -1,4 +1,4 @@
-"""scikit-learn's shape: a thin coat over ``run.py`` (fit) and ``results.py`` (what can be done with a run)."""
+"""scikit-learn's shape: a thin coat over ``run.py`` (fit) and ``runs/``."""
 
 import os
 import shutil
@@ -26,12 +26,14 @@ from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Images, Source, find
 from deepcluster.images.tabular import Table, table
+from deepcluster.model import Model
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs import fit as runs
-from deepcluster.runs import predict as results
-from deepcluster.runs.groups import found_again, pictures
+from deepcluster.runs import predict, recut, report
+from deepcluster.runs.report import found_again, pictures
+from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.notebook import Notebook, in_notebook
@@ -39,7 +41,6 @@ from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.output import output
 from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
@@ -164,14 +165,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Make another number of groups of the same features, without training; clusters get new numbers."""
         self._check_run("recut")
         with self._display() as display:
-            results.recut(self.run_, _groups(n_clusters), display, self._at_hand())
+            recut.recut(self.run_, _groups(n_clusters), display, self._at_hand())
         self._read_results()
         return self
 
     def report(self, path: str | Path) -> Path:
         """Write the report of the run, one HTML page, and return where it is."""
         self._check_run("a report")
-        page = results.report(self.run_, self._at_hand()).read_text(encoding="utf-8")
+        page = report.report(self.run_, self._at_hand()).read_text(encoding="utf-8")
         output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
         return Path(path)
 
@@ -279,7 +280,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     def _read_results(self) -> None:
         folder = RunFolder(self.run_)
-        record, model, rows = results.read_run(folder)
+        record, model, rows = read_run(folder)
         self._take(model)
         cluster = model.place(rows.reduced).cluster
         self.labels_ = cluster.numpy()
@@ -321,7 +322,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
         _, images = self._read(X, reset=False)
-        found = list(results.predict(self._model, images))
+        found = list(predict.predict(self._model, images))
         reduced = torch.cat([each.reduced for each in found])
         skipped = [pair for each in found for pair in each.skipped]
         if not skipped:

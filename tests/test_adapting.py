@@ -15,8 +15,8 @@ from deepcluster.errors import DiskError
 from deepcluster.nets.backbone import build
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
 from deepcluster.runs.fit import Request
+from deepcluster.runs.recut import recut
 from deepcluster.storage.run_folder import GRAPH, open_run
 from tests.drawings import drawings
 
@@ -76,9 +76,9 @@ def test_the_graph_of_all_rounds_is_kept_and_the_guard_says_what_it_did(adapted,
 
 def test_recut_cuts_the_same_graph(adapted):
     before = found(adapted)
-    results.recut(adapted.path, 4)
+    recut(adapted.path, 4)
     assert len(set(found(adapted))) == 4
-    results.recut(adapted.path, 3)
+    recut(adapted.path, 3)
     assert found(adapted) == before
 
 

@@ -116,7 +116,7 @@ WINDOWS = {
     "between the rounds": ("deepcluster.storage.csv_rows:history_row", 2),
     "before the result": ("deepcluster.runs.fit:conclude", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
-    "the report": ("deepcluster.runs.groups:render", 1),
+    "the report": ("deepcluster.runs.report:render", 1),
 }
 
 
@@ -149,7 +149,7 @@ PHASES = {
     "training": ("deepcluster.learning.pseudo_labels:_loss", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
     "result": ("deepcluster.runs.groups:cut", 1),
-    "report": ("deepcluster.runs.groups:render", 1),
+    "report": ("deepcluster.runs.report:render", 1),
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ LEVELS = (
     {"runtime"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
-    {"algorithm", "evaluation"},
+    {"algorithm", "evaluation", "model"},
     {"storage", "report", "recipe"},
     {"research"},
     {"runs"},

@@ -22,8 +22,9 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelEr
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
 from deepcluster.runs.fit import Request
+from deepcluster.runs.predict import predict
+from deepcluster.runs.recut import recut
 from deepcluster.runtime.display import Silent
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage import csv_rows as tables
@@ -209,7 +210,7 @@ def test_recut(finished, photos, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     before = rows(copy / "clusters.csv")
-    results.recut(copy, 5)
+    recut(copy, 5)
     after = rows(copy / "clusters.csv")
     assert {row["cluster"] for row in after} == set("01234")
     assert [row["fine_cluster"] for row in after] == [row["fine_cluster"] for row in before]
@@ -217,10 +218,10 @@ def test_recut(finished, photos, tmp_path):
     assert len(rows(copy / "cluster_summary.csv")) == 5
     found = predicted(copy, photos)
     assert found.model.place(found.reduced).cluster.tolist() == [int(row["cluster"]) for row in after]
-    results.recut(copy, 3)
+    recut(copy, 3)
     assert rows(copy / "clusters.csv") == before  # back to what fit made
     with pytest.raises(DataError, match=r"-k 49 .* 48"):
-        results.recut(copy, 49)
+        recut(copy, 49)
 
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):
@@ -239,9 +240,9 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     assert found[0]["k"] == count
     assert len({each["k"] for each in found}) == 3
 
-    results.recut(folder, 5)
+    recut(folder, 5)
     assert len(rows(folder / "cluster_summary.csv")) == 5
-    results.recut(folder, None)
+    recut(folder, None)
     assert len(rows(folder / "cluster_summary.csv")) == count
 
 
@@ -445,7 +446,7 @@ def digits_run(tmp_path_factory) -> Path:
 
 def outliers(found: Path, images) -> list[int]:
     model, flags = load(found), []
-    for part in results.predict(model, images):
+    for part in predict(model, images):
         flags += [row["is_outlier"] for row in tables.placement_rows(model, model.place(part.reduced), part.lengths)]
     return flags
 
@@ -466,10 +467,10 @@ def test_noise_among_the_digits_of_a_fit_is_an_outlier_and_stays_one(tmp_path):
     found = run.fit(images, Request(out=tmp_path / "run", n_clusters=10, options={"rounds": 0})).path
     for k in (10, 7):
         if k == 7:
-            results.recut(found, 7)
+            recut(found, 7)
         flags = [int(row["is_outlier"]) for row in rows(found / "clusters.csv")]
         assert sum(flags[-10:]) >= 8
         assert sum(flags[:-10]) < 0.02 * len(digits)
         assert outliers(found, images) == flags
     (found / files.LENGTHS).unlink()  # as runs of version 0.1 are
-    results.recut(found, 10)
+    recut(found, 10)

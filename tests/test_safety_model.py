@@ -20,8 +20,7 @@ from deepcluster.nets.backbone import build, working_memory
 from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading
-from deepcluster.storage.digest import json_sha256, sha256
-from deepcluster.storage.safe_read import MOST_JSON, parse_json
+from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
 from tests.tiny import SIZE, change_config, change_tensors, safetensors_bytes, tiny_model, tiny_run, write_weights
 
 
@@ -376,8 +375,8 @@ import json, sys
 from pathlib import Path
 import torch
 from deepcluster.errors import ModelError
-from deepcluster.storage import model as models
-from deepcluster.storage import reading
+from deepcluster.storage import model_files as models
+from deepcluster.storage import safe_read as reading
 from deepcluster.storage.safe_read import MOST_JSON
 from fuzz.harness import peak_memory
 from tests.tiny import change_config, safetensors_bytes, write_weights

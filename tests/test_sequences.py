@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from deepcluster.images.run_folders import is_run
-from deepcluster.runs.predict import read_run
+from deepcluster.runs.results import read_run
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 from tests.commands import Commands

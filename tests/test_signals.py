@@ -37,8 +37,8 @@ from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import model_files as models
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.destination import new_folder
-from deepcluster.storage.run_folder import write_whole
 from tests.commands import Commands
 from tests.drawings import drawings
 from tests.tiny import tiny_model
@@ -516,7 +516,7 @@ PLACES = {
     "embed, reading": ("embed", "PIL.ImageFile:ImageFile.load", 3),
     "export, copying": ("export", "deepcluster.export.transfer:Bringer.__call__", 3),
     "recut, model": ("recut", "deepcluster.storage.model_files:read_tensors", 1),
-    "recut, cut": ("recut", "deepcluster.runs.predict:groups_of", 1),
+    "recut, cut": ("recut", "deepcluster.runs.groups:groups_of", 1),
     "apply, model": ("apply", "deepcluster.storage.model_files:read_tensors", 1),
     "report, pictures": ("report", "PIL.ImageFile:ImageFile.load", 1),
 }

@@ -8,7 +8,7 @@ from deepcluster.errors import DataError
 from deepcluster.export.transfer import Unavailable
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Images, Source, find
-from deepcluster.runs.groups import found_again
+from deepcluster.runs.report import found_again
 from deepcluster.storage import run_folder as files
 
 Row = Mapping[str, str]

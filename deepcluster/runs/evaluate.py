@@ -21,19 +21,19 @@ from deepcluster.evaluation.feature_maps import chosen_layers
 from deepcluster.images.labels import true_labels
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, check_alike, read_share
+from deepcluster.model import Model
 from deepcluster.recipe import as_type
 from deepcluster.research import filters, retrieval, voc07
-from deepcluster.runs.groups import found_again
+from deepcluster.runs.report import found_again
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import temporary_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.digest import json_sha256
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.ownership import SHEET_MARK
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.safe_read import json_sha256
 
 SCHEMA_VERSION = 1
 OPTIONS: dict[str, Any] = {

@@ -33,6 +33,7 @@ from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.learning.features import extract
 from deepcluster.learning.precision import fastest_precision, network_precision
+from deepcluster.model import Model
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Facts, Plan, Recipe, options_of, resolve, to_toml
 from deepcluster.records import Clustering, State
@@ -41,7 +42,9 @@ from deepcluster.runs import resources as estimate
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import Steps, network_of, rounds_of
 from deepcluster.runs.checkpointing import Keeper, scattered
-from deepcluster.runs.groups import Rows, check_groups, groups_of, suggested, write_groups, write_map, write_report
+from deepcluster.runs.groups import check_groups, groups_of, suggested
+from deepcluster.runs.report import write_report
+from deepcluster.runs.results import Rows, write_groups, write_map
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import ALONE, Processes, together
@@ -54,9 +57,9 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.generation import check_places
-from deepcluster.storage.model_files import Model
+from deepcluster.storage.graph_file import graph_of, graph_tensors
 from deepcluster.storage.ownership import own_files
-from deepcluster.storage.run_folder import RunFolder, graph_of, graph_tensors
+from deepcluster.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

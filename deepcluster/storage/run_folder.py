@@ -16,9 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import SafetensorError
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError, DiskError
@@ -31,8 +29,9 @@ from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import generation
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.csv_files import guarded, unguarded
+from deepcluster.storage.csv_files import Row, unguarded, write_csv
 from deepcluster.storage.generation import Stage
+from deepcluster.storage.graph_file import graph_of, graph_tensors
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
 
@@ -53,7 +52,6 @@ PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
 ATTEMPTS, PAUSE = 100, 0.02  # to read one state of a run that another process changes; seconds between two
 
-Row = Mapping[str, Any]
 Value = TypeVar("Value")
 
 
@@ -345,27 +343,6 @@ def _lock(path: Path) -> BinaryIO:
     return file
 
 
-def graph_tensors(graph: Graph) -> dict[str, Tensor]:
-    """A graph as tensors; the ties in float32."""
-    ties = graph.ties
-    parts = {"rows": graph.rows, "ties": torch.from_numpy(ties.data.astype(np.float32))}
-    return parts | {"columns": torch.from_numpy(ties.indices), "ends": torch.from_numpy(ties.indptr)}
-
-
-def graph_of(parts: Mapping[str, Tensor], images: int) -> Graph:
-    """The graph that :func:`graph_tensors` took apart. ValueError where it is not one of ``images`` images."""
-    rows, ties, columns, ends = (parts[name] for name in ("rows", "ties", "columns", "ends"))
-    size = len(rows)
-    ascending = rows.dtype == torch.int64 and size > 0 and bool((rows.diff() > 0).all())
-    if not (ascending and rows[0] >= 0 and rows[-1] < images):
-        raise ValueError("its rows are not those of the images")
-    if not (ties.dtype == torch.float32 and torch.isfinite(ties).all() and (ties >= 0).all()):
-        raise ValueError("its ties are not finite numbers from 0")
-    square = csr_array((ties.double().numpy(), columns.numpy(), ends.numpy()), (size, size))
-    square.check_format(full_check=True)
-    return Graph(rows, square)
-
-
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """DiskError where there is something at ``path`` that a run may not write into."""
     if not os.path.lexists(path):
@@ -432,16 +409,3 @@ def _state(path: Path) -> _State:
         with suppress(OSError):
             return _State(hashlib.sha256(file.read_bytes()).hexdigest(), pending)
     return _State("", pending)
-
-
-def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """A header and a row for each of ``rows``, text guarded (cells.py)."""
-    plain, quoted = (
-        csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
-        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
-    plain.writeheader()
-    for row in map(guarded, rows):
-        # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
-        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
-        writer.writerow(row)
