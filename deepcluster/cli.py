@@ -125,6 +125,7 @@ def fit(
     from deepcluster.recipe import to_toml
     from deepcluster.runs import fit as run
     from deepcluster.runs.build import network_of
+    from deepcluster.runs.job import Request, plan
     from deepcluster.runs.resources import memory, seconds
     from deepcluster.runtime.devices import choose_device
     from deepcluster.runtime.processes import joined
@@ -135,7 +136,7 @@ def fit(
         "pseudo_labels": None if pseudo_labels == "auto" else pseudo_labels,
     }  # fmt: skip
     options = {name: value for name, value in named.items() if value is not None} | dict(map(_assignment, set_ or []))
-    request = run.Request(
+    request = Request(
         out=out, n_clusters=_groups(k), recipe=recipe, options=options, device=device, deterministic=deterministic,
         seed=seed, time_limit=None if time_limit is None else _seconds("--time-limit", time_limit), labels=labels,
         overwrite=overwrite, resume=resume, checkpoint_every=_seconds("--checkpoint-every", checkpoint_every),
@@ -145,7 +146,7 @@ def fit(
         source = find(images, stdin=sys.stdin)
         say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
         seen = preview(source)
-        chosen = run.plan(source, seen, request)
+        chosen = plan(source, seen, request)
         for line in chosen.by_reason():
             say(f"  {line}")
         network = network_of(chosen.recipe, seed, choose_device("cpu"))

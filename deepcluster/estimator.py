@@ -32,6 +32,7 @@ from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs import fit as runs
 from deepcluster.runs import predict, recut, report
+from deepcluster.runs.job import Request
 from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
@@ -121,7 +122,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         seed = _seed(self.random_state)
         temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
         out = temporary / "run" if temporary else Path(str(run))
-        request = runs.Request(
+        request = Request(
             out=out, n_clusters=n_clusters, recipe=str(self.recipe), options=self._options(),
             device=self.device, seed=seed,
         )  # fmt: skip
@@ -193,7 +194,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         loaded = cls(device=device)
         loaded._open(folder)
         if hasattr(loaded, "run_"):  # with the parameters that would make it again
-            seed = RunFolder(folder).read_record()["seed"]
+            seed = RunFolder(folder).read_record().seed
             recipe = str(loaded.run_ / "recipe.toml")
             loaded.set_params(n_clusters=loaded.n_clusters_, recipe=recipe, random_state=seed)
         return loaded
@@ -288,7 +289,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self.paths_ = list(rows.paths)
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
         self.inertia_ = _inertia(rows.reduced, cluster, self._centers())
-        self.n_iter_ = int(record["rounds"])
+        self.n_iter_ = int(record.rounds or 0)
         self.history_ = [
             {name: _number(cell) for name, cell in row.items()}
             for row in folder.read_rows("history.csv", files.HISTORY)

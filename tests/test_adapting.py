@@ -15,7 +15,7 @@ from deepcluster.errors import DiskError
 from deepcluster.nets.backbone import build
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.runs.recut import recut
 from deepcluster.storage.run_folder import GRAPH, open_run
 from tests.drawings import drawings

@@ -132,7 +132,7 @@ def check_whole(run: Path) -> int:
     summary = folder.read_rows("cluster_summary.csv")
     assert [int(row["cluster"]) for row in summary] == sorted({*placed})
     assert [row["name"] for row in summary] == [model.names[int(row["cluster"])] for row in summary]
-    assert len(summary) == folder.read_record()["clusters"]
+    assert len(summary) == folder.read_record().clusters
     assert folder.has("report.html")
     return len(summary)
 
@@ -274,14 +274,14 @@ def test_killed_at_any_change_of_the_disk(command, images, proj, tmp_path, name)
         given = [each.format(run=run, edits=edits, images=images) for each in arguments]
         code, said = command(*given, trap=("SIGKILL", CHANGES, count))
         record = open_run(run).read_record()
-        if record["status"] == "done":
+        if record.status == "done":
             seen.append(check_whole(run))
             assert seen[-1] in (4, after)
         else:  # the images of the new run are read, and it goes on from there
             assert name == "fit --overwrite"
         if code == -9 and count % 2:
             resumed = [each.replace("--overwrite", "--resume") for each in given]
-            assert command(*(resumed if record["status"] == "running" else given))[0] == 0
+            assert command(*(resumed if record.status == "running" else given))[0] == 0
             assert check_whole(run) == after
         check_bystanders(run)
         shutil.rmtree(run)

@@ -15,7 +15,7 @@ from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
 from deepcluster.runs import fit as runs
 from deepcluster.runs import results
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import SUMMARY, RunFolder
 

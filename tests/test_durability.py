@@ -113,8 +113,8 @@ WINDOWS = {
     "after the rename": ("deepcluster.storage.atomic:sync_folder", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
-    "between the rounds": ("deepcluster.storage.csv_rows:history_row", 2),
-    "before the result": ("deepcluster.runs.fit:conclude", 1),
+    "between the rounds": ("deepcluster.runs.train:history_row", 2),
+    "before the result": ("deepcluster.runs.finish:conclude", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
     "the report": ("deepcluster.runs.report:render", 1),
 }

@@ -11,7 +11,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.runs import fit as run
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows

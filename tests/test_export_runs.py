@@ -8,7 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
-from deepcluster.runs.fit import Request, fit
+from deepcluster.runs.fit import fit
+from deepcluster.runs.job import Request
 from deepcluster.runs.recut import apply
 from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import RunFolder

@@ -30,7 +30,7 @@ from deepcluster.images.store import Store, read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs import predict as prediction
 from deepcluster.runs import report as run_report
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from tests.predicting import predicted
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}

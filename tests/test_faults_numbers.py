@@ -26,7 +26,7 @@ from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.runs.recut import recut
 
 TINY = {

@@ -17,7 +17,7 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.runs import fit as runs
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage.edits import Edits
 

@@ -17,6 +17,7 @@ from deepcluster.report.sizes import histogram, histograms
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.report.thumbnails import thumbnail
 from deepcluster.runs import report as run_report
+from deepcluster.storage.run_record import RunRecord
 
 
 def row(path: str, distance: str, margin: str = "1") -> dict[str, str]:
@@ -200,8 +201,8 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, mo
     given: dict[str, Any] = {}
     monkeypatch.setattr(run_report, "render", lambda **page: given.update(page) or "")
     folder = SimpleNamespace(
-        path=tmp_path, read_record=lambda: {"images": "a"}, read_clusters=list, read_rows=lambda *_: [],
-        has=lambda _: False, file=lambda name: tmp_path / name, write_text=lambda *_: None,
+        path=tmp_path, read_record=lambda: RunRecord(images="a", location="a", seed=0),
+        read_clusters=list, read_rows=lambda *_: [], has=lambda _: False, file=lambda name: tmp_path / name, write_text=lambda *_: None,
     )  # fmt: skip
     run_report.write_report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
     read = given["picture"]("a.jpg")

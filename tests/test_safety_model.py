@@ -526,7 +526,7 @@ def test_a_model_of_large_images_is_refused_before_the_memory_is_taken(tmp_path,
 
 def test_a_batch_of_large_images_is_refused_before_they_are_read(monkeypatch):
     model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
-    monkeypatch.setattr(models, "read_once", lambda *_, **__: pytest.fail("they were read"))
+    monkeypatch.setattr("deepcluster.model.read_once", lambda *_, **__: pytest.fail("they were read"))
     monkeypatch.setattr(memory, "available", lambda: 40e9)
     with pytest.raises(OutOfMemoryError, match=r"a batch of 256 images of 2,048 px .* takes 274\.9 GB, and 40\.0 GB"):
         model.transform(["a.png"])

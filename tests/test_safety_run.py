@@ -19,7 +19,7 @@ from deepcluster.errors import DiskError
 from deepcluster.images import source as sources
 from deepcluster.runs import fit as runs
 from deepcluster.runs import report as run_report
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.storage import atomic
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files

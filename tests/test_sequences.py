@@ -79,7 +79,7 @@ def state_of(run: Path) -> dict[str, object] | None:
         assert record["clusters"] == len(summary) and record["cut"] in folder.file("report.html").read_text()
         return {"cut": record["cut"], "names": names, "paths": rows.paths, "seed": record["seed"]}
 
-    if not is_run(run) or RunFolder(run).read_record().get("status") != "done":
+    if not is_run(run) or RunFolder(run).read_record().status != "done":
         return None
     return files.read_state(run, read)
 

@@ -30,7 +30,7 @@ from deepcluster.images import preview, source, store
 from deepcluster.images import webdataset as tars
 from deepcluster.nets.backbone import build
 from deepcluster.records import State, Trained, Work
-from deepcluster.runs.checkpointing import Keeper
+from deepcluster.runs.checkpointing import Checkpointer
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.partition import unshared
 from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
@@ -279,15 +279,15 @@ def test_behind_a_training_work_can_be_left_as_it_is_in_a_checkpoint():
             self.written.append(state)
 
     checkpoints, stop, none = Checkpoints(), Stop(), torch.zeros(0)
-    keeper = Keeper(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, unshared(3))  # type: ignore[arg-type]
+    checkpointer = Checkpointer(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, unshared(3))  # type: ignore[arg-type]
     trained = State(work=Work(none, (), 0.0, 0.0, 1.0, (0.0, 0.0), Trained(1, none, none)))
-    keeper(trained)
+    checkpointer(trained)
     assert (checkpoints.written, stop.at_once) == ([], False)
-    keeper.rest()
-    keeper.rest()
+    checkpointer.rest()
+    checkpointer.rest()
     assert (checkpoints.written, stop.at_once) == ([trained], True)
-    keeper(State(round=1))
-    keeper.rest()
+    checkpointer(State(round=1))
+    checkpointer.rest()
     assert len(checkpoints.written) == 2
 
 
@@ -507,7 +507,7 @@ PLACES = {
     "fit, reading": ("fit", "deepcluster.images.store:square", 3),
     "fit, network": ("fit", "deepcluster.runs.fit:network_of", 1),
     "fit, lock": ("fit", "fcntl:flock", 1),
-    "fit, final features": ("fit", "deepcluster.runs.fit:conclude", 1),
+    "fit, final features": ("fit", "deepcluster.runs.finish:conclude", 1),
     "evaluate, model": ("evaluate", "deepcluster.storage.model_files:read_tensors", 1),
     "evaluate, reading": ("evaluate", "deepcluster.images.store:square", 3),
     "evaluate, scoring": ("evaluate", "deepcluster.evaluation.knn:weighted_votes", 1),
@@ -516,7 +516,7 @@ PLACES = {
     "embed, reading": ("embed", "PIL.ImageFile:ImageFile.load", 3),
     "export, copying": ("export", "deepcluster.export.transfer:Bringer.__call__", 3),
     "recut, model": ("recut", "deepcluster.storage.model_files:read_tensors", 1),
-    "recut, cut": ("recut", "deepcluster.runs.groups:groups_of", 1),
+    "recut, cut": ("recut", "deepcluster.runs.recut:groups_of", 1),
     "apply, model": ("apply", "deepcluster.storage.model_files:read_tensors", 1),
     "report, pictures": ("report", "PIL.ImageFile:ImageFile.load", 1),
 }

@@ -29,7 +29,7 @@ from deepcluster.images.preview import preview
 from deepcluster.images.source import find, find_in_parts
 from deepcluster.images.store import read_once
 from deepcluster.runs import fit as run
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.runs.predict import predict
 from deepcluster.storage import model_files as models
 

@@ -60,7 +60,7 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
 
 def card(folder: RunFolder, model: Model) -> str:
     """The model card of a run, in Markdown."""
-    record = folder.read_record()
+    record = folder.read_json(files.RUN, files.RECORD)
     summary = folder.read_rows("cluster_summary.csv", ("cluster", "name", "size", "share"))
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     parameters = sum(value.numel() for value in model.network.body.parameters())

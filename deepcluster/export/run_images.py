@@ -47,7 +47,7 @@ def read_members(run: Path, images: Images | None = None) -> Members:
         for row in used:
             int(row["cluster"])
     if source is None or not any(row["path"] in index for row in used):
-        where = source.location if source else str(folder.read_record()["location"])
+        where = source.location if source else folder.read_record().location
         raise DataError(
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(where)}): say where they are"
             " now with --images IMAGES"

@@ -23,7 +23,7 @@ MOST = 1000.0  # times
 
 
 @dataclass(frozen=True)
-class Signs:
+class Confidence:
     """Of a sample of the images: ``agreement``, the share of their nearest neighbours that are in their group, 0 as
     chance has it and 1 where all are; ``stability`` and ``silhouette`` as of a candidate (number.py)."""
 
@@ -37,7 +37,7 @@ class Signs:
         return self.agreement * self.stability
 
 
-def signs(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Signs | None:
+def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confidence | None:
     """The signs of N x d features (rows of length 1) in the groups ``cluster`` (int64, N).
 
     None with fewer than two groups or ``LEAST_ROWS`` rows, or with so many groups that the sample has fewer than
@@ -54,10 +54,10 @@ def signs(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Signs | None:
     alike = (groups[nearest] == groups.unsqueeze(1)).float().mean().item()
     chance = shares.square().sum().item()
     found = stability(rows, count, derive(seed, "stability"))
-    return Signs((alike - chance) / (1 - chance), *found)
+    return Confidence((alike - chance) / (1 - chance), *found)
 
 
-def verdict(found: Signs | None) -> str:
+def confidence_text(found: Confidence | None) -> str:
     """A plain sentence on whether the groups are to be trusted."""
     if found is None:
         return "Too few images or groups, or too few images a group, to say whether the groups are to be trusted."

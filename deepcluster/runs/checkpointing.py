@@ -15,7 +15,7 @@ from deepcluster.runtime.signals import Stop
 from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, values_of
 
 
-class Keeper:
+class Checkpointer:
     """Hands states to the checkpoints: at the start of each round and at the end, every ``interval`` seconds in a
     training, and before it stops. Of several processes the first writes, and says when; a stop of one is that of all.
 
@@ -58,6 +58,10 @@ class Keeper:
         """Between a training and the next round, before what takes long: from now on work can be left where it is."""
         if self._told:
             self._write()
+        self.stop.at_once = True
+
+    def end(self) -> None:
+        """After the last round."""
         self.stop.at_once = True
 
     def _write(self) -> None:

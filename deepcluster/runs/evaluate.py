@@ -125,6 +125,7 @@ class Memory:
         processes: Processes = ALONE,
     ):  # fmt: skip
         self.folder = folder
+        self.processes = processes
         self.name = files.evaluation(protocol)
         self.path = folder.path / self.name  # where a person finds it
         self.about = {"schema_version": SCHEMA_VERSION, "protocol": protocol, "inputs": depends, "options": options}
@@ -146,7 +147,10 @@ class Memory:
         self._write("done")
 
     def _write(self, status: str) -> None:
-        self.folder.write_json(self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts})
+        if self.processes.leads:
+            self.folder.write_json(
+                self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts}
+            )
 
     def _read(self) -> dict[str, Any]:
         if not self.folder.has(self.name):

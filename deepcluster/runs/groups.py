@@ -1,7 +1,6 @@
 """How many groups, and which: the cut of the final features."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from deepcluster.records import Clustering
 from deepcluster.runtime.display import Display
 from deepcluster.seeding import derive
 from deepcluster.storage.csv_rows import round_to
+from deepcluster.storage.run_record import RunRecord
 
 MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take too long
 
@@ -32,15 +32,18 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, gra
     return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
 
 
-def suggested(reduced: Tensor, record: dict[str, Any], display: Display) -> int:
-    """The best of the candidates for the number of groups; all of them are said, and kept in run.json."""
-    found = candidates(reduced, seed=derive(record["seed"], "number of groups"))
-    record["candidates"] = [
-        {name: round_to(value, 4) for name, value in asdict(candidate).items()} for candidate in found
-    ]
+def choose_number(
+    n_clusters: int | None, reduced: Tensor, record: RunRecord, display: Display
+) -> tuple[int, RunRecord]:
+    """The number of groups, and run.json with the candidates where none was asked for."""
+    if n_clusters is not None:
+        return n_clusters, record
+    found = candidates(reduced, seed=derive(record.seed, "number of groups"))
+    figures = [{name: round_to(value, 4) for name, value in asdict(each).items()} for each in found]
+    record = replace(record, candidates=figures)
     if not found:
-        return 1
+        return 1, record
     texts = [f"{each.k} (stability {each.stability:.2f}, silhouette {each.silhouette:.2f})" for each in found]
     others = f"; also plausible: {', '.join(texts[1:])}: deepcluster recut RUN -k N" if texts[1:] else ""
     display.say("Groups", f"{texts[0]} is a guess, by the gaps in the graph of neighbours{others}")
-    return found[0].k
+    return found[0].k, record

@@ -4,16 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import outlier_distances, place
+from deepcluster.groups.cut import Placement, outlier_distances, place
 from deepcluster.images.source import Source
 from deepcluster.model import Model
 from deepcluster.records import Clustering
-from deepcluster.runs.groups import check_groups, groups_of, suggested
+from deepcluster.runs.groups import check_groups, choose_number, groups_of
 from deepcluster.runs.report import found_again, write_report
 from deepcluster.runs.results import Rows, read_run, write_groups, write_map
 from deepcluster.runtime.display import Display, Silent
@@ -22,11 +21,18 @@ from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits import Edits, carried_over, edited
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_record import RunRecord
 
 
 def recut(run: Path, n_clusters: int | None, display: Display | None = None, source: Source | None = None) -> RunFolder:
-    """Cut the features of a run into another number of groups (None: one is suggested); nothing is trained, the cluster
-    numbers are new. ``source``: the images for the report, where the caller has them at hand."""
+    """Cut the features of a run into another number of groups; nothing is trained, the cluster numbers are new.
+
+    Args:
+        run: The run folder.
+        n_clusters: The number of groups (None: one is suggested).
+        display: Shows the suggestion.
+        source: The images for the report, where the caller has them at hand.
+    """
     files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged:
         _recut(staged, n_clusters, display or Silent())
@@ -38,15 +44,15 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
 def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
     record, model, rows = read_run(folder)
     check_groups(n_clusters, len(rows.paths))
-    n_clusters = n_clusters or suggested(rows.reduced, record, display)
+    n_clusters, record = choose_number(n_clusters, rows.reduced, record, display)
     before = model.place(rows.reduced)
     sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
     fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
-    groups = groups_of(rows.reduced, fine, n_clusters, record["seed"], folder.read_graph(len(rows.paths)))
+    groups = groups_of(rows.reduced, fine, n_clusters, record.seed, folder.read_graph(len(rows.paths)))
     after = place(rows.reduced, groups, model.fine_centroids)
-    record.pop("edits", None)  # they were of the clusters before
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
-    _write(folder, replace(model, groups=groups, names=names, junk=junk), rows, record, {})
+    record = replace(record, edits=None)  # they were of the clusters before
+    _write(folder, replace(model, groups=groups, names=names, junk=junk), after, rows, record, {})
 
 
 def apply(run: Path, edits: Edits) -> RunFolder:
@@ -57,13 +63,15 @@ def apply(run: Path, edits: Edits) -> RunFolder:
     files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
-        if record.get("edits") == edits.digest:
+        if record.edits == edits.digest:
             return folder
-        if edits.cut and edits.cut != record.get("cut"):
+        if edits.cut and edits.cut != record.cut:
             raise UsageError(f"the edits are for other clusters than {run} has now: edit those of its report.html")
         with folder.next_state() as staged:
             baseline = {} if edits.merge else _baseline(folder)
-            _write(staged, edited(model, edits), rows, record | {"edits": edits.digest}, baseline)
+            model = edited(model, edits)
+            record = replace(record, edits=edits.digest)
+            _write(staged, model, model.place(rows.reduced), rows, record, baseline)
             with folder.believed():
                 write_report(staged, found_again(staged))
     return files.open_run(run)
@@ -75,10 +83,12 @@ def _baseline(folder: RunFolder) -> dict[str, float]:
     return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}
 
 
-def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]) -> None:
+def _write(
+    folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
+) -> None:
     """The model with other groups than before, and the files that depend on them."""
     model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
     models.save_in_run(model, folder)
-    write_groups(folder, model, rows, record, baseline)
+    write_groups(folder, model, placement, rows, record, baseline)
     if not folder.has(drawn.MAP):
-        write_map(folder, rows.reduced, record["seed"])
+        write_map(folder, rows.reduced, record.seed)

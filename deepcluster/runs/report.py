@@ -36,8 +36,8 @@ def _draw(folder: RunFolder) -> None:
     with suppress(DeepClusterError):
         record, model, rows = read_run(folder)
         if not folder.has(drawn.MAP):
-            write_map(folder, rows.reduced, record["seed"])
-        write_tree(folder, model, rows.reduced, record["seed"])
+            write_map(folder, rows.reduced, record.seed)
+        write_tree(folder, model, rows.reduced, record.seed)
 
 
 def write_report(folder: RunFolder, source: Source | None) -> None:
@@ -47,8 +47,8 @@ def write_report(folder: RunFolder, source: Source | None) -> None:
     used = [row for row in clusters if row["status"] == "ok"]
     history = folder.read_rows("history.csv", files.HISTORY)
     page = render(
-        title=str(record["images"]),
-        run=record,
+        title=record.images,
+        run=record.to_json(),
         clusters=clusters,
         summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
         history=history,
@@ -71,7 +71,7 @@ def write_report(folder: RunFolder, source: Source | None) -> None:
 
 def found_again(folder: RunFolder) -> Source | None:
     """The images of a run, where they are still at hand."""
-    location = folder.read_record()["location"]
+    location = folder.read_record().location
     with suppress(DeepClusterError, OSError):
         if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
             return find([row["path"] for row in folder.read_clusters()])

@@ -1,14 +1,15 @@
 """Every file of a run that depends on its groups."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.groups.confidence import signs, verdict
+from deepcluster.groups.confidence import confidence_of, confidence_text
+from deepcluster.groups.cut import Placement
 from deepcluster.groups.map2d import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.groups.quality_by_k import levels
@@ -20,6 +21,7 @@ from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_record import RunRecord
 
 MOST_IN_TREE = 500
 
@@ -35,9 +37,9 @@ class Rows:
     lengths: Tensor | None = None  # of the whitened features; no run of version 0.1 has them
 
 
-def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
+def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
     """run.json, the model, and the images with their reduced features."""
-    record = folder.read_json(files.RUN, {**files.RECORD, "rounds": int})
+    record = folder.read_record({"rounds": int})
     model = models.load_of_run(folder)
     table = folder.read_clusters()
     used = [row for row in table if row["status"] == "ok"]
@@ -59,52 +61,56 @@ def _lengths(folder: RunFolder, rows: int) -> Tensor | None:
 
 
 def write_groups(
-    folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]
-) -> None:
-    """Everything that depends on the groups: the model, clusters.csv, cluster_summary.csv, metrics.json, tree.json and
-    run.json. What can fail is computed before the first file is written."""
-    placement = model.place(rows.reduced)
-    found = signs(rows.reduced, placement.cluster, seed=derive(record["seed"], "verdict"))
-    said = {name: round_to(value, 4) for name, value in asdict(found).items()} if found else {}
-    labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
-    used = [
-        {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **place_row}
-        for path, fine, label, place_row in zip(
-            rows.paths,
-            placement.fine_cluster.tolist(),
-            labels,
-            tables.placement_rows(model, placement, rows.lengths),
-            strict=True,
-        )
-    ]
-    unused = [{"path": path, "status": "skipped"} for path, _ in rows.skipped]
-    rows_written = [*used, *unused]
-    folder.write_rows("clusters.csv", files.CLUSTERS, rows_written)
+    folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
+) -> RunRecord:
+    """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, tree.json and run.json.
+
+    Args:
+        folder: The run.
+        model: The model with these groups.
+        placement: Where it puts ``rows``.
+        rows: The images.
+        record: run.json so far.
+        baseline: The metrics of the network at the start, where there are any.
+
+    Returns:
+        run.json as it was written.
+    """
+    confidence = confidence_of(rows.reduced, placement.cluster, seed=derive(record.seed, "verdict"))
     summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
-    metrics = tables.metrics(rows.labels, placement) if rows.labels is not None and any(rows.labels) else {}
+    table = [*_used_rows(model, placement, rows), *({"path": path, "status": "skipped"} for path, _ in rows.skipped)]
+    folder.write_rows("clusters.csv", files.CLUSTERS, table)
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
-    if metrics:
-        baseline = baseline or (metrics if record["rounds"] == 0 else {})
+    if rows.labels is not None and any(rows.labels):
+        metrics = tables.metrics(rows.labels, placement)
+        baseline = baseline or (metrics if record.rounds == 0 else {})
+        metrics_at_start = {f"baseline_{name}": value for name, value in baseline.items()}
+        labelled = sum(1 for label in rows.labels if label)
         folder.write_json(
-            "metrics.json",
-            {
-                **metrics,
-                **{f"baseline_{name}": value for name, value in baseline.items()},
-                "nmi_average": NMI_AVERAGE,
-                "labelled": sum(1 for label in rows.labels or () if label),
-            },
+            "metrics.json", {**metrics, **metrics_at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
         )
-    write_tree(folder, model, rows.reduced, record["seed"])
-    # What edits are for: this assignment, and no later one.
-    record["cut"] = files.cut_digest(rows_written)
-    record["rows"] = files.rows_digest(rows_written)
-    record["clusters"] = len(summary)
-    record |= {"signs": said, "verdict": verdict(found)}
-    folder.write_json("run.json", record)
+    write_tree(folder, model, rows.reduced, record.seed)
+    record = replace(
+        record,
+        cut=files.cut_digest(table),  # what edits are for: this assignment, and no later one
+        rows=files.rows_digest(table),
+        clusters=len(summary),
+        signs={name: round_to(value, 4) for name, value in asdict(confidence).items()} if confidence else {},
+        verdict=confidence_text(confidence),
+    )
+    folder.write_record(record)
+    return record
+
+
+def _used_rows(model: Model, placement: Placement, rows: Rows) -> Iterator[dict[str, Any]]:
+    labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
+    placed = tables.placement_rows(model, placement, rows.lengths)
+    for path, fine, label, columns in zip(rows.paths, placement.fine_cluster.tolist(), labels, placed, strict=True):
+        yield {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **columns}
 
 
 def write_tree(folder: RunFolder, model: Model, reduced: Tensor, seed: int) -> None:
-    """The merge tree of up to ``MOST_IN_TREE`` groups; more are nothing to look at, and would take minutes."""
+    """The merge tree of up to ``MOST_IN_TREE`` groups; larger trees are unreadable, and take minutes."""
     if model.groups.count > MOST_IN_TREE:
         folder.remove(drawn.TREE)
         return

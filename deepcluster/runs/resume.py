@@ -13,6 +13,7 @@ from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import Source
 from deepcluster.images.store import Store
 from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.storage.run_record import RunRecord
 
 IMAGES_READ = "checkpoints/images.csv"
 COLUMNS = ("path", "sha256")
@@ -71,9 +72,10 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
         return False
     folder = open_run(out)
     record = folder.read_record()
-    if record.get("status") != "done":
+    if record.status != "done":
         return False
-    check_options({"n_clusters": n_clusters, **record}, {"n_clusters": n_clusters, "seed": seed})
+    asked = n_clusters if record.n_clusters == 0 else record.n_clusters
+    check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
     then = {row["path"] for row in folder.read_clusters()}
     now = {*source.paths, *(path for path, _ in source.skipped)}
     if then != now:
@@ -81,19 +83,19 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
     return True
 
 
-def is_untouched(source: Source, record: Mapping[str, Any]) -> bool:
+def is_untouched(source: Source, record: RunRecord) -> bool:
     """Whether the images lie where the run read them, as files that are older than it, or come from a data set."""
     scheme = source.location.partition(":")[0]
-    if source.location != record["location"] or scheme in ("-", "python"):
+    if source.location != record.location or scheme in ("-", "python"):
         return False
     if scheme in ("sklearn", "torchvision", "hf"):
         return True
     place = Path(source.location)
     paths = [source.file(i) for i in range(len(source.paths))] if source.file else [place]
     try:
-        begun = datetime.fromisoformat(record["started"]).timestamp()
+        begun = datetime.fromisoformat(str(record.started)).timestamp()
         return place.exists() and all(path.is_file() and path.stat().st_mtime < begun for path in paths)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
 
 
@@ -101,7 +103,7 @@ def check_fingerprint(folder: RunFolder, now: Mapping[str, str]) -> None:
     """:func:`check_images` of a run that is finished, whose checkpoints somebody may have removed."""
     if folder.has(IMAGES_READ):
         check_images(folder, now)
-    elif folder.read_record().get("fingerprint", "") not in ("", fingerprint(now)):
+    elif folder.read_record().fingerprint not in (None, "", fingerprint(now)):
         raise _differing({})
 
 

@@ -66,6 +66,10 @@ class Stop:
         sys.unraisablehook = self._unraisable
         _listening = None
 
+    def too_late(self) -> None:
+        """The work is done but for its last lines: no signal breaks them off any more."""
+        self.at_once = False
+
     def ignore(self) -> None:
         """The command is done, and it is too late to stop it."""
         for number in self._before:

@@ -106,7 +106,7 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
 
 def load_of_run(run: RunFolder, device: torch.device | None = None) -> Model:
     """Read the model of a run, as :func:`load` does."""
-    if not run.has(f"model/{CONFIG}") and (status := run.read_record().get("status")) != "done":
+    if not run.has(f"model/{CONFIG}") and (status := run.read_record().status) != "done":
         raise ModelError(f"{run.path} has no model yet (its status is {status}): go on with `deepcluster fit --resume`")
     return _load(run.path / "model", run.file(f"model/{CONFIG}"), run.file(f"model/{WEIGHTS}"), device)
 

@@ -1,18 +1,16 @@
 """The run folder: its files, their columns, and how they are written whole or not at all."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +30,11 @@ from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.csv_files import Row, unguarded, write_csv
 from deepcluster.storage.generation import Stage
 from deepcluster.storage.graph_file import graph_of, graph_tensors
+from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
+from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
 
-SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
@@ -71,13 +70,13 @@ class RunFolder:
 
     Args:
         path: Where it is.
-        ours: Whether this process writes: of several, only the main rank does, and for the others nothing is written.
+        read_only: A rank that is not the main one: it may not write.
         scratch: The folder for unfinished files, of whoever has the lock.
         stage: Where the files of the next state are collected; None writes each file to its place at once.
     """
 
     path: Path
-    ours: bool = True
+    read_only: bool = False
     scratch: Path | None = None
     stage: Stage | None = None
 
@@ -96,9 +95,6 @@ class RunFolder:
 
         anew: the next state has no file of the present one.
         """
-        if not self.ours:
-            yield self
-            return
         assert self.scratch is not None, "writing needs the lock"
         generation.check_places(self.path)
         stage = Stage(self.path, self.scratch / secrets.token_hex(4))
@@ -109,8 +105,6 @@ class RunFolder:
 
     def remove(self, name: str) -> None:
         """Do without a file."""
-        if not self.ours:
-            return
         if self.stage:
             self.stage.remove(name)
         else:
@@ -151,17 +145,20 @@ class RunFolder:
                     raise ValueError(f"it has no {key} of type {kind.__name__}")
             return value
 
-    def read_record(self) -> dict[str, Any]:
-        """run.json."""
-        return self.read_json(RUN, RECORD)
+    def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
+        """run.json; ``types`` are keys that must be there besides those of every version."""
+        return RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
+
+    def write_record(self, record: RunRecord) -> None:
+        self.write_json(RUN, record.to_json())
 
     def read_clusters(self) -> list[dict[str, str]]:
         """The rows of clusters.csv. DiskError where they are not those that were written: other files go by them."""
         rows = self.read_rows("clusters.csv", CLUSTERS)
         record = self.read_record()
         with self.believed():
-            known = record.get("rows", "")  # version 0.1 wrote only the digest of the clusters
-            if known != rows_digest(rows) if known else record.get("cut", "") not in ("", cut_digest(rows)):
+            # Version 0.1 wrote only the digest of the clusters.
+            if record.rows != rows_digest(rows) if record.rows else record.cut not in (None, "", cut_digest(rows)):
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
@@ -188,14 +185,14 @@ class RunFolder:
         self._write(name, lambda file: np.save(file, array), binary=True)
 
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
-        if self.ours:
-            write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
+        write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> str:
-        """Write a safetensors file, and return its SHA-256 ("" where another process writes)."""
-        return write_tensors(self._place(name), tensors, scratch=self.scratch) if self.ours else ""
+        """Write a safetensors file, and return its SHA-256."""
+        return write_tensors(self._place(name), tensors, scratch=self.scratch)
 
     def _place(self, name: str) -> Path:
+        assert not self.read_only, "only the main rank writes"
         return self.stage.path(name) if self.stage else self.path / name
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
@@ -268,8 +265,7 @@ def folder_name(name: str) -> str:
 def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
     """The run folder ``path``, for this process alone to write to.
 
-    What a killed process left is completed or removed first. The system lets go of the lock when the process ends,
-    however it ends.
+    What a killed process left is completed or removed first.
 
     Args:
         path: The folder.
@@ -278,17 +274,12 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
     Raises:
         DiskError: Another process has the lock, or nothing can be written.
     """
-    try:
-        with stopping.later():
-            if make:
-                path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path / LOCK)
-    except OSError as error:
-        raise error if isinstance(error, DiskError) else _cannot_write(path, error, make) from None
     with ExitStack() as stack:
-        stack.callback(lock.close)
-        stack.callback(_unlock, path / LOCK)
         try:
+            with stopping.later():
+                if make:
+                    path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(path / LOCK))
             generation.finish(path)
             remove_stale_scratch(path)
             place = stack.enter_context(scratch(path))
@@ -308,39 +299,12 @@ def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iter
     processes.any(False)
     path.mkdir(parents=True, exist_ok=True)  # on another machine than the main rank's it may be missing
     with scratch(path) as place:
-        yield RunFolder(path, ours=False, scratch=place)
+        yield RunFolder(path, read_only=True, scratch=place)
 
 
 def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:
     advice = "give another -o" if make else "make it writable, or work on a copy of the run"
     return DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}")
-
-
-def _unlock(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> BinaryIO:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        file = os.fdopen(descriptor, "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read(200).decode(errors="replace").strip()
-            file.close()
-            raise DiskError(
-                f"{path.parent} is in use by {holder or 'another process'}: wait for it, or stop it"
-            ) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        file.close()  # it was removed by the process that had it, in between
-    file.truncate()
-    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
-    file.flush()
-    return file
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
