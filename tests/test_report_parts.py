@@ -202,7 +202,8 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, mo
     monkeypatch.setattr(run_report, "render", lambda **page: given.update(page) or "")
     folder = SimpleNamespace(
         path=tmp_path, read_record=lambda: RunRecord(images="a", location="a", seed=0),
-        read_clusters=list, read_rows=lambda *_: [], has=lambda _: False, file=lambda name: tmp_path / name, write_text=lambda *_: None,
+        read_clusters=list, read_rows=lambda *_: [],
+        has=lambda _: False, file=lambda name: tmp_path / name, write_text=lambda *_: None,
     )  # fmt: skip
     run_report.write_report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
     read = given["picture"]("a.jpg")

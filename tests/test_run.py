@@ -427,13 +427,13 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
             stop.wanted = True
 
     stop, schedules = Stop(), []
-    options = QUICK | {"rounds": 10**9, "schedule": "cosine", "lr": 1.0}
+    options = QUICK | {"rounds": 10**6, "schedule": "cosine", "lr": 1.0}
     request = Request(out=tmp_path / "run", n_clusters=3, options=options, time_limit=100)
     with pytest.raises(Stopped):
         run.fit(photos, request, AfterOne(), stop=stop)
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
     planned = checkpoint.about["rounds"]
-    assert 1 < planned < 10**9
+    assert 1 < planned < 10**6
 
     def seen(network, images, recipe, lr, *args, **options):
         schedules.append(lr)
