@@ -518,7 +518,7 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
         told = {name: record.get(name) for name in ("clusters", "images_count", "skipped_count", "rounds", "verdict")}
         return json.dumps({"run": str(path), **told, "metrics": values or None}, indent=2)
     lines = []
-    with folder.believed():
+    with folder.as_disk_errors():
         for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
             if f"{prefix}acc" in values:
                 shown = "  ".join(

@@ -1,4 +1,4 @@
-"""scikit-learn's shape: a thin coat over ``run.py`` (fit) and ``runs/``."""
+"""scikit-learn's shape: a thin coat over ``runs/``."""
 
 import os
 import shutil
@@ -217,7 +217,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             return str(estimator_html_repr(self))
         folder = RunFolder(self.run_)
         title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
-        with folder.believed():
+        with folder.as_disk_errors():
             used = [row for row in folder.read_clusters() if row["status"] == "ok"]
             summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
             return gallery(title, used, summary, pictures(self._at_hand(), THUMBNAIL))

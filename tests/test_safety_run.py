@@ -195,7 +195,7 @@ def test_cells_that_are_not_what_they_should_be(run, capsys, name):
                 csv.writer(file).writerows(changed)
             folder = files.open_run(run)
             try:
-                with folder.believed():
+                with folder.as_disk_errors():
                     run_report.write_report(folder, None)
             except DiskError as error:
                 assert str(run) in str(error) or name in str(error)
@@ -237,7 +237,7 @@ def test_without_their_guards_they_are_bugs(run, capsys, monkeypatch):
     """The negative control of the tests above."""
     change_record(run, seconds="long")
     ends_well(["report", str(run)], capsys, (5,))
-    monkeypatch.setattr(files.RunFolder, "believed", lambda self: nullcontext())
+    monkeypatch.setattr(files.RunFolder, "as_disk_errors", lambda self: nullcontext())
     assert run_command(["report", str(run)]) == 1
     assert "bug" in capsys.readouterr().err
 

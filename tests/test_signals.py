@@ -141,7 +141,7 @@ def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where):
         interrupt(monkeypatch, Path, "replace")
     (tmp_path / "file").write_text("old")
     with Stop() as stop, pytest.MonkeyPatch.context() as quick:
-        quick.setattr(stopping, "AGAIN", 60)
+        quick.setattr(stopping, "RAISE_AGAIN_SECONDS", 60)
         if where in ("flush", "fsync"):
             with pytest.raises(Stopped):
                 write_whole(tmp_path / "file", write)
@@ -198,7 +198,7 @@ def test_a_generator_that_is_left_cleans_up_first():
 
 def test_what_cleans_up_is_not_broken_off(monkeypatch):
     """However often the signal comes again, and whatever goes wrong meanwhile."""
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     done = []
     with Stop(), pytest.raises(Stopped):
         try:
@@ -235,7 +235,7 @@ def test_but_not_what_another_process_has_said(error):
 
 def test_nothing_becomes_final_of_what_a_swallowed_one_left(monkeypatch, tmp_path):
     """As figures of the images that came before it."""
-    monkeypatch.setattr(stopping, "AGAIN", 60)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 60)
     with Stop(), pytest.raises(Stopped):
         with suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_nothing_becomes_final_of_what_a_swallowed_one_left(monkeypatch, tmp_pat
 
 
 def test_a_few_lines_that_belong_together(monkeypatch):
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     done = []
     with Stop(), pytest.raises(Stopped):
         with later():
@@ -256,7 +256,7 @@ def test_a_few_lines_that_belong_together(monkeypatch):
 
 
 def test_in_a_step_of_training_it_is_only_wanted(monkeypatch):
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     with Stop() as stop:
         stop.at_once = False
         signal.raise_signal(signal.SIGTERM)
@@ -330,7 +330,7 @@ def test_nobody_waits_for_threads_or_for_what_is_left_for_them():
 
 @pytest.mark.parametrize("when", ["made", "used", "removed"])
 def test_a_temporary_folder_is_gone(monkeypatch, tmp_path, when):
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     where = {"made": "mkdir", "removed": "rmdir"}.get(when)
     if where:
         interrupt(monkeypatch, os, where)

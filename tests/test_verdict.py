@@ -75,9 +75,9 @@ def test_the_trained_network_is_kept_unless_it_is_clearly_worse():
     lost, gained = clarity(clear, none, 5, seed=0), clarity(none, clear, 5, seed=0)
     assert lost.after > 10 * lost.before
     assert not lost.kept
-    assert "the network before training, and its groups, are taken" in lost.text
+    assert lost.text.startswith("network before training kept")
     assert gained.kept
-    assert "is kept" in gained.text
+    assert gained.text.startswith("trained network kept")
     assert clarity(clear, clear, 5, seed=0).kept
     assert Clarity(1.0, CLEARLY).kept
     assert not Clarity(2.0, 1.5).kept

@@ -124,7 +124,7 @@ def _quality(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 def _recipe(folder: RunFolder) -> str:
     """The options, of the file of weights no more than its name."""
-    with folder.believed():
+    with folder.as_disk_errors():
         options = tomllib.loads(folder.file("recipe.toml").read_text(encoding="utf-8"))
     if isinstance(weights := options.get("weights"), str):
         options["weights"] = re.split(r"[/\\]", weights)[-1]

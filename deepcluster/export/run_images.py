@@ -43,7 +43,7 @@ def read_members(run: Path, images: Images | None = None) -> Members:
     source = find(images) if images is not None else found_again(folder)
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
-    with folder.believed():
+    with folder.as_disk_errors():
         for row in used:
             int(row["cluster"])
     if source is None or not any(row["path"] in index for row in used):

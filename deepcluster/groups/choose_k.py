@@ -1,4 +1,4 @@
-"""How many groups there are: candidates from the neighbour graph, and how far each is to be believed."""
+"""How many groups there are: candidates from the neighbour graph, and how far each can be trusted."""
 
 from dataclasses import dataclass
 from itertools import combinations

@@ -51,7 +51,7 @@ class Placement:
 def cut(reduced: Tensor, k: int, *, seed: int = 0, graph: Graph | None = None) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
 
-    Every row is tied to its nearest ones (graph.py); the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan
+    Every row is tied to its nearest ones (neighbour_graph.py); the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan
     and Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new
     image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows a group it is the best of
     several k-means.

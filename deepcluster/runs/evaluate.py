@@ -233,7 +233,7 @@ def _clustering(job: _Job) -> Prepared:
         source = job.own_images() if job.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
         labels = [by_path.get(path, "") for path in paths]
-        with job.folder.believed():
+        with job.folder.as_disk_errors():
             clusters = [int(row["cluster"]) for row in rows]
         depends = {"clusters": json_sha256([clusters, labels])}
         return depends, lambda once: clustering.clustering(

@@ -36,7 +36,7 @@ def recut(run: Path, n_clusters: int | None, display: Display | None = None, sou
     files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged:
         _recut(staged, n_clusters, display or Silent())
-        with folder.believed():
+        with folder.as_disk_errors():
             write_report(staged, source or found_again(staged))
     return files.open_run(run)
 
@@ -72,7 +72,7 @@ def apply(run: Path, edits: Edits) -> RunFolder:
             model = edited(model, edits)
             record = replace(record, edits=edits.digest)
             _write(staged, model, model.place(rows.reduced), rows, record, baseline)
-            with folder.believed():
+            with folder.as_disk_errors():
                 write_report(staged, found_again(staged))
     return files.open_run(run)
 

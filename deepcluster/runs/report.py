@@ -24,7 +24,7 @@ from deepcluster.storage.run_folder import RunFolder
 def report(run: Path, source: Source | None = None) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
     files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged, folder.believed():
+    with files.locked(run) as folder, folder.next_state() as staged, folder.as_disk_errors():
         if not (folder.has(drawn.MAP) and folder.has(drawn.TREE)):
             _draw(staged)
         write_report(staged, source or found_again(staged))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-EXIT_OF_A_SECOND = 130
-AGAIN = 0.25  # seconds after which Stopped is raised once more where something has swallowed it
+EXIT_ON_SECOND_SIGINT = 130
+RAISE_AGAIN_SECONDS = 0.25  # seconds after which Stopped is raised once more where something has swallowed it
 
 
 class Stop:
@@ -28,7 +28,7 @@ class Stop:
     handler saves nothing itself. A second Ctrl-C ends the process without another word.
 
     An exception that comes out of nowhere may be lost: Python drops it in a destructor, compiled code may turn it into
-    another one. So it is raised again, every ``AGAIN`` seconds, until it is on its way; never while it is, as that
+    another one. So it is raised again, every ``RAISE_AGAIN_SECONDS`` seconds, until it is on its way; never while it is, as that
     would break off what cleans up.
     """
 
@@ -82,11 +82,11 @@ class Stop:
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.wanted and number == signal.SIGINT:
-            os._exit(EXIT_OF_A_SECOND)
+            os._exit(EXIT_ON_SECOND_SIGINT)
         if not self.wanted:
             self.wanted, self.reason = True, f"stopped by {signal.Signals(number).name}"
             if hasattr(signal, "setitimer"):
-                signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+                signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_SECONDS, RAISE_AGAIN_SECONDS)
         self.check()
 
     def _drop(self, unraisable: Any) -> None:

@@ -25,7 +25,7 @@ from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors, 
 
 SCHEMA_VERSION = 1
 KEPT = 2
-IMAGES = "images.csv"  # the images that the run began with (resuming.py)
+IMAGES = "images.csv"  # the images that the run began with (runs/resume.py)
 Tensors = Mapping[str, Tensor]
 
 

@@ -1,7 +1,7 @@
 """The model that places new images: config.json and model.safetensors, nothing that could run code.
 
-What the two files say is not believed: their SHA-256 finds damage, and every value is checked before a network is built
-from it, because a file that somebody wrote on purpose has the right digests.
+The two files are not trusted: their SHA-256 finds damage, and every value is checked before a network is built from it,
+because a file that somebody wrote on purpose has the right digests.
 """
 
 import json

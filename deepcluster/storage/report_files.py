@@ -36,7 +36,7 @@ def read_sheet(folder: RunFolder) -> bytes:
     path = folder.file(SHEET)
     if not path.exists():
         return b""
-    with folder.believed(SHEET):
+    with folder.as_disk_errors(SHEET):
         check_file(path, MOST_SHEET)
         data = path.read_bytes()
     if data[:4] + data[8:12] != b"RIFFWEBP":
@@ -83,7 +83,7 @@ def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None
         return None
     types = {"groups": list, "merges": list, "sizes": list, "medoids": list, "levels": list}
     table = folder.read_json(TREE, types)
-    with folder.believed(TREE):
+    with folder.as_disk_errors(TREE):
         return _tree(table, images), [_level(*row) for row in table["levels"]]
 
 

@@ -156,7 +156,7 @@ class RunFolder:
         """The rows of clusters.csv. DiskError where they are not those that were written: other files go by them."""
         rows = self.read_rows("clusters.csv", CLUSTERS)
         record = self.read_record()
-        with self.believed():
+        with self.as_disk_errors():
             # Version 0.1 wrote only the digest of the clusters.
             if record.rows != rows_digest(rows) if record.rows else record.cut not in (None, "", cut_digest(rows)):
                 raise DiskError(
@@ -222,7 +222,7 @@ class RunFolder:
             raise _damaged(path, error) from error
 
     @contextmanager
-    def believed(self, name: str = "") -> Iterator[None]:
+    def as_disk_errors(self, name: str = "") -> Iterator[None]:
         """Work on what files of this run, or the one called ``name``, say; where they do not fit together it is a
         DiskError."""
         try:
