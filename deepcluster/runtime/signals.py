@@ -27,9 +27,9 @@ class Stop:
     network). Then a signal raises Stopped there and then; else whoever works looks at ``wanted`` after the step. A
     handler saves nothing itself. A second Ctrl-C ends the process without another word.
 
-    An exception that comes out of nowhere may be lost: Python drops it in a destructor, compiled code may turn it into
-    another one. So it is raised again, every ``RAISE_AGAIN_SECONDS`` seconds, until it is on its way; never while it is, as that
-    would break off what cleans up.
+    An exception that a handler raises may be lost: Python drops it in a destructor, compiled code may turn it into
+    another one. So it is raised again every ``RAISE_AGAIN_SECONDS`` until it propagates; never while it does, as that
+    would break off the clean-up.
     """
 
     def __init__(self) -> None:

@@ -37,8 +37,13 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Every key of config.json and of the architecture in it, with its type; the digests may both be missing, as they are in
 # models of version 0.1.
 TYPES = {
-    "schema_version": int, "architecture": dict, "image_size": int, "store_size": int, "batch_size": int, "names": list,
-}  # fmt: skip
+    "schema_version": int,
+    "architecture": dict,
+    "image_size": int,
+    "store_size": int,
+    "batch_size": int,
+    "names": list,
+}
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
 OPTIONAL = {"junk": list}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}

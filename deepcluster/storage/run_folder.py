@@ -40,9 +40,21 @@ SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 HISTORY = (
-    "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share", "reseeded",
-    "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
-)  # fmt: skip
+    "round",
+    "loss",
+    "chance_loss",
+    "inertia",
+    "nmi_previous",
+    "changed",
+    "cluster_weight",
+    "largest_share",
+    "reseeded",
+    "lr",
+    "features_seconds",
+    "clustering_seconds",
+    "training_seconds",
+    "images_per_second",
+)
 GRAPH = "neighbours.safetensors"
 LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 # A run can be read without these files, which some runs do not have.
