@@ -248,7 +248,7 @@ def test_another_number_of_threads_is_said(command, pictures, copied):
         del value["sha256"]
         path.write_text(json.dumps(value | {"sha256": checkpoint.json_sha256(value)}))
     said = finish(command, pictures, copied)
-    assert "may differ from that of a run without a break: threads 7 then, 1 now" in said
+    assert "may differ from that of an uninterrupted run: threads 7 then, 1 now" in said
     assert json.loads((copied / "run.json").read_text())["resumed"] == ["threads 7 then, 1 now"]
 
 

@@ -57,9 +57,9 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0, graph: Graph | None = None) -
     """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
 
     Every row is tied to its nearest neighbours (neighbour_graph.py). The normalised cut of the ties (Shi and Malik,
-    2000; Ng, Jordan and Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for
-    it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows per group the
-    groups are those of the best of several k-means.
+    2000; Ng, Jordan and Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that
+    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows per
+    group the groups are those of the best of several k-means.
 
     Args:
         reduced: N x d features.

@@ -1,4 +1,4 @@
-"""Writing down where the alternation of a run is, and stopping it when asked to."""
+"""Checkpoints while a run alternates, and stopping it when asked to."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +16,17 @@ from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, va
 
 
 class Checkpointer:
-    """Hands states to the checkpoints: at the start of each round and at the end, every ``interval`` seconds in a
-    training, and before it stops. Of several processes the first writes, and says when; a stop of one is that of all.
+    """Saves states: at the start of each round and at the end, every ``interval`` seconds of training, and on a stop.
 
-    ``about`` gives what the run wants to know beside the state.
+    The main rank writes and decides when; a stop signal on any rank stops all.
+
+    Args:
+        checkpoints: Where the states go.
+        network: It is saved beside them.
+        about: What else a checkpoint says of its run.
+        stop: Whether a signal came.
+        interval: Seconds between two checkpoints.
+        table: Which rank has which rows.
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class Checkpointer:
         self.interval = interval
         self.table = table
         self.last = time.monotonic()
-        self._told: State | None = None  # the last one, where it is not in a checkpoint
+        self._unsaved: State | None = None  # the last one, where it is in no checkpoint yet
         self.settled = 0  # of the last state
 
     def __call__(self, state: State) -> None:
@@ -46,17 +53,17 @@ class Checkpointer:
         training = state.work is not None
         trained = state.work is not None and state.work.trained is not None
         stopping, due = self._asked()
-        self._told = state
+        self._unsaved = state
         if not training or (trained and (stopping or due)):
             self._write()
         if stopping:
             raise Stopped(f"stopped in round {state.round + 1}")
-        # From here on to the end of the round the network changes; before, what is written is all there is to lose.
+        # Until here stopping loses nothing beyond the last checkpoint; while it trains the network changes.
         self.stop.at_once = not training
 
     def rest(self) -> None:
-        """Between a training and the next round, before what takes long: from now on work can be left where it is."""
-        if self._told:
+        """After the training of a round, before what takes long: save it, so that a stop need not wait for that."""
+        if self._unsaved:
             self._write()
         self.stop.at_once = True
 
@@ -65,12 +72,12 @@ class Checkpointer:
         self.stop.at_once = True
 
     def _write(self) -> None:
-        assert self._told is not None
-        whole = gathered(self._told, self.table)
+        assert self._unsaved is not None
+        whole = gathered(self._unsaved, self.table)
         if self.table.processes.leads:
             self.checkpoints.write(whole, self.network.state_dict(), self.about())
         self.last = time.monotonic()
-        self._told = None
+        self._unsaved = None
 
     def _asked(self) -> tuple[bool, bool]:
         """Whether any process is to stop, and whether it is time for the first to write."""
@@ -81,7 +88,7 @@ class Checkpointer:
 
 
 def gathered(state: State, table: Shares) -> State:
-    """A state with all rows of what processes share, for the first of them; the losses of each side by side."""
+    """The state for the main rank, with the rows of all ranks; the losses of the ranks side by side."""
     if table.processes.alone:
         return state
     memory = None if state.memory is None else table.at_first(state.memory)
@@ -94,11 +101,11 @@ def gathered(state: State, table: Shares) -> State:
 
 
 def scattered(state: State | None, table: Shares) -> State:
-    """What :func:`gathered` has brought together, of the first process, back to where its rows belong."""
+    """The state that :func:`gathered` made, of the main rank, back on the ranks that own its rows."""
     processes = table.processes
 
     def without_rows() -> State:
-        assert state is not None, "the first process has it"
+        assert state is not None, "the main rank has it"
         none = torch.empty(0)
         return replace(
             state,

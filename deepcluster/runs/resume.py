@@ -1,4 +1,4 @@
-"""May a run go on from a checkpoint? Only with the images and options that it began with."""
+"""Whether a run may go on from a checkpoint: only with the images and options that it began with."""
 
 import hashlib
 import warnings
@@ -21,11 +21,11 @@ SHOWN = 5
 
 
 def digests(source: Source, store: Store) -> dict[str, str]:
-    """The SHA-256 of the pixels of each image that is used, by its path; the first process gets those of all."""
+    """The SHA-256 of the pixels of each image that is used, by its path; the main rank gets those of all."""
     rows = store.images.permute(0, 2, 3, 1)
-    own = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
-    found = (digest for each in store.table.processes.every_at_first(own) for digest in each)
-    return dict(zip((source.paths[i] for i in store.kept), found, strict=False))
+    of_rank = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
+    of_all = (digest for part in store.table.processes.every_at_first(of_rank) for digest in part)
+    return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
 
 
 def fingerprint(images: Mapping[str, str]) -> str:
@@ -37,7 +37,7 @@ def fingerprint(images: Mapping[str, str]) -> str:
 
 
 def remember(folder: RunFolder, images: Mapping[str, str]) -> None:
-    """Write down which images a run begins with."""
+    """Record which images a run begins with."""
     (folder.path / IMAGES_READ).parent.mkdir(exist_ok=True)
     folder.write_rows(IMAGES_READ, COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()])
 
@@ -139,12 +139,14 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def differing_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another machine, version or number of threads than the run began with; a warning names it."""
-    found = [f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value]
-    if found:
+    """How the machine, the versions or the number of threads differ from those that the run began with; warns."""
+    differences = [
+        f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value
+    ]
+    if differences:
         warnings.warn(
-            f"the result may differ from that of a run without a break: {'; '.join(found)}",
+            f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
             DeepClusterWarning,
             stacklevel=2,
         )
-    return found
+    return differences

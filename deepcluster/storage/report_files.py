@@ -1,4 +1,4 @@
-"""What the report draws, in files of the run folder: the map, the merge tree with its curves, the tiny pictures."""
+"""What the report draws, as files of the run folder: the map, the merge tree and its quality curves, the thumbnails."""
 
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -110,5 +110,5 @@ def _numbers(values: Any, count: int, below: int) -> tuple[int, ...]:
 def _level(k: Any, silhouette: Any, stability: Any) -> Level:
     values = (silhouette, stability)
     if type(k) is not int or not all(value is None or -1.001 < float(value) < 1.001 for value in values):
-        raise ValueError(f"{TREE} has a curve that is none")
+        raise ValueError(f"{TREE} has an invalid quality curve")
     return Level(k, *values)

@@ -103,9 +103,10 @@ class RunFolder:
 
     @contextmanager
     def next_state(self, *, anew: bool = False) -> Iterator["RunFolder"]:
-        """This folder with writes that become current all at once, at the end of the context; an error drops them.
+        """This folder with writes that become current all at once at the end of the context; an error drops them.
 
-        anew: the next state has no file of the present one.
+        Args:
+            anew: The next state has no file of the present one.
         """
         assert self.scratch is not None, "writing needs the lock"
         generation.check_places(self.path)
@@ -116,7 +117,7 @@ class RunFolder:
         stage.commit()
 
     def remove(self, name: str) -> None:
-        """Do without a file."""
+        """Remove a file, if it is there."""
         if self.stage:
             self.stage.remove(name)
         else:
@@ -147,7 +148,7 @@ class RunFolder:
         self._write(name, lambda file: file.write(text))
 
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """A table of JSON; ``types`` are the keys that must be there, and what they hold."""
+        """A JSON object; ``types`` are the keys that must be there, and what they hold."""
         with self._read(name) as path:
             value = read_json(path)
             if not isinstance(value, dict):
@@ -208,7 +209,7 @@ class RunFolder:
         return self.stage.path(name) if self.stage else self.path / name
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """A table of finite float32 numbers of this shape."""
+        """A matrix of finite float32 numbers of this shape."""
         with self._read(name) as path:
             check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
@@ -235,8 +236,7 @@ class RunFolder:
 
     @contextmanager
     def as_disk_errors(self, name: str = "") -> Iterator[None]:
-        """Work on what files of this run, or the one called ``name``, say; where they do not fit together it is a
-        DiskError."""
+        """Turn any error while using this run's data, or that of its file ``name``, into a DiskError."""
         try:
             yield
         except (DeepClusterError, MemoryError):
@@ -373,7 +373,7 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
 
 @dataclass(frozen=True)
 class _State:
-    """By what two looks at a run folder tell that nothing has changed between them."""
+    """Equal in two looks at a run folder if nothing has changed between them."""
 
     digest: str
     pending: bool

@@ -1,4 +1,4 @@
-"""Reading files that may be damaged or a stranger's: plain files only, of bounded size, JSON without dark corners."""
+"""Reading files that may be damaged or a stranger's: plain files, of bounded size, strict JSON, checked digests."""
 
 import codecs
 import hashlib
@@ -91,7 +91,7 @@ def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     return load_file(path)
 
 
-# SHA-256 finds damage, not attackers, who can write a new digest beside a new file.
+# SHA-256 finds damage, not attackers: these can write a new digest beside a new file.
 
 
 def sha256(path: Path) -> str:
