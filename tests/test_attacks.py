@@ -36,7 +36,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +61,6 @@ BYSTANDERS = (
 )  # fmt: skip
 # What changes a disk: a kill between any two of these is one at any moment that matters.
 CHANGES = "os:rename os:replace os:unlink os:rmdir os:mkdir"
-
-
-@pytest.fixture(scope="module")
-def command() -> Iterator[Commands]:
-    commands = Commands()
-    yield commands
-    commands.end()
 
 
 def pictures(folder: Path, seed: int = 0) -> Path:

@@ -24,32 +24,17 @@ from deepcluster.nets.backbone import build
 from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.storage import checkpoint, ownership, run_folder
 from deepcluster.storage.checkpoint import Checkpoints
-from tests.commands import Commands
-from tests.drawings import drawings
+from tests.commands import SMALL_FIT
+from tests.drawings import save_drawings
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "10"))
-OPTIONS = [
-    "-k", "3", "--image-size", "16", "--rounds", "3", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
-    "--seed", "5", "--precision", "fp32", "--checkpoint-every", "0s", "--quiet",
-]  # fmt: skip
+OPTIONS = [*SMALL_FIT, "--rounds", "3", "--checkpoint-every", "0s"]
 SAME = ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json")
 
 
 @pytest.fixture(scope="module")
-def command():
-    commands = Commands()
-    yield commands
-    commands.end()
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    images, kinds = drawings(16, 16)
-    for i, (image, kind) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
-        (folder / str(kind)).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
-    return folder
+    return save_drawings(tmp_path_factory.mktemp("pictures"), 16, 16)
 
 
 @pytest.fixture(scope="module")

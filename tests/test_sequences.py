@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -54,13 +53,6 @@ MORE = ["", "--overwrite", "--resume"]
 def contents(folder: Path, names: tuple[str, ...] | None = None) -> dict[str, bytes]:
     paths = [folder / name for name in names] if names else sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-@pytest.fixture(scope="module")
-def command():
-    commands = Commands()
-    yield commands
-    commands.end()
 
 
 def state_of(run: Path) -> dict[str, object] | None:

@@ -39,8 +39,8 @@ from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import model_files as models
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.destination import new_folder
-from tests.commands import Commands
-from tests.drawings import drawings
+from tests.commands import SMALL_FIT, Commands
+from tests.drawings import save_drawings
 from tests.tiny import tiny_model
 
 MOMENTS = int(os.environ.get("DEEPCLUSTER_SIGNALS", "20"))
@@ -405,28 +405,13 @@ def test_a_command_that_nobody_reads_ends_quietly():
 
 # ---- every command, at every place -----------------------------------------------------------------------------------
 
-OPTIONS = [
-    "-k", "3", "--image-size", "16", "--rounds", "1", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
-    "--seed", "5", "--precision", "fp32", "--quiet",
-]  # fmt: skip
+OPTIONS = [*SMALL_FIT, "--rounds", "1"]
 MEASURED = {"run.json", "history.csv", "report.html"}  # have times, or the name of the folder, in them
 
 
 @pytest.fixture(scope="module")
-def command():
-    commands = Commands()
-    yield commands
-    commands.end()
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    pixels, kinds = drawings(8, 16)
-    for i, (image, kind) in enumerate(zip(pixels.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
-        (folder / str(kind)).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
-    return folder
+    return save_drawings(tmp_path_factory.mktemp("images"), 8, 16)
 
 
 class Case:
