@@ -103,7 +103,7 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
     from deepcluster.nets.backbone import build
-    from deepcluster.runs.fit import Request, plan
+    from deepcluster.runs.job import Request, plan
 
     source = find(images)
     labels = true_labels("folders", source)

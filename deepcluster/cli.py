@@ -32,10 +32,10 @@ from deepcluster.runtime.signals import listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, printable, say
 
 if TYPE_CHECKING:
-    from deepcluster.runs.fit import Request
+    from deepcluster.model import Model
+    from deepcluster.runs.job import Request
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
-    from deepcluster.storage.model_files import Model
     from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
 
@@ -153,9 +153,10 @@ def fit(
         raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
 
     from deepcluster.runs import fit as runs
+    from deepcluster.runs.job import Request
     from deepcluster.runtime.processes import init_processes
 
-    request = runs.Request(
+    request = Request(
         out=out,
         n_clusters=n_clusters,
         recipe=recipe,
@@ -204,9 +205,10 @@ def predict(
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.runs.predict import files_read
     from deepcluster.runtime.processes import init_processes
+    from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.csv_rows import placement_rows
     from deepcluster.storage.output import output
-    from deepcluster.storage.run_folder import PREDICTIONS, write_csv
+    from deepcluster.storage.run_folder import PREDICTIONS
 
     def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
         if as_json:
@@ -253,8 +255,8 @@ def embed(
 
     from deepcluster.runs.predict import files_read
     from deepcluster.runtime.processes import init_processes
+    from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.output import output
-    from deepcluster.storage.run_folder import write_csv
 
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
@@ -285,10 +287,10 @@ def recut(
     as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
-    from deepcluster.runs import predict as results
+    from deepcluster.runs.recut import recut as recut_run
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
-        folder = results.recut(run_, _n_clusters(k), terminal)
+        folder = recut_run(run_, _n_clusters(k), terminal)
     _print_result(folder, quiet, as_json)
 
 
@@ -302,19 +304,19 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
-    from deepcluster.runs import predict as results
+    from deepcluster.runs.recut import apply as apply_run
     from deepcluster.storage.edits import read_edits
 
-    folder = results.apply(run_, read_edits(edits))
+    folder = apply_run(run_, read_edits(edits))
     _print_result(folder, quiet, as_json)
 
 
 @app.command
 def report(run_: RunArgument, /) -> None:
     """Write the report.html of a run again."""
-    from deepcluster.runs import predict as results
+    from deepcluster.runs.report import report as report_run
 
-    say(str(results.report(run_)))
+    say(str(report_run(run_)))
 
 
 @app.command
@@ -497,7 +499,7 @@ def _print_plan(images: str, request: "Request") -> None:
     from deepcluster.images.preview import preview
     from deepcluster.images.source import find
     from deepcluster.runs.build import network_of
-    from deepcluster.runs.fit import plan
+    from deepcluster.runs.job import plan
     from deepcluster.runs.resources import memory, seconds
     from deepcluster.runtime.devices import choose_device
 
@@ -558,7 +560,7 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
         told = {name: record.get(name) for name in ("clusters", "images_count", "skipped_count", "rounds", "verdict")}
         return json.dumps({"run": str(path), **told, "metrics": values or None}, indent=2)
     lines = []
-    with folder.believed():
+    with folder.as_disk_errors():
         for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
             if f"{prefix}acc" in values:
                 shown = "  ".join(

@@ -1,4 +1,4 @@
-"""scikit-learn's estimator, over ``runs/fit.py`` (a fit) and ``runs/predict.py`` (what can be done with a run)."""
+"""scikit-learn's estimator, a thin layer over ``runs/``."""
 
 import os
 import shutil
@@ -26,13 +26,16 @@ from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Images, Source, find
 from deepcluster.images.tabular import Table, table
+from deepcluster.model import Model
 from deepcluster.recipe import Recipe, declared
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs import fit as runs
-from deepcluster.runs import predict as results
-from deepcluster.runs.groups import found_again, pictures
+from deepcluster.runs import predict, recut, report
+from deepcluster.runs.job import Request
+from deepcluster.runs.report import found_again, pictures
+from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.notebook import Notebook, in_notebook
@@ -40,7 +43,6 @@ from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.output import output
 from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
@@ -138,7 +140,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         seed = _seed(self.random_state)
         temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
         out = temporary / "run" if temporary else Path(str(run))
-        request = runs.Request(
+        request = Request(
             out=out,
             n_clusters=n_clusters,
             recipe=str(self.recipe),
@@ -187,14 +189,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Make another number of groups of the same features, without training; clusters get new numbers."""
         self._check_run("recut")
         with self._display() as display:
-            results.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand(), report=False)
+            recut.recut(self.run_, _n_clusters(n_clusters), display, self._images_at_hand(), report=False)
         self._read_results()
         return self
 
     def report(self, path: str | Path) -> Path:
         """Write the report of the run, one HTML page, and return where it is."""
         self._check_run("a report")
-        page = results.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
+        page = report.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
         output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
         return Path(path)
 
@@ -215,7 +217,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         loaded = cls(device=device)
         loaded._open(folder)
         if hasattr(loaded, "run_"):  # with the parameters that would make it again
-            seed = RunFolder(folder).read_record()["seed"]
+            seed = RunFolder(folder).read_record().seed
             recipe = str(loaded.run_ / "recipe.toml")
             loaded.set_params(n_clusters=loaded.n_clusters_, recipe=recipe, random_state=seed)
         return loaded
@@ -238,7 +240,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             return str(estimator_html_repr(self))
         folder = RunFolder(self.run_)
         title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
-        with folder.believed():
+        with folder.as_disk_errors():
             used = [row for row in folder.read_clusters() if row["status"] == "ok"]
             summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
             return gallery(title, used, summary, pictures(self._images_at_hand(), THUMBNAIL))
@@ -300,8 +302,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     def _read_results(self) -> None:
         folder = RunFolder(self.run_)
-        record, model, rows = results.read_run(folder)
-        with folder.believed():
+        record, model, rows = read_run(folder)
+        with folder.as_disk_errors():
             clusters = torch.tensor([int(row["cluster"]) for row in folder.read_clusters() if row["status"] == "ok"])
         self._take(model)
         self.labels_ = clusters.numpy()
@@ -309,7 +311,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self.paths_ = list(rows.paths)
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
         self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
-        self.n_iter_ = int(record["rounds"])
+        self.n_iter_ = int(record.rounds or 0)
         self.history_ = [
             {name: _number(cell) for name, cell in row.items()}
             for row in folder.read_rows("history.csv", files.HISTORY)
@@ -344,7 +346,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
         _, images = self._read(X, reset=False)
-        predictions = list(results.predict(self._model, images))
+        predictions = list(predict.predict(self._model, images))
         reduced = torch.cat([prediction.reduced for prediction in predictions])
         skipped = [pair for prediction in predictions for pair in prediction.skipped]
         if not skipped:

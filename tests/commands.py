@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+SMALL_FIT = [
+    "-k", "3", "--image-size", "16", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
+    "--seed", "5", "--precision", "fp32", "--quiet",
+]  # fmt: skip
 EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
 
 

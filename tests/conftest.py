@@ -1,5 +1,6 @@
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.cli import run_command
+from tests.commands import Commands
 from tests.drawings import KINDS, draw
 from tests.ranks import Ranks
 
@@ -28,11 +30,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A quick run on the photographs with more options of the command line, made once for each set of them."""
+
+    @cache
+    def run_with(*options: str) -> Path:
+        out = tmp_path_factory.mktemp("fitted") / "run"
+        assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK, *options]) == 0
+        return out
+
+    return run_with
+
+
+@pytest.fixture(scope="session")
+def finished(fitted: Callable[..., Path]) -> Path:
     """A quick run on the photographs."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 0
-    return out
+    return fitted()
 
 
 @pytest.fixture
@@ -48,3 +61,11 @@ def ranks() -> Iterator[dict[int, Ranks]]:
     yield found
     for each in found.values():
         each.end()
+
+
+@pytest.fixture(scope="session")
+def command() -> Iterator[Commands]:
+    """Runs a command in a process of its own."""
+    commands = Commands()
+    yield commands
+    commands.end()

@@ -1,7 +1,10 @@
 """Small images that have clusters: made here, so that no test needs a file from elsewhere."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 KINDS = ("bars", "blob", "checks")
 
@@ -25,3 +28,12 @@ def drawings(count: int, size: int = 24, seed: int = 0) -> tuple[torch.Tensor, l
     random = np.random.default_rng(seed)
     pixels = np.stack([draw(kind, random, size) for kind in KINDS for _ in range(count)])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), [i for i in range(len(KINDS)) for _ in range(count)]
+
+
+def save_drawings(folder: Path, count: int, size: int = 24) -> Path:
+    """:func:`drawings` as PNG files, in a sub-folder for each kind."""
+    images, kinds = drawings(count, size)
+    for i, (image, kind) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
+        (folder / str(kind)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
+    return folder

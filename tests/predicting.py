@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from deepcluster.runs import predict as results
+from deepcluster.model import Model
+from deepcluster.runs.predict import predict
 from deepcluster.storage import model_files as models
-from deepcluster.storage.model_files import Model
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Found:
 
 def predicted(run: Path, images: Any) -> Found:
     model = models.load(run)
-    parts = list(results.predict(model, images))
+    parts = list(predict(model, images))
     return Found(
         model=model,
         paths=[path for part in parts for path in part.paths],

@@ -15,8 +15,9 @@ from deepcluster.errors import DiskError
 from deepcluster.nets.backbone import build
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
+from deepcluster.runs.recut import recut
+from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import GRAPH, open_run
 from tests.drawings import drawings
 
@@ -76,9 +77,9 @@ def test_the_graph_of_all_rounds_is_kept_and_the_guard_says_what_it_did(adapted,
 
 def test_recut_cuts_the_same_graph(adapted):
     before = found(adapted)
-    results.recut(adapted.path, 4)
+    recut(adapted.path, 4)
     assert len(set(found(adapted))) == 4
-    results.recut(adapted.path, 3)
+    recut(adapted.path, 3)
     assert found(adapted) == before
 
 
@@ -119,7 +120,7 @@ def test_where_the_network_has_forgotten_the_first_one_is_kept(pictures, pretrai
     folder = adapt(pictures, pretrained, tmp_path / "run", rounds=1)
     assert json.loads((folder.path / "run.json").read_text())["guard"]["kept"] is False
     wanted = build("compact", image_size=24, weights=pretrained).body.state_dict()
-    got = run.models.load(folder.path).network.body.state_dict()
+    got = load(folder.path).network.body.state_dict()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
@@ -144,7 +145,7 @@ def test_from_scratch_groups_that_were_clearer_before_are_kept(pictures, tmp_pat
     assert record["guard"]["after"] > record["guard"]["before"]
     assert found(folder) == found(start)
     wanted = build("compact", image_size=24).body.state_dict()
-    got = run.models.load(folder.path).network.body.state_dict()
+    got = load(folder.path).network.body.state_dict()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
     assert "guard" not in json.loads((start.path / "run.json").read_text())
 

@@ -36,7 +36,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +61,6 @@ BYSTANDERS = (
 )  # fmt: skip
 # What changes a disk: a kill between any two of these is one at any moment that matters.
 CHANGES = "os:rename os:replace os:unlink os:rmdir os:mkdir"
-
-
-@pytest.fixture(scope="module")
-def command() -> Iterator[Commands]:
-    commands = Commands()
-    yield commands
-    commands.end()
 
 
 def pictures(folder: Path, seed: int = 0) -> Path:
@@ -132,7 +124,7 @@ def check_whole(run: Path) -> int:
     summary = folder.read_rows("cluster_summary.csv")
     assert [int(row["cluster"]) for row in summary] == sorted({*placed})
     assert [row["name"] for row in summary] == [model.names[int(row["cluster"])] for row in summary]
-    assert len(summary) == folder.read_record()["clusters"]
+    assert len(summary) == folder.read_record().clusters
     assert folder.has("report.html")
     return len(summary)
 
@@ -245,7 +237,7 @@ def test_run_folders_are_no_images(command, tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == len([*inside.glob("*.png")])
     run = inside / "run"
     arguments = ["fit", inside, "-o", run, "-k", "3", *TRAINED]
-    assert command(*arguments, trap=("SIGKILL", "deepcluster.runs.groups:render", 1))[0] == -9
+    assert command(*arguments, trap=("SIGKILL", "deepcluster.runs.report:render", 1))[0] == -9
     assert command(*arguments, "--resume") == (0, "")
     assert check_whole(run) == 3
     assert run_command(["fit", str(run), "-o", str(tmp_path / "r"), "-k", "2", *FAST]) == 3
@@ -274,14 +266,14 @@ def test_killed_at_any_change_of_the_disk(command, images, proj, tmp_path, name)
         given = [each.format(run=run, edits=edits, images=images) for each in arguments]
         code, said = command(*given, trap=("SIGKILL", CHANGES, count))
         record = open_run(run).read_record()
-        if record["status"] == "done":
+        if record.status == "done":
             seen.append(check_whole(run))
             assert seen[-1] in (4, after)
         else:  # the images of the new run are read, and it goes on from there
             assert name == "fit --overwrite"
         if code == -9 and count % 2:
             resumed = [each.replace("--overwrite", "--resume") for each in given]
-            assert command(*(resumed if record["status"] == "running" else given))[0] == 0
+            assert command(*(resumed if record.status == "running" else given))[0] == 0
             assert check_whole(run) == after
         check_bystanders(run)
         shutil.rmtree(run)

@@ -25,10 +25,8 @@ QUICK = [
 
 
 @pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("cli") / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", *QUICK]) == 0
-    return out
+def finished(fitted) -> Path:
+    return fitted("--labels", "folders")
 
 
 def test_fit_prints_the_run_first_and_last(photos, tmp_path, capsys):

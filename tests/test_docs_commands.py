@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepcluster import errors
-from deepcluster.runtime.signals import EXIT_OF_A_SECOND
+from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
 from tests.sandbox import SHARED, Sandbox, options, verbs
@@ -92,7 +92,7 @@ def test_the_exit_codes_in_the_pages_are_those_of_the_errors():
         error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
     }
     said = text_of(ROOT / "docs/usage.md").partition("## Exit codes")[2]
-    assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0, EXIT_OF_A_SECOND}
+    assert set(map(int, re.findall(r"\b(\d+) [a-z]", said))) == codes | {0, EXIT_ON_SECOND_SIGINT}
 
 
 def test_every_room_is_in_the_list_of_rooms():

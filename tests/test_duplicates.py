@@ -13,7 +13,7 @@ from PIL import Image
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
 from deepcluster.runs import fit as run
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from tests.drawings import KINDS, draw, drawings
 
 SIDE = 48

@@ -24,32 +24,17 @@ from deepcluster.nets.backbone import build
 from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.storage import checkpoint, ownership, run_folder
 from deepcluster.storage.checkpoint import Checkpoints
-from tests.commands import Commands
-from tests.drawings import drawings
+from tests.commands import SMALL_FIT
+from tests.drawings import save_drawings
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "10"))
-OPTIONS = [
-    "-k", "3", "--image-size", "16", "--rounds", "3", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
-    "--seed", "5", "--precision", "fp32", "--checkpoint-every", "0s", "--quiet",
-]  # fmt: skip
+OPTIONS = [*SMALL_FIT, "--rounds", "3", "--checkpoint-every", "0s"]
 SAME = ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json")
 
 
 @pytest.fixture(scope="module")
-def command():
-    commands = Commands()
-    yield commands
-    commands.end()
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    images, kinds = drawings(16, 16)
-    for i, (image, kind) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
-        (folder / str(kind)).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
-    return folder
+    return save_drawings(tmp_path_factory.mktemp("pictures"), 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +98,10 @@ WINDOWS = {
     "after the rename": ("deepcluster.storage.atomic:sync_folder", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
-    "between the rounds": ("deepcluster.storage.csv_rows:history_row", 2),
-    "before the result": ("deepcluster.runs.fit:conclude", 1),
+    "between the rounds": ("deepcluster.runs.train:history_row", 2),
+    "before the result": ("deepcluster.runs.finish:conclude", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
-    "the report": ("deepcluster.runs.groups:render", 1),
+    "the report": ("deepcluster.runs.report:render", 1),
 }
 
 
@@ -149,7 +134,7 @@ PHASES = {
     "training": ("deepcluster.learning.pseudo_labels:Outputs", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
     "result": ("deepcluster.runs.groups:cut", 1),
-    "report": ("deepcluster.runs.groups:render", 1),
+    "report": ("deepcluster.runs.report:render", 1),
 }  # fmt: skip
 
 
@@ -248,7 +233,7 @@ def test_another_number_of_threads_is_said(command, pictures, copied):
         del value["sha256"]
         path.write_text(json.dumps(value | {"sha256": checkpoint.json_sha256(value)}))
     said = finish(command, pictures, copied)
-    assert "may differ from that of a run without a break: threads 7 then, 1 now" in said
+    assert "may differ from that of an uninterrupted run: threads 7 then, 1 now" in said
     assert json.loads((copied / "run.json").read_text())["resumed"] == ["threads 7 then, 1 now"]
 
 

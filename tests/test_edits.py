@@ -11,8 +11,8 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
+from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
 from deepcluster.storage.edits import Edits, carried_over, edited, read_edits
@@ -162,14 +162,14 @@ def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tm
 def test_names_alone_change_no_figure(finished, tmp_path):
     metrics = json.loads((finished / "metrics.json").read_text())
     record = json.loads((finished / "run.json").read_text())
-    results.apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
+    apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
     assert json.loads((finished / "metrics.json").read_text()) == metrics
     after = json.loads((finished / "run.json").read_text())
     assert {name: value for name, value in after.items() if name != "edits"} == record
 
 
 def test_rejected_are_outliers_and_junk(finished, photos, tmp_path):
-    results.apply(finished, read_edits(written(tmp_path, junk=[2], names={"2": "blurred"})))
+    apply(finished, read_edits(written(tmp_path, junk=[2], names={"2": "blurred"})))
     found = predicted(finished, photos)
     placement = found.model.place(found.reduced)
     for row, number in zip(placement_rows(found.model, placement, reject=True), placement.cluster, strict=True):
@@ -179,8 +179,8 @@ def test_rejected_are_outliers_and_junk(finished, photos, tmp_path):
 
 def test_names_survive_a_recut_where_the_cluster_does(finished, tmp_path):
     before = [row["cluster"] for row in rows(finished / "clusters.csv")]
-    results.apply(finished, read_edits(written(tmp_path, names={str(i): f"name {i}" for i in range(5)}, junk=[0])))
-    results.recut(finished, 3)
+    apply(finished, read_edits(written(tmp_path, names={str(i): f"name {i}" for i in range(5)}, junk=[0])))
+    recut(finished, 3)
     after = rows(finished / "clusters.csv")
     for row in rows(finished / "cluster_summary.csv"):
         members = [i for i, each in enumerate(after) if each["cluster"] == row["cluster"]]
@@ -189,15 +189,15 @@ def test_names_survive_a_recut_where_the_cluster_does(finished, tmp_path):
         lives = 2 * old.count(most) > len(old) and 2 * old.count(most) > before.count(most)
         assert row["name"] == (f"name {most}" if lives else "")
         assert row["junk"] == str(int(lives and most == "0"))
-    results.recut(finished, 5)
+    recut(finished, 5)
     assert models.load(finished).groups.count == 5
 
 
 def test_the_same_cut_again_keeps_all_names(finished, tmp_path):
-    results.recut(finished, 5)
-    results.apply(finished, read_edits(written(tmp_path, names={str(i): f"name {i}" for i in range(5)}, junk=[3])))
+    recut(finished, 5)
+    apply(finished, read_edits(written(tmp_path, names={str(i): f"name {i}" for i in range(5)}, junk=[3])))
     model = models.load(finished)
-    results.recut(finished, 5)
+    recut(finished, 5)
     assert (models.load(finished).names, models.load(finished).junk) == (model.names, model.junk)
 
 

@@ -20,9 +20,9 @@ from deepcluster.groups.cut import Cut
 from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
+from deepcluster.model import Model
 from deepcluster.nets.backbone import build
 from deepcluster.storage import model_files as models
-from deepcluster.storage.model_files import Model
 from tests.tiny import tiny_model
 
 WEIGHTS = os.environ.get("DEEPCLUSTER_WEIGHTS", "")  # tf_efficientnet_lite0.safetensors

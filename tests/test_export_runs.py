@@ -8,8 +8,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request, fit
+from deepcluster.runs.fit import fit
+from deepcluster.runs.job import Request
+from deepcluster.runs.recut import apply
 from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import pixels, state, tree
@@ -32,7 +33,7 @@ def pictures(photos, tmp_path_factory):
     """A run of which a person named one cluster, merged two and marked one as junk."""
     out = tmp_path_factory.mktemp("pictures") / "run"
     fit(photos, Request(out=out, n_clusters=5, options={"rounds": 0}, device="cpu"))
-    results.apply(out, Edits("", {1: "round things"}, ((1, 2),), (3,)))
+    apply(out, Edits("", {1: "round things"}, ((1, 2),), (3,)))
     return out
 
 

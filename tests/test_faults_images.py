@@ -28,9 +28,9 @@ from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, 
 from deepcluster.images.source import find
 from deepcluster.images.store import Store, read_once
 from deepcluster.runs import fit as run
-from deepcluster.runs import groups as grouping
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs import predict as prediction
+from deepcluster.runs import report as run_report
+from deepcluster.runs.job import Request
 from tests.predicting import predicted
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
@@ -406,10 +406,10 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
         (folder / name).write_bytes(data)
     seen: list[Store] = []
     pictures: list[Callable[[str], Image.Image | None]] = []
-    draw = grouping.render
-    for module in (store_module, results):
+    draw = run_report.render
+    for module in (store_module, prediction):
         monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
-    monkeypatch.setattr(grouping, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
+    monkeypatch.setattr(run_report, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
     out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
     paths = predicted(out, folder).paths
     assert set(paths) == set(files)

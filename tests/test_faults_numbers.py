@@ -26,8 +26,8 @@ from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
+from deepcluster.runs.recut import recut
 
 TINY = {
     "epochs": 1, "batch_size": 4, "image_size": 8, "margin": 1.0, "projection_hidden": 4, "projection_dim": 4,
@@ -103,7 +103,7 @@ def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
         clusters(noise(3), k, tmp_path / "run")
     clusters(noise(3), 2, tmp_path / "run")
     with pytest.raises(UsageError, match=f"-k {k}"):
-        results.recut(tmp_path / "run", k)
+        recut(tmp_path / "run", k)
 
 
 @pytest.mark.parametrize(

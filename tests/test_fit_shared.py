@@ -27,7 +27,7 @@ from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.backbone import Network
 from deepcluster.records import State
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
+from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage import model_files as models
@@ -268,8 +268,8 @@ def _mapped_each(processes: Processes, folder: Path) -> tuple[Store, list[str]]:
     return replace(store, images=store.images.clone()), names
 
 
-def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[results.Prediction]:
-    return list(results.predict(models.load(model), images, processes=processes))
+def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[Prediction]:
+    return list(predict(models.load(model), images, processes=processes))
 
 
 def test_predictions_are_those_of_one_process(ranks, tmp_path):

@@ -149,7 +149,7 @@ def test_readers_beside_a_writer_see_one_state(tmp_path):
     def read_all() -> None:
         while not done.is_set():
             values = files.read_state(
-                run, lambda folder: [folder.read_record()["images"], folder.file("clusters.csv").read_text()]
+                run, lambda folder: [folder.read_record().images, folder.file("clusters.csv").read_text()]
             )
             seen.append(set(values))
 
@@ -170,7 +170,7 @@ def test_readers_beside_a_writer_see_one_state(tmp_path):
 def test_a_plain_reader_would_see_two(tmp_path):
     """The negative control of the test before: a change between the two reads."""
     run = make(tmp_path / "run")
-    first = files.open_run(run).read_record()["images"]
+    first = files.open_run(run).read_record().images
     change(run)
     assert first != files.open_run(run).file("clusters.csv").read_text()
 

@@ -16,7 +16,7 @@ LEVELS = (
     {"runtime"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
-    {"algorithm", "recipe"},
+    {"algorithm", "recipe", "model"},
     {"evaluation"},
     {"storage", "report", "presets"},
     {"research"},

@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +24,8 @@ COMMAND = [sys.executable, "-m", "deepcluster"]
 
 
 @pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("manners") / "run"
-    arguments = ["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", "--quiet", *QUICK]
-    assert run_command(arguments) == 0
-    return out
+def finished(fitted: Callable[..., Path]) -> Path:
+    return fitted("--labels", "folders")
 
 
 def test_fit_in_json(photos, tmp_path, capfd):

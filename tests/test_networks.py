@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepcluster.runs import fit as run
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
 from deepcluster.storage import model_files as models
 
 NETWORKS = [

@@ -23,6 +23,7 @@ from deepcluster.cli import run_command
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.groups.cut import Cut
+from deepcluster.model import Model
 from deepcluster.nets import legacy_pickle as legacy
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import Network, build, from_official
@@ -33,7 +34,6 @@ from deepcluster.research.official_layout import write_official
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.model_files import Model
 from tests.exports import RECORD
 
 K = 5  # pseudo-labels

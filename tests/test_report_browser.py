@@ -17,8 +17,8 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.runs import fit as runs
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
+from deepcluster.runs.recut import apply, recut
 from deepcluster.storage.edits import Edits
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -240,9 +240,9 @@ def merge_by_typing(page: Any, number: int, text: str) -> str:
 def test_a_cluster_is_merged_into_the_one_that_was_typed(run: Path, tmp_path: Path) -> None:
     """Not into the first of which a number of images, a longer number or a part of its name looks like it."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))
-    results.recut(copied, 12)
+    recut(copied, 12)
     names = ("Berge", "Berge und Seen", "1", "Berge und Seen")
-    results.apply(copied, Edits("", dict(zip(range(3, 7), names, strict=True)), (), None))
+    apply(copied, Edits("", dict(zip(range(3, 7), names, strict=True)), (), None))
     with opened(copied / "report.html") as page:
         for number, other in ((0, 1), (11, 1), (7, 8), (2, 10)):
             into = f"Merged into cluster {other}."

@@ -16,7 +16,8 @@ from deepcluster.report.representatives import representatives
 from deepcluster.report.sizes import histogram, histograms
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.report.thumbnails import thumbnail
-from deepcluster.runs import groups as grouping
+from deepcluster.runs import report as run_report
+from deepcluster.storage.run_record import RunRecord
 
 
 def row(path: str, distance: str, margin: str = "1") -> dict[str, str]:
@@ -198,12 +199,13 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, mo
     (tmp_path / "images").mkdir()
     image.save(tmp_path / "images/a.jpg", quality=95)
     given: dict[str, Any] = {}
-    monkeypatch.setattr(grouping, "render", lambda **page: given.update(page) or "")
+    monkeypatch.setattr(run_report, "render", lambda **page: given.update(page) or "")
     folder = SimpleNamespace(
-        path=tmp_path, read_record=lambda: {"images": "a"}, read_clusters=list, read_rows=lambda *_: [],
+        path=tmp_path, read_record=lambda: RunRecord(images="a", location="a", seed=0),
+        read_clusters=list, read_rows=lambda *_: [],
         has=lambda _: False, file=lambda name: tmp_path / name, write_text=lambda *_: None,
     )  # fmt: skip
-    grouping.write_report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
+    run_report.write_report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
     read = given["picture"]("a.jpg")
     assert read.size == (640, 480) and given["picture"]("b.jpg") is None
     shown, whole = (

@@ -22,14 +22,19 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelEr
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs import train
+from deepcluster.runs.build import learning_rate
+from deepcluster.runs.job import Request
+from deepcluster.runs.predict import predict
+from deepcluster.runs.recut import recut
+from deepcluster.runs.train import TimeLimit
 from deepcluster.runtime.display import Silent
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.checkpoint import Checkpoints
 from tests.predicting import predicted
 from tests.tiny import empty_folder
 
@@ -209,7 +214,7 @@ def test_recut(finished, photos, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     before = rows(copy / "clusters.csv")
-    results.recut(copy, 5)
+    recut(copy, 5)
     after = rows(copy / "clusters.csv")
     assert {row["cluster"] for row in after} == set("01234")
     assert [row["fine_cluster"] for row in after] == [row["fine_cluster"] for row in before]
@@ -217,10 +222,10 @@ def test_recut(finished, photos, tmp_path):
     assert len(rows(copy / "cluster_summary.csv")) == 5
     found = predicted(copy, photos)
     assert found.model.place(found.reduced).cluster.tolist() == [int(row["cluster"]) for row in after]
-    results.recut(copy, 3)
+    recut(copy, 3)
     assert rows(copy / "clusters.csv") == before  # back to what fit made
     with pytest.raises(DataError, match=r"-k 49 .* 48"):
-        results.recut(copy, 49)
+        recut(copy, 49)
 
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):
@@ -239,9 +244,9 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     assert found[0]["k"] == count
     assert len({each["k"] for each in found}) == 3
 
-    results.recut(folder, 5)
+    recut(folder, 5)
     assert len(rows(folder / "cluster_summary.csv")) == 5
-    results.recut(folder, None)
+    recut(folder, None)
     assert len(rows(folder / "cluster_summary.csv")) == count
 
 
@@ -271,20 +276,20 @@ def test_the_time_limit_stops_between_rounds(photos, tmp_path):
     assert len(rows(found / "clusters.csv")) == 48
 
 
-def test_the_step_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
-    steps = assembly.Steps(Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10))
-    assert [steps(time) for time in (0, 1, 5, 10)] == pytest.approx([0, 0.5 * (1 + np.cos(0.1 * np.pi)) / 2, 0.5, 0])
-    steps.rounds = 5
-    assert [steps(time) for time in (0, 0.5, 2.5, 5, 6)] == pytest.approx(
-        [0, 0.5 * (1 + np.cos(0.1 * np.pi)) / 2, 0.5, 0, 0]
-    )
+def test_the_learning_rate_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
+    recipe = Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10)
+    rising = 0.5 * (1 + np.cos(0.1 * np.pi)) / 2
+    assert [learning_rate(recipe, time, 10) for time in (0, 1, 5, 10)] == pytest.approx([0, rising, 0.5, 0])
+    assert [learning_rate(recipe, time, 5) for time in (0, 0.5, 2.5, 5, 6)] == pytest.approx([0, rising, 0.5, 0, 0])
 
 
-def test_the_step_has_fallen_when_the_time_limit_ends_the_rounds(photos, tmp_path):
-    found = fit(photos, tmp_path / "run", rounds=100_000, time_limit=6)
-    steps = [float(row["lr"]) for row in rows(found / "history.csv")]
-    assert len(steps) > 3  # on a busy machine; 10 and more on a quiet one
-    assert steps[-1] < 0.2 * max(steps)
+def test_a_time_limit_tells_how_many_rounds_fit():
+    limit = TimeLimit(100, rounds=50, done=2, elapsed=10)
+    assert limit.rounds_that_fit(4, 30) == 10  # 10 s a round, and 95 s are for the rounds
+    assert limit.rounds_that_fit(10, 90) == 10
+    assert limit.rounds_that_fit(4, 120) == 4
+    assert replace(limit, seconds=1e6).rounds_that_fit(4, 30) == 50
+    assert replace(limit, seconds=None).rounds_that_fit(4, 1e9) == 50
 
 
 def test_equal_images_end_in_fewer_clusters_with_a_warning(tmp_path):
@@ -416,24 +421,28 @@ def test_float_images_are_refused_in_the_size_of_the_store_too(finished, images)
             method(images)
 
 
-def test_a_resumed_run_keeps_to_the_step_of_its_time_limit(photos, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_path, monkeypatch):
     class AfterOne(Silent):
         def round(self, row, rounds):
             stop.wanted = True
 
-    stop, begun = Stop(), []
-    request = Request(out=tmp_path / "run", n_clusters=3, options=QUICK | {"rounds": 10**6}, time_limit=100)
+    stop, schedules = Stop(), []
+    options = QUICK | {"rounds": 10**6, "schedule": "cosine", "lr": 1.0}
+    request = Request(out=tmp_path / "run", n_clusters=3, options=options, time_limit=100)
     with pytest.raises(Stopped):
         run.fit(photos, request, AfterOne(), stop=stop)
+    checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
+    planned = checkpoint.about["rounds"]
+    assert 1 < planned < 10**6
 
-    def first_step(network, images, recipe, steps, *args, **options):
-        begun.append(steps.rounds)
+    def seen(network, images, recipe, lr, *args, **options):
+        schedules.append(lr)
         raise Stopped("seen")
 
-    monkeypatch.setattr(run, "rounds_of", first_step)
+    monkeypatch.setattr(train, "rounds_of", seen)
     with pytest.raises(Stopped, match="seen"):
         run.fit(photos, replace(request, resume=True))
-    assert 1 < begun[0] < 10**5  # of a million, as many as fit into 100 s
+    assert schedules[0](planned / 2) == pytest.approx(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +454,7 @@ def digits_run(tmp_path_factory) -> Path:
 
 def outliers(found: Path, images) -> list[int]:
     model, flags = load(found), []
-    for part in results.predict(model, images):
+    for part in predict(model, images):
         flags += [row["is_outlier"] for row in tables.placement_rows(model, model.place(part.reduced), part.lengths)]
     return flags
 
@@ -466,10 +475,10 @@ def test_noise_among_the_digits_of_a_fit_is_an_outlier_and_stays_one(tmp_path):
     found = run.fit(images, Request(out=tmp_path / "run", n_clusters=10, options={"rounds": 0})).path
     for k in (10, 7):
         if k == 7:
-            results.recut(found, 7)
+            recut(found, 7)
         flags = [int(row["is_outlier"]) for row in rows(found / "clusters.csv")]
         assert sum(flags[-10:]) >= 8
         assert sum(flags[:-10]) < 0.02 * len(digits)
         assert outliers(found, images) == flags
     (found / files.LENGTHS).unlink()  # as runs of version 0.1 are
-    results.recut(found, 10)
+    recut(found, 10)

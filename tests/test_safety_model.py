@@ -20,8 +20,7 @@ from deepcluster.nets.backbone import build, working_memory
 from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading
-from deepcluster.storage.digest import json_sha256, sha256
-from deepcluster.storage.safe_read import MOST_JSON, parse_json
+from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
 from tests.tiny import SIZE, change_config, change_tensors, safetensors_bytes, tiny_model, tiny_run, write_weights
 
 
@@ -376,8 +375,8 @@ import json, sys
 from pathlib import Path
 import torch
 from deepcluster.errors import ModelError
-from deepcluster.storage import model as models
-from deepcluster.storage import reading
+from deepcluster.storage import model_files as models
+from deepcluster.storage import safe_read as reading
 from deepcluster.storage.safe_read import MOST_JSON
 from fuzz.harness import peak_memory
 from tests.tiny import change_config, safetensors_bytes, write_weights
@@ -527,7 +526,7 @@ def test_a_model_of_large_images_is_refused_before_the_memory_is_taken(tmp_path,
 
 def test_a_batch_of_large_images_is_refused_before_they_are_read(monkeypatch):
     model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
-    monkeypatch.setattr(models, "read_once", lambda *_, **__: pytest.fail("they were read"))
+    monkeypatch.setattr("deepcluster.model.read_once", lambda *_, **__: pytest.fail("they were read"))
     monkeypatch.setattr(memory, "available", lambda: 40e9)
     with pytest.raises(OutOfMemoryError, match=r"a batch of 256 images of 2,048 px .* takes 274\.9 GB, and 40\.0 GB"):
         model.transform(["a.png"])

@@ -18,8 +18,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.images import source as sources
 from deepcluster.runs import fit as runs
-from deepcluster.runs import groups as grouping
-from deepcluster.runs.fit import Request
+from deepcluster.runs import report as run_report
+from deepcluster.runs.job import Request
 from deepcluster.storage import atomic
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -195,8 +195,8 @@ def test_cells_that_are_not_what_they_should_be(run, capsys, name):
                 csv.writer(file).writerows(changed)
             folder = files.open_run(run)
             try:
-                with folder.believed():
-                    grouping.write_report(folder, None)
+                with folder.as_disk_errors():
+                    run_report.write_report(folder, None)
             except DiskError as error:
                 assert str(run) in str(error) or name in str(error)
 
@@ -237,7 +237,7 @@ def test_without_their_guards_they_are_bugs(run, capsys, monkeypatch):
     """The negative control of the tests above."""
     change_record(run, seconds="long")
     ends_well(["report", str(run)], capsys, (5,))
-    monkeypatch.setattr(files.RunFolder, "believed", lambda self: nullcontext())
+    monkeypatch.setattr(files.RunFolder, "as_disk_errors", lambda self: nullcontext())
     assert run_command(["report", str(run)]) == 1
     assert "bug" in capsys.readouterr().err
 
@@ -273,7 +273,7 @@ def outside(run, tmp_path) -> Iterator[Path]:
 def test_30_paths_as_the_place_of_the_images(run, outside, monkeypatch, capsys):
     assert len(PATHS) == 30
     monkeypatch.chdir(run.parent)
-    monkeypatch.setattr(grouping, "find", lambda location: None)  # "/" would be searched
+    monkeypatch.setattr(run_report, "find", lambda location: None)  # "/" would be searched
     for path in PATHS:
         change_record(run, location=path, images=path, command=path)
         ends_well(["report", str(run)], capsys, (0,))

@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,7 +24,7 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from deepcluster.images.run_folders import is_run
-from deepcluster.runs.predict import read_run
+from deepcluster.runs.results import read_run
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 from tests.commands import Commands
@@ -56,13 +55,6 @@ def contents(folder: Path, names: tuple[str, ...] | None = None) -> dict[str, by
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-@pytest.fixture(scope="module")
-def command():
-    commands = Commands()
-    yield commands
-    commands.end()
-
-
 def state_of(run: Path) -> dict[str, object] | None:
     """A run that has ended, by all that must agree in it; None where there is none."""
 
@@ -79,7 +71,7 @@ def state_of(run: Path) -> dict[str, object] | None:
         assert record["clusters"] == len(summary) and record["cut"] in folder.file("report.html").read_text()
         return {"cut": record["cut"], "names": names, "paths": rows.paths, "seed": record["seed"]}
 
-    if not is_run(run) or RunFolder(run).read_record().get("status") != "done":
+    if not is_run(run) or RunFolder(run).read_record().status != "done":
         return None
     return files.read_state(run, read)
 

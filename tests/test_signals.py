@@ -30,17 +30,17 @@ from deepcluster.images import preview, source, store
 from deepcluster.images import webdataset as tars
 from deepcluster.nets.backbone import build
 from deepcluster.records import State, Trained, Work
-from deepcluster.runs.checkpointing import Keeper
+from deepcluster.runs.checkpointing import Checkpointer
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import model_files as models
+from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.destination import new_folder
-from deepcluster.storage.run_folder import write_whole
-from tests.commands import Commands
-from tests.drawings import drawings
+from tests.commands import SMALL_FIT, Commands
+from tests.drawings import save_drawings
 from tests.tiny import tiny_model
 
 MOMENTS = int(os.environ.get("DEEPCLUSTER_SIGNALS", "20"))
@@ -141,7 +141,7 @@ def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where):
         interrupt(monkeypatch, Path, "replace")
     (tmp_path / "file").write_text("old")
     with Stop() as stop, pytest.MonkeyPatch.context() as quick:
-        quick.setattr(stopping, "AGAIN", 60)
+        quick.setattr(stopping, "RAISE_AGAIN_SECONDS", 60)
         if where in ("flush", "fsync"):
             with pytest.raises(Stopped):
                 write_whole(tmp_path / "file", write)
@@ -198,7 +198,7 @@ def test_a_generator_that_is_left_cleans_up_first():
 
 def test_what_cleans_up_is_not_broken_off(monkeypatch):
     """However often the signal comes again, and whatever goes wrong meanwhile."""
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     done = []
     with Stop(), pytest.raises(Stopped):
         try:
@@ -235,7 +235,7 @@ def test_but_not_what_another_process_has_said(error):
 
 def test_nothing_becomes_final_of_what_a_swallowed_one_left(monkeypatch, tmp_path):
     """As figures of the images that came before it."""
-    monkeypatch.setattr(stopping, "AGAIN", 60)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 60)
     with Stop(), pytest.raises(Stopped):
         with suppress(BaseException):
             signal.raise_signal(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_nothing_becomes_final_of_what_a_swallowed_one_left(monkeypatch, tmp_pat
 
 
 def test_a_few_lines_that_belong_together(monkeypatch):
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     done = []
     with Stop(), pytest.raises(Stopped):
         with later():
@@ -256,7 +256,7 @@ def test_a_few_lines_that_belong_together(monkeypatch):
 
 
 def test_in_a_step_of_training_it_is_only_wanted(monkeypatch):
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     with Stop() as stop:
         stop.at_once = False
         signal.raise_signal(signal.SIGTERM)
@@ -279,15 +279,15 @@ def test_behind_a_training_work_can_be_left_as_it_is_in_a_checkpoint():
             self.written.append(state)
 
     checkpoints, stop, none = Checkpoints(), Stop(), torch.zeros(0)
-    keeper = Keeper(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, Partition.single(3))  # type: ignore[arg-type]
+    checkpointer = Checkpointer(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, Partition.single(3))  # type: ignore[arg-type]
     trained = State(work=Work(none, (), 0.0, 0.0, 1.0, (0.0, 0.0), Trained(1, none, none)))
-    keeper(trained)
+    checkpointer(trained)
     assert (checkpoints.written, stop.at_once) == ([], False)
-    keeper.rest()
-    keeper.rest()
+    checkpointer.rest()
+    checkpointer.rest()
     assert (checkpoints.written, stop.at_once) == ([trained], True)
-    keeper(State(round=1))
-    keeper.rest()
+    checkpointer(State(round=1))
+    checkpointer.rest()
     assert len(checkpoints.written) == 2
 
 
@@ -330,7 +330,7 @@ def test_nobody_waits_for_threads_or_for_what_is_left_for_them():
 
 @pytest.mark.parametrize("when", ["made", "used", "removed"])
 def test_a_temporary_folder_is_gone(monkeypatch, tmp_path, when):
-    monkeypatch.setattr(stopping, "AGAIN", 0.01)
+    monkeypatch.setattr(stopping, "RAISE_AGAIN_SECONDS", 0.01)
     where = {"made": "mkdir", "removed": "rmdir"}.get(when)
     if where:
         interrupt(monkeypatch, os, where)
@@ -405,28 +405,13 @@ def test_a_command_that_nobody_reads_ends_quietly():
 
 # ---- every command, at every place -----------------------------------------------------------------------------------
 
-OPTIONS = [
-    "-k", "3", "--image-size", "16", "--rounds", "1", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
-    "--seed", "5", "--precision", "fp32", "--quiet",
-]  # fmt: skip
+OPTIONS = [*SMALL_FIT, "--rounds", "1"]
 MEASURED = {"run.json", "history.csv", "report.html"}  # have times, or the name of the folder, in them
 
 
 @pytest.fixture(scope="module")
-def command():
-    commands = Commands()
-    yield commands
-    commands.end()
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    pixels, kinds = drawings(8, 16)
-    for i, (image, kind) in enumerate(zip(pixels.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
-        (folder / str(kind)).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
-    return folder
+    return save_drawings(tmp_path_factory.mktemp("images"), 8, 16)
 
 
 class Case:
@@ -507,7 +492,7 @@ PLACES = {
     "fit, reading": ("fit", "deepcluster.images.store:square", 3),
     "fit, network": ("fit", "deepcluster.runs.fit:network_of", 1),
     "fit, lock": ("fit", "fcntl:flock", 1),
-    "fit, final features": ("fit", "deepcluster.runs.fit:conclude", 1),
+    "fit, final features": ("fit", "deepcluster.runs.finish:conclude", 1),
     "evaluate, model": ("evaluate", "deepcluster.storage.model_files:read_tensors", 1),
     "evaluate, reading": ("evaluate", "deepcluster.images.store:square", 3),
     "evaluate, scoring": ("evaluate", "deepcluster.evaluation.knn:weighted_votes", 1),
@@ -516,7 +501,7 @@ PLACES = {
     "embed, reading": ("embed", "PIL.ImageFile:ImageFile.load", 3),
     "export, copying": ("export", "deepcluster.export.transfer:Bringer.__call__", 3),
     "recut, model": ("recut", "deepcluster.storage.model_files:read_tensors", 1),
-    "recut, cut": ("recut", "deepcluster.runs.predict:groups_of", 1),
+    "recut, cut": ("recut", "deepcluster.runs.recut:groups_of", 1),
     "apply, model": ("apply", "deepcluster.storage.model_files:read_tensors", 1),
     "report, pictures": ("report", "PIL.ImageFile:ImageFile.load", 1),
 }

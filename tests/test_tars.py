@@ -29,8 +29,8 @@ from deepcluster.images.preview import preview
 from deepcluster.images.source import find, find_in_parts
 from deepcluster.images.store import read_once
 from deepcluster.runs import fit as run
-from deepcluster.runs import predict as results
-from deepcluster.runs.fit import Request
+from deepcluster.runs.job import Request
+from deepcluster.runs.predict import predict
 from deepcluster.storage import model_files as models
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
@@ -595,7 +595,7 @@ def test_a_run_on_shards_is_that_on_the_folder(photos: Path, shards: Path, tmp_p
         assert [ours[key] for key in alike] == [theirs[key] for key in alike]
         assert ours["path"].partition("/")[2] == theirs["path"]
     model = models.load(tmp_path / "shards" / "model")
-    again = [path for each in results.predict(model, str(shards)) for path in each.paths]
+    again = [path for each in predict(model, str(shards)) for path in each.paths]
     assert again == [row["path"] for row in clusters["shards"]]
 
     out = tmp_path / "shards"

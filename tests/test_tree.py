@@ -11,7 +11,6 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from deepcluster.groups.cut import Cut, cut
 from deepcluster.groups.merge_tree import cuts, merge_tree, ward
 from deepcluster.groups.quality_by_k import levels, silhouettes, stabilities
-from tests.drawings import drawings
 
 
 def points(*rows: float) -> np.ndarray:
@@ -176,10 +175,3 @@ def test_equal_images():
     rows = torch.ones(20, 3) / 3**0.5
     tree, piece = merge_tree(rows, Cut(rows[:1], torch.tensor([0])))
     assert levels(rows, tree, piece) == [] and tree.sizes == (20,)
-
-
-def test_on_pictures():
-    images, kinds = drawings(20)
-    rows = torch.nn.functional.normalize(images.flatten(1).float())
-    tree, piece = merge_tree(rows, Cut(rows, torch.tensor(kinds)))
-    assert len(levels(rows, tree, piece)) == len(tree.groups) - 1

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.cut import Cut
+from deepcluster.model import Model
 from deepcluster.nets.backbone import build
 from deepcluster.storage import model_files as models
-from deepcluster.storage.digest import json_sha256, sha256
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.safe_read import json_sha256, sha256
 
 SIZE = 16
 

@@ -13,8 +13,8 @@ from deepcluster.images.decode import one_line, quietly
 from deepcluster.report.text import count
 from deepcluster.runtime.display import Display
 from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.csv_files import write_csv
 from deepcluster.storage.destination import check_apart, check_no_folder, new_folder
-from deepcluster.storage.run_folder import write_csv
 
 INVENTORY = "inventory.csv"
 COLUMNS = ("path", "cluster", "name", "exported_path", "how")

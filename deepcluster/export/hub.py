@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deepcluster.model import Model
 from deepcluster.report.text import inert, number, percent, three
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.destination import new_folder
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.run_folder import RunFolder
 
 CARD = "README.md"
@@ -60,7 +60,7 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
 
 def card(folder: RunFolder, model: Model) -> str:
     """The model card of a run, in Markdown."""
-    record = folder.read_record()
+    record = folder.read_json(files.RUN, files.RECORD)
     summary = folder.read_rows("cluster_summary.csv", ("cluster", "name", "size", "share"))
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     parameters = sum(value.numel() for value in model.network.body.parameters())
@@ -124,7 +124,7 @@ def _quality(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 def _recipe(folder: RunFolder) -> str:
     """The options, of the file of weights no more than its name."""
-    with folder.believed():
+    with folder.as_disk_errors():
         options = tomllib.loads(folder.file("recipe.toml").read_text(encoding="utf-8"))
     if isinstance(weights := options.get("weights"), str):
         options["weights"] = re.split(r"[/\\]", weights)[-1]

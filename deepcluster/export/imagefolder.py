@@ -10,7 +10,7 @@ from deepcluster.export.run_images import Row, read_members
 from deepcluster.images.source import Images
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.run_folder import write_csv
+from deepcluster.storage.csv_files import write_csv
 
 SPLIT = "train"
 METADATA = "metadata.csv"

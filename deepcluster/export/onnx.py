@@ -17,11 +17,11 @@ from torch.nn import functional as F
 import deepcluster
 from deepcluster.errors import ModelError, missing_extra
 from deepcluster.images.augment import fixed_view
+from deepcluster.model import Model
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage.destination import check_no_file, write_file
-from deepcluster.storage.model_files import Model
 
 OPSET = 18  # the first whose ScatterElements takes the smallest
 OUTPUTS = ("features", "distances", "cluster")

@@ -50,7 +50,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         empty = [not row[name] and not (name == "name" and row["cluster"]) for row in rows]
         return pa.array([None if none else parse(row[name]) for row, none in zip(rows, empty, strict=True)], kind)
 
-    with files.open_run(run).believed():
+    with files.open_run(run).as_disk_errors():
         columns = {name: column(name) for name in files.CLUSTERS}
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)
     write_file(out, lambda file: pq.write_table(pa.table(columns), file))

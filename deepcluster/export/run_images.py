@@ -8,7 +8,7 @@ from deepcluster.errors import DataError
 from deepcluster.export.transfer import Unavailable
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Images, Source, find
-from deepcluster.runs.groups import found_again
+from deepcluster.runs.report import found_again
 from deepcluster.storage import run_folder as files
 
 Row = Mapping[str, str]
@@ -43,11 +43,11 @@ def read_members(run: Path, images: Images | None = None) -> Members:
     source = find(images) if images is not None else found_again(folder)
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
-    with folder.believed():
+    with folder.as_disk_errors():
         for row in used:
             int(row["cluster"])
     if source is None or not any(row["path"] in index for row in used):
-        where = source.location if source else str(folder.read_record()["location"])
+        where = source.location if source else folder.read_record().location
         raise DataError(
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(where)}): say where they are"
             " now with --images IMAGES"

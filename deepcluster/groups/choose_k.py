@@ -1,4 +1,4 @@
-"""How many groups there are: candidates from the neighbour graph, and how far each is to be believed."""
+"""How many groups there are: candidates from the neighbour graph, and how far each can be trusted."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,9 +24,13 @@ HALVES = 3  # most images fall into halves first (animals and vehicles): two gro
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of groups ``k``: the ``gap`` behind the k-th eigenvalue v of the neighbour graph, as a share of the root
-    of 1 - v; the ``stability`` of the cut (mean adjusted Rand index between cuts of several samples with several seeds,
-    at most 1) and its ``silhouette`` (-1 to 1)."""
+    """A number of groups.
+
+    k: The number.
+    gap: From the k-th eigenvalue v of the neighbour graph to the next, as a share of the root of 1 - v.
+    stability: Mean adjusted Rand index between cuts of several samples with several seeds, at most 1.
+    silhouette: Mean over these cuts, -1 to 1.
+    """
 
     k: int
     gap: float
@@ -56,13 +60,13 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
 
 
 def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
-    """The agreement of cuts of samples, each of which places all rows; and the mean silhouette of these."""
-    found = []
+    """The agreement of cuts of samples, each of which places all rows; and their mean silhouette."""
+    labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: max(k, round(SHARE * len(rows)))]
         groups = cut(rows[part], k, seed=derive(seed, "cut", i))
-        found.append(place(rows, groups, groups.centroids[:1]).cluster)
-    agreement = mean(ari(one, other) for one, other in combinations(found, 2))
-    apart = [labels for labels in found if 1 < len(labels.unique()) < len(rows)]
-    silhouette = mean(float(silhouette_score(rows.numpy(), labels.numpy())) for labels in apart) if apart else 0.0
+        labelings.append(place(rows, groups, groups.centroids[:1]).cluster)
+    agreement = mean(ari(one, other) for one, other in combinations(labelings, 2))
+    proper = [labels for labels in labelings if 1 < len(labels.unique()) < len(rows)]
+    silhouette = mean(float(silhouette_score(rows.numpy(), labels.numpy())) for labels in proper) if proper else 0.0
     return agreement, silhouette

@@ -1,4 +1,4 @@
-"""Are the groups to be trusted? What can be said without labels."""
+"""Can the groups be trusted? What can be said without labels."""
 
 from dataclasses import dataclass
 
@@ -17,16 +17,20 @@ LEAST_EACH = 2  # rows of the sample for each group, on average: of a lone row n
 # Of the score. Measured on 20 states of runs (docs/decisions.md): from .8 on the groups had an NMI to the labels of .65
 # or more, from .6 to .8 of .41 or more, below of .4 or less.
 CLEAR, MIXED = 0.8, 0.6
-# A factor between numbers of ties. Of twelve trained networks it told the eight that were better from the four that
+# A factor between numbers of cut ties. Of twelve trained networks it told the eight that were better from the four that
 # were not, as any from 1.28 to 1.5 would have done (docs/decisions.md).
 CLEARLY = 1.4
 MOST = 1000.0  # times
 
 
 @dataclass(frozen=True)
-class Signs:
-    """Of a sample of the images: ``agreement``, the share of their nearest neighbours that are in their group, 0 as
-    chance has it and 1 where all are; ``stability`` and ``silhouette`` as of a candidate (number.py)."""
+class Confidence:
+    """How clear the groups are, by a sample of the images.
+
+    agreement: The share of nearest neighbours that are in one group; 0: as by chance, 1: all.
+    stability: How well the cuts of several samples agree, at most 1 (choose_k.py).
+    silhouette: -1 to 1 (choose_k.py).
+    """
 
     agreement: float
     stability: float
@@ -34,15 +38,15 @@ class Signs:
 
     @property
     def score(self) -> float:
-        """Agreement times stability, which orders runs as the labels do more nearly than either."""
+        """Agreement times stability: it orders runs more nearly as true labels do than either of them."""
         return self.agreement * self.stability
 
 
-def signs(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Signs | None:
-    """The signs of N x d features (rows of length 1) in the groups ``cluster`` (int64, N).
+def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confidence | None:
+    """The confidence in the groups ``cluster`` (int64, N) of N x d features (rows of length 1).
 
-    None with fewer than two groups or ``LEAST_ROWS`` rows, or with so many groups that the sample has fewer than
-    ``LEAST_EACH`` rows for each: of these nothing can be said.
+    None where nothing can be said: with fewer than two groups, with fewer than ``LEAST_ROWS`` rows, or with so many
+    groups that the sample has fewer than ``LEAST_EACH`` rows for each.
     """
     chosen = torch.randperm(len(reduced), generator=generator(seed, "signs"))[:ROWS]
     rows, groups = reduced[chosen], cluster[chosen]
@@ -51,32 +55,33 @@ def signs(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Signs | None:
     if len(rows) < max(LEAST_ROWS, LEAST_EACH * count) or (shares > 0).sum() < 2:
         return None
     _, neighbours = nearest(rows, NEIGHBOURS)
-    alike = (groups[neighbours] == groups.unsqueeze(1)).float().mean().item()
+    same_group = (groups[neighbours] == groups.unsqueeze(1)).float().mean().item()
     chance = shares.square().sum().item()
-    found = stability(rows, count, derive(seed, "stability"))
-    return Signs((alike - chance) / (1 - chance), *found)
+    return Confidence((same_group - chance) / (1 - chance), *stability(rows, count, derive(seed, "stability")))
 
 
-def verdict(found: Signs | None) -> str:
-    """A plain sentence on whether the groups are to be trusted."""
-    if found is None:
-        return "Too few images or groups, or too few images a group, to say whether the groups are to be trusted."
-    if found.score >= CLEAR:
-        said = "The groups are clear"
-    elif found.score >= MIXED:
-        said = "The groups are mixed: look at them before you rely on one, above all at the images with a small margin"
+def confidence_text(confidence: Confidence | None) -> str:
+    """Whether the groups can be trusted, in a plain sentence."""
+    if confidence is None:
+        return "Too few images or groups, or too few images a group, to say whether the groups can be trusted."
+    if confidence.score >= CLEAR:
+        judgement = "The groups are clear"
+    elif confidence.score >= MIXED:
+        judgement = "The groups are mixed: look at them before you rely on one, above all at images with a small margin"
     else:
-        said = "The groups are weak: take them as a first sorting, not as classes"
+        judgement = "The groups are weak: take them as a first sorting, not as classes"
     return (
-        f"{said} (of an image's nearest neighbours {found.agreement:.0%} beyond chance share its group;"
-        f" cuts of samples agree to {found.stability:.2f}, 1 being alike)."
+        f"{judgement} (beyond chance {confidence.agreement:.0%} of nearest neighbours share a group;"
+        f" stability {confidence.stability:.2f} of 1)."
     )
 
 
 @dataclass(frozen=True)
 class Guard:
-    """How well a network knew the groups ``before`` it was adapted and ``after``: the share of the ties between
-    neighbours, by its features, that are inside the groups; 0 as chance has it, at most 1."""
+    """How well a network fits the groups ``before`` it was adapted and ``after``.
+
+    By the share of the ties between neighbours, in its features, that are inside the groups: 0 by chance, at most 1.
+    """
 
     before: float
     after: float
@@ -88,52 +93,66 @@ class Guard:
 
     @property
     def text(self) -> str:
-        shares = f"{self.after:.1%} of the ties between neighbours are inside the groups, {self.before:.1%} before"
-        if self.kept:
-            return f"the adapted network is kept: {shares}"
-        return f"the network is kept as it was given, and what it learnt counts in the groups alone: {shares}"
+        shares = f"(neighbours in one group, beyond chance: {self.after:.1%}; before: {self.before:.1%})"
+        return f"{'adapted network kept' if self.kept else 'pretrained network kept, the groups use both'} {shares}"
 
 
 @dataclass(frozen=True)
 class Clarity:
-    """How far the groups ``before`` a network was trained, and those ``after``, tear apart what the other network has
-    for neighbours: how many times as many of its ties they cut as that network's own groups do."""
+    """How far the groups of one network tear apart what are neighbours to the other.
+
+    How many times as many ties between neighbours they cut as that other network's own groups do.
+
+    before: The groups before training, in the features of the trained network.
+    after: The groups after training, in the features of the network before training.
+    """
 
     before: float
     after: float
 
     @property
     def kept(self) -> bool:
-        """Whether the trained network is to be kept: its groups hardly tear, or clearly less than the others do."""
+        """Whether to keep the trained network: its groups hardly tear, or clearly less than the others do."""
         return self.after <= CLEARLY or self.after * CLEARLY <= self.before
 
     @property
     def text(self) -> str:
-        ties = (
-            f"its groups cut {self.after:.1f} times as many ties between neighbours of the network before training as"
-            f" that one's own, and {self.before:.1f} times the other way round"
-        )
         if self.kept:
-            return f"the trained network is kept: {ties}"
-        return f"the network before training, and its groups, are taken in place of the trained one: {ties}"
+            return (
+                f"trained network kept (neighbours torn apart: {self.after:.1f}; by the groups before training:"
+                f" {self.before:.1f})"
+            )
+        return (
+            f"network before training kept (neighbours torn apart: {self.before:.1f}; by the trained one's groups:"
+            f" {self.after:.1f})"
+        )
 
 
 def clarity(before: Tensor, after: Tensor, k: int, seed: int) -> Clarity | None:
-    """The judgement on the features of the same images (rows of length 1), N x d and N x D, in ``k`` groups each.
+    """The judgement on the features of the same images, cut into ``k`` groups each.
 
-    None where there are too few images to cut, or both networks have collapsed to too few distinct features.
+    Args:
+        before: N x d features before training, rows of length 1.
+        after: N x D features after training, rows of length 1.
+        k: The number of groups.
+        seed: For the graphs and the cuts.
+
+    Returns:
+        None where there are too few images to cut, or both networks have collapsed to too few distinct features.
     """
     graphs = [neighbour_graph(rows, derive(seed, "graph")) for rows in (before, after)]
     if any(collapsed := [len(graph.rows) < ROWS_EACH * k for graph in graphs]):
         return None if all(collapsed) else Clarity(*(MOST if each else 1.0 for each in collapsed))
     groups = []
     for rows, graph in zip((before, after), graphs, strict=True):
-        found = cut(rows, k, seed=seed, graph=graph)
-        groups.append(place(rows, found, found.centroids[:1]).cluster)
+        parts = cut(rows, k, seed=seed, graph=graph)
+        groups.append(place(rows, parts, parts.centroids[:1]).cluster)
 
-    def torn(graph: Graph, by: Tensor, own: Tensor) -> float:
-        cut_by, cut_by_own = (max(1 / MOST, 1 - inside(graph, graph.rows, each[graph.rows])) for each in (by, own))
-        return cut_by / cut_by_own
+    def torn(graph: Graph, foreign: Tensor, native: Tensor) -> float:
+        by_foreign, by_native = (
+            max(1 / MOST, 1 - inside(graph, graph.rows, each[graph.rows])) for each in (foreign, native)
+        )
+        return by_foreign / by_native
 
     return Clarity(torn(graphs[1], groups[0], groups[1]), torn(graphs[0], groups[1], groups[0]))
 

@@ -39,8 +39,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where N images belong: ``cluster`` and ``fine_cluster`` (int64), ``distance`` (to the nearest centroid) and
-    ``margin`` (1 - distance / distance to the nearest other group: 0 on the border, 1 on the centroid)."""
+    """Where N images belong.
+
+    cluster: int64, the group.
+    fine_cluster: int64, the pseudo-label.
+    distance: To the nearest centroid.
+    margin: 1 - distance / distance to the nearest other group: 0 on the border, 1 on the centroid.
+    """
 
     cluster: Tensor
     fine_cluster: Tensor
@@ -51,19 +56,25 @@ class Placement:
 def cut(reduced: Tensor, k: int, *, seed: int = 0, graph: Graph | None = None) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
 
-    Every row is tied to its nearest ones (graph.py); the normalised cut of the ties (Shi and Malik, 2000; Ng, Jordan
-    and Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that stand for it, so a new
-    image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows a group it is the best of
-    several k-means.
+    Every row is tied to its nearest neighbours (neighbour_graph.py). The normalised cut of the ties (Shi and Malik,
+    2000; Ng, Jordan and Weiss, 2002) makes the groups, of any shape. k-means inside each makes the centroids that
+    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH`` distinct rows per
+    group the groups are those of the best of several k-means.
+
+    Args:
+        reduced: N x d features.
+        k: The number of groups.
+        seed: For the sample, the cut and the k-means.
+        graph: The neighbour graph to cut (None: that of ``reduced``).
     """
-    own = derive(seed, "cut")
-    rows = reduced[graph_rows(reduced, own) if graph is None else graph.rows]
+    seed = derive(seed, "cut")
+    rows = reduced[graph_rows(reduced, seed) if graph is None else graph.rows]
     if k < 2 or len(rows) < ROWS_EACH * k:
-        return as_groups(best_of(STARTS, reduced, k, own))
-    found = normalised_cut(neighbour_ties(rows) if graph is None else graph.ties, k, own)
-    sizes = torch.bincount(found, minlength=k)
+        return as_groups(best_of(STARTS, reduced, k, seed))
+    labels = normalised_cut(neighbour_ties(rows) if graph is None else graph.ties, k, seed)
+    sizes = torch.bincount(labels, minlength=k)
     parts = [
-        _inside(rows[found == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(own, "inside", group))
+        _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))
         for group in torch.argsort(sizes, descending=True, stable=True).tolist()
         if sizes[group] > 0
     ]
@@ -78,31 +89,29 @@ def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
 
 
 def _without_strays(groups: Cut, rows: Tensor) -> Cut:
-    """The groups without the centroids that a few rows have for themselves, far from all others.
+    """The groups without the centroids that only a few rows have, far from all others.
 
-    Of each row it is measured how far away the nearest ``FEW`` others are, by the sizes of the centroids on the way. A
-    centroid goes where most of its rows are beyond the fence of their group: these will be outliers of what is left.
+    Each row's reach is the distance within which it has ``FEW`` others, by the sizes of the centroids on the way. A
+    centroid is dropped if most of its rows reach beyond the fence of their group: they are outliers of what is left.
     """
     nearest = assigner(groups.centroids)(rows)
-    sizes, own = torch.bincount(nearest, minlength=len(groups.centroids)), groups.groups[nearest]
-    members = torch.bincount(own, minlength=groups.count)[own]
+    sizes, group = torch.bincount(nearest, minlength=len(groups.centroids)), groups.groups[nearest]
+    members = torch.bincount(group, minlength=groups.count)[group]
     few = (members // 2).clamp(max=FEW).unsqueeze(1)
-    reach = torch.cat([
-        _reach(part, groups.centroids, sizes, wanted)
-        for part, wanted in zip(rows.split(4096), few.split(4096), strict=True)
-    ])  # fmt: skip
-    beyond = reach > _fences(reach, own, groups.count, STRAY)[own]
-    beyond &= members >= OWN_FENCE  # a few rows of a few are no strays: they are the group
+    parts = zip(rows.split(4096), few.split(4096), strict=True)
+    reach = torch.cat([_reach(part, groups.centroids, sizes, least) for part, least in parts])
+    beyond = reach > _fences(reach, group, groups.count, STRAY)[group]
+    beyond &= members >= OWN_FENCE  # a few rows of a small group are no strays: they are the group
     strays = torch.bincount(nearest, beyond.double(), len(sizes)) > sizes / 2
     largest = torch.zeros(groups.count, dtype=torch.int64).scatter_reduce(0, groups.groups, sizes, "amax")
-    kept = ~strays | (sizes == largest[groups.groups])
-    return Cut(groups.centroids[kept], groups.groups[kept])
+    remaining = ~strays | (sizes == largest[groups.groups])
+    return Cut(groups.centroids[remaining], groups.groups[remaining])
 
 
-def _reach(rows: Tensor, centroids: Tensor, sizes: Tensor, wanted: Tensor) -> Tensor:
-    """The distance of each row to the centroid with which there are as many other rows as ``wanted``."""
+def _reach(rows: Tensor, centroids: Tensor, sizes: Tensor, least: Tensor) -> Tensor:
+    """The distance of each row to the centroid up to which there are ``least`` other rows."""
     near = torch.cdist(rows, centroids).topk(min(len(centroids), FEW + 1), largest=False)
-    enough = sizes[near.indices].cumsum(1) > wanted
+    enough = sizes[near.indices].cumsum(1) > least
     return near.values.gather(1, enough.int().argmax(1, keepdim=True)).squeeze(1)
 
 
@@ -171,15 +180,19 @@ def _left_out(rows: Tensor, centroids: Tensor, sizes: Tensor) -> tuple[Tensor, T
 
 
 def _fences(distances: Tensor, group: Tensor, count: int, tail: float) -> Tensor:
-    """What is far (float32, ``count``) by the distances in each group, and no farther than by those of all; infinite
-    where nothing is known."""
+    """From where on a distance is far (float32, ``count``), by the distances in each group.
+
+    Never farther than by the distances in all groups; infinite for a group without any.
+    """
     fences = torch.full((count,), torch.inf)
-    known = torch.isfinite(distances)
-    of_all = _fence(distances[known], tail)
+    finite = torch.isfinite(distances)
+    fence_of_all = _fence(distances[finite], tail)
     for number in range(count):
-        own = distances[(group == number) & known]
-        if len(own):
-            fences[number] = min(_fence(own, tail), of_all) if len(own) >= OWN_FENCE else of_all
+        members = distances[(group == number) & finite]
+        if len(members) >= OWN_FENCE:
+            fences[number] = min(_fence(members, tail), fence_of_all)
+        elif len(members):
+            fences[number] = fence_of_all
     return fences
 
 

@@ -117,21 +117,15 @@ def views_of(recipe: Recipe) -> tuple[Augmentation, ...]:
     return (large,) * recipe.views + (small,) * recipe.small_views
 
 
-class Steps:
-    """The step at a time in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0.
+def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:
+    """The learning rate at a ``time`` in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0.
 
-    ``rounds`` is how many there will be. Where a time limit makes them fewer, rise and fall keep their share.
+    Where a time limit makes the ``rounds`` fewer than the recipe's, rise and fall keep their share of them.
     """
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.rounds = recipe.rounds
-
-    def __call__(self, time: float) -> float:
-        recipe, share = self.recipe, time / self.rounds
-        rising = min(1.0, share * recipe.rounds / recipe.warmup) if recipe.warmup else 1.0
-        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share))) if recipe.schedule == "cosine" else 1.0
-        return recipe.lr * rising * falling
+    share = time / rounds
+    rising = min(1.0, share * recipe.rounds / recipe.warmup) if recipe.warmup else 1.0
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share))) if recipe.schedule == "cosine" else 1.0
+    return recipe.lr * rising * falling
 
 
 def network_of(recipe: Recipe, seed: int, device: torch.device) -> Network:

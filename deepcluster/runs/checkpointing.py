@@ -1,4 +1,4 @@
-"""Writing down where the alternation of a run is, and stopping it when asked to."""
+"""Checkpoints while a run alternates, and stopping it when asked to."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +15,18 @@ from deepcluster.runtime.signals import Stop
 from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, values_of
 
 
-class Keeper:
-    """Hands states to the checkpoints: at the start of each round and at the end, every ``interval`` seconds in a
-    training, and before it stops. Of several processes the first writes, and says when; a stop of one is that of all.
+class Checkpointer:
+    """Saves states: at the start of each round and at the end, every ``interval`` seconds of training, and on a stop.
 
-    ``about`` gives what the run wants to know beside the state.
+    The main rank writes and decides when; a stop signal on any rank stops all.
+
+    Args:
+        checkpoints: Where the states go.
+        network: It is saved beside them.
+        about: What else a checkpoint says of its run.
+        stop: Whether a signal came.
+        interval: Seconds between two checkpoints.
+        partition: Which rank has which rows.
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class Keeper:
         self.interval = interval
         self.partition = partition
         self.last = time.monotonic()
-        self._told: State | None = None  # the last one, where it is not in a checkpoint
+        self._unsaved: State | None = None  # the last one, where it is in no checkpoint yet
         self.settled = 0  # of the last state
 
     def __call__(self, state: State) -> None:
@@ -46,27 +53,31 @@ class Keeper:
         training = state.work is not None
         trained = state.work is not None and state.work.trained is not None
         stopping, due = self._asked()
-        self._told = state
+        self._unsaved = state
         if not training or (trained and (stopping or due)):
             self._write()
         if stopping:
             raise Stopped(f"stopped in round {state.round + 1}")
-        # From here on to the end of the round the network changes; before, what is written is all there is to lose.
+        # Until here stopping loses nothing beyond the last checkpoint; while it trains the network changes.
         self.stop.at_once = not training
 
     def rest(self) -> None:
-        """Between a training and the next round, before what takes long: from now on work can be left where it is."""
-        if self._told:
+        """After the training of a round, before what takes long: save it, so that a stop need not wait for that."""
+        if self._unsaved:
             self._write()
         self.stop.at_once = True
 
+    def end(self) -> None:
+        """After the last round."""
+        self.stop.at_once = True
+
     def _write(self) -> None:
-        assert self._told is not None
-        whole = gathered(self._told, self.partition)
+        assert self._unsaved is not None
+        whole = gathered(self._unsaved, self.partition)
         if self.partition.processes.is_main:
             self.checkpoints.write(whole, self.network.state_dict(), self.about())
         self.last = time.monotonic()
-        self._told = None
+        self._unsaved = None
 
     def _asked(self) -> tuple[bool, bool]:
         """Whether any process is to stop, and whether it is time for the first to write."""
@@ -77,26 +88,25 @@ class Keeper:
 
 
 def gathered(state: State, partition: Partition) -> State:
-    """A state with all rows of what processes share, for the first of them; the losses of each side by side."""
+    """The state for the main rank, with the rows of all ranks; the losses of the ranks side by side."""
     if partition.processes.alone:
         return state
     memory = None if state.memory is None else partition.gather(state.memory)
     work = state.work and replace(state.work, reduced=partition.gather(state.work.reduced))
     if work and work.trained:
         loss = work.trained.epoch_loss
-        losses = torch.tensor(
-            partition.processes.all_gather_json(loss.item()), dtype=loss.dtype
-        )  # a float takes float32 exactly
+        # A float takes float32 exactly.
+        losses = torch.tensor(partition.processes.all_gather_json(loss.item()), dtype=loss.dtype)
         work = replace(work, trained=replace(work.trained, epoch_loss=losses))
     return replace(state, memory=memory, work=work)
 
 
 def scattered(state: State | None, partition: Partition) -> State:
-    """What :func:`gathered` has brought together, of the first process, back to where its rows belong."""
+    """The state that :func:`gathered` made, of the main rank, back on the ranks that own its rows."""
     processes = partition.processes
 
     def without_rows() -> State:
-        assert state is not None, "the first process has it"
+        assert state is not None, "the main rank has it"
         none = torch.empty(0)
         return replace(
             state,

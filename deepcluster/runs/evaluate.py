@@ -21,18 +21,18 @@ from deepcluster.evaluation.feature_maps import chosen_layers
 from deepcluster.images.labels import true_labels
 from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, check_alike, read_share
+from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.groups import found_again
+from deepcluster.runs.report import found_again
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import temporary_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.digest import json_sha256
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.ownership import SHEET_MARK
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.safe_read import json_sha256
 
 if TYPE_CHECKING:
     from deepcluster.research.retrieval import Query
@@ -119,6 +119,7 @@ class EvaluationFile:
 
     def __init__(self, folder: RunFolder, request: EvaluationRequest, prepared: Prepared, processes: Processes = ALONE):
         self.folder = folder
+        self.processes = processes
         self.name = files.evaluation(request.protocol)
         self.path = folder.path / self.name  # where a person finds it
         inputs, options = {**prepared.depends, "seed": request.seed}, asdict(prepared.options)
@@ -143,7 +144,10 @@ class EvaluationFile:
         self._write("done")
 
     def _write(self, status: str) -> None:
-        self.folder.write_json(self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts})
+        if self.processes.is_main:
+            self.folder.write_json(
+                self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts}
+            )
 
     def _read(self) -> dict[str, Any]:
         if not self.folder.has(self.name):
@@ -231,7 +235,7 @@ def _clustering(job: _Job) -> Prepared:
         source = job.own_images() if job.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
         labels = [by_path.get(path, "") for path in paths]
-        with job.folder.believed():
+        with job.folder.as_disk_errors():
             clusters = [int(row["cluster"]) for row in rows]
         return Prepared(options, {"clusters": json_sha256([clusters, labels])}, partial(figures, clusters, labels))
     source = find(job.request.images, stdin=job.stdin)

@@ -1,11 +1,9 @@
-"""What can be done with a run that has ended."""
+"""New images through the model of a run."""
 
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,127 +11,14 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterError, UsageError
-from deepcluster.groups.cut import outlier_distances, place
 from deepcluster.images.source import Images, Source, find, find_in_parts
 from deepcluster.images.store import check_alike, nothing_readable, read_once
 from deepcluster.images.webdataset import files_of, is_pattern
-from deepcluster.records import Clustering
-from deepcluster.runs.groups import (
-    Rows,
-    check_groups,
-    found_again,
-    groups_of,
-    suggested,
-    write_groups,
-    write_map,
-    write_report,
-    write_tree,
-)
+from deepcluster.model import Model
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage import model_files as models
-from deepcluster.storage import report_files as drawn
-from deepcluster.storage import run_folder as files
-from deepcluster.storage.edits import Edits, carried_over, edited
-from deepcluster.storage.model_files import Model
 from deepcluster.storage.ownership import own_files
-from deepcluster.storage.run_folder import RunFolder
-
-
-def recut(
-    run: Path,
-    n_clusters: int | None,
-    display: Display | None = None,
-    source: Source | None = None,
-    *,
-    report: bool = True,
-) -> RunFolder:
-    """Cut the features of a run into another number of clusters, without training; clusters get new numbers.
-
-    Args:
-        run: The run folder.
-        n_clusters: None: one is suggested.
-        display: Where to say what is found.
-        source: The images for the report, where the caller has them at hand.
-        report: False: only a report that is there already is written again.
-    """
-    files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged:
-        _recut(staged, n_clusters, display or Silent())
-        if report or staged.has("report.html"):
-            _write_report(staged, source)
-    return files.open_run(run)
-
-
-def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
-    record, model, rows = read_run(folder)
-    check_groups(n_clusters, len(rows.paths))
-    n_clusters = n_clusters or suggested(rows.reduced, record, display)
-    before = model.place(rows.reduced)
-    sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
-    fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
-    groups = groups_of(rows.reduced, fine, n_clusters, record["seed"], folder.read_graph(len(rows.paths)))
-    after = place(rows.reduced, groups, model.fine_centroids)
-    record.pop("edits", None)  # they were of the clusters before
-    names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
-    _write(folder, replace(model, groups=groups, names=names, junk=junk), rows, record, {})
-
-
-def apply(run: Path, edits: Edits) -> RunFolder:
-    """Merge, name and mark clusters of a run; edits that it has already change nothing.
-
-    UsageError where the edits are not for its present clusters.
-    """
-    files.open_run(run)
-    with files.locked(run) as folder:
-        record, model, rows = read_run(folder)
-        if record.get("edits") == edits.digest:
-            return folder
-        if edits.cut and edits.cut != record.get("cut"):
-            raise UsageError(f"the edits are for other clusters than {run} has now: edit those of its report.html")
-        with folder.next_state() as staged:
-            baseline = {} if edits.merge else _baseline(folder)
-            _write(staged, edited(model, edits), rows, record | {"edits": edits.digest}, baseline)
-            _write_report(staged, None)
-    return files.open_run(run)
-
-
-def read_run(folder: RunFolder) -> tuple[dict[str, Any], Model, Rows]:
-    """run.json, the model, and the images with their reduced features."""
-    record = folder.read_json(files.RUN, {**files.RECORD, "rounds": int})
-    model = models.load_of_run(folder)
-    table = folder.read_clusters()
-    used = [row for row in table if row["status"] == "ok"]
-    dims = model.reduction.projection.shape[1]
-    rows = Rows(
-        paths=[row["path"] for row in used],
-        labels=[row["label"] for row in used] if any(row["label"] for row in used) else None,
-        skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
-        reduced=torch.from_numpy(folder.read_array("features.npy", len(used), dims)),
-        lengths=_lengths(folder, len(used)),
-    )
-    return record, model, rows
-
-
-def _lengths(folder: RunFolder, rows: int) -> Tensor | None:
-    if not folder.has(files.LENGTHS):
-        return None
-    return torch.from_numpy(folder.read_array(files.LENGTHS, rows, 1)).squeeze(1)
-
-
-def _baseline(folder: RunFolder) -> dict[str, float]:
-    """The figures of the network at the start, of which the groups at the end of the fit are the measure."""
-    metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
-    return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}
-
-
-def _write(folder: RunFolder, model: Model, rows: Rows, record: dict[str, Any], baseline: Mapping[str, float]) -> None:
-    """The model with other groups than before, and the files that depend on them."""
-    model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
-    models.save_in_run(model, folder)
-    write_groups(folder, model, rows, record, baseline)
 
 
 @dataclass(frozen=True)
@@ -229,27 +114,3 @@ def _predict(model: Model, source: Source) -> Prediction:
     nothing = torch.empty(0, model.reduction.projection.shape[1])
     reduced, lengths = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
     return Prediction(tuple(source.paths[i] for i in store.kept), reduced, lengths, store.skipped)
-
-
-def report(run: Path, source: Source | None = None) -> Path:
-    """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
-    files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged:
-        _write_report(staged, source)
-    return run / "report.html"
-
-
-def _write_report(folder: RunFolder, source: Source | None) -> None:
-    with folder.believed():
-        if not (folder.has(drawn.MAP) and folder.has(drawn.TREE)):
-            _draw(folder)
-        write_report(folder, source or found_again(folder))
-
-
-def _draw(folder: RunFolder) -> None:
-    """Map and tree, where a fit left them out or the run is of version 0.1; the report can do without them."""
-    with suppress(DeepClusterError):
-        record, model, rows = read_run(folder)
-        if not folder.has(drawn.MAP):
-            write_map(folder, rows.reduced, record["seed"])
-        write_tree(folder, model, rows.reduced, record["seed"])

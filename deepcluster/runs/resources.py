@@ -1,4 +1,4 @@
-"""How much memory and time a run takes, said before it begins."""
+"""Estimates of the memory and the time that a run takes."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ from deepcluster.runtime.devices import holds_rows
 from deepcluster.runtime.memory import CERTAIN
 from deepcluster.runtime.memory import available as available
 
-# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; what a step keeps
-# for the way back, by the outputs of the layers.
+# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
+# step keeps for backward, as a multiple of all layer outputs.
 BASE = 500e6
 KEPT = 1.5
 # Bytes an image that tables and report of the result take: runs of 5,000 to 40,000 images (benchmarks/scaling.py).
@@ -27,10 +27,14 @@ TRIAL = 128  # images
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, about, of the images, of the features, of the network with a step of its training, and of the tables; and
-    of decoding, which is over before there are features.
+    """Estimated bytes.
 
-    ``on_gpu``: what of it a GPU takes: the network, and the features where it holds them.
+    images: The stored pixels, where they are in memory.
+    features: Those of the rounds and of the result.
+    training: The network and one training step.
+    tables: Of the result.
+    decoding: Over before there are features.
+    on_gpu: What a GPU takes of it: the network, and the features where it holds them.
     """
 
     images: float
@@ -64,11 +68,15 @@ def memory(
     decoding: float = 0.0,
     device: torch.device | None = None,
 ) -> Memory:
-    """The estimate for ``count`` images on ``device`` (None: the network's). The network sees an image of each size of
-    view.
+    """The estimate of the main rank's memory, which gets the reduced features of all.
 
-    ``decoding``: what it takes, of the preview. Where ``processes`` share the images it is that of the first of them,
-    which gets the reduced features of all.
+    Args:
+        network: It sees one image of each size of view.
+        recipe: Sizes and numbers.
+        count: Images in all.
+        processes: Ranks that share them.
+        decoding: Bytes that decoding takes, by the preview.
+        device: Where the network will be (None: where it is).
     """
     total, count = count, -(-count // processes)
     batch = -(-min(recipe.batch_size, total) // processes)
@@ -91,7 +99,7 @@ def memory(
 
 
 def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:
-    """About how long all rounds and one of them take with ``count`` images, without reading and without the result.
+    """Estimated seconds of all rounds, and of one, with ``count`` images; without reading and without the result.
 
     Two short rounds on noise are timed, and the second one counts; the network is left as it was.
     """
@@ -105,7 +113,7 @@ def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]
 
 
 def _outputs(network: Network, size: int) -> int:
-    """Numbers that the layers put out for an image of ``size`` px."""
+    """The size of all layer outputs for one image of ``size`` px, in numbers."""
     total = 0
 
     def add(layer: nn.Module, given: Any, output: Any) -> None:

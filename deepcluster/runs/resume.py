@@ -1,4 +1,4 @@
-"""May a run go on from a checkpoint? Only with the images and options that it began with."""
+"""Whether a run may go on from a checkpoint: only with the images and options that it began with."""
 
 import hashlib
 import warnings
@@ -13,6 +13,7 @@ from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import Source
 from deepcluster.images.store import Store
 from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.storage.run_record import RunRecord
 
 IMAGES_READ = "checkpoints/images.csv"
 COLUMNS = ("path", "sha256")
@@ -20,11 +21,11 @@ SHOWN = 5
 
 
 def digests(source: Source, store: Store) -> dict[str, str]:
-    """The SHA-256 of the pixels of each image that is used, by its path; the first process gets those of all."""
+    """The SHA-256 of the pixels of each image that is used, by its path; the main rank gets those of all."""
     rows = store.images.permute(0, 2, 3, 1)
-    own = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
-    found = (digest for each in store.partition.processes.gather_json(own) for digest in each)
-    return dict(zip((source.paths[i] for i in store.kept), found, strict=False))
+    of_rank = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
+    of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
+    return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
 
 
 def fingerprint(images: Mapping[str, str]) -> str:
@@ -36,7 +37,7 @@ def fingerprint(images: Mapping[str, str]) -> str:
 
 
 def remember(folder: RunFolder, images: Mapping[str, str]) -> None:
-    """Write down which images a run begins with."""
+    """Record which images a run begins with."""
     (folder.path / IMAGES_READ).parent.mkdir(exist_ok=True)
     folder.write_rows(IMAGES_READ, COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()])
 
@@ -71,9 +72,10 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
         return False
     folder = open_run(out)
     record = folder.read_record()
-    if record.get("status") != "done":
+    if record.status != "done":
         return False
-    check_options({"n_clusters": n_clusters, **record}, {"n_clusters": n_clusters, "seed": seed})
+    asked = n_clusters if record.n_clusters == 0 else record.n_clusters
+    check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
     then = {row["path"] for row in folder.read_clusters()}
     now = {*source.paths, *(path for path, _ in source.skipped)}
     if then != now:
@@ -81,19 +83,19 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
     return True
 
 
-def is_untouched(source: Source, record: Mapping[str, Any]) -> bool:
+def is_untouched(source: Source, record: RunRecord) -> bool:
     """Whether the images lie where the run read them, as files that are older than it, or come from a data set."""
     scheme = source.location.partition(":")[0]
-    if source.location != record["location"] or scheme in ("-", "python"):
+    if source.location != record.location or scheme in ("-", "python"):
         return False
     if scheme in ("sklearn", "torchvision", "hf"):
         return True
     place = Path(source.location)
     paths = [source.file(i) for i in range(len(source.paths))] if source.file else [place]
     try:
-        begun = datetime.fromisoformat(record["started"]).timestamp()
+        begun = datetime.fromisoformat(str(record.started)).timestamp()
         return place.exists() and all(path.is_file() and path.stat().st_mtime < begun for path in paths)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
 
 
@@ -101,7 +103,7 @@ def check_fingerprint(folder: RunFolder, now: Mapping[str, str]) -> None:
     """:func:`check_images` of a run that is finished, whose checkpoints somebody may have removed."""
     if folder.has(IMAGES_READ):
         check_images(folder, now)
-    elif folder.read_record().get("fingerprint", "") not in ("", fingerprint(now)):
+    elif folder.read_record().fingerprint not in (None, "", fingerprint(now)):
         raise _differing({})
 
 
@@ -137,12 +139,14 @@ def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def differing_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another machine, version or number of threads than the run began with; a warning names it."""
-    found = [f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value]
-    if found:
+    """How the machine, the versions or the number of threads differ from those that the run began with; warns."""
+    differences = [
+        f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value
+    ]
+    if differences:
         warnings.warn(
-            f"the result may differ from that of a run without a break: {'; '.join(found)}",
+            f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
             DeepClusterWarning,
             stacklevel=2,
         )
-    return found
+    return differences

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-EXIT_OF_A_SECOND = 130
-AGAIN = 0.25  # seconds after which Stopped is raised once more where something has swallowed it
+EXIT_ON_SECOND_SIGINT = 130
+RAISE_AGAIN_SECONDS = 0.25  # seconds after which Stopped is raised once more where something has swallowed it
 
 
 class Stop:
@@ -27,9 +27,9 @@ class Stop:
     network). Then a signal raises Stopped there and then; else whoever works looks at ``wanted`` after the step. A
     handler saves nothing itself. A second Ctrl-C ends the process without another word.
 
-    An exception that comes out of nowhere may be lost: Python drops it in a destructor, compiled code may turn it into
-    another one. So it is raised again, every ``AGAIN`` seconds, until it is on its way; never while it is, as that
-    would break off what cleans up.
+    An exception that a handler raises may be lost: Python drops it in a destructor, compiled code may turn it into
+    another one. So it is raised again every ``RAISE_AGAIN_SECONDS`` until it propagates; never while it does, as that
+    would break off the clean-up.
     """
 
     def __init__(self) -> None:
@@ -66,6 +66,10 @@ class Stop:
         sys.unraisablehook = self._unraisable
         _listening = None
 
+    def too_late(self) -> None:
+        """The work is done but for its last lines: no signal breaks them off any more."""
+        self.at_once = False
+
     def ignore(self) -> None:
         """The command is done, and it is too late to stop it."""
         for number in self._before:
@@ -78,11 +82,11 @@ class Stop:
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.wanted and number == signal.SIGINT:
-            os._exit(EXIT_OF_A_SECOND)
+            os._exit(EXIT_ON_SECOND_SIGINT)
         if not self.wanted:
             self.wanted, self.reason = True, f"stopped by {signal.Signals(number).name}"
             if hasattr(signal, "setitimer"):
-                signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+                signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_SECONDS, RAISE_AGAIN_SECONDS)
         self.check()
 
     def _drop(self, unraisable: Any) -> None:

@@ -20,13 +20,12 @@ from torch import Tensor
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.digest import json_sha256, sha256
 from deepcluster.storage.ownership import is_checkpoint
-from deepcluster.storage.safe_read import read_json, read_tensors
+from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors, sha256
 
 SCHEMA_VERSION = 1
 KEPT = 2
-IMAGES = "images.csv"  # the images that the run began with (resuming.py)
+IMAGES = "images.csv"  # the images that the run began with (runs/resume.py)
 Tensors = Mapping[str, Tensor]
 
 

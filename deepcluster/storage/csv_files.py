@@ -5,15 +5,31 @@ and labels come from strangers, so such a cell gets a guard in front: a path ``.
 file for every program that opens it; another text ``'``, the sign by which spreadsheets mark text.
 """
 
+import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+Row = Mapping[str, Any]
 
 PATH, TEXT = "./", "'"
 GUARDS = {"path": PATH, "medoid_path": PATH, "name": TEXT, "reason": TEXT, "label": TEXT}
 # A text that begins with guards of its own and then the same signs gets one more, so that taking one off is exact.
 _SIGNS = "[=+@\t\r\n\\uff1d\\uff0b\\uff0d\\uff20-]"
 _FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*{_SIGNS}") for guard in (PATH, TEXT)}
+
+
+def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """A header and a row for each of ``rows``, text guarded."""
+    plain, quoted = (
+        csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writeheader()
+    for row in map(guarded, rows):
+        # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
+        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
+        writer.writerow(row)
 
 
 def guarded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from deepcluster.clustering.agreement import nmi, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.cut import Placement
+from deepcluster.model import Model
 from deepcluster.records import Round
-from deepcluster.storage.model_files import Model
 
 
 def history_row(round: Round, truth: Sequence[str] | None) -> dict[str, Any]:

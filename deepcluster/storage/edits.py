@@ -11,9 +11,8 @@ from torch import Tensor
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut
-from deepcluster.storage.digest import json_sha256
-from deepcluster.storage.model_files import Model
-from deepcluster.storage.safe_read import read_json
+from deepcluster.model import Model
+from deepcluster.storage.safe_read import json_sha256, read_json
 
 SCHEMA_VERSION = 1
 KEYS = {"schema_version", "cut", "names", "merge", "junk"}

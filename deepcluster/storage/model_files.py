@@ -1,120 +1,55 @@
 """The model that places new images: config.json and model.safetensors, nothing that could run code.
 
-What the two files say is not believed: their SHA-256 finds damage, and every value is checked before a network is built
-from it, because a file that somebody wrote on purpose has the right digests.
+The two files are not trusted: their SHA-256 finds damage, and every value is checked before a network is built from it,
+because a file that somebody wrote on purpose has the right digests.
 """
 
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import (
-    DataError,
     DeepClusterError,
     DiskError,
     ModelError,
-    NonFiniteError,
     OutOfMemoryError,
 )
-from deepcluster.groups.cut import Cut, Placement, place
-from deepcluster.images.decode import one_line
+from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
-from deepcluster.images.source import Images, find
-from deepcluster.images.store import read_once
-from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network, build, shapes_only, working_memory
+from deepcluster.model import Model, check_batch_fits
+from deepcluster.nets.backbone import Network, build, shapes_only
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.weights import first_line
-from deepcluster.runtime.memory import check_fits
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.digest import json_sha256
 from deepcluster.storage.run_folder import RunFolder, read_state
-from deepcluster.storage.safe_read import read_json, read_tensors
+from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Every key of config.json and of the architecture in it, with its type; the digests may both be missing, as they are in
 # models of version 0.1.
 TYPES = {
-    "schema_version": int, "architecture": dict, "image_size": int, "store_size": int, "batch_size": int, "names": list,
-}  # fmt: skip
+    "schema_version": int,
+    "architecture": dict,
+    "image_size": int,
+    "store_size": int,
+    "batch_size": int,
+    "names": list,
+}
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
 OPTIONAL = {"junk": list}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
 MOST_CONSTANTS = 200_000_000  # bytes
-LARGE = 1024  # px: from here on it is asked first whether images fit into memory
-
-
-@dataclass(frozen=True)
-class Model:
-    """All that :meth:`place` needs: the network, the reduction, the fine centroids and the groups.
-
-    store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
-    model, because another size may round differently); outlier_distance (K): from where an image is an outlier of its
-    group; outlier_length: from which length of its whitened features it is one of all groups; names (K): what a person
-    called the groups, "" where nobody did; junk: the groups that a person marked so.
-
-    A group that was merged into another one has no centroid any more, and so no image.
-    """
-
-    network: Network
-    reduction: Whitening
-    fine_centroids: Tensor
-    groups: Cut
-    outlier_distance: Tensor
-    names: tuple[str, ...]
-    image_size: int
-    store_size: int
-    batch_size: int
-    junk: tuple[int, ...] = ()
-    outlier_length: float = math.inf
-
-    def predict(self, images: Images) -> npt.NDArray[np.int64]:
-        """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
-        return self.place(self.transform(images)).cluster.numpy()
-
-    def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
-        """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
-        has them: uint8, N x 3 x store_size x store_size."""
-        return self.measure(images, progress)[0]
-
-    def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
-        """What :meth:`transform` gives, and the length (float32, N) that each row had before it was 1."""
-        stored = (3, self.store_size, self.store_size)
-        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
-            self.check_room()
-            store = read_once(find(images), self.store_size)
-            if store.skipped:
-                path, reason = store.skipped[0]
-                raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
-            images = store.images
-        features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
-        reduced = self.reduction(features)
-        if not torch.isfinite(reduced).all():
-            raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
-        return reduced, self.reduction.lengths(features)
-
-    def check_room(self) -> None:
-        """OutOfMemoryError where not even one batch of images fits into memory."""
-        if self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
-            _check_image(self.network, self.image_size, self.batch_size)
-
-    def place(self, reduced: Tensor) -> Placement:
-        """The cluster of each row of :meth:`transform`."""
-        return place(reduced, self.groups, self.fine_centroids)
 
 
 def save(model: Model, folder: Path) -> None:
@@ -176,7 +111,7 @@ def load(folder: str | Path, device: torch.device | None = None) -> Model:
 
 def load_of_run(run: RunFolder, device: torch.device | None = None) -> Model:
     """Read the model of a run, as :func:`load` does."""
-    if not run.has(f"model/{CONFIG}") and (status := run.read_record().get("status")) != "done":
+    if not run.has(f"model/{CONFIG}") and (status := run.read_record().status) != "done":
         raise ModelError(f"{run.path} has no model yet (its status is {status}): go on with `deepcluster fit --resume`")
     return _load(run.path / "model", run.file(f"model/{CONFIG}"), run.file(f"model/{WEIGHTS}"), device)
 
@@ -192,7 +127,7 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
         with shapes_only():
             shapes = build(**config["architecture"], feature_dim=feature_dim)
         _check_constants(shapes)
-        _check_image(shapes, config["image_size"])
+        check_batch_fits(shapes, config["image_size"])
         path = weights_path
         _check_shapes(tensors, shapes, len(config["names"]))
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
@@ -287,15 +222,6 @@ def _check_constants(shapes: Network) -> None:
     beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
     if beside > weights + MOST_CONSTANTS:
         raise ValueError(f"a network with {beside / 1e6:,.0f} MB of constants at this image_size")
-
-
-def _check_image(network: Network, size: int, count: int = 1) -> None:
-    """``count`` images at a time must fit into memory: of 8,192 px one takes gigabytes in the smallest network."""
-    if size > LARGE:
-        images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
-        check_fits(
-            f"a batch of {images} in this model", count * working_memory(network, size), "fit with smaller images"
-        )
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) -> None:

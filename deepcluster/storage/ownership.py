@@ -17,15 +17,15 @@ from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 
 LOCK = ".lock"
-NAMES = frozenset({
-    "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "lengths.npy",
-    "history.csv", "metrics.json", "recipe.toml", RUN, "report.html", "neighbours.safetensors", "map.npy", "tree.json",
-    "thumbnails.webp", "curves.png", "sizes.png",
-    *(f"evaluation-{name}.json" for name in ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")),
-    "images.u8",  # the pixels that a killed run of version 0.1 left
-    "model/config.json", "model/model.safetensors", "model/table.json",
-    "checkpoints/images.csv", "checkpoints/start.safetensors",
-})  # fmt: skip
+PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
+# images.u8: the pixels that a killed run of version 0.1 left.
+TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "metrics.json"}
+ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "images.u8"}
+REPORT = {"report.html", "tree.json", "thumbnails.webp", "curves.png", "sizes.png"}
+MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
+CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}
+EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
+NAMES = frozenset({RUN, "recipe.toml"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
 FOLDERS = ("model", "checkpoints")
 _CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}\.(json|safetensors)|graph\d{1,6}\.safetensors)")
 # A sheet of filters is called after its layer, so it says itself whose it is: in the text at its beginning.

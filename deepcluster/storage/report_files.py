@@ -1,4 +1,4 @@
-"""What the report draws, in files of the run folder: the map, the merge tree with its curves, the tiny pictures."""
+"""What the report draws, as files of the run folder: the map, the merge tree and its quality curves, the thumbnails."""
 
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -36,7 +36,7 @@ def read_sheet(folder: RunFolder) -> bytes:
     path = folder.file(SHEET)
     if not path.exists():
         return b""
-    with folder.believed(SHEET):
+    with folder.as_disk_errors(SHEET):
         check_file(path, MOST_SHEET)
         data = path.read_bytes()
     if data[:4] + data[8:12] != b"RIFFWEBP":
@@ -83,7 +83,7 @@ def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None
         return None
     types = {"groups": list, "merges": list, "sizes": list, "medoids": list, "levels": list}
     table = folder.read_json(TREE, types)
-    with folder.believed(TREE):
+    with folder.as_disk_errors(TREE):
         return _tree(table, images), [_level(*row) for row in table["levels"]]
 
 
@@ -110,5 +110,5 @@ def _numbers(values: Any, count: int, below: int) -> tuple[int, ...]:
 def _level(k: Any, silhouette: Any, stability: Any) -> Level:
     values = (silhouette, stability)
     if type(k) is not int or not all(value is None or -1.001 < float(value) < 1.001 for value in values):
-        raise ValueError(f"{TREE} has a curve that is none")
+        raise ValueError(f"{TREE} has an invalid quality curve")
     return Level(k, *values)

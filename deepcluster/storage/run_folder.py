@@ -1,24 +1,20 @@
 """The run folder: its files, their columns, and how they are written whole or not at all."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import SafetensorError
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.errors import DeepClusterError, DiskError
@@ -31,20 +27,34 @@ from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import generation
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.csv_files import guarded, unguarded
+from deepcluster.storage.csv_files import Row, unguarded, write_csv
 from deepcluster.storage.generation import Stage
+from deepcluster.storage.graph_file import graph_of, graph_tensors
+from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
+from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
 
-SCHEMA_VERSION = 1
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 HISTORY = (
-    "round", "loss", "chance_loss", "inertia", "nmi_previous", "changed", "cluster_weight", "largest_share", "reseeded",
-    "lr", "features_seconds", "clustering_seconds", "training_seconds", "images_per_second",
-)  # fmt: skip
+    "round",
+    "loss",
+    "chance_loss",
+    "inertia",
+    "nmi_previous",
+    "changed",
+    "cluster_weight",
+    "largest_share",
+    "reseeded",
+    "lr",
+    "features_seconds",
+    "clustering_seconds",
+    "training_seconds",
+    "images_per_second",
+)
 GRAPH = "neighbours.safetensors"
 LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 # A run can be read without these files, which some runs do not have.
@@ -53,7 +63,6 @@ PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
 ATTEMPTS, PAUSE = 100, 0.02  # to read one state of a run that another process changes; seconds between two
 
-Row = Mapping[str, Any]
 Value = TypeVar("Value")
 
 
@@ -73,13 +82,13 @@ class RunFolder:
 
     Args:
         path: Where it is.
-        ours: Whether this process writes: of several, only the main rank does, and for the others nothing is written.
+        read_only: A rank that is not the main one: it may not write.
         scratch: The folder for unfinished files, of whoever has the lock.
         stage: Where the files of the next state are collected; None writes each file to its place at once.
     """
 
     path: Path
-    ours: bool = True
+    read_only: bool = False
     scratch: Path | None = None
     stage: Stage | None = None
 
@@ -94,13 +103,11 @@ class RunFolder:
 
     @contextmanager
     def next_state(self, *, anew: bool = False) -> Iterator["RunFolder"]:
-        """This folder with writes that become current all at once, at the end of the context; an error drops them.
+        """This folder with writes that become current all at once at the end of the context; an error drops them.
 
-        anew: the next state has no file of the present one.
+        Args:
+            anew: The next state has no file of the present one.
         """
-        if not self.ours:
-            yield self
-            return
         assert self.scratch is not None, "writing needs the lock"
         generation.check_places(self.path)
         stage = Stage(self.path, self.scratch / secrets.token_hex(4))
@@ -110,9 +117,7 @@ class RunFolder:
         stage.commit()
 
     def remove(self, name: str) -> None:
-        """Do without a file."""
-        if not self.ours:
-            return
+        """Remove a file, if it is there."""
         if self.stage:
             self.stage.remove(name)
         else:
@@ -143,7 +148,7 @@ class RunFolder:
         self._write(name, lambda file: file.write(text))
 
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """A table of JSON; ``types`` are the keys that must be there, and what they hold."""
+        """A JSON object; ``types`` are the keys that must be there, and what they hold."""
         with self._read(name) as path:
             value = read_json(path)
             if not isinstance(value, dict):
@@ -153,17 +158,20 @@ class RunFolder:
                     raise ValueError(f"it has no {key} of type {kind.__name__}")
             return value
 
-    def read_record(self) -> dict[str, Any]:
-        """run.json."""
-        return self.read_json(RUN, RECORD)
+    def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
+        """run.json; ``types`` are keys that must be there besides those of every version."""
+        return RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
+
+    def write_record(self, record: RunRecord) -> None:
+        self.write_json(RUN, record.to_json())
 
     def read_clusters(self) -> list[dict[str, str]]:
         """The rows of clusters.csv. DiskError where they are not those that were written: other files go by them."""
         rows = self.read_rows("clusters.csv", CLUSTERS)
         record = self.read_record()
-        with self.believed():
-            known = record.get("rows", "")  # version 0.1 wrote only the digest of the clusters
-            if known != rows_digest(rows) if known else record.get("cut", "") not in ("", cut_digest(rows)):
+        with self.as_disk_errors():
+            # Version 0.1 wrote only the digest of the clusters.
+            if record.rows != rows_digest(rows) if record.rows else record.cut not in (None, "", cut_digest(rows)):
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
@@ -190,18 +198,18 @@ class RunFolder:
         self._write(name, lambda file: np.save(file, array), binary=True)
 
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
-        if self.ours:
-            write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
+        write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> str:
-        """Write a safetensors file, and return its SHA-256 ("" where another process writes)."""
-        return write_tensors(self._place(name), tensors, scratch=self.scratch) if self.ours else ""
+        """Write a safetensors file, and return its SHA-256."""
+        return write_tensors(self._place(name), tensors, scratch=self.scratch)
 
     def _place(self, name: str) -> Path:
+        assert not self.read_only, "only the main rank writes"
         return self.stage.path(name) if self.stage else self.path / name
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """A table of finite float32 numbers of this shape."""
+        """A matrix of finite float32 numbers of this shape."""
         with self._read(name) as path:
             check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
@@ -227,9 +235,8 @@ class RunFolder:
             raise _damaged(path, error) from error
 
     @contextmanager
-    def believed(self, name: str = "") -> Iterator[None]:
-        """Work on what files of this run, or the one called ``name``, say; where they do not fit together it is a
-        DiskError."""
+    def as_disk_errors(self, name: str = "") -> Iterator[None]:
+        """Turn any error while using this run's data, or that of its file ``name``, into a DiskError."""
         try:
             yield
         except (DeepClusterError, MemoryError):
@@ -270,8 +277,7 @@ def folder_name(name: str) -> str:
 def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
     """The run folder ``path``, for this process alone to write to.
 
-    What a killed process left is completed or removed first. The system lets go of the lock when the process ends,
-    however it ends.
+    What a killed process left is completed or removed first.
 
     Args:
         path: The folder.
@@ -280,17 +286,12 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
     Raises:
         DiskError: Another process has the lock, or nothing can be written.
     """
-    try:
-        with stopping.later():
-            if make:
-                path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path / LOCK)
-    except OSError as error:
-        raise error if isinstance(error, DiskError) else _cannot_write(path, error, make) from None
     with ExitStack() as stack:
-        stack.callback(lock.close)
-        stack.callback(_unlock, path / LOCK)
         try:
+            with stopping.later():
+                if make:
+                    path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(path / LOCK))
             generation.finish(path)
             remove_stale_scratch(path)
             place = stack.enter_context(scratch(path))
@@ -310,60 +311,12 @@ def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iter
     processes.any(False)
     path.mkdir(parents=True, exist_ok=True)  # on another machine than the main rank's it may be missing
     with scratch(path) as place:
-        yield RunFolder(path, ours=False, scratch=place)
+        yield RunFolder(path, read_only=True, scratch=place)
 
 
 def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:
     advice = "give another -o" if make else "make it writable, or work on a copy of the run"
     return DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}")
-
-
-def _unlock(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> BinaryIO:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        file = os.fdopen(descriptor, "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read(200).decode(errors="replace").strip()
-            file.close()
-            raise DiskError(
-                f"{path.parent} is in use by {holder or 'another process'}: wait for it, or stop it"
-            ) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        file.close()  # it was removed by the process that had it, in between
-    file.truncate()
-    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
-    file.flush()
-    return file
-
-
-def graph_tensors(graph: Graph) -> dict[str, Tensor]:
-    """A graph as tensors; the ties in float32."""
-    ties = graph.ties
-    parts = {"rows": graph.rows, "ties": torch.from_numpy(ties.data.astype(np.float32))}
-    return parts | {"columns": torch.from_numpy(ties.indices), "ends": torch.from_numpy(ties.indptr)}
-
-
-def graph_of(parts: Mapping[str, Tensor], images: int) -> Graph:
-    """The graph that :func:`graph_tensors` took apart. ValueError where it is not one of ``images`` images."""
-    rows, ties, columns, ends = (parts[name] for name in ("rows", "ties", "columns", "ends"))
-    size = len(rows)
-    ascending = rows.dtype == torch.int64 and size > 0 and bool((rows.diff() > 0).all())
-    if not (ascending and rows[0] >= 0 and rows[-1] < images):
-        raise ValueError("its rows are not those of the images")
-    if not (ties.dtype == torch.float32 and torch.isfinite(ties).all() and (ties >= 0).all()):
-        raise ValueError("its ties are not finite numbers from 0")
-    square = csr_array((ties.double().numpy(), columns.numpy(), ends.numpy()), (size, size))
-    square.check_format(full_check=True)
-    return Graph(rows, square)
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -420,7 +373,7 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
 
 @dataclass(frozen=True)
 class _State:
-    """By what two looks at a run folder tell that nothing has changed between them."""
+    """Equal in two looks at a run folder if nothing has changed between them."""
 
     digest: str
     pending: bool
@@ -432,16 +385,3 @@ def _state(path: Path) -> _State:
         with suppress(OSError):
             return _State(hashlib.sha256(file.read_bytes()).hexdigest(), pending)
     return _State("", pending)
-
-
-def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """A header and a row for each of ``rows``, text guarded (cells.py)."""
-    plain, quoted = (
-        csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
-        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
-    plain.writeheader()
-    for row in map(guarded, rows):
-        # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
-        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
-        writer.writerow(row)

@@ -1,6 +1,7 @@
-"""Reading files that may be damaged or a stranger's: plain files only, of bounded size, JSON without dark corners."""
+"""Reading files that may be damaged or a stranger's: plain files, of bounded size, strict JSON, checked digests."""
 
 import codecs
+import hashlib
 import json
 import math
 import stat
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepcluster.runtime.memory import check_fits
-from deepcluster.storage.digest import sha256
 
 # Python's objects take up to 25 times as much memory as the JSON they come from.
 MOST_JSON = 4 << 20  # bytes
@@ -89,3 +89,18 @@ def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     if digest is not None and digest != sha256(path):
         raise ValueError("changed since it was written, by its SHA-256")
     return load_file(path)
+
+
+# SHA-256 finds damage, not attackers: these can write a new digest beside a new file.
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file in hexadecimal digits, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """The digest of what a JSON value says, however it is laid out in a file."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

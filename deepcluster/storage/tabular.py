@@ -34,11 +34,11 @@ def load(folder: Path) -> Table | None:
             isinstance(shape, list) and len(shape) in (2, 3) and all(type(side) is int and side > 0 for side in shape)
         )
         if not sides or math.prod(shape) > MOST_PIXELS:
-            raise ValueError("its shape is none of an image")
+            raise ValueError("shape is not an image shape")
         if type(width) is not int or not 1 <= width <= math.prod(shape):
-            raise ValueError("its width is none of a row")
+            raise ValueError("width does not fit shape")
         if not all(type(value) is float and math.isfinite(value) for value in (low, high)) or low > high:
-            raise ValueError("low and high are no numbers in this order")
+            raise ValueError("low must be <= high")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be used ({error}): fit again, or take a copy of it") from None
     return Table(tuple(shape), width, low, high)

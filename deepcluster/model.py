@@ -1,0 +1,90 @@
+"""The model that places new images: network, reduction and centroids."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.errors import DataError, NonFiniteError
+from deepcluster.groups.cut import Cut, Placement, place
+from deepcluster.images.decode import one_line
+from deepcluster.images.source import Images, find
+from deepcluster.images.store import read_once
+from deepcluster.learning.features import extract
+from deepcluster.nets.backbone import Network, working_memory
+from deepcluster.runtime.memory import check_fits
+
+LARGE = 1024  # px: from here on it is asked first whether images fit into memory
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that :meth:`place` needs: the network, the reduction, the fine centroids and the groups.
+
+    store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
+    model, because another size may round differently); outlier_distance (K): from where an image is an outlier of its
+    group; outlier_length: from which length of its whitened features it is one of all groups; names (K): what a person
+    called the groups, "" where nobody did; junk: the groups that a person marked so.
+
+    A group that was merged into another one has no centroid any more, and so no image.
+    """
+
+    network: Network
+    reduction: Whitening
+    fine_centroids: Tensor
+    groups: Cut
+    outlier_distance: Tensor
+    names: tuple[str, ...]
+    image_size: int
+    store_size: int
+    batch_size: int
+    junk: tuple[int, ...] = ()
+    outlier_length: float = math.inf
+
+    def predict(self, images: Images) -> npt.NDArray[np.int64]:
+        """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
+        return self.place(self.transform(images)).cluster.numpy()
+
+    def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
+        """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
+        has them: uint8, N x 3 x store_size x store_size."""
+        return self.measure(images, progress)[0]
+
+    def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`transform` gives, and the length (float32, N) that each row had before it was 1."""
+        stored = (3, self.store_size, self.store_size)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
+            self.check_room()
+            store = read_once(find(images), self.store_size)
+            if store.skipped:
+                path, reason = store.skipped[0]
+                raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
+            images = store.images
+        features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
+        reduced = self.reduction(features)
+        if not torch.isfinite(reduced).all():
+            raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
+        return reduced, self.reduction.lengths(features)
+
+    def check_room(self) -> None:
+        """OutOfMemoryError where not even one batch of images fits into memory."""
+        if self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
+            check_batch_fits(self.network, self.image_size, self.batch_size)
+
+    def place(self, reduced: Tensor) -> Placement:
+        """The cluster of each row of :meth:`transform`."""
+        return place(reduced, self.groups, self.fine_centroids)
+
+
+def check_batch_fits(network: Network, size: int, count: int = 1) -> None:
+    """``count`` images at a time must fit into memory: of 8,192 px one takes gigabytes in the smallest network."""
+    if size > LARGE:
+        images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
+        check_fits(
+            f"a batch of {images} in this model", count * working_memory(network, size), "fit with smaller images"
+        )

@@ -1,0 +1,104 @@
+"""What a fit is asked for, and what is known of it before anything is written."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepcluster.images.preview import Preview
+from deepcluster.images.source import Source
+from deepcluster.images.store import Store
+from deepcluster.presets import Facts, Plan, resolve
+from deepcluster.recipe import Recipe
+from deepcluster.runs.groups import check_groups
+from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.display import Display
+from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.signals import Stop
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, beside the images."""
+
+    out: Path | None = None
+    n_clusters: int | None = None  # None: chosen from the final features
+    recipe: str = "auto"
+    options: Mapping[str, Any] | None = None
+    device: str = "auto"
+    deterministic: bool = False
+    seed: int = 0
+    time_limit: float | None = None  # seconds
+    labels: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    checkpoint_every: float = 600.0  # seconds, beside the start of each round
+    report: bool = True  # False: map and report are made when they are asked for
+    command: str = ""
+
+
+class Clock:
+    """Seconds of a run: since its start, and since the last lap."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def add(self, seconds: float) -> None:
+        """Count time that the run took before it was interrupted."""
+        self._start -= seconds
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fit of the images of ``source``.
+
+    labels: True labels in the order of the source, for metrics only.
+    """
+
+    request: Request
+    source: Source
+    seen: Preview
+    labels: Sequence[str] | None
+    device: torch.device
+    display: Display
+    stop: Stop
+    processes: Processes
+    clock: Clock
+
+    def plan(self, usable: int | None = None) -> Plan:
+        """The recipe, where ``usable`` of the images can be used (None: all)."""
+        return plan(self.source, self.seen, self.request, usable)
+
+    def truth(self, store: Store) -> list[str] | None:
+        """The true labels in the order of the store's rows; None where no usable image has one."""
+        labels = [self.labels[i] for i in store.kept] if self.labels is not None else []
+        return labels if any(labels) else None
+
+
+@dataclass(frozen=True)
+class ImagesRead:
+    """The images as they were read, the recipe that they settled, and the digest of each image by its path."""
+
+    store: Store
+    recipe: Recipe
+    digests: Mapping[str, str]
+
+
+def plan(source: Source, seen: Preview, request: Request, usable: int | None = None) -> Plan:
+    """The resolved recipe for these images, of which ``usable`` can be used (None: all)."""
+    count = len(source.paths) if usable is None else usable
+    check_groups(request.n_clusters, count)
+    device = choose_device(request.device)
+    facts = Facts(count, seen.short_side, seen.grey, request.n_clusters, device.type)
+    return resolve(request.recipe, request.options or {}, facts)

@@ -1,0 +1,50 @@
+"""A lock that one process at a time has, and that says who has it."""
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from deepcluster.errors import DiskError
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Have the lock ``path``, a file that is there as long as somebody has it.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        DiskError: Another process has it; its number and machine are named.
+        OSError: The file cannot be made, or the file system knows no locks.
+    """
+    file = _locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        file = os.fdopen(descriptor, "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            file.close()
+            raise DiskError(f"{path.parent} is in use by {holder}: wait for it, or stop it") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        file.close()  # the process that had it has removed it in between
+    file.truncate()
+    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    file.flush()
+    return file

@@ -1,0 +1,68 @@
+"""run.json as a value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What run.json says of a run; docs/run-folder.md explains the keys. None: not known (yet), and not in the file.
+
+    other: Keys that other versions of the package write; they stay as they are.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    run: str | None = None
+    version: str | None = None
+    status: str | None = None
+    command: str | None = None
+    images: str
+    location: str
+    started: str | None = None
+    seed: int
+    n_clusters: int | None = 0  # None: -k auto, null in the file; 0: not known, as of runs of version 0.1
+    device: str | None = None
+    environment: Mapping[str, str | int] | None = None
+    memory_estimate_mb: int | None = None
+    images_count: int | None = None
+    skipped_count: int | None = None
+    fingerprint: str | None = None
+    backbone: str | None = None
+    pseudo_labels: int | None = None
+    reasons: Sequence[str] | None = None
+    seconds_by_phase: Mapping[str, float] | None = None
+    resumed: Sequence[str] | None = None
+    candidates: Sequence[Mapping[str, float]] | None = None
+    guard: Mapping[str, Any] | None = None
+    rounds: int | None = None
+    stopped_because: str | None = None
+    peak_memory_mb: int | None = None
+    seconds: float | None = None
+    cut: str | None = None
+    rows: str | None = None
+    clusters: int | None = None
+    signs: Mapping[str, float] | None = None
+    verdict: str | None = None
+    edits: str | None = None
+    error: str | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Self:
+        names = {each.name for each in fields(cls)} - {"other"}
+        other = {name: value for name, value in table.items() if name not in names}
+        return cls(**{name: value for name, value in table.items() if name in names}, other=other)
+
+    def to_json(self) -> dict[str, Any]:
+        table = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "other"}
+        unknown = {name for name, value in table.items() if value is None} - {"n_clusters"}
+        if self.n_clusters == 0:
+            unknown.add("n_clusters")
+        return {name: value for name, value in table.items() if name not in unknown} | {**self.other}
+
+    def with_phase(self, phase: str, seconds: float) -> Self:
+        """The record with the time that a phase took."""
+        return replace(self, seconds_by_phase={**(self.seconds_by_phase or {}), phase: round(seconds, 2)})
