@@ -17,7 +17,7 @@ from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
 from deepcluster.report import sprite as sheet
 from deepcluster.report import thumbnails
-from deepcluster.report.page import render
+from deepcluster.report.page import RunData, render
 from deepcluster.report.text import inert
 
 VOID = {"meta", "img", "input"}
@@ -152,7 +152,7 @@ def page(**changes: Any) -> tuple[str, Page]:
     arguments |= changes
     if "summary" not in arguments:
         arguments["summary"] = summary_of(arguments["clusters"])
-    text = render(**arguments)
+    text = render(RunData(**arguments))
     return text, Page(text)
 
 
@@ -386,8 +386,8 @@ def drawn(images: int) -> dict[str, Any]:
         groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(1, 1, images - 2, 2, images), medoids=(0, 1, 2, 0, 2)
     )
     levels = [Level(2, 0.25, 0.5), Level(3, -0.25, None)]
-    places = np.arange(2 * images, dtype=np.float32).reshape(images, 2)
-    return {"places": places, "tree": (nodes, levels), "sheet": b"RIFF    WEBP"}
+    positions = np.arange(2 * images, dtype=np.float32).reshape(images, 2)
+    return {"positions": positions, "tree": (nodes, levels), "sheet": b"RIFF    WEBP"}
 
 
 def test_the_page_is_self_contained() -> None:

@@ -22,11 +22,8 @@ from deepcluster.groups.quality_by_k import levels
 from deepcluster.images.decode import Undecodable, quietly
 from deepcluster.images.source import Source, find
 from deepcluster.records import Clustering
-from deepcluster.report.charts import charts
-from deepcluster.report.drawing import curves_png, sizes_png
-from deepcluster.report.page import render
+from deepcluster.report.page import RunData, render
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.report.sizes import histograms
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runtime.display import Display
 from deepcluster.seeding import derive
@@ -35,6 +32,7 @@ from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.model_files import Model
+from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
 
 MOST_IN_TREE = 500
@@ -174,29 +172,26 @@ def pictures(source: Source | None, size: int) -> Picture:
 
 
 def write_report(folder: RunFolder, source: Source | None) -> None:
-    """report.html, and its charts as pictures: curves.png (of a run with rounds) and sizes.png."""
+    """Write report.html, without the charts that version 0.1 put beside it: they would be of the report before."""
     record = folder.read_record()
     clusters = folder.read_clusters()
     used = [row for row in clusters if row["status"] == "ok"]
-    history = folder.read_rows("history.csv", files.HISTORY)
-    page = render(
+    data = RunData(
         title=str(record["images"]),
         run=record,
         clusters=clusters,
         summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
-        history=history,
+        history=folder.read_rows("history.csv", files.HISTORY),
         metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
-        places=drawn.read_map(folder, len(used)),
+        positions=drawn.read_map(folder, len(used)),
         tree=drawn.read_tree(folder, len(used)),
         sheet=drawn.read_sheet(folder),
         filters=drawn.read_filters(folder),
         name=folder.path.resolve().name,
     )
-    folder.write_text("report.html", page)
-    if rounds := charts(history):
-        folder.write_bytes("curves.png", curves_png(rounds))
-    if sizes := histograms(used):
-        folder.write_bytes("sizes.png", sizes_png(sizes))
+    folder.write_text("report.html", render(data))
+    for name in OLD_CHARTS:
+        folder.remove(name)

@@ -17,10 +17,11 @@ from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 
 LOCK = ".lock"
+OLD_CHARTS = ("curves.png", "sizes.png")  # version 0.1 drew the report's charts into them
 NAMES = frozenset({
     "clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "features.npy", "lengths.npy",
     "history.csv", "metrics.json", "recipe.toml", RUN, "report.html", "neighbours.safetensors", "map.npy", "tree.json",
-    "thumbnails.webp", "curves.png", "sizes.png",
+    "thumbnails.webp", *OLD_CHARTS,
     *(f"evaluation-{name}.json" for name in ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")),
     "images.u8",  # the pixels that a killed run of version 0.1 left
     "model/config.json", "model/model.safetensors", "model/table.json",
