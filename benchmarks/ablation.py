@@ -44,9 +44,9 @@ from deepcluster.clustering.agreement import accuracy, nmi
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import pic
 from deepcluster.clustering.whitening import whiten
+from deepcluster.images import find
 from deepcluster.images.labels import true_labels
 from deepcluster.images.sampling import each_once, official, uniform_over_clusters
-from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.pseudo_labels import Sampler

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import nmi
 from deepcluster.groups.cut import as_groups, place
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Facts, resolve

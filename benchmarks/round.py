@@ -48,8 +48,8 @@ def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.
 def ours(warming: bool, **of: Any) -> dict[str, Any]:
     if not STATE:
         from deepcluster.algorithm import alternate
+        from deepcluster.images import find
         from deepcluster.images.augment import Augmentation
-        from deepcluster.images.source import find
         from deepcluster.images.store import read_once
 
         paths, network, dtype = settings(of, keep=True)

@@ -120,8 +120,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters, and write clusters, features, model and report."""
+    from deepcluster.images import find
     from deepcluster.images.preview import preview
-    from deepcluster.images.source import find
     from deepcluster.recipe import to_toml
     from deepcluster.runs import fit as run
     from deepcluster.runs.build import network_of

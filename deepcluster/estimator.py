@@ -23,8 +23,8 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import means
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import Images, Source, find
 from deepcluster.images.tabular import Table, table
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count

@@ -15,8 +15,8 @@ from deepcluster.export.folders import folders
 from deepcluster.export.imagefolder import imagefolder
 from deepcluster.export.metadata import Unknown, stripped
 from deepcluster.export.transfer import Bringer
+from deepcluster.images import find
 from deepcluster.images.decode import decode
-from deepcluster.images.source import find
 from tests.exports import hand_run
 
 CANARY = b"CANARY"

@@ -17,7 +17,7 @@ from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx as exporting
 from deepcluster.export.onnx import MOST_APART, difference, onnx
 from deepcluster.groups.cut import Cut
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import build

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.report.charts import curve, histogram, histograms, training_charts
 from deepcluster.report.page import RunData
 from deepcluster.report.representatives import representatives

@@ -9,7 +9,7 @@ from deepcluster.errors import DataError, DeepClusterWarning
 from deepcluster.export.filenames import distinct
 from deepcluster.export.run_images import Members, Row
 from deepcluster.export.transfer import WORDS, Bringer, Unavailable
-from deepcluster.images.decode import one_line, quietly
+from deepcluster.images.decode import one_line, pillow_limits
 from deepcluster.report.text import count
 from deepcluster.runtime.display import Display
 from deepcluster.storage.atomic import write_whole
@@ -56,7 +56,7 @@ def write_tree(
     bring = Bringer(members.source, mode, strip=strip)
     inventory: list[Row] = []
     missing: list[str] = []
-    with new_folder(out) as folder, quietly(members.source.max_pixels):
+    with new_folder(out) as folder, pillow_limits():
         for inside in {Path(place).parent for place in places if place}:
             (folder / inside).mkdir(parents=True, exist_ok=True)
         for row, place in zip(members.rows, places, strict=True):

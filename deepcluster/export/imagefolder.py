@@ -7,7 +7,7 @@ from deepcluster.export.filenames import cluster_folder, fitting, plain, split
 from deepcluster.export.folder_tree import places_of, show_tree, write_tree
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_members
-from deepcluster.images.source import Images
+from deepcluster.images import Images
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.run_folder import write_csv

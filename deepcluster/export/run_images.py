@@ -6,8 +6,8 @@ from pathlib import Path
 
 from deepcluster.errors import DataError
 from deepcluster.export.transfer import Unavailable
+from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import Images, Source, find
 from deepcluster.runs.groups import found_again
 from deepcluster.storage import run_folder as files
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.export.metadata import Unknown, stripped
+from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, explain, not_a_file
-from deepcluster.images.source import Source
 
 PNG = "png"
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import AT_ONCE, BYTES, explain, one_line, quietly
+from deepcluster.images.decode import AT_ONCE, BYTES, MAX_PIXELS, explain, one_line, pillow_limits
 from deepcluster.images.source import Source
 from deepcluster.runtime.threads import cores
 
@@ -37,7 +37,7 @@ def preview(source: Source, count: int = 200) -> Preview:
     grey: list[bool] = []
     each = alone = 0
     failures: list[str] = []
-    with quietly(source.max_pixels):
+    with pillow_limits():
         for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
             try:
                 image = source.read(i, _SIZE)
@@ -51,7 +51,7 @@ def preview(source: Source, count: int = 200) -> Preview:
             grey.append(_is_grey(image))
             each = max(each, min(BYTES * image.width * image.height, AT_ONCE))
             if BYTES * side**2 > AT_ONCE:  # one at a time, and who knows how much larger others are
-                alone = BYTES * source.max_pixels
+                alone = BYTES * MAX_PIXELS
             if len(sides) == count:
                 break
     if not sides:

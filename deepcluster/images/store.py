@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.errors import DataError, DiskError
-from deepcluster.images.decode import explain, one_line, quietly
+from deepcluster.images.decode import explain, one_line, pillow_limits
 from deepcluster.images.source import Source
 from deepcluster.runtime.partition import Shares, shares, unshared
 from deepcluster.runtime.processes import Processes
@@ -81,8 +81,8 @@ def read_once(
         return None
 
     failures: dict[int, str] = {}
-    # quietly() here and not in fill(): the warning filters belong to the process, not to a thread.
-    with quietly(source.max_pixels), closing(_results(fill, total, workers)) as reasons:
+    # pillow_limits() here and not in fill(): the warning filters belong to the process, not to a thread.
+    with pillow_limits(), closing(_results(fill, total, workers)) as reasons:
         for i, reason in enumerate(reasons):
             if reason is not None:
                 failures[i] = reason

@@ -26,10 +26,10 @@ from deepcluster.groups.choose_k import ROWS
 from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
 from deepcluster.groups.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
 from deepcluster.groups.neighbour_graph import Graph, joined, neighbour_graph
+from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview, preview
-from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.learning.features import extract
 from deepcluster.learning.precision import fastest_precision, network_precision

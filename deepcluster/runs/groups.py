@@ -19,8 +19,8 @@ from deepcluster.groups.map2d import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.groups.neighbour_graph import Graph
 from deepcluster.groups.quality_by_k import levels
-from deepcluster.images.decode import Undecodable, quietly
-from deepcluster.images.source import Source, find
+from deepcluster.images import Source, find
+from deepcluster.images.decode import Undecodable, pillow_limits
 from deepcluster.records import Clustering
 from deepcluster.report.page import RunData, render
 from deepcluster.report.sections import MEDOID, Picture
@@ -163,7 +163,7 @@ def pictures(source: Source | None, size: int) -> Picture:
         if source is None or path not in index:
             return None
         try:
-            with quietly(source.max_pixels):
+            with pillow_limits():
                 return source.read(index[path], size)
         except (Undecodable, DataError, OSError):
             return None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.groups.cut import outlier_distances, place
-from deepcluster.images.source import Images, Source, find, find_in_parts
+from deepcluster.images import Images, Source, find, find_in_parts
 from deepcluster.images.store import check_alike, nothing_readable, read_once
 from deepcluster.images.webdataset import files_of, is_pattern
 from deepcluster.records import Clustering

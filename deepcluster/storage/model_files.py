@@ -28,9 +28,9 @@ from deepcluster.errors import (
     OutOfMemoryError,
 )
 from deepcluster.groups.cut import Cut, Placement, place
+from deepcluster.images import Images, find
 from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
-from deepcluster.images.source import Images, find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network, build, shapes_only, working_memory
