@@ -46,7 +46,7 @@ from deepcluster.clustering.pic import pic
 from deepcluster.clustering.whitening import whiten
 from deepcluster.images import find
 from deepcluster.images.labels import true_labels
-from deepcluster.images.sampling import each_once, official, uniform_over_clusters
+from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.pseudo_labels import Sampler
@@ -59,7 +59,7 @@ from deepcluster.seeding import derive, generator
 SIZE, COUNT, TESTED, PASSES = 32, 5000, 2000, 6
 LARGEST, RATIO = 2000, 100  # of unequal classes: images of the first, and how many times those of the last
 NEIGHBOURS, TEMPERATURE = 20, 0.1
-SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 # What is changed of the arguments of alternate; sobel, sampling and tail are this script's own.
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {},

@@ -20,6 +20,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, OutOfMemoryError
 from deepcluster.images import Source, arrays, decode, find
+from deepcluster.images import preview as previewing
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.preview import Preview, preview
 from deepcluster.runtime import memory
@@ -448,7 +449,8 @@ def test_grey_within_the_noise_of_a_jpeg(tmp_path: Path) -> None:
     assert not preview(find(tmp_path)).grey
 
 
-def test_unusable_files_do_not_change_a_preview(tmp_path: Path) -> None:
+def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previewing, "COUNT", 10)
     read: list[str] = []
 
     def sampled() -> set[str]:
@@ -463,7 +465,7 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path) -> None:
             None,
             (),
         )
-        assert preview(spied, count=10).short_side == 3
+        assert preview(spied).short_side == 3
         return set(read) & usable
 
     for i in range(40):

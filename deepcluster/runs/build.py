@@ -10,7 +10,7 @@ from torch import Tensor
 from deepcluster.algorithm import Group, Keep, Progress, alternate, forgotten, unheard
 from deepcluster.clustering.pic import pic
 from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import each_once, official, uniform_over_clusters
+from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.pseudo_labels import Step
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
@@ -72,7 +72,7 @@ def rounds_of(
 
 
 GROUPS: dict[str, Group | None] = {"kmeans": None, "pic": pic}
-SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 
 
 def views_of(recipe: Recipe) -> tuple[Augmentation, ...]:

@@ -33,8 +33,9 @@ from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network, build, shapes_only, working_memory
+from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.shapes import shapes_only, working_memory
 from deepcluster.nets.weights import first_line
 from deepcluster.runtime.memory import check_fits
 from deepcluster.storage.atomic import write_tensors, write_whole
@@ -294,7 +295,7 @@ def _check_image(network: Network, size: int, count: int = 1) -> None:
     if size > LARGE:
         images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
         check_fits(
-            f"a batch of {images} in this model", count * working_memory(network, size), "fit with smaller images"
+            f"a batch of {images} in this model", count * working_memory(network.body, size), "fit with smaller images"
         )
 
 
