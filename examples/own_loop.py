@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering.agreement import scores
 from deepcluster.groups.cut import cut, place
-from deepcluster.images.augment import Augmentation
-from deepcluster.nets.backbone import build
+from deepcluster.images import Augmentation
+from deepcluster.nets import build
 
 
 def main(rounds: int) -> None:

@@ -19,7 +19,7 @@ from deepcluster.report.charts import quality_curves
 from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import MAX_OUTLIERS, problems
 from deepcluster.report.script_data import harmless, on_map, script_data
-from deepcluster.report.sprite import columns, on_sheet, pictures, sheet, tile
+from deepcluster.report.sprite import columns, on_sheet, sprite_sheet, tile, tiny_pictures
 from tests.test_report import drawn, row, summary_of
 
 
@@ -108,7 +108,7 @@ def test_harmless_json_is_the_same_json() -> None:
 def test_a_sheet_by_hand() -> None:
     colours = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 0, 0]], dtype=torch.uint8)
     images = colours[:, :, None, None].expand(-1, -1, 20, 20)
-    with Image.open(BytesIO(sheet(pictures(images, 0, len(images))))) as picture:
+    with Image.open(BytesIO(sprite_sheet(tiny_pictures(images, 0, len(images))))) as picture:
         assert (picture.format, picture.size) == ("WEBP", (60, 40))  # 3 beside each other
         assert not picture.info.keys() & {"exif", "icc_profile", "xmp"}
         seen = picture.convert("RGB")
@@ -118,12 +118,12 @@ def test_a_sheet_by_hand() -> None:
 
 
 def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
-    monkeypatch.setattr(sheets, "MOST", 10)
+    monkeypatch.setattr(sheets, "MAX_PICTURES", 10)
     assert on_sheet(10) == list(range(10)) and on_sheet(25) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
     assert [tile(i, 25) for i in (0, 1, 3, 24)] == [0, -1, 1, 8] and columns(9) == 3 and columns(10) == 4
     noise = torch.randint(256, (10, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     monkeypatch.setattr(sheets, "BYTES", 5000)
-    assert len(sheet(pictures(noise, 0, len(noise)))) <= 5000
+    assert len(sprite_sheet(tiny_pictures(noise, 0, len(noise)))) <= 5000
 
 
 # Confusion

@@ -1,7 +1,7 @@
 """The records of a run as one self-contained HTML page: no network, nothing but pixels in the pictures.
 
 This module turns records into plain values; all markup is in ``templates/``. Every text that reaches the page goes
-through ``inert`` and the templates' escaping, in one place (``environment``), or into the JSON of ``script_data``. The
+through ``inert`` and the templates' escaping, in one place (``templates``), or into the JSON of ``script_data``. The
 only script that the page lets run is ``report.js``, by its SHA-256; without it all parts stand one after the other.
 """
 
@@ -35,7 +35,7 @@ from deepcluster.report.charts import (
 from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import problems
 from deepcluster.report.script_data import on_map, script_data
-from deepcluster.report.sections import Picture, check, sections
+from deepcluster.report.sections import Picture, check_rows, sections
 from deepcluster.report.summary import statements
 from deepcluster.report.text import (
     MINUS,
@@ -133,7 +133,7 @@ def render(data: RunData) -> str:
     5 MB: pictures lose quality before it grows.
     """
     data = replace(data, clusters=[row for row in data.clusters if row["status"] == "ok"])
-    check(data.summary, data.clusters)
+    check_rows(data.summary, data.clusters)
     name = shlex.quote(inert(data.name))
     sheets = sheet_uris([image for _, image in data.filters])
     parts: dict[str, Any] = {
@@ -146,7 +146,7 @@ def render(data: RunData) -> str:
         "problems": problems(data.skipped, data.clusters, data.duplicates),
         "labels": _labels(data),
     }
-    return environment().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=_page(data, name))
+    return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=_page(data, name))
 
 
 def _run(data: RunData, name: str) -> dict[str, Any]:
@@ -249,11 +249,11 @@ def _page(data: RunData, name: str) -> dict[str, Any]:
 def _own(name: str) -> Markup:
     """The text of a file in ``templates/``, as it is."""
     loader = PackageLoader("deepcluster.report")
-    return Markup(loader.get_source(environment(), name)[0])
+    return Markup(loader.get_source(templates(), name)[0])
 
 
 @cache
-def environment() -> Environment:
+def templates() -> Environment:
     def finalize(value: Any) -> Any:
         """What every ``{{ ... }}`` goes through before it is escaped; markup of the template's own stays as it is."""
         return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

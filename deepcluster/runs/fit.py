@@ -36,7 +36,7 @@ from deepcluster.learning.precision import fastest_precision, network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Facts, Plan, Recipe, options_of, resolve, to_toml
 from deepcluster.records import Clustering, State
-from deepcluster.report.sprite import pictures, sheet
+from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs import resources as estimate
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import Steps, network_of, rounds_of
@@ -471,7 +471,7 @@ def _finish(job: _Job, network: Network, store: Store, recipe: Recipe, trained: 
         network.body.load_state_dict(trained.given)
         result = _conclude(network, job, store, recipe)
     table = store.table
-    small = table.at_first(pictures(store.images, table.own.start, table.total))
+    small = table.at_first(tiny_pictures(store.images, table.own.start, table.total))
     if job.processes.leads:
         with job.folder.next_state() as staged:
             _write(replace(job, folder=staged), network, store, recipe, trained, result, n_clusters, graph, small)
@@ -548,7 +548,7 @@ def _write(
     rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
     write_groups(folder, model, rows, job.record, baseline)
     write_map(folder, result.reduced, request.seed)
-    folder.write_bytes(drawn.SHEET, sheet(small))
+    folder.write_bytes(drawn.SHEET, sprite_sheet(small))
     write_report(folder, job.source)
     job.stop.at_once = False  # too late: it must not be called stopped when it is done
     job.record.update(status="done")  # the last thing: a run that was killed before it is not finished
