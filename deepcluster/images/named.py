@@ -18,7 +18,7 @@ from deepcluster.images.source import Source, numbered
 
 def from_sklearn(name: str) -> Source:
     if name != "digits":
-        raise DataError(f"unknown data set sklearn:{one_line(name)}: the one there is, is sklearn:digits")
+        raise DataError(f"unknown data set sklearn:{one_line(name)}: only sklearn:digits is available")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -36,7 +36,7 @@ def from_torchvision(name: str) -> Source:
         near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
         hint = " or ".join(f"torchvision:{names[one]}" for one in near) or "torchvision:CIFAR10, for example"
         raise DataError(f"unknown data set torchvision:{one_line(name)}: did you mean {hint}?")
-    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / known
+    cache = cache_folder(known)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         kind = getattr(datasets, known)
@@ -54,6 +54,11 @@ def from_torchvision(name: str) -> Source:
         return as_rgb(image)
 
     return Source(known, f"torchvision:{known}", numbered(len(dataset)), read, _targets(dataset), ())
+
+
+def cache_folder(name: str) -> Path:
+    """Where a data set of torchvision is downloaded to, once."""
+    return Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / name
 
 
 def from_hugging_face(name: str) -> Source:

@@ -1,10 +1,8 @@
 """The groups of a run, and every file of it that depends on them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -21,6 +19,7 @@ from deepcluster.groups.neighbour_graph import Graph
 from deepcluster.groups.quality_by_k import levels
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.images.named import cache_folder
 from deepcluster.records import Clustering
 from deepcluster.report.page import RunData, render
 from deepcluster.report.sections import MEDOID, Picture
@@ -150,8 +149,7 @@ def found_again(folder: RunFolder) -> Source | None:
 def _is_at_hand(location: str) -> bool:
     """Not passed from Python; nor a data set that would be downloaded: nobody asked for that."""
     scheme, _, name = location.partition(":")
-    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
-    cached = name.isidentifier() and (cache / name).is_dir()
+    cached = name.isidentifier() and cache_folder(name).is_dir()
     return cached if scheme == "torchvision" else scheme not in ("python", "hf")
 
 
