@@ -33,7 +33,7 @@ from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_files import guarded, unguarded
-from tests.test_report import Page, page, row, summary_of
+from tests.helpers.report import Page, page, row, summary_of
 from tests.tiny import empty_folder
 
 NAMES = [

@@ -20,7 +20,7 @@ from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import MAX_OUTLIERS, problems
 from deepcluster.report.script_data import harmless, on_map, script_data
 from deepcluster.report.sprite import columns, on_sheet, sprite_sheet, tile, tiny_pictures
-from tests.test_report import drawn, row, summary_of
+from tests.helpers.report import drawn, row, summary_of
 
 
 def shorts(text: str) -> list[int]:
