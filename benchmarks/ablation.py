@@ -44,9 +44,9 @@ from deepcluster.clustering.agreement import accuracy, nmi
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.steps import Reduction, power_iteration
 from deepcluster.clustering.whitening import whiten
+from deepcluster.images import find
 from deepcluster.images.labels import true_labels
-from deepcluster.images.sampling import each_once, official, uniform_over_clusters
-from deepcluster.images.source import find
+from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
@@ -60,7 +60,7 @@ from deepcluster.seeding import derive, generator
 SIZE, COUNT, TESTED, PASSES = 32, 5000, 2000, 6
 LARGEST, RATIO = 2000, 100  # of unequal classes: images of the first, and how many times those of the last
 NEIGHBOURS, TEMPERATURE = 20, 0.1
-SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+SAMPLERS: dict[str, Sampler] = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 # Changed arguments of alternate, and of Learning (head, epochs); sobel, sampling and tail are this script's own.
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {},

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from deepcluster.images import find
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
-from deepcluster.images.source import find
 from deepcluster.images.store import gather, read_once
 from deepcluster.runtime.devices import keep_freed_memory
 

@@ -18,7 +18,7 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.steps import Reduction
 from deepcluster.groups.cut import as_groups, place
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
 from deepcluster.presets import Facts, resolve

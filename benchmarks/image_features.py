@@ -22,7 +22,7 @@ def make(images: str) -> Matrix:
     """N x 512 features of an untrained ResNet-18 whose batch normalisation has seen 2,500 of the images."""
     import torch
 
-    from deepcluster.images.source import find
+    from deepcluster.images import find
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
     from deepcluster.nets.backbone import build

@@ -45,9 +45,9 @@ CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 
 def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
     """The pixels, N x 3 S^2 in [0, 1] with S the side of the images, at ``most`` that; and the labels."""
+    from deepcluster.images import find
     from deepcluster.images.labels import true_labels
     from deepcluster.images.preview import preview
-    from deepcluster.images.source import find
     from deepcluster.images.store import read_once
 
     source = find(images)
@@ -97,9 +97,9 @@ def frozen(options: argparse.Namespace, seed: int, *, umap: bool = False) -> dic
 def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], list[str]]:
     from torch.nn import functional as F
 
+    from deepcluster.images import find
     from deepcluster.images.labels import true_labels
     from deepcluster.images.preview import preview
-    from deepcluster.images.source import find
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
     from deepcluster.nets.backbone import build

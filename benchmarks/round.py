@@ -81,8 +81,8 @@ def seconds_of(network: Any, images: Tensor, dtype: torch.dtype) -> float:
 def ours(warming: bool, **of: Any) -> dict[str, Any]:
     if not STATE:
         from deepcluster.algorithm import alternate
+        from deepcluster.images import find
         from deepcluster.images.augment import Augmentation
-        from deepcluster.images.source import find
         from deepcluster.images.store import read_once
         from deepcluster.learning import Learning
 

@@ -21,7 +21,7 @@ from statistics import median
 
 from common import save
 
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 
 
@@ -54,7 +54,7 @@ def memory(shard: Path, images: int, place: Path) -> dict[str, float]:
     for n in range(-(-images // each)):
         os.link(shard, place / f"train-{n:06}.tar")
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom deepcluster.images.source import find\n"
+        "import sys, time\nfrom pathlib import Path\nfrom deepcluster.images import find\n"
         "def most():  # not ru_maxrss, which begins with that of the process that started this one\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return int(next(line for line in lines if line.startswith('VmHWM')).split()[1]) / 1024\n"

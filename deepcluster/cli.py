@@ -496,8 +496,8 @@ def _print_options() -> None:
 
 def _print_plan(images: str, request: "Request") -> None:
     """What a fit would do, and how long it would take."""
+    from deepcluster.images import find
     from deepcluster.images.preview import preview
-    from deepcluster.images.source import find
     from deepcluster.runs.build import network_of
     from deepcluster.runs.job import plan
     from deepcluster.runs.resources import memory, seconds

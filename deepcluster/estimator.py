@@ -23,8 +23,8 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import means
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import Images, Source, find
 from deepcluster.images.tabular import Table, table
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, declared
@@ -44,12 +44,12 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables
 from deepcluster.storage.output import output
-from deepcluster.storage.ownership import own_files
+from deepcluster.storage.ownership import OLD_CHARTS, own_files
 from deepcluster.storage.run_folder import RunFolder
 
 Errors = Literal["raise", "coerce"]
 # What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
-_MADE_AGAIN = {"report.html", "curves.png", "sizes.png"}
+_MADE_AGAIN = {"report.html", *OLD_CHARTS}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]

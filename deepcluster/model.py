@@ -12,11 +12,12 @@ from torch import Tensor
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError
 from deepcluster.groups.cut import Cut, Placement, place
+from deepcluster.images import Images, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import Images, find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network, working_memory
+from deepcluster.nets.backbone import Network
+from deepcluster.nets.shapes import working_memory
 from deepcluster.runtime.memory import check_fits
 
 LARGE = 1024  # px: from here on it is asked first whether images fit into memory
@@ -86,5 +87,5 @@ def check_batch_fits(network: Network, size: int, count: int = 1) -> None:
     if size > LARGE:
         images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
         check_fits(
-            f"a batch of {images} in this model", count * working_memory(network, size), "fit with smaller images"
+            f"a batch of {images} in this model", count * working_memory(network.body, size), "fit with smaller images"
         )

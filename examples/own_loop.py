@@ -13,9 +13,9 @@ from deepcluster.algorithm import alternate, conclude
 from deepcluster.clustering import Reduction
 from deepcluster.clustering.agreement import scores
 from deepcluster.groups.cut import cut, place
-from deepcluster.images.augment import Augmentation
+from deepcluster.images import Augmentation
 from deepcluster.learning import Learning
-from deepcluster.nets.backbone import build
+from deepcluster.nets import build
 
 
 def main(rounds: int) -> None:

@@ -9,8 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import deepcluster
-from deepcluster.images.source import find
-from deepcluster.images.store import read_once
+from deepcluster.images import find, read_once
 
 
 def main(run: str) -> None:

@@ -9,7 +9,8 @@ from fuzz.harness import instrumented, main
 with instrumented(__name__):
     from PIL import Image
 
-    from deepcluster.images.decode import FORMATS, Undecodable, decode, quietly
+    from deepcluster.images import decode as decoding
+    from deepcluster.images.decode import FORMATS, Undecodable, decode, pillow_limits
 
 MAX_PIXELS = 1 << 22
 
@@ -33,14 +34,15 @@ def seeds() -> list[bytes]:
 
 def one(data: bytes) -> bool:
     try:
-        image = decode(BytesIO(data), size=8, max_pixels=MAX_PIXELS)
+        image = decode(BytesIO(data), size=8)
     except Undecodable as error:
         assert str(error).isprintable()
         return False
-    assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS and image.info == {}
+    assert image.mode == "RGB" and 0 < image.width * image.height <= decoding.MAX_PIXELS and image.info == {}
     return True
 
 
 if __name__ == "__main__":
-    with quietly(MAX_PIXELS):
+    decoding.MAX_PIXELS = MAX_PIXELS
+    with pillow_limits():
         main("decode", one, seeds())

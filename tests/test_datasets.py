@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import DataError
+from deepcluster.images import find
 from deepcluster.images.datasets import picture
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.images.tabular import Table, table
 
@@ -141,7 +141,7 @@ def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):
     """Its name may be a folder, too, so that nothing is downloaded here. In a process of its own, for its cache."""
     pytest.importorskip("datasets")
     script = (
-        "import sys, numpy as np\nfrom deepcluster.images.source import find\n"
+        "import sys, numpy as np\nfrom deepcluster.images import find\n"
         "source = find('hf:' + sys.argv[1])\n"
         "print(len(source.paths), sorted(set(source.labels)), source.location == 'hf:' + sys.argv[1])\n"
         "print(np.asarray(source.read(0)).shape, source.labels[0], source.labels[47])\n"

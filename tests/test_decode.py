@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from deepcluster.images import decode as decoding
-from deepcluster.images.decode import FORMATS, Undecodable, as_rgb, decode, explain, one_line, quietly, short_side
+from deepcluster.images.decode import FORMATS, Undecodable, as_rgb, decode, explain, one_line, pillow_limits, short_side
 from deepcluster.images.store import square
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -49,7 +49,7 @@ def png(width: int, height: int, data: bytes) -> bytes:
 
 
 def reason(data: bytes, **options: int) -> str:
-    with pytest.raises(Undecodable) as caught, quietly():
+    with pytest.raises(Undecodable) as caught, pillow_limits():
         decode(io.BytesIO(data), **options)
     text = str(caught.value)
     assert text == one_line(text) and text
@@ -239,7 +239,7 @@ CUT_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xff\0\0\0"  #
     "exif", [CUT_EXIF, b"Exif\0\0garbage", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
 )
 def test_damaged_metadata_does_not_lose_the_image(exif: bytes) -> None:
-    with quietly():
+    with pillow_limits():
         assert decode(stored(Image.new("RGB", (5, 4), RED), "JPEG", exif=exif)).size == (5, 4)
 
 
@@ -331,11 +331,13 @@ def test_damaged_jpegs_have_the_same_reasons_at_any_size(options: dict[str, obje
     assert any("image file is truncated" in text for text in reasons)
 
 
-def test_the_limit_of_pixels_is_for_the_whole_image() -> None:
+def test_the_limit_of_pixels_is_for_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     file = stored(waves(), "JPEG")
     words = "too many pixels: 153600, more than the limit of 153599"
-    assert reason(file.getvalue(), size=8, max_pixels=153_599) == words
-    assert decode(file, size=8, max_pixels=153_600).size == (60, 40)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_599)
+    assert reason(file.getvalue(), size=8) == words
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600)
+    assert decode(file, size=8).size == (60, 40)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "JPEG"])
@@ -345,17 +347,18 @@ def test_other_formats_come_as_they_are(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path) -> None:
+def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = stored(waves(), kind)
     assert short_side(file) == 320
     (tmp_path / "a").write_bytes(file.getvalue())
     assert short_side(tmp_path / "a") == 320
     if kind != "WEBP":  # its header is read by libwebp, which wants the whole file
         assert reason(file.getvalue()[:-1000]) and short_side(io.BytesIO(file.getvalue()[:-1000])) == 320
-    with pytest.raises(Undecodable, match="too many pixels: 153600"):
-        short_side(file, max_pixels=153_599)
     with pytest.raises(Undecodable, match="not an image"):
         short_side(io.BytesIO(b"hello"))
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_599)
+    with pytest.raises(Undecodable, match="too many pixels: 153600"):
+        short_side(file)
 
 
 # What is no image
@@ -369,20 +372,22 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_the_same_reason_without_quietly() -> None:
+def test_the_same_reason_without_pillow_limits() -> None:
     with pytest.raises(Undecodable, match="too many pixels: 900000000, more than the limit of 89478485"):
         decode(io.BytesIO(png(30_000, 30_000, b"")))
 
 
-def test_the_limit_is_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     file = stored(Image.new("RGB", (10, 10)), "PNG")
-    assert reason(file.getvalue(), max_pixels=99) == "too many pixels: 100, more than the limit of 99"
-    assert decode(file, max_pixels=100).size == (10, 10)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
+    assert reason(file.getvalue()) == "too many pixels: 100, more than the limit of 99"
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    assert decode(file).size == (10, 10)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(Undecodable, match="exceeds limit of 20 pixels"):
         decode(file)
-    with quietly(100):
-        assert decode(file, max_pixels=100).size == (10, 10)
+    with pillow_limits():
+        assert decode(file).size == (10, 10)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -499,7 +504,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     assert found == ["a FIFO, not a file"]
 
 
-def test_quietly_hides_what_pillow_and_libtiff_say(
+def test_pillow_limits_hide_what_pillow_and_libtiff_say(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -508,10 +513,10 @@ def test_quietly_hides_what_pillow_and_libtiff_say(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with quietly(), pytest.raises(Undecodable, match="decoder error"):
+        with pillow_limits(), pytest.raises(Undecodable, match="decoder error"):
             decode(io.BytesIO(damaged))
-        with quietly(60):
-            decode(stored(Image.new("RGB", (10, 10)), "PNG"))  # a warning about its 100 pixels
+        with pillow_limits():
+            decode(stored(Image.new("RGB", (10, 10)), "PNG"))  # more pixels than Pillow's own limit
             decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))  # one about the tag
         warnings.warn("mine", stacklevel=1)
         assert [str(one.message) for one in said] == ["mine"]

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import OutOfMemoryError
+from deepcluster.images import find
 from deepcluster.images import preview as previewing
 from deepcluster.images.decode import MAX_PIXELS
-from deepcluster.images.source import find
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs import resources as estimate

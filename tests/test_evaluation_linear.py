@@ -16,7 +16,8 @@ from deepcluster.evaluation.linear import (
     random_crops,
     ten_crops,
 )
-from deepcluster.nets.backbone import Network, build, shapes_only
+from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.shapes import shapes_only
 from deepcluster.runtime.display import Silent
 from tests.drawings import drawings
 

@@ -14,7 +14,7 @@ from deepcluster.cli import run_command
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.feature_maps import layers_of, maps_at
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import build
 from deepcluster.research.retrieval import (

@@ -12,8 +12,8 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
+from deepcluster.export import folders
 from deepcluster.export import transfer as bringing
-from deepcluster.export.folders import folders
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, pixels, state, tree, write_image
 

@@ -12,7 +12,7 @@ import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.export.hub import hub, markdown_text
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import RunFolder

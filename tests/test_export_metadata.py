@@ -11,12 +11,11 @@ from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import UsageError
-from deepcluster.export.folders import folders
-from deepcluster.export.imagefolder import imagefolder
-from deepcluster.export.metadata import Unknown, stripped
-from deepcluster.export.transfer import Bringer
+from deepcluster.export import folders, imagefolder
+from deepcluster.export.metadata import UnknownFormat, stripped
+from deepcluster.export.transfer import Transfer
+from deepcluster.images import find
 from deepcluster.images.decode import decode
-from deepcluster.images.source import find
 from tests.exports import hand_run
 
 CANARY = b"CANARY"
@@ -121,7 +120,7 @@ def test_a_file_that_ends_anywhere_is_never_copied_as_it_is(name: str, tmp_path:
     data = FILES[name]
     for end in range(0, len(data) - 30, max(1, len(data) // 60)):
         (tmp_path / name).write_bytes(data[:end])
-        with suppress(Unknown):
+        with suppress(UnknownFormat):
             assert CANARY not in stripped(tmp_path / name)
 
 
@@ -169,6 +168,6 @@ def test_folders_keep_it_unless_it_is_stripped(tmp_path: Path) -> None:
 def test_links_cannot_be_stripped(mode: str, tmp_path: Path) -> None:
     source = find(photos(tmp_path / "photos"))
     with pytest.raises(UsageError, match=r"--strip-metadata is for copies: .* links lead to the originals"):
-        Bringer(source, mode, strip=True)
-    assert "stay in them" in Bringer(source, mode).text
-    assert "without EXIF" in Bringer(source, None, strip=True).text
+        Transfer(source, mode, strip=True)
+    assert "stay in them" in Transfer(source, mode).text
+    assert "without EXIF" in Transfer(source, None, strip=True).text

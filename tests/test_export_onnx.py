@@ -14,10 +14,10 @@ from torch.nn import functional as F
 import deepcluster
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DiskError, ModelError, UsageError
-from deepcluster.export import onnx as exporting
-from deepcluster.export.onnx import MOST_APART, difference, onnx
+from deepcluster.export import onnx
+from deepcluster.export.onnx import MAX_DIFFERENCE, Placing, difference
 from deepcluster.groups.cut import Cut
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
@@ -113,10 +113,10 @@ def test_the_comparison_sees_a_difference(small):
     distances = by_hand(model, small)[1].astype(np.float32)
     cluster = placement.cluster.numpy()
     assert difference(model, small, [reduced.numpy(), distances, cluster]) < 1e-5
-    assert difference(model, small, [reduced.numpy() + 1e-3, distances, cluster]) > MOST_APART
-    assert difference(model, small, [reduced.numpy(), distances + 1e-3, cluster]) > MOST_APART
+    assert difference(model, small, [reduced.numpy() + 1e-3, distances, cluster]) > MAX_DIFFERENCE
+    assert difference(model, small, [reduced.numpy(), distances + 1e-3, cluster]) > MAX_DIFFERENCE
     wrong = np.where(np.arange(len(cluster)) == 5, (cluster + 2) % 5, cluster)
-    assert difference(model, small, [reduced.numpy(), distances, wrong]) > MOST_APART
+    assert difference(model, small, [reduced.numpy(), distances, wrong]) > MAX_DIFFERENCE
     assert np.isnan(difference(model, small, [reduced.numpy() * np.nan, distances, cluster]))
     assert np.isnan(difference(model, small, [reduced.numpy(), distances * np.nan, cluster]))
 
@@ -125,11 +125,11 @@ def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
 
-    class Blurred(exporting.Placing):
+    class Blurred(Placing):
         def forward(self, images):
             return super().forward(images // 2 * 2)
 
-    monkeypatch.setattr(exporting, "Placing", Blurred)
+    monkeypatch.setattr(sys.modules["deepcluster.export.onnx"], "Placing", Blurred)
     models.save(tiny_model(), tmp_path / "model")
     with pytest.raises(ModelError, match="onnxruntime and torch differ by"):
         onnx(tmp_path / "model", tmp_path / "x.onnx")

@@ -5,7 +5,7 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.export.parquet import parquet
+from deepcluster.export import parquet
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import CLUSTERS, RunFolder
 from tests.exports import hand_run

@@ -23,9 +23,9 @@ from sklearn.datasets import load_digits
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
 from deepcluster.images import decode as decode_module
+from deepcluster.images import find
 from deepcluster.images import store as store_module
-from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, quietly
-from deepcluster.images.source import find
+from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, pillow_limits
 from deepcluster.images.store import Store, read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs import predict as prediction
@@ -153,7 +153,7 @@ def test_some_broken_files_make_pillow_raise_what_is_no_oserror() -> None:
     """So a guard that catches OSError alone is not enough."""
     kinds = set()
     for data in broken().values():
-        with quietly(), pytest.raises(Undecodable) as caught:
+        with pillow_limits(), pytest.raises(Undecodable) as caught:
             decode(io.BytesIO(data))
         if cause := caught.value.__cause__:
             kinds.add(type(cause))
@@ -231,16 +231,16 @@ MEASURE = """
 import resource, sys
 from deepcluster.images import decode
 from deepcluster.images.preview import preview
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from PIL import Image
 import torch
-limit = int(sys.argv[2])
 if sys.argv[3:]:  # as it was: all steps of the whole image, and of any number of images at a time
     decode.STRIP = decode.AT_ONCE = 1 << 40
 Image.init()
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
-source = find(sys.argv[1], max_pixels=limit)
+decode.MAX_PIXELS = int(sys.argv[2])
+source = find(sys.argv[1])
 preview(source)
 store = read_once(source, 8)
 # Not ru_maxrss, which in a child begins with its parent's.
@@ -409,7 +409,7 @@ def test_fit_predict_and_report_see_the_right_pixels(tmp_path: Path, monkeypatch
     draw = run_report.render
     for module in (store_module, prediction):
         monkeypatch.setattr(module, "read_once", lambda *a, **o: (seen.append(read_once(*a, **o)), seen[-1])[1])
-    monkeypatch.setattr(run_report, "render", lambda **o: (pictures.append(o["picture"]), draw(**o))[1])
+    monkeypatch.setattr(run_report, "render", lambda data: (pictures.append(data.picture), draw(data))[1])
     out = fit(folder, tmp_path / "run", rounds=0, image_size=2 * SIDE, margin=1.0)
     paths = predicted(out, folder).paths
     assert set(paths) == set(files)

@@ -26,14 +26,14 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
-from deepcluster.images import source as source_module
+from deepcluster.images import files as image_files
+from deepcluster.images import find
 from deepcluster.images.labels import true_labels
-from deepcluster.images.source import find
 from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_files import guarded, unguarded
-from tests.test_report import Page, page, row, summary_of
+from tests.helpers.report import Page, page, row, summary_of
 from tests.tiny import empty_folder
 
 NAMES = [
@@ -483,7 +483,7 @@ def scan_as(kind: type[Unsuspecting], monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             self.found.close()
 
-    monkeypatch.setattr(source_module.os, "scandir", Scan)
+    monkeypatch.setattr(image_files.os, "scandir", Scan)
 
 
 def test_without_the_look_at_links_images_would_be_counted_again(
@@ -518,7 +518,7 @@ def test_what_another_user_may_not_read_is_listed(open_folder: Path) -> None:
     (open_folder / "closed").chmod(0)
     (open_folder / "listed").chmod(0o644)  # its names can be read, its files cannot
     code = (
-        "import json, os, sys\nfrom PIL import Image\nfrom deepcluster.images.source import find\n"
+        "import json, os, sys\nfrom PIL import Image\nfrom deepcluster.images import find\n"
         "from deepcluster.images.store import read_once\nImage.init()\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "store = read_once(find(sys.argv[1]), 4)\nprint(json.dumps([len(store.kept), dict(store.skipped)]))"

@@ -22,7 +22,7 @@ from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
-from deepcluster.images.source import find
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from deepcluster.algorithm import conclude
 from deepcluster.clustering.steps import Reduction
 from deepcluster.errors import DeepClusterWarning, Stopped
+from deepcluster.images import Source
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.source import Source
 from deepcluster.images.store import Store, read_share
 from deepcluster.learning import features
 from deepcluster.learning.batches import strides

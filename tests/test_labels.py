@@ -1,8 +1,8 @@
 import pytest
 
 from deepcluster.errors import DataError, UsageError
+from deepcluster.images import find
 from deepcluster.images.labels import true_labels
-from deepcluster.images.source import find
 
 
 def test_folders(photos):

@@ -663,7 +663,7 @@ def test_frozen_statistics_stay_while_their_layers_learn(frozen):
 def test_shapes_alone_take_no_time_and_no_memory():
     """And they are those of the network itself; torch's compiler is not imported (timm does so anyway)."""
     script = (
-        "import sys, torch; from deepcluster.nets.backbone import build, shapes_only\n"
+        "import sys, torch; from deepcluster.nets import build; from deepcluster.nets.shapes import shapes_only\n"
         "for name in ('compact', 'timm:resnet18', 'timm:tf_efficientnet_lite0'):\n"
         "    with shapes_only(): shapes = build(name, image_size=64, feature_dim=1).body.state_dict()\n"
         "    own = build(name, image_size=64).body.state_dict()\n"

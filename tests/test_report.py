@@ -4,23 +4,18 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deepcluster.errors import DiskError
-from deepcluster.groups.merge_tree import Tree
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.report import sprite as sheet
 from deepcluster.report import thumbnails
-from deepcluster.report.page import render
 from deepcluster.report.text import inert
+from tests.helpers.report import VOID, Page, drawn, page, picture, row, summary_of
 
-VOID = {"meta", "img", "input"}
 TAGS = VOID | {
     *("html", "head", "title", "style", "body", "header", "main", "nav", "section", "h1", "h2", "h3", "p", "ul", "li"),
     *("dl", "dt", "dd", "div", "span", "strong", "a", "code", "figure", "figcaption", "details", "summary"),
@@ -53,107 +48,6 @@ HOSTILE = [
     "line\u2028end.png",
     "日本語 émoji 👩\u200d🔬.png",
 ]
-
-
-class Page(HTMLParser):
-    """Elements as (tag, attributes, text inside), in order; closing tags must match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self._open: list[int] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attributes)) == len(attributes)
-        self.elements.append((tag, dict(attributes), []))
-        if tag not in VOID:
-            self._open.append(len(self.elements) - 1)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.elements[self._open.pop()][0] == tag
-
-    def handle_data(self, data: str) -> None:
-        for i in self._open:
-            self.elements[i][2].append(data)
-
-    def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"comment {data!r}")
-
-    def all(self, tag: str, **wanted: str) -> list[tuple[dict[str, str | None], str]]:
-        wanted = {name.removesuffix("_"): value for name, value in wanted.items()}
-        return [
-            (attributes, " ".join("".join(text).split()))
-            for found, attributes, text in self.elements
-            if found == tag and wanted.items() <= attributes.items()
-        ]
-
-    def text(self) -> str:
-        return self.all("body")[0][1]
-
-
-def row(path: str, cluster: int = 0, distance: str = "1", margin: str = "1", **more: str) -> dict[str, str]:
-    fixed = {"status": "ok", "name": "", "fine_cluster": str(cluster), "is_outlier": "0", "label": ""}
-    return {"path": path, "cluster": str(cluster), "distance": distance, "margin": margin} | fixed | more
-
-
-def summary_of(rows: list[dict[str, str]], **more: str) -> list[dict[str, str]]:
-    numbers = sorted({int(r["cluster"]) for r in rows})
-    table = []
-    for number in numbers:
-        inside = [r for r in rows if int(r["cluster"]) == number]
-        table.append(
-            {
-                "cluster": str(number),
-                "name": "",
-                "size": str(len(inside)),
-                "share": str(len(inside) / len(rows)),
-                "mean_distance": "1.5",
-                "nearest_cluster": str(numbers[number - 1]) if len(numbers) > 1 else "",
-                "medoid_path": min(inside, key=lambda r: float(r["distance"]))["path"],
-            }
-            | more
-        )
-    return table
-
-
-def picture(path: str) -> Image.Image:
-    return Image.new("RGB", (40, 30), (len(path) % 256, 80, 160))
-
-
-def page(**changes: Any) -> tuple[str, Page]:
-    """The page of two clusters of 20 images and three rounds, with ``changes``."""
-    rows = [row(f"{c}/{i:02}.png", c, distance=str(1 + i), margin=str(50 - i)) for c in (0, 1) for i in range(20)]
-    arguments: dict[str, Any] = {
-        "title": "Holidays",
-        "run": {
-            "images": "photos",
-            "images_count": 1797,
-            "clusters": 2,
-            "seconds": 3723.4,
-            "seed": 12345,
-            "device": None,
-        },
-        "clusters": rows,
-        "history": [
-            dict(zip(("round", "loss", "chance_loss", "nmi_previous", "changed", "largest_share"), cells, strict=True))
-            for cells in (
-                ("0", "2", "2.3", "", "", "0.5"),
-                ("1", "1", "2.3", "0.5", "0.4", "0.4"),
-                ("2", "0", "2.3", "1", "0.2", "0.3"),
-            )
-        ],
-        "metrics": None,
-        "skipped": [],
-        "picture": picture,
-    }
-    arguments |= changes
-    if "summary" not in arguments:
-        arguments["summary"] = summary_of(arguments["clusters"])
-    text = render(**arguments)
-    return text, Page(text)
 
 
 def sections(parsed: Page) -> list[str | None]:
@@ -378,16 +272,6 @@ def test_rows_of_skipped_files_are_no_members() -> None:
 
 
 # Nothing foreign
-
-
-def drawn(images: int) -> dict[str, Any]:
-    """A map, a tree of two groups and a sheet for so many images."""
-    nodes = Tree(
-        groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(1, 1, images - 2, 2, images), medoids=(0, 1, 2, 0, 2)
-    )
-    levels = [Level(2, 0.25, 0.5), Level(3, -0.25, None)]
-    places = np.arange(2 * images, dtype=np.float32).reshape(images, 2)
-    return {"places": places, "tree": (nodes, levels), "sheet": b"RIFF    WEBP"}
 
 
 def test_the_page_is_self_contained() -> None:

@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from deepcluster.groups.quality_by_k import Level
-from deepcluster.report import problems
 from deepcluster.report import script_data as data
 from deepcluster.report import sprite as sheets
+from deepcluster.report.charts import QUALITY_HEIGHT as HEIGHT
+from deepcluster.report.charts import QUALITY_WIDTH as WIDTH
+from deepcluster.report.charts import quality_curves
 from deepcluster.report.confusion import confusion
-from deepcluster.report.numbers import HEIGHT, WIDTH, curves
+from deepcluster.report.problems import MAX_OUTLIERS, problems
 from deepcluster.report.script_data import harmless, on_map, script_data
-from deepcluster.report.sprite import columns, on_sheet, pictures, sheet, tile
-from tests.test_report import drawn, row, summary_of
+from deepcluster.report.sprite import columns, on_sheet, sprite_sheet, tile, tiny_pictures
+from tests.helpers.report import drawn, row, summary_of
 
 
 def shorts(text: str) -> list[int]:
@@ -26,7 +28,13 @@ def shorts(text: str) -> list[int]:
 
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
-    arguments = {"cut": "c", "recut": "deepcluster recut run -k ", "clusters": clusters, "places": None, "tree": None}
+    arguments = {
+        "cut": "c",
+        "recut": "deepcluster recut run -k ",
+        "clusters": clusters,
+        "positions": None,
+        "tree": None,
+    }
     arguments |= changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
     found: dict[str, Any] = json.loads(script_data(**arguments))
     return found
@@ -39,8 +47,8 @@ def test_points_by_hand() -> None:
     rows = [row("a/x.png", 0, "0.5", label="cat"), row("a/y.png", 1, "2"), row("z.png", 0, "1", is_outlier="1")]
     summary = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in summary_of(rows)]
     rows = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in rows]  # numbers with gaps: 3 and 7
-    places = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
-    points = read(rows, summary=summary, places=places)["points"]
+    positions = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
+    points = read(rows, summary=summary, positions=positions)["points"]
     assert (points["folders"], points["names"]) == (["a/", ""], ["x.png", "y.png", "z.png"])
     assert shorts(points["folder"]) == [0, 0, 1] and shorts(points["cluster"]) == [0, 1, 0]
     # The wider side goes from 0 to 65535, the other one with the same scale.
@@ -48,12 +56,12 @@ def test_points_by_hand() -> None:
     assert points["farthest"] == 2 and shorts(points["distance"]) == [16384, 65535, 32768]
     assert points["outlier"] == [2] and points["every"] == points["step"] == 1
     assert points["labels"] == ["", "cat"] and shorts(points["label"]) == [1, 0, 0]
-    assert read([row("a.png")], places=places[:1])["points"]["label"] is None
-    assert read([], summary=[], places=places[:0])["points"] is None
+    assert read([row("a.png")], positions=positions[:1])["points"]["label"] is None
+    assert read([], summary=[], positions=positions[:0])["points"] is None
 
 
 def test_folders_of_absolute_paths_are_not_told() -> None:
-    points = read([row("/home/me/photos/a.png"), row("b/c.png")], places=np.zeros((2, 2), np.float32))["points"]
+    points = read([row("/home/me/photos/a.png"), row("b/c.png")], positions=np.zeros((2, 2), np.float32))["points"]
     assert (points["folders"], points["names"]) == ([".../", "b/"], ["a.png", "c.png"])
 
 
@@ -75,7 +83,7 @@ def test_clusters_and_tree_by_hand() -> None:
 
 def test_odd_distances_are_none() -> None:
     rows = [row("a", distance="nan"), row("b", distance="")]
-    points = read(rows, summary=summary_of([row("a")]), places=np.zeros((2, 2), np.float32))["points"]
+    points = read(rows, summary=summary_of([row("a")]), positions=np.zeros((2, 2), np.float32))["points"]
     assert shorts(points["distance"]) == [0, 0] and shorts(points["x"]) == [0, 0]
 
 
@@ -83,7 +91,7 @@ def test_long_names_make_the_points_fewer(monkeypatch: Any) -> None:
     monkeypatch.setattr(data, "NAMES", 100)
     rows = [row("n" * 20 + str(i)) for i in range(10)]  # 210 characters: every third
     assert on_map(rows) == ([0, 3, 6, 9], 3)
-    points = read(rows, places=np.zeros((10, 2), np.float32))["points"]
+    points = read(rows, positions=np.zeros((10, 2), np.float32))["points"]
     assert [name[-1] for name in points["names"]] == ["0", "3", "6", "9"]
     assert points["every"] == points["step"] == 3
 
@@ -100,7 +108,7 @@ def test_harmless_json_is_the_same_json() -> None:
 def test_a_sheet_by_hand() -> None:
     colours = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 0, 0]], dtype=torch.uint8)
     images = colours[:, :, None, None].expand(-1, -1, 20, 20)
-    with Image.open(BytesIO(sheet(pictures(images, 0, len(images))))) as picture:
+    with Image.open(BytesIO(sprite_sheet(tiny_pictures(images, 0, len(images))))) as picture:
         assert (picture.format, picture.size) == ("WEBP", (60, 40))  # 3 beside each other
         assert not picture.info.keys() & {"exif", "icc_profile", "xmp"}
         seen = picture.convert("RGB")
@@ -110,12 +118,12 @@ def test_a_sheet_by_hand() -> None:
 
 
 def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
-    monkeypatch.setattr(sheets, "MOST", 10)
+    monkeypatch.setattr(sheets, "MAX_PICTURES", 10)
     assert on_sheet(10) == list(range(10)) and on_sheet(25) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
     assert [tile(i, 25) for i in (0, 1, 3, 24)] == [0, -1, 1, 8] and columns(9) == 3 and columns(10) == 4
     noise = torch.randint(256, (10, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     monkeypatch.setattr(sheets, "BYTES", 5000)
-    assert len(sheet(pictures(noise, 0, len(noise)))) <= 5000
+    assert len(sprite_sheet(tiny_pictures(noise, 0, len(noise)))) <= 5000
 
 
 # Confusion
@@ -142,41 +150,46 @@ def test_confusion_of_many_labels_and_clusters() -> None:
 
 def test_outliers_come_by_distance() -> None:
     rows = [row("a", 0, "1", is_outlier="1"), row("b"), row("c", 2, "3", is_outlier="1")]
-    found, count = problems.outliers(rows)
-    assert [(each.path, each.tile, each.cluster) for each in found] == [("c", 2, "2"), ("a", 0, "0")] and count == 2
-    assert found[0].about == "distance 3"
-    many, count = problems.outliers([row(str(i), is_outlier="1") for i in range(500)])
-    assert (len(many), count) == (problems.MOST_OUTLIERS, 500)
+    found = problems([], rows, None)
+    assert [(each.path, each.tile, each.cluster) for each in found.outliers] == [("c", 2, "2"), ("a", 0, "0")]
+    assert found.outliers[0].about == "distance 3" and found.count == 2 and found.duplicates is None
+    many = problems([], [row(str(i), is_outlier="1") for i in range(500)], None)
+    assert (len(many.outliers), many.outliers_count) == (MAX_OUTLIERS, 500)
 
 
 def test_duplicates_by_hand() -> None:
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
     alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
-    found, groups, images = problems.duplicates(alike, [row("a", 4), row("b", 5), row("c", 6)])
-    assert (groups, images) == (2, 4)
-    assert [[(each.path, each.tile, each.cluster) for each in each_group] for each_group, _ in found] == [
-        [("b", 1, "5"), ("a", 0, "4")], [("c", 2, "6"), ("gone", -1, "")],
-    ]  # fmt: skip
-    assert found[0][0][1].about == "distance 0.02" and [size for _, size in found] == [2, 2]
+    found = problems([], [row("a", 4), row("b", 5), row("c", 6)], alike)
+    assert (found.groups_count, found.duplicates_count, found.count) == (2, 4, 2)
+    assert [[(each.path, each.tile, each.cluster) for each in group] for group, _ in found.duplicates or []] == [
+        [("b", 1, "5"), ("a", 0, "4")],
+        [("c", 2, "6"), ("gone", -1, "")],
+    ]
 
 
 # The curves
 
 
 def test_curves_by_hand() -> None:
-    silhouette, stability = curves([Level(2, 0.1, 0.5), Level(3, 0.2, 1.0), Level(4, 0.0, None)])
+    silhouette, stability = quality_curves([Level(2, 0.1, 0.5), Level(3, 0.2, 1.0), Level(4, 0.0, None)])
     assert silhouette.path == f"M0,{HEIGHT / 2:g} L{WIDTH / 2:g},0 L{WIDTH:g},{HEIGHT:g}"
     assert stability.path == f"M0,{HEIGHT / 2:g} L{WIDTH / 2:g},0"
     assert [text for _, text in silhouette.y_ticks] == ["0", "0.1", "0.2"]
     assert silhouette.x_ticks == ((0.0, "2"), (WIDTH / 2, "3"), (WIDTH, "4"))
-    below, _ = curves([Level(2, -0.1, None), Level(3, 0.1, None)])
+    below, _ = quality_curves([Level(2, -0.1, None), Level(3, 0.1, None)])
     assert below.path == f"M0,{HEIGHT:g} L{WIDTH:g},0"
-    assert below.y_ticks == ((HEIGHT, "\u22120.1"), (HEIGHT / 2, "0"), (HEIGHT / 4, "0.05"), (0.0, "0.1"))
-    assert curves([Level(2, 0.1, 0.2)]) == []
+    assert below.y_ticks == (
+        (HEIGHT, "\u22120.1"),
+        (HEIGHT / 2, "0"),
+        (HEIGHT / 4, "0.05"),
+        (0.0, "0.1"),
+    )
+    assert quality_curves([Level(2, 0.1, 0.2)]) == []
 
 
 def test_ticks_stand_apart() -> None:
     for last in (3, 7, 30, 60, 499, 4000):
-        ticks = curves([Level(k, 0.1, 0.1) for k in range(2, last + 1)])[0].x_ticks
+        ticks = quality_curves([Level(k, 0.1, 0.1) for k in range(2, last + 1)])[0].x_ticks
         assert ticks[0] == (0.0, "2") and ticks[-1] == (WIDTH, str(last)) and len(ticks) <= 10
         assert all(b - a > 20 for (a, _), (b, _) in pairwise(ticks))

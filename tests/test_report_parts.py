@@ -1,5 +1,6 @@
 """What the report page is made of: the choice of images, curves and charts, thumbnails, and names that do no harm."""
 
+import re
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.images.source import find
-from deepcluster.report.charts import charts, curve
-from deepcluster.report.drawing import curves_png, figures, sizes_png
+from deepcluster.images import find
+from deepcluster.report.charts import curve, histogram, histograms, training_charts
+from deepcluster.report.page import RunData
 from deepcluster.report.representatives import representatives
-from deepcluster.report.sizes import histogram, histograms
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.report.thumbnails import thumbnail
 from deepcluster.runs import report as run_report
@@ -90,13 +90,13 @@ def test_a_chart_for_every_series_that_has_a_value() -> None:
         {"round": "0", "loss": "nan", "chance_loss": "", "largest_share": "0.5", "nmi_labels": "0.25"},
         {"round": "1", "loss": "inf", "chance_loss": "2", "largest_share": "", "nmi_labels": ""},
     ]
-    share, nmi = charts(history)
+    share, nmi = training_charts(history)
     assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 h0", "50.0%")
     assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 h0", "0.250")
     assert nmi.line.end == (0.0, 90.0)
     assert nmi.chance is None
     assert share.y_ticks == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
-    assert charts([]) == []
+    assert training_charts([]) == []
 
 
 # Sizes
@@ -104,59 +104,27 @@ def test_a_chart_for_every_series_that_has_a_value() -> None:
 
 def test_histograms_by_hand() -> None:
     rows = [{"fine_cluster": str(fine), "cluster": str(fine // 2)} for fine in (0, 0, 0, 1, 2, 2, 2, 2, 3)]
-    fine, groups = histograms(rows)
+    fine, coarse = histograms(rows)
     # Sizes 3, 1, 4, 1: bars from 0, one image wide, of which 5 are 264 units; two of size 1 are the highest.
     assert (fine.title, fine.count) == ("Sizes of the fine clusters", 4)
     assert fine.path == ("M52.8,120 V0.0 H105.6 V120 Z M158.4,120 V60.0 H211.2 V120 Z M211.2,120 V60.0 H264.0 V120 Z")
-    assert fine.even == (118.8, "2.25")
+    assert fine.mean == (118.8, "2.25")
     assert fine.x_ticks == ((0.0, "0"), (105.6, "2"), (264.0, "5"))
     assert fine.y_ticks == ((120.0, "0"), (60.0, "1"), (0.0, "2"))
-    assert (groups.count, groups.even[1]) == (2, "4.50")
+    assert (coarse.count, coarse.mean[1]) == (2, "4.50")
     assert histograms([]) == [] == histograms([{"fine_cluster": "0", "cluster": "0"}])
 
 
 @pytest.mark.parametrize("sizes", [[1] * 7, [19, 20, 21], [5000, 1, 1], [10**6, 10**6 - 1], list(range(1, 400))])
 def test_a_histogram_counts_every_cluster_once(sizes: list[int]) -> None:
-    found = histogram("", sizes)
-    bars = figures(found.path)
-    high = int(found.y_ticks[-1][1].replace(",", ""))
-    assert sum((120 - bar[1][1]) / 120 * high for bar in bars) == pytest.approx(len(sizes), rel=0.02)
-    assert len(bars) <= 20 and all(0 <= x <= 264 and 0 <= y <= 120 for bar in bars for x, y in bar)
+    chart = histogram("", sizes)
+    bars = [tuple(map(float, bar)) for bar in re.findall(r"M([\d.]+),120 V([\d.]+) H([\d.]+) V120 Z", chart.path)]
+    high = int(chart.y_ticks[-1][1].replace(",", ""))
+    assert sum((120 - top) / 120 * high for _, top, _ in bars) == pytest.approx(len(sizes), rel=0.02)
+    assert len(bars) == chart.path.count("Z") <= 20
+    assert all(0 <= left < right <= 264 and 0 <= top <= 120 for left, top, right in bars)
     # The bar of the largest cluster ends where the plot ends, and the mean is between the bars.
-    assert max(x for bar in bars for x, _ in bar) == 264 and 0 < found.even[0] <= 264
-
-
-# Charts as PNG
-
-
-def test_figures_of_path_data() -> None:
-    assert figures("M0,40 L132,80 L264,120") == [[(0, 40), (132, 80), (264, 120)]]
-    assert figures("M0,50 h0 M100,0 h0") == [[(0, 50), (0, 50)], [(100, 0), (100, 0)]]
-    assert figures("M1,120 V60 H2 V120 Z") == [[(1, 120), (1, 60), (2, 60), (2, 120), (1, 120)]]
-    assert figures("") == []
-
-
-def test_the_charts_are_drawn() -> None:
-    history = [{"round": str(i), "loss": str(2 - i), "chance_loss": "2"} for i in range(3)]
-    image = Image.open(BytesIO(curves_png(charts(history))))
-    assert (image.format, image.size) == ("PNG", (672, 400))
-    pixels = np.asarray(image)
-
-    def colour(x: float, y: float) -> tuple[int, ...]:
-        """At a place of the plot, in units."""
-        return tuple(pixels[round(2 * (32 + y)), round(2 * (48 + x))])
-
-    line, quiet, white = (0x23, 0x4F, 0x75), (0x66, 0x66, 0x66), (255, 255, 255)
-    assert colour(132, 60) == colour(66, 30) == line and colour(66, 90) == white
-    assert colour(200, 0) == quiet  # chance, at the top
-    dot = Image.open(BytesIO(curves_png(charts([{"round": "0", "loss": "1", "chance_loss": ""}]))))
-    assert tuple(np.asarray(dot)[2 * 32, 2 * (48 + 132)]) == line
-    # 20 clusters of one image and one of two: bars of 88 units from 88 on, at two heights.
-    rows = [{"fine_cluster": str(i % 21), "cluster": "0"} for i in range(22)]
-    pixels = np.asarray(Image.open(BytesIO(sizes_png(histograms(rows)))))
-    assert pixels.shape[:2] == (400, 672)
-    assert colour(120, 60) == line and colour(220, 116) == line
-    assert colour(220, 60) != line and colour(40, 90) == white
+    assert bars[-1][2] == 264 and 0 < chart.mean[0] <= 264
 
 
 # Thumbnails
@@ -193,21 +161,39 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
     assert len(thumbnail(noise, side, limit)) <= limit
 
 
+def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[RunData, list[str]]:
+    """What ``write_report`` gives to the page for the images in ``tmp_path``, and the files that it removes."""
+    given: list[RunData] = []
+    removed: list[str] = []
+    monkeypatch.setattr(run_report, "render", lambda data: given.append(data) or "")
+    folder: Any = SimpleNamespace(
+        path=tmp_path,
+        read_record=lambda: RunRecord(images="a", location="a", seed=0),
+        read_clusters=list,
+        read_rows=lambda *_: [],
+        has=lambda _: False,
+        file=lambda name: tmp_path / name,
+        write_text=lambda *_: None,
+        remove=removed.append,
+    )
+    run_report.write_report(folder, find(tmp_path / "images"))
+    return given[0], removed
+
+
+def test_charts_of_an_older_report_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/a.png")
+    assert written(monkeypatch, tmp_path)[1] == ["curves.png", "sizes.png"]
+
+
 def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     y, x = np.mgrid[:960, :1280] // 5
     image = Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8))
     (tmp_path / "images").mkdir()
     image.save(tmp_path / "images/a.jpg", quality=95)
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(run_report, "render", lambda **page: given.update(page) or "")
-    folder = SimpleNamespace(
-        path=tmp_path, read_record=lambda: RunRecord(images="a", location="a", seed=0),
-        read_clusters=list, read_rows=lambda *_: [],
-        has=lambda _: False, file=lambda name: tmp_path / name, write_text=lambda *_: None,
-    )  # fmt: skip
-    run_report.write_report(folder, find(tmp_path / "images"))  # type: ignore[arg-type]
-    read = given["picture"]("a.jpg")
-    assert read.size == (640, 480) and given["picture"]("b.jpg") is None
+    data, _ = written(monkeypatch, tmp_path)
+    read = data.picture("a.jpg")
+    assert read is not None and read.size == (640, 480) and data.picture("b.jpg") is None
     shown, whole = (
         np.asarray(Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB")).astype(int) for one in (read, image)
     )

@@ -16,7 +16,8 @@ import torch
 import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, NonFiniteError, OutOfMemoryError
-from deepcluster.nets.backbone import build, working_memory
+from deepcluster.nets.backbone import build
+from deepcluster.nets.shapes import working_memory
 from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading
@@ -537,5 +538,5 @@ def test_a_batch_of_large_images_is_refused_before_they_are_read(monkeypatch):
 @pytest.mark.parametrize("name", ["compact", "timm:test_resnet"])
 def test_the_least_memory_by_hand(name):
     """Of the compact network: the first convolution (16 channels; halved from 64 px on), normalised."""
-    found = working_memory(build(name, image_size=64), 1024)
+    found = working_memory(build(name, image_size=64).body, 1024)
     assert 4 * 2 * 16 * 512**2 <= found <= 4 * 2 * 64 * 512**2

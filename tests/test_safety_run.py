@@ -16,7 +16,7 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
-from deepcluster.images import source as sources
+from deepcluster.images import named
 from deepcluster.runs import fit as runs
 from deepcluster.runs import report as run_report
 from deepcluster.runs.job import Request
@@ -392,9 +392,9 @@ def test_a_strangers_record_does_not_download(run, monkeypatch, tmp_path, capsys
 
     def download(name: str) -> None:
         asked.append(name)
-        raise sources.DataError("no connection")
+        raise named.DataError("no connection")
 
-    monkeypatch.setattr(sources, "_from_torchvision", download)
+    monkeypatch.setattr(named, "from_torchvision", download)
     ends_well(["report", str(run)], capsys, (0,))
     assert asked == []
     (tmp_path / "cache" / "CIFAR10").mkdir(parents=True)  # somebody asked for it before

@@ -37,11 +37,17 @@ STARTS = ("os.exec", "os.spawn", "os.posix_spawn", "os.fork", "torch.hub.", "tor
 SAFE_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
 
 ALLOWED = {
-    ("devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
-    ("devices.py", "importlib"): "asks for the versions of installed packages (importlib.metadata), loads nothing",
+    ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
+    (
+        "runtime/devices.py",
+        "importlib",
+    ): "asks for the versions of installed packages (importlib.metadata), loads nothing",
     ("images/decode.py", "ctypes"): "exchanges libtiff's error handler, so that it does not write on the terminal",
-    ("images/tars.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
-    ("nets/legacy.py", "pickletools"): "parses the pickles of Python 2, executes nothing; torch reads what comes of it",
+    ("images/webdataset.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
+    (
+        "nets/legacy_pickle.py",
+        "pickletools",
+    ): "parses the pickles of Python 2, executes nothing; torch reads what comes of it",
     ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
 }
 
@@ -136,4 +142,4 @@ def test_only_two_places_may_download():
                 words[node.arg].add(path.relative_to(ROOT).as_posix())
             if isinstance(node, ast.Constant) and node.value in words:
                 words[str(node.value)].add(path.relative_to(ROOT).as_posix())
-    assert words == {"download": {"images/source.py"}, "pretrained": {"nets/backbone.py"}}
+    assert words == {"download": {"images/named.py"}, "pretrained": {"nets/backbone.py"}}

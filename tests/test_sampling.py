@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.images.sampling import each_once, official, uniform_over_clusters
+from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.seeding import generator
 
 SIZES = (1, 5, 5000, 50, 0, 600)
@@ -51,14 +51,14 @@ def test_order_is_random():
 def test_the_official_sampler_does_not_balance():
     """The released code indexes a list sorted by cluster with ids of the unsorted one."""
     labels = planted()
-    counts = torch.bincount(labels[official(labels, len(labels), generator(0, "draw"))], minlength=len(SIZES))
+    counts = torch.bincount(labels[official_draws(labels, len(labels), generator(0, "draw"))], minlength=len(SIZES))
     assert counts[2] > 0.8 * len(labels)
 
 
 def test_the_official_sampler_by_hand():
     """Sorted by cluster the images are 1, 3, 0, 2: places 0 and 2 (cluster 1) hold images 1 and 0."""
     labels = torch.tensor([1, 0, 1, 0])
-    drawn = official(labels, 400, generator(0, "draw"))
+    drawn = official_draws(labels, 400, generator(0, "draw"))
     balanced = uniform_over_clusters(labels, 400, generator(0, "draw"))
     place = {0: 1, 1: 3, 2: 0, 3: 2}
     assert drawn.tolist() == [place[i] for i in balanced.tolist()]

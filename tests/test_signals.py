@@ -499,7 +499,7 @@ PLACES = {
     "predict, model": ("predict", "deepcluster.storage.model_files:_check_values", 1),
     "predict, reading": ("predict", "PIL.ImageFile:ImageFile.load", 3),
     "embed, reading": ("embed", "PIL.ImageFile:ImageFile.load", 3),
-    "export, copying": ("export", "deepcluster.export.transfer:Bringer.__call__", 3),
+    "export, copying": ("export", "deepcluster.export.transfer:Transfer.__call__", 3),
     "recut, model": ("recut", "deepcluster.storage.model_files:read_tensors", 1),
     "recut, cut": ("recut", "deepcluster.runs.recut:groups_of", 1),
     "apply, model": ("apply", "deepcluster.storage.model_files:read_tensors", 1),

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from deepcluster.errors import DataError, OutOfMemoryError
-from deepcluster.images import source as sources
+from deepcluster.images import Source, arrays, decode, find
+from deepcluster.images import preview as previewing
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.preview import Preview, preview
-from deepcluster.images.source import Source, find
 from deepcluster.runtime import memory
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -67,7 +67,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert find(str(tmp_path)).labels is None
 
 
-def test_read_gives_the_image_of_that_path(tmp_path: Path) -> None:
+def test_read_gives_the_image_of_that_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", RED)
     save(tmp_path / "s/b.png", BLUE)
     (tmp_path / "s/c.png").write_text("no image")
@@ -75,11 +75,12 @@ def test_read_gives_the_image_of_that_path(tmp_path: Path) -> None:
     assert [colour(source, 0), colour(source, 1)] == [RED, BLUE]
     with pytest.raises(Undecodable):
         source.read(2)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 11)
     with pytest.raises(Undecodable, match="too many pixels: 12"):
-        find(tmp_path, max_pixels=11).read(0)
+        source.read(0)
 
 
-def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
+def test_files_are_read_no_larger_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, kind in (("a.jpg", "JPEG"), ("b.png", "PNG")):
         save(tmp_path / "pics" / name, RED, (320, 160), kind)
     for source in (find(tmp_path), find(sorted((tmp_path / "pics").iterdir())), find(tmp_path / "pics/a.jpg")):
@@ -87,9 +88,9 @@ def test_files_are_read_no_larger_than_needed(tmp_path: Path) -> None:
         assert source.short_side is not None and source.short_side(0) == 160
     folder = find(tmp_path)
     assert folder.read(1, 20).size == (320, 160)
-    limited = find(tmp_path, max_pixels=320 * 160 - 1).short_side
+    monkeypatch.setattr(decode, "MAX_PIXELS", 320 * 160 - 1)
     with pytest.raises(Undecodable, match="too many pixels"):
-        assert limited and limited(0)
+        assert folder.short_side and folder.short_side(0)
 
 
 def test_dot_files_are_ignored(tmp_path: Path) -> None:
@@ -406,7 +407,7 @@ def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: 
 
 
 def test_importing_it_imports_neither_scikit_learn_nor_torchvision() -> None:
-    code = "import sys, deepcluster.images.source; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
+    code = "import sys, deepcluster.images; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -448,7 +449,8 @@ def test_grey_within_the_noise_of_a_jpeg(tmp_path: Path) -> None:
     assert not preview(find(tmp_path)).grey
 
 
-def test_unusable_files_do_not_change_a_preview(tmp_path: Path) -> None:
+def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previewing, "COUNT", 10)
     read: list[str] = []
 
     def sampled() -> set[str]:
@@ -463,7 +465,7 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path) -> None:
             None,
             (),
         )
-        assert preview(spied, count=10).short_side == 3
+        assert preview(spied).short_side == 3
         return set(read) & usable
 
     for i in range(40):
@@ -502,7 +504,7 @@ def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypat
         ),
         "bomb": ({"images": np.zeros((6, 700, 700), np.uint8)}, r"images .* \d,\d+ bytes and would take 2,940,000 unp"),
     }
-    monkeypatch.setattr(sources, "UNPACKED", 1_000_000)
+    monkeypatch.setattr(arrays, "UNPACKED", 1_000_000)
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: pytest.fail("it was unpacked"))
     for name, (members, said) in cases.items():
         np.savez_compressed(tmp_path / f"{name}.npz", **members)

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import DataError, DiskError
+from deepcluster.images import Source, decode, find
 from deepcluster.images import store as store_module
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, read_once, square
 
 
@@ -245,6 +245,8 @@ def test_a_folder_end_to_end_and_in_silence(tmp_path: Path, capfd: pytest.Captur
 def test_limit_of_pixels_reaches_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
-    assert read_once(find(tmp_path, max_pixels=100), 4).kept == (0,)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    assert read_once(find(tmp_path), 4).kept == (0,)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 99)
     with pytest.raises(DataError, match="too many pixels: 100, more than the limit of 99"):
-        read_once(find(tmp_path, max_pixels=99), 4)
+        read_once(find(tmp_path), 4)

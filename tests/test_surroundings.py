@@ -18,7 +18,7 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.images.source import find, find_in_parts
+from deepcluster.images import find, find_in_parts
 from deepcluster.images.store import read_once
 from deepcluster.runtime import streams
 from deepcluster.storage import run_folder as files

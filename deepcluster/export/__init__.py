@@ -1,5 +1,12 @@
-"""What a finished run becomes elsewhere: a tree of folders, a data set, a table, an ONNX graph, a model for the Hub, a
-checkpoint of the authors.
+"""What a finished run becomes elsewhere: a tree of folders, a data set, a table, an ONNX graph, a model for the Hub.
 
 Each function takes a run folder and what to make, which must not be there yet; nothing is left of it where it fails.
 """
+
+from deepcluster.export.folders import folders
+from deepcluster.export.hub import hub
+from deepcluster.export.imagefolder import imagefolder
+from deepcluster.export.onnx import onnx
+from deepcluster.export.parquet import parquet
+
+__all__ = ["folders", "hub", "imagefolder", "onnx", "parquet"]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from deepcluster.export.filenames import cluster_folder, fitting, split
-from deepcluster.export.folder_tree import places_of, show_tree, write_tree
+from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
-from deepcluster.export.run_images import Row, read_members
-from deepcluster.images.source import Images
+from deepcluster.export.run_images import Row, read_run_images
+from deepcluster.images import Images
 from deepcluster.runtime.display import Display, Silent
 
 JUNK = "_junk"
@@ -30,16 +30,16 @@ def folders(
     the run found them. ``strip_metadata``: copies without EXIF, comments and the like (metadata.py). With ``dry_run``
     nothing is written. Returns the rows of inventory.csv.
     """
-    members = read_members(run, images)
+    members = read_run_images(run, images)
 
-    def place(row: Row) -> tuple[str, str]:
+    def target(row: Row) -> tuple[str, str]:
         folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
         folder = f"{JUNK}/{folder}" if row["cluster"] in members.junk else folder
         anew = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
         return folder, fitting(name, ".png") if anew else name
 
-    places = places_of(members.rows, place)
+    targets = targets_of(members.rows, target)
     if dry_run:
-        show_tree(out, members, places, mode, strip_metadata, display or Silent())
+        show_folders(out, members, targets, mode, strip_metadata, display or Silent())
         return ()
-    return write_tree(out, members, places, mode, strip_metadata, display or Silent())
+    return write_folders(out, members, targets, mode, strip_metadata, display or Silent())

@@ -22,12 +22,14 @@ LINK = re.compile(r"://|@|#\d|\bGH-\d|www\.|[a-z0-9-]\.[a-z]{2}|mailto:", re.IGN
 METRICS = {"acc": "accuracy (best matching)", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
 VERSIONS = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "python")
 USE = """import deepcluster
-from deepcluster.runs.predict import predict
+from deepcluster.images import find, read_once
 
 model = deepcluster.load(".")  # this folder, or huggingface_hub.snapshot_download("USER/NAME")
-for part in predict(model, "photos/"):
-    for path, cluster in zip(part.paths, model.place(part.reduced).cluster.tolist()):
-        print(path, cluster, model.names[cluster])
+source = find("photos/")
+store = read_once(source, model.store_size)
+placement = model.place(model.transform(store.images))
+for i, cluster in zip(store.kept, placement.cluster.tolist()):
+    print(source.paths[i], cluster, model.names[cluster])
 """
 LIMITS = """\
 - The clusters are those of the images that it was made from. Every image is put into the nearest one, also an image

@@ -4,22 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from deepcluster.export.filenames import cluster_folder, fitting, plain, split
-from deepcluster.export.folder_tree import places_of, show_tree, write_tree
+from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
-from deepcluster.export.run_images import Row, read_members
-from deepcluster.images.source import Images
+from deepcluster.export.run_images import Row, read_run_images
+from deepcluster.images import Images
+from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.csv_files import write_csv
 
 SPLIT = "train"
 METADATA = "metadata.csv"
-COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
-# What both `datasets` and this program take for an image; another file is written as PNG.
-SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-}  # fmt: skip
+METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
+# What `datasets` takes for an image, too; another file is written as PNG.
+SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".avif"}
 
 
 def imagefolder(
@@ -38,11 +36,11 @@ def imagefolder(
     called test, or 003-test, for another split. ``strip_metadata``: copies without EXIF, comments and the like
     (metadata.py); None for all but links.
     """
-    members = read_members(run, images)
+    members = read_run_images(run, images)
     strip = mode in (None, "copy") if strip_metadata is None else strip_metadata
     known_suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
 
-    def place(row: Row) -> tuple[str, str]:
+    def target(row: Row) -> tuple[str, str]:
         name = plain(PurePosixPath(row["path"]).name)
         known = members.source.file is not None and split(name)[1].lower() in known_suffixes
         return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", name if known else fitting(name, ".png")
@@ -58,15 +56,15 @@ def imagefolder(
             for row, found in zip(members.rows, inventory, strict=True)
             if found["exported_path"]
         ]
-        columns = (*COLUMNS, "label") if labelled else COLUMNS
+        columns = (*METADATA_COLUMNS, "label") if labelled else METADATA_COLUMNS
         kept = [{column: row[column] for column in columns} for row in rows]
         write_whole(folder / SPLIT / METADATA, lambda file: write_csv(file, columns, kept))
 
     display = display or Silent()
-    places = places_of(members.rows, place)
+    targets = targets_of(members.rows, target)
     if dry_run:
-        show_tree(out, members, places, mode, strip, display)
+        show_folders(out, members, targets, mode, strip, display)
         return ()
-    inventory = write_tree(out, members, places, mode, strip, display, finish)
+    inventory = write_folders(out, members, targets, mode, strip, display, finish)
     display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
     return inventory

@@ -13,7 +13,7 @@ from deepcluster.images.decode import orientation
 
 # Formats whose parts can be left out; a file of another one (TIFF, BMP, PPM, ...) is written anew.
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif"}
-MOST = 1 << 30  # bytes of a file that is read at once
+MAX_BYTES = 1 << 30  # bytes of a file that is read at once
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {
     *(b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"bKGD"),
@@ -24,20 +24,20 @@ _JFIF, _ICC, _ADOBE = b"JFIF\0", b"ICC_PROFILE\0", b"Adobe"
 _LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 
 
-class Unknown(ValueError):
+class UnknownFormat(ValueError):
     """A file whose parts cannot be told apart."""
 
 
 def stripped(file: Path) -> bytes:
-    """The bytes of an image file without metadata. Raises Unknown, or OSError where it cannot be read."""
-    if file.stat().st_size > MOST:
-        raise Unknown("too large")
+    """The bytes of an image file without metadata. Raises UnknownFormat, or OSError where it cannot be read."""
+    if file.stat().st_size > MAX_BYTES:
+        raise UnknownFormat("too large")
     data = file.read_bytes()
     turned = orientation(data)
     try:
         return b"".join(_parts_of(data)(data, turned))
     except (IndexError, struct.error) as error:
-        raise Unknown("it ends too early") from error
+        raise UnknownFormat("it ends too early") from error
 
 
 def _parts_of(data: bytes) -> Callable[[bytes, int], Iterator[bytes]]:
@@ -49,7 +49,7 @@ def _parts_of(data: bytes) -> Callable[[bytes, int], Iterator[bytes]]:
         return _webp
     if data[:6] in (b"GIF87a", b"GIF89a"):
         return _gif
-    raise Unknown("a format whose parts are not known")
+    raise UnknownFormat("a format whose parts are not known")
 
 
 def _exif(turned: int) -> bytes:
@@ -67,7 +67,7 @@ def _jpeg(data: bytes, turned: int) -> Iterator[bytes]:
         while data[at : at + 2] == b"\xff\xff":  # a marker may have any number of these in front
             at += 1
         if data[at] != 0xFF:
-            raise Unknown("no marker where one must be")
+            raise UnknownFormat("no marker where one must be")
         marker = data[at + 1]
         if marker == 0xD9:  # what is behind the end is no part of the picture
             yield data[at : at + 2]
@@ -75,7 +75,7 @@ def _jpeg(data: bytes, turned: int) -> Iterator[bytes]:
         (length,) = struct.unpack_from(">H", data, at + 2)
         segment = data[at : at + 2 + length]
         if length < 2 or len(segment) < 2 + length:
-            raise Unknown("it ends too early")
+            raise UnknownFormat("it ends too early")
         at += len(segment)
         yield _kept_segment(marker, segment)
         if marker == 0xDA:
@@ -98,7 +98,7 @@ def _end_of_scan(data: bytes, at: int) -> int:
     while True:
         at = data.find(b"\xff", at)
         if at < 0:
-            raise Unknown("it has no end")
+            raise UnknownFormat("it has no end")
         if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
             at += 2
         elif data[at + 1] == 0xFF:
@@ -114,7 +114,7 @@ def _png(data: bytes, turned: int) -> Iterator[bytes]:
         (length,) = struct.unpack_from(">I", data, at)
         kind, end = data[at + 4 : at + 8], at + 12 + length
         if end > len(data):
-            raise Unknown("it ends too early")
+            raise UnknownFormat("it ends too early")
         if kind in _PNG_KEPT:
             yield data[at:end]
         if kind == b"IHDR" and turned != 1:
@@ -130,7 +130,7 @@ def _webp(data: bytes, turned: int) -> Iterator[bytes]:
         kind, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
         content = data[at + 8 : at + 8 + length]
         if len(content) < length:
-            raise Unknown("it ends too early")
+            raise UnknownFormat("it ends too early")
         at += 8 + length + length % 2
         if kind == b"VP8X":  # which says what else there is: EXIF (8) and XMP (4)
             content = bytes([(content[0] & ~0x0C) | (8 if turned != 1 else 0)]) + content[1:]
@@ -138,7 +138,7 @@ def _webp(data: bytes, turned: int) -> Iterator[bytes]:
             chunks.append((kind, content))
     if turned != 1:
         if not chunks or chunks[0][0] != b"VP8X":
-            raise Unknown("it has EXIF without a place for it")
+            raise UnknownFormat("it has EXIF without a place for it")
         chunks.append((b"EXIF", _exif(turned)))
     body = b"WEBP" + b"".join(
         kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) for kind, content in chunks
@@ -160,7 +160,7 @@ def _gif(data: bytes, turned: int) -> Iterator[bytes]:
             if control or (data[start + 1] == 0xFF and data[start + 3 : start + 14] in _LOOPS):
                 yield data[start:at]
         else:
-            raise Unknown("no block where one must be")
+            raise UnknownFormat("no block where one must be")
     yield b";"
 
 

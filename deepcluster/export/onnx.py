@@ -25,8 +25,8 @@ from deepcluster.storage.destination import check_no_file, write_file
 
 OPSET = 18  # the first whose ScatterElements takes the smallest
 OUTPUTS = ("features", "distances", "cluster")
-MOST_APART = 1e-4
-TRIED = 5  # images: another number than the graph is traced with
+MAX_DIFFERENCE = 1e-4
+TRIAL_IMAGES = 5  # images: another number than the graph is traced with
 PIXELS = (
     "upright RGB image, its central square, resized to S x S by bicubic interpolation with antialiasing (Pillow),"
     " uint8, channels first"
@@ -88,9 +88,9 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     options.log_severity_level = 3
     session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
     apart = difference(model, images, session.run(list(OUTPUTS), {"images": images.numpy()}))
-    if not apart <= MOST_APART:
+    if not apart <= MAX_DIFFERENCE:
         raise ModelError(
-            f"onnxruntime and torch differ by {apart:.1e} for this network, more than {MOST_APART:.0e}: nothing is"
+            f"onnxruntime and torch differ by {apart:.1e} for this network, more than {MAX_DIFFERENCE:.0e}: nothing is"
             " written; use deepcluster predict instead"
         )
     write_file(out, lambda file: file.write(content))
@@ -124,7 +124,7 @@ def difference(model: Model, images: Tensor, found: list[Any]) -> float:
     placement = model.place(reduced)
     nearest = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
     other = cluster != placement.cluster
-    at_border = placement.margin < MOST_APART
+    at_border = placement.margin < MAX_DIFFERENCE
     if (other & ~at_border).any():
         return float("inf")
     apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance]).abs()
@@ -134,7 +134,7 @@ def difference(model: Model, images: Tensor, found: list[Any]) -> float:
 def _trial_images(size: int) -> Tensor:
     """Smooth random images, as photographs are, and for once white noise."""
     random = generator(0, "onnx")
-    coarse = torch.randint(0, 256, (TRIED - 1, 3, 8, 8), generator=random, dtype=torch.uint8).float()
+    coarse = torch.randint(0, 256, (TRIAL_IMAGES - 1, 3, 8, 8), generator=random, dtype=torch.uint8).float()
     smooth = F.interpolate(coarse, size=(size, size), mode="bilinear").byte()
     return torch.cat([smooth, torch.randint(0, 256, (1, 3, size, size), generator=random, dtype=torch.uint8)])
 

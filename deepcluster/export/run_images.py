@@ -6,8 +6,8 @@ from pathlib import Path
 
 from deepcluster.errors import DataError
 from deepcluster.export.transfer import Unavailable
+from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import Images, Source, find
 from deepcluster.runs.report import found_again
 from deepcluster.storage import run_folder as files
 
@@ -15,7 +15,7 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Members:
+class RunImages:
     """``rows`` of clusters.csv; the ``source`` of the images, and by path the number of each in it; clusters that a
     person marked as ``junk``."""
 
@@ -31,7 +31,7 @@ class Members:
         return self.index[row["path"]]
 
 
-def read_members(run: Path, images: Images | None = None) -> Members:
+def read_run_images(run: Path, images: Images | None = None) -> RunImages:
     """The images of a run: where it found them, or in ``images``, where they are now, under the same paths.
 
     DiskError where there is no finished run, DataError where none of its images is there.
@@ -52,4 +52,4 @@ def read_members(run: Path, images: Images | None = None) -> Members:
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(where)}): say where they are"
             " now with --images IMAGES"
         )
-    return Members(tuple(rows), source, index, frozenset(row["cluster"] for row in summary if row.get("junk") == "1"))
+    return RunImages(tuple(rows), source, index, frozenset(row["cluster"] for row in summary if row.get("junk") == "1"))

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from deepcluster.errors import DiskError, UsageError
-from deepcluster.export.metadata import Unknown, stripped
+from deepcluster.export.metadata import UnknownFormat, stripped
+from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, explain, not_a_file
-from deepcluster.images.source import Source
 
 PNG = "png"
 
@@ -38,7 +38,7 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {"symlink": _symlink, "hardlink"
 WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
 
 
-class Bringer:
+class Transfer:
     """Brings images of a source to new places, and counts: ``files`` by way, ``bytes`` written, and why a way was
     ``refused`` when it first was.
 
@@ -95,7 +95,7 @@ class Bringer:
     def _stripped(self, i: int, file: Path, target: Path) -> str:
         try:
             data = stripped(file)
-        except Unknown:
+        except UnknownFormat:
             return self._png(i, target)
         except OSError as error:
             raise Unavailable(explain(error)) from None

@@ -63,7 +63,7 @@ class Undecodable(ValueError):
     """A file that gives no image; the message is the reason, in one line, without the path."""
 
 
-def decode(file: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     """The first frame of an image file: mode RGB, turned as its EXIF orientation says, without metadata.
 
     The bytes decide about the format (one of ``FORMATS``), not the suffix. A ``BinaryIO`` must be able to seek; it is
@@ -86,16 +86,16 @@ def decode(file: Path | BinaryIO, *, size: int | None = None, max_pixels: int = 
     come as they are; one that takes more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP) as means of squares,
     which leave as much, and no other is decoded meanwhile.
 
-    Raises ``Undecodable`` for what is no image, is damaged, or has more than ``max_pixels`` pixels: the header decides
-    that before anything is decoded. Raises ``OSError`` where the file cannot be read. A limit beyond twice
-    ``PIL.Image.MAX_IMAGE_PIXELS`` needs ``quietly(max_pixels)`` around the call.
+    Raises ``Undecodable`` for what is no image, is damaged, or has more than ``MAX_PIXELS`` pixels: the header decides
+    that before anything is decoded. Raises ``OSError`` where the file cannot be read. Where
+    ``PIL.Image.MAX_IMAGE_PIXELS`` is lower, ``pillow_limits()`` is needed around the call.
     """
-    return _examine(file, max_pixels, lambda image: upright(image, size))
+    return _examine(file, lambda image: upright(image, size))
 
 
-def short_side(file: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> int:
+def short_side(file: Path | BinaryIO) -> int:
     """The shorter side of an image file in px, from its header alone. Raises what ``decode`` raises for a header."""
-    return _examine(file, max_pixels, lambda image: min(image.size))
+    return _examine(file, lambda image: min(image.size))
 
 
 def orientation(data: bytes) -> int:
@@ -154,8 +154,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def quietly(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Keep the warnings of Pillow and libtiff off the terminal, and let images of up to ``max_pixels`` pixels in.
+def pillow_limits() -> Iterator[None]:
+    """Keep the warnings of Pillow and libtiff off the terminal, and let images of up to ``MAX_PIXELS`` pixels in.
 
     This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it once around a loop
     over images, in the thread that starts the others, not inside the loop.
@@ -165,7 +165,7 @@ def quietly(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logger.setLevel(logging.CRITICAL + 1)
-        Image.MAX_IMAGE_PIXELS = max_pixels
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         tiff_handler = _set_tiff_handler(None)
         try:
             yield
@@ -190,6 +190,11 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+def is_empty(file: Path) -> bool:
+    """Files of /proc look so too, and some of them never end: what is empty is not opened."""
+    return not file.stat().st_size
+
+
 def not_a_file(mode: int) -> str:
     """What ``st_mode`` describes, as the reason for not opening it."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
@@ -207,10 +212,10 @@ def _set_tiff_handler(handler: int | None) -> int | None:
     return previous
 
 
-def _examine(file: Path | BinaryIO, max_pixels: int, look: Callable[[Image.Image], Found]) -> Found:
+def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Found]) -> Found:
     """look(the image with only its header read), with the errors of ``decode``."""
     if not isinstance(file, Path):
-        return _examine_stream(file, max_pixels, look)
+        return _examine_stream(file, look)
     status = file.stat()
     kind = status.st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
@@ -218,18 +223,18 @@ def _examine(file: Path | BinaryIO, max_pixels: int, look: Callable[[Image.Image
     if stat.S_ISREG(kind) and not status.st_size:  # so do the files of /proc look, of which some never end
         raise Undecodable("empty file")
     if status.st_size <= SMALL_FILE:
-        return _examine_stream(BytesIO(file.read_bytes()), max_pixels, look)
+        return _examine_stream(BytesIO(file.read_bytes()), look)
     with file.open("rb") as stream:
-        return _examine_stream(stream, max_pixels, look)
+        return _examine_stream(stream, look)
 
 
-def _examine_stream(stream: BinaryIO, max_pixels: int, look: Callable[[Image.Image], Found]) -> Found:
+def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Found]) -> Found:
     stream.seek(0)
     if not stream.read(1):
         raise Undecodable("empty file")
     try:
         with Image.open(stream, formats=FORMATS) as image:
-            _check_size(image.width * image.height, max_pixels)
+            _check_size(image.width * image.height)
             return look(image)
     except (MemoryError, Undecodable):
         raise
@@ -237,7 +242,7 @@ def _examine_stream(stream: BinaryIO, max_pixels: int, look: Callable[[Image.Ima
         raise Undecodable(f"not an image in an accepted format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
-        _check_size(int(found[0]) if found else max_pixels + 1, max_pixels)
+        _check_size(int(found[0]) if found else MAX_PIXELS + 1)
         raise Undecodable(explain(error)) from error  # the user's own PIL.Image.MAX_IMAGE_PIXELS is lower than ours
     except Exception as error:  # damaged files give any of them: struct.error, SyntaxError, RecursionError, ...
         if isinstance(error, OSError) and error.errno is not None:
@@ -271,9 +276,9 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
     return rgb
 
 
-def _check_size(pixels: int, max_pixels: int) -> None:
-    if pixels > max_pixels:
-        raise Undecodable(f"too many pixels: {pixels}, more than the limit of {max_pixels}")
+def _check_size(pixels: int) -> None:
+    if pixels > MAX_PIXELS:
+        raise Undecodable(f"too many pixels: {pixels}, more than the limit of {MAX_PIXELS}")
 
 
 def _orientation(image: Image.Image) -> int:

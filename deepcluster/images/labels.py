@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images.source import PATH_COLUMNS, Source
+from deepcluster.images.files import PATH_COLUMNS
+from deepcluster.images.source import Source
 
 LABEL_COLUMNS = ("label", "class", "category", "target")
 

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import AT_ONCE, BYTES, explain, one_line, quietly
+from deepcluster.images.decode import AT_ONCE, BYTES, MAX_PIXELS, explain, one_line, pillow_limits
 from deepcluster.images.source import Source
 from deepcluster.runtime.threads import cores
 
 _JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
 _GREY_SHARE = 0.95
+COUNT = 200  # images
 _SIZE = 64  # px, at least: enough to see colour; of a large JPEG an eighth is decoded
 
 
@@ -27,8 +28,8 @@ class Preview:
     decoding: int = field(default=0, compare=False)
 
 
-def preview(source: Source, count: int = 200) -> Preview:
-    """Decode the first ``count`` usable images in the order of the SHA-256 of their path.
+def preview(source: Source) -> Preview:
+    """Decode the first ``COUNT`` usable images in the order of the SHA-256 of their path.
 
     So the choice is as good as random, the same on every machine, and the same with or without unusable files.
     Raises ``DataError`` where no image is usable.
@@ -37,7 +38,7 @@ def preview(source: Source, count: int = 200) -> Preview:
     grey: list[bool] = []
     each = alone = 0
     failures: list[str] = []
-    with quietly(source.max_pixels):
+    with pillow_limits():
         for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
             try:
                 image = source.read(i, _SIZE)
@@ -51,8 +52,8 @@ def preview(source: Source, count: int = 200) -> Preview:
             grey.append(_is_grey(image))
             each = max(each, min(BYTES * image.width * image.height, AT_ONCE))
             if BYTES * side**2 > AT_ONCE:  # one at a time, and who knows how much larger others are
-                alone = BYTES * source.max_pixels
-            if len(sides) == count:
+                alone = BYTES * MAX_PIXELS
+            if len(sides) == COUNT:
                 break
     if not sides:
         raise DataError(

@@ -29,7 +29,7 @@ def by_cluster(labels: Tensor, order: Tensor) -> Tensor:
     return order[torch.argsort(labels[order], stable=True)]
 
 
-def official(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
+def official_draws(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
     """What the released DeepCluster code draws, for the record: it does not balance.
 
     It draws image numbers uniformly over clusters and takes them for places in the list of all images sorted by

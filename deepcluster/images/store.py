@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.errors import DataError, DiskError
-from deepcluster.images.decode import explain, one_line, quietly
+from deepcluster.images.decode import explain, one_line, pillow_limits
 from deepcluster.images.source import Source
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
@@ -30,6 +30,7 @@ _TRIAL = 8  # images a thread
 _STRETCH = 64  # times as many follow in the quicker way
 # Seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px.
 _BATCH = 0.005
+_BLOCK = 1024  # rows that move at a time
 MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more are in a mapped file
 
 
@@ -81,8 +82,8 @@ def read_once(
         return None
 
     failures: dict[int, str] = {}
-    # quietly() here and not in fill(): the warning filters belong to the process, not to a thread.
-    with quietly(source.max_pixels), closing(_results(fill, total, workers)) as reasons:
+    # pillow_limits() here and not in fill(): the warning filters belong to the process, not to a thread.
+    with pillow_limits(), closing(_results(fill, total, workers)) as reasons:
         for i, reason in enumerate(reasons):
             if reason is not None:
                 failures[i] = reason
@@ -211,11 +212,11 @@ def _results(work: Callable[[int], str | None], count: int, workers: int | None)
             begun, step = end, min(_TRIAL, max(1, round(_BATCH / (pace[width] * width))))
 
 
-def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64], block: int = 1024) -> None:
+def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64]) -> None:
     """Move row ``kept[i]`` to row i, in place; ``kept`` rises, so no row is overwritten before it has moved."""
     moved = np.flatnonzero(kept != np.arange(len(kept)))
-    for start in range(int(moved[0]) if len(moved) else len(kept), len(kept), block):
-        rows[start : min(start + block, len(kept))] = rows[kept[start : start + block]]
+    for start in range(int(moved[0]) if len(moved) else len(kept), len(kept), _BLOCK):
+        rows[start : min(start + _BLOCK, len(kept))] = rows[kept[start : start + _BLOCK]]
 
 
 def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str]]) -> DataError:

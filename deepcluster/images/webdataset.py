@@ -51,7 +51,7 @@ class Shards:
     firsts: "array[int]"  # of each file the number of its first image
     offsets: "array[int]"
     sizes: "array[int]"
-    own: local = field(default_factory=local)  # of each thread the file it read last, so no two move one position
+    last: local = field(default_factory=local, init=False)  # a file for each thread, so no two move one position
 
     def open(self, i: int) -> BinaryIO:
         """The bytes of the i-th image, to be read by this thread before it opens another. Raises ``OSError``."""
@@ -62,10 +62,10 @@ class Shards:
         return io.BytesIO(stream.read(self.sizes[i]))
 
     def _stream(self, shard: int) -> "_Stream":
-        if getattr(self.own, "shard", None) != shard:
-            self.own.stream = _Stream(self.files[shard])
-            self.own.shard = shard
-        stream: _Stream = self.own.stream
+        if getattr(self.last, "shard", None) != shard:
+            self.last.stream = _Stream(self.files[shard])
+            self.last.shard = shard
+        stream: _Stream = self.last.stream
         return stream
 
 

@@ -1,1 +1,20 @@
-"""Networks: a backbone without its last layer, and a head that is new each round."""
+"""Backbones, heads, and weights from files."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepcluster.nets.backbone import Network, build, from_official
+    from deepcluster.nets.official import OfficialWeights, read_official
+    from deepcluster.nets.paper import fold_sobel
+
+__all__ = ["Network", "OfficialWeights", "build", "fold_sobel", "from_official", "read_official"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import at first use: recipes ask for image sizes (``nets.sizes``) and shall not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'deepcluster.nets' has no attribute {name!r}")
+    from deepcluster.nets import backbone, official, paper
+
+    home = paper if name == "fold_sobel" else official if name in ("OfficialWeights", "read_official") else backbone
+    return getattr(home, name)

@@ -1,22 +1,20 @@
 """The contract that every backbone meets, and the names that build one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
+from deepcluster.nets.sizes import PAPER_NETWORKS
 from deepcluster.nets.weights import HEADS, first_line, load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -27,22 +25,27 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Network(nn.Module):
     """A backbone without its last layer (step 1), and the head that is on top of it for one round.
 
-    ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features, the result of it all. ``embed``
-    maps these to what is clustered while training: itself, or its image under the ``projection`` (DeepCluster-v2).
-    ``classify`` maps embeddings to B x K logits by the head; ``forward`` does all three. ``activation`` is between the
-    features and a linear head on them. Centroids are means of embeddings, of which it would cut off a part.
-    Normalisation by ``mean`` and ``std`` is part of the network, so nobody can forget it or do it twice.
+    ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features. ``embed`` maps these to what is
+    clustered while training: themselves, or their image under the projection (DeepCluster-v2). ``classify`` maps
+    embeddings to B x K logits by the head; ``forward`` does all three.
+
+    Args:
+        body: The backbone.
+        feature_dim: Its number of features.
+        activation: Between the features and a linear head on them. Centroids are means of embeddings, of which it would
+            cut off a part.
+        projection: From features to embeddings; default: the features themselves.
+        embedding_dim: The outputs of the projection.
+        mean: Of each colour; part of the network, so nobody can forget the normalisation or do it twice.
+        std: Likewise.
+        architecture: The arguments of ``build`` that give this network again; empty for a body of one's own.
+        origin: What the weights are that it began with, and what of their file was left out; may be empty.
     """
 
     head: nn.Linear | Centroids | None
-    architecture: dict[str, str | int | bool]
-    """The arguments of ``build`` that give this network again; empty for a body of one's own."""
     frozen_statistics: bool
     """Batch normalisation keeps its mean and variance while the network trains: for one that was pretrained on more
     images than it is adapted to."""
-    origin: str
-    """What the weights are that it began with, and what of their file was left out; empty where there is nothing to
-    say."""
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class Network(nn.Module):
         embedding_dim: int | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        architecture: Mapping[str, str | int | bool] | None = None,
+        origin: str = "",
     ):
         super().__init__()
         self.body = body
@@ -62,9 +67,9 @@ class Network(nn.Module):
         self.projection = projection or nn.Identity()
         self.embedding_dim = embedding_dim or feature_dim
         self.head = None
-        self.architecture = {}
+        self.architecture = dict(architecture or {})
         self.frozen_statistics = False
-        self.origin = ""
+        self.origin = origin
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -121,26 +126,6 @@ class Network(nn.Module):
         return (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad)
 
 
-class _NoRandomNumbers(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        first = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")) and first.is_meta:
-            return first
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Inside, networks are built on torch's meta device: no memory for the weights, and no time.
-
-    Without random numbers, which have no value there and whose first one imports torch's compiler (2 s). So does a
-    forward pass: give ``build`` the ``feature_dim``.
-    """
-    with torch.device("meta"), _NoRandomNumbers():
-        yield
-
-
 def build(
     name: str,
     *,
@@ -151,118 +136,101 @@ def build(
     seed: int = 0,
     feature_dim: int | None = None,
 ) -> Network:
-    """The network called ``name``, on the CPU and without a head; its parameters depend on ``seed`` alone.
+    """The network called ``name``, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
-    ``name`` is ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. ``sobel`` puts the
-    fixed Sobel filter before ``alexnet`` or ``vgg16``. ``weights`` is None, the path of a file (a ``state_dict`` of the
-    network, or one of the published layouts of ``official.py``), or ``"timm"`` for the weights that timm publishes,
-    which may download. ``projection``: hidden and output width of an MLP between features
-    and head, or None; it serves training alone and is no part of the architecture. ``build(**network.architecture)``
-    builds the same network again. ``feature_dim``, where it is known, saves the trial that measures it.
+    Args:
+        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
+        image_size: The side of the images in px.
+        sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
+        weights: The path of a file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for
+            the weights that timm publishes, which may download; default: random weights, by ``seed`` alone.
+        projection: Hidden and output width of an MLP between features and head, which serves training alone.
+        seed: Seed of the random weights.
+        feature_dim: Where it is known, it saves the trial that measures it.
 
     Raises:
-        UsageError: there is no such network, or not with these options.
-        ModelError: the weights cannot be read, fetched, or do not fit the network.
+        UsageError: There is no such network, or not with these options.
+        ModelError: The weights cannot be read, fetched, or do not fit the network.
     """
-    if sobel and name not in ("alexnet", "vgg16"):
+    if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
     if weights == "timm" and not name.startswith("timm:"):
         raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
     # Before the network is built, which takes seconds where it is a large one.
     state = None if weights in (None, "timm") else read_state(weights)
-    found = recognised(state, str(weights)) if state else None
-    if found:
-        _check_for(found, name, sobel, str(weights))
-        state = dict(found.state)
+    official = recognised(state, str(weights)) if state else None
+    if official:
+        _check_for(official, name, sobel, str(weights))
+        state = dict(official.state)
 
+    body: nn.Module
+    parts: dict[str, Any] = {}
     heads: tuple[str, ...] = HEADS
     if name == "compact":
         # Lent, because its layers also initialise themselves before the generator's numbers replace theirs.
         with lent_global(seed, "network"):
-            compact = Compact(image_size, generator(seed, "network"))
-        network = Network(compact, feature_dim or _feature_dim(compact, name, image_size))
-    elif name in ("alexnet", "vgg16"):
+            body = Compact(image_size, generator(seed, "network"))
+        dim = feature_dim or _feature_dim(body, name, image_size)
+    elif name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
         make = paper.alexnet if name == "alexnet" else paper.vgg16
+        body, dim = make(sobel=sobel, generator=generator(seed, "network")), paper.FEATURE_DIM
         # The features end before the last ReLU, and the head starts behind it.
-        body = make(sobel=sobel, generator=generator(seed, "network"))
-        network = Network(body, paper.FEATURE_DIM, activation=nn.ReLU())
+        parts["activation"] = nn.ReLU()
     elif name.startswith("timm:"):
-        model, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
-        dim = feature_dim or _feature_dim(model, name, image_size)
-        network = Network(model, dim, mean=config["mean"], std=config["std"])
+        body, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
+        dim = feature_dim or _feature_dim(body, name, image_size)
+        parts |= {"mean": config["mean"], "std": config["std"]}
         heads = _timm_heads(config["classifier"])
     else:
         raise _unknown(name)
 
     if state is not None:
-        load_body(network.body, state, path=str(weights), name=name, heads=() if found else heads)
-    network.origin = found.text if found else ""
+        load_body(body, state, path=str(weights), name=name, heads=() if official else heads)
     if projection is not None:
-        network.embedding_dim = projection[1]
-        network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
-    network.architecture = {"name": name, "image_size": image_size, "sobel": sobel}
-    return network
+        parts["projection"] = projection_mlp(dim, *projection, generator(seed, "projection"))
+        parts["embedding_dim"] = projection[1]
+    return Network(
+        body,
+        dim,
+        **parts,
+        architecture={"name": name, "image_size": image_size, "sobel": sobel},
+        origin=official.text if official else "",
+    )
 
 
-def working_memory(network: Network, size: int) -> int:
-    """Bytes, at the least, that one image of ``size`` px takes on its way through a network that does not learn: the
-    largest input and output of a layer together. Computed without numbers (and without the memory), in 2 s at first.
-    """
-    most = 3 * size * size  # numbers
-
-    def look(layer: nn.Module, given: Any, output: Any) -> None:
-        nonlocal most
-        if isinstance(output, Tensor):
-            inputs = 0 if getattr(layer, "inplace", False) else sum(x.numel() for x in given if isinstance(x, Tensor))
-            most = max(most, output.numel() + inputs)
-
-    body = network.body
-    shapes = {name: value.to("meta") for name, value in [*body.named_parameters(), *body.named_buffers()]}
-    hooks = [layer.register_forward_hook(look) for layer in body.modules() if not list(layer.children())]
-    training = body.training
-    body.eval()
-    try:
-        with torch.no_grad():
-            functional_call(body, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
-    finally:
-        body.train(training)
-        for hook in hooks:
-            hook.remove()
-    return 4 * most
-
-
-def _check_for(found: OfficialWeights, name: str, sobel: bool, path: str) -> None:
+def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:
     # A tag of timm (resnet50.TAG) names other weights of the same network.
-    if (name.split(".")[0], sobel) != (found.backbone, found.sobel):
-        flags = f"--backbone {found.backbone}"
-        if found.backbone in ("alexnet", "vgg16"):
-            flags += f" --set sobel={str(found.sobel).lower()}"
-        raise ModelError(f"{path} is for another network than this {name} ({found.text}): give {flags}")
+    if (name.split(".")[0], sobel) != (official.backbone, official.sobel):
+        flags = f"--backbone {official.backbone}"
+        if official.backbone in PAPER_NETWORKS:
+            flags += f" --set sobel={str(official.sobel).lower()}"
+        raise ModelError(f"{path} is for another network than this {name} ({official.text}): give {flags}")
 
 
 def from_official(path: str | Path) -> Network:
-    """The network of a file that the authors published, for 224 px images, with the classifier of its pseudo-labels as
-    head where the file has one. It is theirs, also where ``build`` has no name for it: the Sobel filter of
-    DeeperCluster looks a pixel farther beyond the image.
+    """The network of a file that the authors published, for 224 px images.
+
+    Its head is the classifier of the pseudo-labels where the file has one. It is theirs, also where ``build`` has no
+    name for it: the Sobel filter of DeeperCluster looks a pixel farther beyond the image.
 
     Raises:
-        ModelError: the file is of none of the published layouts, or damaged, or a tensor is missing, left over or of
+        ModelError: The file is of none of the published layouts, or damaged, or a tensor is missing, left over or of
             another shape.
     """
-    found = read_official(path)
-    network = build(found.backbone, image_size=paper.IMAGE_SIZE, sobel=found.sobel)
-    load_body(network.body, found.state, path=path, name=found.backbone, heads=())
-    network.origin = found.text
-    if found.release == "DeeperCluster":
+    official = read_official(path)
+    network = build(official.backbone, image_size=paper.IMAGE_SIZE, sobel=official.sobel)
+    load_body(network.body, official.state, path=path, name=official.backbone, heads=())
+    network.origin = official.text
+    if official.release == "DeeperCluster":
         # Two pixels of zeros and a filter without padding: maps of 226 x 226, of which five poolings make 7 x 7, too.
         gradient = network.body.get_submodule("sobel.1")
         assert isinstance(gradient, nn.Conv2d)
         gradient.padding = (2, 2)
         network.architecture = {}
-    if found.head:
-        weight, bias = found.head
+    if official.head:
+        weight, bias = official.head
         network.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
         network.head.load_state_dict({"weight": weight, "bias": bias})
     return network
@@ -337,7 +305,7 @@ def _unfit(name: str, image_size: int, error: Exception) -> UsageError:
 def _unknown(name: str) -> UsageError:
     import timm
 
-    known = ["compact", "alexnet", "vgg16", *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
-    near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), known)
+    names = ["compact", *PAPER_NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
+    near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
     return UsageError(f"there is no backbone {name}: it is compact, alexnet, vgg16 or timm:NAME; {hint}")

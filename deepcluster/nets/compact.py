@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-WIDTH = 16
+WIDTH = 16  # channels
 HALVED_FROM = 48  # px: at 64 px a round then costs what it costs at 32
 
 
@@ -28,20 +28,20 @@ class Residual(nn.Module):
 
 
 class Compact(nn.Sequential):
-    """Eight convolutions at ``width`` to 8 times ``width`` channels; features are the mean over positions.
+    """Eight convolutions of 16 to 128 channels; features are the mean over positions.
 
     The first convolution halves images of ``HALVED_FROM`` px or more.
     """
 
-    def __init__(self, image_size: int, generator: torch.Generator, width: int = WIDTH):
-        stages: list[nn.Module] = [conv_bn_relu(3, width, stride=2 if image_size >= HALVED_FROM else 1)]
+    def __init__(self, image_size: int, generator: torch.Generator):
+        stages: list[nn.Module] = [conv_bn_relu(3, WIDTH, stride=2 if image_size >= HALVED_FROM else 1)]
         for level in (1, 2, 4):
-            stages += [conv_bn_relu(level * width, 2 * level * width), nn.MaxPool2d(2)]
+            stages += [conv_bn_relu(level * WIDTH, 2 * level * WIDTH), nn.MaxPool2d(2)]
             if level != 2:
-                stages += [Residual(2 * level * width)]
+                stages += [Residual(2 * level * WIDTH)]
         stages += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__(*stages)
-        self.feature_dim = 8 * width
+        self.feature_dim = 8 * WIDTH
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

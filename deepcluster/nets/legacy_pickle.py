@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle: a number, protocol 2
 PICKLES = 5  # this number, the version, the machine, the content, and the names of the storages
-MOST = 1 << 24  # bytes of all five; an AlexNet's take 20,000
+MAX_PICKLES = 1 << 24  # bytes of all five; an AlexNet's take 20,000
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[Path | BinaryIO]:
     """``path``, or where Python 2 wrote it a file that says the same in words of today. Nothing is unpickled."""
     with path.open("rb") as file:
-        head = file.read(MOST)
+        head = file.read(MAX_PICKLES)
         words, end = _translated(head) if head.startswith(MAGIC) else (head, len(head))
         if words == head[:end]:
             yield path

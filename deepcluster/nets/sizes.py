@@ -37,7 +37,7 @@ def only_size(name: str, wanted: int) -> int | None:
 def _patch_size(name: str) -> int | None:
     import timm
 
-    from deepcluster.nets.backbone import shapes_only
+    from deepcluster.nets.shapes import shapes_only
 
     with shapes_only():
         model = timm.create_model(name, num_classes=0)
@@ -49,7 +49,7 @@ def _takes(name: str, size: int) -> bool:
     import timm
     import torch
 
-    from deepcluster.nets.backbone import shapes_only
+    from deepcluster.nets.shapes import shapes_only
 
     try:
         with shapes_only(), torch.no_grad():

@@ -1,15 +1,18 @@
-"""The charts of the training: series over the rounds as SVG path data, with their ticks.
+"""Charts as SVG path data with their ticks: training by round, sizes of clusters, quality by number of groups.
 
-Positions are in units of the plot (``PLOT_WIDTH`` x ``PLOT_HEIGHT``, the origin at the top left); the template draws.
+Positions are in units of the plot, the origin at the top left; the templates draw.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepcluster.report.text import Row, figure, number, percent
+from deepcluster.groups.quality_by_k import Level
+from deepcluster.report.text import MINUS, Row, figure, number, percent
 
-PLOT_WIDTH, PLOT_HEIGHT = 264.0, 120.0
+WIDTH, HEIGHT = 264.0, 120.0  # of the plots of the training
+QUALITY_WIDTH, QUALITY_HEIGHT = 400.0, 110.0
 SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages
 # What tells whether the training went well: column of history.csv, title, top of the scale where it is fixed.
 SERIES = (
@@ -20,6 +23,12 @@ SERIES = (
     ("largest_share", "Largest pseudo-label's share", None),
     ("nmi_labels", "NMI to the labels", 1.0),
 )
+# Column of clusters.csv, title.
+SIZES = (("fine_cluster", "Sizes of the fine clusters"), ("cluster", "Sizes of the clusters"))
+MAX_BARS = 20
+MAX_TICKS = 8
+
+Ticks = tuple[tuple[float, str], ...]  # position, text
 
 
 @dataclass(frozen=True)
@@ -33,34 +42,145 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A series over the rounds; ``chance`` is a second line to compare with. Ticks are (position, text)."""
+    """A series over the rounds; ``chance`` is a second line to compare with."""
 
     title: str
     line: Line
     chance: Line | None
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
+    x_ticks: Ticks
+    y_ticks: Ticks
 
 
-def charts(history: Sequence[Row]) -> list[Chart]:
-    """A chart for every one of ``SERIES`` that has a value."""
-    drawn = []
+@dataclass(frozen=True)
+class Histogram:
+    """How many clusters (up) have how many images (across).
+
+    ``path`` is SVG path data, a closed figure for each bar; ``mean`` is the position of the mean size, and its text.
+    """
+
+    title: str
+    count: int
+    path: str
+    mean: tuple[float, str]
+    x_ticks: Ticks
+    y_ticks: Ticks
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure of quality for ``first`` to ``last`` groups, evenly from left to right."""
+
+    title: str
+    first: int
+    last: int
+    path: str
+    x_ticks: Ticks
+    y_ticks: Ticks
+
+
+def training_charts(history: Sequence[Row]) -> list[Chart]:
+    """A chart for every one of ``SERIES`` that has a value in the rows of history.csv."""
+    charts = []
     for name, title, top in SERIES:
         values = [number(row.get(name)) for row in history]
         if all(value is None for value in values):
             continue
         chance = [number(row.get("chance_loss")) for row in history] if name == "loss" else []
         high = top or ceiling(max(value for value in (*values, *chance) if value is not None))
-        drawn.append(
+        rounds = [row["round"] for row in history]
+        charts.append(
             Chart(
                 title=title,
                 line=_line(values, high, share=name in SHARES),
                 chance=_line(chance, high, share=False) if any(chance) else None,
-                x_ticks=_round_ticks([row["round"] for row in history]),
-                y_ticks=_value_ticks(high, share=name in SHARES),
+                x_ticks=tuple(
+                    (_across(i, len(rounds), WIDTH), rounds[i])
+                    for i in sorted({0, (len(rounds) - 1) // 2, len(rounds) - 1})
+                ),
+                y_ticks=tuple(
+                    (_down(value, high, HEIGHT), f"{100 * value:g}%" if name in SHARES else f"{value:g}")
+                    for value in (0.0, high / 2, high)
+                ),
             )
         )
-    return drawn
+    return charts
+
+
+def _line(values: Sequence[float | None], high: float, *, share: bool) -> Line:
+    i, value = [(i, value) for i, value in enumerate(values) if value is not None][-1]
+    return Line(
+        path=curve(values, width=WIDTH, height=HEIGHT, high=high),
+        end=(_across(i, len(values), WIDTH), _down(value, high, HEIGHT)),
+        last=percent(value) if share else figure(value),
+    )
+
+
+def histograms(clusters: Sequence[Row]) -> list[Histogram]:
+    """The sizes of the fine clusters and of the clusters that have images, from the usable rows of clusters.csv."""
+    sizes = {title: [*Counter(row[column] for row in clusters).values()] for column, title in SIZES}
+    return [histogram(title, counts) for title, counts in sizes.items() if len(counts) > 1]
+
+
+def histogram(title: str, sizes: Sequence[int]) -> Histogram:
+    """Bars of one whole width, the first from 0 on; at most ``MAX_BARS`` of them."""
+    width = next(w for i in range(10) for w in (10**i, 2 * 10**i, 5 * 10**i) if max(sizes) < MAX_BARS * w)
+    counts = Counter(size // width for size in sizes)
+    bars = max(counts) + 1
+    high = int(max(2, ceiling(max(counts.values()))))
+    edges = [_across(bar, bars + 1, WIDTH) for bar in range(bars + 1)]
+    path = " ".join(
+        f"M{edges[bar]},{HEIGHT:g} V{_down(counts[bar], high, HEIGHT)} H{edges[bar + 1]} V{HEIGHT:g} Z"
+        for bar in range(bars)
+        if counts[bar]
+    )
+    mean = sum(sizes) / len(sizes)
+    return Histogram(
+        title=title,
+        count=len(sizes),
+        path=path,
+        mean=(_across(mean / width, bars + 1, WIDTH), figure(mean)),
+        x_ticks=tuple((edges[bar], f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})),
+        y_ticks=tuple(
+            (_down(value, high, HEIGHT), f"{value:,}") for value in sorted({0, high // 2 if high % 2 == 0 else 0, high})
+        ),
+    )
+
+
+def quality_curves(levels: Sequence[Level]) -> list[Curve]:
+    """Silhouette and stability by the number of groups; none where fewer than two numbers of groups are possible."""
+    if len(levels) < 2:
+        return []
+    return [
+        _quality_curve("Silhouette", levels, [level.silhouette for level in levels]),
+        _quality_curve("Stability", levels, [level.stability for level in levels]),
+    ]
+
+
+def _quality_curve(title: str, levels: Sequence[Level], values: Sequence[float | None]) -> Curve:
+    measured = [value for value in values if value is not None]
+    high = min(1.0, ceiling(max(measured, default=1.0)))
+    low = -ceiling(-min(measured)) if min(measured, default=0.0) < 0 else 0.0
+    above_low = [None if value is None else value - low for value in values]
+    first, last = levels[0].k, levels[-1].k
+    return Curve(
+        title=title,
+        first=first,
+        last=last,
+        path=curve(above_low, width=QUALITY_WIDTH, height=QUALITY_HEIGHT, high=high - low),
+        x_ticks=tuple(
+            (_across(k - first, last - first + 1, QUALITY_WIDTH), str(k)) for k in _round_numbers(first, last)
+        ),
+        y_ticks=tuple(
+            (_down(value - low, high - low, QUALITY_HEIGHT), f"{value:.3g}".replace("-", MINUS))
+            for value in sorted({low, 0.0, high / 2, high})
+        ),
+    )
+
+
+def _round_numbers(first: int, last: int) -> list[int]:
+    """The ends, and round numbers between them that are not too near."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if (last - first) <= MAX_TICKS * step)
+    return [first, *(k for k in range(step, last, step) if first + step / 2 < k < last - step / 2), last]
 
 
 def curve(values: Sequence[float | None], *, width: float, height: float, high: float) -> str:
@@ -68,44 +188,24 @@ def curve(values: Sequence[float | None], *, width: float, height: float, high: 
 
     None interrupts the line; a value between two gaps becomes a line of no length (a dot, with round line caps).
     """
-    steps: list[str] = []
+    commands: list[str] = []
     for i, value in enumerate(values):
         if value is None:
             continue
         x, y = _across(i, len(values), width), _down(value, high, height)
         begins = i == 0 or values[i - 1] is None
         ends = i + 1 == len(values) or values[i + 1] is None
-        steps.append(f"{'M' if begins else 'L'}{x:g},{y:g}" + (" h0" if begins and ends else ""))
-    return " ".join(steps)
+        commands.append(f"{'M' if begins else 'L'}{x:g},{y:g}" + (" h0" if begins and ends else ""))
+    return " ".join(commands)
 
 
-def _line(values: Sequence[float | None], high: float, *, share: bool) -> Line:
-    i, value = [(i, value) for i, value in enumerate(values) if value is not None][-1]
-    return Line(
-        path=curve(values, width=PLOT_WIDTH, height=PLOT_HEIGHT, high=high),
-        end=(_across(i, len(values), PLOT_WIDTH), _down(value, high, PLOT_HEIGHT)),
-        last=percent(value) if share else figure(value),
-    )
-
-
-def _across(i: int, count: int, width: float) -> float:
+def _across(i: float, count: int, width: float) -> float:
+    """The i-th of ``count`` positions from the left end to the right one; one alone is in the middle."""
     return round(width * i / (count - 1) if count > 1 else width / 2, 1)
 
 
 def _down(value: float, high: float, height: float) -> float:
     return round(height * (1 - value / high), 1)
-
-
-def _round_ticks(rounds: Sequence[str]) -> tuple[tuple[float, str], ...]:
-    """The first, the middle and the last round."""
-    places = sorted({0, (len(rounds) - 1) // 2, len(rounds) - 1})
-    return tuple((_across(i, len(rounds), PLOT_WIDTH), rounds[i]) for i in places)
-
-
-def _value_ticks(high: float, *, share: bool) -> tuple[tuple[float, str], ...]:
-    """Nothing, half and all of the scale."""
-    values = (0.0, high / 2, high)
-    return tuple((_down(value, high, PLOT_HEIGHT), f"{100 * value:g}%" if share else f"{value:g}") for value in values)
 
 
 def ceiling(value: float) -> float:

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from deepcluster.report.text import Row
 
-MOST = 30  # labels, and clusters
+MAX_ROWS = 30  # labels, and clusters
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def confusion(clusters: Sequence[Row]) -> Confusion | None:
     for (label, cluster), count in pairs.items():
         by_label[label] += count
         by_cluster[cluster] += count
-    labels = [label for label, _ in sorted(by_label.most_common(MOST))]
-    numbers = [number for number, _ in by_cluster.most_common(MOST)]
+    labels = [label for label, _ in sorted(by_label.most_common(MAX_ROWS))]
+    numbers = [number for number, _ in by_cluster.most_common(MAX_ROWS)]
     table = np.array([[pairs[label, number] for number in numbers] for label in labels])
     rows, columns = linear_sum_assignment(table, maximize=True)
     matched = dict(zip(rows.tolist(), columns.tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deepcluster.report.page import environment
+from deepcluster.report.page import templates
 from deepcluster.report.representatives import representatives
 from deepcluster.report.sections import Picture
 from deepcluster.report.text import Row, count, percent, short
@@ -41,5 +41,5 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         }
         for row in by_size[:MAX_CLUSTERS]
     ]
-    template = environment().get_template("gallery.html.j2")
+    template = templates().get_template("gallery.html.j2")
     return template.render(title=title, clusters=shown, hidden=len(by_size) - len(shown))

@@ -1,7 +1,7 @@
 """The records of a run as one self-contained HTML page: no network, nothing but pixels in the pictures.
 
 This module turns records into plain values; all markup is in ``templates/``. Every text that reaches the page goes
-through ``inert`` and the templates' escaping, in one place (``environment``), or into the JSON of ``data.py``. The
+through ``inert`` and the templates' escaping, in one place (``templates``), or into the JSON of ``script_data``. The
 only script that the page lets run is ``report.js``, by its SHA-256; without it all parts stand one after the other.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,12 +22,20 @@ from PIL import Image
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
-from deepcluster.report import numbers, problems
-from deepcluster.report.charts import PLOT_HEIGHT, PLOT_WIDTH, SHARES, charts
+from deepcluster.report.charts import (
+    HEIGHT,
+    QUALITY_HEIGHT,
+    QUALITY_WIDTH,
+    SHARES,
+    WIDTH,
+    histograms,
+    quality_curves,
+    training_charts,
+)
 from deepcluster.report.confusion import confusion
+from deepcluster.report.problems import problems
 from deepcluster.report.script_data import on_map, script_data
-from deepcluster.report.sections import Picture, check, sections
-from deepcluster.report.sizes import histograms
+from deepcluster.report.sections import Picture, check_rows, sections
 from deepcluster.report.summary import statements
 from deepcluster.report.text import (
     MINUS,
@@ -45,7 +54,6 @@ from deepcluster.report.text import (
 from deepcluster.report.thumbnails import sheet_uris
 
 MAX_CLUSTERS = 100
-MAX_SKIPPED = 200
 LONG_HISTORY = 25  # rounds from which the table is folded
 
 # Only these of run.json are shown: it also holds what a page that is passed on should not tell (host, absolute paths).
@@ -62,7 +70,7 @@ FACTS = {
     "stopped_because": "Stopped because",
 }
 METRICS = {"acc": "Accuracy", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
-COLUMNS = {
+HISTORY_COLUMNS = {
     "round": "Round",
     "loss": "Loss",
     "chance_loss": "Chance loss",
@@ -81,120 +89,171 @@ COLUMNS = {
 }
 
 
-def render(
-    *,
-    title: str,
-    run: Mapping[str, Any],
-    clusters: Sequence[Row],
-    summary: Sequence[Row],
-    history: Sequence[Row],
-    metrics: Mapping[str, float | str] | None,
-    skipped: Sequence[Row],
-    picture: Picture,
-    duplicates: Sequence[Row] | None = None,
-    places: npt.NDArray[np.float32] | None = None,
-    tree: tuple[Tree, Sequence[Level]] | None = None,
-    sheet: bytes = b"",
-    filters: Sequence[tuple[str, Image.Image]] = (),
-    name: str = "RUN",
-) -> str:
+@dataclass(frozen=True)
+class RunData:
+    """What a page tells of: the records of a run, cells as text, an empty cell where there is no value.
+
+    Attributes:
+        title: The heading.
+        run: run.json, of which the known keys are shown (``FACTS``, ``command``, ``cut``, ``verdict`` and ``guard``).
+        clusters: Rows of clusters.csv.
+        summary: Rows of cluster_summary.csv.
+        history: Rows of history.csv.
+        metrics: metrics.json; None without labels.
+        skipped: Rows of skipped.csv.
+        picture: Gives the decoded RGB image of a path, or None where it cannot be read again.
+        duplicates: Rows of duplicates.csv; None where nobody looked for any.
+        positions: N x 2, where each usable image is on the map; None leaves the map out.
+        tree: Merge tree of the clusters and its levels; None leaves the number of groups out.
+        sheet: WebP of tiny pictures of the usable images.
+        filters: Layers and their sheets of filters.
+        name: What commands call the run.
+    """
+
+    title: str
+    run: Mapping[str, Any]
+    clusters: Sequence[Row]
+    summary: Sequence[Row]
+    history: Sequence[Row]
+    metrics: Mapping[str, float | str] | None
+    skipped: Sequence[Row]
+    picture: Picture
+    duplicates: Sequence[Row] | None = None
+    positions: npt.NDArray[np.float32] | None = None
+    tree: tuple[Tree, Sequence[Level]] | None = None
+    sheet: bytes = b""
+    filters: Sequence[tuple[str, Image.Image]] = ()
+    name: str = "RUN"
+
+
+def render(data: RunData) -> str:
     """The report as text that encodes to UTF-8 whatever the names of the files.
 
-    The rows are those of ``clusters.csv``, ``cluster_summary.csv``, ``history.csv``, ``skipped.csv`` and
-    ``duplicates.csv`` (None where nobody looked for any), cells as text, an empty cell where there is no value;
-    ``metrics`` is ``metrics.json``, None without labels; of ``run`` the known keys are shown (``FACTS``, ``command``
-    and ``cut``). ``picture(path)`` gives the decoded RGB image of a row, or None when it cannot be read again.
-    ``places`` (N x 2), ``tree`` and ``sheet`` (WebP) are those of the usable images, ``filters`` are layers and sheets;
-    a part of the page that lacks its own is left out. ``name`` is what commands call the run. Above ``MAX_CLUSTERS``
-    the largest are shown, in order of their numbers all the same. The page stays below 5 MB: pictures lose quality
-    before it grows.
+    Above ``MAX_CLUSTERS`` the largest clusters are shown, in order of their numbers all the same. The page stays below
+    5 MB: pictures lose quality before it grows.
     """
-    metrics = metrics or {}
-    clusters = [row for row in clusters if row["status"] == "ok"]
-    check(summary, clusters)
-    by_size = sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
+    data = replace(data, clusters=[row for row in data.clusters if row["status"] == "ok"])
+    check_rows(data.summary, data.clusters)
+    name = shlex.quote(inert(data.name))
+    sheets = sheet_uris([image for _, image in data.filters])
+    parts: dict[str, Any] = {
+        "run": _run(data, name),
+        "clusters": _clusters(data, taken=sum(map(len, sheets))),
+        "map": _map(data),
+        "groups": _groups(data),
+        "training": _training(data.history, data.clusters),
+        "filters": [(layer, uri) for (layer, _), uri in zip(data.filters, sheets, strict=True)],
+        "problems": problems(data.skipped, data.clusters, data.duplicates),
+        "labels": _labels(data),
+    }
+    return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=_page(data, name))
+
+
+def _run(data: RunData, name: str) -> dict[str, Any]:
+    return {
+        "title": data.title,
+        "name": name,
+        "facts": _facts(data.run),
+        "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
+        "statements": statements(
+            data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, _said(data.run)
+        ),
+    }
+
+
+def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:
+    """``taken``: characters of other pictures of the page."""
+    by_size = sorted(data.summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
     shown = sorted(by_size[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = by_size[MAX_CLUSTERS:]
-    heads, rounds = _history_table(history)
-    curves = numbers.curves(tree[1]) if tree else None
-    outliers, outliers_count = problems.outliers(clusters)
-    alike, alike_count, alike_images = problems.duplicates(duplicates or [], clusters)
-    metric_rows, table = _metric_rows(metrics), confusion(clusters)
-    has_map = places is not None and len(clusters) > 0
+    return {
+        "sections": sections(shown, data.clusters, data.picture, taken=taken),
+        "count": len(data.summary),
+        "hidden": len(hidden),
+        "hidden_images": sum(int(row["size"]) for row in hidden),
+    }
+
+
+def _map(data: RunData) -> dict[str, int] | None:
+    if data.positions is None or not data.clusters:
+        return None
+    return {"images": len(data.clusters), "shown": len(on_map(data.clusters)[0])}
+
+
+def _groups(data: RunData) -> dict[str, Any] | None:
+    curves = quality_curves(data.tree[1]) if data.tree else []
+    return {"curves": curves, "width": QUALITY_WIDTH, "height": QUALITY_HEIGHT} if curves else None
+
+
+def _training(history: Sequence[Row], clusters: Sequence[Row]) -> dict[str, Any]:
+    columns, rounds = _history_table(history)
+    return {
+        "columns": columns,
+        "rounds": rounds,
+        "folded": len(history) >= LONG_HISTORY,
+        "charts": training_charts(history),
+        "histograms": histograms(clusters),
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
+
+
+def _labels(data: RunData) -> dict[str, Any]:
+    metrics = data.metrics or {}
+    rows = _metric_rows(metrics)
+    return {
+        "metrics": rows,
+        "compared": [row for row in rows if row[2] != NOTHING],
+        "nmi_average": metrics.get("nmi_average"),
+        "confusion": confusion(data.clusters),
+    }
+
+
+def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
+    """(id, text, number of entries) of the parts that the page has."""
+    labels = parts["labels"]
     tabs = [
-        ("clusters", "Clusters", len(summary)),
-        *([("map", "Map", None)] if has_map else []),
-        *([("groups", "Number of groups", None)] if curves else []),
-        ("training", "Training", None),
-        *([("filters", "Filters", None)] if filters else []),
-        ("problems", "Problems", len(skipped) + outliers_count + alike_count),
-        *([("labels", "Labels", None)] if metric_rows or table else []),
+        ("clusters", "Clusters", parts["clusters"]["count"], True),
+        ("map", "Map", None, parts["map"]),
+        ("groups", "Number of groups", None, parts["groups"]),
+        ("training", "Training", None, True),
+        ("filters", "Filters", None, parts["filters"]),
+        ("problems", "Problems", parts["problems"].count, True),
+        ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
     ]
-    pictures = sheet_uris([image for _, image in filters])
-    templates = environment()
-    return templates.get_template("report.html.j2").render(
-        title=title,
-        tabs=tabs,
-        facts=_facts(run),
-        command=[words for words in re.split(" (?=-)", retold(str(run.get("command") or ""))) if words],
-        statements=statements(clusters, summary, history, metrics, skipped, _said(run)),
-        metrics=metric_rows,
-        compared=[row for row in metric_rows if row[2] != NOTHING],
-        nmi_average=metrics.get("nmi_average"),
-        confusion=table,
-        sections=sections(shown, clusters, picture, taken=sum(map(len, pictures))),
-        has_labels=table is not None,
-        summary_count=len(summary),
-        hidden=len(hidden),
-        hidden_images=sum(int(row["size"]) for row in hidden),
-        has_map=has_map,
-        images=len(clusters),
-        shown=len(on_map(clusters)[0]),
-        curves=curves,
-        curves_width=numbers.WIDTH,
-        curves_height=numbers.HEIGHT,
-        charts=charts(history),
-        histograms=histograms(clusters),
-        filters=[(layer, uri) for (layer, _), uri in zip(filters, pictures, strict=True)],
-        plot=(PLOT_WIDTH, PLOT_HEIGHT),
-        heads=heads,
-        rounds=rounds,
-        fold_history=len(history) >= LONG_HISTORY,
-        skipped=skipped[:MAX_SKIPPED],
-        skipped_count=len(skipped),
-        outliers=outliers,
-        outliers_count=outliers_count,
-        duplicates=alike,
-        duplicates_count=alike_count,
-        duplicates_images=alike_images,
-        has_duplicates=duplicates is not None,
-        name=shlex.quote(inert(name)),
-        style=_own("report.css"),
-        script=_own("report.js"),
-        script_sha256=base64.b64encode(hashlib.sha256(_own("report.js").encode()).digest()).decode("ascii"),
-        data=Markup(
+    return [(id, text, count) for id, text, count, present in tabs if present]
+
+
+def _page(data: RunData, name: str) -> dict[str, Any]:
+    """Style, script and the data of the script, which stand in the page as they are."""
+    script = _own("report.js")
+    return {
+        "style": _own("report.css"),
+        "script": script,
+        "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "data": Markup(
             script_data(
-                cut=str(run.get("cut") or ""),
-                recut=f"deepcluster recut {shlex.quote(inert(name))} -k ",
-                clusters=clusters,
-                summary=summary,
-                places=places,
-                tree=tree,
-                sheet=sheet,
+                cut=str(data.run.get("cut") or ""),
+                recut=f"deepcluster recut {name} -k ",
+                clusters=data.clusters,
+                summary=data.summary,
+                positions=data.positions,
+                tree=data.tree,
+                sheet=data.sheet,
             )
         ),
-    )
+    }
 
 
 @cache
 def _own(name: str) -> Markup:
     """The text of a file in ``templates/``, as it is."""
     loader = PackageLoader("deepcluster.report")
-    return Markup(loader.get_source(environment(), name)[0])
+    return Markup(loader.get_source(templates(), name)[0])
 
 
 @cache
-def environment() -> Environment:
+def templates() -> Environment:
     def finalize(value: Any) -> Any:
         """What every ``{{ ... }}`` goes through before it is escaped; markup of the template's own stays as it is."""
         return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
@@ -250,4 +309,6 @@ def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         return percent(value) if key in SHARES else figure(value)
 
     names = list(history[0]) if history else []
-    return [COLUMNS.get(name, name) for name in names], [[cell(name, row[name]) for name in names] for row in history]
+    return [HISTORY_COLUMNS.get(name, name) for name in names], [
+        [cell(name, row[name]) for name in names] for row in history
+    ]

@@ -1,4 +1,4 @@
-"""Images that deserve a second look: outliers, and groups of near-duplicates."""
+"""Images that deserve a second look: skipped files, outliers, and groups of near-duplicates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from deepcluster.report.sprite import tile
 from deepcluster.report.text import Row, figure, number
 
-MOST_OUTLIERS = 100
-MOST_GROUPS, MOST_EACH = 60, 12
+MAX_SKIPPED = 200
+MAX_OUTLIERS = 100
+MAX_GROUPS, MAX_IN_GROUP = 60, 12
 
 
 @dataclass(frozen=True)
-class Image:
+class Suspect:
     """``tile`` is its place on the sheet of tiny pictures, -1 where it has none; ``about`` says why it is listed."""
 
     path: str
@@ -20,29 +21,58 @@ class Image:
     about: str
 
 
-def outliers(clusters: Sequence[Row]) -> tuple[list[Image], int]:
-    """The outliers that lie farthest from their clusters' centroids, and how many there are."""
-    found = [(row, i) for i, row in enumerate(clusters) if row["is_outlier"] == "1"]
-    found.sort(key=lambda pair: -(number(pair[0]["distance"]) or 0.0))
-    return [
-        Image(row["path"], tile(i, len(clusters)), row["cluster"], f"distance {figure(number(row['distance']))}")
-        for row, i in found[:MOST_OUTLIERS]
-    ], len(found)
+@dataclass(frozen=True)
+class Problems:
+    """The rows that the page shows, and how many there are in all.
+
+    ``duplicates`` has the images shown of each group and its size; it is None where nobody looked for any.
+    """
+
+    skipped: Sequence[Row]
+    skipped_count: int
+    outliers: list[Suspect]
+    outliers_count: int
+    duplicates: list[tuple[list[Suspect], int]] | None
+    groups_count: int
+    duplicates_count: int
+
+    @property
+    def count(self) -> int:
+        return self.skipped_count + self.outliers_count + self.groups_count
 
 
-def duplicates(rows: Sequence[Row], clusters: Sequence[Row]) -> tuple[list[tuple[list[Image], int]], int, int]:
-    """Groups of near-duplicates with the number of images of each, how many groups there are, and images in them."""
-    place = {row["path"]: i for i, row in enumerate(clusters)}
-    groups: dict[str, list[Image]] = {}
-    for row in rows:
-        i = place.get(row["path"])
+def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequence[Row] | None) -> Problems:
+    """From the rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv."""
+    outliers = [(row, i) for i, row in enumerate(clusters) if row["is_outlier"] == "1"]
+    outliers.sort(key=lambda pair: -(number(pair[0]["distance"]) or 0.0))
+    groups = _groups(duplicates or [], clusters)
+    return Problems(
+        skipped=skipped[:MAX_SKIPPED],
+        skipped_count=len(skipped),
+        outliers=[
+            Suspect(row["path"], tile(i, len(clusters)), row["cluster"], f"distance {figure(number(row['distance']))}")
+            for row, i in outliers[:MAX_OUTLIERS]
+        ],
+        outliers_count=len(outliers),
+        duplicates=None
+        if duplicates is None
+        else [(images[:MAX_IN_GROUP], len(images)) for images in groups[:MAX_GROUPS]],
+        groups_count=len(groups),
+        duplicates_count=len(duplicates or []),
+    )
+
+
+def _groups(duplicates: Sequence[Row], clusters: Sequence[Row]) -> list[list[Suspect]]:
+    indices = {row["path"]: i for i, row in enumerate(clusters)}
+    groups: dict[str, list[Suspect]] = {}
+    for row in duplicates:
+        i = indices.get(row["path"])
         groups.setdefault(row["group"], []).append(
-            Image(
+            Suspect(
                 path=row["path"],
                 tile=-1 if i is None else tile(i, len(clusters)),
                 cluster="" if i is None else clusters[i]["cluster"],
                 about=f"distance {row['distance']}",
             )
         )
-    shown = [(images[:MOST_EACH], len(images)) for images in list(groups.values())[:MOST_GROUPS]]
-    return shown, len(groups), len(rows)
+    return list(groups.values())

@@ -23,11 +23,11 @@ def script_data(
     recut: str,
     clusters: Sequence[Row],
     summary: Sequence[Row],
-    places: npt.NDArray[np.float32] | None,
+    positions: npt.NDArray[np.float32] | None,
     tree: tuple[Tree, Sequence[Level]] | None,
     sheet: bytes = b"",
 ) -> str:
-    """The JSON. ``clusters`` are the usable rows, in the order of the ``places``."""
+    """The JSON. ``clusters`` are the usable rows, in the order of the ``positions``."""
     across = columns(len(on_sheet(len(clusters))))
     value = {
         "cut": cut,
@@ -35,7 +35,7 @@ def script_data(
         "columns": across,
         "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
         "clusters": [_cluster(row) for row in summary],
-        "points": _points(clusters, summary, places) if places is not None and len(clusters) else None,
+        "points": _points(clusters, summary, positions) if positions is not None and len(clusters) else None,
         "tree": _tree(*tree, len(clusters)) if tree else None,
     }
     return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
@@ -64,7 +64,7 @@ def on_map(clusters: Sequence[Row]) -> tuple[list[int], int]:
     return rows[::every], every
 
 
-def _points(clusters: Sequence[Row], summary: Sequence[Row], places: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _points(clusters: Sequence[Row], summary: Sequence[Row], positions: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Columns of the images on the map: ``every`` so many pictures of the sheet, and ``step`` rows, there is one."""
     chosen, every = on_map(clusters)
     rows = [clusters[i] for i in chosen]
@@ -72,10 +72,10 @@ def _points(clusters: Sequence[Row], summary: Sequence[Row], places: npt.NDArray
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
     numbers = {row["cluster"]: i for i, row in enumerate(summary)}
-    corner, width = places.min(0), max(1e-9, float(np.ptp(places, axis=0).max()))
+    corner, width = positions.min(0), max(1e-9, float(np.ptp(positions, axis=0).max()))
     distances = np.array([number(row["distance"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))
-    x, y = ((places[chosen] - corner) / width).T
+    x, y = ((positions[chosen] - corner) / width).T
     return {
         "every": every,
         "step": chosen[1] if len(chosen) > 1 else 1,

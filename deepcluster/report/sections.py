@@ -47,7 +47,7 @@ class Section:
     tiles: tuple[Tile, ...]
 
 
-def check(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
+def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
     """The numbers are numbers, and both files tell of the same clusters."""
     for row in summary:
         if not (row["cluster"].isdecimal() and row["size"].isdecimal()):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepcluster.report.thumbnails import webp
 
-MOST = 20_000  # images on a sheet, evenly chosen where there are more
+MAX_PICTURES = 20_000  # images on a sheet, evenly chosen where there are more
 PIXELS = 5_000_000  # of a sheet
 SIDES = (16, 48)  # of a picture, at least and at most
 BYTES = 750_000
@@ -17,13 +17,13 @@ BYTES = 750_000
 
 def on_sheet(images: int) -> list[int]:
     """The rows of the images that have a picture on the sheet, row by row of it."""
-    step = max(1, math.ceil(images / MOST))
+    step = max(1, math.ceil(images / MAX_PICTURES))
     return list(range(0, images, step))
 
 
 def tile(row: int, images: int) -> int:
     """The place of an image's picture on the sheet; -1 where it has none."""
-    step = max(1, math.ceil(images / MOST))
+    step = max(1, math.ceil(images / MAX_PICTURES))
     return row // step if row % step == 0 else -1
 
 
@@ -32,7 +32,7 @@ def columns(pictures: int) -> int:
     return max(1, math.ceil(math.sqrt(pictures)))
 
 
-def pictures(images: Tensor, begin: int, total: int) -> Tensor:
+def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
     """Those of a sheet of ``total`` images that are among some of them (uint8, n x 3 x S x S, from row ``begin`` on):
     uint8, side x side x 3 each."""
     side = min(images.shape[2], SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
@@ -44,7 +44,7 @@ def pictures(images: Tensor, begin: int, total: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(each) for each in found])) if found else torch.empty(0)
 
 
-def sheet(pictures: Tensor) -> bytes:
+def sprite_sheet(pictures: Tensor) -> bytes:
     """WebP of all the pictures, made of pixels and nothing else."""
     across, side = columns(len(pictures)), pictures.shape[1]
     table = np.zeros((math.ceil(len(pictures) / across) * side, across * side, 3), np.uint8)

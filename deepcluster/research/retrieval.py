@@ -17,8 +17,8 @@ from deepcluster.errors import DataError
 from deepcluster.evaluation.common import NamedFigure, Once, anew
 from deepcluster.evaluation.feature_maps import layers_of, maps_at
 from deepcluster.evaluation.linear import as_numbers
+from deepcluster.images import Source, find
 from deepcluster.images.decode import explain
-from deepcluster.images.source import Source, find
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Options, option

@@ -21,9 +21,9 @@ from torch.optim import SGD
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, anew, check_finite
+from deepcluster.images import Source, find
 from deepcluster.images.augment import sampling_grid
 from deepcluster.images.decode import explain
-from deepcluster.images.source import Source, find
 from deepcluster.images.store import gather, read_once
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import reset_linear

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deepcluster.images.source import Source
+from deepcluster.images import Source
 
 
 def whole(source: Source, side: int) -> tuple[Source, npt.NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deepcluster.algorithm import OnState, Progress, alternate, ignore_progress, ignore_state
 from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction, power_iteration
 from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import each_once, official, uniform_over_clusters
+from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.learning.instances import WithInstances
 from deepcluster.learning.losses import CrossEntropy
@@ -23,7 +23,7 @@ from deepcluster.records import Round, State
 from deepcluster.runtime.devices import choose_precision
 from deepcluster.runtime.processes import ALONE, Processes
 
-SAMPLERS = {"uniform": uniform_over_clusters, "official": official, "none": each_once}
+SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
 
 

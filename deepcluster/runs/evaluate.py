@@ -18,8 +18,8 @@ from deepcluster.evaluation import clustering, knn, linear
 from deepcluster.evaluation import few_labels as few
 from deepcluster.evaluation.common import Figure, Figures, Labelled, NamedFigure, Once, ProbeTask, held_out
 from deepcluster.evaluation.feature_maps import chosen_layers
+from deepcluster.images import Source, find
 from deepcluster.images.labels import true_labels
-from deepcluster.images.source import Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options

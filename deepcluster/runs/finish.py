@@ -20,7 +20,7 @@ from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
-from deepcluster.report.sprite import pictures, sheet
+from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.groups import choose_number, groups_of
 from deepcluster.runs.job import ImagesRead, Job
@@ -71,7 +71,7 @@ def final_outcome(
     if not job.processes.broadcast_json(lambda: judged is None or judged.kept):
         network.body.load_state_dict(trained.given)
         result = _conclude(job, network, images)
-    thumbnails = store.partition.gather(pictures(store.images, store.partition.local.start, store.partition.total))
+    thumbnails = store.partition.gather(tiny_pictures(store.images, store.partition.local.start, store.partition.total))
     return Outcome(result, n_clusters, graph, thumbnails), record
 
 
@@ -163,7 +163,7 @@ def write_outcome(
     paths = tuple(job.source.paths[i] for i in store.kept)
     rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
     record = write_groups(folder, model, model.place(result.reduced), rows, record, baseline)
-    folder.write_bytes(report_files.SHEET, sheet(outcome.thumbnails))
+    folder.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
     if job.request.report:
         write_map(folder, result.reduced, seed)
         write_report(folder, job.source)

@@ -15,10 +15,10 @@ import torch
 
 import deepcluster
 from deepcluster.errors import DeepClusterError, Stopped, UsageError
+from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
-from deepcluster.images.source import Images, Source, find
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.learning.precision import network_precision
 from deepcluster.nets.backbone import Network

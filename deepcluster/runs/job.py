@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from deepcluster.images import Source
 from deepcluster.images.preview import Preview
-from deepcluster.images.source import Source
 from deepcluster.images.store import Store
 from deepcluster.presets import Facts, Plan, resolve
 from deepcluster.recipe import Recipe

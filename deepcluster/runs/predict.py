@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from deepcluster.images.source import Images, Source, find, find_in_parts
+from deepcluster.images import Images, Source, find, find_in_parts
 from deepcluster.images.store import check_alike, nothing_readable, read_once
 from deepcluster.images.webdataset import files_of, is_pattern
 from deepcluster.model import Model

@@ -9,7 +9,7 @@ import torch
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement, outlier_distances, place
-from deepcluster.images.source import Source
+from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.records import Clustering
 from deepcluster.runs.groups import check_groups, choose_number, groups_of

@@ -1,23 +1,21 @@
 """The report page of a run."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterError
-from deepcluster.images.decode import Undecodable, quietly
-from deepcluster.images.source import Source, find
-from deepcluster.report.charts import charts
-from deepcluster.report.drawing import curves_png, sizes_png
-from deepcluster.report.page import render
+from deepcluster.images import Source, find
+from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.images.named import cache_folder
+from deepcluster.report.page import RunData, render
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.report.sizes import histograms
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.results import read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
 
 
@@ -47,32 +45,29 @@ def _draw(folder: RunFolder) -> None:
 
 
 def write_report(folder: RunFolder, source: Source | None) -> None:
-    """report.html, and its charts as pictures: curves.png (of a run with rounds) and sizes.png."""
+    """Write report.html, without the charts that version 0.1 put beside it: they would be of the report before."""
     record = folder.read_record()
     clusters = folder.read_clusters()
     used = [row for row in clusters if row["status"] == "ok"]
-    history = folder.read_rows("history.csv", files.HISTORY)
-    page = render(
+    data = RunData(
         title=record.images,
         run=record.to_json(),
         clusters=clusters,
         summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
-        history=history,
+        history=folder.read_rows("history.csv", files.HISTORY),
         metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
-        places=drawn.read_map(folder, len(used)),
+        positions=drawn.read_map(folder, len(used)),
         tree=drawn.read_tree(folder, len(used)),
         sheet=drawn.read_sheet(folder),
         filters=drawn.read_filters(folder),
         name=folder.path.resolve().name,
     )
-    folder.write_text("report.html", page)
-    if rounds := charts(history):
-        folder.write_bytes("curves.png", curves_png(rounds))
-    if sizes := histograms(used):
-        folder.write_bytes("sizes.png", sizes_png(sizes))
+    folder.write_text("report.html", render(data))
+    for name in OLD_CHARTS:
+        folder.remove(name)
 
 
 def found_again(folder: RunFolder) -> Source | None:
@@ -88,8 +83,7 @@ def found_again(folder: RunFolder) -> Source | None:
 def _is_at_hand(location: str) -> bool:
     """Not passed from Python; nor a data set that would be downloaded: nobody asked for that."""
     scheme, _, name = location.partition(":")
-    cache = Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser()
-    cached = name.isidentifier() and (cache / name).is_dir()
+    cached = name.isidentifier() and cache_folder(name).is_dir()
     return cached if scheme == "torchvision" else scheme not in ("python", "hf")
 
 
@@ -101,7 +95,7 @@ def pictures(source: Source | None, size: int) -> Picture:
         if source is None or path not in index:
             return None
         try:
-            with quietly(source.max_pixels):
+            with pillow_limits():
                 return source.read(index[path], size)
         except (Undecodable, DataError, OSError):
             return None

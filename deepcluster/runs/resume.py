@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
-from deepcluster.images.source import Source
 from deepcluster.images.store import Store
 from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.storage.run_record import RunRecord

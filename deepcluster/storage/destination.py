@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepcluster.errors import DiskError, UsageError
+from deepcluster.images import Source
 from deepcluster.images.decode import explain, one_line
-from deepcluster.images.source import Source
 from deepcluster.runtime import signals as stopping
 from deepcluster.storage.atomic import scratch_name, write_whole
 

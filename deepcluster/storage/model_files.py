@@ -25,8 +25,9 @@ from deepcluster.errors import (
 from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
-from deepcluster.nets.backbone import Network, build, shapes_only
+from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.weights import first_line
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state

@@ -1,0 +1,234 @@
+"""Images in files: folders, lists of paths, tar shards."""
+
+import codecs
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from deepcluster.errors import DataError
+from deepcluster.images import webdataset
+from deepcluster.images.decode import decode, explain, is_empty, not_a_file, one_line, short_side
+from deepcluster.images.run_folders import is_run
+from deepcluster.images.source import WHAT_TO_TYPE, Source
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # what tables call a column of paths
+
+
+def from_folder(folder: Path) -> Source:
+    """Every file below the folder, or every image in its shards where it holds shards.
+
+    Names that start with a dot are ignored, links and devices skipped, run folders left out.
+    """
+    paths: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
+    if is_run(folder):
+        raise DataError(f"{one_line(str(folder))} is a run folder, and its pictures are no images: name their folder")
+    for path, reason in _walk(folder):
+        if reason is None:
+            paths.append(path)
+        else:
+            skipped.append((path, reason))
+    if not paths:
+        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
+        raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
+    paths.sort(key=os.fsencode)
+    if shards := webdataset.shards_among(paths):
+        skipped += [(path, "beside the shards, not read") for path in paths if not webdataset.is_shard(path)]
+        return from_tars({path: folder / path for path in shards}, folder.name or "images", str(folder), skipped)
+    skipped.sort(key=lambda pair: os.fsencode(pair[0]))
+    labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
+    return Source(
+        name=folder.name or "images",
+        location=str(folder),
+        paths=tuple(paths),
+        read=lambda i, size=None: decode(folder / paths[i], size=size),
+        labels=labels if any(labels) else None,
+        skipped=tuple(skipped),
+        short_side=lambda i: short_side(folder / paths[i]),
+        file=lambda i: folder / paths[i],
+    )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """(path relative to the folder, None or the reason why it is not to be opened)."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(folder / below) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except OSError as error:
+            yield below.rstrip("/"), explain(error)
+            continue
+        for entry in entries:
+            path = below + entry.name
+            try:
+                if entry.is_symlink():
+                    yield path, "a symbolic link, not followed"
+                elif entry.is_dir(follow_symlinks=False):
+                    if not is_run(folder / path):
+                        waiting.append(path + "/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield path, None
+                else:
+                    yield path, not_a_file(entry.stat(follow_symlinks=False).st_mode)
+            except OSError as error:  # gone by now, or of a folder that may be listed but not entered
+                yield path, explain(error)
+
+
+def from_list(file: Path) -> Source:
+    """The images that a text file names; relative paths lie beside it, or else in the current folder."""
+    return from_files(list(_distinct(_listed(file), file.parent)), file.stem, str(file))
+
+
+def paths_of_stdin(stdin: TextIO | None) -> Iterator[tuple[str, Path]]:
+    """(path as it was sent, its file), each file once, as they come."""
+    return _distinct(_sent(stdin), None)
+
+
+def _distinct(given: Iterable[str], folder: Path | None) -> Iterator[tuple[str, Path]]:
+    known: set[Path] = set()
+    for line in given:
+        path = _unquoted(line, folder)
+        file = located(path, folder)
+        if file not in known:
+            known.add(file)
+            yield path, file
+
+
+def _unquoted(path: str, folder: Path | None) -> str:
+    """What stands between two quotes, as file managers copy paths, unless there is a file whose name has them."""
+    quoted = re.fullmatch(r"""(["'])([^"']+)\1""", path)
+    return path if quoted is None or _is_there(path, folder) else quoted[2]
+
+
+def located(path: str, folder: Path | None = None) -> Path:
+    """The absolute path: in ``folder`` where there is such a file, or none in the current folder."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise DataError(f"not a possible file name: {path!a}") from error
+    # os.path.exists, because Path.exists raises for names that are too long.
+    beside = folder is not None and (os.path.exists(folder / path) or not os.path.exists(path))  # noqa: PTH110
+    return absolute(folder / path if folder is not None and beside else path)
+
+
+def absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow a link that was named on purpose)
+
+
+def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> Source:
+    """The images of (path to show, absolute path), in this order."""
+    if not files:
+        where = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
+        raise DataError(f"no paths in {where}: one path of an image a line is expected")
+    return Source(
+        name=name,
+        location=location,
+        paths=tuple(path.replace(os.sep, "/") for path, _ in files),
+        read=lambda i, size=None: decode(files[i][1], size=size),
+        labels=tuple(file.parent.name for _, file in files),
+        skipped=(),
+        short_side=lambda i: short_side(files[i][1]),
+        file=lambda i: files[i][1],
+    )
+
+
+def _lines(content: bytes) -> list[str]:
+    """Paths one a line (blank lines and # comments left out), or separated by NUL as ``find -print0`` writes them."""
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if content.startswith(UTF_16):  # as PowerShell writes what is redirected
+        try:
+            content = content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise DataError(f"a list of paths begins as UTF-16, and is none ({error}): write it in UTF-8") from error
+    if b"\0" in content:
+        return [os.fsdecode(path) for path in content.split(b"\0") if path.strip()]
+    lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
+    return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
+
+
+def _sent(stdin: TextIO | None) -> Iterator[str]:
+    if stdin is None:
+        raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
+    # The bytes below the text, where there are some: a strict text stream fails on names that are not UTF-8.
+    raw = getattr(stdin, "buffer", None)
+    blocks = iter(partial(raw.read1, 1 << 16), b"") if raw else iter([stdin.read().encode(errors="surrogateescape")])
+    waiting, separator = b"", b""
+    try:
+        for block in blocks:
+            waiting += block
+            if waiting.startswith(UTF_16):  # its separators are no single bytes
+                continue
+            separator = separator or next((sign for sign in (b"\0", b"\n") if sign in waiting), b"")
+            if separator:
+                whole, _, waiting = waiting.rpartition(separator)
+                yield from _lines(whole)
+    except OSError as error:
+        raise DataError(f"cannot read standard input: {explain(error)}") from error
+    yield from _lines(waiting)
+
+
+def _listed(file: Path) -> list[str]:
+    """The paths in a list. DataError where it is a table."""
+    try:
+        lines = [] if is_empty(file) else _lines(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {one_line(str(file))}: {explain(error)}") from error
+    cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
+    named = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
+    if len(cells) > 1 and (named or file.suffix.lower() in (".csv", ".tsv")) and not _is_there(lines[0], file.parent):
+        raise DataError(
+            f"{one_line(str(file))} is a table, and IMAGES may be a list of paths, one a line: write its column"
+            f"{' ' + named if named else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
+        )
+    return lines
+
+
+def _is_there(path: str, folder: Path | None) -> bool:
+    return os.path.lexists(located(path, folder))
+
+
+def is_text(file: Path) -> bool:
+    """Not empty, and UTF-8 or, by its first bytes, UTF-16: looks at the first 64 KiB, up to the last line break."""
+    try:
+        if is_empty(file):
+            return False
+        with file.open("rb") as stream:
+            start = stream.read(1 << 16)
+        if start.startswith(UTF_16):
+            codecs.getincrementaldecoder("utf-16")().decode(start, final=len(start) < 1 << 16)
+            return True
+        (start[: start.rfind(b"\n") + 1] or start).decode()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(start)
+
+
+def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, str]] = ()) -> Source:
+    """The images in tar archives, by the names that stand in front of those of their members."""
+    shards = webdataset.index(files.items())
+    skipped = sorted([*skipped, *shards.skipped], key=lambda pair: os.fsencode(pair[0]))
+    if not shards.paths:
+        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
+        raise DataError(
+            f"no image in {one_line(location)}: {len(files)} shards read{aside}. A shard is a plain tar archive, and"
+            " the names of its images end in .jpg, .png or another suffix of images"
+        )
+    return Source(
+        name=name,
+        location=location,
+        paths=shards.paths,
+        read=lambda i, size=None: decode(shards.open(i), size=size),
+        labels=shards.labels,
+        skipped=tuple(skipped),
+        short_side=lambda i: short_side(shards.open(i)),
+    )

@@ -1,0 +1,120 @@
+"""What IMAGES may be: a folder, a list of paths, shards, an array, a data set, or the name of one."""
+
+import re
+import stat
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.images import arrays, files, named, webdataset
+from deepcluster.images.datasets import reader
+from deepcluster.images.decode import SUFFIXES, explain, not_a_file, one_line
+from deepcluster.images.source import WHAT_TO_TYPE, Source, numbered
+
+
+class Dataset(Protocol):
+    """Images one by one, as in ``datasets.reader``: torch's Dataset, Hugging Face's, a list of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+# What :func:`find` takes.
+Images = str | Path | npt.NDArray[Any] | Tensor | Sequence[str | Path] | Dataset
+
+
+def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
+    """What :func:`find` finds, ``count`` images at a time. Of ``-`` no more is read than the next part needs."""
+    if not (isinstance(images, str) and images == "-"):
+        yield from find(images).parts(count)
+        return
+    paths = files.paths_of_stdin(stdin or sys.stdin)
+    part = list(islice(paths, count))
+    yield files.from_files(part, "stdin", "-")
+    while part := list(islice(paths, count)):
+        yield files.from_files(part, "stdin", "-")
+
+
+def find(images: Images, *, stdin: TextIO | None = None) -> Source:
+    """Find images without decoding them.
+
+    Args:
+        images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line.
+        stdin: Read for ``-``; default: ``sys.stdin``.
+
+    Raises:
+        DataError: Nothing is there, or nothing that can hold images.
+    """
+    if isinstance(images, Tensor):
+        images = images.detach().cpu().numpy()
+    if isinstance(images, np.ndarray) and images.dtype.kind != "U":
+        return arrays.from_array(images, "array", "python:array")
+    if isinstance(images, str | Path):
+        return _from_text(str(images), stdin)
+    if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
+        return files.from_files([(path, files.located(path)) for path in map(str, images)], "images", "python:paths")
+    if _is_dataset(images):
+        if not len(images):
+            raise DataError(f"no images in the {type(images).__name__} that was passed")
+        return Source("dataset", "python:dataset", numbered(len(images)), reader(images), None, ())
+    raise DataError(
+        f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths, an array or tensor, or a "
+        "Dataset that has a length"
+    )
+
+
+def _is_dataset(images: Any) -> TypeGuard[Dataset]:
+    """Whether it gives images by number. Of a list, the first item tells."""
+    if isinstance(images, list | tuple):
+        return bool(images) and isinstance(images[0], Image.Image | np.ndarray | Tensor)
+    indexed = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    return indexed and not isinstance(images, str | bytes | bytearray | Mapping)
+
+
+def _from_text(text: str, stdin: TextIO | None) -> Source:
+    if not text:
+        raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
+    scheme, _, name = text.partition(":")
+    if text == "-":
+        return files.from_files(list(files.paths_of_stdin(stdin or sys.stdin)), "stdin", "-")
+    if scheme == "sklearn":
+        return named.from_sklearn(name)
+    if scheme == "torchvision":
+        return named.from_torchvision(name)
+    if scheme == "hf":
+        return named.from_hugging_face(name)
+    return _from_path(text)
+
+
+def _from_path(text: str) -> Source:
+    path = files.absolute(text)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        unknown = re.match(r"[A-Za-z][\w+.-]+:", text)
+        if not unknown and webdataset.is_pattern(text):
+            name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
+            return files.from_tars(webdataset.files_of(path), name or "shards", str(path))
+        problem = "unknown kind of images" if unknown else explain(error)
+        raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
+    if stat.S_ISDIR(mode):
+        return files.from_folder(path)
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{one_line(text)} is {not_a_file(mode)}. {WHAT_TO_TYPE}")
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz"):
+        return arrays.from_numpy_file(path)
+    if webdataset.is_shard(path.name):
+        return files.from_tars({path.name: path}, path.stem, str(path))
+    if suffix == ".txt" or (suffix not in SUFFIXES and files.is_text(path)):
+        return files.from_list(path)
+    return files.from_files([(path.name, path)], path.stem, str(path))

@@ -1,0 +1,120 @@
+"""Data sets that a library knows by name: scikit-learn's digits, those of torchvision and of the Hugging Face Hub."""
+
+import difflib
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepcluster.errors import DataError, missing_extra
+from deepcluster.images.arrays import from_array
+from deepcluster.images.datasets import reader
+from deepcluster.images.decode import Undecodable, as_rgb, one_line
+from deepcluster.images.source import Source, numbered
+
+
+def from_sklearn(name: str) -> Source:
+    if name != "digits":
+        raise DataError(f"unknown data set sklearn:{one_line(name)}: only sklearn:digits is available")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return from_array(grey, "digits", "sklearn:digits", digits.target)
+
+
+def from_torchvision(name: str) -> Source:
+    """The training part of a data set of torchvision, downloaded once into the cache folder."""
+    from torchvision import datasets
+
+    names = {known.lower(): known for known in datasets.__all__ if _is_torchvision(getattr(datasets, known))}
+    known = names.get(name.lower())
+    if known is None:
+        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        hint = " or ".join(f"torchvision:{names[one]}" for one in near) or "torchvision:CIFAR10, for example"
+        raise DataError(f"unknown data set torchvision:{one_line(name)}: did you mean {hint}?")
+    cache = cache_folder(known)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        kind = getattr(datasets, known)
+        dataset = kind(**_training_part(kind, cache))
+    except Exception as error:  # each class raises its own kinds
+        raise DataError(
+            f"torchvision:{known} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "
+            "type the same again, or download it on another machine and copy that folder here"
+        ) from error
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        image = dataset[i][0]
+        if not isinstance(image, Image.Image):
+            raise Undecodable(f"not an image but a {type(image).__name__}")
+        return as_rgb(image)
+
+    return Source(known, f"torchvision:{known}", numbered(len(dataset)), read, _targets(dataset), ())
+
+
+def cache_folder(name: str) -> Path:
+    """Where a data set of torchvision is downloaded to, once."""
+    return Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / name
+
+
+def from_hugging_face(name: str) -> Source:
+    """The training part (or the first one) of a data set of the Hugging Face Hub, which its package downloads."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("hf", error) from None
+    try:
+        parts = datasets.load_dataset(name)
+        dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]
+    except Exception as error:  # its many parts raise their own kinds
+        raise DataError(
+            f"hf:{one_line(name)} cannot be loaded: {one_line(str(error))}. Check the name (USER/NAME) and the"
+            " connection"
+        ) from error
+    labels = _hugging_face_labels(dataset)
+    return Source(name.rpartition("/")[2], f"hf:{name}", numbered(len(dataset)), reader(dataset), labels, ())
+
+
+def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
+    """The names of the classes of each image, where there is one column of them."""
+    columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"]
+    if len(columns) != 1:
+        return None
+    names = dataset.features[columns[0]].names
+    return tuple(names[label] if label is not None and label >= 0 else "" for label in dataset[columns[0]])
+
+
+def _is_torchvision(kind: object) -> bool:
+    return inspect.isclass(kind) and kind.__name__ not in ("VisionDataset", "DatasetFolder", "ImageFolder")
+
+
+def _training_part(kind: type, root: Path) -> dict[str, object]:
+    """The arguments that download the training images; torchvision's classes name them alike, but not all have all."""
+    if kind.__name__ == "EMNIST":  # it hides its arguments behind **kwargs, and its split is something else
+        return {"root": str(root), "split": "balanced", "train": True, "download": True}
+    accepted = inspect.signature(kind).parameters
+    chosen: dict[str, object] = {"root": str(root), "download": True, "train": True}
+    if "split" in accepted and not str(accepted["split"].default).startswith("train"):
+        chosen["split"] = "train"
+    return {name: value for name, value in chosen.items() if name in accepted}
+
+
+def _targets(dataset: Any) -> tuple[str, ...] | None:
+    """The class of each image, by name where the data set has names; None where it has no single class an image."""
+    for attribute in ("targets", "labels", "_labels"):
+        values = getattr(dataset, attribute, None)
+        if values is None or len(values) != len(dataset) or np.ndim(values) != 1:
+            continue
+        targets, names = np.asarray(values), getattr(dataset, "classes", None)
+        if names and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(names):
+            return tuple(_text(names[target]) for target in targets.tolist())
+        return tuple(map(str, targets.tolist()))
+    return None
+
+
+def _text(name: object) -> str:
+    return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
