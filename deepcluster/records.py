@@ -67,8 +67,13 @@ class Round:
 
 @dataclass(frozen=True)
 class Trained:
-    """How far the training of a round is: steps done, and the sums of the losses of the epoch under way (float32) and
-    of the epochs before it (float64)."""
+    """How far the training of a round is.
+
+    Attributes:
+        steps: Optimizer steps done.
+        epoch_loss: Sum of the losses of the epoch under way (float32).
+        loss: Sum of the losses of the epochs before it (float64).
+    """
 
     steps: int
     epoch_loss: Tensor
@@ -77,11 +82,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Work:
-    """What a round has found before it trains (steps 2 to 4), and how far it has trained since.
+    """What a round has before it trains (steps 2 to 4), and how far it has trained since.
 
-    ``clusterings`` are those of ``reduced``; ``agreement``, ``moved`` and ``cluster_weight`` compare the first
-    clustering of the round before with what became of it; ``seconds``: for the features, and for reduction and
-    clustering.
+    Attributes:
+        reduced: The reduced features (N x d) that were clustered into ``clusterings``.
+        agreement, moved: NMI and share of images that moved, from the first clustering of the previous round to what
+            it has become in this one (NaN in the first).
+        cluster_weight: The weight of the pseudo-labels in the loss.
+        seconds: For the features, and for reduction and clustering.
+        trained: None before the first optimizer step.
     """
 
     reduced: Tensor
@@ -95,13 +104,17 @@ class Work:
 
 @dataclass(frozen=True)
 class State:
-    """Where an alternation is: with the network, the images and the options, all that the next step depends on.
+    """Where an alternation is: with the network, the images and the options, all that what follows depends on.
 
-    ``round`` is the number of the one under way, ``previous`` the pseudo-labels of the one before it (int64, N
-    x the number of clusterings), ``settled`` for how many rounds they have not changed. ``memory`` are the features
-    that training saw (N x D), ``momentum`` the body optimizer's, a tensor for each parameter. ``work`` is None before
-    the round has clustered; from then on the head of the network belongs to the state too. The tensors are those that
-    the alternation goes on to change: a state is to be written or copied before the next step.
+    The tensors are those that the alternation goes on to change: write or copy a state before the next optimizer step.
+
+    Attributes:
+        round: Index of the round under way.
+        previous: Pseudo-labels of the previous round (int64, N x the number of clusterings).
+        settled: For how many rounds they have not changed.
+        memory: The features that training saw (N x D).
+        momentum: The body optimizer's, a tensor for each parameter.
+        work: None before the round has clustered. From then on the head of the network belongs to the state too.
     """
 
     round: int = 0
