@@ -15,7 +15,7 @@ from deepcluster.recipe import Recipe, read_options, read_toml
 
 IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
-AUTO_PASSES = 90  # over the images, over all rounds
+AUTO_PASSES = 60  # over the images, over all rounds
 CLASSIC_PASSES = 30
 
 Given = Mapping[str, Any]  # options that the user or a recipe file set
@@ -338,6 +338,8 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
     """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
     return _untrained(size, facts, AUTO_PASSES) | _because(
         _FROM_NOTHING,
+        # Features of random views are noisy: on digits 8 % of the images still change their fine cluster after 30 rounds.
+        tolerance=0.12,
         instance_temperature=0.2,
         views=2,
         heads=3,
