@@ -22,7 +22,16 @@ from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading
 from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
-from tests.tiny import SIZE, change_config, change_tensors, safetensors_bytes, tiny_model, tiny_run, write_weights
+from tests.tiny import (
+    SIZE,
+    change_config,
+    change_tensors,
+    flipped,
+    safetensors_bytes,
+    tiny_model,
+    tiny_run,
+    write_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +99,6 @@ def test_one_digest_alone_is_not_an_older_model(folder, key):
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
-
-
-def flipped(content: bytes, position: int, bit: int) -> bytes:
-    return content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]
 
 
 def unnoticed(folder: Path, file: str, changed: list[bytes]) -> int:

@@ -32,3 +32,13 @@ def record(run: Path) -> dict[str, Any]:
 
 def change_record(run: Path, **values: object) -> None:
     (run / "run.json").write_text(json.dumps(record(run) | values))
+
+
+def contents(folder: Path) -> dict[str, bytes | Path]:
+    """What is in each file below a folder, and where each link leads."""
+    return {
+        path.relative_to(folder).as_posix(): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+        if path.name != ".lock"
+    }
