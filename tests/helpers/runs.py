@@ -2,9 +2,14 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from deepcluster.images.run_folders import is_run
+from deepcluster.runs.results import read_run
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import RunFolder
 from tests.commands import SMALL
 
 # The same small run from Python, for a ``Request``.
@@ -42,3 +47,24 @@ def contents(folder: Path) -> dict[str, bytes | Path]:
         if path.is_symlink() or path.is_file()
         if path.name != ".lock"
     }
+
+
+def state_of(run: Path) -> dict[str, object] | None:
+    """A run that has ended, by all that must agree in it; None where there is none."""
+
+    def read(folder: RunFolder) -> dict[str, object]:
+        record, model, features = read_run(folder)
+        used = [row for row in folder.read_clusters() if row["status"] == "ok"]
+        clusters = [int(row["cluster"]) for row in used]
+        names = {row["cluster"]: row["name"] for row in used}
+        summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
+        assert model.place(features.reduced).cluster.tolist() == clusters, "predict and clusters.csv"
+        sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
+        assert sizes == Counter(clusters)
+        assert all(model.names[int(cluster)] == name for cluster, name in names.items())
+        assert record.clusters == len(summary) and str(record.cut) in folder.file("report.html").read_text()
+        return {"clusters": len(summary), "names": names, "cut": record.cut, "seed": record.seed}
+
+    if not is_run(run) or RunFolder(run).read_record().status != "done":
+        return None
+    return files.read_state(run, read)
