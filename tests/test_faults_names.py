@@ -187,23 +187,7 @@ FORMULAS = [
     *("=cmd|' /C calc'!A0", '=HYPERLINK("http://x.invalid","y")', "-2+3+cmd|' /C calc'!A0", "@", "--x", "=\n=", "+\r"),
     *("=1,=2", '="a"', "'=1", "''=1", "./=1", "././-x", "'./=1", "./'=1"),
 ]
-HARMLESS = [
-    "a.png",
-    "'tis.png",
-    "''",
-    "./a.png",
-    "././a",
-    "a=1",
-    " =1",
-    "",
-    ".=",
-    "..",
-    "./",
-    "'",
-    "1-1",
-    "café",
-    "/-x",
-]
+HARMLESS = ["a.png", "'tis.png", "''", "./a.png", "././a", "a=1", " =1", "", ".=", "..", "./", "'", "1-1", "é", "/-x"]
 TEXT_COLUMNS = ("path", "medoid_path", "name", "reason", "label")
 
 

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, ImageFile
 
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid
-from deepcluster.images import preview, source, store
+from deepcluster.images import find, preview, store
 from deepcluster.images import webdataset as tars
 from deepcluster.nets.backbone import build
 from deepcluster.records import State, Trained, Work
@@ -94,18 +94,18 @@ INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
     "decoding, for a run": (
         ImageFile.ImageFile,
         "load",
-        lambda at: store.read_once(source.find(pictures(at)), 16),
+        lambda at: store.read_once(find(pictures(at)), 16),
     ),
-    "resizing": (store, "square", lambda at: store.read_once(source.find(pictures(at)), 16)),
+    "resizing": (store, "square", lambda at: store.read_once(find(pictures(at)), 16)),
     "decoding, for the preview": (
         ImageFile.ImageFile,
         "load",
-        lambda at: preview.preview(source.find(pictures(at))),
+        lambda at: preview.preview(find(pictures(at))),
     ),
-    "a look at a header": (Image.Image, "getexif", lambda at: preview.preview(source.find(pictures(at)))),
-    "indexing a shard": (tarfile.TarFile, "next", lambda at: source.find(shard(at))),
-    "a member of a shard": (tars, "_take", lambda at: source.find(shard(at))),
-    "walking a folder": (os, "scandir", lambda at: source.find(pictures(at))),
+    "a look at a header": (Image.Image, "getexif", lambda at: preview.preview(find(pictures(at)))),
+    "indexing a shard": (tarfile.TarFile, "next", lambda at: find(shard(at))),
+    "a member of a shard": (tars, "_take", lambda at: find(shard(at))),
+    "walking a folder": (os, "scandir", lambda at: find(pictures(at))),
     "loading weights": (models, "read_tensors", lambda at: models.load(saved(at))),
     "checking a model": (models, "_check_values", lambda at: models.load(saved(at))),
     "building a network": (timm, "create_model", lambda at: build("timm:resnet10t", image_size=32)),
