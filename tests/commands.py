@@ -20,10 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-SMALL_FIT = [
-    "-k", "3", "--image-size", "16", "--epochs", "1", "--batch-size", "16", "--pseudo-labels", "6",
-    "--seed", "5", "--precision", "fp32", "--quiet",
-]  # fmt: skip
+SMALL = {
+    "-k": "3",
+    "--image-size": "16",
+    "--epochs": "1",
+    "--batch-size": "16",
+    "--pseudo-labels": "6",
+    "--seed": "5",
+    "--precision": "fp32",
+}
+SMALL_FIT = [*(word for option in SMALL.items() for word in option), "--quiet"]
 EARLY = (signal.SIGINT, signal.SIGTERM)  # kept back until a child listens
 
 
@@ -45,8 +51,8 @@ def trapped(what: str, where: str, count: int) -> None:
         module, _, name = place.partition(":")
         owner: Any = importlib.import_module(module)
         *classes, name = name.split(".")
-        for each in classes:
-            owner = getattr(owner, each)
+        for name_of_class in classes:
+            owner = getattr(owner, name_of_class)
         setattr(owner, name, counted(getattr(owner, name)))
 
 
@@ -107,14 +113,20 @@ class Commands:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.commands"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             cwd=Path(__file__).parent.parent,
-        )  # fmt: skip
+        )
 
     def __call__(
-        self, *arguments: object, seconds: float | None = None, trap: tuple[str, str, int] | None = None,
+        self,
+        *arguments: object,
+        seconds: float | None = None,
+        trap: tuple[str, str, int] | None = None,
         what: str = "SIGKILL",
-    ) -> tuple[int, str]:  # fmt: skip
+    ) -> tuple[int, str]:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps([list(map(str, arguments)), seconds, trap, what]) + "\n")
         self.process.stdin.flush()

@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,11 +10,8 @@ from PIL import Image
 from deepcluster.cli import run_command
 from tests.commands import Commands
 from tests.drawings import KINDS, draw
+from tests.helpers.runs import small_fit
 from tests.ranks import Ranks
-
-QUICK = [
-    "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16", "--quiet"
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +28,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A quick run on the photographs with more options of the command line, made once for each set of them."""
+    """A small run on the photographs, made once for each set of options that are not those of ``small_fit``."""
 
     @cache
     def run_with(*options: str) -> Path:
         out = tmp_path_factory.mktemp("fitted") / "run"
-        assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK, *options]) == 0
+        assert run_command(["fit", str(photos), "-o", str(out), *small_fit(*options)]) == 0
         return out
 
     return run_with
@@ -44,8 +41,8 @@ def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 @pytest.fixture(scope="session")
 def finished(fitted: Callable[..., Path]) -> Path:
-    """A quick run on the photographs."""
-    return fitted()
+    """A small run on the photographs, with labels."""
+    return fitted("--labels", "folders")
 
 
 @pytest.fixture
@@ -57,10 +54,24 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[dict[int, Ranks]]:
     """One, two and three processes, by their number; for all tests the same, for they take five seconds to start."""
-    found = {count: Ranks(count) for count in (1, 2, 3)}
-    yield found
-    for each in found.values():
-        each.end()
+    by_count = {count: Ranks(count) for count in (1, 2, 3)}
+    yield by_count
+    for processes in by_count.values():
+        processes.end()
+
+
+@pytest.fixture
+def ends(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command here, which must end with one of the codes and no traceback; returns what it says on stderr."""
+
+    def run_to_its_end(arguments: Sequence[object], *codes: int) -> str:
+        code = run_command(list(map(str, arguments)))
+        said = capsys.readouterr().err
+        assert code in codes, (arguments, code, said)
+        assert "bug" not in said and "Traceback" not in said, said
+        return said
+
+    return run_to_its_end
 
 
 @pytest.fixture(scope="session")

@@ -30,10 +30,10 @@ def drawings(count: int, size: int = 24, seed: int = 0) -> tuple[torch.Tensor, l
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), [i for i in range(len(KINDS)) for _ in range(count)]
 
 
-def save_drawings(folder: Path, count: int, size: int = 24) -> Path:
+def save_drawings(folder: Path, count: int, size: int = 24, seed: int = 0) -> Path:
     """:func:`drawings` as PNG files, in a sub-folder for each kind."""
-    images, kinds = drawings(count, size)
+    images, kinds = drawings(count, size, seed)
     for i, (image, kind) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), kinds, strict=True)):
-        (folder / str(kind)).mkdir(exist_ok=True)
+        (folder / str(kind)).mkdir(exist_ok=True, parents=True)
         Image.fromarray(image).save(folder / str(kind) / f"{i:02}.png")
     return folder

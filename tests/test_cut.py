@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from sklearn.cluster import KMeans
@@ -5,12 +7,22 @@ from torch.nn import functional as F
 
 from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import nmi
-from deepcluster.groups import cut as cuts
-from deepcluster.groups import neighbour_graph as graph
-from deepcluster.groups.cut import Cut, as_groups, cut, outlier_distances, place
+from deepcluster.groups.cut import (
+    LONG,
+    ROWS_EACH,
+    TAIL,
+    Cut,
+    as_groups,
+    cut,
+    outlier_distances,
+    outlier_length,
+    place,
+)
 from deepcluster.groups.neighbour_graph import Graph, neighbour_ties
 from deepcluster.runs import groups as run_groups
 from deepcluster.seeding import generator
+
+graph = importlib.import_module("deepcluster.groups.neighbour_graph")  # the package has a function of this name
 
 
 def groups_of(sizes: tuple[int, ...], spread: float = 0.05, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +96,7 @@ def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
 @pytest.mark.parametrize("k", range(1, 13))
 def test_as_many_groups_as_a_small_graph_can_have(k):
     x, _ = groups_of((12,) * 12)
-    assert cut(x[: cuts.ROWS_EACH * k], k).count == k
+    assert cut(x[: ROWS_EACH * k], k).count == k
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -163,7 +175,7 @@ def test_outliers_by_hand():
     # Distances 0 to 4 from a centroid of five rows; without a row it is 5/4 as far: median 2.5, 90th percentile 4.5.
     groups = Cut(torch.tensor([[0.0], [1000]]), torch.tensor([0, 1]))
     fences = outlier_distances(torch.arange(5.0).unsqueeze(1), groups)
-    assert fences[0].item() == pytest.approx(2.5 + cuts.TAIL * 2)
+    assert fences[0].item() == pytest.approx(2.5 + TAIL * 2)
     assert fences[1] == torch.inf  # nobody is in it, so nothing is known
 
 
@@ -201,5 +213,5 @@ def test_ten_alike_and_apart_from_all_others_are_outliers(seed):
 
 def test_the_length_from_which_images_are_outliers():
     lengths = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
-    assert cuts.outlier_length(lengths) == pytest.approx(2 + cuts.LONG * 0.8)
-    assert cuts.outlier_length(torch.empty(0)) == torch.inf
+    assert outlier_length(lengths) == pytest.approx(2 + LONG * 0.8)
+    assert outlier_length(torch.empty(0)) == torch.inf

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +13,13 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
-from deepcluster.runs import fit as runs
 from deepcluster.runs import results
-from deepcluster.runs.job import Request
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import SUMMARY, RunFolder
+from tests.helpers.runs import record, rows
 
-QUICK = {"backbone": "compact", "rounds": 0, "image_size": 16, "pseudo_labels": 12, "precision": "fp32"}
 TREE = Tree(groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
 LEVELS = [Level(2, 0.5, None), Level(3, -0.25, 0.75)]
-
-
-@pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("drawn") / "run"
-    runs.fit(photos, Request(out=out, n_clusters=3, options=QUICK, labels="folders"))
-    return out
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_tree_comes_back(tmp_path: Path) -> None:
@@ -72,11 +58,11 @@ def test_a_run_has_them(run: Path) -> None:
     assert len(found[1]) == len(found[0].groups) - 1
     assert drawn.read_sheet(folder)
     # The groups of the tree are those of the table, with their medoids.
-    rows = {row["cluster"]: row for row in folder.read_rows("cluster_summary.csv")}
     paths = [row["path"] for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
     described = zip(found[0].sizes, found[0].medoids, strict=True)
     nodes = {(size, paths[medoid]) for size, medoid in described}
-    assert {(int(row["size"]), row["medoid_path"]) for row in rows.values()} <= nodes
+    groups = folder.read_rows("cluster_summary.csv")
+    assert {(int(row["size"]), row["medoid_path"]) for row in groups} <= nodes
 
 
 @pytest.mark.parametrize(
@@ -86,12 +72,17 @@ def test_a_run_has_them(run: Path) -> None:
         ("tree.json", b"[]"),
         ("map.npy", b"no array"),
         ("thumbnails.webp", b"<svg onload=alert(1)>"),
+        *((name, b"") for name in ("tree.json", "map.npy", "thumbnails.webp", "metrics.json")),
     ],
 )
-def test_a_damaged_one_is_an_error(run: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_one_is_an_error_and_what_the_report_can_do_without(
+    run: Path, name: str, content: bytes, ends: Callable[..., str]
+) -> None:
     (run / name).write_bytes(content)
-    assert run_command(["report", str(run)]) == 5
-    assert name in capsys.readouterr().err
+    said = ends(["report", run], 5)
+    assert name in said and "remove it" in said and "--overwrite" not in said
+    (run / name).unlink()
+    ends(["report", run], 0)
 
 
 def test_a_run_of_version_0_1(run: Path) -> None:
@@ -99,15 +90,12 @@ def test_a_run_of_version_0_1(run: Path) -> None:
     before = {name: (run / name).read_bytes() for name in ("map.npy", "tree.json")}
     for name in (*before, "thumbnails.webp", "duplicates.csv"):
         (run / name).unlink()
-    record = json.loads((run / "run.json").read_text())
-    del record["cut"]
-    (run / "run.json").write_text(json.dumps(record))
-    with (run / "cluster_summary.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    (run / "run.json").write_text(json.dumps({key: value for key, value in record(run).items() if key != "cut"}))
+    summary = rows(run / "cluster_summary.csv")
     with (run / "cluster_summary.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, SUMMARY[:-1], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(summary)
     assert run_command(["report", str(run)]) == 0
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
     assert 'id="map"' in (run / "report.html").read_text()

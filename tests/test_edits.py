@@ -10,21 +10,13 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.runs import fit as run
-from deepcluster.runs.job import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
 from deepcluster.storage.edits import Edits, carried_over, edited, read_edits
+from tests.helpers.runs import contents, record, rows
 from tests.predicting import predicted
-from tests.tiny import tiny_model
-
-QUICK = {"rounds": 0, "image_size": 16, "pseudo_labels": 12, "batch_size": 16}
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as text:
-        return list(csv.DictReader(text))
+from tests.tiny import sign, tiny_model
 
 
 def written(folder: Path, **table: object) -> Path:
@@ -33,15 +25,10 @@ def written(folder: Path, **table: object) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("edits") / "run"
-    run.fit(photos, Request(out=folder, n_clusters=5, options=QUICK, labels="folders"))
-    return folder
-
-
 @pytest.fixture
-def finished(made: Path, tmp_path: Path) -> Path:
+def finished(fitted, tmp_path: Path) -> Path:
+    """A copy of a run with five clusters."""
+    made = fitted("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
@@ -92,20 +79,28 @@ def test_a_number_that_was_merged_away_is_no_cluster_any_more():
         edited(once, Edits("", {1: "x"}, (), None))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "colour": 3}',
-        '{"schema_version": 1, "names": []}', '{"schema_version": 1, "names": {"-1": "a"}}',
-        '{"schema_version": 1, "names": {"1": 2}}', '{"schema_version": 1, "names": {"\u0661": "a"}}',
-        '{"schema_version": 1, "names": {"1": "a\\nb"}}', '{"schema_version": 1, "names": {"1": "\\ud800"}}',
-        '{"schema_version": 1, "names": {"1": "%s"}}' % ("a" * 201), '{"schema_version": 1, "merge": [3]}',
-        '{"schema_version": 1, "merge": [[]]}', '{"schema_version": 1, "merge": [[1, true]]}',
-        '{"schema_version": 1, "merge": [[1, 2.0]]}', '{"schema_version": 1, "junk": [-1]}',
-        '{"schema_version": 1, "junk": 3}', '{"schema_version": 1, "cut": 3}', "[" * 100_000,
-        '{"schema_version": 1, "names": {"1": "a", "1": "b"}}',
-    ],
-)  # fmt: skip
+NO_EDITS = [
+    '"schema_version": 2',
+    '"schema_version": 1, "colour": 3',
+    '"schema_version": 1, "names": []',
+    '"schema_version": 1, "names": {"-1": "a"}',
+    '"schema_version": 1, "names": {"1": 2}',
+    '"schema_version": 1, "names": {"\u0661": "a"}',
+    '"schema_version": 1, "names": {"1": "a\\nb"}',
+    '"schema_version": 1, "names": {"1": "\\ud800"}',
+    '"schema_version": 1, "names": {"1": "%s"}' % ("a" * 201),
+    '"schema_version": 1, "names": {"1": "a", "1": "b"}',
+    '"schema_version": 1, "merge": [3]',
+    '"schema_version": 1, "merge": [[]]',
+    '"schema_version": 1, "merge": [[1, true]]',
+    '"schema_version": 1, "merge": [[1, 2.0]]',
+    '"schema_version": 1, "junk": [-1]',
+    '"schema_version": 1, "junk": 3',
+    '"schema_version": 1, "cut": 3',
+]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, *(f"{{{text}}}" for text in NO_EDITS)])
 def test_a_file_that_is_no_edits_is_named(text, tmp_path):
     (tmp_path / "edits.json").write_text(text)
     with pytest.raises(UsageError, match=r"edits\.json cannot be used"):
@@ -128,7 +123,7 @@ def test_who_lives_on_by_hand():
 
 def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tmp_path, capsys):
     before = rows(finished / "clusters.csv")
-    cut = json.loads((finished / "run.json").read_text())["cut"]
+    cut = record(finished)["cut"]
     path = written(tmp_path, cut=cut, names={"1": "=stripes", "2": "dots"}, merge=[[1, 3]], junk=[2])
     assert run_command(["apply", str(finished), str(path)]) == 0
     after = rows(finished / "clusters.csv")
@@ -140,19 +135,18 @@ def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tm
     assert [row["junk"] for row in summary] == ["0", "0", "1", "0"]
     assert all(row["nearest_cluster"] in ("0", "1", "2", "4") for row in summary)
     assert sum(int(row["size"]) for row in summary) == len(before)
-    record = json.loads((finished / "run.json").read_text())
-    assert record["clusters"] == 4 and record["cut"] != cut
+    assert record(finished)["clusters"] == 4 and record(finished)["cut"] != cut
     assert "=stripes" in (finished / "report.html").read_text()
 
     capsys.readouterr()
     assert run_command(["predict", str(finished), str(photos)]) == 0
     given = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    wanted = ("path", "cluster", "name", "distance", "margin", "is_outlier")
-    assert given == [{name: row[name] for name in wanted} for row in after]
+    columns = ("path", "cluster", "name", "distance", "margin", "is_outlier")
+    assert given == [{name: row[name] for name in columns} for row in after]
 
-    files_after = {each.name: each.read_bytes() for each in finished.iterdir() if each.is_file()}
+    files_after = contents(finished)
     assert run_command(["apply", str(finished), str(path)]) == 0  # as after a kill: they are applied already
-    assert {each.name: each.read_bytes() for each in finished.iterdir() if each.is_file()} == files_after
+    assert contents(finished) == files_after
     path.write_text(path.read_text().replace("stripes", "bars"))
     capsys.readouterr()
     assert run_command(["apply", str(finished), str(path)]) == 2  # made for the clusters before
@@ -161,11 +155,10 @@ def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tm
 
 def test_names_alone_change_no_figure(finished, tmp_path):
     metrics = json.loads((finished / "metrics.json").read_text())
-    record = json.loads((finished / "run.json").read_text())
+    before = record(finished)
     apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
     assert json.loads((finished / "metrics.json").read_text()) == metrics
-    after = json.loads((finished / "run.json").read_text())
-    assert {name: value for name, value in after.items() if name != "edits"} == record
+    assert {name: value for name, value in record(finished).items() if name != "edits"} == before
 
 
 def test_rejected_are_outliers_and_junk(finished, photos, tmp_path):
@@ -183,7 +176,7 @@ def test_names_survive_a_recut_where_the_cluster_does(finished, tmp_path):
     recut(finished, 3)
     after = rows(finished / "clusters.csv")
     for row in rows(finished / "cluster_summary.csv"):
-        members = [i for i, each in enumerate(after) if each["cluster"] == row["cluster"]]
+        members = [i for i, image in enumerate(after) if image["cluster"] == row["cluster"]]
         old = [before[i] for i in members]
         most = max(set(old), key=old.count)
         lives = 2 * old.count(most) > len(old) and 2 * old.count(most) > before.count(most)
@@ -203,8 +196,6 @@ def test_the_same_cut_again_keeps_all_names(finished, tmp_path):
 
 def test_a_model_of_version_0_1_has_no_marks(finished):
     config = json.loads((finished / "model" / "config.json").read_text())
-    from tests.tiny import sign
-
     sign(finished / "model", {key: value for key, value in config.items() if key != "junk"})
     assert models.load(finished).junk == ()
 

@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from deepcluster.report.text import bare, inert, retold
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_files import guarded, unguarded
 from tests.helpers.report import Page, page, row, summary_of
+from tests.helpers.runs import small_fit
 from tests.tiny import empty_folder
 
 NAMES = [
@@ -48,7 +48,6 @@ NAMES = [
     *("caf\xe9.png".encode(), "cafe\u0301.png".encode(), "\u202egnp.exe".encode(), "שלום.png".encode()),
     *("\uff1d1+1.png".encode(), "\u2028.png".encode(), "👩\u200d🔬.png".encode(), "ﬁ\ufeff.png".encode()),
 ]
-QUICK = ["--rounds", "0", "--pseudo-labels", "4", "--image-size", "16", "--batch-size", "16"]
 FOLDER = b"odd \x1b[31m\n \xe9 <b>"
 DANGEROUS = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -92,9 +91,9 @@ def test_the_corpus_is_what_it_says() -> None:
     assert len(set(NAMES)) == len(NAMES) >= 60 and max(map(len, NAMES)) == 255
 
 
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("locale", ["C", pytest.param("C.UTF-8", marks=pytest.mark.slow)])
 def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: str) -> None:
-    done = command("fit", str(corpus), "-k", "4", *QUICK, locale=locale, folder=tmp_path)
+    done = command("fit", str(corpus), *small_fit("-k", "4", "--rounds", "0")[:-1], locale=locale, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert printable(done.stdout) and printable(done.stderr)
     (run,) = (tmp_path / "runs").iterdir()
@@ -188,23 +187,7 @@ FORMULAS = [
     *("=cmd|' /C calc'!A0", '=HYPERLINK("http://x.invalid","y")', "-2+3+cmd|' /C calc'!A0", "@", "--x", "=\n=", "+\r"),
     *("=1,=2", '="a"', "'=1", "''=1", "./=1", "././-x", "'./=1", "./'=1"),
 ]
-HARMLESS = [
-    "a.png",
-    "'tis.png",
-    "''",
-    "./a.png",
-    "././a",
-    "a=1",
-    " =1",
-    "",
-    ".=",
-    "..",
-    "./",
-    "'",
-    "1-1",
-    "café",
-    "/-x",
-]
+HARMLESS = ["a.png", "'tis.png", "''", "./a.png", "././a", "a=1", " =1", "", ".=", "..", "./", "'", "1-1", "é", "/-x"]
 TEXT_COLUMNS = ("path", "medoid_path", "name", "reason", "label")
 
 
@@ -295,11 +278,8 @@ PAYLOADS = [
     *(f"</title><script>{CALL}</script>", f"</style><script>{CALL}</script>", f"</td><script>{CALL}</script>"),
     *(f"--><script>{CALL}</script>", f"]]><script>{CALL}</script>", f"</svg><script>{CALL}</script>"),
     *(f"<details open ontoggle={CALL}>", f"<input autofocus onfocus={CALL}>", f"<audio src=x onerror={CALL}>"),
-    *(
-        f"<math><mtext><script>{CALL}</script>",
-        f"\x00<scr\x00ipt>{CALL}</scr\x00ipt>",
-        f"{{{{ '<script>{CALL}</script>' }}}}",
-    ),
+    *(f"<math><mtext><script>{CALL}</script>", f"\x00<scr\x00ipt>{CALL}</scr\x00ipt>"),
+    f"{{{{ '<script>{CALL}</script>' }}}}",
 ]
 
 
@@ -431,20 +411,11 @@ def make_traps(folder: Path) -> dict[str, str]:
     return reasons
 
 
-def within_seconds(work: Callable[[], object], seconds: float) -> None:
-    begun = time.perf_counter()
-    work()
-    assert time.perf_counter() - begun < seconds
-
-
 def test_nothing_is_followed_opened_or_counted_twice(open_folder: Path) -> None:
+    """A FIFO or a device that was opened would never end."""
     reasons = make_traps(open_folder)
-
-    def read() -> None:
-        store = read_once(find(open_folder / "in"), 4)
-        assert len(store.kept) == 1 and dict(store.skipped) == reasons
-
-    within_seconds(read, 2)
+    store = read_once(find(open_folder / "in"), 4)
+    assert len(store.kept) == 1 and dict(store.skipped) == reasons
 
 
 class Unsuspecting:

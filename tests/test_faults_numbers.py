@@ -1,13 +1,12 @@
 """Numbers at their ends: how many images and clusters, images that are all alike, shapes, and runs that are long."""
 
-import csv
-import json
 import os
 import random
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepcluster.cli import run_command
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
@@ -28,28 +26,22 @@ from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
 from deepcluster.runs.job import Request
 from deepcluster.runs.recut import recut
+from tests.helpers.runs import record, rows
 
-TINY = {
-    "epochs": 1, "batch_size": 4, "image_size": 8, "margin": 1.0, "projection_hidden": 4, "projection_dim": 4,
-    "view_size": 8,
-}  # fmt: skip
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "clusters.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+TINY = {"epochs": 1, "batch_size": 4, "image_size": 8, "view_size": 8, "margin": 1.0}
+TINY |= {"projection_hidden": 4, "projection_dim": 4}
 
 
 def clusters(images: np.ndarray, k: int | None, out: Path, **options: object) -> list[int]:
     """The clusters of a tiny run, of which all numbers are finite and every label is one of the clusters."""
     request = Request(out=out, n_clusters=k, options={"rounds": 1} | TINY | options, overwrite=True)
     folder = run.fit(images, request).path
-    rows, features = table(folder), np.load(folder / "features.npy")
-    labels = [int(row["cluster"]) for row in rows]
-    count = json.loads((folder / "run.json").read_text())["clusters"]
-    assert len(rows) == len(features) == len(images)
+    table, features = rows(folder / "clusters.csv"), np.load(folder / "features.npy")
+    labels = [int(row["cluster"]) for row in table]
+    count = record(folder)["clusters"]
+    assert len(table) == len(features) == len(images)
     assert np.isfinite(features).all()
-    assert all(np.isfinite(float(row[name])) for row in rows for name in ("distance", "margin"))
+    assert all(np.isfinite(float(row[name])) for row in table for name in ("distance", "margin"))
     assert set(labels) == set(range(count)) and count <= (k or len(images))
     return labels
 
@@ -62,7 +54,7 @@ def noise(count: int, side: int = 8) -> np.ndarray:
 
 PAIRS = [(count, k) for count in range(1, 21) for k in range(1, 26)]
 EDGES = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (19, 19), (20, 1), (20, 19), (20, 20), (20, 21), (20, 25)]
-SAMPLE = EDGES + random.Random(0).sample(sorted(set(PAIRS) - set(EDGES)), 60 - len(EDGES))
+SAMPLE = EDGES + random.Random(0).sample(sorted(set(PAIRS) - set(EDGES)), 8)
 
 
 def check_pair(count: int, k: int, rounds: int, out: Path) -> None:
@@ -74,20 +66,15 @@ def check_pair(count: int, k: int, rounds: int, out: Path) -> None:
         assert len(set(clusters(noise(count), k, out, rounds=rounds))) == k
 
 
-def test_numbers_of_images_and_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "pairs", [pytest.param(SAMPLE, id="sample"), pytest.param(PAIRS, id="all", marks=pytest.mark.slow)]
+)
+def test_numbers_of_images_and_clusters(
+    pairs: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a third of the time of a tiny run
-    assert len(set(SAMPLE)) == 60
-    for i, (count, k) in enumerate(SAMPLE):
-        check_pair(count, k, i % 2, tmp_path / f"{count}-{k}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rounds", [0, 1])
-def test_all_numbers_of_images_and_clusters(rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    assert len(PAIRS) == 500
-    for count, k in PAIRS:
-        check_pair(count, k, rounds, tmp_path / f"{count}-{k}")
+    for count, k in pairs:
+        check_pair(count, k, (count + k) % 2, tmp_path / f"{count}-{k}")
 
 
 def test_without_the_check_of_k_other_things_go_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,18 +94,20 @@ def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "options"),
+    ("recipe", "clustering"),
     [
-        *((name, {}) for name in ("v1", "v1-official", "v2", "v2-400-2x224", "v2-800")),
-        ("v1", {"clustering": "pic"}),
-        ("v1-official", {"clustering": "pic"}),
+        ("v1", "kmeans"),
+        ("v2", "kmeans"),
+        ("v1-official", "pic"),
+        pytest.param("v1", "pic", marks=pytest.mark.slow),
+        *(pytest.param(name, "kmeans", marks=pytest.mark.slow) for name in ("v1-official", "v2-400-2x224", "v2-800")),
     ],
 )
-def test_other_recipes_on_two_images(recipe: str, options: dict[str, str], tmp_path: Path) -> None:
-    own = {"rounds": 2, "image_size": 8, "backbone": "compact", "batch_size": 4, **options}
-    request = Request(out=tmp_path / "run", n_clusters=2, recipe=recipe, options=own)
+def test_other_recipes_on_two_images(recipe: str, clustering: str, tmp_path: Path) -> None:
+    options = {"rounds": 2, "image_size": 8, "backbone": "compact", "batch_size": 4, "clustering": clustering}
+    request = Request(out=tmp_path / "run", n_clusters=2, recipe=recipe, options=options)
     folder = run.fit(noise(2), request).path
-    assert {row["cluster"] for row in table(folder)} == {"0", "1"}
+    assert {row["cluster"] for row in rows(folder / "clusters.csv")} == {"0", "1"}
 
 
 def test_views_are_no_smaller_than_images_may_be() -> None:
@@ -196,18 +185,17 @@ def test_a_network_that_gives_the_same_for_every_image(
     with pytest.warns(DeepClusterWarning, match="only 1 of 3"):
         labels = clusters(noise(12), 3, tmp_path / "run", rounds=2, temperature=temperature, pseudo_labels=4)
     assert set(labels) == {0}
-    with (tmp_path / "run/history.csv").open() as file:
-        history = list(csv.DictReader(file))
+    history = rows(tmp_path / "run" / "history.csv")
     assert [row["largest_share"] for row in history] == ["1.0", "1.0"]  # a collapse is there to be seen
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
-def test_fewer_images_than_dimensions(rows: int) -> None:
-    features = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_fewer_images_than_dimensions(count: int) -> None:
+    features = torch.randn(count, 64, generator=torch.Generator().manual_seed(0))
     for fraction in (0.5, 1.0):
         reduced = whiten(features, 256, fraction)(features)
-        assert torch.isfinite(reduced).all() and 1 <= reduced.shape[1] <= max(1, rows - 1)
-    assert torch.isfinite(whiten(torch.ones(rows, 64), 256)(torch.ones(rows, 64))).all()
+        assert torch.isfinite(reduced).all() and 1 <= reduced.shape[1] <= max(1, count - 1)
+    assert torch.isfinite(whiten(torch.ones(count, 64), 256)(torch.ones(count, 64))).all()
 
 
 @given(
@@ -216,17 +204,17 @@ def test_fewer_images_than_dimensions(rows: int) -> None:
 @settings(derandomize=True, max_examples=60, deadline=None)
 def test_labels_are_always_clusters(count: int, distinct: int, k: int, empty: str, seed: int) -> None:
     draw = np.random.default_rng(seed)
-    points = torch.from_numpy(draw.normal(size=(distinct, 3)).astype(np.float32))
-    rows = points[torch.from_numpy(draw.integers(0, distinct, count))]
+    distinct_points = torch.from_numpy(draw.normal(size=(distinct, 3)).astype(np.float32))
+    points = distinct_points[torch.from_numpy(draw.integers(0, distinct, count))]
     if k > count:
         with pytest.raises(ValueError):
-            kmeans(rows, k, seed=seed, empty=empty)
+            kmeans(points, k, seed=seed, empty=empty)
         return
-    found = kmeans(rows, k, seed=seed, empty=empty)
+    found = kmeans(points, k, seed=seed, empty=empty)
     assert int(found.labels.min()) >= 0 and int(found.labels.max()) < k
     assert torch.isfinite(found.centroids).all() and np.isfinite(found.inertia)
     assert torch.equal(found.sizes, torch.bincount(found.labels, minlength=k))
-    assert found.occupied == min(k, len(rows.unique(dim=0)))
+    assert found.occupied == min(k, len(points.unique(dim=0)))
 
 
 # Shapes
@@ -257,24 +245,19 @@ def test_any_shape_is_clustered_or_refused(shape: tuple[int, ...], k: int, round
 # How many files
 
 
-def test_messages_about_the_number_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "images"
+def test_messages_about_the_number_of_images(tmp_path: Path, ends: Callable[..., str]) -> None:
+    folder, out = tmp_path / "images", tmp_path / "run"
     folder.mkdir()
-    out = ["-o", str(tmp_path / "run"), "--rounds", "0", "-q"]
-
-    def fails(words: str) -> None:
-        assert run_command(["fit", str(folder), *out]) == 3
-        assert re.search(words, capsys.readouterr().err)
-        assert not (tmp_path / "run").exists()
-
-    fails("no files in .*images")
+    arguments = ["fit", folder, "-o", out, "--rounds", "0", "-q"]
+    assert re.search("no files in .*images", ends(arguments, 3))
     (folder / "empty.jpg").touch()
     (folder / "text.png").write_text("hello")
-    fails(r"no readable image in .*images: 2 tried \(\w+\.\w+: .*; .*\)\. Check")
+    assert re.search(r"no readable image in .*images: 2 tried \(\w+\.\w+: .*; .*\)\. Check", ends(arguments, 3))
+    assert not out.exists()
     Image.fromarray(noise(1)[0]).save(folder / "one.png")
-    assert run_command(["fit", str(folder), *out]) == 0
-    assert [row["cluster"] for row in table(tmp_path / "run")] == ["0", "", ""]
-    assert "1 image in 1 cluster" in (tmp_path / "run/report.html").read_text()
+    ends(arguments, 0)
+    assert [row["cluster"] for row in rows(out / "clusters.csv")] == ["0", "", ""]
+    assert "1 image in 1 cluster" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

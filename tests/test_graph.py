@@ -1,9 +1,13 @@
+import importlib
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 
 from deepcluster.clustering.agreement import nmi
-from deepcluster.groups import neighbour_graph as graph
+from deepcluster.groups.neighbour_graph import Graph
+
+graph = importlib.import_module("deepcluster.groups.neighbour_graph")  # the package has a function of this name
 
 
 def on_circle(*angles: float) -> torch.Tensor:
@@ -97,11 +101,11 @@ def test_the_sparse_way_finds_the_dense_eigenvalues(monkeypatch):
     assert np.allclose(vectors.T @ vectors, np.eye(8), atol=1e-6)
 
 
-def graph_of(rows: list[int], *pairs: tuple[int, int, float]) -> graph.Graph:
+def graph_of(rows: list[int], *pairs: tuple[int, int, float]) -> Graph:
     ties = np.zeros((len(rows), len(rows)))
     for a, b, weight in pairs:
         ties[rows.index(a), rows.index(b)] = ties[rows.index(b), rows.index(a)] = weight
-    return graph.Graph(torch.tensor(rows), csr_array(ties))
+    return Graph(torch.tensor(rows), csr_array(ties))
 
 
 def test_joined_graphs_by_hand():

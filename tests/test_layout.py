@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.groups import map2d as layouts
 from deepcluster.groups.map2d import layout
-from tests.test_tree import blobs
+from tests.helpers.features import blobs
 
 
 def test_groups_are_apart():

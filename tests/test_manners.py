@@ -7,7 +7,6 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,20 +16,15 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.storage import model_files as models
+from tests.helpers.runs import small_fit
 from tests.tiny import tiny_model
 
-QUICK = ["--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"]
 COMMAND = [sys.executable, "-m", "deepcluster"]
-
-
-@pytest.fixture(scope="module")
-def finished(fitted: Callable[..., Path]) -> Path:
-    return fitted("--labels", "folders")
 
 
 def test_fit_in_json(photos, tmp_path, capfd):
     out = tmp_path / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", "--json", *QUICK]) == 0
+    assert run_command(["fit", str(photos), "-o", str(out), "--json", *small_fit("--labels", "folders")[:-1]]) == 0
     said = capfd.readouterr()
     told = json.loads(said.out)
     assert told["run"] == str(out) and told["clusters"] == 3 and told["images_count"] == 48 and told["rounds"] == 1
@@ -38,11 +32,11 @@ def test_fit_in_json(photos, tmp_path, capfd):
     assert re.search(r"^1/1 .*loss", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
 
 
-def test_recut_and_apply_in_json(finished, tmp_path, capsys):
-    assert run_command(["recut", str(finished), "-k", "4", "--json"]) == 0
+def test_recut_and_apply_in_json(run, tmp_path, capsys):
+    assert run_command(["recut", str(run), "-k", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clusters"] == 4
     (tmp_path / "edits.json").write_text('{"schema_version": 1, "merge": [[0, 1]]}')
-    assert run_command(["apply", str(finished), str(tmp_path / "edits.json"), "--json"]) == 0
+    assert run_command(["apply", str(run), str(tmp_path / "edits.json"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clusters"] == 3
 
 
@@ -50,9 +44,9 @@ def test_predict_in_json_says_what_the_csv_says(finished, photos, capsys):
     assert run_command(["predict", str(finished), str(photos)]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert run_command(["predict", str(finished), str(photos), "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [",".join(map(str, row.values())) for row in rows] == lines
-    assert list(rows[0]) == header.split(",")
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [",".join(map(str, row.values())) for row in objects] == lines
+    assert list(objects[0]) == header.split(",")
 
 
 def test_doctor_in_json(capsys):
@@ -78,14 +72,14 @@ def test_did_you_mean(arguments, hint, capsys):
 
 def test_a_dry_run_says_time_and_memory_and_writes_nothing(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(["fit", str(photos), "-k", "3", "--dry-run", *QUICK]) == 0
+    assert run_command(["fit", str(photos), "--dry-run", *small_fit()[:-1]]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"memory: about \d+\.\d GB", printed)
     assert re.search(r"time for the rounds: about [\d.]+ (s|min|h), 1 of [\d.]+ (s|min|h)", printed)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])
 def test_completion_is_installed(shell, tmp_path):
     environment = os.environ | {"HOME": str(tmp_path), "SHELL": f"/bin/{shell}"}
     done = subprocess.run([*COMMAND, "--install-completion"], env=environment, capture_output=True, text=True)
@@ -96,12 +90,12 @@ def test_completion_is_installed(shell, tmp_path):
 
 def on_a_terminal(arguments: list[str], **environment: str) -> str:
     """All that a command writes on a terminal of its own."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CI")}
+    inherited |= {"TERM": "xterm-256color", "COLUMNS": "120"}
     leader, follower = pty.openpty()
     with subprocess.Popen(
-        arguments, stdin=follower, stdout=follower, stderr=follower,
-        env={key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CI")}
-        | {"TERM": "xterm-256color", "COLUMNS": "120", **environment},
-    ) as process:  # fmt: skip
+        arguments, stdin=follower, stdout=follower, stderr=follower, env=inherited | environment
+    ) as process:
         os.close(follower)
         written = b""
         while True:
@@ -117,14 +111,12 @@ def on_a_terminal(arguments: list[str], **environment: str) -> str:
     return written.decode()
 
 
-def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(photos, tmp_path):
-    arguments = [*COMMAND, "fit", str(photos), "-k", "3", *QUICK, "-o"]
-    live = on_a_terminal([*arguments, str(tmp_path / "one")])
-    assert "\x1b[" in live and "training" in live
-    colours = r"\x1b\[[\d;]*3[0-8][\d;]*m"
-    assert re.search(colours, live)
-    plain = on_a_terminal([*arguments, str(tmp_path / "two")], NO_COLOR="1")
-    assert not re.search(colours, plain) and "training" in plain
+@pytest.mark.parametrize("environment", [{}, pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.slow)])
+def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(photos, tmp_path, environment):
+    arguments = [*COMMAND, "fit", str(photos), *small_fit()[:-1], "-o"]
+    shown = on_a_terminal([*arguments, str(tmp_path / "run")], **environment)
+    assert "training" in shown
+    assert bool(re.search(r"\x1b\[[\d;]*3[0-8][\d;]*m", shown)) == (not environment)
 
 
 def test_the_first_row_comes_before_the_last_path_is_given(finished, photos):

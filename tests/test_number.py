@@ -4,37 +4,31 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deepcluster.groups import choose_k as number
+from deepcluster.groups import choose_k
 from deepcluster.groups.choose_k import candidates
 from deepcluster.seeding import generator
-
-
-def blobs(count: int, each: int = 60, spread: float = 0.12, width: int = 8) -> torch.Tensor:
-    centres = torch.linalg.qr(torch.randn(width, width, generator=generator(0, "centres")))[0][:count]
-    return F.normalize(
-        centres.repeat_interleave(each, 0) + spread * torch.randn(count * each, width, generator=generator(0, "noise"))
-    )
+from tests.helpers.features import blobs
 
 
 @pytest.mark.parametrize("count", [2, 5, 8])
 def test_a_clear_number_is_the_first_candidate(count):
-    found = candidates(blobs(count))
+    found = candidates(blobs([60] * count))
     assert found[0].k == count
     assert found[0].stability > 0.9
     assert len(found) == 3
     assert all(one.gap >= other.gap for one, other in pairwise(found))
-    assert max(found, key=lambda each: each.silhouette).k == count
+    assert max(found, key=lambda candidate: candidate.silhouette).k == count
 
 
 def test_rows_without_groups_are_cut_unstably():
     rows = F.normalize(torch.randn(400, 16, generator=generator(0, "rows")))
     assert all(each.stability < 0.5 for each in candidates(rows))
-    assert min(each.stability for each in candidates(blobs(5))[:1]) > 0.9
+    assert min(each.stability for each in candidates(blobs([60] * 5))[:1]) > 0.9
 
 
 def test_a_sample_of_the_rows_has_the_same_number(monkeypatch):
-    monkeypatch.setattr(number, "ROWS", 200)
-    assert candidates(blobs(5, each=200))[0].k == 5
+    monkeypatch.setattr(choose_k, "ROWS", 200)
+    assert candidates(blobs([200] * 5))[0].k == 5
 
 
 def test_it_depends_on_the_seed_and_on_no_other_randomness():

@@ -5,6 +5,8 @@ import shutil
 import socket
 import stat
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from deepcluster.errors import DiskError, UsageError
 from deepcluster.storage import atomic
 from deepcluster.storage.destination import new_folder
 from deepcluster.storage.output import output
+from tests.helpers.runs import contents
 from tests.tiny import tiny_run
 
+Ends = Callable[..., str]
 LONG = "x" * 300
 ROW = b"path,cluster,name,distance,margin,is_outlier\n"
 
@@ -29,27 +33,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_run(tmp_path / "run")
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
-    for i, each in enumerate(pixels):
-        Image.fromarray(each).save(tmp_path / "photos" / f"{i}.png")
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
     np.save("photos.npy", pixels)
     Path("list.txt").write_text("photos/0.png\nphotos/1.png\n")
     return tmp_path
-
-
-def state(folder: Path) -> dict[str, object]:
-    return {
-        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or path.is_file()
-    }
-
-
-def ends(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a command that ends with this code."""
-    assert run_command(arguments) == code
-    said = capsys.readouterr()
-    assert "bug" not in said.err and "Traceback" not in said.err
-    return said.err
 
 
 REFUSED = {
@@ -69,112 +57,120 @@ REFUSED = {
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_there_is_left_alone(
-    place: Path, name: str, overwrite: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path, name: str, overwrite: bool, ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("mine").write_text("mine")
     Path("link").symlink_to("mine")
     Path("labels.csv").write_text("mine")
     Path("hard.csv").hardlink_to("photos/0.png")
-    before = state(place)
+    before = contents(place)
     arguments, code, said = REFUSED[name]
     if overwrite and code == 5:
-        assert ends([*arguments, "--overwrite", "-q"], 0, capsys) == ""
-        changed = {each for each, content in state(place).items() if before.get(each) != content}
+        assert ends([*arguments, "--overwrite", "-q"], 0) == ""
+        changed = {name for name, content in contents(place).items() if before.get(name) != content}
         assert changed == {Path(arguments[-1]).name} | ({"labels.csv"} if arguments[0] == "embed" else set())
         return
     # Before anything is computed.
     monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
-    assert said in ends([*arguments, *["--overwrite"] * overwrite, "-q"], code, capsys)
-    assert state(place) == before
+    assert said in ends([*arguments, *["--overwrite"] * overwrite, "-q"], code)
+    assert contents(place) == before
 
 
-def test_an_image_on_standard_input_is_no_output(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    before = state(place)
+def test_an_image_on_standard_input_is_no_output(place: Path, ends: Ends, monkeypatch) -> None:
+    before = contents(place)
     with Path("list.txt").open() as listed:
         monkeypatch.setattr("sys.stdin", listed)
-        said = ends(["predict", "run", "-", "-o", "photos/1.png", "--overwrite", "-q"], 2, capsys)
+        said = ends(["predict", "run", "-", "-o", "photos/1.png", "--overwrite", "-q"], 2)
     assert "one of the files that are read" in said
-    assert state(place) == before
+    assert contents(place) == before
 
 
-def test_an_empty_file_may_be_filled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_file_may_be_filled(place: Path, ends: Ends) -> None:
     """What mktemp makes."""
     Path("new.csv").touch()
-    ends(["predict", "run", "photos", "-o", "new.csv", "-q"], 0, capsys)
+    ends(["predict", "run", "photos", "-o", "new.csv", "-q"], 0)
     assert Path("new.csv").read_bytes().startswith(ROW)
 
 
 NO_FILE = {
-    "nothing": ("", (2,)), "the current folder": (".", (5,)), "the root": ("/", (5,)), "300 bytes": (LONG, (5,)),
-    "a folder of 300 bytes": (f"{LONG}/a.csv", (5,)), "no folder": ("none/a.csv", (5,)), "a link to nowhere":
-    ("nowhere", (5,)), "a link to itself": ("round", (5,)), "below a file": ("list.txt/a.csv", (5,)),
-    "the system's": ("/proc/a.csv", (5,)), "a socket": ("socket", (5,)),
-}  # fmt: skip
+    "nothing": "",
+    "the current folder": ".",
+    "the root": "/",
+    "300 bytes": LONG,
+    "a folder of 300 bytes": f"{LONG}/a.csv",
+    "no folder": "none/a.csv",
+    "a link to nowhere": "nowhere",
+    "a link to itself": "round",
+    "below a file": "list.txt/a.csv",
+    "the system's": "/proc/a.csv",
+    "a socket": "socket",
+}
 
 
-@pytest.mark.parametrize("name", NO_FILE)
-def test_a_place_where_no_file_can_be(
-    place: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("out", NO_FILE.values(), ids=NO_FILE)
+def test_a_place_where_no_file_can_be(place: Path, out: str, ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("nowhere").symlink_to("missing")
     Path("round").symlink_to("round")
     monkeypatch.setattr("deepcluster.runs.predict.predict", lambda *_, **__: pytest.fail("it went to work"))
-    out, codes = NO_FILE[name]
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
-        before = state(place)
-        assert ends(["predict", "run", "photos", "-o", out, "-q"], codes[0], capsys).startswith("error: ")
-    assert state(place) == before
+        before = contents(place)
+        assert ends(["predict", "run", "photos", "-o", out, "-q"], 5 if out else 2).startswith("error: ")
+    assert contents(place) == before
 
 
-def test_a_name_of_255_bytes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_of_255_bytes(place: Path, ends: Ends) -> None:
     name = "x" * 251 + ".csv"
-    ends(["predict", "run", "photos", "-o", name, "-q"], 0, capsys)
+    ends(["predict", "run", "photos", "-o", name, "-q"], 0)
     assert Path(name).read_bytes().startswith(ROW)
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_a_fifo_is_written_into(place: Path, linked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@contextmanager
+def read_from_fifo() -> Iterator[list[bytes]]:
+    """Makes ``fifo``; at the end the list has what somebody wrote into it."""
     os.mkfifo("fifo")
-    Path("link").symlink_to("fifo")
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(Path("fifo").read_bytes()), daemon=True)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(Path("fifo").read_bytes()), daemon=True)
     reader.start()
-    ends(["predict", "run", "photos", "-o", "link" if linked else "fifo", "-q"], 0, capsys)
+    yield received
     reader.join(10)
-    assert stat.S_ISFIFO(os.lstat("fifo").st_mode) and Path("link").is_symlink()
-    assert got and got[0].startswith(ROW) and got[0].count(b"\n") == 3
+    assert stat.S_ISFIFO(os.lstat("fifo").st_mode)
+
+
+@pytest.mark.parametrize("name", ["fifo", "link"])
+def test_a_fifo_is_written_into(place: Path, name: str, ends: Ends) -> None:
+    Path("link").symlink_to("fifo")
+    with read_from_fifo() as received:
+        ends(["predict", "run", "photos", "-o", name, "-q"], 0)
+    assert Path("link").is_symlink()
+    assert received and received[0].startswith(ROW) and received[0].count(b"\n") == 3
 
 
 def test_an_array_into_a_fifo(place: Path) -> None:
     """numpy would write to the number of a real file, and ask where in it it is."""
-    os.mkfifo("fifo")
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(Path("fifo").read_bytes()), daemon=True)
-    reader.start()
     array = np.arange(6.0)
-    output(Path("fifo"), overwrite=False, inputs=tuple).write(lambda file: np.save(file, array), binary=True)
-    reader.join(10)
+    with read_from_fifo() as received:
+        output(Path("fifo"), overwrite=False, inputs=tuple).write(lambda file: np.save(file, array), binary=True)
     np.save("file.npy", array)
-    assert got == [Path("file.npy").read_bytes()]
+    assert received == [Path("file.npy").read_bytes()]
 
 
-def test_devices_are_written_into(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_devices_are_written_into(place: Path, ends: Ends) -> None:
     """By a link, lest a failure of this test harms the machine."""
     Path("null").symlink_to("/dev/null")
     Path("full").symlink_to("/dev/full")
-    ends(["predict", "run", "photos", "-o", "null", "-q"], 0, capsys)
-    assert "cannot write full (No space left" in ends(["predict", "run", "photos", "-o", "full", "-q"], 5, capsys)
+    ends(["predict", "run", "photos", "-o", "null", "-q"], 0)
+    assert "cannot write full (No space left" in ends(["predict", "run", "photos", "-o", "full", "-q"], 5)
     assert Path("null").is_symlink() and Path("full").is_symlink()
 
 
-def test_an_open_file_by_its_number_is_written_into(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_open_file_by_its_number_is_written_into(place: Path, ends: Ends) -> None:
     """As /dev/stdout is, which leads to a plain file where the output is redirected."""
     with Path("log").open("w") as log:
         log.write("a line\n")
         log.flush()
         Path("stdout").symlink_to(f"/proc/self/fd/{log.fileno()}")
-        ends(["predict", "run", "photos", "-o", "stdout", "-q"], 0, capsys)
+        ends(["predict", "run", "photos", "-o", "stdout", "-q"], 0)
     assert Path("stdout").is_symlink()
     assert Path("log").read_bytes().startswith(b"a line\n" + ROW)
 

@@ -1,7 +1,5 @@
 """From images to a run folder and back: real files, the real network, a few seconds a run."""
 
-import csv
-import io
 import json
 import shutil
 import tomllib
@@ -15,10 +13,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from deepcluster import algorithm, load
+from deepcluster import load
 from deepcluster.algorithm import alternate
-from deepcluster.clustering import two_level_kmeans
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, NonFiniteError, Stopped
+from deepcluster.clustering import steps, two_level_kmeans
+from deepcluster.errors import DataError, DiskError, NonFiniteError, Stopped
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
@@ -33,30 +31,22 @@ from deepcluster.runtime.signals import Stop
 from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.checkpoint import Checkpoints
+from tests.drawings import KINDS, draw
+from tests.helpers.runs import OPTIONS, record, rows
 from tests.predicting import predicted
-from tests.tiny import empty_folder
 
-QUICK = {"rounds": 2, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
+REQUEST = Request(out=Path("run"), n_clusters=3, options=OPTIONS | {"rounds": 2})
 
 
-def fit(images, out: Path, *, k: int | None = 3, seed: int = 0, **options) -> Path:
-    labels = options.pop("labels", None)
-    limit = options.pop("time_limit", None)
-    request = Request(out=out, n_clusters=k, options=QUICK | options, seed=seed, labels=labels, time_limit=limit)
-    return run.fit(images, request).path
+def fit(images, out: Path, **options) -> Path:
+    return run.fit(images, replace(REQUEST, out=out, options={**REQUEST.options, **options})).path
 
 
 @pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory) -> Path:
-    """A run on the photos, with labels."""
-    return fit(photos, tmp_path_factory.mktemp("runs") / "photos", labels="folders")
+def finished(fitted) -> Path:
+    """A run of two rounds on the photos, with labels."""
+    return fitted("--rounds", "2", "--labels", "folders")
 
 
 def test_the_files_and_their_columns(finished):
@@ -70,15 +60,13 @@ def test_the_files_and_their_columns(finished):
     assert history[0]["cluster_weight"] == "0.0"  # auto's first clusters repeat nothing
     assert 0 < float(history[1]["cluster_weight"]) <= 1
     assert (finished / "skipped.csv").read_text() == "path,reason\n"
-    recipe = tomllib.loads((finished / "recipe.toml").read_text())
-    assert recipe["rounds"] == 2
-    assert recipe["precision"] in ("fp32", "bf16")  # what was used, no longer auto
-    record = json.loads((finished / "run.json").read_text())
-    assert record["status"] == "done"
-    assert record["rounds"] == 2
-    assert set(record["signs"]) == {"agreement", "stability", "silhouette"}
-    assert record["verdict"].startswith("The groups are ")
-    assert record["verdict"][:30] in (finished / "report.html").read_text()
+    assert tomllib.loads((finished / "recipe.toml").read_text())["rounds"] == 2
+    found = record(finished)
+    assert found["status"] == "done"
+    assert found["rounds"] == 2
+    assert set(found["signs"]) == {"agreement", "stability", "silhouette"}
+    assert found["verdict"].startswith("The groups are ")
+    assert found["verdict"][:30] in (finished / "report.html").read_text()
     assert not list(finished.glob(".*"))  # nothing half-written stays
     assert (finished / "report.html").stat().st_size > 20_000
 
@@ -125,19 +113,22 @@ def test_metrics_are_those_of_the_clusters(finished):
     assert metrics["nmi_average"] == "geometric"
 
 
-def test_labels_change_nothing_but_the_metrics(finished, photos, tmp_path):
-    without = fit(photos, tmp_path / "run")
+def test_labels_change_nothing_but_the_metrics(finished, fitted):
+    without = fitted("--rounds", "2")
     assert not (without / "metrics.json").exists()
     strip = lambda table: [{name: value for name, value in row.items() if name != "label"} for row in table]  # noqa: E731
     assert strip(rows(without / "clusters.csv")) == strip(rows(finished / "clusters.csv"))
     assert (without / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
 
 
-def test_two_runs_are_bit_identical_another_seed_differs(finished, photos, tmp_path):
-    same = fit(photos, tmp_path / "same", labels="folders")
+def test_a_run_from_python_is_that_of_the_command_bit_by_bit_and_another_seed_differs(
+    finished, fitted, photos, tmp_path
+):
+    request = replace(REQUEST, out=tmp_path / "same", seed=5, labels="folders")
+    same = run.fit(photos, request).path
     for name in ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json"):
         assert (same / name).read_bytes() == (finished / name).read_bytes(), name
-    other = fit(photos, tmp_path / "other", seed=1, labels="folders")
+    other = fitted("--seed", "1")
     assert (other / "features.npy").read_bytes() != (finished / "features.npy").read_bytes()
 
 
@@ -164,8 +155,6 @@ def test_predict_does_not_depend_on_the_company(finished, photos, count):
 
 
 def test_new_images_go_to_the_nearest_centroid(finished, tmp_path):
-    from tests.drawings import KINDS, draw
-
     random = np.random.default_rng(99)
     for kind in KINDS:
         Image.fromarray(draw(kind, random)).save(tmp_path / f"{kind}.png")
@@ -182,15 +171,14 @@ def test_bad_files_change_nothing_and_are_listed(finished, photos, tmp_path):
     (folder / "notes.txt").write_text("not an image")
     (folder / "page.png").write_text("<html>")
     (folder / "blob" / "link.png").symlink_to(folder / "blob" / "00.png")
-    found = fit(folder, tmp_path / "run", labels="folders")
+    found = run.fit(folder, replace(REQUEST, out=tmp_path / "run", seed=5, labels="folders")).path
     skipped = rows(found / "skipped.csv")
-    assert [row["path"] for row in skipped] == [
-        "bars/00broken.png", "blob/link.png", "empty.jpg", "notes.txt", "page.png"
-    ]  # fmt: skip
+    bad = ["bars/00broken.png", "blob/link.png", "empty.jpg", "notes.txt", "page.png"]
+    assert [row["path"] for row in skipped] == bad
     assert all(row["reason"] for row in skipped)
     table = rows(found / "clusters.csv")
     assert [row for row in table if row["status"] == "ok"] == rows(finished / "clusters.csv")
-    assert {row["path"] for row in table if row["status"] == "skipped"} == {row["path"] for row in skipped}
+    assert {row["path"] for row in table if row["status"] == "skipped"} == {*bad}
     assert (found / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
 
 
@@ -201,7 +189,7 @@ def test_two_levels_reach_the_rounds_and_the_result(photos, tmp_path, monkeypatc
         taken.append(options.get("precision"))
         return two_level_kmeans(*arguments, **options)
 
-    monkeypatch.setattr(algorithm, "two_level_kmeans", spy)
+    monkeypatch.setattr(steps, "two_level_kmeans", spy)
     folder = fit(photos, tmp_path / "run", kmeans_levels=2, pseudo_labels=20)
     # Two rounds of three clusterings, and the result; once more where the guard takes the network before training.
     assert taken[:7] == [None] * 6 + ["fp32"] and set(taken[7:]) <= {"fp32"}
@@ -235,14 +223,13 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
         def say(self, heading, text):
             said.append((heading, text))
 
-    request = Request(out=tmp_path / "run", options=QUICK)
-    folder = run.fit(photos, request, Listener()).path
+    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", n_clusters=None), Listener()).path
     count = len(rows(folder / "cluster_summary.csv"))
     assert 2 <= count <= 30
     assert any(heading == "Groups" and text.startswith(f"{count} (") and "guess" in text for heading, text in said)
-    found = json.loads((folder / "run.json").read_text())["candidates"]
-    assert found[0]["k"] == count
-    assert len({each["k"] for each in found}) == 3
+    candidates = record(folder)["candidates"]
+    assert candidates[0]["k"] == count
+    assert len({candidate["k"] for candidate in candidates}) == 3
 
     recut(folder, 5)
     assert len(rows(folder / "cluster_summary.csv")) == 5
@@ -250,30 +237,26 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     assert len(rows(folder / "cluster_summary.csv")) == count
 
 
-def test_no_rounds_clusters_the_untrained_features(photos, tmp_path):
-    found = fit(photos, tmp_path / "run", rounds=0, labels="folders")
-    metrics = json.loads((found / "metrics.json").read_text())
+def test_no_rounds_clusters_the_untrained_features(fitted):
+    untrained = fitted("--rounds", "0", "--labels", "folders")
+    metrics = json.loads((untrained / "metrics.json").read_text())
     assert metrics["nmi"] == metrics["baseline_nmi"]
-    assert rows(found / "history.csv") == []
+    assert rows(untrained / "history.csv") == []
 
 
 def test_a_run_says_what_ended_it(photos, tmp_path):
     """Also where the assignments settle in the last of its rounds."""
-    request = Request(
-        out=tmp_path / "run", n_clusters=3, recipe="classic", options=QUICK | {"tolerance": 1, "patience": 1}
-    )
-    found = run.fit(photos, request).path
-    record = json.loads((found / "run.json").read_text())
-    assert (record["rounds"], record["stopped_because"]) == (2, "assignments settled")
-    assert {row["cluster_weight"] for row in rows(found / "history.csv")} == {"1.0"}
+    options = {**REQUEST.options, "tolerance": 1, "patience": 1}
+    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", recipe="classic", options=options)).path
+    assert (record(folder)["rounds"], record(folder)["stopped_because"]) == (2, "assignments settled")
+    assert {row["cluster_weight"] for row in rows(folder / "history.csv")} == {"1.0"}
 
 
 def test_the_time_limit_stops_between_rounds(photos, tmp_path):
-    found = fit(photos, tmp_path / "run", rounds=1000, time_limit=0.01)
-    record = json.loads((found / "run.json").read_text())
-    assert record["rounds"] == 1
-    assert record["stopped_because"] == "time limit"
-    assert len(rows(found / "clusters.csv")) == 48
+    options = {**REQUEST.options, "rounds": 1000}
+    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", options=options, time_limit=0.01)).path
+    assert (record(folder)["rounds"], record(folder)["stopped_because"]) == (1, "time limit")
+    assert len(rows(folder / "clusters.csv")) == 48
 
 
 def test_the_learning_rate_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
@@ -292,21 +275,6 @@ def test_a_time_limit_tells_how_many_rounds_fit():
     assert replace(limit, seconds=None).rounds_that_fit(4, 1e9) == 50
 
 
-def test_equal_images_end_in_fewer_clusters_with_a_warning(tmp_path):
-    images = np.full((30, 20, 20, 3), 77, dtype=np.uint8)
-    with pytest.warns(DeepClusterWarning, match="only 1 of 3"):
-        found = fit(images, tmp_path / "run", pseudo_labels=4)
-    assert {row["cluster"] for row in rows(found / "clusters.csv")} == {"0"}
-    assert np.isfinite(np.load(found / "features.npy")).all()
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_very_few_images(count, tmp_path):
-    images = np.random.default_rng(0).integers(0, 255, (count, 20, 20, 3), dtype=np.uint8)
-    found = fit(images, tmp_path / "run", k=count, pseudo_labels=count)
-    assert len({row["cluster"] for row in rows(found / "clusters.csv")}) == count
-
-
 def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkeypatch):
     def poisoned(*arguments, **options):
         """Rounds as they are, but after the first the network is no longer finite."""
@@ -319,14 +287,14 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
     with pytest.raises(NonFiniteError, match="learning rate"):
         fit(photos, tmp_path / "run")
     assert len(rows(tmp_path / "run" / "history.csv")) == 1
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert record(tmp_path / "run")["status"] == "failed"
 
 
 def test_an_existing_folder_is_not_touched(photos, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(DiskError, match=r"another -o"):
-            run.fit(photos, Request(out=tmp_path, n_clusters=3, options=QUICK, overwrite=overwrite))
+            run.fit(photos, replace(REQUEST, out=tmp_path, overwrite=overwrite))
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
@@ -335,69 +303,18 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(finished, photos, tmp_p
     shutil.copytree(finished, copy)
     (copy / "mine.txt").write_text("precious")
     (copy / "metrics.json").write_text("{}")
-    run.fit(photos, Request(out=copy, n_clusters=2, options=QUICK, overwrite=True))
+    run.fit(photos, replace(REQUEST, out=copy, n_clusters=2, overwrite=True))
     assert (copy / "mine.txt").read_text() == "precious"
     assert not (copy / "metrics.json").exists()  # of the old run
     assert len(rows(copy / "cluster_summary.csv")) == 2
 
 
 def test_nothing_is_written_when_the_options_are_wrong(photos, tmp_path):
-    for request in (
-        Request(out=tmp_path / "run", n_clusters=49),
-        Request(out=tmp_path / "run", n_clusters=3, options={"pseudo_labels": 49}),
-        Request(out=tmp_path / "run", n_clusters=3, labels=str(tmp_path / "none.csv")),
-        Request(out=tmp_path / "run", n_clusters=3, recipe="v7"),
-    ):
+    labels = str(tmp_path / "none.csv")
+    for wrong in ({"n_clusters": 49}, {"options": {"pseudo_labels": 49}}, {"labels": labels}, {"recipe": "v7"}):
         with pytest.raises(ValueError):
-            run.fit(photos, request)
+            run.fit(photos, replace(REQUEST, out=tmp_path / "run", **wrong))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "not json", "another shape", "no group", "hostile"])
-def test_a_damaged_model_is_refused(finished, tmp_path, damage):
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "model"
-    shutil.copytree(finished / "model", folder)
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    if damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:1000])
-    elif damage == "missing":
-        weights.unlink()
-    elif damage == "not json":
-        config.write_text("{")
-    elif damage == "hostile":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"store_size": 10**9}))
-    else:
-        tensors = load_file(weights)
-        if damage == "another shape":
-            tensors["groups.centroids"] = tensors["groups.centroids"][:, :3].contiguous()
-        else:
-            tensors["groups.groups"] = tensors["groups.groups"] + 1
-        save_file(tensors, weights)
-    with pytest.raises(ModelError, match=str(folder)):
-        models.load(folder)
-
-
-def test_csv_survives_odd_names(tmp_path):
-    odd = ['a,"b".png', "new\nline.png", "caf\udce9.png", "=1+1.png", "ü.png"]
-    folder = empty_folder(tmp_path / "run")
-    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": "x"} for path in odd])
-    assert [row["path"] for row in folder.read_rows("skipped.csv")] == odd
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    folder = empty_folder(tmp_path / "run")
-    folder.write_text("recipe.toml", "old")
-
-    def fails(file: io.TextIOBase) -> None:
-        file.write("new")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(DiskError, match="No space left"):
-        write_whole(folder.path / "recipe.toml", fails)
-    assert (folder.path / "recipe.toml").read_text() == "old"
-    assert [path.name for path in folder.path.iterdir()] == ["recipe.toml"]
 
 
 def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_path):
@@ -427,8 +344,8 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
             stop.wanted = True
 
     stop, schedules = Stop(), []
-    options = QUICK | {"rounds": 10**6, "schedule": "cosine", "lr": 1.0}
-    request = Request(out=tmp_path / "run", n_clusters=3, options=options, time_limit=100)
+    options = {**REQUEST.options, "rounds": 10**6, "schedule": "cosine", "lr": 1.0}
+    request = replace(REQUEST, out=tmp_path / "run", options=options, time_limit=100)
     with pytest.raises(Stopped):
         run.fit(photos, request, AfterOne(), stop=stop)
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()

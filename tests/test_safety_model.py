@@ -22,7 +22,16 @@ from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading
 from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
-from tests.tiny import SIZE, change_config, change_tensors, safetensors_bytes, tiny_model, tiny_run, write_weights
+from tests.tiny import (
+    SIZE,
+    change_config,
+    change_tensors,
+    flipped,
+    safetensors_bytes,
+    tiny_model,
+    tiny_run,
+    write_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +99,6 @@ def test_one_digest_alone_is_not_an_older_model(folder, key):
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
-
-
-def flipped(content: bytes, position: int, bit: int) -> bytes:
-    return content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]
 
 
 def unnoticed(folder: Path, file: str, changed: list[bytes]) -> int:
@@ -423,6 +428,7 @@ assert 280e6 < peak_memory() - before < 400e6, "the measure itself does not work
 """
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_little_memory(folder):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(folder)], capture_output=True, text=True, cwd=Path(__file__).parents[1]
@@ -471,8 +477,7 @@ def test_nothing_is_written_through_a_link_in_place_of_the_model(tmp_path):
 
 
 def test_the_trial_that_is_saved_gives_the_same_network(whole):
-    again = build("compact", image_size=SIZE, seed=3, feature_dim=DIMS)
-    saved = tiny_model().network
+    again, saved = build("compact", image_size=SIZE, seed=3, feature_dim=DIMS), tiny_model().network
     assert again.feature_dim == saved.feature_dim
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), saved.state_dict().values(), strict=True))
 

@@ -24,13 +24,13 @@ from hypothesis.stateful import (
 from PIL import Image
 
 from deepcluster.images.run_folders import is_run
-from deepcluster.runs.results import read_run
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.run_folder import RunFolder
 from tests.commands import Commands
+from tests.helpers.runs import contents, state_of
 
 SEQUENCES = int(os.environ.get("DEEPCLUSTER_SEQUENCES", "3"))
 OPTIONS = ["--image-size", "8", "--rounds", "0", "--precision", "fp32", "--pseudo-labels", "5", "--quiet"]
+MORE = ["", "--overwrite", "--resume"]
 # What the user has in the run folder: next to our files, and called nearly like them.
 BYSTANDERS = (
     "notes.txt", ".notes.tmp", "images-2024/only-copy.jpg", "images-a1b2c3d4/x.png", "filters-mine.png",
@@ -47,33 +47,8 @@ KILLS = st.one_of(
 )
 
 
-MORE = ["", "--overwrite", "--resume"]
-
-
-def contents(folder: Path, names: tuple[str, ...] | None = None) -> dict[str, bytes]:
-    paths = [folder / name for name in names] if names else sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def state_of(run: Path) -> dict[str, object] | None:
-    """A run that has ended, by all that must agree in it; None where there is none."""
-
-    def read(folder: RunFolder) -> dict[str, object]:
-        record, model, rows = read_run(folder)
-        clusters = [int(row["cluster"]) for row in folder.read_clusters() if row["status"] == "ok"]
-        names = {row["cluster"]: row["name"] for row in folder.read_clusters() if row["status"] == "ok"}
-        summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
-        assert model.place(rows.reduced).cluster.tolist() == clusters, "predict and clusters.csv"
-        assert {row["cluster"]: int(row["size"]) for row in summary if row["size"] != "0"} == {
-            str(each): clusters.count(each) for each in set(clusters)
-        }
-        assert all(model.names[int(cluster)] == name for cluster, name in names.items())
-        assert record["clusters"] == len(summary) and record["cut"] in folder.file("report.html").read_text()
-        return {"cut": record["cut"], "names": names, "paths": rows.paths, "seed": record["seed"]}
-
-    if not is_run(run) or RunFolder(run).read_record().status != "done":
-        return None
-    return files.read_state(run, read)
+def bystanders(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in BYSTANDERS}
 
 
 class Life(RuleBasedStateMachine):
@@ -114,9 +89,7 @@ class Life(RuleBasedStateMachine):
             # fit --overwrite: from when it has read its images the old run is gone.
             assert after == before or (arguments[0] == "fit" and after is None), (arguments, trap, said)
 
-    @rule(
-        k=st.integers(2, 5), kill=KILLS, seed=st.integers(0, 2), more=st.sampled_from(["", "--overwrite", "--resume"])
-    )
+    @rule(k=st.integers(2, 5), kill=KILLS, seed=st.integers(0, 2), more=st.sampled_from(MORE))
     def fit(self, k: int, kill: tuple[str, str, int] | None, seed: int, more: str) -> None:
         options = [*OPTIONS, "-k", k, "--seed", seed, *([more] if more else [])]
         self.changes("fit", self.photos, "-o", self.run, *options, trap=kill)
@@ -124,7 +97,7 @@ class Life(RuleBasedStateMachine):
             for name in BYSTANDERS:
                 (self.run / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.run / name).write_bytes(f"mine: {name}".encode())
-            self.mine = contents(self.run, BYSTANDERS)
+            self.mine = bystanders(self.run)
 
     @precondition(lambda self: self.mine)
     @rule(k=st.integers(1, 5), kill=KILLS)
@@ -169,7 +142,7 @@ class Life(RuleBasedStateMachine):
     def nothing_of_the_users_has_changed(self) -> None:
         if hasattr(self, "originals"):
             assert contents(self.photos) == self.originals
-            assert not self.mine or contents(self.run, BYSTANDERS) == self.mine
+            assert not self.mine or bystanders(self.run) == self.mine
 
     @invariant()
     def the_run_is_never_mixed(self) -> None:

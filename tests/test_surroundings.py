@@ -22,19 +22,12 @@ from deepcluster.images import find, find_in_parts
 from deepcluster.images.store import read_once
 from deepcluster.runtime import streams
 from deepcluster.storage import run_folder as files
-from tests.conftest import QUICK
+from tests.helpers.runs import change_record, record, small_fit
 from tests.tiny import RECORD, tiny_run
 
+Ends = Callable[..., str]
 LONG = "x" * 300
 DIGITS = "9" * 5000
-
-
-def ends(arguments: list[Any], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a command that ends with this code."""
-    assert run_command(list(map(str, arguments))) == code
-    said = capsys.readouterr().err
-    assert "bug" not in said and "Traceback" not in said
-    return said
 
 
 # ---- what is typed --------------------------------------------------------------------------------------------------
@@ -51,9 +44,9 @@ def ends(arguments: list[Any], code: int, capsys: pytest.CaptureFixture[str]) ->
         (["fit", "photos", "--labels="], "value of --labels"),
     ],
 )
-def test_an_empty_argument_is_none(arguments: list[str], after: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_argument_is_none(arguments: list[str], after: str, ends: Ends) -> None:
     """A variable that is not set: the current folder was clustered, or the option was not there."""
-    assert f"the {after} is empty" in ends(arguments, 2, capsys)
+    assert f"the {after} is empty" in ends(arguments, 2)
 
 
 def test_nor_is_one_from_python() -> None:
@@ -66,8 +59,8 @@ def test_nor_is_one_from_python() -> None:
     [["-k", DIGITS], ["--time-limit", DIGITS], ["--seed", DIGITS], ["--rounds", DIGITS], ["--set", f"epochs={DIGITS}"]],
     ids=lambda options: options[0],
 )
-def test_numbers_without_end(options: list[str], photos: Path, tmp_path: Path, capsys: Any) -> None:
-    said = ends(["fit", photos, "-o", tmp_path / "run", *options, "-q"], 2, capsys)
+def test_numbers_without_end(options: list[str], photos: Path, tmp_path: Path, ends: Ends) -> None:
+    said = ends(["fit", photos, "-o", tmp_path / "run", *options, "-q"], 2)
     assert len(said) < 2100
     assert not (tmp_path / "run").exists()
 
@@ -82,24 +75,23 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_300_bytes(
-    name: str, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    name: str, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("edits.json").write_text('{"schema_version": 1}')
     values = {"LONG": LONG, "PHOTOS": str(photos), "RUN": str(finished)}
-    said = ends([*(values.get(word, word) for word in shlex.split(NAMES[name])), "-q"] if name != "report" else
-                ["report", LONG], 5, capsys)  # fmt: skip
+    said = ends([values.get(word, word) for word in shlex.split(NAMES[name])], 5)
     assert "too long" in said
 
 
 def test_a_time_zone_that_python_does_not_know(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TZ", "XXX-24:59:59")
     time.tzset()
     try:
-        ends(["fit", photos, "-k", "2", *QUICK], 0, capsys)
+        ends(["fit", photos, *small_fit()], 0)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -121,31 +113,31 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_recut_that_cannot_be_told(options: list[str], run: Path, capsys: Any, full: Callable[[], None]) -> None:
+def test_a_recut_that_cannot_be_told(options: list[str], run: Path, ends: Ends, full: Callable[[], None]) -> None:
     """It is done; nothing is wrong with the run, and nobody is advised to replace it."""
     full()
-    said = ends(["recut", run, "-k", "2", *options], 5, capsys)
+    said = ends(["recut", run, "-k", "2", *options], 5)
     assert said == "error: cannot write to standard output (No space left on device): send it elsewhere\n"
-    assert json.loads((run / "run.json").read_text())["clusters"] == 2
+    assert record(run)["clusters"] == 2
 
 
 def test_a_training_that_cannot_be_told_goes_on(
-    photos: Path, tmp_path: Path, capsys: Any, full: Callable[[], None]
+    photos: Path, tmp_path: Path, ends: Ends, full: Callable[[], None]
 ) -> None:
     full()
     run = tmp_path / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(run), *QUICK[:-1]]) in (0, 5)
-    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    assert run_command(["fit", str(photos), "-o", str(run), *small_fit()[:-1]]) in (0, 5)
+    assert record(run)["status"] == "done"
     assert "cannot write to standard output" in str(streams.failure())
 
 
 @pytest.mark.parametrize("command", [["recipes"], ["doctor"], ["recipes", "v1"], ["predict", "RUN", "PHOTOS"]])
 def test_what_is_only_told_fails(
-    command: list[str], finished: Path, photos: Path, capsys: Any, full: Callable[[], None]
+    command: list[str], finished: Path, photos: Path, ends: Ends, full: Callable[[], None]
 ) -> None:
     full()
     values = {"RUN": finished, "PHOTOS": photos}
-    said = ends([values.get(word, word) for word in command], 5, capsys)
+    said = ends([values.get(word, word) for word in command], 5)
     assert "cannot write to standard output" in said
 
 
@@ -184,13 +176,13 @@ def test_real_streams(line: str, code: int, said: str) -> None:
     assert said in done.stderr and "Traceback" not in done.stderr and "ignored" not in done.stderr
 
 
-def test_standard_input_that_is_closed(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_standard_input_that_is_closed(finished: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
     monkeypatch.setattr("sys.stdin", None)
-    assert "standard input is closed" in ends(["predict", finished, "-"], 3, capsys)
-    assert "standard input is closed" in ends(["fit", "-"], 3, capsys)
+    assert "standard input is closed" in ends(["predict", finished, "-"], 3)
+    assert "standard input is closed" in ends(["fit", "-"], 3)
 
 
-def test_standard_input_that_cannot_be_read(photos: Path, finished: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_standard_input_that_cannot_be_read(photos: Path, finished: Path, monkeypatch: Any, ends: Ends) -> None:
     descriptor = os.open(photos, os.O_RDONLY)
     try:
         raw = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
@@ -198,7 +190,7 @@ def test_standard_input_that_cannot_be_read(photos: Path, finished: Path, monkey
         os.close(descriptor)
         pytest.skip("Python opens no folders by their number")
     monkeypatch.setattr("sys.stdin", raw)
-    ends(["predict", finished, "-"], 3, capsys)
+    ends(["predict", finished, "-"], 3)
 
 
 # ---- arrays that change while they are read -------------------------------------------------------------------------
@@ -242,15 +234,15 @@ def test_an_array_that_is_written_anew(tmp_path: Path) -> None:
         source.read(0)
 
 
-def test_a_fit_of_an_array_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_fit_of_an_array_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
     from deepcluster.runs import fit as runs
 
     np.save(tmp_path / "a.npy", pixels(60, 16, 16, 3))
     monkeypatch.setattr(runs, "network_of", lambda *_, original=runs.network_of: (
         os.truncate(tmp_path / "a.npy", 5000), original(*_))[1])  # fmt: skip
-    said = ends(["fit", tmp_path / "a.npy", "-k", "2", "-o", tmp_path / "run", *QUICK], 3, capsys)
+    said = ends(["fit", tmp_path / "a.npy", "-o", tmp_path / "run", *small_fit()], 3)
     assert "it had 46,208 bytes and has 5,000" in said
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert record(tmp_path / "run")["status"] == "failed"
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
@@ -337,16 +329,25 @@ def test_a_list_may_be_called_csv(listed: Path) -> None:
 # ---- run folders ----------------------------------------------------------------------------------------------------
 
 
-def test_a_byte_order_mark_is_no_damage(run: Path, capsys: Any) -> None:
+def test_a_byte_order_mark_is_no_damage(run: Path, ends: Ends) -> None:
     for name in ("clusters.csv", "run.json"):
         (run / name).write_bytes(codecs.BOM_UTF8 + (run / name).read_bytes())
-    ends(["recut", run, "-k", "2", "-q"], 0, capsys)
+    ends(["recut", run, "-k", "2", "-q"], 0)
 
 
-@pytest.mark.parametrize("name", ["run.json", "clusters.csv", "features.npy", "history.csv"])
-def test_no_advice_destroys_what_is_left(name: str, run: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("run.json", "recut"),
+        ("clusters.csv", "recut"),
+        ("clusters.csv", "report"),
+        ("features.npy", "recut"),
+        ("history.csv", "report"),
+    ],
+)
+def test_no_advice_destroys_what_is_left(name: str, command: str, run: Path, ends: Ends) -> None:
     (run / name).write_bytes(b"{")
-    said = ends(["report", run] if name == "history.csv" else ["recut", run, "-k", "2"], 5, capsys)
+    said = ends([command, run, *(["-k", "2"] if command == "recut" else [])], 5)
     assert f"{name} is damaged" in said and "--overwrite" not in said and "pickle" not in said
 
 
@@ -354,7 +355,7 @@ def test_no_advice_destroys_what_is_left(name: str, run: Path, capsys: Any) -> N
     "command", [["report"], ["recut", "-k", "2"], ["evaluate", "--labels", "folders"], ["apply", "edits.json"]]
 )
 def test_a_run_that_cannot_be_written_to(
-    command: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    command: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
     """Who has no -o is not told to give another one."""
     monkeypatch.chdir(run.parent)
@@ -364,31 +365,32 @@ def test_a_run_that_cannot_be_written_to(
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(files, "_lock", read_only)
-    said = ends([command[0], run, *command[1:]], 5, capsys)
+    said = ends([command[0], run, *command[1:]], 5)
     assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
 
 
-def test_a_history_with_a_word_in_it(run: Path, photos: Path, capsys: Any) -> None:
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"status": "stopped"}))
-    (run / "history.csv").write_text(",".join(files.HISTORY) + "\n" + "x" + ",1" * (len(files.HISTORY) - 1) + "\n")
-    said = ends(["fit", photos, "-k", "3", "-o", run, "--resume", *QUICK], 5, capsys)
-    assert "history.csv has the rounds x, and the checkpoint comes after 1" in said
+@pytest.mark.parametrize(("rounds", "shown"), [(["x"], "x"), ([], "of none"), (["1"], "1")])
+def test_a_history_of_other_rounds(rounds: list[str], shown: str, run: Path, photos: Path, ends: Ends) -> None:
+    change_record(run, status="stopped")
+    rows = [round + ",1" * (len(files.HISTORY) - 1) for round in rounds]
+    (run / "history.csv").write_text("\n".join([",".join(files.HISTORY), *rows, ""]))
+    said = ends(["fit", photos, "-o", run, "--resume", *small_fit()], 5)
+    assert f"history.csv has the rounds {shown}, and the checkpoint comes after 1" in said
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoints"])
-def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path, ends: Ends) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps(RECORD | {"status": "stopped"}))
     (run / name).write_text("mine")
-    said = ends(["fit", photos, "-k", "3", "-o", run, "--resume", *QUICK], 5, capsys)
+    said = ends(["fit", photos, "-o", run, "--resume", *small_fit()], 5)
     assert name in said
     assert (run / name).read_text() == "mine"
 
 
 def test_predict_needs_no_folder_for_temporary_files(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
     """As in a container that is read-only."""
 

@@ -4,7 +4,6 @@ DEEPCLUSTER_KILLS=20 pytest tests/test_torchrun.py -m slow    kills so often (of
 """
 
 import importlib
-import json
 import os
 import random
 import re
@@ -27,7 +26,8 @@ from safetensors.torch import save_file
 
 from deepcluster.nets.backbone import build
 from deepcluster.runtime.processes import init_processes
-from tests.test_fit_shared import files_of, pixels
+from tests.helpers.runs import record
+from tests.helpers.shared import files_of, pixels
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = 8
@@ -89,13 +89,12 @@ def alive(process: int) -> bool:
         return False
 
 
-def gone(processes: list[int], seconds: float) -> float:
-    """How long it takes until none of them is alive; fails after ``seconds``."""
-    begin = time.monotonic()
+def wait_until_gone(processes: list[int], seconds: float) -> None:
+    """Until none of them is alive: more than ``seconds`` is a hang."""
+    until = time.monotonic() + seconds
     while any(map(alive, processes)):
-        assert time.monotonic() - begin < seconds, "some are still alive"
+        assert time.monotonic() < until, "some are still alive"
         time.sleep(0.05)
-    return time.monotonic() - begin
 
 
 def begun(launcher: subprocess.Popen[str], run: Path, round: int) -> list[int]:
@@ -108,7 +107,7 @@ def begun(launcher: subprocess.Popen[str], run: Path, round: int) -> list[int]:
     return workers(launcher.pid)
 
 
-def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[list[int]], int], seconds: float) -> str:
+def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[list[int]], int]) -> str:
     """Kill one process of a run at a random moment, see all gone, and resume to the result of the whole run."""
     chance = random.Random(draw)
     launcher = torchrun("fit", images, "-o", run, *OPTIONS)
@@ -116,11 +115,8 @@ def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[li
     assert len(running) == 2
     time.sleep(0.3 * chance.random())
     os.kill(choose([launcher.pid, *running]), signal.SIGKILL)
-    gone(running, seconds)
+    wait_until_gone(running, 120)
     _, said = finished(launcher)
-    after = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file()}
-    time.sleep(0.5)
-    assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file()} == after
     code, resumed = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
     assert code == 0, resumed
     assert files_of(run) == files_of(whole)
@@ -130,7 +126,7 @@ def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[li
 @pytest.mark.parametrize("draw", [pytest.param(i, marks=pytest.mark.slow if i else ()) for i in range(KILLS)])
 def test_kill_a_random_process(images, whole, tmp_path, draw):
     victim = 1 + random.Random(f"victim {draw}").randrange(2)
-    said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim], 30)
+    said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim])
     assert said.count("error: ") == 1, said
     assert "another process of this run has ended without a word" in said
 
@@ -138,7 +134,7 @@ def test_kill_a_random_process(images, whole, tmp_path, draw):
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", range(max(1, KILLS // 2)))
 def test_kill_the_launcher(images, whole, tmp_path, draw):
-    killed(images, tmp_path / "run", whole, 100 + draw, lambda all: all[0], 10)
+    killed(images, tmp_path / "run", whole, 100 + draw, lambda all: all[0])
 
 
 @pytest.mark.slow
@@ -151,7 +147,7 @@ def test_a_signal_to_the_launcher_stops_all_and_the_run_goes_on(images, whole, t
     assert len(re.findall("^error: ", said, re.M)) == 1, said
     going_on = "torchrun --standalone --nproc-per-node=2 -m deepcluster fit .* --resume"
     assert re.search(f"error: stopped .*; to go on: {going_on}", said)
-    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    assert record(run)["status"] == "stopped"
     code, said = finished(torchrun("fit", images, "-o", run, *OPTIONS, "--resume"))
     assert code == 0, said
     assert files_of(run) == files_of(whole)
@@ -169,10 +165,11 @@ def one_message(process: subprocess.Popen[str], code: int, message: str) -> None
     ("arguments", "code", "message"),
     [
         (["fit", "/nowhere"], 3, "no such file"),
-        pytest.param(["fit", "-"], 2, "several processes cannot share standard input", marks=pytest.mark.slow),
-        pytest.param(["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images", marks=pytest.mark.slow),
+        (["fit", "-"], 2, "several processes cannot share standard input"),
+        (["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images"),
     ],
 )
+@pytest.mark.slow
 def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
     one_message(torchrun(*arguments, "-o", tmp_path / "run", "-q"), code, message)
 
@@ -183,7 +180,7 @@ def test_one_message_where_numbers_are_not_finite(images, tmp_path):
     save_file({name: value.contiguous() for name, value in huge.items()}, tmp_path / "huge.safetensors")
     weights = ["--weights", tmp_path / "huge.safetensors"]
     one_message(torchrun("fit", images, "-o", tmp_path / "run", *OPTIONS, *weights), 7, "not finite")
-    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
+    assert record(tmp_path / "run")["status"] == "failed"
 
 
 @pytest.mark.slow
@@ -193,16 +190,16 @@ def test_predict_and_embed_write_the_same_bytes(whole, images, tmp_path):
     for i, image in enumerate(np.concatenate([pixels(), pixels()])):
         Image.fromarray(image).save(folder / f"{i:02}.png")
     (folder / "broken.png").write_bytes(b"broken")
-    found: dict[tuple[int, str], bytes] = {}
+    written: dict[tuple[int, str], bytes] = {}
     for count in (1, 3):
         for verb, name in (("predict", "p.csv"), ("embed", "e.npy")):
             out = tmp_path / f"{count}{name}"
             code, said = finished(torchrun(verb, whole, folder, "-o", out, "-q", count=count))
             assert code == 0, said
-            found[count, verb] = out.read_bytes()
+            written[count, verb] = out.read_bytes()
             assert said.count("skipped broken.png") == 1
-    assert found[1, "predict"] == found[3, "predict"]
-    assert found[1, "embed"] == found[3, "embed"]
+    assert written[1, "predict"] == written[3, "predict"]
+    assert written[1, "embed"] == written[3, "embed"]
 
 
 def _patient(rank: int, port: int, folder: str) -> None:
@@ -224,6 +221,7 @@ def _patient(rank: int, port: int, folder: str) -> None:
         Path(folder, str(rank)).write_text(str(found.inertia))
 
 
+@pytest.mark.slow
 def test_a_kmeans_longer_than_the_timeout_of_the_group_survives(tmp_path):
     multiprocessing.spawn(_patient, (free_port(), str(tmp_path)), nprocs=2)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()

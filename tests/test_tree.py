@@ -11,17 +11,11 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from deepcluster.groups.cut import Cut, cut
 from deepcluster.groups.merge_tree import cuts, merge_tree, ward
 from deepcluster.groups.quality_by_k import levels, silhouettes, stabilities
+from tests.helpers.features import blobs
 
 
 def points(*rows: float) -> np.ndarray:
     return np.array(rows, dtype=np.float64).reshape(-1, 1)
-
-
-def blobs(counts: list[int], width: int = 8, seed: int = 0, spread: float = 0.1) -> torch.Tensor:
-    """Rows of length 1 around as many directions at right angles."""
-    random = torch.Generator().manual_seed(seed)
-    rows = [torch.eye(width)[i] + spread * torch.randn(n, width, generator=random) for i, n in enumerate(counts)]
-    return torch.nn.functional.normalize(torch.cat(rows))
 
 
 # Ward

@@ -14,7 +14,7 @@ from deepcluster.groups.confidence import (
 )
 from deepcluster.groups.cut import cut, place
 from deepcluster.seeding import generator
-from tests.test_number import blobs
+from tests.helpers.features import blobs
 
 
 def of(rows: torch.Tensor, k: int) -> Confidence:
@@ -25,7 +25,7 @@ def of(rows: torch.Tensor, k: int) -> Confidence:
 
 def test_agreement_by_hand():
     """Two blobs of 30 far apart, and ten of each counted as the other: the share of neighbours that agree is known."""
-    rows = blobs(2, each=30, spread=0.02)
+    rows = blobs([30] * 2, spread=0.02)
     truth = torch.arange(2).repeat_interleave(30)
     assert confidence_of(rows, truth).agreement == pytest.approx(1)
     mixed = truth.clone()
@@ -38,13 +38,13 @@ def test_agreement_by_hand():
 
 
 def test_labels_by_chance_have_no_agreement():
-    rows = blobs(4, each=100)
+    rows = blobs([100] * 4)
     random = torch.randint(0, 4, (400,), generator=generator(0, "labels"))
     assert abs(confidence_of(rows, random).agreement) < 0.1
 
 
 def test_clear_groups_and_none():
-    clear, none = of(blobs(5), 5), of(F.normalize(torch.randn(400, 32, generator=generator(0, "rows"))), 5)
+    clear, none = of(blobs([60] * 5), 5), of(F.normalize(torch.randn(400, 32, generator=generator(0, "rows"))), 5)
     assert clear.score > CLEAR
     assert clear.stability > none.stability + 0.2
     assert none.score < MIXED
@@ -70,7 +70,7 @@ def test_of_more_groups_than_the_sample_can_show_nothing_is_said(rows, k):
 
 
 def test_the_trained_network_is_kept_unless_it_is_clearly_worse():
-    clear = blobs(5, each=20)
+    clear = blobs([20] * 5)
     none = F.normalize(torch.randn(100, 32, generator=generator(0, "rows")))
     lost, gained = clarity(clear, none, 5, seed=0), clarity(none, clear, 5, seed=0)
     assert lost.after > 10 * lost.before
@@ -85,7 +85,7 @@ def test_the_trained_network_is_kept_unless_it_is_clearly_worse():
 
 
 def test_collapsed_features_are_no_groups():
-    clear = blobs(5, each=20)
+    clear = blobs([20] * 5)
     collapsed = torch.ones_like(clear) / clear.shape[1] ** 0.5
     assert not clarity(clear, collapsed, 5, seed=0).kept
     assert clarity(collapsed, clear, 5, seed=0).kept

@@ -81,3 +81,7 @@ def write_weights(folder: Path, content: bytes) -> None:
 
 def safetensors_bytes(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
     return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def flipped(content: bytes, position: int, bit: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]

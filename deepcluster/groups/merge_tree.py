@@ -12,19 +12,21 @@ from deepcluster.clustering.assignment import assigner
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.cut import Cut
 
-MOST = 30  # pieces, or twice the groups where that is more
-TWICE = 50  # groups up to which there are twice as many pieces
+MOST_PIECES = 30  # or twice the groups, where that is more
+MOST_GROUPS_IN_TWO = 50  # up to so many groups there are at least two pieces for each
 Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """P pieces of groups, and how they merge.
+    """P pieces of groups and the order in which they merge; piece i is node i, and the last node holds all images.
 
-    Piece i is node i; ``merges[j]`` joins two nodes into node P + j, so the last node is everything. ``groups`` (P):
-    the group that a piece is of; a cut of the tree makes exactly those groups. ``sizes`` and ``medoids`` (2P - 1): the
-    images of each node, and the row of the one that is nearest to their mean.
+    Attributes:
+        groups: the group of each piece (P); one of the cuts of the tree makes exactly these groups.
+        merges: ``merges[j]`` joins two nodes into node P + j.
+        sizes: the number of images in each node (2P - 1).
+        medoids: in each node, the row of the image nearest to their mean (2P - 1).
     """
 
     groups: tuple[int, ...]
@@ -34,31 +36,37 @@ class Tree:
 
 
 def merge_tree(reduced: Tensor, groups: Cut) -> tuple[Tree, Tensor]:
-    """The tree of N x d features in ``groups``, and the piece (int64, N) of every row.
+    """Ward's tree (1963) above ``groups``: first the centroids inside each group merge, then the groups.
 
-    It merges, at each step, what costs the least (Ward, 1963): first the centroids of each group until there is one
-    piece for each, then the groups. So fewer groups than there are only merge, and more only split. Centroids that no
-    row is nearest to are left out.
+    So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
+
+    Args:
+        reduced: N x d features.
+        groups: their cut; centroids that no row is nearest to are left out.
+
+    Returns:
+        The tree, and the piece of each row (int64, N).
     """
     nearest = assigner(groups.centroids)(reduced)
     counts = torch.bincount(nearest, minlength=len(groups.centroids))
     used = counts.nonzero().flatten()
     centroids, weights = groups.centroids[used].double().numpy(), counts[used].double().numpy()
-    own = groups.groups[used].numpy()
-    order = _order(centroids, weights, own)
-    count = len(np.unique(own))
-    pieces = min(len(used), max(MOST, 2 * count if count <= TWICE else count))
+    group_of = groups.groups[used].numpy()
+    order = _order(centroids, weights, group_of)
+    count = len(np.unique(group_of))
+    pieces = min(len(used), max(MOST_PIECES, 2 * count if count <= MOST_GROUPS_IN_TWO else count))
     piece_of, merges = _numbered(order, len(used), pieces)
-    where = torch.full((len(counts),), -1)
-    where[used] = torch.from_numpy(piece_of)
-    piece = where[nearest]
-    groups_of = torch.zeros(pieces, dtype=torch.int64).scatter(0, torch.from_numpy(piece_of), torch.from_numpy(own))
-    sizes, medoids = _described(reduced, piece, merges, pieces)
-    return Tree(tuple(groups_of.tolist()), merges, sizes, medoids), piece
+    piece_of_centroid = torch.full((len(counts),), -1)
+    piece_of_centroid[used] = torch.from_numpy(piece_of)
+    piece = piece_of_centroid[nearest]
+    group_of_piece = np.zeros(pieces, dtype=np.int64)
+    group_of_piece[piece_of] = group_of
+    sizes, medoids = _sizes_and_medoids(reduced, piece, merges, pieces)
+    return Tree(tuple(group_of_piece.tolist()), merges, sizes, medoids), piece
 
 
 def cuts(tree: Tree) -> Iterator[tuple[int, ...]]:
-    """For P, P - 1, ..., 1 groups: the node that each piece is in."""
+    """The node of each piece, for P, P - 1, ..., 1 groups."""
     nodes = list(range(len(tree.groups)))
     yield tuple(nodes)
     for i, pair in enumerate(tree.merges):
@@ -67,16 +75,17 @@ def cuts(tree: Tree) -> Iterator[tuple[int, ...]]:
 
 
 def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
-    """Ward's tree of n x d points that count ``weights``: (cost, a, b) for each merge of the clusters that the points a
-    and b are in, in ascending order of the cost, which is the rise of the sum of squares.
+    """Ward's hierarchical clustering of n x d weighted points, by nearest-neighbour chains (Murtagh, 1983; O(n^2 d)).
 
-    By the chain of nearest neighbours (Murtagh, 1983): n^2 d steps.
+    Returns:
+        (cost, a, b) for each merge of the clusters of the points a and b, in ascending order of the cost, which is by
+        how much the sum of squares rises.
     """
     centres, sizes = points.copy(), weights.copy()
     alive = np.ones(len(points), bool)
     chain: list[int] = []
-    found: list[tuple[float, int, int]] = []
-    while len(found) < len(points) - 1:
+    merges: list[tuple[float, int, int]] = []
+    while len(merges) < len(points) - 1:
         if not chain:
             chain.append(int(alive.argmax()))
         last = chain[-1]
@@ -88,20 +97,19 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
             continue
         other = chain[-2]
         del chain[-2:]
-        found.append((float(costs[other]), other, last))
+        merges.append((float(costs[other]), other, last))
         centres[other] = np.average(centres[[other, last]], axis=0, weights=sizes[[other, last]])
         sizes[other] += sizes[last]
         alive[last] = False
-    return sorted(found, key=lambda merge: merge[0])
+    return sorted(merges, key=lambda merge: merge[0])
 
 
-def _order(centroids: Numbers, weights: Numbers, own: npt.NDArray[np.int64]) -> list[Merge]:
-    """Pairs of centroids whose clusters merge: those inside the groups by their cost, then those of the groups."""
-    numbers = np.unique(own)
+def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]) -> list[Merge]:
+    """Pairs of centroids whose clusters merge: first inside the groups, then the groups, each in order of cost."""
     inside: list[tuple[float, int, int]] = []
     middles, totals, firsts = [], [], []
-    for number in numbers:
-        which = np.flatnonzero(own == number)
+    for group in np.unique(group_of):
+        which = np.flatnonzero(group_of == group)
         inside += [(cost, int(which[a]), int(which[b])) for cost, a, b in ward(centroids[which], weights[which])]
         middles.append(np.average(centroids[which], axis=0, weights=weights[which]))
         totals.append(weights[which].sum())
@@ -111,7 +119,7 @@ def _order(centroids: Numbers, weights: Numbers, own: npt.NDArray[np.int64]) -> 
 
 
 def _numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:
-    """The piece of each of ``count`` centroids, and the merges of the pieces' nodes."""
+    """The piece of each of ``count`` centroids, and the merges of the pieces as pairs of nodes."""
     cluster = np.arange(count)
     for a, b in order[: count - pieces]:
         cluster[cluster == cluster[b]] = cluster[a]
@@ -123,10 +131,10 @@ def _numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDAr
     return piece_of, tuple(merges)
 
 
-def _described(
+def _sizes_and_medoids(
     reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The size of every node and its medoid."""
+    """Those of every node."""
     sizes = torch.bincount(piece, minlength=pieces).tolist()
     middles = list(means(reduced, piece, pieces))
     rows = [(piece == i).nonzero().flatten() for i in range(pieces)]
@@ -134,5 +142,5 @@ def _described(
         sizes.append(sizes[a] + sizes[b])
         middles.append((sizes[a] * middles[a] + sizes[b] * middles[b]) / sizes[-1])
         rows.append(torch.cat([rows[a], rows[b]]))
-    nearest = [(reduced[inside] - middle).norm(dim=1).argmin() for inside, middle in zip(rows, middles, strict=True)]
-    return tuple(sizes), tuple(int(inside[i]) for inside, i in zip(rows, nearest, strict=True))
+    nearest = [(reduced[images] - mean).norm(dim=1).argmin() for images, mean in zip(rows, middles, strict=True)]
+    return tuple(sizes), tuple(int(images[i]) for images, i in zip(rows, nearest, strict=True))

@@ -17,19 +17,24 @@ from deepcluster.clustering.kmeans import best_of, first_occurrences
 from deepcluster.clustering.nearest import nearest
 from deepcluster.seeding import generator
 
-STARTS = 10
+STARTS = 10  # of k-means on the eigenvectors; the best counts
 SAMPLE = 50_000  # rows in a graph
 NEIGHBOURS = 15
-MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups, at least and at most
-CLEAR = 1.25  # a gap is one where the distance of the eigenvalues from 1 grows by a quarter
-DENSE = 2000  # rows up to which all eigenvectors are as fast as a few, and never fail to converge
-TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few rows apart from all others are no group
+MORE = (0.2, 0.5)  # eigenvectors beyond one for each group, as a share of the groups: at least and at most
+CLEAR = 1.25  # between two eigenvalues there is a gap where their distance from 1 grows by a quarter
+DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and never fail to converge
+TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a group
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """How close images are: ``ties`` (M x M, 0 to 1) between the images ``rows`` (int64, M, ascending) of all N."""
+    """How close images are.
+
+    Attributes:
+        rows: the images in the graph, out of all N (int64, M, ascending).
+        ties: the closeness of each pair of them (M x M, 0 to 1).
+    """
 
     rows: Tensor
     ties: csr_array
@@ -50,9 +55,12 @@ def neighbour_graph(reduced: Tensor, seed: int = 0) -> Graph:
 
 
 def joined_graphs(first: Graph, others: Sequence[Graph], weights: Sequence[float]) -> Graph:
-    """``first``, and the mean of the ``others`` with a weight each (0 to 1), between the images that all of them have.
+    """The mean of ``first`` and of the weighted mean of the ``others``, between the images that all of them have.
 
-    With weights of 1 the first counts as much as all others together; without any it stays as it is.
+    Args:
+        first: counts as much as all others together where their weights are 1.
+        others: further graphs.
+        weights: of the others, 0 to 1; where all are 0 the first graph stays as it is.
     """
     if not any(weights):
         return first
@@ -68,11 +76,11 @@ def joined_graphs(first: Graph, others: Sequence[Graph], weights: Sequence[float
 
 def inside(graph: Graph, rows: Tensor, groups: Tensor) -> float:
     """The share of the ties between ``rows`` that are inside their ``groups`` (int64): 0 by chance, at most 1."""
-    own, ties = groups.numpy(), _between(graph, rows)
+    group_of, ties = groups.numpy(), _between(graph, rows)
     pairs = ties.tocoo()
     total = float(pairs.data.sum())
-    alike = float(pairs.data[own[pairs.row] == own[pairs.col]].sum()) / total
-    chance = float((np.bincount(own, ties.sum(1)) ** 2).sum()) / total**2
+    alike = float(pairs.data[group_of[pairs.row] == group_of[pairs.col]].sum()) / total
+    chance = float((np.bincount(group_of, ties.sum(1)) ** 2).sum()) / total**2
     return (alike - chance) / max(1e-12, 1 - chance)  # one group of all
 
 
@@ -84,11 +92,12 @@ def _between(graph: Graph, rows: Tensor) -> csr_array:
 
 
 def neighbour_ties(rows: Tensor) -> csr_array:
-    """N x N: how close two of N distinct rows of length 1 are, 0 to 1; only a row and its nearest ones are tied.
+    """The closeness (N x N, 0 to 1) of N distinct rows of length 1 to their nearest neighbours.
 
-    UMAP's weights (McInnes et al. 2018, sections 3.1 and 4): exp((rho - d) / sigma) with d the distance, rho that to
-    the nearest row, and sigma such that the weights of a row sum to log2 of the number of neighbours. So every row
-    counts its own neighbourhood as near, in dense and in thin places. The ties of both sides are joined as a + b - a b.
+    UMAP's weights (McInnes et al. 2018, sections 3.1 and 4): exp((rho - d) / sigma) with d the distance, rho the one to
+    the nearest row, and sigma such that the weights of a row sum to log2 of the number of neighbours. So a row's
+    neighbourhood is near to it in dense and in sparse regions alike. The two directions a, b of a tie become
+    a + b - a b.
     """
     size = len(rows)
     if size < 2:
@@ -104,11 +113,11 @@ def neighbour_ties(rows: Tensor) -> csr_array:
 def _weights(distances: Tensor) -> Tensor:
     """The weights of each row's neighbours, of N x n ascending ``distances``; sigma by bisection."""
     beyond = distances - distances[:, :1]
-    wanted = math.log2(distances.shape[1])
+    total = math.log2(distances.shape[1])
     low, high = torch.zeros(len(beyond), 1).double(), torch.full((len(beyond), 1), 1e3).double()
     for _ in range(60):
         middle = (low + high) / 2
-        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > wanted
+        too_much = torch.exp(-beyond / middle).sum(1, keepdim=True) > total
         low, high = torch.where(too_much, low, middle), torch.where(too_much, middle, high)
     return torch.exp(-beyond / high)
 
@@ -117,14 +126,14 @@ def normalised_cut(ties: csr_array, k: int, seed: int) -> Tensor:
     """The group (int64, N) of each row, by k-means on the leading eigenvectors of the normalised ties."""
     values, vectors = leading_eigenvectors(ties, k + _more(k)[1] + 1, seed)
     leading = np.ascontiguousarray(vectors[:, : _pieces(values, k)])
-    found = F.normalize(torch.from_numpy(leading).float(), dim=1)
-    return best_of(STARTS, found, k, seed).labels
+    embedding = F.normalize(torch.from_numpy(leading).float(), dim=1)
+    return best_of(STARTS, embedding, k, seed).labels
 
 
 def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Numbers, Numbers]:
-    """The ``count`` largest eigenvalues of the normalised ties, descending from 1, and their vectors, N x count.
+    """The ``count`` largest eigenvalues of the normalised ties, descending from 1, and their vectors (N x count).
 
-    There are as many of about 1 as the graph has parts that are hardly tied to each other.
+    As many of them are close to 1 as the graph has parts that are hardly tied to each other.
     """
     size = ties.shape[0]
     count = min(size - 1, count)
@@ -135,8 +144,8 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
 
     def multiply(vector: Numbers) -> Numbers:
         vector = vector.ravel()
-        found: Numbers = weighted @ vector + (spread / size * (scale @ vector)) * scale
-        return found
+        product: Numbers = weighted @ vector + (spread / size * (scale @ vector)) * scale
+        return product
 
     if size <= DENSE:
         whole = weighted.toarray() + spread / size * np.outer(scale, scale)
@@ -151,9 +160,9 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
 
 
 def _pieces(values: Numbers, k: int) -> int:
-    """How many pieces the graph of ``k`` groups has, by the clearest gap in its descending eigenvalues.
+    """The number of pieces in the graph of ``k`` groups, by the clearest gap between its descending eigenvalues.
 
-    A class may come in several (two ways to write a digit), and with an eigenvector too few two classes share one.
+    A class may consist of several pieces (two ways to write a digit); with too few eigenvectors two classes share one.
     """
     least, most = _more(k)
     below = 1 - values[k + least - 1 : k + most + 1]
@@ -162,7 +171,6 @@ def _pieces(values: Numbers, k: int) -> int:
 
 
 def _more(k: int) -> tuple[int, int]:
-    """How many eigenvectors beyond ``k`` to take, at least and at most: with fewer than 3 groups none, as a third one
-    splits a ring that is one of two groups."""
+    """The least and the most eigenvectors beyond ``k``: none for two groups, where a third would split a ring."""
     least, most = (max(1, round(share * k)) for share in MORE)
     return (least, most) if k > 2 else (0, 0)

@@ -14,14 +14,16 @@ from deepcluster.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 CPU = torch.device("cpu")
-# Of the memory of a device, what the rows that are clustered may take: a step of training needs some beside them.
-ROWS_SHARE = 0.4
+ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a training step needs some as well
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is cuda, else mps, else cpu. UsageError where the named device is not there.
+    """The device of this name; ``auto`` is cuda, else mps, else cpu.
 
-    Of several processes on a machine (torchrun numbers them) each takes the GPU with its own number.
+    Of several processes on a machine (torchrun numbers them) each takes the GPU of its own number.
+
+    Raises:
+        UsageError: where there is no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -41,14 +43,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are native here, and so faster than float32."""
+    """Whether matrix products in bfloat16 are native, and so faster than in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type in which matrix products are computed: ``auto`` is bfloat16 where that is native, else float32."""
+    """The type of matrix products; ``auto`` is bfloat16 where that is native, else float32."""
     if name not in PRECISIONS:
         raise UsageError(f"precision {name!r}: choose {', '.join(PRECISIONS)}")
     if name == "auto":
@@ -58,10 +60,13 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
-    """Inside, ``device`` is the current GPU of this thread; all settings are as before again outside.
+    """Make ``device`` the current GPU of this thread, and restore all settings at the end.
 
-    With a fixed workspace cuBLAS adds up in one order. ``deterministic``: so do all of torch's kernels that can; those
-    that cannot warn. On a CPU all are deterministic, and nothing is set.
+    A fixed workspace makes cuBLAS deterministic. On a CPU everything is, and nothing is set.
+
+    Args:
+        device: where the work is done.
+        deterministic: use torch's deterministic kernels; where there is none, torch warns.
     """
     with ExitStack() as stack:
         if device.type == "cuda":
@@ -74,14 +79,14 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
 
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """torch takes kernels that give the same bits each time, inside."""
+    """Have torch use kernels that give the same bits each time."""
     cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
     before = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
     mode, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    # A trial of kernels (benchmark) is decided by what else the device does; filling new memory only takes time.
+    # Which kernel wins cuDNN's benchmark depends on what else the device does; filling new memory only takes time.
     cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = True, False, False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -93,7 +98,7 @@ def deterministic_kernels() -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Inside, float32 has 24 bits on a GPU too, and not the 11 of TF32, which torch takes in convolutions otherwise."""
+    """Compute float32 with 24 bits on a GPU too, instead of the 11 of TF32, torch's default in convolutions."""
     kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     for kind in kinds:
@@ -107,7 +112,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """The environment has ``value`` under ``name`` inside, unless it has another one already."""
+    """Set an environment variable that is not set already."""
     if name in os.environ:
         yield
         return
@@ -119,36 +124,36 @@ def _variable(name: str, value: str) -> Iterator[None]:
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` on ``device``: to a GPU through pinned memory, so that nobody waits for the copy."""
+    """``x`` on ``device``; to a GPU through pinned memory, without waiting for the copy."""
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
 def total_memory(device: torch.device) -> float:
-    """Bytes that a device has; infinite where torch cannot tell."""
+    """Bytes of memory of a device; infinite where torch cannot tell."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else float("inf")
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes of a GPU that this process may still take, those included that torch keeps for its next tensors."""
+    """Bytes of a GPU that this process can still allocate, including what torch caches."""
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + cached)
 
 
 def holds_rows(device: torch.device, rows: int, width: int) -> bool:
-    """Whether ``rows`` x ``width`` numbers are to be clustered on ``device``: it has float64, and room for them.
+    """Whether to cluster ``rows`` x ``width`` numbers on ``device``: whether it has float64 and room for them.
 
-    By the memory that it has and not by what is free, so that two runs decide alike.
+    The total memory counts, not the free one, so that two runs decide alike.
     """
     return device.type != "mps" and 4 * rows * width <= ROWS_SHARE * total_memory(device)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next tensors instead of handing it back to the system (glibc only).
+    """Have the C library keep freed memory for the next tensors instead of returning it to the system (glibc only).
 
-    The system gives each page back with zeros in it, anew at every step: kept, a training step takes .97 (compact,
-    32 px) to .75 (EfficientNet-Lite0, 112 px) of its time (2 cores). It is a setting of the process, for a run's own.
+    The system would zero each page anew at every step. A training step takes .97 (compact, 32 px) to .75
+    (EfficientNet-Lite0, 112 px) of its time on 2 cores. The setting is one of the whole process.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -158,7 +163,7 @@ def keep_freed_memory() -> None:
 
 
 def environment(device: torch.device, processes: int = 1, *, deterministic: bool = False) -> dict[str, str | int]:
-    """What a result may depend on beside its options: versions, hardware, threads, processes, kernels."""
+    """What a result may depend on besides its options: versions, hardware, threads, processes, kernels."""
     packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
     versions: dict[str, str | int] = {name: metadata.version(name) for name in packages}
     return versions | {

@@ -21,10 +21,13 @@ LONGEST_NAME = 200  # characters
 
 @dataclass(frozen=True)
 class Edits:
-    """``cut`` is run.json's, of the assignment that they are for; "" where they are for any.
+    """What a person has decided.
 
-    ``merge``: the clusters of each tuple become one with the number of the first. ``names`` of clusters as they are
-    after that; "" takes a name away. ``junk``: all clusters that are marked as junk from now on; None leaves the marks.
+    Attributes:
+        cut: the ``cut`` of run.json that the edits were made for; "" fits any.
+        names: of clusters, as they are after the merges; "" removes a name.
+        merge: the clusters of each tuple become one, with the number of the first.
+        junk: all clusters that are marked as junk from now on; None leaves the marks as they are.
     """
 
     cut: str
@@ -34,12 +37,16 @@ class Edits:
 
     @property
     def digest(self) -> str:
-        """By which run.json tells that these edits were applied already."""
+        """Recorded in run.json, so that the same edits are not applied twice."""
         return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk])
 
 
 def read_edits(path: Path) -> Edits:
-    """The edits in a JSON file. UsageError names the file and what is wrong with it."""
+    """The edits in a JSON file.
+
+    Raises:
+        UsageError: with the file and what is wrong with it.
+    """
     try:
         table = read_json(path)
         if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
@@ -49,7 +56,7 @@ def read_edits(path: Path) -> Edits:
         return Edits(
             cut=_text(table.get("cut", ""), "cut"),
             names={_number(key): _name(name) for key, name in _of(table.get("names", {}), dict, "names").items()},
-            merge=tuple(_numbers(each, "merge") for each in _of(table.get("merge", []), list, "merge")),
+            merge=tuple(_numbers(clusters, "merge") for clusters in _of(table.get("merge", []), list, "merge")),
             junk=_numbers(table["junk"], "junk") if "junk" in table else None,
         )
     except FileNotFoundError:
@@ -59,15 +66,17 @@ def read_edits(path: Path) -> Edits:
 
 
 def edited(model: Model, edits: Edits) -> Model:
-    """The model with these edits, its outlier distances not yet those of merged clusters.
+    """The model with these edits; the outlier distances of merged clusters are still to be computed.
 
-    Numbers stay: where clusters are merged, the numbers of all but the first have no images from then on. UsageError
-    where a number is that of no cluster, or of one in two merges.
+    Clusters keep their numbers: of merged ones all but the first have no images from then on.
+
+    Raises:
+        UsageError: where there is no cluster of a number, or one is merged twice.
     """
     present = set(model.groups.groups.tolist())
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
-    _check_known([*merged, *edits.names, *(edits.junk or ())], present)
+    _check_present([*merged, *edits.names, *(edits.junk or ())], present)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
     if left := sorted(set(edits.names) & gone):
@@ -83,15 +92,20 @@ def edited(model: Model, edits: Edits) -> Model:
     for number, name in edits.names.items():
         names[number] = name
     junk = (junk if edits.junk is None else set(edits.junk)) - gone
-    kept = [name if number not in gone else "" for number, name in enumerate(names)]
-    return replace(model, groups=groups, names=tuple(kept[: groups.count]), junk=tuple(sorted(junk)))
+    names = [name if number not in gone else "" for number, name in enumerate(names)]
+    return replace(model, groups=groups, names=tuple(names[: groups.count]), junk=tuple(sorted(junk)))
 
 
 def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The names, and the clusters marked as junk, of ``count`` new clusters: those of the old ones that live on.
+    """Names and junk marks of new clusters, inherited from the old clusters that they continue.
 
-    ``before`` and ``after`` (int64, N) are the cluster of each image in the old and in the new cut. An old cluster
-    lives on where more than half of its images are more than half of a new one, so never in two.
+    An old cluster continues as a new one where more than half of its images are more than half of that one.
+
+    Args:
+        model: with the old names and marks.
+        before: the old cluster of each image (int64, N).
+        after: its new one (int64, N).
+        count: the number of new clusters.
     """
     names, junk, marked = [""] * count, [], set(model.junk)
     pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
@@ -102,7 +116,7 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
     return tuple(names), tuple(sorted(junk))
 
 
-def _check_known(numbers: list[int], present: set[int]) -> None:
+def _check_present(numbers: list[int], present: set[int]) -> None:
     for number in numbers:
         if number not in present:
             raise UsageError(f"there is no cluster {number}: the clusters are {_shown(sorted(present))}")
@@ -136,7 +150,7 @@ def _numbers(value: Any, key: str) -> tuple[int, ...]:
 
 
 def _name(value: Any) -> str:
-    """One line that any file can hold."""
+    """A single printable line."""
     name = _text(value, "a name").strip()
     if len(name) > LONGEST_NAME or not all(letter.isprintable() for letter in name):
         raise ValueError(f"the name {name[:80]!a} is not one line of at most {LONGEST_NAME} printable characters")

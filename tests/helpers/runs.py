@@ -1,0 +1,70 @@
+"""Small runs: the options that make a fit quick, and what their folders hold."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from deepcluster.images.run_folders import is_run
+from deepcluster.runs.results import read_run
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import RunFolder
+from tests.commands import SMALL
+
+# The same small run from Python, for a ``Request``.
+OPTIONS = {"epochs": 1, "image_size": 16, "batch_size": 16, "pseudo_labels": 6, "precision": "fp32"}
+
+
+def small_fit(*options: str) -> list[str]:
+    """Options of a ``fit`` of one round, and those of a small run that they do not set."""
+    defaults = SMALL | {"--rounds": "1"}
+    others = [word for option in defaults.items() if option[0] not in options for word in option]
+    return [*options, *others, "--quiet"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file, row by row."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def record(run: Path) -> dict[str, Any]:
+    """run.json."""
+    values: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return values
+
+
+def change_record(run: Path, **values: object) -> None:
+    (run / "run.json").write_text(json.dumps(record(run) | values))
+
+
+def contents(folder: Path) -> dict[str, bytes | Path]:
+    """What is in each file below a folder, and where each link leads."""
+    return {
+        path.relative_to(folder).as_posix(): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+        if path.name != ".lock"
+    }
+
+
+def state_of(run: Path) -> dict[str, object] | None:
+    """A run that has ended, by all that must agree in it; None where there is none."""
+
+    def read(folder: RunFolder) -> dict[str, object]:
+        record, model, features = read_run(folder)
+        used = [row for row in folder.read_clusters() if row["status"] == "ok"]
+        clusters = [int(row["cluster"]) for row in used]
+        names = {row["cluster"]: row["name"] for row in used}
+        summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
+        assert model.place(features.reduced).cluster.tolist() == clusters, "predict and clusters.csv"
+        sizes = {int(row["cluster"]): int(row["size"]) for row in summary if row["size"] != "0"}
+        assert sizes == Counter(clusters)
+        assert all(model.names[int(cluster)] == name for cluster, name in names.items())
+        assert record.clusters == len(summary) and str(record.cut) in folder.file("report.html").read_text()
+        return {"clusters": len(summary), "names": names, "cut": record.cut, "seed": record.seed}
+
+    if not is_run(run) or RunFolder(run).read_record().status != "done":
+        return None
+    return files.read_state(run, read)
