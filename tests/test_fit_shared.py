@@ -18,6 +18,7 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering.steps import Reduction
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images import Source
+from deepcluster.images import store as stores
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import Store, read_share
@@ -250,7 +251,9 @@ def _untrained(processes: Processes, out: Path, options: dict[str, Any]) -> None
 
 
 def _mapped(processes: Processes, folder: Path) -> tuple[Store, list[str]]:
-    store = read_share(numbered(9, frozenset({2})), SIZE, processes, folder=folder, memory_budget=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "MEMORY_BUDGET", 0)
+        store = read_share(numbered(9, frozenset({2})), SIZE, processes, folder=folder)
     return store, [each.name for each in folder.iterdir()]
 
 

@@ -479,7 +479,7 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pyt
 
 def test_preview_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "a\n.png").write_text("text")
-    with pytest.raises(DataError, match=r"no readable image in .*: 1 tried \(a \.png: not an image"):
+    with pytest.raises(DataError, match=r"no readable image in .*: 1 files tried \(a \.png: not an image"):
         preview(find(tmp_path))
 
 

@@ -449,7 +449,7 @@ def test_changed_bytes_do_no_harm(tmp_path: Path, form: int):
         except DataError:
             refused += 1
             continue
-        store = read_once(source, 4, none_is_fine=True, workers=1)
+        store = read_once(source, 4, none_is_fine=True)
         assert len(store.kept) + len(store.skipped) == len(source.paths) + len(source.skipped)
         used += len(store.kept)
     assert 0 < refused < 150 and used > 300
