@@ -148,7 +148,7 @@ def test_images_that_are_no_files_are_written_as_png(tmp_path, mode):
     for i, row in enumerate(rows):
         assert row["how"] == "png"
         assert np.array_equal(pixels(tmp_path / "out" / row["exported_path"]), images[i])
-    assert "these images are no files" in said.lines[0]
+    assert "these images are not files" in said.lines[0]
 
 
 def test_images_that_were_passed_from_python(tmp_path):
@@ -171,7 +171,7 @@ def test_what_is_missing_is_named_and_the_rest_goes_on(holiday, tmp_path):
     (tmp_path / "photos" / "sea" / "b.png").unlink()
     (tmp_path / "photos" / "sky" / "c.png").unlink()
     (tmp_path / "photos" / "sky" / "c.png").mkdir()
-    with pytest.warns(DeepClusterWarning, match=r"2 images are not there any more and left out: sea/b.png \(no such"):
+    with pytest.warns(DeepClusterWarning, match=r"2 images no longer exist and are left out: sea/b.png \(no such"):
         rows = folders(holiday, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000-be_ach/A-3.PNG", "000-be_ach/a-2.png", "000-be_ach/a.png", "inventory.csv"]
     assert [row["how"] for row in rows if not row["exported_path"]] == ["missing: no such image"] * 2 + ["skipped"]

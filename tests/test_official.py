@@ -328,7 +328,7 @@ def test_names_that_are_of_other_networks():
 
 def test_a_file_of_something_else_is_not_official(tmp_path):
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match=r"a.pt: is of none of the published layouts"):
+    with pytest.raises(ModelError, match=r"a.pt: has none of the published layouts"):
         read_official(tmp_path / "a.pt")
 
 
