@@ -415,7 +415,7 @@ def test_a_chain_of_long_names(tmp_path: Path):
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, pytest.param(tarfile.PAX_FORMAT, marks=pytest.mark.slow)])
 def test_changed_bytes_do_no_harm(tmp_path: Path, form: int):
-    """300 random changes in each format, half of them in headers whose checksum is made to fit: an image, a reason, or a DataError."""
+    """300 random changes, half of them in headers whose checksum is made to fit: an image, a reason, or a DataError."""
     chance = random.Random(form)
     odd = tarfile.TarInfo("n" * 120 + ".png")
     odd.mtime = 1.5
