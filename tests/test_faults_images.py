@@ -143,31 +143,6 @@ def test_some_broken_files_make_pillow_raise_what_is_no_oserror() -> None:
     assert {kind for kind in kinds if not issubclass(kind, OSError)}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("DEEPCLUSTER_BADINPUTS" not in os.environ, reason="set DEEPCLUSTER_BADINPUTS to a folder of them")
-def test_hostile_files_alone(tmp_path: Path) -> None:
-    """(test_slow.py has them among good ones.)"""
-    folder = Path(os.environ["DEEPCLUSTER_BADINPUTS"])
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    files = {path for path in files if not any(part.startswith(".") for part in path.split("/"))}
-    command = [sys.executable, "-m", "deepcluster", "fit", str(folder), "-k", "5", "--rounds", "1"]
-    done = subprocess.run([*command, "--image-size", "32", "-o", str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
-    table = rows(tmp_path / "run/clusters.csv")
-    assert {row["path"] for row in table} == files and len(table) == len(files)
-    skipped = {row["path"]: row["reason"] for row in rows(tmp_path / "run/skipped.csv")}
-    assert all(skipped.values())
-    assert set(skipped) == {row["path"] for row in table if row["status"] == "skipped"}
-    # Alone, without the unusable ones: the same.
-    clean = tmp_path / folder.name
-    for path in files - set(skipped):
-        (clean / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / path, clean / path)
-    done = subprocess.run([*command[:4], str(clean), *command[5:], "--image-size", "32", "-o", str(tmp_path / "clean")])
-    assert done.returncode == 0
-    same_result(tmp_path / "run", tmp_path / "clean")
-
-
 def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the folder was searched: listed. After the images were read: not needed any more."""
     good = digits(tmp_path / "good" / "folder")
@@ -258,6 +233,7 @@ def test_a_bomb_of_900_megapixels(tmp_path: Path) -> None:
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_twentieth_of_it_takes_more_where_the_limit_lets_it_in(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(black(6_700))
     rise, kept, _ = megabytes(tmp_path, 10**9, "whole")

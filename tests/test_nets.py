@@ -278,8 +278,11 @@ def test_published_weights_that_do_not_exist():
         build(f"timm:{name}", image_size=224, weights="timm")
 
 
-def test_timm_is_imported_only_for_its_networks():
-    code = "import sys, deepcluster.nets.backbone; sys.exit('timm' in sys.modules)"
+def test_libraries_are_imported_only_for_what_is_theirs():
+    code = (
+        "import sys, deepcluster.images, deepcluster.nets.backbone\n"
+        "sys.exit(bool({'timm', 'sklearn', 'torchvision'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

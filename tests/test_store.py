@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +143,8 @@ def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_quicker_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "cores", lambda: 2)
+    seconds: list[float] = []
+    monkeypatch.setattr(store_module, "time", SimpleNamespace(perf_counter=lambda: sum(seconds)))
     here = threading.get_ident()
     threads: list[int] = []
 
@@ -150,8 +153,7 @@ def test_the_quicker_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def read(i: int) -> Image.Image:
             threads.append(threading.get_ident())
-            if slow(i, threading.get_ident() == here):
-                time.sleep(0.002)
+            seconds.append(0.002 if slow(i, threading.get_ident() == here) else 0.0001)
             return Image.new("RGB", (1, 1), (i % 256, i // 256, 0))
 
         threads.clear()
