@@ -72,6 +72,11 @@ class DeepClusterWarning(UserWarning):
     """Something the user should know although the run goes on."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or else its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def missing_extra(extra: str, error: ImportError) -> UsageError:
     """What to raise where a package of an extra cannot be imported."""
     return UsageError(f"this needs packages that are not installed ({error}): pip install 'deepcluster[{extra}]'")

@@ -25,7 +25,7 @@ from deepcluster.clustering.kmeans import means
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.tabular import Table, table
+from deepcluster.images.tabular import PixelScale, pixel_scale
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, declared
 from deepcluster.report.gallery import gallery
@@ -327,7 +327,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         groups = self._model.groups
         return means(groups.centroids, groups.groups, groups.count)
 
-    def _read(self, X: Any, *, reset: bool) -> tuple[Table | None, Any]:
+    def _read(self, X: Any, *, reset: bool) -> tuple[PixelScale | None, Any]:
         """X as what the engine takes, and the table that it is. ``reset``: for a fit, so that X tells what comes."""
         if not _is_table(X):
             if reset:
@@ -337,7 +337,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if not reset and self._table is None:
             raise UsageError("X is a table of numbers, and the fit was of images: pass images, as docs/python.md says")
         numbers = validate_data(self, X.detach().cpu().numpy() if isinstance(X, Tensor) else X, reset=reset)
-        rows = self._table if not reset and self._table else table(numbers, self.image_shape)
+        rows = self._table if not reset and self._table else pixel_scale(numbers, self.image_shape)
         return rows, rows.images(numbers)
 
     def _reduced(self, X: Any, errors: Errors) -> Tensor:

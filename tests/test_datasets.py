@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images import find
+from deepcluster.images import find, store
 from deepcluster.images.datasets import picture
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_once
-from deepcluster.images.tabular import Table, table
+from deepcluster.images.tabular import PixelScale, pixel_scale
 
 GREY = np.array([[0, 100], [200, 255]], np.uint8)
 COLOUR = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
@@ -83,13 +83,14 @@ class Fragile(torch.utils.data.Dataset):
         return np.full((4, 4), i, np.uint8), i
 
 
-def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped():
+def test_a_data_set_is_read_by_one_thread_and_its_broken_items_are_skipped(monkeypatch):
+    monkeypatch.setattr(store, "cores", lambda: 4)
     source = find(Fragile())
     assert (source.name, source.location, source.labels) == ("dataset", "python:dataset", None)
     assert source.paths[:2] == ("00", "01")
-    store = read_once(source, 4, workers=4)
-    assert store.skipped == (("02", "RuntimeError: the disk is full"),)
-    assert store.images[:, 0, 0, 0].tolist() == [i for i in range(40) if i != 2]
+    read = read_once(source, 4)
+    assert read.skipped == (("02", "RuntimeError: the disk is full"),)
+    assert read.images[:, 0, 0, 0].tolist() == [i for i in range(40) if i != 2]
 
 
 def test_data_sets_that_cannot_be_counted():
@@ -108,8 +109,8 @@ def test_data_sets_that_cannot_be_counted():
 
 def test_a_table_by_hand():
     rows = np.array([[-1.0, 0.0, 1.0], [3.0, 2.0, -1.0]])
-    found = table(rows, None)
-    assert found == Table((2, 2), 3, -1.0, 3.0)
+    found = pixel_scale(rows, None)
+    assert found == PixelScale((2, 2), 3, -1.0, 3.0)
     # -1..3 is 0..255, so a step of 1 is 63.75; the fourth pixel has no number.
     assert found.images(rows).tolist() == [[[0, 64], [128, 0]], [[255, 191], [0, 0]]]
     assert found.images(np.array([[-9.0, 9.0, 1.0]])).tolist() == [[[0, 255], [128, 0]]]
@@ -117,9 +118,9 @@ def test_a_table_by_hand():
 
 def test_uint8_is_as_it_is_and_a_constant_is_black():
     pixels = np.array([[7, 8, 9, 250, 1, 2]], np.uint8)
-    found = table(pixels, (1, 2, 3))
+    found = pixel_scale(pixels, (1, 2, 3))
     assert found.images(pixels).tolist() == [[[[7, 8, 9], [250, 1, 2]]]]
-    assert not table(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()
+    assert not pixel_scale(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int64, bool])
@@ -128,13 +129,13 @@ def test_the_whole_range_of_a_type(dtype):
     if dtype is not bool:
         limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
         rows = np.array([[limits.min, limits.max]], dtype)
-    assert table(rows, (1, 2)).images(rows).tolist() == [[[0, 255]]]
+    assert pixel_scale(rows, (1, 2)).images(rows).tolist() == [[[0, 255]]]
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 2, 2), (0, 4), (-2, -2), (2.0, 2.0), (1, 1, 1, 4)])
 def test_shapes_that_do_not_fit(shape):
     with pytest.raises(ValueError, match="image_shape="):
-        table(np.zeros((1, 4)), shape)
+        pixel_scale(np.zeros((1, 4)), shape)
 
 
 def test_a_data_set_of_the_hub_by_its_name(photos, tmp_path):

@@ -63,7 +63,7 @@ HOSTILE = ["a.png", "sub/a.png", "test-1.png", "test/b.png", "val.png", "new\nli
            "a#b?c.png", '"q".png', "comma,.png", "~.png", "null.png", "metadata.png", "{a,b}.png"]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["copy", "symlink"])
+@pytest.mark.parametrize("mode", ["copy", pytest.param("symlink", marks=pytest.mark.slow)])
 def test_datasets_loads_hostile_names(tmp_path, monkeypatch, mode):
     try:
         for i, path in enumerate(HOSTILE):

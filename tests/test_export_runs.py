@@ -15,8 +15,6 @@ from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import pixels, state, tree
 
-MODES = ["symlink", "hardlink", "copy"]
-
 
 def export(run, out, *options):
     return run_command(["export", str(run), "-o", str(out), *options, "--quiet"])
@@ -37,9 +35,8 @@ def pictures(photos, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_digits(digits, tmp_path, mode):
-    assert export(digits, tmp_path / "out", "--to", "folders", "--mode", mode) == 0
+def test_digits(digits, tmp_path):
+    assert export(digits, tmp_path / "out", "--to", "folders") == 0
     rows = RunFolder(digits).read_rows("clusters.csv")
     assert len(rows) == 1797
     expected = [f"{int(row['cluster']):03}/{row['path']}.png" for row in rows]
@@ -50,10 +47,9 @@ def test_digits(digits, tmp_path, mode):
         assert np.array_equal(found, np.repeat(grey[i][..., None], 3, 2))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_pictures(pictures, photos, tmp_path, mode):
+def test_pictures(pictures, photos, tmp_path):
     before = state(photos)
-    assert export(pictures, tmp_path / "out", "--to", "folders", "--mode", mode) == 0
+    assert export(pictures, tmp_path / "out", "--to", "folders", "--mode", "copy") == 0
     assert state(photos) == before
     rows = RunFolder(tmp_path / "out").read_rows("inventory.csv")
     folders = {"0": "000", "1": "001-round things", "3": "_junk/003", "4": "004"}

@@ -16,6 +16,7 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering.steps import Reduction
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images import Source
+from deepcluster.images import store as stores
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_share
@@ -228,7 +229,9 @@ def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
 def _mapped(processes: Processes, folder: Path) -> Tensor:
     """The numbers that the images of a process carry."""
     own = folder / str(processes.rank)
-    store = read_share(numbered(9, frozenset({2})), SIZE, processes, folder=own, memory_budget=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "MEMORY_BUDGET", 0)
+        store = read_share(numbered(9, frozenset({2})), SIZE, processes, folder=own)
     return store.images[:, 0, 0, 0].clone()
 
 

@@ -237,6 +237,7 @@ def merge_by_typing(page: Any, number: int, text: str) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_cluster_is_merged_into_the_one_that_was_typed(run: Path, tmp_path: Path) -> None:
     """Not into the first of which a number of images, a longer number or a part of its name looks like it."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))

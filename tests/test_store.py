@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,29 +130,34 @@ def test_the_size_is_passed_on(tmp_path: Path) -> None:
     assert 0 < difference < 0.8
 
 
-def test_workers_do_not_change_the_result() -> None:
+def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(failing_where({7: Undecodable("bad"), 200: Undecodable("bad")}), 300)
-    one, four = read_once(source, 8, workers=1), read_once(source, 8, workers=4)
+    stores = []
+    for threads in (1, 4):
+        monkeypatch.setattr(store_module, "cores", lambda threads=threads: threads)
+        stores.append(read_once(source, 8))
+    one, four = stores
     assert torch.equal(one.images, four.images)
     assert (one.kept, one.skipped) == (four.kept, four.skipped)
 
 
 def test_the_quicker_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "cores", lambda: 2)
+    seconds: list[float] = []
+    monkeypatch.setattr(store_module, "time", SimpleNamespace(perf_counter=lambda: sum(seconds)))
     here = threading.get_ident()
     threads: list[int] = []
 
-    def elsewhere(slow: Callable[[int, bool], bool], count: int, workers: int | None = None) -> tuple[float, Store]:
+    def elsewhere(slow: Callable[[int, bool], bool], count: int) -> tuple[float, Store]:
         """The share of images that other threads read."""
 
         def read(i: int) -> Image.Image:
             threads.append(threading.get_ident())
-            if slow(i, threading.get_ident() == here):
-                time.sleep(0.002)
+            seconds.append(0.002 if slow(i, threading.get_ident() == here) else 0.0001)
             return Image.new("RGB", (1, 1), (i % 256, i // 256, 0))
 
         threads.clear()
-        store = read_once(source_of(read, count), 1, workers=workers)
+        store = read_once(source_of(read, count), 1)
         return np.mean([thread != here for thread in threads]), store
 
     assert elsewhere(lambda i, at_home: at_home, 300)[0] == 292 / 300  # a trial of 8 images here, then the threads
@@ -160,8 +166,8 @@ def test_the_quicker_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     share, changing = elsewhere(lambda i, at_home: at_home == (i > 500), 1000)
     assert share == (16 + 1000 - 544) / 1000  # here 8 and, after the threads' 16, 64 * 8 more; then the threads
     assert torch.equal(hindered.images, changing.images)
-    assert elsewhere(lambda i, at_home: not at_home, 100, workers=2)[0] == 1
-    assert elsewhere(lambda i, at_home: at_home, 100, workers=1)[0] == 0
+    monkeypatch.setattr(store_module, "cores", lambda: 1)
+    assert elsewhere(lambda i, at_home: at_home, 100)[0] == 0
 
 
 def test_a_mapped_file_holds_the_same(tmp_path: Path) -> None:
@@ -192,7 +198,8 @@ def test_too_large_for_memory_and_nowhere_to_go(tmp_path: Path, monkeypatch: pyt
         read_once(source, 8, folder=tmp_path, memory_budget=0)
 
 
-def test_few_images_are_in_flight() -> None:
+def test_few_images_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "cores", lambda: 2)
     started: list[int] = []
     done: list[int] = []
 
@@ -206,7 +213,7 @@ def test_few_images_are_in_flight() -> None:
         assert total == 50 and len(started) - count <= 4
         done.append(count)
 
-    read_once(source_of(read, 50), 8, workers=2, progress=progress)
+    read_once(source_of(read, 50), 8, progress=progress)
     assert done == list(range(1, 51)) and sorted(started) == list(range(50))
 
 

@@ -6,10 +6,9 @@ from math import isqrt
 
 from torch import Tensor, nn
 
-from deepcluster.errors import UsageError
+from deepcluster.errors import UsageError, first_line
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
-from deepcluster.nets.weights import first_line
 
 LEAST_TOO_MANY = 10_000  # numbers of a pooled map
 # Kernel, step and border of the average over the maps of each convolution at 224 px. AlexNet: paper, section 4.3 and

@@ -1,6 +1,6 @@
-"""What a finished run becomes elsewhere: a tree of folders, a data set, a table, an ONNX graph, a model for the Hub.
+"""A finished run in other forms: a tree of folders, a data set, a table, an ONNX graph, a model for the Hub.
 
-Each function takes a run folder and what to make, which must not be there yet; nothing is left of it where it fails.
+Each function takes a run folder and the path to make, which must not exist yet; nothing is left of it after a failure.
 """
 
 from deepcluster.export.folders import folders

@@ -1,4 +1,4 @@
-"""Names for copies: such that every file system takes them, and that none takes two of them for one."""
+"""Names for copies that every file system accepts, and that none takes for the same name."""
 
 import os
 import unicodedata
@@ -12,7 +12,7 @@ _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 
 
 def cluster_folder(number: int, name: str = "") -> str:
-    """``003``, or ``003-name`` where the cluster has a name; what a file system may refuse in it becomes ``_``."""
+    """``003``, or ``003-name`` if the cluster has a name; characters that a file system may refuse become ``_``."""
     letters = unicodedata.normalize("NFC", name)
     safe = "".join(letter if letter.isprintable() and letter not in _FORBIDDEN else "_" for letter in letters)
     label = _shortened(safe.strip(), LONGEST_LABEL).strip(" .")
@@ -20,33 +20,35 @@ def cluster_folder(number: int, name: str = "") -> str:
 
 
 def plain(name: str) -> str:
-    """The name of a file in letters, digits, spaces and ``-_.()``, not hidden: one that loaders do not take for a
-    pattern, an address or a file to leave out."""
+    """The name in letters, digits, spaces and ``-_.()``, not hidden.
+
+    So that loaders do not take it for a pattern, an address or a file to ignore.
+    """
     letters = unicodedata.normalize("NFC", name)
-    safe = "".join(each if unicodedata.category(each)[0] in "LMN" or each in " -_.()" else "_" for each in letters)
+    safe = "".join(char if unicodedata.category(char)[0] in "LMN" or char in " -_.()" else "_" for char in letters)
     stem, suffix = split(safe)
     return fitting(stem.lstrip(" ._") or "image", suffix)
 
 
 def split(name: str) -> tuple[str, str]:
-    """Stem and suffix (``.jpg``); the suffix is empty where it is too long for one."""
+    """Stem and suffix (``.jpg``); what is too long for a suffix belongs to the stem."""
     suffix = PurePosixPath(name).suffix
     return (name.removesuffix(suffix), suffix) if len(suffix) <= LONGEST_SUFFIX else (name, "")
 
 
 def fitting(stem: str, end: str) -> str:
-    """``stem`` and ``end`` as one name, the stem cut where both are too long together."""
+    """``stem + end``, the stem shortened if the name would be too long."""
     return _shortened(stem, LONGEST - len(os.fsencode(end))) + end
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The same names in their order; the second that is equal gets ``-2`` before its suffix, and so on.
+    """The names in order; the second of equal ones gets ``-2`` before its suffix, and so on.
 
-    Equal but for capitals or for the Unicode form of their letters is equal: on some file systems that is one file.
+    Names that differ only in case or Unicode normalisation are equal: on some file systems they are one file.
     """
     taken = {_key(name) for name in names}
     counts: dict[str, int] = {}
-    found = []
+    unique = []
     for name in names:
         key = _key(name)
         number = counts.get(key, 0) + 1
@@ -57,8 +59,8 @@ def distinct(names: Sequence[str]) -> list[str]:
                 number += 1
             taken.add(_key(chosen))
         counts[key] = number
-        found.append(chosen)
-    return found
+        unique.append(chosen)
+    return unique
 
 
 def _key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Images sorted into folders, one for each cluster, with an inventory of where each of them is."""
+"""Images sorted into a folder for each cluster, with an inventory of where each image went."""
 
 import warnings
 from collections import Counter
@@ -20,11 +20,11 @@ INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how")
 NAMED = 5  # missing images that are named on the screen
 
-Target = Callable[[Row], tuple[str, str]]  # the folder of an image, and the name that it would like to have there
+Target = Callable[[Row], tuple[str, str]]  # the folder of an image, and its preferred name there
 
 
 def targets_of(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
-    """FOLDER/NAME for each row of clusters.csv, no two alike; "" for files that were skipped."""
+    """FOLDER/NAME for each row of clusters.csv, all different; "" for files that were skipped."""
     members: dict[str, list[tuple[int, str]]] = {}
     for i, row in enumerate(rows):
         if row["status"] == "ok":
@@ -47,10 +47,22 @@ def write_folders(
     display: Display,
     finish: Callable[[Path, Sequence[Row]], None] = lambda folder, inventory: None,
 ) -> tuple[Row, ...]:
-    """Make the folder ``out`` with every image of ``members`` at its target, inventory.csv, and what ``finish`` adds.
+    """Make a folder with every image at its target, and inventory.csv.
 
-    Returns the inventory. Images that are not there any more are in it, and a warning names them; DataError where that
-    is all of them.
+    Args:
+        out: The folder.
+        members: The images of a run.
+        targets: FOLDER/NAME for each row of the run; "" for none.
+        mode: As in ``Transfer``.
+        strip: As in ``Transfer``.
+        display: Where progress and the outcome go.
+        finish: Adds files to the folder before it gets its name, given the folder and the inventory.
+
+    Returns:
+        The inventory. Images that no longer exist are in it, and a warning names them.
+
+    Raises:
+        DataError: No image exists any more.
     """
     check_apart(out, members.source)
     transfer = Transfer(members.source, mode, strip=strip)
@@ -67,15 +79,16 @@ def write_folders(
                 except Unavailable as error:
                     exported, how = "", f"missing: {error}"
                     missing.append(f"{one_line(row['path'])} ({error})")
-            known = {key: row[key] for key in INVENTORY_COLUMNS[:3]}
-            inventory.append({**known, "exported_path": exported, "how": how})
+            path, cluster, name = (row[column] for column in INVENTORY_COLUMNS[:3])
+            cells = (path, cluster, name, exported, how)
+            inventory.append(dict(zip(INVENTORY_COLUMNS, cells, strict=True)))
             display.progress("exporting", len(inventory), len(targets))
         if not transfer.files:
-            raise DataError(f"none of the {len(missing):,} images is there any more: {_some(missing)}")
+            raise DataError(f"none of the {len(missing):,} images exists any more: {_some(missing)}")
         write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
         finish(folder, inventory)
     if missing:
-        text = f"{len(missing):,} images are not there any more and left out: {_some(missing)}"
+        text = f"{len(missing):,} images no longer exist and are left out: {_some(missing)}"
         warnings.warn(text, DeepClusterWarning, stacklevel=2)
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
@@ -96,7 +109,7 @@ def show_folders(
     away = sum(row["path"] not in members.index for row in present)
     transfer = Transfer(members.source, mode, strip=strip)
     ways = ", else ".join(WORDS[way] for way in transfer.ways)
-    missing = f"; {away:,} are not there any more" if away else ""
+    missing = f"; {away:,} no longer exist" if away else ""
     display.say(
         "Would do",
         f"{count(len(present) - away, 'image')} as {ways}{missing}, {transfer.metadata}; nothing is written now",

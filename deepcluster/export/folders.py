@@ -23,20 +23,29 @@ def folders(
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
-    """Sort the images of a run into ``out``/NUMBER-NAME, those of junk clusters below ``out``/_junk.
+    """Sort the images of a run into folders NUMBER-NAME, those of junk clusters below ``_junk``.
 
-    ``mode``: symlink, hardlink or copy, where another way is an error; None takes for each file the first of these that
-    works. Images that are no files are written as PNG at their own size. ``images``: where they are, if no longer where
-    the run found them. ``strip_metadata``: copies without EXIF, comments and the like (metadata.py). With ``dry_run``
-    nothing is written. Returns the rows of inventory.csv.
+    Images that are not files are written as PNG at their own size.
+
+    Args:
+        run: The run folder.
+        out: The folder to make.
+        mode: symlink, hardlink or copy; default: for each file the first of these that works.
+        images: Where the images are, if no longer where the run found them.
+        strip_metadata: Write copies without EXIF, comments and the like (metadata.py).
+        dry_run: Write nothing, only say what would be done.
+        display: Where progress and the outcome go.
+
+    Returns:
+        The rows of inventory.csv.
     """
     members = read_run_images(run, images)
 
     def target(row: Row) -> tuple[str, str]:
         folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
         folder = f"{JUNK}/{folder}" if row["cluster"] in members.junk else folder
-        anew = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
-        return folder, fitting(name, ".png") if anew else name
+        as_png = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
+        return folder, fitting(name, ".png") if as_png else name
 
     targets = targets_of(members.rows, target)
     if dry_run:

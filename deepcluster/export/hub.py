@@ -41,9 +41,9 @@ LIMITS = """\
 
 
 def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
-    """Make the folder ``out``: config.json, model.safetensors (which ``deepcluster.load`` reads) and README.md.
+    """Make a folder of config.json and model.safetensors (which ``deepcluster.load`` reads) and README.md.
 
-    The card has figures, names of clusters, options and versions; no path of this machine and no name of an image.
+    The card has figures, names of clusters, options and versions; no local path and no name of an image.
     """
     display = display or Silent()
 
@@ -52,9 +52,9 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
         return model, card(folder, model)
 
     model, text = files.read_state(run, read)
-    with new_folder(out) as beside:
-        models.save(model, beside)
-        write_whole(beside / CARD, lambda file: file.write(text))
+    with new_folder(out) as folder:
+        models.save(model, folder)
+        write_whole(folder / CARD, lambda file: file.write(text))
     display.say("Exported", f"{out}: {models.CONFIG}, {models.WEIGHTS} and the card {CARD}; nothing was sent anywhere")
     display.say("Load", f"deepcluster.load({str(out)!r})")
     display.say("Upload", f"read the card, then: hf upload USER/NAME {shlex.quote(str(out))}")
@@ -68,21 +68,32 @@ def card(folder: RunFolder, model: Model) -> str:
     parameters = sum(value.numel() for value in model.network.body.parameters())
     backbone = str(model.network.architecture["name"])
     dims = model.reduction.projection.shape[1]
-    parts = {
-        "": f"""Puts images into {len(summary)} clusters, and turns each into {dims} features.
-
-Made by [DeepCluster](https://arxiv.org/abs/1807.05520) (package `deepcluster`): the clusters come from the images
-alone, no labels were used. Backbone `{backbone}` with {parameters:,} parameters, for images of {model.image_size} px.
-{_whole(record.get("images_count"))} images were clustered, after {_whole(record.get("rounds"))} rounds of training.""",
+    abstract = ABSTRACT.format(
+        clusters=len(summary),
+        dims=dims,
+        backbone=backbone,
+        parameters=parameters,
+        image_size=model.image_size,
+        images=_whole(record.get("images_count")),
+        rounds=_whole(record.get("rounds")),
+    )
+    sections = {
         "Use": f"`pip install deepcluster`, then\n\n```python\n{USE}```",
         "Clusters": _clusters(summary),
         "How good": _quality(metrics, record),
         "Recipe": f"```toml\n{_recipe(folder)}```",
         "Versions": ", ".join(_versions(record)) or "not known",
         "Limits": LIMITS,
-    }  # fmt: skip
-    body = "\n\n".join(f"## {heading}\n\n{text}" if heading else text for heading, text in parts.items())
+    }
+    body = "\n\n".join([abstract, *(f"## {heading}\n\n{text}" for heading, text in sections.items())])
     return f"{FRONT}# {len(summary)} clusters of images\n\n{body}\n"
+
+
+ABSTRACT = """Puts images into {clusters} clusters, and turns each into {dims} features.
+
+Made by [DeepCluster](https://arxiv.org/abs/1807.05520) (package `deepcluster`): the clusters come from the images
+alone, no labels were used. Backbone `{backbone}` with {parameters:,} parameters, for images of {image_size} px.
+{images} images were clustered, after {rounds} rounds of training."""
 
 
 FRONT = """---
@@ -107,48 +118,51 @@ def _clusters(summary: list[dict[str, str]]) -> str:
 
 
 def _quality(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    said = markdown_text(str(record.get("verdict", ""))) or "Nothing is known about it."
-    known = [key for key in METRICS if number(metrics.get(key)) is not None]
-    if not known:
-        return f"{said}\n\nThere were no labels to compare with."
+    verdict = markdown_text(str(record.get("verdict", ""))) or "Nothing is known about it."
+    measures = [key for key in METRICS if number(metrics.get(key)) is not None]
+    if not measures:
+        return f"{verdict}\n\nThere were no labels to compare with."
     lines = [
-        f"{said}\n\nAgainst labels of {_whole(metrics.get('labelled'))} images, which were used for nothing else:",
+        f"{verdict}\n\nAgainst labels of {_whole(metrics.get('labelled'))} images, which were used for nothing else:",
         "",
         "| | trained | at the start |",
         "|---|---|---|",
     ]
-    for key in known:
-        lines.append(
-            f"| {METRICS[key]} | {three(number(metrics[key]))} | {three(number(metrics.get(f'baseline_{key}')))} |"
-        )
+    for key in measures:
+        start = number(metrics.get(f"baseline_{key}"))
+        lines.append(f"| {METRICS[key]} | {three(number(metrics[key]))} | {three(start)} |")
     return "\n".join(lines)
 
 
 def _recipe(folder: RunFolder) -> str:
-    """The options, of the file of weights no more than its name."""
+    """The options; of the path of the weights only the name."""
     with folder.as_disk_errors():
         options = tomllib.loads(folder.file("recipe.toml").read_text(encoding="utf-8"))
     if isinstance(weights := options.get("weights"), str):
         options["weights"] = re.split(r"[/\\]", weights)[-1]
-    kept = {key: value for key, value in options.items() if isinstance(value, str | int | float) and key.isidentifier()}
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in kept.items())
+    lines = [
+        f"{key} = {json.dumps(value)}\n"
+        for key, value in options.items()
+        if isinstance(value, str | int | float) and key.isidentifier()
+    ]
+    return "".join(lines)
 
 
 def _versions(record: Mapping[str, Any]) -> list[str]:
-    found = record.get("environment")
-    known = found if isinstance(found, dict) else {}
-    return [f"{markdown_text(name)} {markdown_text(str(known[name]))}" for name in VERSIONS if name in known]
+    environment = record.get("environment")
+    versions = environment if isinstance(environment, dict) else {}
+    return [f"{markdown_text(name)} {markdown_text(str(versions[name]))}" for name in VERSIONS if name in versions]
 
 
 def _whole(value: object) -> str:
-    found = number(value)
-    return "?" if found is None else f"{found:,.0f}"
+    finite = number(value)
+    return "?" if finite is None else f"{finite:,.0f}"
 
 
 def markdown_text(text: str) -> str:
-    """Text from outside as text in Markdown, on one line, in no case a link, a table or HTML.
+    """Text from outside as Markdown on one line, never a link, a table or HTML.
 
-    What GitHub or the Hub would make a link of by itself (an address, a name of a site, @somebody, #1) becomes code.
+    What GitHub or the Hub would turn into a link (an address, a name of a site, @somebody, #1) becomes code.
     """
     code = LINK.search(text) is not None
     plain = re.sub(r"([\\|\[\]])" if code else r"([\\`*_\[\]#|~$])", r"\\\1", inert(text))

@@ -1,4 +1,4 @@
-"""A data set for Hugging Face's ``datasets``: images, and metadata.csv with what the run says of each."""
+"""A data set for Hugging Face's ``datasets``: images, and metadata.csv with the results for each."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from deepcluster.storage.csv_files import write_csv
 SPLIT = "train"
 METADATA = "metadata.csv"
 METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
-# What `datasets` takes for an image, too; another file is written as PNG.
+# What `datasets` recognises as an image; other files are written as PNG.
 SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".avif"}
 
 
@@ -30,35 +30,31 @@ def imagefolder(
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
-    """Write ``out``/train/NUMBER/*.jpg, .png, ... and ``out``/train/metadata.csv; the options are those of ``folders``.
+    """Write ``out``/train/NUMBER/*.jpg, .png, ... and ``out``/train/metadata.csv.
 
-    Names of files are made plain, and those of clusters stand in the metadata alone: `datasets` takes a folder that is
-    called test, or 003-test, for another split. ``strip_metadata``: copies without EXIF, comments and the like
-    (metadata.py); None for all but links.
+    Names of files are made plain, and those of clusters are in the metadata only: `datasets` takes a folder called
+    test, or 003-test, for another split. Arguments and result are those of ``folders``, except that
+    ``strip_metadata`` is the default for copies.
     """
     members = read_run_images(run, images)
     strip = mode in (None, "copy") if strip_metadata is None else strip_metadata
-    known_suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
+    suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
 
     def target(row: Row) -> tuple[str, str]:
         name = plain(PurePosixPath(row["path"]).name)
-        known = members.source.file is not None and split(name)[1].lower() in known_suffixes
-        return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", name if known else fitting(name, ".png")
+        as_png = members.source.file is None or split(name)[1].lower() not in suffixes
+        return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", fitting(name, ".png") if as_png else name
 
     def finish(folder: Path, inventory: Sequence[Row]) -> None:
         labelled = any(row["label"] for row in members.rows)
-        rows = [
-            {
-                **row,
-                "file_name": found["exported_path"].removeprefix(f"{SPLIT}/"),
-                "junk": int(row["cluster"] in members.junk),
-            }
-            for row, found in zip(members.rows, inventory, strict=True)
-            if found["exported_path"]
-        ]
         columns = (*METADATA_COLUMNS, "label") if labelled else METADATA_COLUMNS
-        kept = [{column: row[column] for column in columns} for row in rows]
-        write_whole(folder / SPLIT / METADATA, lambda file: write_csv(file, columns, kept))
+        rows = []
+        for row, entry in zip(members.rows, inventory, strict=True):
+            if entry["exported_path"]:
+                file_name = entry["exported_path"].removeprefix(f"{SPLIT}/")
+                cells = {**row, "file_name": file_name, "junk": int(row["cluster"] in members.junk)}
+                rows.append({column: cells[column] for column in columns})
+        write_whole(folder / SPLIT / METADATA, lambda file: write_csv(file, columns, rows))
 
     display = display or Silent()
     targets = targets_of(members.rows, target)

@@ -1,7 +1,7 @@
-"""Image files without what they say beside their pixels: EXIF (time, place, camera), XMP, IPTC, comments, thumbnails.
+"""Image files without metadata: EXIF (time, place, camera), XMP, IPTC, comments, thumbnails.
 
-The pixels are not touched: parts of the file are left out. What stays is what the picture needs to look the same: how
-colours are meant (ICC profile, gamma), transparency, animation, and the orientation where it is not upright.
+The pixels are not touched: parts of the file are left out. What the picture needs to look the same stays: ICC profile
+and gamma, transparency, animation, and the orientation if it is not upright.
 """
 
 import struct
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deepcluster.images.decode import orientation
 
-# Formats whose parts can be left out; a file of another one (TIFF, BMP, PPM, ...) is written anew.
+# Formats whose parts can be left out; files of others (TIFF, BMP, PPM, ...) are written as PNG.
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif"}
 MAX_BYTES = 1 << 30  # bytes of a file that is read at once
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,7 +29,7 @@ class UnknownFormat(ValueError):
 
 
 def stripped(file: Path) -> bytes:
-    """The bytes of an image file without metadata. Raises UnknownFormat, or OSError where it cannot be read."""
+    """The bytes of an image file without metadata. Raises UnknownFormat, or OSError if it cannot be read."""
     if file.stat().st_size > MAX_BYTES:
         raise UnknownFormat("too large")
     data = file.read_bytes()
@@ -53,7 +53,7 @@ def _parts_of(data: bytes) -> Callable[[bytes, int], Iterator[bytes]]:
 
 
 def _exif(turned: int) -> bytes:
-    """EXIF that says how the image is turned, and nothing else."""
+    """EXIF with the orientation and nothing else."""
     return b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HH", turned, 0) + bytes(4)
 
 
@@ -69,7 +69,7 @@ def _jpeg(data: bytes, turned: int) -> Iterator[bytes]:
         if data[at] != 0xFF:
             raise UnknownFormat("no marker where one must be")
         marker = data[at + 1]
-        if marker == 0xD9:  # what is behind the end is no part of the picture
+        if marker == 0xD9:  # what follows the end is not part of the picture
             yield data[at : at + 2]
             return
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -147,16 +147,16 @@ def _webp(data: bytes, turned: int) -> Iterator[bytes]:
 
 
 def _gif(data: bytes, turned: int) -> Iterator[bytes]:
-    at = 13 + _table(data[10])
+    at = 13 + _palette_size(data[10])
     yield data[:at]
     while (sign := data[at]) != 0x3B:
         start = at
         if sign == 0x2C:
-            at = _end_of_blocks(data, at + 11 + _table(data[at + 9]))
+            at = _end_of_blocks(data, at + 11 + _palette_size(data[at + 9]))
             yield data[start:at]
         elif sign == 0x21:
             at = _end_of_blocks(data, at + 2)
-            control = data[start + 1] == 0xF9  # how long a frame is seen, and what in it is transparent
+            control = data[start + 1] == 0xF9  # duration and transparency of a frame
             if control or (data[start + 1] == 0xFF and data[start + 3 : start + 14] in _LOOPS):
                 yield data[start:at]
         else:
@@ -164,8 +164,8 @@ def _gif(data: bytes, turned: int) -> Iterator[bytes]:
     yield b";"
 
 
-def _table(flags: int) -> int:
-    """Bytes of the table of colours that follows."""
+def _palette_size(flags: int) -> int:
+    """Bytes of the colour table that follows."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 

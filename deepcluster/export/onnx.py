@@ -1,4 +1,4 @@
-"""The whole way from pixels to cluster as one ONNX graph, compared with torch before it is written."""
+"""The model from pixels to cluster as one ONNX graph, compared with torch before it is written."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from deepcluster.storage.destination import check_no_file, write_file
 OPSET = 18  # the first whose ScatterElements takes the smallest
 OUTPUTS = ("features", "distances", "cluster")
 MAX_DIFFERENCE = 1e-4
-TRIAL_IMAGES = 5  # images: another number than the graph is traced with
+TRIAL_IMAGES = 5  # another number than the graph is traced with
 PIXELS = (
     "upright RGB image, its central square, resized to S x S by bicubic interpolation with antialiasing (Pillow),"
     " uint8, channels first"
@@ -34,29 +34,33 @@ PIXELS = (
 
 
 class Placing(nn.Module):
-    """uint8 N x 3 x S x S images to reduced features (float32, N x d), the distance to the nearest centroid of each
-    group (float32, N x K; infinite for the number of one that was merged into another), and the cluster (int64, N)."""
+    """From uint8 N x 3 x S x S images to features, distances and clusters.
+
+    ``forward`` returns the reduced features (float32, N x d), the distance to the nearest centroid of each group
+    (float32, N x K; infinite for a number that was merged into another), and the cluster (int64, N).
+    """
+
+    mean: Tensor
+    projection: Tensor
+    centroids: Tensor
+    lengths: Tensor
+    groups: Tensor
 
     def __init__(self, model: Model):
         super().__init__()
         self.network, self.size, self.count = model.network, model.image_size, model.groups.count
         centroids = model.groups.centroids.double()
-        self.mean: Tensor
-        self.projection: Tensor
-        self.centroids: Tensor
-        self.lengths: Tensor
-        self.groups: Tensor
-        for name, value in {
-            "mean": model.reduction.mean, "projection": model.reduction.projection, "groups": model.groups.groups,
-            "centroids": centroids.T.contiguous(), "lengths": centroids.square().sum(1),
-        }.items():  # fmt: skip
-            self.register_buffer(name, value)
+        self.register_buffer("mean", model.reduction.mean)
+        self.register_buffer("projection", model.reduction.projection)
+        self.register_buffer("groups", model.groups.groups)
+        self.register_buffer("centroids", centroids.T.contiguous())
+        self.register_buffer("lengths", centroids.square().sum(1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.network.features(fixed_view(images, self.size))
         reduced = F.normalize((features - self.mean) @ self.projection, eps=1e-12)
-        # By a product, as a difference of every row and centroid is far larger; in float64, because in float32 the
-        # distance of an image to a centroid that it lies on would be 3e-4 and not 0.
+        # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
+        # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.
         rows = reduced.double()
         squares = rows.square().sum(1, keepdim=True) + self.lengths - 2 * (rows @ self.centroids)
         distances = squares.float().clamp(min=0).sqrt()
@@ -66,11 +70,18 @@ class Placing(nn.Module):
 
 
 def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
-    """Write the file ``out``: the model of a run (or a model's own folder) as a graph for any number of images.
+    """Write the model as a graph for any number of images. Needs the extra ``onnx``.
 
     In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster`` (see Placing). Names, sizes and
-    outlier distances of the clusters are in its metadata. Needs the extra ``onnx``. ModelError where onnxruntime gives
-    other numbers than torch.
+    outlier distances of the clusters are in its metadata.
+
+    Args:
+        run: A run folder, or the folder of a model.
+        out: The file to write.
+        display: Where the outcome goes.
+
+    Raises:
+        ModelError: onnxruntime gives other numbers than torch.
     """
     check_no_file(out)
     model = models.load(run)
@@ -95,13 +106,14 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
         )
     write_file(out, lambda file: file.write(content))
     (display or Silent()).say(
-        "Exported", f"{out}: {len(content) / 1e6:,.1f} MB, uint8 N x 3 x {model.store_size} x {model.store_size} to"
+        "Exported",
+        f"{out}: {len(content) / 1e6:,.1f} MB, uint8 N x 3 x {model.store_size} x {model.store_size} to"
         f" {', '.join(OUTPUTS)}; onnxruntime and torch differ by {apart:.0e}",
-    )  # fmt: skip
+    )
 
 
 def metadata(model: Model) -> dict[str, str]:
-    """What a program that runs the graph has to know beside it, as texts."""
+    """What a program that runs the graph needs to know, as texts."""
     values: dict[str, Any] = {
         "deepcluster_version": deepcluster.__version__,
         "pixels": PIXELS,
@@ -111,15 +123,17 @@ def metadata(model: Model) -> dict[str, str]:
         "names": list(model.names),
         "junk": list(model.junk),
         # JSON has no infinity: null for a group without outliers.
-        "outlier_distance": [each if np.isfinite(each) else None for each in model.outlier_distance.tolist()],
+        "outlier_distance": [limit if np.isfinite(limit) else None for limit in model.outlier_distance.tolist()],
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def difference(model: Model, images: Tensor, found: list[Any]) -> float:
-    """The largest difference between what a graph gives and the model, in features or distances; infinite where a
-    cluster differs that is not one of two at the same distance, NaN where something is."""
-    features, distances, cluster = (torch.from_numpy(each) for each in found)
+def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
+    """The largest difference between a graph's outputs and the model, in features or distances.
+
+    Infinite if a cluster differs that is not one of two at the same distance; NaN if an output is.
+    """
+    features, distances, cluster = map(torch.from_numpy, outputs)
     reduced = model.transform(images)
     placement = model.place(reduced)
     nearest = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
@@ -128,11 +142,11 @@ def difference(model: Model, images: Tensor, found: list[Any]) -> float:
     if (other & ~at_border).any():
         return float("inf")
     apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance]).abs()
-    return apart.max().item()  # NaN where one is
+    return apart.max().item()  # NaN if one is
 
 
 def _trial_images(size: int) -> Tensor:
-    """Smooth random images, as photographs are, and for once white noise."""
+    """Smooth random images, like photographs, and one of white noise."""
     random = generator(0, "onnx")
     coarse = torch.randint(0, 256, (TRIAL_IMAGES - 1, 3, 8, 8), generator=random, dtype=torch.uint8).float()
     smooth = F.interpolate(coarse, size=(size, size), mode="bilinear").byte()
@@ -142,18 +156,24 @@ def _trial_images(size: int) -> Tensor:
 def _graph(model: Model, example: Tensor) -> Any:
     placing = Placing(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with _silent():
-        # Not with dynamo=False: what that makes of argmin is no valid graph (torch 2.13).
+        # Not with dynamo=False, which makes an invalid graph of argmin (torch 2.13).
         program = torch.onnx.export(
-            placing, (example,), input_names=["images"], output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
-        )  # fmt: skip
+            placing,
+            (example,),
+            input_names=["images"],
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            verbose=False,
+        )
     assert program is not None
     return program.model_proto
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what the exporter says of itself off the terminal."""
+    """Keep the exporter's messages off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # onnxscript 0.6 prints

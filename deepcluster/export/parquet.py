@@ -13,11 +13,10 @@ from deepcluster.storage.run_folder import RunFolder
 
 
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
-    """Write the file ``out``: the columns of clusters.csv with their types, and ``features`` as lists of fixed length.
+    """Write the columns of clusters.csv with their types, and ``features`` as lists of fixed length, to a file.
 
-    What clusters.csv leaves empty is null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null
-    list of fixed length. Bytes of a path that are no UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra
-    ``parquet``.
+    Empty cells become null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list of fixed
+    length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra ``parquet``.
     """
     try:
         import pyarrow as pa
@@ -38,17 +37,20 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     rows, features = files.read_state(run, read)
     dims = features.shape[1]
-    whole, real = (pa.int32(), int), (pa.float64(), float)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
-        "cluster": whole, "fine_cluster": whole, "distance": real, "margin": real,
+        "cluster": (pa.int32(), int),
+        "fine_cluster": (pa.int32(), int),
+        "distance": (pa.float64(), float),
+        "margin": (pa.float64(), float),
         "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
-    }  # fmt: skip
+    }
 
     def column(name: str) -> Any:
         kind, parse = types.get(name, (pa.string(), _as_utf8))
-        # A cluster without a name has the empty name; what is empty otherwise is not known.
-        empty = [not row[name] and not (name == "name" and row["cluster"]) for row in rows]
-        return pa.array([None if none else parse(row[name]) for row, none in zip(rows, empty, strict=True)], kind)
+        # A cluster without a name has the empty name; other empty cells mean that there is no value.
+        return pa.array(
+            [parse(row[name]) if row[name] or (name == "name" and row["cluster"]) else None for row in rows], kind
+        )
 
     with files.open_run(run).as_disk_errors():
         columns = {name: column(name) for name in files.CLUSTERS}

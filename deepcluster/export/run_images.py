@@ -1,4 +1,4 @@
-"""The images of a finished run, found again."""
+"""The images of a finished run, located again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +16,14 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class RunImages:
-    """``rows`` of clusters.csv; the ``source`` of the images, and by path the number of each in it; clusters that a
-    person marked as ``junk``."""
+    """The images of a run.
+
+    Attributes:
+        rows: Of clusters.csv.
+        source: The images.
+        index: By path, the number of an image in the source.
+        junk: Clusters that a person marked as junk.
+    """
 
     rows: tuple[Row, ...]
     source: Source
@@ -31,10 +37,16 @@ class RunImages:
         return self.index[row["path"]]
 
 
-def read_run_images(run: Path, images: Images | None = None) -> RunImages:
-    """The images of a run: where it found them, or in ``images``, where they are now, under the same paths.
+def read_run_images(run: Path, images: Images | None) -> RunImages:
+    """The images of a run.
 
-    DiskError where there is no finished run, DataError where none of its images is there.
+    Args:
+        run: The run folder.
+        images: Where they are now, under the same paths; None: where the run found them.
+
+    Raises:
+        DiskError: There is no finished run.
+        DataError: None of its images exists any more.
     """
     folder = files.open_run(run)
     rows, summary = files.read_state(

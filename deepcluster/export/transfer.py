@@ -1,4 +1,4 @@
-"""Images at their new places: by a symbolic link, a hard link, a copy, or written as PNG. Originals are only read."""
+"""Images at new places: by a symbolic link, a hard link, a copy, or written as PNG. Originals are only read."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ PNG = "png"
 
 
 class Unavailable(Exception):
-    """An original that is not there any more, or cannot be read; the message is the reason."""
+    """An original that no longer exists or cannot be read; the message is the reason."""
 
 
 def _symlink(file: Path, target: Path) -> None:
@@ -30,7 +30,7 @@ def _hardlink(file: Path, target: Path) -> None:
 
 def _copy(file: Path, target: Path) -> None:
     shutil.copyfile(file, target)
-    with suppress(OSError):  # times and rights, where the file system has them
+    with suppress(OSError):  # times and permissions, if the file system has them
         shutil.copystat(file, target)
 
 
@@ -39,15 +39,26 @@ WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies"
 
 
 class Transfer:
-    """Brings images of a source to new places, and counts: ``files`` by way, ``bytes`` written, and why a way was
-    ``refused`` when it first was.
+    """Brings images of a source to new places, and counts.
 
-    ``ways`` are tried in turn for each file: with ``mode`` None symbolic link, hard link and copy. What is no file, or
-    shall become a .png, is decoded and written as one. With ``strip`` files are copied without their metadata, as PNG
-    where these cannot be told from the pixels.
+    An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG.
+
+    Args:
+        source: The images.
+        mode: symlink, hardlink or copy; None: for each file the first of these that works.
+        strip: Copy files without their metadata; as PNG if these cannot be separated from the pixels.
+
+    Attributes:
+        ways: Tried in turn for each file.
+        files: How many files came by each way.
+        bytes: Written.
+        refused: By way, why it was refused the first time.
+
+    Raises:
+        UsageError: There is no such mode, or it cannot strip.
     """
 
-    def __init__(self, source: Source, mode: str | None, *, strip: bool = False):
+    def __init__(self, source: Source, mode: str | None, *, strip: bool):
         if mode is not None and mode not in WAYS:
             raise UsageError(f"--mode {mode}: choose {', '.join(WAYS)}, or leave it out")
         if strip and mode not in (None, "copy"):
@@ -64,7 +75,7 @@ class Transfer:
         self.refused: dict[str, str] = {}
 
     def __call__(self, i: int, target: Path) -> str:
-        """Bring the i-th image to ``target`` and return the way. Raises Unavailable, or an OSError of the target."""
+        """Bring the i-th image to ``target``; returns the way. Raises Unavailable, or an OSError of the target."""
         file = self.source.file(i) if self.source.file else None
         if file is None or (target.suffix == ".png" and file.suffix.lower() != ".png"):
             way = self._png(i, target)
@@ -88,8 +99,7 @@ class Transfer:
                     raise
                 self.refused.setdefault(way, explain(error))
         raise DiskError(
-            f"{WORDS[way]} are refused there ({self.refused[way]}): leave --mode out to have images linked or copied as"
-            " can be"
+            f"{WORDS[way]} are refused there ({self.refused[way]}): omit --mode to fall back to whatever works"
         )
 
     def _stripped(self, i: int, file: Path, target: Path) -> str:
@@ -114,15 +124,15 @@ class Transfer:
 
     @property
     def text(self) -> str:
-        """What was done, and what could not be."""
+        """What was done and what was refused."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
-        why = "" if self.source.file else " (these images are no files)"
+        why = "" if self.source.file else " (these images are not files)"
         return f"{done}{why}; {self.bytes:,} bytes written{refused}; {self.metadata}"
 
     @property
     def metadata(self) -> str:
-        """What becomes of that in files which is no picture."""
+        """What happens to the metadata."""
         kept = "EXIF (time, place), comments and other metadata stay in them"
         return "without EXIF, comments and other metadata" if self.strip or not self.source.file else kept
 

@@ -19,27 +19,27 @@ from deepcluster.images.source import Source, numbered
 from deepcluster.runtime.memory import check_fits
 
 HOLDS_OBJECTS = ValueError("it holds Python objects and not numbers: save numbers of type uint8")
-# An .npz of more than so many bytes unpacked is read where it takes at most so many times the bytes that it has in the
-# file. Photographs have a ratio of 1 to 2, drawings of digits 5 to 20, and nothing but zeros 1,000.
+# An .npz member of more than UNPACKED bytes is refused if it unpacks to more than DENSEST times its size in the file.
+# Photographs have a ratio of 1 to 2, drawings of digits 5 to 20, nothing but zeros 1,000.
 UNPACKED = 100_000_000
 DENSEST = 300
-MAGICS = {".npy": b"\x93NUMPY", ".npz": b"PK"}
+MAGICS = (b"\x93NUMPY", b"PK")
 
 
 def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
-    """``np.load`` of what holds numbers. ValueError with a reason that advises nobody to unpickle."""
+    """``np.load`` of numbers only. Raises ValueError with a reason that advises nobody to unpickle."""
     with file.open("rb") as stream:
         start = stream.read(6)
-    if not start.startswith(tuple(MAGICS.values())):
-        raise ValueError(f"it is no file of numpy: it begins with {start!r}")
+    if not start.startswith(MAGICS):
+        raise ValueError(f"it is not a numpy file: it begins with {start!r}")
     try:
         return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
-        raise said_plainly(error) from None
+        raise _without_advice(error) from None
 
 
-def said_plainly(error: ValueError) -> ValueError:
-    """numpy's message, or another where it is about unpickling."""
+def _without_advice(error: ValueError) -> ValueError:
+    """numpy's error, or ours where it is about unpickling."""
     return HOLDS_OBJECTS if "pickle" in str(error) or "Python objects" in str(error) else error
 
 
@@ -48,23 +48,23 @@ def _state(stream: FileIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-class Rows:
-    """The images of an .npy file, uint8 with the number of an image first. Each is read when it is asked for, and not
-    mapped: in a mapped file that shrinks the process would die of SIGBUS.
+class NumpyFile:
+    """The uint8 images of an .npy file, by number; each is read when asked for.
 
-    DataError, where an image is read, if the file is no longer what it was.
+    It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError if the file
+    has changed since it was opened.
+
+    Args:
+        file: The file.
+        array: The same file as numpy maps it; only its shape and offset are used.
     """
 
     def __init__(self, file: Path, array: np.memmap[Any, Any]):
-        """``array``: the file as numpy maps it, of which only dtype, shape and place are looked at."""
         self.file = file
-        self.shape, self.dtype = array.shape, array.dtype
+        self.shape = array.shape
         self._begin = array.offset
         self._stream = file.open("rb", buffering=0)
         self._before = _state(self._stream)
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
 
     def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
         size = int(np.prod(self.shape[1:]))
@@ -72,8 +72,8 @@ class Rows:
         now = _state(self._stream)
         if now != self._before or len(data) != size:
             raise DataError(
-                f"{one_line(str(self.file))} was written anew while it was read (it had {self._before[0]:,} bytes and"
-                f" has {now[0]:,}): wait until it is written, and type the same again"
+                f"{one_line(str(self.file))} changed while it was read (it had {self._before[0]:,} bytes and has"
+                f" {now[0]:,}): wait until it is complete, then run the same command again"
             )
         return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
 
@@ -84,18 +84,18 @@ def from_numpy_file(file: Path) -> Source:
             raise EOFError("an empty file")
         if file.suffix.lower() == ".npy":
             mapped = load_array(file, mmap_mode="r")
-            rows = Rows(file, mapped) if mapped.flags.c_contiguous else load_array(file)
-            return from_array(mapped, file.stem, str(file), rows=rows)
+            images = NumpyFile(file, mapped) if mapped.flags.c_contiguous else load_array(file)
+            return from_array(mapped, file.stem, str(file), images=images)
         with load_array(file) as loaded:  # an .npz has to be unpacked
             headers = {name: _header(loaded, name) for name in _members_to_read(loaded.files)}
-            image_header, label_header = _members(headers, file)
+            image_header, label_header = _images_and_labels(headers, file)
             _check_members(image_header, label_header, file)
             images = loaded[image_header.name]
             labels = None if label_header is None else loaded[label_header.name]
     except (DataError, MemoryError):
         raise
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        reason = explain(said_plainly(error) if isinstance(error, ValueError) else error)
+        reason = explain(_without_advice(error) if isinstance(error, ValueError) else error)
         raise DataError(f"cannot read the array {one_line(str(file))}: {reason}") from error
     return from_array(images, file.stem, str(file), labels)
 
@@ -107,7 +107,7 @@ def _members_to_read(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a member of an .npz says of itself: ``packed`` are the bytes that it has in the file."""
+    """What an .npz says about one of its members; ``packed`` is its size in the file, in bytes."""
 
     name: str
     dtype: np.dtype[Any]
@@ -120,7 +120,7 @@ class _Header:
 
 
 def _header(archive: Any, name: str) -> _Header:
-    """Read without unpacking more than the first 64 KiB."""
+    """Reads at most the first 64 KiB of the member."""
     entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
     with archive.zip.open(entry) as member:
         start = io.BytesIO(member.read(1 << 16))
@@ -133,29 +133,30 @@ def _header(archive: Any, name: str) -> _Header:
 
 
 def _check_members(images: _Header, labels: _Header | None, file: Path) -> None:
-    """What the headers alone tell, before anything is unpacked: a few kilobytes may be gigabytes."""
+    """Check the headers before anything is unpacked: a few kilobytes may become gigabytes."""
     where = one_line(str(file))
     _check_array(images.dtype, images.shape, where)
     if labels is not None:
         _check_labels(math.prod(labels.shape), images.shape[0], where)
-    for each in (images, labels):
-        if each is not None and each.bytes > max(UNPACKED, DENSEST * each.packed):
+    members = [images] if labels is None else [images, labels]
+    for member in members:
+        if member.bytes > max(UNPACKED, DENSEST * member.packed):
             raise DataError(
-                f"{one_line(each.name)} in {where} has {each.packed:,} bytes and would take {each.bytes:,} unpacked,"
-                " which no images do: if they are what you want, unpack them with numpy and save them as .npy"
+                f"{one_line(member.name)} in {where} has {member.packed:,} bytes and would take {member.bytes:,}"
+                " unpacked, which images do not: if you trust them, unpack them with numpy and save them as .npy"
             )
-    needed = sum(each.bytes for each in (images, labels) if each is not None)
+    needed = sum(member.bytes for member in members)
     check_fits(f"unpacking {where}", needed, "save the images with np.save as .npy, which is read from the disk")
 
 
-def _members(arrays: dict[str, _Header], file: Path) -> tuple[_Header, _Header | None]:
+def _images_and_labels(headers: dict[str, _Header], file: Path) -> tuple[_Header, _Header | None]:
     """The images of an .npz (called ``images`` or ``x``, or the only array besides the labels), and its labels."""
-    labels = next((arrays.pop(name) for name in ("labels", "y") if name in arrays and len(arrays) > 1), None)
-    name = next((name for name in ("images", "x") if name in arrays), None)
-    if name is None and len(arrays) != 1:
-        found = ", ".join(map(one_line, arrays)) or "none"
-        raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {found}")
-    return arrays[name] if name else next(iter(arrays.values())), labels
+    labels = next((headers.pop(name) for name in ("labels", "y") if name in headers and len(headers) > 1), None)
+    name = next((name for name in ("images", "x") if name in headers), None)
+    if name is None and len(headers) != 1:
+        names = ", ".join(map(one_line, headers)) or "none"
+        raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {names}")
+    return headers[name] if name else next(iter(headers.values())), labels
 
 
 def from_array(
@@ -163,19 +164,29 @@ def from_array(
     name: str,
     location: str,
     labels: npt.NDArray[Any] | None = None,
-    rows: Rows | npt.NDArray[Any] | None = None,
+    images: NumpyFile | npt.NDArray[Any] | None = None,
 ) -> Source:
-    """uint8 N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is asked first). ``rows``: where
-    the images are read from, if not from the array itself."""
+    """The images of an array.
+
+    Args:
+        array: uint8 N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is looked at first).
+        name: As in ``Source``.
+        location: As in ``Source``.
+        labels: One for each image.
+        images: Where the images are read from; default: the array itself.
+
+    Raises:
+        DataError: Another type, another shape, or another number of labels.
+    """
     where = one_line(location)
     _check_array(array.dtype, array.shape, where)
     channels_first = array.ndim == 4 and array.shape[3] not in CHANNELS
     if labels is not None:
         _check_labels(labels.size, len(array), where)
-    images = array if rows is None else rows
+    rows = array if images is None else images
 
     def read(i: int, size: int | None = None) -> Image.Image:
-        image = images[i].transpose(1, 2, 0) if channels_first else images[i]
+        image = rows[i].transpose(1, 2, 0) if channels_first else rows[i]
         grey = image.ndim == 3 and image.shape[2] == 1
         return as_rgb(Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image)))
 

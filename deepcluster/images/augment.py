@@ -1,6 +1,6 @@
-"""Batches as a network sees them: the fixed view for features, and per-image random views for training.
+"""Batches as a network sees them: the fixed view for features, and random views for training.
 
-Every image of a batch gets its own crop, flip, rotation and colour, and the whole batch is computed at once: one affine
+Every image of a batch gets its own crop, flip, rotation and colours; the whole batch is computed at once: one affine
 map of the sampling grid and one affine map of the colours.
 """
 
@@ -13,18 +13,22 @@ from torch.nn import functional as F
 
 from deepcluster.runtime.devices import moved
 
-PART = 1 << 18  # pixels of stored images that are made into views at a time, on a CPU
+PART = 1 << 18  # pixels of stored images that become views at a time, on a CPU
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training view may be from the image.
+    """How much a training view may differ from the image.
 
-    crop: least and largest area of the crop, as a share of the image (above 1: the image shrinks inside the view).
-    stretch: largest ratio of the crop's sides, to either side. flip: probability of mirroring left and right.
-    rotation: largest angle in degrees. colour: largest relative change of brightness, contrast and saturation.
-    grey: probability of losing the colours. size: side of the view in px; 0: as large as the fixed view.
+    Attributes:
+        crop: Least and largest area of the crop, as a share of the image (above 1: the image shrinks inside the view).
+        stretch: Largest ratio of the crop's sides, either way.
+        flip: Probability of mirroring left and right.
+        rotation: Largest angle in degrees.
+        colour: Largest relative change of brightness, contrast and saturation.
+        grey: Probability of losing the colours.
+        size: Side of the view in px; 0: as large as the fixed view.
     """
 
     crop: tuple[float, float] = (0.08, 1.0)
@@ -46,13 +50,13 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
     """A random ``size`` x ``size`` view of each of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
     count, device = len(images), images.device
     places = random_affine(count, how, random)
-    # From the numbers on the CPU, so that a GPU need not be waited for.
+    # Computed on the CPU, so that nothing waits for a GPU.
     shrinking = torch.linalg.det(places[:, :, :2]).abs().sqrt() * (images.shape[-1] / size)
     places = moved(places, device)
     colours = moved(random_colours(count, how, random), device)
     views = torch.empty(count, size, size, 3, device=device).permute(0, 3, 1, 2)
-    # A few at a time, so that what lies between stays in the cache and its memory is used again: a fresh page costs the
-    # system more than its pixels cost here. 128 images of 112 px took 34 ms in one go, 8 ms in parts.
+    # In parts, so that intermediate results stay in the cache and reuse their memory: a fresh page costs the system
+    # more than its pixels cost here. 128 images of 112 px took 34 ms at once, 8 ms in parts.
     some = max(1, PART // images.shape[-1] ** 2) if device.type == "cpu" else max(1, count)
     for begin in range(0, count, some):
         part = slice(begin, begin + some)
@@ -64,8 +68,11 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
 
 
 def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
-    """Images (float32) at the places of ``grid``, bilinear. Where one is ``shrinking``, by a factor (on the CPU) above
-    1, details that its view cannot show are averaged away: mixed with what half of its size gives (trilinear)."""
+    """Images (float32) sampled at ``grid``: bilinear, or trilinear where they shrink.
+
+    ``shrinking`` is the factor of each image, on the CPU. Above 1 the view is mixed with that of the image at half its
+    size, so that details which it cannot show are averaged away.
+    """
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     smaller = torch.nonzero(shrinking > 1).flatten()
     side = images.shape[-1] // 2
@@ -78,9 +85,9 @@ def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
 
 
 def sampling_grid(places: Tensor, size: int) -> Tensor:
-    """Where each output pixel looks, B x ``size`` x ``size`` x 2, by maps B x 2 x 3: what F.affine_grid gives, faster.
+    """``F.affine_grid`` for B x 2 x 3 maps, B x ``size`` x ``size`` x 2, but faster.
 
-    A coordinate is a number of the row plus a number of the column.
+    A coordinate is a sum: a number of the row plus a number of the column.
     """
     centres = (2 * torch.arange(size, device=places.device) + 1) / size - 1
     grid = torch.empty(len(places), size, size, 2, device=places.device)
@@ -98,7 +105,7 @@ def random_affine(count: int, how: Augmentation, random: torch.Generator) -> Ten
 
     area = uniform(*how.crop)
     ratio = torch.exp(uniform(-math.log(how.stretch), math.log(how.stretch)))
-    # A crop that is wider or higher than the image takes the whole side, but a view may be asked to show more than all.
+    # A crop wider or higher than the image takes the whole side, unless views may show more than the image.
     limit = max(1.0, math.sqrt(how.crop[1]))
     width, height = (area * ratio).sqrt().clamp(max=limit), (area / ratio).sqrt().clamp(max=limit)
     x, y = uniform(-1, 1) * (1 - width).abs(), uniform(-1, 1) * (1 - height).abs()
@@ -125,7 +132,7 @@ def recolour(views: Tensor, factors: Tensor) -> Tensor:
     """Change B x 3 x S x S views, in place, by B x 3 factors of saturation, contrast and brightness, in this order.
 
     Saturation s mixes with the grey image g, contrast c with its mean m, and brightness b scales:
-    b (m + c (g + s (x - g) - m)) = bcs x + bc (1 - s) g + b (1 - c) m, cut off at 0 and 1.
+    b (m + c (g + s (x - g) - m)) = bcs x + bc (1 - s) g + b (1 - c) m, clamped to 0 and 1.
     """
     saturation, contrast, brightness = factors.view(-1, 3, 1, 1, 1).unbind(1)
     red, green, blue = views.split(1, 1)

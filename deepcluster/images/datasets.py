@@ -1,4 +1,4 @@
-"""Images that others hand out one by one: a ``Dataset`` of torch or of Hugging Face, or a list of pictures."""
+"""Images by number from other libraries: a ``Dataset`` of torch or Hugging Face, or a list of images."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -18,16 +18,18 @@ CHANNELS = (1, 3, 4)
 
 
 def reader(dataset: Any) -> Callable[..., Image.Image]:
-    """``read(i, size)`` for whatever has ``dataset[i]``: the i-th image in mode RGB.
+    """``read(i, size)`` for anything with ``dataset[i]``: the i-th image in mode RGB.
 
-    An item is a PIL image, a uint8 array or tensor, or a tuple that begins with one (what follows are labels, and not
-    looked at). Of a data set of Hugging Face it is the column of images, decoded as files are. Raises ``DataError``
-    where there is no such column, or more than one; ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
-    no image.
+    An item is a PIL image, a uint8 array or tensor, or a tuple that begins with one (the rest, labels, is ignored). A
+    data set of Hugging Face must have one column of images, which are decoded as files are. ``read`` raises
+    ``Undecodable`` or ``OSError`` for an item that is not an image.
+
+    Raises:
+        DataError: There is no such column, or more than one.
     """
     if hasattr(dataset, "cast_column"):
         return _of_hugging_face(dataset)
-    lock = Lock()  # nobody promised that a data set can be read by several threads
+    lock = Lock()  # a data set need not be thread-safe
 
     def read(i: int, size: int | None = None) -> Image.Image:
         try:
@@ -35,7 +37,7 @@ def reader(dataset: Any) -> Callable[..., Image.Image]:
                 return picture(dataset[i])
         except (MemoryError, OSError, Undecodable):
             raise
-        except Exception as error:  # what another's code may raise has no bounds
+        except Exception as error:  # it is somebody else's code
             raise Undecodable(explain(error)) from error
 
     return read
@@ -68,11 +70,11 @@ def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def _of_hugging_face(dataset: Any) -> Callable[..., Image.Image]:
     columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
     if len(columns) != 1:
-        found = ", ".join(map(one_line, columns or dataset.features))
-        what = "several columns of images" if columns else "no column of type Image, but"
-        raise DataError(f"the data set has {what} {found}: pass one with a single one (cast_column, select_columns)")
+        names = ", ".join(map(one_line, columns or dataset.features))
+        what = "several columns of images," if columns else "no column of type Image, but"
+        raise DataError(f"the data set has {what} {names}: pass one with exactly one (cast_column, select_columns)")
     column = columns[0]
-    # Not decoded there: so that these images, too, come by the one decoder, and labels are not even read.
+    # Undecoded, so that these images pass the one decoder too; other columns are not read at all.
     encoded = dataset.with_format(None).select_columns(columns)
     encoded = encoded.cast_column(column, type(dataset.features[column])(decode=False))
 

@@ -1,4 +1,4 @@
-"""From the bytes of a file to upright RGB pixels. The only decoder here, so that every step sees the same pixels."""
+"""From the bytes of a file to upright RGB pixels. The only decoder, so that every step sees the same pixels."""
 
 import ctypes
 import errno
@@ -18,27 +18,27 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
 
-# Without EPS (it starts Ghostscript) and without formats that few people have and that are seldom tested.
+# Without EPS (it starts Ghostscript) and without rare formats, which are seldom tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# Names of images, where a name has to tell (a file of another name may still be one).
+# Suffixes of images, where the name has to decide. (Elsewhere a file of another name may still be one.)
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
 }
 MAX_PIXELS = 89_478_485  # Pillow's default
-# Up to here a file is read at once: the 40 small reads of a JPEG header are a fifth of the time of a small image, and
-# each may hand the interpreter to another thread. A film that lies among the images is not read into memory.
+# Smaller files are read at once: the 40 small reads of a JPEG header take a fifth of the time of a small image, and
+# each may hand the interpreter to another thread. A film among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
 
 STRIP = 1 << 20  # pixels that are converted at a time
-# Bytes that a thread may take for an image; a larger one is decoded while no other is. A pixel takes 4 bytes decoded, 4
-# in RGB and 4 turned; the decoder of WebP has one or two more of the first kind.
+# An image that needs more bytes is decoded while no other such image is. A pixel takes 4 bytes decoded, 4 in RGB and 4
+# turned; the decoder of WebP has one or two more copies of the first kind.
 AT_ONCE = 288_000_000
 BYTES = 12
 BYTES_OF_WEBP = 16
 _ALONE = threading.Lock()
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,58 +60,64 @@ _SYSTEM_REASONS = {
 
 
 class Undecodable(ValueError):
-    """A file that gives no image; the message is the reason, in one line, without the path."""
+    """A file that is not a usable image; the message is the reason, in one line, without the path."""
 
 
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
-    """The first frame of an image file: mode RGB, turned as its EXIF orientation says, without metadata.
+    """The first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
 
-    The bytes decide about the format (one of ``FORMATS``), not the suffix. A ``BinaryIO`` must be able to seek; it is
-    read from its start.
+    The bytes decide about the format (one of ``FORMATS``), not the suffix.
 
     | mode | becomes |
     |---|---|
     | 1, L, P, RGB, CMYK, YCCK, YCbCr, HSV | Pillow's ``convert("RGB")`` |
-    | alpha: LA, PA, RGBA, or a transparent colour (tRNS) with any mode | laid over white |
+    | alpha: LA, PA, RGBA, or a transparent colour (tRNS) in any mode | composed over white |
     | 16 bits: I;16 in either byte order, I with values in 0..65535 | the upper 8 bits |
     | F with values in 0..1 | times 255 |
     | F with values in 0..255 | as is |
     | other I and F | the image's own minimum..maximum becomes 0..255 (constant: 0) |
     | LAB | sRGB by colour management |
 
-    In F, NaN counts as the minimum and an infinity as the end of its side. ICC profiles are ignored.
+    In F, NaN counts as the minimum and an infinity as the nearer end of the range. ICC profiles are ignored.
 
-    ``size`` is the shorter side in px that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
-    1/8 of its size, the smallest that leaves the shorter side 1.5 times ``size`` (rounded down) or more. Other formats
-    come as they are; one that takes more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP) as means of squares,
-    which leave as much, and no other is decoded meanwhile.
+    Args:
+        file: A path, or a seekable stream, which is read from its start.
+        size: The shorter side, in px, that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
+            1/8 of its size, the smallest that leaves a shorter side of 1.5 ``size`` (rounded down) or more. Of other
+            formats, only images of more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP) are reduced as much, to
+            means of squares.
 
-    Raises ``Undecodable`` for what is no image, is damaged, or has more than ``MAX_PIXELS`` pixels: the header decides
-    that before anything is decoded. Raises ``OSError`` where the file cannot be read. Where
-    ``PIL.Image.MAX_IMAGE_PIXELS`` is lower, ``pillow_limits()`` is needed around the call.
+    Raises:
+        Undecodable: It is not an image, is damaged, or has more than ``MAX_PIXELS`` pixels, which the header tells
+            before anything is decoded. (If ``PIL.Image.MAX_IMAGE_PIXELS`` is lower, call it in ``pillow_limits()``.)
+        OSError: The file cannot be read.
     """
     return _examine(file, lambda image: upright(image, size))
 
 
 def short_side(file: Path | BinaryIO) -> int:
-    """The shorter side of an image file in px, from its header alone. Raises what ``decode`` raises for a header."""
+    """The shorter side of an image file in px, from its header alone. Raises what ``decode`` raises."""
     return _examine(file, lambda image: min(image.size))
 
 
 def orientation(data: bytes) -> int:
-    """The EXIF orientation (1 to 8) of the bytes of an image file; 1 where it has none, or is no image."""
+    """The EXIF orientation (1 to 8) of the bytes of an image file; 1 without one, or if it is not an image."""
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return found if (found := _orientation(image)) in _UPRIGHT else 1
-    except Exception:  # damaged files give any of them
+            value = _orientation(image)
+    except Exception:  # damaged files raise all kinds
         return 1
+    return value if value in _UPRIGHT else 1
 
 
 def as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     """The image in mode RGB, by the table of ``decode``; it may be the same object.
 
-    With a ``factor`` the mean of each square of so many pixels. In strips, so that what the steps need in between is
-    never as large as the image.
+    Converted in strips, so that intermediate results are never as large as the image.
+
+    Args:
+        image: In any mode.
+        factor: The side of the squares of pixels whose means are taken.
     """
     if factor == 1 and image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -127,7 +133,7 @@ def as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
 
 
 def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """(first row, part of the image), a whole number of ``factor`` rows each."""
+    """(first row, part of the image); parts begin at multiples of ``factor`` rows."""
     if image.width * image.height <= STRIP:
         yield 0, image
         return
@@ -137,7 +143,7 @@ def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Im
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """How the image, or a part of it, becomes RGB."""
+    """The function that turns the image, or a part of it, into RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
         eight_bits = _eight_bits(image)
         return lambda part: Image.fromarray(eight_bits(np.asarray(part))).convert("RGB")
@@ -155,10 +161,10 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def pillow_limits() -> Iterator[None]:
-    """Keep the warnings of Pillow and libtiff off the terminal, and let images of up to ``MAX_PIXELS`` pixels in.
+    """Keep warnings of Pillow and libtiff off the terminal, and allow images of up to ``MAX_PIXELS`` pixels.
 
-    This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it once around a loop
-    over images, in the thread that starts the others, not inside the loop.
+    This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it around the loop
+    over images, in the thread that starts the others.
     """
     logger = logging.getLogger("PIL")
     level, limit = logger.level, Image.MAX_IMAGE_PIXELS
@@ -176,7 +182,7 @@ def pillow_limits() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """Why a file cannot be used: one printable line without its path, alike wherever the file lies."""
+    """Why a file cannot be used: one printable line without its path, the same wherever the file lies."""
     if isinstance(error, OSError) and error.errno is not None:
         return _SYSTEM_REASONS.get(error.errno) or os.strerror(error.errno).lower()
     words, name = one_line(str(error)), type(error).__name__
@@ -191,36 +197,36 @@ def one_line(text: str) -> str:
 
 
 def is_empty(file: Path) -> bool:
-    """Files of /proc look so too, and some of them never end: what is empty is not opened."""
+    """Whether a file has no bytes. Such a file is not opened: those of /proc look empty too, and some never end."""
     return not file.stat().st_size
 
 
 def not_a_file(mode: int) -> str:
-    """What ``st_mode`` describes, as the reason for not opening it."""
+    """What ``st_mode`` describes, as the reason not to open it."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
 def _set_tiff_handler(handler: int | None) -> int | None:
-    """Exchange the function (its address) with which libtiff writes errors to standard error; Pillow leaves it on."""
+    """Set the function (its address) by which libtiff writes errors to standard error; returns the one before."""
     try:
-        exchange = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # the symbol comes from the libtiff it links
-    except (AttributeError, OSError):  # linked statically: its lines stay
+        exchange = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # a symbol of the libtiff that Pillow links
+    except (AttributeError, OSError):  # linked statically: its messages stay
         return None
     exchange.argtypes, exchange.restype = [ctypes.c_void_p], ctypes.c_void_p
     previous: int | None = exchange(handler)
     return previous
 
 
-def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Found]) -> Found:
-    """look(the image with only its header read), with the errors of ``decode``."""
+def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
+    """look(image with only its header read), with the errors of ``decode``."""
     if not isinstance(file, Path):
         return _examine_stream(file, look)
     status = file.stat()
     kind = status.st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
         raise Undecodable(not_a_file(kind))
-    if stat.S_ISREG(kind) and not status.st_size:  # so do the files of /proc look, of which some never end
+    if stat.S_ISREG(kind) and not status.st_size:  # not opened, see is_empty
         raise Undecodable("empty file")
     if status.st_size <= SMALL_FILE:
         return _examine_stream(BytesIO(file.read_bytes()), look)
@@ -228,7 +234,7 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Found]) -> Fou
         return _examine_stream(stream, look)
 
 
-def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Found]) -> Found:
+def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
     stream.seek(0)
     if not stream.read(1):
         raise Undecodable("empty file")
@@ -241,23 +247,23 @@ def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Found]) -> F
     except UnidentifiedImageError:
         raise Undecodable(f"not an image in an accepted format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
-        found = re.search(r"\d+", str(error))
-        _check_size(int(found[0]) if found else MAX_PIXELS + 1)
-        raise Undecodable(explain(error)) from error  # the user's own PIL.Image.MAX_IMAGE_PIXELS is lower than ours
-    except Exception as error:  # damaged files give any of them: struct.error, SyntaxError, RecursionError, ...
+        pixels = re.search(r"\d+", str(error))
+        _check_size(int(pixels[0]) if pixels else MAX_PIXELS + 1)
+        raise Undecodable(explain(error)) from error  # the caller's PIL.Image.MAX_IMAGE_PIXELS is lower than ours
+    except Exception as error:  # damaged files raise all kinds: struct.error, SyntaxError, RecursionError, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the image
         raise Undecodable(f"cannot be decoded: {explain(error)}") from error
 
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
-    """The pixels of an image that was opened: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
+    """The pixels of an open image: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
     pixels, least = image.width * image.height, 0
     if size is not None:
         least = max(1, size * 3 // 2)
-        # On 600 photographs of 224 px, then resized to 45..73 px, the pixels differ from those of a full decode by 0.7
-        # to 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes 1.3.
-        # With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
+        # Why 1.5: on 600 photographs of 224 px, then resized to 45..73 px, pixels differ from those of a full decode by
+        # 0.7 to 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes
+        # 1.3. With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
         image.draft(None, (least, least))
     decoded = image.width * image.height
     taken = decoded * (BYTES_OF_WEBP if image.format == "WEBP" else BYTES)
@@ -272,7 +278,7 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
             rgb = rgb.transpose(turn)
         elif rgb is image:
             rgb = rgb.copy()
-    rgb.info = {}  # so that a thumbnail cannot carry comments or a place away
+    rgb.info = {}  # so that a thumbnail cannot carry comments or a location
     return rgb
 
 
@@ -282,7 +288,7 @@ def _check_size(pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 also where the metadata is damaged, as the pixels may still be good."""
+    """EXIF orientation 1..8; 1 also if the metadata is damaged, as the pixels may still be good."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -290,10 +296,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]:
-    """How grey values of modes I, I;16 and F become 8 bits: the range of the whole image decides."""
-    ranges = [_range(np.asarray(strip)) for _, strip in _strips(image)]
-    known = [each for each in ranges if each]
-    low, high = (min(low for low, _ in known), max(high for _, high in known)) if known else (0.0, 0.0)
+    """The function that turns grey values of modes I, I;16 and F into 8 bits, by the range of the whole image."""
+    ranges = list(_ranges(image))
+    low = min((low for low, _ in ranges), default=0.0)
+    high = max((high for _, high in ranges), default=0.0)
     shifted = image.mode != "F" and low >= 0 and high <= 65535
     tops = (1, 255) if image.mode == "F" else ()
     bottom, top = next(((0.0, float(top)) for top in tops if low >= 0 and high <= top), (low, high))
@@ -313,7 +319,10 @@ def _eight_bits(image: Image.Image) -> Callable[[npt.NDArray[Any]], npt.NDArray[
     return eight_bits
 
 
-def _range(values: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """The least and the largest finite number; None where there is none."""
-    finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if finite.size else None
+def _ranges(image: Image.Image) -> Iterator[tuple[float, float]]:
+    """The least and the largest finite number of each strip that has any."""
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            yield float(finite.min()), float(finite.max())

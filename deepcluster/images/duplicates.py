@@ -1,9 +1,9 @@
-"""Near-duplicates: images that are the same picture again, saved anew, smaller, or a little brighter.
+"""Near-duplicates: the same picture saved again, smaller, or a little brighter.
 
-Pairs are looked for among images whose difference hashes (which of two neighbouring patches is lighter, 64 bits) are
-close in sorted order, and are then compared as small pictures. Measured on CIFAR-10, flowers and steel defects: JPEGs
-saved anew with quality 75 are apart by at most .07, those at 2/3 of their size by .08 (.25 at 32 px); 99 % of images
-are apart by .24 or more from every other, and of the rest all below .1 are true copies.
+Candidates are images whose difference hashes (which of two neighbouring patches is lighter, 64 bits) are close in
+sorted order; they are then compared as small pictures. Measured on CIFAR-10, flowers and steel defects: JPEGs saved
+again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (.25 at 32 px); 99 % of images differ by
+.24 or more from every other, and of the rest all below .1 are true copies.
 """
 
 from collections.abc import Iterator
@@ -20,22 +20,28 @@ from deepcluster.runtime.partition import Partition
 
 SIDE = 16  # px of the small pictures
 ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
-FAINTEST = 4.0  # grey levels: below this standard deviation a picture is plain, and noise is no difference
+FAINTEST = 4.0  # grey levels: a picture with a smaller standard deviation is plain, and its noise does not count
 WINDOW = 32  # neighbours in sorted order that are compared
 BITS = 8  # of 64 that may differ: JPEG of quality 75 changes up to 5
-TURNS = (0, 16, 32, 48)  # the hash is sorted with each of its quarters in front: up to 3 wrong bits leave one right
+# Bits by which the hash is rotated before sorting: with up to 3 wrong bits one of its four 16-bit blocks is intact.
+TURNS = (0, 16, 32, 48)
 CHUNK = 512
 
 
 def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[list[tuple[int, float]]]:
-    """Groups of (row, distance) of nearly identical images among uint8 N x 3 x S x S, by their first rows.
+    """Groups of nearly identical images, in the order of their first rows; none on other ranks than the main rank.
 
-    The distance is that to the first image of the group: the root mean square difference as a share of the contrast.
-    ``partition``: which rank has which images; the main rank gets the small pictures of all, and finds the groups.
+    Args:
+        images: uint8 N x 3 x S x S.
+        partition: Which rank has which images; default: this one has all.
+
+    Returns:
+        (row, distance) for each image of a group. The distance is that to the group's first image: the root mean square
+        difference as a share of the contrast.
     """
     partition = partition or Partition.single(len(images))
-    parts = [_seen(part) for part in images.split(CHUNK)]
-    small, hashes, spread = (partition.gather(torch.cat(each)) for each in zip(*parts, strict=True))
+    signatures = [_signatures(part) for part in images.split(CHUNK)]
+    small, hashes, spread = (partition.gather(torch.cat(parts)) for parts in zip(*signatures, strict=True))
     if not partition.processes.is_main:
         return []
     light = torch.cat([part.float().mean(1) for part in small.split(CHUNK)])
@@ -50,19 +56,23 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
     row, column = torch.cat(pairs).numpy().T
     ties = coo_array((np.ones(len(row), bool), (row, column)), (len(small), len(small)))
     _, component = connected_components(ties, directed=False)
-    groups: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for i in np.unique(np.concatenate([row, column])).tolist():
-        groups.setdefault(int(component[i]), []).append(i)
-    found = []
-    for rows in groups.values():
+        members.setdefault(int(component[i]), []).append(i)
+    groups = []
+    for rows in members.values():
         distances = apart(torch.full((len(rows),), rows[0]), torch.tensor(rows))
-        found.append(list(zip(rows, distances.tolist(), strict=True)))
-    return found
+        groups.append(list(zip(rows, distances.tolist(), strict=True)))
+    return groups
 
 
-def _seen(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each image the small picture (uint8), the hash (64 bits as uint8 x 8: is each of 8 x 8 patches darker than its
-    right neighbour?) and the standard deviation of the small picture, at least ``FAINTEST``."""
+def _signatures(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Small pictures, hashes and contrasts of the images.
+
+    Returns:
+        N x 3 SIDE² small pictures (uint8); N x 8 bytes of 64 bits (is each of 8 x 8 patches darker than its right
+        neighbour?); the standard deviation of each small picture, at least ``FAINTEST``.
+    """
     small = interpolate(images.float(), size=(SIDE, SIDE), mode="area")
     grey = interpolate(small.mean(1, keepdim=True), size=(8, 9), mode="area")[:, 0]
     darker = (grey[:, :, 1:] > grey[:, :, :-1]).flatten(1).numpy()
@@ -71,8 +81,7 @@ def _seen(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _candidates(hashes: npt.NDArray[np.uint64], light: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.int64]]:
-    """Pairs of rows (n x 2) with hashes that are alike, and near in one of the sorted orders: of equal ones, those of
-    equal light."""
+    """Pairs of rows (n x 2) with similar hashes that are near each other when sorted by rotated hash, then by light."""
     for turn in TURNS:
         turned = (hashes << np.uint64(turn)) | (hashes >> np.uint64((64 - turn) % 64)) if turn else hashes
         order = np.lexsort((light, turned))

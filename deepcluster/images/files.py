@@ -30,7 +30,9 @@ def from_folder(folder: Path) -> Source:
     except OSError as error:
         raise DataError(f"cannot read the folder {one_line(str(folder))}: {explain(error)}") from error
     if is_run(folder):
-        raise DataError(f"{one_line(str(folder))} is a run folder, and its pictures are no images: name their folder")
+        raise DataError(
+            f"{one_line(str(folder))} is a run folder, whose pictures are not your images: name their folder"
+        )
     for path, reason in _walk(folder):
         if reason is None:
             paths.append(path)
@@ -58,13 +60,13 @@ def from_folder(folder: Path) -> Source:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """(path relative to the folder, None or the reason why it is not to be opened)."""
+    """(path relative to the folder, None or the reason not to open it)."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
         try:
-            with os.scandir(folder / below) as found:
-                entries = [entry for entry in found if not entry.name.startswith(".")]
+            with os.scandir(folder / below) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
         except OSError as error:
             yield below.rstrip("/"), explain(error)
             continue
@@ -80,38 +82,38 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
                     yield path, None
                 else:
                     yield path, not_a_file(entry.stat(follow_symlinks=False).st_mode)
-            except OSError as error:  # gone by now, or of a folder that may be listed but not entered
+            except OSError as error:  # removed meanwhile, or in a folder that may be listed but not entered
                 yield path, explain(error)
 
 
 def from_list(file: Path) -> Source:
-    """The images that a text file names; relative paths lie beside it, or else in the current folder."""
+    """The images that a text file lists; relative paths start at its folder, or else at the current one."""
     return from_files(list(_distinct(_listed(file), file.parent)), file.stem, str(file))
 
 
 def paths_of_stdin(stdin: TextIO | None) -> Iterator[tuple[str, Path]]:
-    """(path as it was sent, its file), each file once, as they come."""
+    """(path as sent, its file), each file once, as they arrive."""
     return _distinct(_sent(stdin), None)
 
 
-def _distinct(given: Iterable[str], folder: Path | None) -> Iterator[tuple[str, Path]]:
-    known: set[Path] = set()
-    for line in given:
+def _distinct(lines: Iterable[str], folder: Path | None) -> Iterator[tuple[str, Path]]:
+    seen: set[Path] = set()
+    for line in lines:
         path = _unquoted(line, folder)
         file = located(path, folder)
-        if file not in known:
-            known.add(file)
+        if file not in seen:
+            seen.add(file)
             yield path, file
 
 
 def _unquoted(path: str, folder: Path | None) -> str:
-    """What stands between two quotes, as file managers copy paths, unless there is a file whose name has them."""
+    """The path without the quotes that file managers put around it, unless a file has them in its name."""
     quoted = re.fullmatch(r"""(["'])([^"']+)\1""", path)
     return path if quoted is None or _is_there(path, folder) else quoted[2]
 
 
 def located(path: str, folder: Path | None = None) -> Path:
-    """The absolute path: in ``folder`` where there is such a file, or none in the current folder."""
+    """The absolute path: in ``folder``, unless only the current folder has such a file."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
@@ -149,7 +151,7 @@ def _lines(content: bytes) -> list[str]:
         try:
             content = content.decode("utf-16").encode()
         except UnicodeError as error:
-            raise DataError(f"a list of paths begins as UTF-16, and is none ({error}): write it in UTF-8") from error
+            raise DataError(f"a list of paths begins as UTF-16 but is not ({error}): write it in UTF-8") from error
     if b"\0" in content:
         return [os.fsdecode(path) for path in content.split(b"\0") if path.strip()]
     lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
@@ -166,7 +168,7 @@ def _sent(stdin: TextIO | None) -> Iterator[str]:
     try:
         for block in blocks:
             waiting += block
-            if waiting.startswith(UTF_16):  # its separators are no single bytes
+            if waiting.startswith(UTF_16):  # its separators are two bytes wide
                 continue
             separator = separator or next((sign for sign in (b"\0", b"\n") if sign in waiting), b"")
             if separator:
@@ -178,7 +180,7 @@ def _sent(stdin: TextIO | None) -> Iterator[str]:
 
 
 def _listed(file: Path) -> list[str]:
-    """The paths in a list. DataError where it is a table."""
+    """The paths in a list. Raises DataError if it is a table."""
     try:
         lines = [] if is_empty(file) else _lines(file.read_bytes())
     except OSError as error:
@@ -198,7 +200,7 @@ def _is_there(path: str, folder: Path | None) -> bool:
 
 
 def is_text(file: Path) -> bool:
-    """Not empty, and UTF-8 or, by its first bytes, UTF-16: looks at the first 64 KiB, up to the last line break."""
+    """Whether the first 64 KiB, up to the last line break, are text in UTF-8 or (by the first bytes) UTF-16."""
     try:
         if is_empty(file):
             return False
@@ -214,7 +216,7 @@ def is_text(file: Path) -> bool:
 
 
 def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, str]] = ()) -> Source:
-    """The images in tar archives, by the names that stand in front of those of their members."""
+    """The images in tar archives. ``files`` has the names that stand in front of those of the members."""
     shards = webdataset.index(files.items())
     skipped = sorted([*skipped, *shards.skipped], key=lambda pair: os.fsencode(pair[0]))
     if not shards.paths:

@@ -21,7 +21,7 @@ from deepcluster.images.source import WHAT_TO_TYPE, Source, numbered
 
 
 class Dataset(Protocol):
-    """Images one by one, as in ``datasets.reader``: torch's Dataset, Hugging Face's, a list of pictures."""
+    """Images by number, as in ``datasets.reader``: a Dataset of torch or Hugging Face, or a list of images."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +33,7 @@ Images = str | Path | npt.NDArray[Any] | Tensor | Sequence[str | Path] | Dataset
 
 
 def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
-    """What :func:`find` finds, ``count`` images at a time. Of ``-`` no more is read than the next part needs."""
+    """What :func:`find` finds, ``count`` images at a time. From ``-`` only what the next part needs is read."""
     if not (isinstance(images, str) and images == "-"):
         yield from find(images).parts(count)
         return
@@ -52,7 +52,7 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
         stdin: Read for ``-``; default: ``sys.stdin``.
 
     Raises:
-        DataError: Nothing is there, or nothing that can hold images.
+        DataError: Nothing is there, or it cannot hold images.
     """
     if isinstance(images, Tensor):
         images = images.detach().cpu().numpy()
@@ -73,7 +73,7 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
 
 
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
-    """Whether it gives images by number. Of a list, the first item tells."""
+    """Whether it gives images by number; the first item of a list decides."""
     if isinstance(images, list | tuple):
         return bool(images) and isinstance(images[0], Image.Image | np.ndarray | Tensor)
     indexed = hasattr(images, "__len__") and hasattr(images, "__getitem__")

@@ -1,4 +1,4 @@
-"""True labels, where somebody has them: used to print metrics after the fact and for nothing else."""
+"""True labels, if there are any: for metrics after the fact and nothing else."""
 
 import csv
 import re
@@ -16,8 +16,14 @@ LABEL_COLUMNS = ("label", "class", "category", "target")
 def true_labels(spec: str, source: Source) -> list[str]:
     """The label of each of ``source.paths``, "" where there is none.
 
-    spec: ``folders`` (the labels that come with the source: sub-folder names, a data set's targets) or a CSV file with
-    a path and a label column. Raises DataError where no image gets a label.
+    Args:
+        spec: ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with a
+            path and a label column.
+        source: The images.
+
+    Raises:
+        DataError: No image gets a label.
+        UsageError: The file cannot be opened.
     """
     if spec == "folders":
         if source.labels is None:
@@ -32,7 +38,7 @@ def true_labels(spec: str, source: Source) -> list[str]:
     if not any(labels):
         raise DataError(
             f"--labels {spec}: none of its {len(by_path)} paths is among the {len(labels)} images"
-            f" (its first is {next(iter(by_path), 'missing')!r}, the images' first is {source.paths[0]!r})"
+            f" (its first is {next(iter(by_path), 'missing')!r}, that of the images {source.paths[0]!r})"
         )
     return labels
 
@@ -41,11 +47,12 @@ def _read_csv(file: Path) -> dict[str, str]:
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
             reader = csv.DictReader(handle)
-            path, label = _column(reader.fieldnames, PATH_COLUMNS), _column(reader.fieldnames, LABEL_COLUMNS)
+            columns = reader.fieldnames or ["nothing"]
+            path, label = _column(columns, PATH_COLUMNS), _column(columns, LABEL_COLUMNS)
             if path is None or label is None:
                 raise DataError(
                     f"--labels {file}: its first line must name a path and a label column (path,label);"
-                    f" it has {', '.join(reader.fieldnames or ['nothing'])}"
+                    f" it has {', '.join(columns)}"
                 )
             return {row[path] or "": row[label] or "" for row in reader}
     except OSError as error:
@@ -54,8 +61,9 @@ def _read_csv(file: Path) -> dict[str, str]:
         raise DataError(f"--labels {file}: {error}; each line must be path,label as CSV has it") from None
 
 
-def _column(names: Sequence[str] | None, wanted: Sequence[str]) -> str | None:
-    return next((name for name in names or () if name.strip().lower() in wanted), None)
+def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first column that has one of the names."""
+    return next((column for column in columns if column.strip().lower() in names), None)
 
 
 def _same_name(path: str) -> str:

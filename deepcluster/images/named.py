@@ -27,23 +27,23 @@ def from_sklearn(name: str) -> Source:
 
 
 def from_torchvision(name: str) -> Source:
-    """The training part of a data set of torchvision, downloaded once into the cache folder."""
+    """The training split of a torchvision data set, downloaded once into the cache folder."""
     from torchvision import datasets
 
-    names = {known.lower(): known for known in datasets.__all__ if _is_torchvision(getattr(datasets, known))}
-    known = names.get(name.lower())
-    if known is None:
-        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-        hint = " or ".join(f"torchvision:{names[one]}" for one in near) or "torchvision:CIFAR10, for example"
+    classes = {title.lower(): title for title in datasets.__all__ if _is_torchvision(getattr(datasets, title))}
+    title = classes.get(name.lower())
+    if title is None:
+        near = difflib.get_close_matches(name.lower(), classes, n=3, cutoff=0.5)
+        hint = " or ".join(f"torchvision:{classes[match]}" for match in near) or "torchvision:CIFAR10, for example"
         raise DataError(f"unknown data set torchvision:{one_line(name)}: did you mean {hint}?")
-    cache = cache_folder(known)
+    cache = cache_folder(title)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        kind = getattr(datasets, known)
+        kind = getattr(datasets, title)
         dataset = kind(**_training_part(kind, cache))
     except Exception as error:  # each class raises its own kinds
         raise DataError(
-            f"torchvision:{known} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "
+            f"torchvision:{title} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "
             "type the same again, or download it on another machine and copy that folder here"
         ) from error
 
@@ -53,16 +53,16 @@ def from_torchvision(name: str) -> Source:
             raise Undecodable(f"not an image but a {type(image).__name__}")
         return as_rgb(image)
 
-    return Source(known, f"torchvision:{known}", numbered(len(dataset)), read, _targets(dataset), ())
+    return Source(title, f"torchvision:{title}", numbered(len(dataset)), read, _targets(dataset), ())
 
 
 def cache_folder(name: str) -> Path:
-    """Where a data set of torchvision is downloaded to, once."""
+    """Where a torchvision data set is downloaded to."""
     return Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / name
 
 
 def from_hugging_face(name: str) -> Source:
-    """The training part (or the first one) of a data set of the Hugging Face Hub, which its package downloads."""
+    """The training split (else the first) of a data set of the Hugging Face Hub, downloaded by ``datasets``."""
     try:
         import datasets
     except ImportError as error:
@@ -70,7 +70,7 @@ def from_hugging_face(name: str) -> Source:
     try:
         parts = datasets.load_dataset(name)
         dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]
-    except Exception as error:  # its many parts raise their own kinds
+    except Exception as error:  # its dependencies raise their own kinds
         raise DataError(
             f"hf:{one_line(name)} cannot be loaded: {one_line(str(error))}. Check the name (USER/NAME) and the"
             " connection"
@@ -80,7 +80,7 @@ def from_hugging_face(name: str) -> Source:
 
 
 def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
-    """The names of the classes of each image, where there is one column of them."""
+    """The class name of each image, if exactly one column has classes."""
     columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"]
     if len(columns) != 1:
         return None
@@ -93,8 +93,8 @@ def _is_torchvision(kind: object) -> bool:
 
 
 def _training_part(kind: type, root: Path) -> dict[str, object]:
-    """The arguments that download the training images; torchvision's classes name them alike, but not all have all."""
-    if kind.__name__ == "EMNIST":  # it hides its arguments behind **kwargs, and its split is something else
+    """The arguments that download the training images, of those that the class accepts."""
+    if kind.__name__ == "EMNIST":  # it hides its arguments behind **kwargs, and ``split`` means something else there
         return {"root": str(root), "split": "balanced", "train": True, "download": True}
     accepted = inspect.signature(kind).parameters
     chosen: dict[str, object] = {"root": str(root), "download": True, "train": True}
@@ -104,7 +104,7 @@ def _training_part(kind: type, root: Path) -> dict[str, object]:
 
 
 def _targets(dataset: Any) -> tuple[str, ...] | None:
-    """The class of each image, by name where the data set has names; None where it has no single class an image."""
+    """The class of each image, by name if the data set has names; None if images have no single class."""
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is None or len(values) != len(dataset) or np.ndim(values) != 1:

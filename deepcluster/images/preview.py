@@ -8,20 +8,25 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import AT_ONCE, BYTES, MAX_PIXELS, explain, one_line, pillow_limits
-from deepcluster.images.source import Source
+from deepcluster.images.decode import AT_ONCE, BYTES, MAX_PIXELS, explain, pillow_limits
+from deepcluster.images.source import Source, nothing_readable
 from deepcluster.runtime.threads import cores
 
 _JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
 _GREY_SHARE = 0.95
 COUNT = 200  # images
-_SIZE = 64  # px, at least: enough to see colour; of a large JPEG an eighth is decoded
+_SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of its size
 
 
 @dataclass(frozen=True)
 class Preview:
-    """``short_side`` is the median shorter side in pixels; ``grey`` says that the images have no colour; ``decoding``
-    are the bytes that all threads together take for images as large as the largest."""
+    """What a few images say about all.
+
+    Attributes:
+        short_side: The median shorter side, px.
+        grey: The images have no colour.
+        decoding: Bytes that all threads together need to decode images as large as the largest.
+    """
 
     short_side: int
     grey: bool
@@ -32,35 +37,32 @@ def preview(source: Source) -> Preview:
     """Decode the first ``COUNT`` usable images in the order of the SHA-256 of their path.
 
     So the choice is as good as random, the same on every machine, and the same with or without unusable files.
-    Raises ``DataError`` where no image is usable.
+    Raises ``DataError`` if no image is usable.
     """
     sides: list[int] = []
     grey: list[bool] = []
-    each = alone = 0
-    failures: list[str] = []
+    largest = alone = 0  # bytes
+    failures: list[tuple[str, str]] = []
     with pillow_limits():
         for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
             try:
                 image = source.read(i, _SIZE)
                 side = min(image.size) if source.short_side is None else source.short_side(i)
-            except (MemoryError, DataError):  # the second: of the whole source, and no image alone
+            except (MemoryError, DataError):  # a DataError concerns the whole source
                 raise
             except Exception as error:
-                failures.append(f"{one_line(source.paths[i])}: {explain(error)}")
+                failures.append((source.paths[i], explain(error)))
                 continue
             sides.append(side)
             grey.append(_is_grey(image))
-            each = max(each, min(BYTES * image.width * image.height, AT_ONCE))
-            if BYTES * side**2 > AT_ONCE:  # one at a time, and who knows how much larger others are
+            largest = max(largest, min(BYTES * image.width * image.height, AT_ONCE))
+            if BYTES * side**2 > AT_ONCE:  # decoded one at a time; others may be larger still
                 alone = BYTES * MAX_PIXELS
             if len(sides) == COUNT:
                 break
     if not sides:
-        raise DataError(
-            f"no readable image in {one_line(source.location)}: {len(source.paths)} tried ({'; '.join(failures[:3])}). "
-            "Check that the files are images and that they may be read"
-        )
-    return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey), decoding=cores() * each + alone)
+        raise nothing_readable(source.location, len(source.paths), failures)
+    return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey), decoding=cores() * largest + alone)
 
 
 def _hash(path: str) -> bytes:

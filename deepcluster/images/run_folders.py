@@ -1,4 +1,4 @@
-"""Run folders among the images: known by their run.json, and left out, as their pictures are not the user's."""
+"""Run folders among the images: recognised by their run.json and left out, as their pictures are not the user's."""
 
 import json
 import stat

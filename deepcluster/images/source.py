@@ -7,6 +7,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from deepcluster.errors import DataError
+from deepcluster.images.decode import one_line
+
 WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern of shards as "
     "train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
@@ -27,15 +30,15 @@ class Source:
         name: A short name, for the name of a run.
         location: What ``find`` takes to find them again: an absolute path, ``sklearn:digits``, ``torchvision:NAME``,
             ``hf:NAME`` or ``-``; ``python:paths``, ``python:array`` or ``python:dataset`` for what came from Python.
-        paths: Of a folder: relative to it, with ``/``, in the order of their bytes. Of a list: as they stand there, a
-            file only once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives.
-            Of an array or data set: padded numbers.
+        paths: Of a folder: relative to it, with ``/``, in the order of their bytes. Of a list: as written there, each
+            file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
+            an array or data set: padded numbers.
         read: Gives the i-th image in mode RGB, reduced as in ``decode`` where a ``size`` is given; raises
             ``Undecodable`` or ``OSError``.
         labels: The labels of ``paths``, where the source has any.
         skipped: (path, reason) for what was found but is never opened.
         short_side: Gives the shorter side in px of the i-th image from its header; None where ``read`` reduces nothing.
-        file: Gives the absolute path of the i-th image; None where the images are no files.
+        file: Gives the absolute path of the i-th image; None where the images are not files.
     """
 
     name: str
@@ -48,16 +51,16 @@ class Source:
     file: Callable[[int], Path] | None = None
 
     def part(self, begin: int, end: int) -> "Source":
-        """The images ``begin`` to ``end`` alone; what is never opened goes with the first of them."""
-        some = self.rows(range(len(self.paths))[begin:end])
-        return some if begin else replace(some, skipped=self.skipped)
+        """The images ``begin`` to ``end`` alone; the first part also has the source's ``skipped``."""
+        part = self.rows(range(len(self.paths))[begin:end])
+        return part if begin else replace(part, skipped=self.skipped)
 
     def parts(self, count: int) -> Iterator["Source"]:
         """All of them, ``count`` images at a time."""
         return (self.part(begin, begin + count) for begin in range(0, len(self.paths), count))
 
     def rows(self, chosen: Sequence[int]) -> "Source":
-        """The images with these numbers alone, in their order, and nothing that is never opened."""
+        """The images with these numbers, in this order; ``skipped`` is empty."""
         side, file = self.short_side, self.file
         return replace(
             self,
@@ -68,6 +71,15 @@ class Source:
             short_side=None if side is None else lambda i: side(chosen[i]),
             file=None if file is None else lambda i: file(chosen[i]),
         )
+
+
+def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str]]) -> DataError:
+    """The error if none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
+    examples = "; ".join(f"{one_line(path)}: {reason}" for path, reason in reasons[:3])
+    return DataError(
+        f"no readable image in {one_line(location)}: {tried} files tried ({examples}). "
+        "Check that this is the right place, that the files are images and that they may be read"
+    )
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Read once: every image is decoded and resized a single time; from then on a run works on one uint8 array."""
+"""Read once: every image is decoded and resized a single time; then a run works on one uint8 tensor."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.errors import DataError, DiskError
-from deepcluster.images.decode import explain, one_line, pillow_limits
-from deepcluster.images.source import Source
+from deepcluster.images.decode import explain, pillow_limits
+from deepcluster.images.source import Source, nothing_readable
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.threads import cores, in_order, pool_of
@@ -24,23 +24,26 @@ from deepcluster.runtime.threads import cores, in_order, pool_of
 Pixels = npt.NDArray[np.uint8]
 
 # Threads hand the interpreter to each other at every file operation: for tiny images that costs more than a second core
-# brings. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two; those of 128 px at 3,500/s and 4,800/s.
-# Where it turns depends on the disk, the cores and whatever else they do, so both ways are tried, again and again.
+# gains. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two; those of 128 px at 3,500/s and 4,800/s.
+# The break-even depends on the disk, the cores and their load, so one thread and all are tried, again and again.
 _TRIAL = 8  # images a thread
 _STRETCH = 64  # times as many follow in the quicker way
 # Seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px.
 _BATCH = 0.005
 _BLOCK = 1024  # rows that move at a time
-MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more are in a mapped file
+MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
 
 
 @dataclass(frozen=True)
 class Store:
     """The usable images of a source, in its order.
 
-    ``images`` is uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file where it exceeds the budget). Row i
-    is ``source.paths[kept[i]]``. ``skipped`` has (path, reason) for all the others, in the order of their bytes.
-    ``partition``: how processes share the rows; then ``images`` are the own ones of each, and the rest is of all.
+    Attributes:
+        images: uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file above the budget); with several ranks
+            those of this one.
+        kept: Row i of all ranks is ``source.paths[kept[i]]``.
+        skipped: (path, reason) of all other images, in the order of their bytes.
+        partition: Which rank has which rows.
     """
 
     images: Tensor
@@ -55,19 +58,24 @@ def read_once(
     *,
     folder: Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
-    workers: int | None = None,
     none_is_fine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """Decode and resize every image of the source to ``size`` x ``size`` pixels.
+    """Decode and resize every image of the source. Unusable images are left out.
 
-    The result does not depend on the number of ``workers`` (threads; default: one a core, or this thread
-    alone as long as that is quicker). A JPEG is decoded reduced (see ``decode``). More than ``memory_budget``
-    bytes go to ``folder/images.u8`` instead of memory. ``progress(done, total)`` is called after each image. Unusable
-    images are left out, never replaced by others.
+    The result does not depend on the number of threads: one a core, or this thread alone as long as that is quicker.
 
-    Raises ``DataError`` where no image is usable (unless ``none_is_fine``), or where a folder is needed and not given;
-    ``DiskError`` where the folder has no room.
+    Args:
+        source: The images.
+        size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
+        folder: Where images.u8 goes if the images exceed the budget.
+        memory_budget: Bytes.
+        none_is_fine: No usable image is not an error.
+        progress: Called after each image with (done, total).
+
+    Raises:
+        DataError: No image is usable, or a folder is needed and not given.
+        DiskError: The folder has no room.
     """
     total = len(source.paths)
     rows = _allocate(total, size, folder, memory_budget)
@@ -75,7 +83,7 @@ def read_once(
     def fill(i: int) -> str | None:
         try:
             rows[i] = square(source.read(i, size), size)
-        except (MemoryError, DataError):  # the second: of the whole source, and no image alone
+        except (MemoryError, DataError):  # a DataError concerns the whole source
             raise
         except Exception as error:
             return explain(error)
@@ -83,7 +91,7 @@ def read_once(
 
     failures: dict[int, str] = {}
     # pillow_limits() here and not in fill(): the warning filters belong to the process, not to a thread.
-    with pillow_limits(), closing(_results(fill, total, workers)) as reasons:
+    with pillow_limits(), closing(_results(fill, total)) as reasons:
         for i, reason in enumerate(reasons):
             if reason is not None:
                 failures[i] = reason
@@ -103,32 +111,32 @@ def read_share(
     size: int,
     processes: Processes,
     *,
-    folder: Path | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    folder: Path | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """:func:`read_once` by several processes, of which each reads a part of the source and keeps what is in it."""
+    """:func:`read_once` by several ranks; each reads its part of the source and keeps those images."""
     share = processes.part(len(source.paths))
-    own = read_once(
-        source.rows(share), size, folder=folder, memory_budget=memory_budget, none_is_fine=True, progress=progress
+    local = read_once(
+        source.rows(share), size, folder=folder, memory_budget=MEMORY_BUDGET, none_is_fine=True, progress=progress
     )
-    kept = tuple(i for each in processes.all_gather_json([share.start + i for i in own.kept]) for i in each)
-    failures = [(path, reason) for each in processes.all_gather_json([*own.skipped]) for path, reason in each]
+    kept = tuple(i for rows in processes.all_gather_json([share.start + i for i in local.kept]) for i in rows)
+    failures = [(path, reason) for skipped in processes.all_gather_json([*local.skipped]) for path, reason in skipped]
     if not kept:
         raise nothing_readable(source.location, len(source.paths), failures)
-    return Store(own.images, kept, _in_order([*source.skipped, *failures]), Partition.of(processes, len(own.kept)))
+    skipped = _in_order([*source.skipped, *failures])
+    return Store(local.images, kept, skipped, Partition.of(processes, len(local.kept)))
 
 
 def check_alike(source: Source, processes: Processes) -> None:
-    """DataError where the processes do not see the same images, as where each has a disk of its own."""
+    """DataError if the ranks do not see the same images, for instance because each has its own disk."""
     digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
-    found = processes.all_gather_json({"files": len(source.paths), "names": digest})
-    other = next((each for each in found if each != found[0]), None)
+    first, *others = processes.all_gather_json({"files": len(source.paths), "names": digest})
+    other = next((seen for seen in others if seen != first), None)
     if other:
-        counts = found[0]["files"], other["files"]
+        counts = first["files"], other["files"]
         different = f"{counts[0]:,} and {counts[1]:,} files" if counts[0] != counts[1] else "files of other names"
         raise DataError(
-            f"the processes see different images in {source.location} ({different}): put them where all see the same"
+            f"the processes see different images in {source.location} ({different}): put them where all can see them"
         )
 
 
@@ -137,7 +145,7 @@ def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]
 
 
 def gather(images: Tensor, rows: Tensor) -> Tensor:
-    """``images[rows]``, channels-last: copied image by image, where indexing goes pixel by pixel (10 times as slow)."""
+    """``images[rows]``, channels-last: copied image by image; indexing copies pixel by pixel, 10 times as slowly."""
     return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
@@ -176,22 +184,22 @@ def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) ->
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    # Reserved now, a full disk is an error here; later, writing to the mapped file would kill the process.
+    # So that a full disk is an error now; later, a write to the mapped file would kill the process.
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.truncate(descriptor, size)
 
 
-def _results(work: Callable[[int], str | None], count: int, workers: int | None) -> Generator[str | None, None, None]:
-    """work(0), work(1), ... in their order, by ``workers`` threads; None: by as many as prove quicker, 1 or all."""
-    threads = cores() if workers is None else workers
+def _results(work: Callable[[int], str | None], count: int) -> Generator[str | None, None, None]:
+    """work(0), work(1), ... in order, by this thread or by one a core, whichever proves quicker."""
+    threads = cores()
     pace: dict[int, float] = {}  # seconds an image, by the number of threads
 
     def turns() -> Iterator[tuple[int, int]]:
         """(number of threads, number of images) to go on with."""
         while True:
-            for width in sorted({1, threads}) if workers is None else [threads]:
+            for width in sorted({1, threads}):
                 yield width, _TRIAL * width
             best = min(pace, key=lambda width: pace[width])
             yield best, _STRETCH * _TRIAL * best
@@ -217,12 +225,3 @@ def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64]) -> None:
     moved = np.flatnonzero(kept != np.arange(len(kept)))
     for start in range(int(moved[0]) if len(moved) else len(kept), len(kept), _BLOCK):
         rows[start : min(start + _BLOCK, len(kept))] = rows[kept[start : start + _BLOCK]]
-
-
-def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str]]) -> DataError:
-    """What to say where none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
-    examples = "; ".join(f"{one_line(path)}: {reason}" for path, reason in reasons[:3])
-    return DataError(
-        f"no readable image in {one_line(location)}: {tried} files tried ({examples}). "
-        "Check that this is the right place, that the files are images and that they may be read"
-    )

@@ -1,4 +1,4 @@
-"""Rows of numbers as images: how a table, the input of other estimators, becomes uint8 pixels."""
+"""Rows of numbers as images: how the usual input of an estimator becomes uint8 pixels."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,15 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of ``width`` numbers, the pixels of images of ``shape`` (H x W or H x W x C) in this order; what an image
-    has beyond them is black. ``low`` becomes 0 and ``high`` 255, and what lies outside is cut off."""
+class PixelScale:
+    """How a row of numbers becomes an image.
+
+    Attributes:
+        shape: Of an image: H x W or H x W x C.
+        width: Numbers in a row: the first pixels of the image. The others are black.
+        low: Becomes 0, and so does everything below.
+        high: Becomes 255, and so does everything above.
+    """
 
     shape: tuple[int, ...]
     width: int
@@ -20,7 +26,7 @@ class Table:
 
     def images(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
         """N x ``shape`` of N x ``width``."""
-        # Halves, because the difference of two numbers may be too large for a number.
+        # Halves, because the difference of two floats may overflow.
         span = self.high / 2 - self.low / 2
         share = (rows.astype(np.float64) / 2 - self.low / 2) / span if span > 0 else np.zeros(rows.shape)
         pixels = np.zeros((len(rows), math.prod(self.shape)), np.uint8)
@@ -28,11 +34,15 @@ class Table:
         return pixels.reshape(len(rows), *self.shape)
 
 
-def table(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) -> Table:
-    """The table that N rows of finite numbers are: uint8 as it is, of others the least and the largest number are black
-    and 255. Without a ``shape`` it is the smallest square that holds a row.
+def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) -> PixelScale:
+    """How to render N rows of finite numbers: uint8 unchanged, other types scaled from [min, max] to [0, 255].
 
-    ValueError where the shape is none of an image, or not of as many numbers as a row has.
+    Args:
+        rows: N x width.
+        shape: Of the images; default: the smallest square that holds a row.
+
+    Raises:
+        ValueError: The shape is not that of an image, or does not hold exactly one row.
     """
     width = rows.shape[1]
     if shape is None:
@@ -46,7 +56,7 @@ def table(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) -> Table
     ):
         raise ValueError(f"image_shape={shape} must be (H, W), or (H, W, C) with C one of 1, 3, 4")
     elif math.prod(shape) != width:
-        raise ValueError(f"image_shape={shape} is of {math.prod(shape)} numbers, and X has {width} features")
+        raise ValueError(f"image_shape={shape} holds {math.prod(shape)} numbers, but X has {width} features")
     if rows.dtype == np.uint8:
-        return Table(shape, width, 0.0, 255.0)
-    return Table(shape, width, float(rows.min()), float(rows.max()))
+        return PixelScale(shape, width, 0.0, 255.0)
+    return PixelScale(shape, width, float(rows.min()), float(rows.max()))

@@ -1,4 +1,4 @@
-"""Images in shards: tar archives in the layout of WebDataset, read where they lie. Nothing is ever extracted."""
+"""Images in shards: tar archives in the layout of WebDataset, read in place. Nothing is ever extracted."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from threading import local
 from typing import Any, BinaryIO
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import SMALL_FILE, SUFFIXES, explain, one_line
+from deepcluster.images.decode import SMALL_FILE, SUFFIXES, explain, is_empty, one_line
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-# What writers of shards leave beside them: statistics, tables of the samples, indices.
+# What writers of shards put beside them: statistics, tables of the samples, indices.
 _BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
 _NO_FILE = {
     tarfile.SYMTYPE: "a symbolic link, not followed",
@@ -30,7 +30,7 @@ _NO_FILE = {
     tarfile.CHRTYPE: "a device, not a file",
     tarfile.BLKTYPE: "a device, not a file",
 }
-_LONGEST_NAME = 4096  # bytes: what Linux takes for a path
+_LONGEST_NAME = 4096  # bytes: Linux's limit for a path
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
 _LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one member
 
@@ -39,22 +39,31 @@ _LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one
 class Shards:
     """Images in tar archives, in the order of the shards and of their members.
 
-    ``paths`` are SHARD/MEMBER, each once. ``labels`` are those of members KEY.cls, or of "label" in KEY.json, or, where
-    no shard has any, the folders in the names of the members; None where there are none either. ``skipped`` has
-    (path, reason). An image costs 16 bytes beside its path: where it begins, and how long it is.
+    An image costs 16 bytes beside its path: its offset and its size.
+
+    Attributes:
+        paths: SHARD/MEMBER, each once.
+        labels: From members KEY.cls or "label" in KEY.json; if no shard has any, the folders in the names of the
+            members; None if there are none either.
+        skipped: (path, reason).
+        files: The archives.
+        firsts: The number of the first image of each file.
+        offsets: Where each image begins in its file.
+        sizes: The bytes of each image.
+        last: The file that a thread read last. One for each thread, because a file has one position.
     """
 
     paths: tuple[str, ...]
     labels: tuple[str, ...] | None
     skipped: tuple[tuple[str, str], ...]
     files: tuple[Path, ...]
-    firsts: "array[int]"  # of each file the number of its first image
+    firsts: "array[int]"
     offsets: "array[int]"
     sizes: "array[int]"
-    last: local = field(default_factory=local, init=False)  # a file for each thread, so no two move one position
+    last: local = field(default_factory=local, init=False)
 
     def open(self, i: int) -> BinaryIO:
-        """The bytes of the i-th image, to be read by this thread before it opens another. Raises ``OSError``."""
+        """The bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
         stream = self._stream(bisect_right(self.firsts, i) - 1)
         if self.sizes[i] > SMALL_FILE:
             return io.BufferedReader(_Slice(stream, self.offsets[i], self.sizes[i]))
@@ -75,28 +84,28 @@ def is_shard(name: str) -> bool:
 
 
 def shards_among(paths: Iterable[str]) -> list[str]:
-    """The shards among the files of a folder, where the others only describe them; else none."""
-    found, others = [], False
+    """The shards among the files of a folder, if all the others only describe shards; else none."""
+    shards, others = [], False
     for path in paths:
         if is_shard(path):
-            found.append(path)
+            shards.append(path)
         else:
             others |= splitext(path)[1].lower() not in _BESIDE
-    return [] if others else found
+    return [] if others else shards
 
 
 def expand(pattern: str) -> Iterator[str]:
     """``a-{000..002}.tar`` -> ``a-000.tar``, ``a-001.tar``, ``a-002.tar``, as bash does; several ranges are nested."""
-    found = _RANGE.search(pattern)
-    if found is None:
+    numbers = _RANGE.search(pattern)
+    if numbers is None:
         yield pattern
         return
-    first, last = found.groups()
+    first, last = numbers.groups()
     padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
     width = max(len(first), len(last)) if padded else 1
     step = 1 if int(first) <= int(last) else -1
     for number in range(int(first), int(last) + step, step):
-        yield from expand(f"{pattern[: found.start()]}{number:0{width}}{pattern[found.end() :]}")
+        yield from expand(f"{pattern[: numbers.start()]}{number:0{width}}{pattern[numbers.end() :]}")
 
 
 def is_pattern(text: str) -> bool:
@@ -105,14 +114,11 @@ def is_pattern(text: str) -> bool:
 
 
 def files_of(pattern: Path) -> dict[str, Path]:
-    """The shards of a pattern by their names, which are relative to the last folder without a range.
-
-    Raises ``DataError`` for one that is not there.
-    """
+    """The shards of a pattern by name, relative to the last folder without a range. DataError if one is missing."""
     base = pattern
     while _RANGE.search(str(base)):
         base = base.parent
-    found: dict[str, Path] = {}
+    shards: dict[str, Path] = {}
     for text in expand(str(pattern)):
         file = Path(text)
         if not file.is_file():
@@ -120,18 +126,18 @@ def files_of(pattern: Path) -> dict[str, Path]:
                 f"no such shard: {one_line(text)}. {one_line(str(pattern))} names it:"
                 " put the numbers of the shards that are there between its braces"
             )
-        found[file.relative_to(base).as_posix()] = file
-    return found
+        shards[file.relative_to(base).as_posix()] = file
+    return shards
 
 
 def index(shards: Iterable[tuple[str, Path]]) -> Shards:
     """Find the images in (name, file) of plain tar archives by reading their headers, each file once.
 
-    Images are told by their suffix. What is damaged or cut off is in ``skipped``, under the name of the shard, and what
-    comes before it is used. Raises ``DataError`` for a compressed archive, whose middle cannot be read alone.
+    Images are recognised by their suffix. A damaged or truncated shard is in ``skipped``; what comes before the damage
+    is used. Raises ``DataError`` for a compressed archive, which cannot be read from the middle.
     """
     paths: list[str] = []
-    given: list[str] = []
+    labels: list[str] = []
     folders: list[str] = []
     skipped: list[tuple[str, str]] = []
     files: list[Path] = []
@@ -139,15 +145,15 @@ def index(shards: Iterable[tuple[str, Path]]) -> Shards:
     for shard, file in shards:
         files.append(file)
         firsts.append(len(paths))
-        found = _contents(file)
-        for name, (offset, size) in found.images.items():
+        contents = _contents(file)
+        for name, (offset, size) in contents.images.items():
             paths.append(f"{shard}/{name}")
             offsets.append(offset)
             sizes.append(size)
-            given.append(found.labels.get(_key(name), ""))
+            labels.append(contents.labels.get(_key(name), ""))
             folders.append(sys.intern(name.split("/")[-2] if "/" in name else ""))
-        skipped += [(f"{shard}/{name}" if name else shard, reason) for name, reason in found.skipped]
-    labels = given if any(given) else folders
+        skipped += [(f"{shard}/{name}" if name else shard, reason) for name, reason in contents.skipped]
+    labels = labels if any(labels) else folders
     return Shards(
         tuple(paths), tuple(labels) if any(labels) else None, tuple(skipped), tuple(files), firsts, offsets, sizes
     )
@@ -155,7 +161,7 @@ def index(shards: Iterable[tuple[str, Path]]) -> Shards:
 
 @dataclass(frozen=True)
 class _Contents:
-    """Of one archive: name -> (offset, size) of the images, key -> label, and (name, reason); "" is the archive."""
+    """Of one archive: name -> (offset, size) of its images, key -> label, (name, reason); name "" is the archive."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -163,19 +169,19 @@ class _Contents:
 
 
 def _contents(file: Path) -> _Contents:
-    found = _Contents()
+    contents = _Contents()
     try:
-        if not file.stat().st_size:  # so do the files of /proc look, of which some never end
-            found.skipped.append(("", "empty file"))
-            return found
-        with _Headers(io.FileIO(file)) as stream:
-            _check_plain(file, stream)
-            reason = _read_members(stream, found)
+        if is_empty(file):
+            reason = "empty file"
+        else:
+            with _Headers(io.FileIO(file)) as stream:
+                _check_plain(file, stream)
+                reason = _read_members(stream, contents)
     except OSError as error:
         reason = explain(error)
-    if reason or not found.images:
-        found.skipped.append(("", reason or "no image in it"))
-    return found
+    if reason or not contents.images:
+        contents.skipped.append(("", reason or "no image in it"))
+    return contents
 
 
 def _check_plain(file: Path, stream: BinaryIO) -> None:
@@ -185,13 +191,13 @@ def _check_plain(file: Path, stream: BinaryIO) -> None:
         if begin.startswith(sign):
             plain = _SHARD.sub("-plain.tar" if file.suffix.lower() == ".tar" else ".tar", file.name)
             raise DataError(
-                f"{one_line(str(file))} is compressed ({kind}), so that an image in it cannot be read alone. Unpack it"
-                f" once: {kind} -dc {one_line(file.name)} > {one_line(plain)} (images are compressed in themselves)"
+                f"{one_line(str(file))} is compressed ({kind}), so its images cannot be read one by one. Unpack it"
+                f" once: {kind} -dc {one_line(file.name)} > {one_line(plain)} (the images are compressed already)"
             )
 
 
-def _read_members(stream: "_Headers", found: _Contents) -> str:
-    """Put the members of an archive into ``found``; returns why the reading ended early, or ""."""
+def _read_members(stream: "_Headers", contents: _Contents) -> str:
+    """Put the members of an archive into ``contents``; returns why the reading ended early, or ""."""
     length = os.fstat(stream.fileno()).st_size
     at = 0
     try:
@@ -199,10 +205,10 @@ def _read_members(stream: "_Headers", found: _Contents) -> str:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
                 at = tar.offset
-                if member.size < 0 or at <= member.offset:  # the same header could come again, for ever
+                if member.size < 0 or at <= member.offset:  # the same header could come again, forever
                     return _damaged(member.offset, "a size below 0")
                 cut = member.isreg() and not member.issparse() and member.offset_data + member.size > length
-                _take(member, stream, found, cut=cut)
+                _take(member, stream, contents, cut=cut)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
@@ -211,8 +217,8 @@ def _read_members(stream: "_Headers", found: _Contents) -> str:
     return _how_it_ends(stream, at, length)
 
 
-def _take(member: tarfile.TarInfo, stream: BinaryIO, found: _Contents, *, cut: bool) -> None:
-    """Put one member into ``found``, if it is an image or a label or a user would miss it."""
+def _take(member: tarfile.TarInfo, stream: BinaryIO, contents: _Contents, *, cut: bool) -> None:
+    """Put one member into ``contents`` if it is an image, a label, or something that a user would miss."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
         return
@@ -220,26 +226,26 @@ def _take(member: tarfile.TarInfo, stream: BinaryIO, found: _Contents, *, cut: b
     suffix, dots = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
     if dots in ("cls", "json"):
         if member.isreg() and not cut and member.size <= _LONGEST_LABEL:
-            _take_label(stream, member, dots, _key(name), found.labels)
+            _take_label(stream, member, dots, _key(name), contents.labels)
     elif suffix in SUFFIXES:
-        reason = _why_not(member, name, found, cut=cut)
+        reason = _why_not(member, name, contents, cut=cut)
         if reason is None:
-            found.images[name] = (member.offset_data, member.size)
+            contents.images[name] = (member.offset_data, member.size)
         else:
             shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
-            found.skipped.append((f"{shown}#{member.offset}" if shown in found.images else shown, reason))
+            contents.skipped.append((f"{shown}#{member.offset}" if shown in contents.images else shown, reason))
     elif is_shard(name):
-        found.skipped.append((name, "an archive within an archive, not read"))
+        contents.skipped.append((name, "an archive within an archive, not read"))
 
 
-def _why_not(member: tarfile.TarInfo, name: str, found: _Contents, *, cut: bool) -> str | None:
+def _why_not(member: tarfile.TarInfo, name: str, contents: _Contents, *, cut: bool) -> str | None:
     if "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
         return "not a possible file name"
     if member.issparse():
         return "a sparse file, in pieces: write the shard without sparse files"
     if not member.isreg():
         return _NO_FILE.get(member.type, "not a file")
-    if name in found.images:
+    if name in contents.images:
         return "a second member of this name; the first is used"
     return "cut off by the end of the shard" if cut else None
 
@@ -260,13 +266,13 @@ def _take_label(stream: BinaryIO, member: tarfile.TarInfo, kind: str, key: str, 
 
 
 def _key(name: str) -> str:
-    """What the members of one sample share: the name up to the first dot behind the last slash."""
+    """What the members of one sample have in common: the name up to the first dot after the last slash."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
 
 
 def _how_it_ends(stream: BinaryIO, at: int, length: int) -> str:
-    """Why there is no header at byte ``at``; "" where the archive is whole."""
+    """Why there is no header at byte ``at``; "" if the archive is complete."""
     stream.seek(min(at, length))
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
@@ -275,7 +281,7 @@ def _how_it_ends(stream: BinaryIO, at: int, length: int) -> str:
         return _damaged(at, "no header")
     while rest := stream.read(1 << 20):
         if rest.strip(b"\0"):
-            return f"goes on behind its end at byte {at}: several archives in one file, of which the first is read"
+            return f"goes on after its end at byte {at}: several archives in one file, of which the first is read"
     return ""
 
 
@@ -284,7 +290,7 @@ def _damaged(at: int, what: str) -> str:
 
 
 class _Headers(io.BufferedReader):
-    """An archive of which headers and labels are read: a size in a damaged header asks for no memory."""
+    """An archive read header by header: a size in a damaged header allocates no memory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _LONGEST_HEADER:
@@ -293,7 +299,7 @@ class _Headers(io.BufferedReader):
 
 
 class _Stream(io.FileIO):
-    """A file that is closed with its last user: a thread that ends, or goes on to another shard."""
+    """A file that closes with its last user: a thread that ends, or goes on to another shard."""
 
     def __init__(self, file: Path):
         super().__init__(file, "rb")

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcluster.errors import ModelError, UsageError
+from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.nets import paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
 from deepcluster.nets.sizes import PAPER_NETWORKS
-from deepcluster.nets.weights import HEADS, first_line, load_body, read_state
+from deepcluster.nets.weights import HEADS, load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,29 +23,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
-    """A backbone without its last layer (step 1), and the head that is on top of it for one round.
+    """A backbone without its last layer (step 1), and the head on top of it for one round.
 
     ``features`` maps B x 3 x S x S images in [0, 1] to B x ``feature_dim`` features. ``embed`` maps these to what is
-    clustered while training: themselves, or their image under the projection (DeepCluster-v2). ``classify`` maps
+    clustered during training: the features themselves, or their projection (DeepCluster-v2). ``classify`` maps
     embeddings to B x K logits by the head; ``forward`` does all three.
 
     Args:
         body: The backbone.
         feature_dim: Its number of features.
-        activation: Between the features and a linear head on them. Centroids are means of embeddings, of which it would
-            cut off a part.
+        activation: Between the features and a linear head on them. Not before a centroid head: centroids are means of
+            embeddings, of which a ReLU would cut off a part.
         projection: From features to embeddings; default: the features themselves.
         embedding_dim: The outputs of the projection.
-        mean: Of each colour; part of the network, so nobody can forget the normalisation or do it twice.
+        mean: Of each colour; part of the network, so that nobody can forget the normalisation or do it twice.
         std: Likewise.
-        architecture: The arguments of ``build`` that give this network again; empty for a body of one's own.
-        origin: What the weights are that it began with, and what of their file was left out; may be empty.
+        architecture: The arguments of ``build`` that make this network again; empty for a custom body.
+        origin: A description of the initial weights and of what was left out of their file; may be empty.
     """
 
     head: nn.Linear | Centroids | None
     frozen_statistics: bool
-    """Batch normalisation keeps its mean and variance while the network trains: for one that was pretrained on more
-    images than it is adapted to."""
+    """Batch normalisation keeps its mean and variance in training: for a network that was pretrained on more images
+    than it is adapted to."""
 
     def __init__(
         self,
@@ -106,11 +106,11 @@ class Network(nn.Module):
         self.head = reset_linear(self.embedding_dim, clusters, generator).to(self.mean.device)
 
     def centroid_head(self, centroids: Tensor, temperature: float) -> None:
-        """Put the directions of K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
+        """Put K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
         self.head = Centroids(centroids, temperature).to(self.mean.device)
 
     def restore(self, state: Mapping[str, Tensor], temperature: float | None = None) -> None:
-        """Put back a ``state_dict`` of this network, with the head that it had then (of ``temperature``)."""
+        """Load a ``state_dict`` of this network with the head that it had then (of ``temperature``)."""
         if "head.directions" in state:
             self.centroid_head(state["head.directions"], temperature or 1.0)
         elif "head.weight" in state:
@@ -142,21 +142,21 @@ def build(
         name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
         image_size: The side of the images in px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
-        weights: The path of a file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for
-            the weights that timm publishes, which may download; default: random weights, by ``seed`` alone.
-        projection: Hidden and output width of an MLP between features and head, which serves training alone.
-        seed: Seed of the random weights.
-        feature_dim: Where it is known, it saves the trial that measures it.
+        weights: A file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for the weights
+            that timm publishes, which may download them; default: random weights.
+        projection: Hidden and output width of an MLP between features and head, for training only.
+        seed: Of the random weights.
+        feature_dim: If known, it saves the trial that measures it.
 
     Raises:
         UsageError: There is no such network, or not with these options.
-        ModelError: The weights cannot be read, fetched, or do not fit the network.
+        ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
     if weights == "timm" and not name.startswith("timm:"):
         raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
-    # Before the network is built, which takes seconds where it is a large one.
+    # Before the network is built, which may take seconds.
     state = None if weights in (None, "timm") else read_state(weights)
     official = recognised(state, str(weights)) if state else None
     if official:
@@ -167,7 +167,7 @@ def build(
     parts: dict[str, Any] = {}
     heads: tuple[str, ...] = HEADS
     if name == "compact":
-        # Lent, because its layers also initialise themselves before the generator's numbers replace theirs.
+        # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
             body = Compact(image_size, generator(seed, "network"))
         dim = feature_dim or _feature_dim(body, name, image_size)
@@ -176,7 +176,7 @@ def build(
             raise paper.wrong_size(name, image_size)
         make = paper.alexnet if name == "alexnet" else paper.vgg16
         body, dim = make(sobel=sobel, generator=generator(seed, "network")), paper.FEATURE_DIM
-        # The features end before the last ReLU, and the head starts behind it.
+        # The features end before the last ReLU, and the head starts after it.
         parts["activation"] = nn.ReLU()
     elif name.startswith("timm:"):
         body, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
@@ -201,7 +201,7 @@ def build(
 
 
 def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:
-    # A tag of timm (resnet50.TAG) names other weights of the same network.
+    # A tag of timm (resnet50.TAG) stands for other weights of the same network.
     if (name.split(".")[0], sobel) != (official.backbone, official.sobel):
         flags = f"--backbone {official.backbone}"
         if official.backbone in PAPER_NETWORKS:
@@ -210,13 +210,13 @@ def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> 
 
 
 def from_official(path: str | Path) -> Network:
-    """The network of a file that the authors published, for 224 px images.
+    """The network of a file that the authors published, for 224 px images, exactly as theirs.
 
-    Its head is the classifier of the pseudo-labels where the file has one. It is theirs, also where ``build`` has no
-    name for it: the Sobel filter of DeeperCluster looks a pixel farther beyond the image.
+    Its head is the classifier of the pseudo-labels, if the file has one. ``build`` cannot make DeeperCluster's network,
+    whose Sobel filter reaches a pixel farther beyond the image.
 
     Raises:
-        ModelError: The file is of none of the published layouts, or damaged, or a tensor is missing, left over or of
+        ModelError: The file has none of the published layouts, is damaged, or a tensor is missing, left over or of
             another shape.
     """
     official = read_official(path)
@@ -224,7 +224,7 @@ def from_official(path: str | Path) -> Network:
     load_body(network.body, official.state, path=path, name=official.backbone, heads=())
     network.origin = official.text
     if official.release == "DeeperCluster":
-        # Two pixels of zeros and a filter without padding: maps of 226 x 226, of which five poolings make 7 x 7, too.
+        # Two pixels of zeros and a filter without padding: maps of 226 x 226, which five poolings reduce to 7 x 7, too.
         gradient = network.body.get_submodule("sobel.1")
         assert isinstance(gradient, nn.Conv2d)
         gradient.padding = (2, 2)
@@ -261,7 +261,7 @@ def _timm_body(name: str, image_size: int, seed: int, *, pretrained: bool) -> tu
             if not pretrained:
                 raise _unfit(name, image_size, error) from error
             site = f"https://huggingface.co/{config.hf_hub_id}" if config and config.hf_hub_id else "its publisher"
-            raise ModelError(  # any error: the libraries that download raise many kinds, and change them
+            raise ModelError(  # any error: the libraries that download raise many kinds
                 f"the weights of {name} could not be fetched ({first_line(error)}): is there no connection? "
                 f"Fetch model.safetensors from {site} on a machine that has one, and give it: --weights FILE"
             ) from error
@@ -271,7 +271,7 @@ def _timm_body(name: str, image_size: int, seed: int, *, pretrained: bool) -> tu
 def _timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The top-level modules around timm's last layers: ``head.fc``, ``("head.l", "head_dist.l")``, ... or none at all.
 
-    Around them, because some have a normalisation before the last layer (``head.bn``) that goes when it goes.
+    The whole module, because some have a normalisation before the last layer (``head.bn``) that is dropped with it.
     """
     layers = (classifier,) if isinstance(classifier, str) else classifier or ()
     return tuple(layer.split(".")[0] for layer in layers)
@@ -280,8 +280,8 @@ def _timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
     """The number of features of one image, measured.
 
-    An attribute cannot be trusted with it: timm's ``num_features`` is 576 for a MobileNetV3 that gives 1024 features.
-    The trial also finds an image size that does not fit, before any work is done.
+    timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features. The trial also
+    finds an image size that does not fit before any work is done.
     """
     body.eval()
     try:

@@ -41,7 +41,6 @@ class Compact(nn.Sequential):
                 stages += [Residual(2 * level * WIDTH)]
         stages += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__(*stages)
-        self.feature_dim = 8 * WIDTH
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

@@ -1,7 +1,7 @@
-"""What is on top of the features while a round trains: a classifier of the cluster numbers.
+"""Heads: classifiers of the cluster numbers, on top of the features while a round trains.
 
-Cluster numbers of two rounds have nothing in common, so a round starts with another one. Several clusterings of the
-same images have one head: their logits lie side by side.
+Cluster numbers of two rounds have nothing in common, so each round starts with a new head. Several clusterings of the
+same images share one head: their logits lie side by side.
 """
 
 from typing import TypeVar
@@ -23,7 +23,7 @@ def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn
 
 
 def with_memory(layer: Layer) -> Layer:
-    """A layer of the meta device on the CPU, its values not yet set; inside ``with torch.device("meta")`` it stays."""
+    """A layer of the meta device moved to the CPU, values not set; it stays inside ``with torch.device("meta")``."""
     return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")
 
 
@@ -37,13 +37,13 @@ class Centroids(nn.Module):
         self.register_buffer("directions", F.normalize(centroids.float(), dim=1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        # In float32 always: at a temperature of 0.1 the three digits of bfloat16 are an error of 0.04 in a logit.
+        # Always in float32: at a temperature of 0.1 the three digits of bfloat16 mean an error of 0.04 in a logit.
         with torch.autocast(embeddings.device.type, enabled=False):
             return F.normalize(embeddings.float(), dim=1) @ self.directions.T / self.temperature
 
 
 def projection_mlp(features: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """Two layers from the features to what is clustered while training (DeepCluster-v2, after SimCLR)."""
+    """Two layers from the features to what is clustered during training (DeepCluster-v2, after SimCLR)."""
     layers = nn.Sequential(
         nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
     )

@@ -1,8 +1,8 @@
-"""Checkpoints that Python 2 wrote, in words that torch still reads without executing anything.
+"""Checkpoints that Python 2 wrote, translated into opcodes that torch still reads without executing anything.
 
-Before its zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 spelt two things in them
-that torch's reader for weights alone does not know (2.13): a whole number beyond 32 bits as text, which is how the
-optimizer of every such checkpoint names its parameters, and a string of more than 255 bytes.
+Before its zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 used two opcodes that
+torch's weights-only reader does not know (2.13): one for whole numbers beyond 32 bits, by which the optimizer of every
+such checkpoint names its parameters, and one for strings of more than 255 bytes.
 """
 
 import io
@@ -19,34 +19,35 @@ MAX_PICKLES = 1 << 24  # bytes of all five; an AlexNet's take 20,000
 
 @contextmanager
 def readable(path: Path) -> Iterator[Path | BinaryIO]:
-    """``path``, or where Python 2 wrote it a file that says the same in words of today. Nothing is unpickled."""
+    """``path``, or if Python 2 wrote it, a stream with the same content in today's opcodes. Nothing is unpickled."""
     with path.open("rb") as file:
         head = file.read(MAX_PICKLES)
-        words, end = _translated(head) if head.startswith(MAGIC) else (head, len(head))
-        if words == head[:end]:
+        pickles, end = _translated(head) if head.startswith(MAGIC) else (head, len(head))
+        if pickles == head[:end]:
             yield path
         else:
-            yield io.BufferedReader(_Spliced(words, file, end))
+            yield io.BufferedReader(_Spliced(pickles, file, end))
 
 
 def _translated(head: bytes) -> tuple[bytes, int]:
-    """The pickles at the start of a file in other words, and where they end. What cannot be parsed stays as it is."""
-    words, stream = bytearray(), io.BytesIO(head)
+    """The pickles at the start of a file in today's opcodes, and where they end. Unchanged if they cannot be parsed."""
+    pickles, stream = bytearray(), io.BytesIO(head)
     try:
         for _ in range(PICKLES):
             for opcode, value, position in pickletools.genops(stream):
-                words += _word(opcode.name, value) or head[position : stream.tell()]
+                pickles += _modern(opcode.name, value) or head[position : stream.tell()]
     except ValueError:  # torch will say what is wrong with it
         return head, len(head)
-    return bytes(words), stream.tell()
+    return bytes(pickles), stream.tell()
 
 
-def _word(name: str, value: Any) -> bytes:
+def _modern(name: str, value: Any) -> bytes:
+    """Today's form of one of the two old opcodes; empty for all others."""
     if name == "INT":
         number = int(value)
         length = number.bit_length() // 8 + 1
         if length > 255:
-            raise ValueError("no number of a checkpoint")
+            raise ValueError("not a number of a checkpoint")
         return b"\x8a" + bytes([length]) + number.to_bytes(length, "little", signed=True)
     if name in ("BINSTRING", "SHORT_BINSTRING"):  # pickletools has read its bytes as latin-1
         text = str(value).encode()
@@ -55,7 +56,7 @@ def _word(name: str, value: Any) -> bytes:
 
 
 class _Spliced(io.RawIOBase):
-    """``head``, then what stands in ``file`` from the byte ``skipped`` on."""
+    """``head``, then ``file`` from byte ``skipped`` on."""
 
     def __init__(self, head: bytes, file: BinaryIO, skipped: int):
         self.head, self.file, self.moved = head, file, skipped - len(head)

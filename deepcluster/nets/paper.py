@@ -76,7 +76,7 @@ def vgg16(*, sobel: bool, generator: torch.Generator) -> PaperNet:
 def sobel_filter() -> nn.Sequential:
     """B x 3 x H x W to B x 2 x H x W: the mean of the colours, then its two gradients (across, down). Never trained.
 
-    It stands behind the normalisation. Outside the image is zero, so a border answers like an edge.
+    It follows the normalisation. Outside the image is zero, so the border responds like an edge.
     """
     grey = _empty_conv(3, 1, 1)
     gradient = _empty_conv(1, 2, 3, padding=1)
@@ -90,10 +90,10 @@ def sobel_filter() -> nn.Sequential:
 def fold_sobel(network: PaperNet) -> PaperNet:
     """The same network without its Sobel filter, which has become part of the first convolution: RGB in.
 
-    That one is larger by a ring: 13 x 13 with stride 4 and padding 3 for AlexNet, 5 x 5 with padding 2 for VGG-16. It
-    gives the same to rounding but on the outermost ring of its map. There the two had zeros around the filtered image,
-    and the one has the filter's answers to the zeros around the image; no single convolution gives both. All other
-    layers are shared with ``network``. What comes in is normalised as before.
+    The new convolution is larger by a ring: 13 x 13 with stride 4 and padding 3 for AlexNet, 5 x 5 with padding 2 for
+    VGG-16. Results agree to rounding except in the outermost ring of its map: there the two layers had zeros around the
+    filtered image, and the one has the filter's answer to zeros around the image. No single convolution gives both. All
+    other layers are shared with ``network``; the input is normalised as before.
     """
     if network.sobel is None:
         raise UsageError("there is no Sobel filter before this network, so there is nothing to fold")
@@ -108,16 +108,14 @@ def fold_sobel(network: PaperNet) -> PaperNet:
         kernel = nn.functional.conv_transpose2d(weight, along) * grey.weight.double()
         constant = gradient.bias.double() + along.sum((1, 2, 3)) * grey.bias.double()
         bias = conv.bias.double() + (weight.sum((2, 3)) * constant).sum(1)
-    folded = _empty_conv(
-        3, conv.out_channels, kernel.shape[-1], stride=conv.stride[0], padding=conv.padding[0] + 1
-    ).to(conv.weight.device)  # fmt: skip
-    folded.load_state_dict({"weight": kernel.to(conv.weight.dtype), "bias": bias.to(conv.weight.dtype)})
-    features = nn.Sequential(folded, *list(network.features)[1:])
+    folded = _empty_conv(3, conv.out_channels, kernel.shape[-1], stride=conv.stride[0], padding=conv.padding[0] + 1)
+    folded.load_state_dict({"weight": kernel, "bias": bias})
+    features = nn.Sequential(folded.to(conv.weight.device), *list(network.features)[1:])
     return PaperNet(features, network.classifier).train(network.training)
 
 
 def wrong_size(name: str, image_size: int) -> UsageError:
-    """The error for images of another size: the first linear layer fits one size of the last feature map only."""
+    """The error for images of another size: the first linear layer fits only one size of the last feature map."""
     return UsageError(
         f"{name} takes images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, not of {image_size}: "
         f"use --image-size {IMAGE_SIZE}, or --backbone compact for small images"
@@ -136,5 +134,5 @@ def _conv_bn_relu(
 
 
 def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
-    # By way of the meta device: torch's own initialisation would draw from the global generator, for nothing.
+    # Via the meta device: torch's own initialisation would draw from the global generator, for nothing.
     return with_memory(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta"))

@@ -1,4 +1,4 @@
-"""Networks without numbers: their shapes alone, and the memory that they would take."""
+"""Networks without values: their shapes, and the memory that they would take."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class _NoRandomNumbers(TorchFunctionMode):
 def shapes_only() -> Iterator[None]:
     """Inside, networks are built on torch's meta device: no memory for the weights, and no time.
 
-    Without random numbers, which have no value there and whose first one imports torch's compiler (2 s). So does a
+    Random numbers are skipped: they have no value there, and the first one imports torch's compiler (2 s). So does a
     forward pass: give ``build`` the ``feature_dim``.
     """
     with torch.device("meta"), _NoRandomNumbers():
@@ -31,18 +31,17 @@ def shapes_only() -> Iterator[None]:
 
 
 def working_memory(body: nn.Module, size: int) -> int:
-    """Bytes, at the least, that one image of ``size`` px takes on its way through a network that does not learn.
+    """A lower bound of the bytes that one image of ``size`` px takes in a network that does not learn.
 
-    That is the largest input and output of a layer together. Computed without numbers and memory; the first call takes
-    2 s.
+    That is the largest sum of a layer's input and output. Computed on the meta device; the first call takes 2 s.
     """
-    most = 3 * size * size  # numbers
+    most = 3 * size * size  # values
 
-    def look(layer: nn.Module, given: Any, output: Any) -> None:
+    def look(layer: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal most
         if isinstance(output, Tensor):
-            inputs = 0 if getattr(layer, "inplace", False) else sum(x.numel() for x in given if isinstance(x, Tensor))
-            most = max(most, output.numel() + inputs)
+            taken = 0 if getattr(layer, "inplace", False) else sum(x.numel() for x in inputs if isinstance(x, Tensor))
+            most = max(most, output.numel() + taken)
 
     shapes = {name: value.to("meta") for name, value in [*body.named_parameters(), *body.named_buffers()]}
     hooks = [layer.register_forward_hook(look) for layer in body.modules() if not list(layer.children())]

@@ -1,20 +1,20 @@
-"""Which sizes of images a network takes. Nothing here imports torch before a network of timm is asked about."""
+"""Which image sizes a network takes. Nothing here imports torch before it is asked about a network of timm."""
 
 from functools import cache
 
 PAPER_NETWORKS = ("alexnet", "vgg16")
-USUAL_STEP = 32  # px, of networks that have no patches but cannot take every size
+USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size
 
 
 @cache
-def only_size(name: str, wanted: int) -> int | None:
-    """The size of the images, px, where the network ``name`` is built for one size and sees nothing else; else None.
+def only_size(name: str, preferred: int) -> int | None:
+    """The image size, px, of a network that is built for one size; None if it takes any.
 
-    Such networks are transformers and their like. It is the nearest to ``wanted`` that whole patches cover; or where
-    such a network cannot be made, the one that timm publishes. For the paper's networks it is what was ``wanted``.
+    Such networks are mostly transformers. The size is the nearest to ``preferred`` that whole patches cover, or that of
+    timm's weights if timm cannot build the network for it. For the paper's networks it is ``preferred``.
     """
     if name in PAPER_NETWORKS:
-        return wanted
+        return preferred
     if not name.startswith("timm:"):
         return None
     # Here and not above: the import takes a second or more.
@@ -23,13 +23,13 @@ def only_size(name: str, wanted: int) -> int | None:
     short = name.removeprefix("timm:")
     try:
         config = timm.get_pretrained_cfg(short) if timm.is_model(short) else None
-    except RuntimeError:  # a tag that this model does not have: for ``build`` to say
+    except RuntimeError:  # a tag that this model does not have: ``build`` will say so
         config = None
     if config is None or not config.fixed_input_size:
         return None
     patch = _patch_size(short)
     step = patch or USUAL_STEP
-    nearest = step * max(1, int(wanted / step + 0.5))
+    nearest = step * max(1, int(preferred / step + 0.5))
     published = int(config.input_size[-1])
     return nearest if patch or nearest == published or _takes(short, nearest) else published
 
@@ -54,6 +54,6 @@ def _takes(name: str, size: int) -> bool:
     try:
         with shapes_only(), torch.no_grad():
             timm.create_model(name, num_classes=0, img_size=size).eval()(torch.zeros(1, 3, size, size))
-    except Exception:  # whatever a network does not like
+    except Exception:  # networks reject sizes in many ways
         return False
     return True

@@ -1,4 +1,4 @@
-"""Weights from a file into a network: nothing in the file is ever executed, and every tensor must have its place."""
+"""Weights from a file into a network: nothing in the file is executed, and every tensor must have its place."""
 
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -8,43 +8,43 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deepcluster.errors import ModelError
+from deepcluster.errors import ModelError, first_line
 from deepcluster.nets.legacy_pickle import readable
 
-# Averaged weights come first: where a checkpoint has both, they are the ones that its authors evaluated.
+# Averaged weights first: if a checkpoint has both, these are what its authors evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "backbone.", "body.")
 HEADS = ("head", "top_layer")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file: those that :func:`read_checkpoint` finds, or that it holds under ``state_dict``, ...
+    """The named tensors of a file, at its top level or under ``state_dict`` or another of ``WRAPPERS``.
 
     Raises:
-        ModelError: the file is missing, damaged, has code in it, or holds no named tensors.
+        ModelError: The file is missing or damaged, has code in it, or holds no named tensors.
     """
     return named_tensors(read_checkpoint(path), path)
 
 
 def read_checkpoint(path: str | Path) -> object:
-    """What is in a ``.safetensors`` file, or in any other file by ``torch.load`` without code (on the CPU).
+    """The content of a ``.safetensors`` file, or of any other file that ``torch.load`` reads without code, on the CPU.
 
     Raises:
-        ModelError: the file is missing, damaged, or has code in it.
+        ModelError: The file is missing or damaged, or has code in it.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: there is no such weights file")
-    if not path.stat().st_size:  # so do the files of /proc look, of which some never end
+    if not path.stat().st_size:  # not opened: files of /proc look empty, and some never end
         raise ModelError(f"{path}: the file is empty: give a .safetensors file, or a state_dict written by torch.save")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         _check_archive(path)
         with readable(path) as file:
-            # Said explicitly, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
+            # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off.
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the bytes are a stranger's: torch meets them with a dozen kinds of error
+    except Exception as error:  # torch meets strange bytes with a dozen kinds of error
         raise ModelError(
             f"{path}: cannot be read as weights ({_reason(error)}): is it damaged? "
             "Give a .safetensors file, or a state_dict written by torch.save"
@@ -52,21 +52,21 @@ def read_checkpoint(path: str | Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is refused. Not always in torch's own words, which advise to execute what is in it."""
+    """Why a file is refused. Not in torch's words where they advise to execute what is in it."""
     if "legacy .tar" in str(error):
         return "a tar archive of PyTorch 0.1.8 or older, which cannot be read without executing what is in it"
-    # By name: pickle is imported nowhere in this package.
+    # By name, as this package imports pickle nowhere.
     if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
         return "no tensors, or more than tensors, and nothing of it was executed"
     return first_line(error)
 
 
 def named_tensors(content: object, path: str | Path) -> dict[str, Tensor]:
-    """The table of tensors that ``content`` is, or that it wraps. ModelError where there is none."""
+    """The mapping of names to tensors that ``content`` is, or that it wraps. ModelError if there is none."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
-        raise ModelError(f"{path}: holds no state_dict, which is a table of named tensors")
+        raise ModelError(f"{path}: holds no state_dict (tensors by name)")
     return dict(content)
 
 
@@ -79,51 +79,57 @@ def _check_archive(path: Path) -> None:
     if any(entry.compress_type != ZIP_STORED for entry in entries):
         raise ValueError("a compressed archive, which torch.save never writes")
     claimed = sum(max(entry.file_size, entry.compress_size) for entry in entries)
-    if claimed > path.stat().st_size:  # its records overlap, or one is there many times
+    if claimed > path.stat().st_size:  # records overlap, or one is listed many times
         raise ValueError(f"an archive of {path.stat().st_size:,} bytes whose records claim {claimed:,}")
 
 
 def load_body(
     body: nn.Module, state: Mapping[str, Tensor], *, path: str | Path, name: str, heads: Iterable[str]
 ) -> None:
-    """Copy ``state`` into ``body``; what is left over in the modules ``heads``, which classify, is ignored.
+    """Copy ``state`` into ``body``.
 
-    Wrappers around the names (``module.``, ``body.``, ...) are taken off. Only the step counts of batch normalisation
+    Prefixes of the names (``module.``, ``body.``, ...) are removed. Only the step counts of batch normalisation
     (``num_batches_tracked``) may be missing: files older than PyTorch 0.4.1 have none.
 
+    Args:
+        body: Changed only if everything fits.
+        state: Tensors by name.
+        path: Of the file, for messages.
+        name: Of the network, for messages.
+        heads: Modules that classify; what ``body`` has not of them is ignored.
+
     Raises:
-        ModelError: a name is missing, is left over, or has another shape, or a number is not finite. ``body`` has not
-            been changed then.
+        ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
     """
-    own = body.state_dict()
-    given = _without(_unprefixed(state, own), heads, unless=own)
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in own]
+    expected = body.state_dict()
+    given = _without(_unprefixed(state, expected), heads, unless=expected)
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected]
     misshapen = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
+        f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in given and given[key].shape != expected[key].shape
     ]
     if missing or unexpected or misshapen:
         problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         counts = "; ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems if keys)
         raise ModelError(
-            f"{path}: these weights do not fit the network {name} with its {len(own)} tensors: {counts}. "
+            f"{path}: these weights do not fit the network {name} with its {len(expected)} tensors: {counts}. "
             f"Is it the right --backbone, with the --image-size and Sobel setting that the weights were made with?"
         )
-    for key in own:
+    for key in expected:
         if key in given and not torch.isfinite(given[key]).all():
             raise ModelError(
                 f"{path}: {key} has numbers that are not finite (NaN or infinity): the file is damaged, or the training"
                 " that made it had failed; give other --weights"
             )
-    body.load_state_dict(own | given)
+    body.load_state_dict(expected | given)
 
 
-def _unprefixed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` without what stands before every name; a head beside the part that is kept goes with it."""
+def _unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` without the common prefix of the names; a head beside the prefixed part is dropped with it."""
     state = dict(state)
-    while not any(key in own for key in state):
+    while not any(key in expected for key in state):
         inner = _without(state, HEADS)
         prefix = next((prefix for prefix in PREFIXES if inner and all(key.startswith(prefix) for key in inner)), None)
         if prefix is None:
@@ -135,7 +141,7 @@ def _unprefixed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
 def _without(
     state: Mapping[str, Tensor], layers: Iterable[str], unless: Container[str] = frozenset()
 ) -> dict[str, Tensor]:
-    """``state`` without the tensors in ``layers``, but with all whose name is in ``unless``."""
+    """``state`` without the tensors in ``layers``, except those named in ``unless``."""
     starts = tuple(f"{layer}." for layer in layers)
     return {key: tensor for key, tensor in state.items() if key in unless or not key.startswith(starts)}
 
@@ -150,8 +156,3 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
 
 def _first(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-
-
-def first_line(error: Exception) -> str:
-    """What the error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

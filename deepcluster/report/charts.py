@@ -14,7 +14,7 @@ from deepcluster.report.text import MINUS, Row, figure, number, percent
 WIDTH, HEIGHT = 264.0, 120.0  # of the plots of the training
 QUALITY_WIDTH, QUALITY_HEIGHT = 400.0, 110.0
 SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages
-# What tells whether the training went well: column of history.csv, title, top of the scale where it is fixed.
+# What shows whether the training went well: column of history.csv, title, top of the scale if it is fixed.
 SERIES = (
     ("loss", "Loss", None),
     ("nmi_previous", "NMI to the previous round", 1.0),
@@ -55,7 +55,7 @@ class Chart:
 class Histogram:
     """How many clusters (up) have how many images (across).
 
-    ``path`` is SVG path data, a closed figure for each bar; ``mean`` is the position of the mean size, and its text.
+    ``path`` is SVG path data, a closed figure for each bar; ``mean`` is the position of the mean size and its text.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Curve:
 
 
 def training_charts(history: Sequence[Row]) -> list[Chart]:
-    """A chart for every one of ``SERIES`` that has a value in the rows of history.csv."""
+    """A chart for each of ``SERIES`` that has a value in the rows of history.csv."""
     charts = []
     for name, title, top in SERIES:
         values = [number(row.get(name)) for row in history]
@@ -122,7 +122,7 @@ def histograms(clusters: Sequence[Row]) -> list[Histogram]:
 
 
 def histogram(title: str, sizes: Sequence[int]) -> Histogram:
-    """Bars of one whole width, the first from 0 on; at most ``MAX_BARS`` of them."""
+    """At most ``MAX_BARS`` bars of equal, whole width, beginning at 0."""
     width = next(w for i in range(10) for w in (10**i, 2 * 10**i, 5 * 10**i) if max(sizes) < MAX_BARS * w)
     counts = Counter(size // width for size in sizes)
     bars = max(counts) + 1
@@ -147,7 +147,7 @@ def histogram(title: str, sizes: Sequence[int]) -> Histogram:
 
 
 def quality_curves(levels: Sequence[Level]) -> list[Curve]:
-    """Silhouette and stability by the number of groups; none where fewer than two numbers of groups are possible."""
+    """Silhouette and stability by the number of groups; empty if fewer than two numbers are possible."""
     if len(levels) < 2:
         return []
     return [
@@ -178,7 +178,7 @@ def _quality_curve(title: str, levels: Sequence[Level], values: Sequence[float |
 
 
 def _round_numbers(first: int, last: int) -> list[int]:
-    """The ends, and round numbers between them that are not too near."""
+    """The ends, and round numbers between them that are not too close to the ends."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if (last - first) <= MAX_TICKS * step)
     return [first, *(k for k in range(step, last, step) if first + step / 2 < k < last - step / 2), last]
 
@@ -200,7 +200,7 @@ def curve(values: Sequence[float | None], *, width: float, height: float, high: 
 
 
 def _across(i: float, count: int, width: float) -> float:
-    """The i-th of ``count`` positions from the left end to the right one; one alone is in the middle."""
+    """The i-th of ``count`` positions from the left end to the right one; a single one is in the middle."""
     return round(width * i / (count - 1) if count > 1 else width / 2, 1)
 
 

@@ -10,13 +10,17 @@ from deepcluster.report.thumbnails import data_uri
 
 IMAGES = 8  # of a cluster
 MAX_CLUSTERS = 50
-MOST_BYTES = 4000  # of a picture: a notebook that is saved holds them all
+MOST_BYTES = 4000  # of a picture: a saved notebook holds them all
 
 
 def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
-    """A row for each cluster, largest first: number, name, size, and pictures that stand for it, the medoid first.
+    """A row for each cluster, largest first: number, name, size, and representative pictures, the medoid first.
 
-    The rows are those of ``clusters.csv`` and ``cluster_summary.csv``; ``picture`` as in ``page.render``.
+    Args:
+        title: The heading.
+        clusters: Rows of clusters.csv.
+        summary: Rows of cluster_summary.csv.
+        picture: As in ``page.RunData``.
     """
     by_size = sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
     members: dict[str, list[Row]] = {row["cluster"]: [] for row in by_size[:MAX_CLUSTERS]}

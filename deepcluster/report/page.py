@@ -1,8 +1,8 @@
 """The records of a run as one self-contained HTML page: no network, nothing but pixels in the pictures.
 
-This module turns records into plain values; all markup is in ``templates/``. Every text that reaches the page goes
-through ``inert`` and the templates' escaping, in one place (``templates``), or into the JSON of ``script_data``. The
-only script that the page lets run is ``report.js``, by its SHA-256; without it all parts stand one after the other.
+This module turns records into plain values; all markup is in ``templates/``. Every text that reaches the page passes
+``inert`` and the templates' escaping, in one place (``templates``), or the JSON of ``script_data``. The only script
+that the page allows is ``report.js``, by its SHA-256; without it the parts follow one another.
 """
 
 import base64
@@ -56,7 +56,7 @@ from deepcluster.report.thumbnails import sheet_uris
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
 
-# Only these of run.json are shown: it also holds what a page that is passed on should not tell (host, absolute paths).
+# Only these keys of run.json are shown: others should not be on a page that is passed on (host, absolute paths).
 FACTS = {
     "images": "Images",
     "images_count": "Number of images",
@@ -91,18 +91,18 @@ HISTORY_COLUMNS = {
 
 @dataclass(frozen=True)
 class RunData:
-    """What a page tells of: the records of a run, cells as text, an empty cell where there is no value.
+    """The records of a run, cells as text, empty where there is no value.
 
     Attributes:
         title: The heading.
-        run: run.json, of which the known keys are shown (``FACTS``, ``command``, ``cut``, ``verdict`` and ``guard``).
+        run: run.json, of which ``FACTS``, ``command``, ``cut``, ``verdict`` and ``guard`` are shown.
         clusters: Rows of clusters.csv.
         summary: Rows of cluster_summary.csv.
         history: Rows of history.csv.
         metrics: metrics.json; None without labels.
         skipped: Rows of skipped.csv.
-        picture: Gives the decoded RGB image of a path, or None where it cannot be read again.
-        duplicates: Rows of duplicates.csv; None where nobody looked for any.
+        picture: Gives the decoded RGB image of a path, or None if it cannot be read again.
+        duplicates: Rows of duplicates.csv; None if duplicates were not searched for.
         positions: N x 2, where each usable image is on the map; None leaves the map out.
         tree: Merge tree of the clusters and its levels; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
@@ -129,20 +129,20 @@ class RunData:
 def render(data: RunData) -> str:
     """The report as text that encodes to UTF-8 whatever the names of the files.
 
-    Above ``MAX_CLUSTERS`` the largest clusters are shown, in order of their numbers all the same. The page stays below
-    5 MB: pictures lose quality before it grows.
+    Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
+    pictures lose quality instead.
     """
     data = replace(data, clusters=[row for row in data.clusters if row["status"] == "ok"])
     check_rows(data.summary, data.clusters)
     name = shlex.quote(inert(data.name))
-    sheets = sheet_uris([image for _, image in data.filters])
+    filters = sheet_uris([image for _, image in data.filters])
     parts: dict[str, Any] = {
         "run": _run(data, name),
-        "clusters": _clusters(data, taken=sum(map(len, sheets))),
+        "clusters": _clusters(data, taken=sum(map(len, filters))),
         "map": _map(data),
         "groups": _groups(data),
         "training": _training(data.history, data.clusters),
-        "filters": [(layer, uri) for (layer, _), uri in zip(data.filters, sheets, strict=True)],
+        "filters": [(layer, uri) for (layer, _), uri in zip(data.filters, filters, strict=True)],
         "problems": problems(data.skipped, data.clusters, data.duplicates),
         "labels": _labels(data),
     }
@@ -156,13 +156,13 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
         "facts": _facts(data.run),
         "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
         "statements": statements(
-            data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, _said(data.run)
+            data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, _conclusions(data.run)
         ),
     }
 
 
 def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:
-    """``taken``: characters of other pictures of the page."""
+    """``taken``: characters of the page's other pictures."""
     by_size = sorted(data.summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
     shown = sorted(by_size[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = by_size[MAX_CLUSTERS:]
@@ -225,10 +225,10 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
 
 
 def _page(data: RunData, name: str) -> dict[str, Any]:
-    """Style, script and the data of the script, which stand in the page as they are."""
-    script = _own("report.js")
+    """Style, script and the script's data, which are not escaped."""
+    script = _file("report.js")
     return {
-        "style": _own("report.css"),
+        "style": _file("report.css"),
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "data": Markup(
@@ -246,8 +246,8 @@ def _page(data: RunData, name: str) -> dict[str, Any]:
 
 
 @cache
-def _own(name: str) -> Markup:
-    """The text of a file in ``templates/``, as it is."""
+def _file(name: str) -> Markup:
+    """The text of a file in ``templates/``, not escaped."""
     loader = PackageLoader("deepcluster.report")
     return Markup(loader.get_source(templates(), name)[0])
 
@@ -255,7 +255,7 @@ def _own(name: str) -> Markup:
 @cache
 def templates() -> Environment:
     def finalize(value: Any) -> Any:
-        """What every ``{{ ... }}`` goes through before it is escaped; markup of the template's own stays as it is."""
+        """Applied to every ``{{ ... }}`` before it is escaped; markup of the templates is left alone."""
         return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = Environment(
@@ -291,16 +291,16 @@ def _metric_rows(metrics: Mapping[str, float | str]) -> list[tuple[str, str, str
     return rows
 
 
-def _said(run: Mapping[str, Any]) -> list[str]:
+def _conclusions(run: Mapping[str, Any]) -> list[str]:
     """The verdict, and what the guard of an adapted network decided."""
     guard = run.get("guard")
-    told = str(guard.get("text", "")) if isinstance(guard, dict) else ""
-    sentences = [str(run.get("verdict") or ""), told and f"{told[0].upper()}{told[1:]}."]
+    decision = str(guard.get("text", "")) if isinstance(guard, dict) else ""
+    sentences = [str(run.get("verdict") or ""), decision and f"{decision[0].upper()}{decision[1:]}."]
     return [sentence for sentence in sentences if sentence]
 
 
 def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells. A column that this page does not know is shown under its own name."""
+    """Heads and cells. A column without a title here is shown under its name."""
 
     def cell(key: str, text: str) -> str:
         value = number(text)

@@ -13,7 +13,7 @@ MAX_GROUPS, MAX_IN_GROUP = 60, 12
 
 @dataclass(frozen=True)
 class Suspect:
-    """``tile`` is its place on the sheet of tiny pictures, -1 where it has none; ``about`` says why it is listed."""
+    """``tile`` is its position on the sheet of tiny pictures, or -1; ``about`` says why it is listed."""
 
     path: str
     tile: int
@@ -25,7 +25,7 @@ class Suspect:
 class Problems:
     """The rows that the page shows, and how many there are in all.
 
-    ``duplicates`` has the images shown of each group and its size; it is None where nobody looked for any.
+    ``duplicates`` has the images shown of each group and its size; None if duplicates were not searched for.
     """
 
     skipped: Sequence[Row]
@@ -46,6 +46,7 @@ def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequen
     outliers = [(row, i) for i, row in enumerate(clusters) if row["is_outlier"] == "1"]
     outliers.sort(key=lambda pair: -(number(pair[0]["distance"]) or 0.0))
     groups = _groups(duplicates or [], clusters)
+    shown = [(images[:MAX_IN_GROUP], len(images)) for images in groups[:MAX_GROUPS]]
     return Problems(
         skipped=skipped[:MAX_SKIPPED],
         skipped_count=len(skipped),
@@ -54,9 +55,7 @@ def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequen
             for row, i in outliers[:MAX_OUTLIERS]
         ],
         outliers_count=len(outliers),
-        duplicates=None
-        if duplicates is None
-        else [(images[:MAX_IN_GROUP], len(images)) for images in groups[:MAX_GROUPS]],
+        duplicates=None if duplicates is None else shown,
         groups_count=len(groups),
         duplicates_count=len(duplicates or []),
     )

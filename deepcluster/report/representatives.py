@@ -1,6 +1,6 @@
-"""Which images stand for a cluster: its medoid, a spread over the others, the borderline and the outlying ones.
+"""Which images represent a cluster: its medoid, a spread over the others, the borderline and the outlying ones.
 
-Only distances and margins are looked at, never the pictures, so the choice is the same wherever the images have gone.
+The choice depends on distances and margins, never on the pictures, so it is the same if the images have moved.
 """
 
 import math
@@ -15,9 +15,9 @@ Kind = Literal["medoid", "diverse", "borderline", "outlying"]
 def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, Kind]]:
     """Up to ``count`` of a cluster's rows and why each was chosen, in the order in which they are shown.
 
-    First the medoid (the row of path ``medoid``, else the one nearest to the centroid), then diverse ones, a spread
-    over the ranks of the distance, then a quarter borderline ones, of the smallest margin, and a quarter outlying ones,
-    of the largest distance, the most extreme first. A row without a margin is never borderline.
+    First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
+    ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones, with
+    the largest distances, the most extreme first. A row without a margin is never borderline.
     """
     places = min(count, len(rows))
     if places < 1:
@@ -33,8 +33,8 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
 
     outlying = ranked[::-1][: places // 4]
     rest = ranked[: len(ranked) - len(outlying)]
-    wanted = places - 1 - len(borderline) - len(outlying)
-    diverse = [rest[i * len(rest) // wanted] for i in range(wanted)]
+    left = places - 1 - len(borderline) - len(outlying)
+    diverse = [rest[i * len(rest) // left] for i in range(left)]
 
     chosen: list[tuple[Row, Kind]] = [(first, "medoid")]
     chosen += [(row, "diverse") for row in diverse]

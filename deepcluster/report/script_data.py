@@ -1,4 +1,4 @@
-"""What the script of the page works on, as one JSON text that can stand inside HTML."""
+"""The data of the page's script, as one JSON text that may be put inside HTML."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from deepcluster.report.sprite import columns, on_sheet, tile
 from deepcluster.report.text import Row, bare, inert, number
 
 NAMES = 600_000  # characters of file names, above which fewer images are on the map
-STEPS = 65_535  # of a place or a distance between the least and the greatest
+STEPS = 65_535  # between the least and the greatest coordinate or distance
 
 
 def script_data(
@@ -42,7 +42,7 @@ def script_data(
 
 
 def harmless(text: str) -> str:
-    """JSON in ASCII without a sign that means anything in HTML, so that no text in it can end the element around it."""
+    """JSON in ASCII without HTML's special characters, so that no text in it can end the element around it."""
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -58,14 +58,14 @@ def _cluster(row: Row) -> dict[str, Any]:
 
 
 def on_map(clusters: Sequence[Row]) -> tuple[list[int], int]:
-    """The rows that are on the map: every n-th of those that have a picture on the sheet; and n."""
+    """The rows that are on the map, every n-th of those with a picture on the sheet, and n."""
     rows = on_sheet(len(clusters))
     every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // NAMES))
     return rows[::every], every
 
 
 def _points(clusters: Sequence[Row], summary: Sequence[Row], positions: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Columns of the images on the map: ``every`` so many pictures of the sheet, and ``step`` rows, there is one."""
+    """Columns of the images on the map, which are ``every`` pictures of the sheet, or ``step`` rows, apart."""
     chosen, every = on_map(clusters)
     rows = [clusters[i] for i in chosen]
     paths = [inert(bare(row["path"])).rpartition("/") for row in rows]
@@ -94,7 +94,7 @@ def _points(clusters: Sequence[Row], summary: Sequence[Row], positions: npt.NDAr
 
 
 def _tree(tree: Tree, levels: Sequence[Level], images: int) -> Mapping[str, Any]:
-    """``tiles`` are the places on the sheet of the nodes' medoids, -1 where they are not on it."""
+    """``tiles`` are the positions of the nodes' medoids on the sheet, or -1."""
     return {
         "groups": tree.groups,
         "merges": tree.merges,

@@ -14,13 +14,13 @@ from deepcluster.report.thumbnails import data_uri, fair_share
 Picture = Callable[[str], Image.Image | None]
 
 IMAGES = 17  # pictures of a cluster
-MANY, FEWER = 50, 11  # clusters from which on there are fewer, so that each is still worth looking at
-MEDOID = 2  # the medoid is shown that many times as wide and high as the others
+MANY, FEWER = 50, 11  # of more than MANY clusters only FEWER, so that each is large enough to look at
+MEDOID = 2  # times as wide and high as the others
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a contact sheet. ``source`` is a data URI, or empty where the image could not be read again."""
+    """One image of a contact sheet. ``source`` is a data URI, or empty if the image could not be read again."""
 
     path: str
     kind: Kind
@@ -31,7 +31,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """One cluster. ``nearest`` is the number of a cluster that is on the page too, when ``linked``."""
+    """One cluster. ``nearest`` is the number of another, which is on the page too if ``linked``."""
 
     number: int
     name: str
@@ -48,24 +48,30 @@ class Section:
 
 
 def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
-    """The numbers are numbers, and both files tell of the same clusters."""
+    """Check that counts are integers and that both tables list the same clusters."""
     for row in summary:
         if not (row["cluster"].isdecimal() and row["size"].isdecimal()):
             raise DiskError(
                 f"cluster_summary.csv: cluster {row['cluster']!r} of size {row['size']!r} should both be whole numbers"
             )
-    known = {row["cluster"] for row in summary}
+    numbers = {row["cluster"] for row in summary}
     for row in clusters:
-        if row["cluster"] not in known:
+        if row["cluster"] not in numbers:
             raise DiskError(
                 f"clusters.csv puts {row['path']!r} into cluster {row['cluster']!r}, which is not one of the "
-                f"{len(known)} in cluster_summary.csv; are both of the same run?"
+                f"{len(numbers)} in cluster_summary.csv; are both of the same run?"
             )
 
 
 def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, taken: int = 0) -> list[Section]:
-    """A section for each of the rows ``shown`` of the summary; ``clusters`` are the usable rows of all clusters.
-    ``taken``: characters of other pictures of the page."""
+    """A section for each cluster.
+
+    Args:
+        shown: Their rows of the summary.
+        clusters: The usable rows of clusters.csv.
+        picture: As in ``page.RunData``.
+        taken: Characters of the page's other pictures.
+    """
     members: dict[str, list[Row]] = {row["cluster"]: [] for row in shown}
     for row in clusters:
         if row["cluster"] in members:

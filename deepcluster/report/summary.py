@@ -11,14 +11,14 @@ def statements(
     history: Sequence[Row],
     metrics: Mapping[str, float | str],
     skipped: Sequence[Row],
-    said: Sequence[str] = (),
+    conclusions: Sequence[str] = (),
 ) -> list[str]:
-    """The sentences in the order of the page, with those that the run ``said``; no value, no sentence."""
+    """The sentences in the order of the page, among them the run's ``conclusions``; no value, no sentence."""
     sizes = [int(row["size"]) for row in summary]
     outliers = sum(row["is_outlier"] == "1" for row in clusters)
     return [
         _division(sizes),
-        *said,
+        *conclusions,
         *_training(history),
         *_outliers(outliers, sum(sizes)),
         *_against_labels(metrics, trained=bool(history)),
@@ -27,24 +27,23 @@ def statements(
 
 
 def _division(sizes: Sequence[int]) -> str:
-    told = f"{count(sum(sizes), 'image')} in {count(len(sizes), 'cluster')}"
+    totals = f"{count(sum(sizes), 'image')} in {count(len(sizes), 'cluster')}"
     if len(sizes) < 2 or not any(sizes):
-        return f"{told}."
+        return f"{totals}."
     largest, smallest = (percent(size / sum(sizes)) for size in (max(sizes), min(sizes)))
-    return f"{told}; the largest holds {largest} of them, the smallest {smallest}."
+    return f"{totals}; the largest holds {largest} of them, the smallest {smallest}."
 
 
 def _training(history: Sequence[Row]) -> list[str]:
     if not history:
         return ["No round was trained: the clusters are those of the network as it was given."]
-    told = [f"{count(len(history), 'round')} of clustering and training"]
+    rounds = f"{count(len(history), 'round')} of clustering and training"
     changed, loss, chance = (number(history[-1].get(name)) for name in ("changed", "loss", "chance_loss"))
     if changed is not None:
-        told[0] += f"; in the last, {percent(changed)} of the images changed pseudo-label"
-    told[0] += "."
-    if loss is not None and chance is not None:
-        told.append(f"The last round's loss is {figure(loss)}; guessing would give {figure(chance)}.")
-    return told
+        rounds += f"; in the last, {percent(changed)} of the images changed pseudo-label"
+    if loss is None or chance is None:
+        return [f"{rounds}."]
+    return [f"{rounds}.", f"The last round's loss is {figure(loss)}; guessing would give {figure(chance)}."]
 
 
 def _outliers(outliers: int, images: int) -> list[str]:
@@ -58,11 +57,11 @@ def _against_labels(metrics: Mapping[str, float | str], *, trained: bool) -> lis
     reached, start = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
     if reached is None:
         return []
-    told = f"Against the labels the clusters reach an accuracy of {reached:.3f}"
+    accuracy = f"Against the labels the clusters reach an accuracy of {reached:.3f}"
     if start is None or not trained:
-        return [f"{told}."]
+        return [f"{accuracy}."]
     outcome = "training helped" if reached > start else "training did not help"
-    return [f"{told}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."]
+    return [f"{accuracy}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."]
 
 
 def _skipped(files: int) -> str:

@@ -1,7 +1,7 @@
-"""Cells, numbers and names as text for a person: figures of three digits, and names that can do no harm.
+"""Cells, numbers and names as text for a person: figures of three digits, and names that do no harm.
 
-Names of files come from strangers: a name may be no valid UTF-8, hold control characters, or turn the direction of
-writing. ``inert`` makes such things visible; escaping for HTML is the template's affair.
+Names of files come from strangers: a name may be invalid UTF-8, hold control characters, or reverse the direction of
+writing. ``inert`` makes such things visible; the templates escape for HTML.
 """
 
 import math
@@ -18,16 +18,16 @@ MAX_NAME = 160  # characters of a path; Linux allows 4096, and 1,600 of those wo
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for an empty cell, NaN, infinity and whatever else is no number."""
+    """A finite number, or None for an empty cell, NaN, infinity and everything else."""
     try:
-        found = float(str(value))
+        parsed = float(str(value))
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def figure(value: float | None) -> str:
-    """Three digits that matter; whole numbers in full."""
+    """Three significant digits; whole numbers in full."""
     if value is None:
         return NOTHING
     if abs(value) >= 1000 or value == int(value):
@@ -56,17 +56,17 @@ def duration(seconds: float) -> str:
 
 
 def short(text: str) -> str:
-    """The two ends of a text that is too long."""
+    """The text, or the two ends of one that is too long."""
     return text if len(text) <= MAX_NAME else text[: MAX_NAME // 2].rstrip() + "…" + text[-MAX_NAME // 2 :]
 
 
 def bare(word: str) -> str:
-    """A path, or an option with one, that tells no folders of the owner's disk; what is not absolute stays."""
+    """Replace the folders of an absolute path by ``...``, also inside an option."""
     return re.sub(r"^((?:.*=|-\w)?)/.*/", r"\1.../", word, flags=re.DOTALL)
 
 
 def retold(command: str) -> str:
-    """A command line whose words are :func:`bare`; nothing where they cannot be told apart."""
+    """A command line whose words are :func:`bare`; empty if it cannot be split into words."""
     try:
         return shlex.join(map(bare, shlex.split(command)))
     except ValueError:
@@ -74,11 +74,11 @@ def retold(command: str) -> str:
 
 
 def inert(text: str) -> str:
-    r"""Text that can be encoded, and that cannot hide or reorder what stands beside it.
+    r"""Text that can be encoded, and that cannot hide or reorder what is beside it.
 
-    Bytes that were no UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
-    such as those that turn the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or with
-    composed emoji need them.
+    Bytes that were not UTF-8 (surrogate escapes) and control characters become ``\xNN``; invisible format characters,
+    such as those that reverse the direction of writing, ``\uNNNN``. The two joiners stay: names in Persian, Hindi or
+    with composed emoji need them. (``terminal.printable`` is stricter: on a terminal, width and cursor matter too.)
     """
     return text if text.isprintable() else "".join(map(_visible, text))
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.images import Images, Source, find, find_in_parts
-from deepcluster.images.store import check_alike, nothing_readable, read_once
+from deepcluster.images.source import nothing_readable
+from deepcluster.images.store import check_alike, read_once
 from deepcluster.images.webdataset import files_of, is_pattern
 from deepcluster.model import Model
 from deepcluster.runtime.display import Display, Silent

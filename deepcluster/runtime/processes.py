@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError
+from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError, first_line
 
 Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string keys only
 
@@ -237,7 +237,7 @@ def init_processes() -> Iterator[Processes]:
         board = _board()
     except (ValueError, dist.DistError) as error:
         raise UsageError(
-            f"the processes did not find each other ({_first_line(error)}): start them by torchrun"
+            f"the processes did not find each other ({first_line(error)}): start them by torchrun"
         ) from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
@@ -301,7 +301,3 @@ def _end_with_launcher() -> None:
         os._exit(LostError.exit_code)
 
     threading.Thread(target=look, daemon=True).start()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

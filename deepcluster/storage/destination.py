@@ -1,4 +1,4 @@
-"""Where an export goes: nothing is there yet, and it is whole or not there at all."""
+"""Where an export goes: a path where nothing is yet, written completely or not at all."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ from deepcluster.storage.atomic import scratch_name, write_whole
 
 
 def check_no_file(out: Path) -> None:
-    """DiskError where there is something at ``out``."""
+    """DiskError if there is something at ``out``."""
     if os.path.lexists(out):
         raise DiskError(f"{one_line(str(out))} exists already, and is left as it is: give another -o, or remove it")
 
 
 def check_no_folder(out: Path) -> None:
-    """DiskError where there is something at ``out`` already; an empty folder is nothing."""
+    """DiskError if there is something at ``out`` other than an empty folder."""
     try:
         if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
             check_no_file(out)
@@ -34,22 +34,22 @@ def check_no_folder(out: Path) -> None:
 
 
 def check_apart(out: Path, source: Source) -> None:
-    """UsageError where ``out`` lies in the folder of the images: the next fit would find every image twice."""
+    """UsageError if ``out`` lies in the folder of the images: the next fit would find every image twice."""
     images = Path(source.location)
     # realpath and not resolve(), which raises where links go round in a circle.
     inside = Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images))
     if images.is_dir() and inside:
         raise UsageError(
-            f"-o {one_line(str(out))} lies in {one_line(str(images))}, where the images are, and would be taken for"
-            " more of them: give an -o outside of it"
+            f"-o {one_line(str(out))} lies in {one_line(str(images))}, the folder of the images, and the next fit would"
+            " find them twice: give an -o outside of it"
         )
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` at the end. What goes wrong in it with the disk is a DiskError."""
+    """A folder to write into, which is renamed to ``out`` at the end. Turns an OSError inside into a DiskError."""
     check_no_folder(out)
-    out = Path(os.path.abspath(out))  # noqa: PTH100 (a name of its own, without following links)
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
     beside = scratch_name(out)
     made = False
     try:
@@ -72,7 +72,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def write_file(out: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A new file, in a folder that is made where it is missing."""
+    """Write a new file, and make its folder if it is missing."""
     check_no_file(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

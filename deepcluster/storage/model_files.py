@@ -21,6 +21,7 @@ from deepcluster.errors import (
     DiskError,
     ModelError,
     OutOfMemoryError,
+    first_line,
 )
 from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
@@ -28,7 +29,6 @@ from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
-from deepcluster.nets.weights import first_line
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors

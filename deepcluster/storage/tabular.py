@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from deepcluster.errors import ModelError
-from deepcluster.images.tabular import Table
+from deepcluster.images.tabular import PixelScale
 from deepcluster.storage.atomic import write_whole
 from deepcluster.storage.safe_read import read_json
 
@@ -13,16 +13,16 @@ TABLE = "table.json"
 MOST_PIXELS = 1 << 28  # of an image
 
 
-def save(table: Table | None, folder: Path) -> None:
-    """Write the file, or remove the one that is there where there is no table."""
-    if table is None:
+def save(scale: PixelScale | None, folder: Path) -> None:
+    """Write the file; without a scale, remove one that is there."""
+    if scale is None:
         (folder / TABLE).unlink(missing_ok=True)
         return
-    values = {"shape": list(table.shape), "width": table.width, "low": table.low, "high": table.high}
+    values = {"shape": list(scale.shape), "width": scale.width, "low": scale.low, "high": scale.high}
     write_whole(folder / TABLE, lambda file: file.write(json.dumps(values) + "\n"))
 
 
-def load(folder: Path) -> Table | None:
+def load(folder: Path) -> PixelScale | None:
     """None where there is none. ModelError where it is damaged."""
     path = folder / TABLE
     if not path.is_file():
@@ -41,4 +41,4 @@ def load(folder: Path) -> Table | None:
             raise ValueError("low must be <= high")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be used ({error}): fit again, or take a copy of it") from None
-    return Table(tuple(shape), width, low, high)
+    return PixelScale(tuple(shape), width, low, high)

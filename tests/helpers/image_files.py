@@ -1,0 +1,106 @@
+"""Image files by hand: one for every colour mode in every format that keeps it, with the right pixels."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+
+
+def stored(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0, before: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+BROWN = (200, 100, 50)
+
+
+def grey(*values: int) -> tuple[tuple[int, int, int], ...]:
+    return tuple((value, value, value) for value in values)
+
+
+# By mode: the values of four squares, what they are as RGB, how much a lossy conversion may be off, and the formats
+# that keep the mode (WebP and GIF keep the colours, not the mode).
+MODES: dict[str, tuple[tuple[object, ...], tuple[tuple[int, int, int], ...], int, str]] = {
+    "1": ((0, 255, 255, 0), grey(0, 255, 255, 0), 0, "JPEG PNG TIFF WEBP GIF BMP PPM"),
+    "L": ((0, 76, 150, 255), grey(0, 76, 150, 255), 0, "JPEG PNG TIFF WEBP GIF BMP PPM"),
+    "LA": (((9, 0), (0, 128), (76, 255), (255, 255)), grey(255, 127, 76, 255), 0, "PNG TIFF WEBP"),
+    "P": ((0, 1, 2, 3), (RED, GREEN, BLUE, BROWN), 0, "PNG TIFF WEBP GIF BMP"),
+    "RGB": ((RED, GREEN, BLUE, BROWN), (RED, GREEN, BLUE, BROWN), 0, "JPEG PNG TIFF WEBP GIF BMP PPM"),
+    "RGBA": (
+        ((9, 9, 9, 0), (0, 0, 0, 128), (*RED, 255), (*BLUE, 255)),
+        (WHITE, (127, 127, 127), RED, BLUE), 0, "PNG TIFF WEBP",
+    ),
+    "CMYK": (
+        ((0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)),
+        (RED, GREEN, BLACK, WHITE), 0, "JPEG TIFF",
+    ),
+    "YCbCr": (
+        ((76, 85, 255), (29, 255, 107), (128, 128, 128), (255, 128, 128)),
+        (RED, BLUE, *grey(128, 255)), 2, "JPEG TIFF",
+    ),
+    "I;16": ((0, 76 * 256, 150 * 257, 65535), grey(0, 76, 150, 255), 0, "PNG TIFF PPM"),
+    "I;16B": ((0, 76 * 256, 150 * 257, 65535), grey(0, 76, 150, 255), 0, "PNG TIFF"),
+    "I": ((0, 76 * 256, 150 * 257, 65535), grey(0, 76, 150, 255), 0, "TIFF PPM"),
+    "F": ((0.0, 76 / 255, 150 / 255, 1.0), grey(0, 76, 150, 255), 0, "TIFF PPM"),
+    "LAB": (((0, 128, 128), (255, 128, 128), (138, 209, 198), (138, 166, 174)), (BLACK, WHITE, RED, BROWN), 5, "TIFF"),
+}  # fmt: skip
+SIDE = 16
+
+
+def four_squares(mode: str, values: tuple[object, ...]) -> Image.Image:
+    if mode.startswith("I"):
+        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+        pixels = np.array(values, kind).reshape(2, 2).repeat(SIDE, 0).repeat(SIDE, 1)
+        return Image.frombytes(mode, (2 * SIDE, 2 * SIDE), pixels.tobytes())
+    image = Image.new(mode, (2 * SIDE, 2 * SIDE))
+    if mode == "P":
+        image.putpalette([*RED, *GREEN, *BLUE, 200, 100, 50])
+    for i, value in enumerate(values):
+        x, y = i % 2 * SIDE, i // 2 * SIDE
+        image.paste(value, (x, y, x + SIDE, y + SIDE))  # type: ignore[arg-type]
+    return image
+
+
+def golden(colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    return np.array(colours, int).reshape(2, 2, 3).repeat(SIDE, 0).repeat(SIDE, 1)
+
+
+def files_of_all_modes() -> dict[str, tuple[bytes, np.ndarray, int]]:
+    """By name: the bytes, the right pixels, and how much a lossy format may be off."""
+    made = {}
+    for mode, (values, colours, off, kinds) in MODES.items():
+        for kind in kinds.split():
+            data = stored(four_squares(mode, values), kind, **LOSSLESS.get(kind, {}))
+            made[f"{mode}.{kind}"] = (data, golden(colours), max(off, 3 if kind == "JPEG" else 0))
+    palette = four_squares("P", (0, 1, 2, 3))
+    for kind, transparency in (("PNG", b"\xff\0\x80\xff"), ("PNG", 1), ("GIF", 1)):
+        colours = (RED, WHITE, (127, 127, 255) if isinstance(transparency, bytes) else BLUE, BROWN)
+        data = stored(palette, kind, transparency=transparency)
+        made[f"P+{type(transparency).__name__}.{kind}"] = (data, golden(colours), 0)
+    colours = (RED, GREEN, BLUE, BROWN)
+    upright = golden(colours).astype(np.uint8)
+    for orientation, turned in {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1), 7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
+    }.items():  # fmt: skip
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+            data = stored(Image.fromarray(np.ascontiguousarray(turned)), kind, exif=exif, **LOSSLESS.get(kind, {}))
+            made[f"turned {orientation}.{kind}"] = (data, golden(colours), 3 if kind == "JPEG" else 0)
+    return made
