@@ -18,6 +18,7 @@ from typing import Any
 from deepcluster.errors import UsageError
 
 AUTO = "auto"  # instead of a value: the recipe decides
+ANY = "NAME"  # at the end of a choice: any name
 MOST = 1e9  # of a number that has no other limit
 _PLAIN = ",.10g"  # 1,000,000 and not 1e+06
 
@@ -32,7 +33,7 @@ class Option:
         group: The heading it is listed under.
         low: The smallest number allowed.
         high: The largest number allowed.
-        choices: The texts allowed; empty: any.
+        choices: The texts allowed, where ``NAME`` at the end stands for any name; empty: any text.
         flag: Whether the command line has a flag of this name, beside ``--set``.
         auto: Whether ``auto`` may stand for a value, and leaves it to the recipe.
         name: The name of its field.
@@ -65,10 +66,15 @@ class Option:
 
     def check(self, value: Any) -> None:
         """UsageError where the value is out of range or not among the choices."""
-        if self.choices and value not in self.choices:
+        if self.choices and not any(_fits(value, choice) for choice in self.choices):
             raise UsageError(f"{self.name}={value!r}: choose {self.values}")
         if isinstance(value, int | float) and not (math.isfinite(value) and self.low <= value <= self.high):
             raise UsageError(f"{self.name}={value!r} must lie between {self.low:{_PLAIN}} and {self.high:{_PLAIN}}")
+
+
+def _fits(text: str, choice: str) -> bool:
+    prefix = choice.removesuffix(ANY)
+    return text == choice if prefix == choice else text.startswith(prefix) and text != prefix
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
@@ -101,13 +107,13 @@ class Options:
     """Base of a set of options: a frozen dataclass whose fields are made by :func:`option`."""
 
     def __post_init__(self) -> None:
-        for name, each in declared(type(self)).items():
-            each.check(getattr(self, name))
+        for name, option in declared(type(self)).items():
+            option.check(getattr(self, name))
 
 
 def declared(kind: type[Options]) -> dict[str, Option]:
     """The options of a set, by name, in their order."""
-    return {each.name: replace(each.metadata["option"], name=each.name) for each in fields(kind)}
+    return {field.name: replace(field.metadata["option"], name=field.name) for field in fields(kind)}
 
 
 def read_options(kind: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +149,7 @@ _result = partial(option, group="Result")
 class Recipe(Options):
     """All that shapes a result but the images, the seed and the number of clusters wanted. Defaults: recipe ``v1``."""
 
-    backbone: str = _network("alexnet", "The convnet: compact, alexnet, vgg16 or timm:NAME.", flag=True)
+    backbone: str = _network("alexnet", "The convnet.", choices=("compact", "alexnet", "vgg16", "timm:NAME"), flag=True)
     weights: str = _network("", "Pretrained weights: a file, or timm to fetch timm's own. Empty: random.", flag=True)
     frozen_statistics: bool = _network(False, "Batch normalisation keeps the mean and variance that it came with.")
     sobel: bool = _network(True, "The network sees Sobel-filtered grey images instead of colours.")

@@ -1,22 +1,14 @@
 """Protocol ``clustering``: do clusters and labels agree? Accuracy, NMI, AMI and ARI, each with its chance level."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from deepcluster.clustering.agreement import scores
 from deepcluster.errors import DataError
 from deepcluster.evaluation.common import NamedFigure, Once, anew
-from deepcluster.recipe import Options, option
+from deepcluster.evaluation.options import ClusteringOptions
 from deepcluster.seeding import generator
-
-
-@dataclass(frozen=True)
-class ClusteringOptions(Options):
-    """Options of the protocol."""
-
-    shuffles: int = option(5, "Random orders of the labels, whose mean score is the chance level; 0: none.")
 
 
 def clustering(

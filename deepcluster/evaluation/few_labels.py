@@ -7,7 +7,6 @@ fast head over a slow trunk. Its steps are for batches of 256: a smaller one tak
 import math
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,28 +16,15 @@ from torch.optim import SGD
 
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite, numbers
+from deepcluster.evaluation.options import FewLabelsOptions
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator, lent_global
 
 BATCH = 256  # that the steps are for
 DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on, times this
-
-
-@dataclass(frozen=True)
-class FewLabelsOptions(Options):
-    """Options of the protocol."""
-
-    shares: str = option("0.01,0.1", "Shares of the labelled images to learn from.")
-    epochs: int = option(20, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
-    batch_size: int = option(256, "Images in an optimizer step, at most.", low=1, high=1e6, flag=True)
-    lr: str = option("0.02,0.01", "Learning rate of the body for 256 images: one for each share, or one for all.")
-    head_lr: str = option("5,0.2", "Learning rate of the classifier, likewise.")
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(0.0, "Weight decay of SGD.")
 
 
 def few(

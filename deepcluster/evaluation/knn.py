@@ -4,24 +4,15 @@ Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance D
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
 from deepcluster.evaluation.common import NamedFigure, Once, ProbeTask, accuracies, anew, numbers
+from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
-
-
-@dataclass(frozen=True)
-class KnnOptions(Options):
-    """Options of the protocol."""
-
-    neighbours: str = option("20,200", "How many neighbours vote: one or more numbers.")
-    temperature: float = option(0.07, "Of the weights exp(cosine / temperature) of their votes.", low=1e-6, high=1e6)
 
 
 def knn(

@@ -6,7 +6,6 @@ is; the figure is that of the last epoch (the release reports the best one by th
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,27 +15,12 @@ from torch.optim import SGD
 
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
+from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
-
-
-@dataclass(frozen=True)
-class LinearOptions(Options):
-    """Options of the protocol."""
-
-    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
-    epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
-    batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
-    lr: float = option(0.01, "Learning rate; of iteration t it is lr / sqrt(1 + lr weight_decay t).")
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(1e-7, "Weight decay of SGD.")
-    image_size: int = option(0, "Side of the images, px; 0: that of the run.", high=8192, flag=True)
-    margin: float = option(256 / 224, "Side of the stored image over that of its crops.", low=1, high=2)
-    ten_crops: bool = option(True, "Score by the mean of ten crops (corners and centre, mirrored or not), not one.")
 
 
 def linear(

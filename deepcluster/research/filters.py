@@ -20,9 +20,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from deepcluster.evaluation.common import NamedFigure, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, read_maps
+from deepcluster.evaluation.options import FiltersOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 
@@ -30,21 +30,6 @@ GREY, NOISE = 128 / 255, 20 / 255  # mean and standard deviation of the pixels a
 SIDE, GAP, MARK = 168, 2, 14  # of a picture on the sheet, between pictures, of a filter's number; px
 WIDTH = 4  # filters beside each other
 SHOWN = 3.0  # standard deviations from grey to black or white
-
-
-@dataclass(frozen=True)
-class FiltersOptions(Options):
-    """Options of the protocol."""
-
-    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
-    filters: int = option(16, "Filters of a layer, evenly chosen.", low=1, high=256)
-    count: int = option(9, "Images beside each picture.", low=1, high=100)
-    iterations: int = option(1000, "Steps of the gradient ascent.")
-    lr: float = option(3.0, "Learning rate of the ascent, along a gradient of length 1.")
-    weight_decay: float = option(1e-5, "Pull towards the mean colour.")
-    blur: float = option(0.3, "Standard deviation of the Gaussian that smooths the picture, px; 0: none.", high=10)
-    blur_every: int = option(5, "Smooth after every so many iterations.", low=1)
-    image_size: int = option(0, "Side of the picture, px; 0: that of the run.", high=8192, flag=True)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from deepcluster.errors import DataError
 from deepcluster.evaluation.common import NamedFigure, Once, anew
 from deepcluster.evaluation.feature_maps import layers_of, maps_at
 from deepcluster.evaluation.linear import as_numbers
+from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.images import Source, find
 from deepcluster.images.decode import explain
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Options, option
 from deepcluster.research.whole_images import whole
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
@@ -30,16 +30,6 @@ AT_A_TIME = 16  # images that are read before the network sees them
 OVERLAP = 0.4  # of neighbouring regions of the first level
 MOST_EXTRA = 6
 CHANCES = 5  # random rankings whose mean is the chance level
-
-
-@dataclass(frozen=True)
-class RetrievalOptions(Options):
-    """Options of the protocol."""
-
-    image_size: int = option(1024, "The longer side of an image, px.", low=1, high=8192, flag=True)
-    levels: int = option(3, "Levels of the regions of R-MAC.", low=1, high=100)
-    dims: int = option(512, "Dimensions after the whitening.", low=1, high=1e6)
-    crop: bool = option(True, "The query is the box in its image; false: the whole image.")
 
 
 @dataclass(frozen=True)

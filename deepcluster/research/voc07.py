@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
-from deepcluster.errors import DataError, UsageError
+from deepcluster.errors import DataError
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, anew, check_finite
+from deepcluster.evaluation.options import Voc07Options
 from deepcluster.images import Source, find
 from deepcluster.images.augment import sampling_grid
 from deepcluster.images.decode import explain
@@ -28,7 +29,6 @@ from deepcluster.images.store import gather, read_once
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import reset_linear
 from deepcluster.nets.paper import PaperNet
-from deepcluster.recipe import Options, option
 from deepcluster.research.whole_images import whole
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.threads import made_ahead
@@ -38,32 +38,6 @@ SPLITS = {"trainval": "test", "train": "val"}  # what is learnt from, and what i
 LONGER_SIDE = 500  # px, of every image of VOC
 MOST_GRADIENT = 10.0  # its norm is cut to this
 TIE = 1e-5  # an image with the class stands behind one without it that has the same score
-
-
-@dataclass(frozen=True)
-class Voc07Options(Options):
-    """Options of the protocol."""
-
-    split: str = option("trainval", "trainval: scored on test; train: on val.", choices=tuple(SPLITS))
-    layers: str = option(
-        "top", "Train fc6 to fc8 anew (of other networks than AlexNet and VGG-16: a classifier), or all layers.",
-        choices=("top", "all"), flag=True,
-    )  # fmt: skip
-    train_batchnorm: bool = option(False, "Train scale and shift of batch normalisation too.")
-    iterations: int = option(80_000, "Optimizer steps.", low=1)
-    batch_size: int = option(16, "Images in an optimizer step.", low=1, high=1e6, flag=True)
-    lr: float = option(0.003, "Learning rate at first.")
-    step_size: int = option(5000, "The learning rate is halved every so many iterations.", low=1)
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(1e-6, "Weight decay of SGD.")
-    crop_min: float = option(0.1, "Smallest area of a square crop, as a share of the image.", low=1e-6, high=1)
-    crop_max: float = option(0.5, "Largest area of a square crop.", low=1e-6, high=1)
-    crops: int = option(10, "Random crops whose logits are summed for a score.", low=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.crop_min > self.crop_max:
-            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
 
 
 @dataclass(frozen=True)
