@@ -409,8 +409,8 @@ def _margin(size: int) -> float:
 
 def _fine_clusters(facts: Facts) -> int:
     """Several fine clusters for each cluster wanted, none of them tiny."""
-    wanted = facts.n_clusters or 20
-    return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
+    clusters = facts.n_clusters or 20
+    return max(1, min(facts.count, max(clusters, min(5 * clusters, facts.count // 20))))
 
 
 def _why_so_many(facts: Facts) -> str:
