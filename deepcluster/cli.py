@@ -1,4 +1,7 @@
-"""The command line: parser and printing. Nothing that imports torch is loaded before a command needs it."""
+"""The command line: parser and printing.
+
+What imports torch is imported inside the commands, after their arguments are checked.
+"""
 
 import json
 import os
@@ -7,6 +10,8 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
@@ -24,12 +29,13 @@ from deepcluster.errors import (
     Unsaid,
     UsageError,
 )
+from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.presets import PRESETS, Facts, read_recipe, resolve
-from deepcluster.recipe import Option, Recipe, declared, read_options, to_toml
+from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime import streams
 from deepcluster.runtime.signals import listening
-from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, printable, say
+from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, paragraph, printable, say
 
 if TYPE_CHECKING:
     from deepcluster.model import Model
@@ -64,17 +70,17 @@ ImagesArgument = Annotated[
 ]
 
 
-def _known_device(_: object, name: str) -> None:
-    """Said here, as the check of what this machine has imports torch."""
+def _check_device(_: object, name: str) -> None:
+    """Check the type alone: to ask for what this machine has imports torch."""
     if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError("Choose auto, cpu, cuda or mps.")
 
 
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_known_device)]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
 Json = Annotated[
     bool,
-    Parameter(name="--json", negative=(), help="The result as JSON on standard output; the rest on standard error."),
+    Parameter(name="--json", negative=(), help="Result as JSON on standard output, messages on standard error."),
 ]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the file at -o.")]
 Assignments = Annotated[
@@ -84,29 +90,40 @@ Assignments = Annotated[
 NumberOfClusters = Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.")]
 
 
-def _flag(option: Option) -> Any:
-    """What the parser must know of an option that has a flag."""
-    kind: Any = Literal[option.choices] if option.choices else str if option.auto else type(option.default)
-    return Annotated[kind, Parameter(help=option.help)]
+def _recipe_flags() -> dict[str, Any]:
+    flags: dict[str, Any] = {}
+    for name, option in declared(Recipe).items():
+        if option.flag:
+            closed = option.choices and not option.choices[-1].endswith(ANY)
+            kind: Any = Literal[option.choices] if closed else str if option.auto else type(option.default)
+            flags[name] = Annotated[kind, Parameter(help=option.help)]
+    return flags
+
+
+def _protocol_flags() -> dict[str, Any]:
+    """A flag may belong to several protocols, and mean something else to each."""
+    types: dict[str, type] = {}
+    meanings: dict[str, dict[str, list[str]]] = {}
+    for protocol, kind in PROTOCOL_OPTIONS.items():
+        for name, option in declared(kind).items():
+            if option.flag:
+                types[name] = type(option.default)
+                meanings.setdefault(name, {}).setdefault(option.help, []).append(protocol)
+    return {
+        name: Annotated[
+            types[name],
+            Parameter(help=" ".join(f"{', '.join(protocols)}: {text}" for text, protocols in texts.items())),
+        ]
+        for name, texts in meanings.items()
+    }
 
 
 if TYPE_CHECKING:
     RecipeFlags = dict[str, Any]
+    ProtocolFlags = dict[str, Any]
 else:  # the flags that were given, by the name of their option
-    RecipeFlags = TypedDict(
-        "RecipeFlags", {name: _flag(option) for name, option in declared(Recipe).items() if option.flag}, total=False
-    )
-
-
-class ProtocolFlags(TypedDict, total=False):
-    """The options of protocols that have a flag; to ask the protocols for them would import torch."""
-
-    layers: Annotated[
-        str, Parameter(help="linear and filters: for example conv3,conv5 (default: all); voc07: top, all.")
-    ]
-    epochs: Annotated[int, Parameter(help="Passes over the images that the protocol learns from.")]
-    batch_size: Annotated[int, Parameter(help="Images in an optimizer step.")]
-    image_size: Annotated[int, Parameter(help="Side of the images that the network sees, px.")]
+    RecipeFlags = TypedDict("RecipeFlags", _recipe_flags(), total=False)
+    ProtocolFlags = TypedDict("ProtocolFlags", _protocol_flags(), total=False)
 
 
 @app.command
@@ -143,7 +160,6 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
-    # Whatever is wrong with the arguments alone is said before torch is imported.
     options = read_options(Recipe, {**(flags or {}), **_assignments(set_)})
     read_recipe(recipe)
     n_clusters = _n_clusters(k)
@@ -154,7 +170,6 @@ def fit(
 
     from deepcluster.runs import fit as runs
     from deepcluster.runs.job import Request
-    from deepcluster.runtime.processes import init_processes
 
     request = Request(
         out=out,
@@ -174,8 +189,7 @@ def fit(
     if dry_run:
         _print_plan(images, request)
         return
-    with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=as_json) as terminal:
-        _check_input(images, processes)
+    with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
         try:
             with listening() as stop:
                 folder = runs.fit(images, request, terminal, sys.stdin, stop, processes)
@@ -204,7 +218,6 @@ def predict(
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     from deepcluster.runs.predict import files_read
-    from deepcluster.runtime.processes import init_processes
     from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.csv_rows import placement_rows
     from deepcluster.storage.output import output
@@ -216,27 +229,27 @@ def predict(
         else:
             write_csv(file, PREDICTIONS, rows)
 
-    with init_processes() as processes:
+    with _session(images, quiet, to_stderr=True) as (processes, terminal):
         target = None
         if out != "-" and processes.is_main:
             target = output(Path(out), overwrite=overwrite, inputs=lambda: files_read(run_, images))
 
-        def rows() -> Iterator[dict[str, Any]]:
-            for model, found in _predictions(run_, images, device, quiet, processes, target):
-                placements = placement_rows(model, model.place(found.reduced), found.lengths, reject=reject)
-                yield from ({"path": path, **row} for path, row in zip(found.paths, placements, strict=True))
+        def placed() -> Iterator[dict[str, Any]]:
+            for model, part in _predictions(run_, images, device, processes, terminal, target):
+                placements = placement_rows(model, model.place(part.reduced), part.lengths, reject=reject)
+                yield from ({"path": path, **row} for path, row in zip(part.paths, placements, strict=True))
                 sys.stdout.flush()
 
-        found = rows()
-        first = list(islice(found, 1))  # most of what can be wrong is said here, before anything is written
-        if not processes.is_main:  # it had nothing to say, and has done its part
+        rows = placed()
+        first = list(islice(rows, 1))  # most errors come up here, before anything is written
+        if not processes.is_main:  # its share is computed, and the main rank writes
             return
-        every = chain(first, found)
+        rows = chain(first, rows)
         if target:
-            target.write(lambda file: write(file, every))
+            target.write(lambda file: write(file, rows))
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-            write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, every)
+            write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, rows)
 
 
 @app.command
@@ -251,30 +264,30 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
+    if out.suffix != ".npy":
+        raise UsageError(f"-o {out}: give a name ending in .npy")
+
     import numpy as np
 
     from deepcluster.runs.predict import files_read
-    from deepcluster.runtime.processes import init_processes
     from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.output import output
 
-    if out.suffix != ".npy":
-        raise UsageError(f"-o {out}: give a name ending in .npy")
-    with init_processes() as processes:
+    with _session(images, quiet, to_stderr=True) as (processes, terminal):
         targets = [
             output(path, overwrite=overwrite, inputs=lambda: files_read(run_, images))
             for path in ((out, out.with_suffix(".csv")) if processes.is_main else ())
         ]
-        found = [found for _, found in _predictions(run_, images, device, quiet, processes, *targets)]
+        parts = [part for _, part in _predictions(run_, images, device, processes, terminal, *targets)]
     if not processes.is_main:
         return
-    array, table = targets
-    reduced = np.concatenate([each.reduced.numpy() for each in found])
-    paths = [{"path": path} for each in found for path in each.paths]
+    features_file, paths_file = targets
+    features = np.concatenate([part.reduced.numpy() for part in parts])
+    paths = [{"path": path} for part in parts for path in part.paths]
     stopping.check()
     with stopping.later():
-        array.write(lambda file: np.save(file, reduced), binary=True)
-        table.write(lambda file: write_csv(file, ("path",), paths))
+        features_file.write(lambda file: np.save(file, features), binary=True)
+        paths_file.write(lambda file: write_csv(file, ("path",), paths))
 
 
 @app.command
@@ -287,10 +300,12 @@ def recut(
     as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
+    n_clusters = _n_clusters(k)
+
     from deepcluster.runs.recut import recut as recut_run
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
-        folder = recut_run(run_, _n_clusters(k), terminal)
+        folder = recut_run(run_, n_clusters, terminal)
     _print_result(folder, quiet, as_json)
 
 
@@ -346,17 +361,17 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score clusters and features against labels. Results are cached in the run folder."""
-    options = {**(flags or {}), **_assignments(set_)}
+    kind = PROTOCOL_OPTIONS[protocol]
+    options = read_options(kind, {**(flags or {}), **_assignments(set_)})
+    kind(**options)  # checks what the options must be together
 
     from deepcluster.runs.evaluate import EvaluationRequest, evaluate
-    from deepcluster.runtime.processes import init_processes
 
     request = EvaluationRequest(
         protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
     )
     values = {}
-    with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=as_json) as terminal:
-        _check_input(images or "", processes)
+    with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
         try:
             for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes):
                 values[name] = value
@@ -366,6 +381,18 @@ def evaluate(
             raise Stopped(f"{error}; to go on: {_again()}") from None
     if as_json and processes.is_main:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
+
+
+# Each module has a function of the name that --to takes.
+EXPORTS = {
+    "folders": "deepcluster.export.folders",
+    "imagefolder": "deepcluster.export.imagefolder",
+    "parquet": "deepcluster.export.parquet",
+    "onnx": "deepcluster.export.onnx",
+    "hub": "deepcluster.export.hub",
+    "official": "deepcluster.research.official_layout",
+}
+IMAGE_EXPORTS = ("folders", "imagefolder")
 
 
 @app.command
@@ -403,38 +430,18 @@ def export(
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
     if fold_sobel and to != "official":
         raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
-    if to in ("folders", "imagefolder"):
-        from deepcluster.export.folders import folders
-        from deepcluster.export.imagefolder import imagefolder
-
-        make = folders if to == "folders" else imagefolder
-        chosen = {"mode": mode, "strip_metadata": strip_metadata}
-        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-        with Terminal(quiet) as terminal:
-            make(run_, out, images=images, dry_run=dry_run, display=terminal, **given)
-        return
-    if mode or images or dry_run or strip_metadata is not None:
+    options: dict[str, Any] = {"mode": mode, "images": images, "strip_metadata": strip_metadata}
+    options["dry_run"] = dry_run or None
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and to not in IMAGE_EXPORTS:
         raise UsageError(
             f"--mode, --images, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to} writes none,"
             " so leave them out"
         )
+    if fold_sobel:
+        options["fold_sobel"] = True
     with Terminal(quiet) as terminal:
-        if to == "parquet":
-            from deepcluster.export.parquet import parquet
-
-            parquet(run_, out, display=terminal)
-        elif to == "onnx":
-            from deepcluster.export.onnx import onnx
-
-            onnx(run_, out, display=terminal)
-        elif to == "official":
-            from deepcluster.research.official_layout import official
-
-            official(run_, out, fold_sobel=fold_sobel, display=terminal)
-        else:
-            from deepcluster.export.hub import hub
-
-            hub(run_, out, display=terminal)
+        getattr(import_module(EXPORTS[to]), to)(run_, out, display=terminal, **options)
 
 
 @app.command
@@ -473,11 +480,11 @@ def doctor(*, as_json: Json = False) -> None:
     from deepcluster.images.decode import FORMATS
     from deepcluster.runtime.devices import choose_device, environment
 
-    found = {**environment(choose_device("auto")), "formats": list(FORMATS)}
+    facts = {**environment(choose_device("auto")), "formats": list(FORMATS)}
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
         return
-    for name, value in found.items():
+    for name, value in facts.items():
         print(f"{name:14} {', '.join(value) if isinstance(value, list) else value}")
 
 
@@ -504,45 +511,55 @@ def _print_plan(images: str, request: "Request") -> None:
     from deepcluster.runtime.devices import choose_device
 
     source = find(images, stdin=sys.stdin)
-    say(f"{source.name}: {len(source.paths):,} files, {len(source.skipped):,} of no use")
+    skipped = f", {len(source.skipped):,} skipped" if source.skipped else ""
+    print(paragraph("Images", f"{len(source.paths):,} of {source.name}{skipped}"))
     seen = preview(source)
     chosen = plan(source, seen, request)
     for line in chosen.by_reason():
-        say(f"  {line}")
+        print(paragraph("Plan", line))
     network, device = network_of(chosen.recipe, request.seed, choose_device("cpu")), choose_device(request.device)
     needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=device)
-    say(f"  memory: {needed.text}")
+    print(paragraph("Memory", needed.text))
     total, per_round = seconds(network.to(device), chosen.recipe, len(source.paths))
-    say(f"  time for the rounds: about {_duration(total)}, {chosen.recipe.rounds} of {_duration(per_round)}")
+    print(paragraph("Time", f"about {_duration(total)}: {chosen.recipe.rounds} rounds of {_duration(per_round)}"))
     print("\n" + to_toml(chosen.recipe), end="")
 
 
+@contextmanager
+def _session(images: str | None, quiet: bool, *, to_stderr: bool) -> "Iterator[tuple[Processes, Terminal]]":
+    """The processes of torchrun, and a display that only the main rank's shows anything."""
+    from deepcluster.runtime.processes import init_processes
+
+    with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=to_stderr) as terminal:
+        if images == "-" and not processes.alone:
+            raise UsageError(
+                "several processes cannot share standard input: write the paths to a .txt file, and give that"
+            )
+        yield processes, terminal
+
+
 def _predictions(
-    run_: Path, images: str, device: str, quiet: bool, processes: "Processes", *targets: "Output | None"
+    run_: Path, images: str, device: str, processes: "Processes", terminal: Terminal, *targets: "Output | None"
 ) -> Iterator[tuple["Model", "Prediction"]]:
-    """What the model of a run finds, part by part, with that model; the images of no use are named. None may be one of
-    the ``targets``, which come later."""
+    """The model of a run with what it predicts, part by part; unusable images are named on standard error.
+
+    Raises:
+        UsageError: One of the images is one of the ``targets``, which are still to be written.
+    """
     from deepcluster.runs.predict import predict
     from deepcluster.runtime.devices import choose_device
     from deepcluster.storage.model_files import load
     from deepcluster.storage.output import check_apart
     from deepcluster.storage.run_folder import open_run
 
-    _check_input(images, processes)
     model = load(open_run(run_).path, choose_device(device))
-    with Terminal(quiet or not processes.is_main, to_stderr=True) as terminal:
-        for found in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
-            for path, reason in found.skipped:
-                complain(f"skipped {path}: {reason}")
-            for target in filter(None, targets if images == "-" else ()):
-                for path in (*found.paths, *(path for path, _ in found.skipped)):
-                    check_apart(target.path, Path(path))
-            yield model, found
-
-
-def _check_input(images: str, processes: "Processes") -> None:
-    if images == "-" and not processes.alone:
-        raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
+    for part in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
+        for path, reason in part.skipped:
+            complain(f"skipped {path}: {reason}")
+        for target in filter(None, targets if images == "-" else ()):
+            for path in (*part.paths, *(path for path, _ in part.skipped)):
+                check_apart(target.path, Path(path))
+        yield model, part
 
 
 def _print_result(folder: "RunFolder", quiet: bool, as_json: bool) -> None:
@@ -557,8 +574,9 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
     record = folder.read_json("run.json", {"verdict": str})
     values = folder.read_json("metrics.json") if (path / "metrics.json").is_file() else {}
     if as_json:
-        told = {name: record.get(name) for name in ("clusters", "images_count", "skipped_count", "rounds", "verdict")}
-        return json.dumps({"run": str(path), **told, "metrics": values or None}, indent=2)
+        names = ("clusters", "images_count", "skipped_count", "rounds", "verdict")
+        summary = {name: record.get(name) for name in names}
+        return json.dumps({"run": str(path), **summary, "metrics": values or None}, indent=2)
     lines = []
     with folder.as_disk_errors():
         for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
@@ -569,21 +587,23 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
                 average, labelled = values["nmi_average"], values["labelled"]
                 lines.append(f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)")
     run = shlex.quote(str(path))
-    lines += [
-        f"{'Verdict':9} {record['verdict']}",
+    paths_and_commands = [
         f"{'Files':9} {path / 'clusters.csv'}  {path / 'report.html'}",
-        f"{'Next':9} deepcluster predict {run} NEW_IMAGES   deepcluster recut {run} -k N",
+        f"{'Next':9} deepcluster predict {run} NEW_IMAGES",
+        f"{'':9} deepcluster recut {run} -k N",
         f"{'Run':9} {path}",
     ]
-    return "\n".join(map(printable, lines))
+    return "\n".join(
+        [*map(printable, lines), paragraph("Verdict", record["verdict"]), *map(printable, paths_and_commands)]
+    )
 
 
 def _resuming(run_: str) -> str:
     """The command that goes on with this one, whose run is in ``run_``."""
     if not run_:  # nothing is written so far
         return _again()
-    arguments = [each for each in sys.argv[1:] if each not in ("--overwrite", "--resume")]
-    out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", each) for each in arguments) else ["-o", run_]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", argument) for argument in arguments) else ["-o", run_]
     return shlex.join([*_program(), *arguments, *out, "--resume"])
 
 
@@ -626,10 +646,10 @@ def _assignments(texts: list[str] | None) -> dict[str, str]:
 def _seconds(option: str, text: str) -> float:
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     hours, minutes, seconds = (float(value or 0) for value in match.groups()) if match else (0.0, 0.0, 0.0)
-    found = hours * 3600 + minutes * 60 + seconds
-    if not match or not any(match.groups()) or found > LONGEST:
+    seconds += 3600 * hours + 60 * minutes
+    if not match or not any(match.groups()) or seconds > LONGEST:
         raise UsageError(f"{option} {_short(text)}: write it as 90s, 30m, 2h or 1h30m")
-    return found
+    return seconds
 
 
 def _short(text: str, most: int = 40) -> str:
@@ -637,7 +657,7 @@ def _short(text: str, most: int = 40) -> str:
 
 
 def _check_filled(arguments: list[str]) -> None:
-    """UsageError where an argument is empty, as "$UNSET" in a script is: no folder and no file is called so."""
+    """UsageError where an argument is empty, as "$UNSET" in a script is: no file or folder has such a name."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = re.fullmatch(r"(--?[\w-]+)=", argument)
         if option or not argument:
@@ -649,9 +669,8 @@ def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    # Of the processes that torchrun starts the first one speaks.
-    speaks = os.environ.get("RANK", "0") == "0"
-    warnings.filterwarnings("always" if speaks else "ignore", category=DeepClusterWarning)
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one warns
+    warnings.filterwarnings("always" if is_main else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
         with listening():
@@ -673,7 +692,7 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain("stopped")
         return Stopped.exit_code
-    except BrokenPipeError:  # whoever read it has had enough; what is still to be written is gone (streams.py)
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does (streams.py)
         return 0
     except Exception as error:
         if debug:
@@ -682,7 +701,7 @@ def run_command(arguments: list[str]) -> int:
             complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
             return OutOfMemoryError.exit_code
         if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
-            # A place that cannot be used, whichever it is: too long a name, a file where a folder is wanted, ...
+            # A path that cannot be used: too long a name, a file in place of a folder, ...
             complain(
                 f"error: cannot use {error.filename} ({error.strerror}): check what is there, or name another place"
             )
@@ -695,7 +714,7 @@ def run_command(arguments: list[str]) -> int:
 def main() -> None:
     """Run the command of the command line, and end the process with its exit code."""
     streams.set_up()
-    app.console = PipeConsole()  # now, as it takes its width from the COLUMNS that set_up has looked at
+    app.console = PipeConsole()  # after set_up, which checks the COLUMNS that give it its width
     code = run_command(sys.argv[1:])
     if (unsaid := streams.failure()) and code == 0:
         complain(f"error: {unsaid}")

@@ -48,12 +48,12 @@ from deepcluster.storage.ownership import OLD_CHARTS, own_files
 from deepcluster.storage.run_folder import RunFolder
 
 Errors = Literal["raise", "coerce"]
-# What a copy has of a run, or of a model alone; checkpoints are of no use any more, and the report can be made again.
+# Files that a copy leaves out, as it can make them again. (Checkpoints are left out too: the run is finished.)
 _MADE_AGAIN = {"report.html", *OLD_CHARTS}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Clusters of images by DeepCluster (Caron et al., 2018): k-means and a convnet that learns its clusters, in turns.
+    """Clusters images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
 
     ``X`` is a folder, a list of paths, uint8 images (an array or tensor: N x H x W, N x H x W x C or N x C x H x W), a
     list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers, each row an image
@@ -64,24 +64,24 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         recipe: A name, or a .toml file.
         backbone, weights, pseudo_labels, rounds, epochs, image_size, batch_size, lr: Options of the recipe
             (``deepcluster recipes --options``); None leaves them to it.
-        options: A dict of any other option of the recipe.
+        options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps.
-        random_state: The seed: an int, a RandomState to draw it from, or None for another one each time.
+        random_state: The seed: an int, a RandomState to draw it from, or None for a new one in each fit.
         image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
         verbose: 0: silent; 1: show progress.
 
     Attributes:
-        labels_: The cluster of each of the N images that could be used.
-        embedding_: N x d, what ``transform`` gives for them.
-        paths_: N paths.
+        labels_: The cluster of each of the N usable images.
+        embedding_: N x d, their reduced features, as of ``transform``.
+        paths_: Their paths.
         skipped_: Path and reason of each image that could not be used.
-        cluster_centers_: K x d, for each cluster the mean of the centroids that stand for it.
+        cluster_centers_: K x d, for each cluster the mean of its fine centroids.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
         n_iter_: Number of rounds.
         history_: A dict for each round.
         run_: The run folder (docs/run-folder.md).
-        n_features_in_: Of a table.
+        n_features_in_: Width of the table, where X was one.
     """
 
     def __init__(
@@ -119,15 +119,15 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self.image_shape = image_shape
         self.verbose = verbose
 
-    # ---- fit and what can be asked then -----------------------------------------------------------------------------
+    # ---- fit and use ------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None) -> Self:
         """Train and cluster.
 
         Args:
-            X: The images; those that cannot be used are left out with a DeepClusterWarning.
+            X: The images; unusable ones are left out with a DeepClusterWarning.
             y: Ignored.
-            run: The run folder to make, which may not exist; None: a temporary one, which ends with the estimator.
+            run: The run folder to make; None: a temporary one, deleted with the estimator.
 
         Raises:
             DeepClusterError: With what to do about it.
@@ -147,7 +147,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             options=self._options(),
             device=self.device,
             seed=seed,
-            report=run is not None,  # a search fits many estimators, and looks at the report of none
+            report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
             with self._display() as display:
@@ -163,25 +163,25 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
-        """``fit(X)``, then ``embedding_``: the features of all images that could be used."""
+        """``fit(X)``, then ``embedding_``: the features of all usable images."""
         return self.fit(X, **fit_params).embedding_
 
     def transform(self, X: Any, *, errors: Errors = "raise") -> Any:
         """The reduced features of images, float32 N x d with rows of length 1; not distances to clusters.
 
-        An image that cannot be used is a DataError, or with ``errors="coerce"`` a row of NaN.
+        An unusable image raises DataError, or with ``errors="coerce"`` gives a row of NaN.
         """
         return self._reduced(X, errors).numpy()
 
     def predict(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.int64]:
-        """The cluster of each image; of those of the fit it is ``labels_``.
+        """The cluster of each image; for the images of the fit ``labels_``.
 
-        An image that cannot be used is a DataError, or with ``errors="coerce"`` in cluster -1.
+        An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
         """
         return self._clusters(self._reduced(X, errors)).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Minus the sum of the squared distances to ``cluster_centers_``, as of KMeans: larger is better."""
+        """Minus the sum of the squared distances to ``cluster_centers_``, as of KMeans."""
         reduced = self._reduced(X, "raise")
         return -_inertia(reduced, self._clusters(reduced), self._centers())
 
@@ -194,7 +194,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return self
 
     def report(self, path: str | Path) -> Path:
-        """Write the report of the run, one HTML page, and return where it is."""
+        """Write the report of the run, one HTML page, and return its path."""
         self._check_run("a report")
         page = report.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
         output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
@@ -209,14 +209,18 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> Self:
-        """A fitted estimator of a model's folder, or of a run folder (which ``recut`` then changes).
+        """A fitted estimator from a run folder (which ``recut`` then changes) or the folder of a model.
 
-        Of a model alone: ``predict``, ``transform``, ``score`` and ``save``. ModelError, or DiskError of a run.
+        With a model alone it has ``predict``, ``transform``, ``score`` and ``save``.
+
+        Raises:
+            ModelError: The model is missing or damaged.
+            DiskError: The run folder is damaged.
         """
         folder = Path(folder)
         loaded = cls(device=device)
         loaded._open(folder)
-        if hasattr(loaded, "run_"):  # with the parameters that would make it again
+        if hasattr(loaded, "run_"):  # with the parameters that make the same run
             seed = RunFolder(folder).read_record().seed
             recipe = str(loaded.run_ / "recipe.toml")
             loaded.set_params(n_clusters=loaded.n_clusters_, recipe=recipe, random_state=seed)
@@ -235,7 +239,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return tags
 
     def _repr_html_(self) -> str:
-        """The clusters in a notebook; before there are any, scikit-learn's diagram."""
+        """The clusters, for a notebook; before a fit scikit-learn's diagram."""
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
         folder = RunFolder(self.run_)
@@ -250,17 +254,15 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return {"text/plain": repr(self), **html}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Parameters and files, no objects of torch: a copy has a run folder of its own."""
+        """Parameters and the bytes of files, no objects of torch; a copy gets its own run folder."""
         state: dict[str, Any] = super().__getstate__()
         if not hasattr(self, "_model"):
             return state
-        copied = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
-        state = {name: value for name, value in state.items() if name in copied}
+        names = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
+        state = {name: value for name, value in state.items() if name in names}
         if hasattr(self, "run_"):
-            names = [
-                name for name in own_files(self.run_) if name not in _MADE_AGAIN and not name.startswith("checkpoints/")
-            ]
-            return state | {"_files": _packed(self.run_, names)}
+            run_files = (name for name in own_files(self.run_) if not name.startswith("checkpoints/"))
+            return state | {"_files": _packed(self.run_, (name for name in run_files if name not in _MADE_AGAIN))}
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save(folder)
             return state | {"_files": _packed(saved, (path.name for path in saved.iterdir()))}
@@ -275,7 +277,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     # ---- inside -----------------------------------------------------------------------------------------------------
 
     def _options(self) -> dict[str, Any]:
-        """The parameters that are options of a recipe and were given, and ``options``."""
+        """The options of the recipe that were given, as parameters or in ``options``."""
         given = {name: value for name, value in self.get_params(deep=False).items() if name in declared(Recipe)}
         return {name: value for name, value in given.items() if value is not None} | dict(self.options or {})
 
@@ -285,8 +287,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return Notebook() if in_notebook() else Terminal(quiet=False)
 
     def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
-        """Take over a run folder, or one with a model alone. ``temporary`` is removed at the end of the estimator."""
-        before = getattr(self, "_end", None)
+        """Take over the results in a folder.
+
+        Args:
+            folder: A run folder, or the folder of a model.
+            temporary: A folder to delete with the estimator.
+            images: The images of the fit, where they are not files that can be found again.
+        """
+        delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
         self._images = images
         self._table = tables.load(folder / "model" if (folder / "model").is_dir() else folder)
@@ -297,8 +305,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             self._read_results()
         else:
             self._take(models.load(folder))
-        if before:
-            before()
+        if delete_previous:
+            delete_previous()
 
     def _read_results(self) -> None:
         folder = RunFolder(self.run_)
@@ -328,7 +336,10 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return means(groups.centroids, groups.groups, groups.count)
 
     def _read(self, X: Any, *, reset: bool) -> tuple[PixelScale | None, Any]:
-        """X as what the engine takes, and the table that it is. ``reset``: for a fit, so that X tells what comes."""
+        """The images of X, and how rows become images where it is a table.
+
+        ``reset``: X is for a fit, and so determines what later tables must look like.
+        """
         if not _is_table(X):
             if reset:
                 for name in ("n_features_in_", "feature_names_in_"):
@@ -341,7 +352,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return rows, rows.images(numbers)
 
     def _reduced(self, X: Any, errors: Errors) -> Tensor:
-        """Features of each image of X, NaN for those that cannot be used where that is wanted."""
+        """The reduced features of each image of X; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
@@ -372,19 +383,19 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
 
     def _images_at_hand(self) -> Source | None:
-        """The images of the fit, for pictures of them."""
+        """The images of the fit, for thumbnails; None where they cannot be found again."""
         return found_again(RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
 def _is_table(X: Any) -> bool:
-    """Whether X is a table of numbers, or is meant as one; all else holds images, or says where they are."""
+    """Whether X is (meant as) a table of numbers; anything else holds images or paths."""
     if not (isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "shape")) or hasattr(X, "cast_column"):
         return False
     if not (isinstance(X, list | tuple) or getattr(X, "ndim", 2) == 1):
         return getattr(X, "ndim", 2) not in (3, 4)
     first = next(iter(X), None)  # of a list, or of an array or a column of paths
-    several = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
-    return not (several or isinstance(first, str | Path | Image.Image))
+    is_image = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
+    return not (is_image or isinstance(first, str | Path | Image.Image))
 
 
 def _n_clusters(n_clusters: Any) -> int | None:
@@ -420,7 +431,7 @@ def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
 
 
 def _packed(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Files of a folder by their names."""
+    """The contents of files in a folder, by name."""
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -432,5 +443,5 @@ def _unpacked(packed: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # and not in a process that was forked from it
+    if os.getpid() == process:  # not in a process forked from it
         shutil.rmtree(folder, ignore_errors=True)

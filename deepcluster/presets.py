@@ -1,6 +1,6 @@
-"""The recipes by name: from facts about the images to a value and a reason for every option.
+"""The recipes by name: from facts about the images to a value for every option, with reasons.
 
-Nothing here imports torch before a network of timm or a file of weights is asked about.
+Nothing here imports torch, except for a timm network or a file of weights.
 """
 
 import difflib
@@ -18,13 +18,13 @@ TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 AUTO_PASSES = 60  # over the images, over all rounds
 CLASSIC_PASSES = 30
 
-Given = Mapping[str, Any]  # options that the user or a recipe file set
+Given = Mapping[str, Any]  # options from the user or a recipe file
 Choices = dict[str, tuple[Any, str]]  # option: its value, and why
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What ``auto`` may look at; never labels, nor a name.
+    """What ``auto`` may look at: never labels, nor the name of a data set.
 
     Attributes:
         count: Number of images.
@@ -43,13 +43,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with every option resolved, and the reasons, one a line, for what was chosen or changed."""
+    """A recipe with every option resolved, and the reasons for what was chosen or changed, one per line."""
 
     recipe: Recipe
     reasons: tuple[str, ...]
 
     def by_reason(self) -> list[str]:
-        """The reasons, with all options of one reason on one line."""
+        """The reasons, each once, after all options that it is for."""
         options_of: dict[str, list[str]] = {}
         for line in self.reasons:
             what, _, why = line.partition(": ")
@@ -58,17 +58,16 @@ class Plan:
 
 
 def resolve(base: str, given: Given, facts: Facts) -> Plan:
-    """The recipe ``base`` for these images.
+    """Resolve the recipe ``base`` for these images.
 
     Args:
         base: A name in ``PRESETS``, or a TOML file.
-        given: Options that win over the recipe's.
-        facts: What is known about the images.
+        given: Options that override the recipe's.
+        facts: Facts about the images.
 
     Raises:
         UsageError: The recipe, an option or a value is unknown.
-        DataError: ``pseudo_labels`` was given and exceeds the number of images. (That of a preset or a file is lowered,
-            with a reason.)
+        DataError: The ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
     """
     base, from_file = read_recipe(base)
     options = {**from_file, **read_options(Recipe, given)}
@@ -93,10 +92,10 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
 
 
 def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
-    """The preset called ``name``, or that which the TOML file of that name builds on, with the options in the file.
+    """The preset ``name``, or the preset and options of the TOML file ``name``.
 
     Raises:
-        UsageError: There is no such recipe, or the file has something wrong in it.
+        UsageError: There is no such recipe, or the file is wrong.
     """
     if name in PRESETS:
         return name, {}
@@ -115,7 +114,7 @@ def _option(reason: str) -> str:
 
 
 def _of_weights(base: str, options: Given) -> dict[str, Any]:
-    """The network and Sobel filter of weights in a published layout, unless they were given."""
+    """The network and Sobel filter that weights in a published layout are for, unless given."""
     if options.get("weights", "") in ("", "timm") or "backbone" in options:
         return {}
     from deepcluster.nets.official import official_network  # imports torch
@@ -133,7 +132,7 @@ _BACKBONES = {"v1": "alexnet", "v1-official": "alexnet"} | dict.fromkeys(
 
 
 def _for_fixed_size(plan: Plan, options: Given) -> Plan:
-    """The plan with images and views of one size, where the network takes no other, as transformers do."""
+    """The plan with images and views of the only size that the network takes, as for transformers."""
     recipe = plan.recipe
     size = only_size(recipe.backbone, recipe.image_size)
     if size is None:
@@ -338,7 +337,7 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
     """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
     return _untrained(size, facts, AUTO_PASSES) | _because(
         _FROM_NOTHING,
-        # Features of random views are noisy: on digits 8 % of the images still change their fine cluster after 30 rounds.
+        # Features of random views are noisy: after 30 rounds 8 % of the digits still change their fine cluster.
         tolerance=0.12,
         instance_temperature=0.2,
         views=2,
@@ -411,8 +410,8 @@ def _margin(size: int) -> float:
 
 def _fine_clusters(facts: Facts) -> int:
     """Several fine clusters for each cluster wanted, none of them tiny."""
-    wanted = facts.n_clusters or 20
-    return max(1, min(facts.count, max(wanted, min(5 * wanted, facts.count // 20))))
+    clusters = facts.n_clusters or 20
+    return max(1, min(facts.count, max(clusters, min(5 * clusters, facts.count // 20))))
 
 
 def _why_so_many(facts: Facts) -> str:

@@ -1,7 +1,7 @@
 """Every option of a run, declared once: name, type, default, range or choices, and meaning. TOML in and out.
 
-What an option declares here is all there is to it: the checks, ``--set``, recipe files, the flags of ``deepcluster
-fit``, the parameters of the estimator and the reference page follow from it. Protocols declare theirs the same way.
+Checks, ``--set``, recipe files, the flags of ``deepcluster fit``, the parameters of the estimator and the reference
+page all follow from these declarations. The options of protocols are declared the same way (evaluation/options.py).
 """
 
 import difflib
@@ -17,24 +17,25 @@ from typing import Any
 
 from deepcluster.errors import UsageError
 
-AUTO = "auto"  # instead of a value: the recipe decides
+AUTO = "auto"  # in place of a value: the recipe decides
+ANY = "NAME"  # at the end of a choice: any name
 MOST = 1e9  # of a number that has no other limit
 _PLAIN = ",.10g"  # 1,000,000 and not 1e+06
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is declared of one option.
+    """The declaration of an option.
 
     Attributes:
         default: Its type is the option's: bool, int, float or str.
-        help: What it is for, in a sentence or two.
+        help: Its meaning, in a sentence or two.
         group: The heading it is listed under.
         low: The smallest number allowed.
         high: The largest number allowed.
-        choices: The texts allowed; empty: any.
-        flag: Whether the command line has a flag of this name, beside ``--set``.
-        auto: Whether ``auto`` may stand for a value, and leaves it to the recipe.
+        choices: The texts allowed, where ``NAME`` at the end stands for any name; empty: any text.
+        flag: Whether the command line has a flag of this name besides ``--set``.
+        auto: Whether ``auto`` may be given, which leaves the value to the recipe.
         name: The name of its field.
     """
 
@@ -50,7 +51,7 @@ class Option:
 
     @property
     def values(self) -> str:
-        """What it may be, in words."""
+        """The values allowed, in words."""
         if isinstance(self.default, bool):
             return "true or false"
         if isinstance(self.default, str):
@@ -58,17 +59,22 @@ class Option:
         return f"{self.low:{_PLAIN}} to {self.high:{_PLAIN}}" if self.high < MOST else f"at least {self.low:{_PLAIN}}"
 
     def read(self, value: Any) -> Any:
-        """The value in the option's type, from text where needed. UsageError where it is not allowed."""
+        """Convert a value, which may be text, to the option's type. UsageError where it is not allowed."""
         typed = _typed(self.name, value, type(self.default))
         self.check(typed)
         return typed
 
     def check(self, value: Any) -> None:
         """UsageError where the value is out of range or not among the choices."""
-        if self.choices and value not in self.choices:
+        if self.choices and not any(_fits(value, choice) for choice in self.choices):
             raise UsageError(f"{self.name}={value!r}: choose {self.values}")
         if isinstance(value, int | float) and not (math.isfinite(value) and self.low <= value <= self.high):
             raise UsageError(f"{self.name}={value!r} must lie between {self.low:{_PLAIN}} and {self.high:{_PLAIN}}")
+
+
+def _fits(text: str, choice: str) -> bool:
+    prefix = choice.removesuffix(ANY)
+    return text == choice if prefix == choice else text.startswith(prefix) and text != prefix
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
@@ -92,7 +98,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 
 def option(default: bool | int | float | str, help: str, **declared: Any) -> Any:
-    """A field of :class:`Options`; ``declared`` are further attributes of its :class:`Option`."""
+    """A field of :class:`Options`; ``declared`` are other attributes of its :class:`Option`."""
     return field(default=default, metadata={"option": Option(default, help, **declared)})
 
 
@@ -101,20 +107,20 @@ class Options:
     """Base of a set of options: a frozen dataclass whose fields are made by :func:`option`."""
 
     def __post_init__(self) -> None:
-        for name, each in declared(type(self)).items():
-            each.check(getattr(self, name))
+        for name, option in declared(type(self)).items():
+            option.check(getattr(self, name))
 
 
 def declared(kind: type[Options]) -> dict[str, Option]:
     """The options of a set, by name, in their order."""
-    return {each.name: replace(each.metadata["option"], name=each.name) for each in fields(kind)}
+    return {field.name: replace(field.metadata["option"], name=field.name) for field in fields(kind)}
 
 
 def read_options(kind: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given for a set, each in its type; ``auto`` is left out where it leaves the value to the recipe.
+    """Convert the options given to their types; those left to the recipe by ``auto`` are omitted.
 
     Raises:
-        UsageError: One is unknown, or its value is not allowed.
+        UsageError: An option is unknown, or its value is not allowed.
     """
     options = declared(kind)
     values = {}
@@ -141,11 +147,11 @@ _result = partial(option, group="Result")
 
 @dataclass(frozen=True)
 class Recipe(Options):
-    """All that shapes a result but the images, the seed and the number of clusters wanted. Defaults: recipe ``v1``."""
+    """All that determines a result besides images, seed and number of clusters. The defaults are recipe ``v1``'s."""
 
-    backbone: str = _network("alexnet", "The convnet: compact, alexnet, vgg16 or timm:NAME.", flag=True)
+    backbone: str = _network("alexnet", "The convnet.", choices=("compact", "alexnet", "vgg16", "timm:NAME"), flag=True)
     weights: str = _network("", "Pretrained weights: a file, or timm to fetch timm's own. Empty: random.", flag=True)
-    frozen_statistics: bool = _network(False, "Batch normalisation keeps the mean and variance that it came with.")
+    frozen_statistics: bool = _network(False, "Batch normalisation keeps its initial mean and variance.")
     sobel: bool = _network(True, "The network sees Sobel-filtered grey images instead of colours.")
 
     image_size: int = _images(224, "Side of the images that the network sees, px.", low=8, high=4096, flag=True)
@@ -172,10 +178,12 @@ class Recipe(Options):
     tolerance: float = _alternation(
         0.0, "A round has settled where 1 - NMI to the round before is at most this.", high=1
     )
-    patience: int = _alternation(3, "Stop after so many settled rounds in a row.", low=1, high=10**6)
+    patience: int = _alternation(3, "Stop after this many settled rounds in a row.", low=1, high=10**6)
 
     features: str = _features(
-        "pass", "A pass over the images each round, or those that training saw.", choices=("pass", "memory")
+        "pass",
+        "pass: of a pass over the images each round; memory: as computed in training.",
+        choices=("pass", "memory"),
     )
     reduce: bool = _features(True, "Reduce in the rounds too, and not only for the result.")
     dims: int = _features(256, "Principal components kept.", low=1, high=10**5)
@@ -186,7 +194,7 @@ class Recipe(Options):
     )
     heads: int = _clustering(1, "Clusterings learnt at once.", low=1, high=100)
     head_growth: float = _clustering(
-        1.0, "Each clustering has so many times the clusters of the one before.", low=1, high=10
+        1.0, "Number of clusters of each clustering over that of the one before.", low=1, high=10
     )
     clustering: str = _clustering(
         "kmeans", "kmeans, or power iteration, which finds the number itself.", choices=("kmeans", "pic")
@@ -205,12 +213,14 @@ class Recipe(Options):
     )
 
     temperature: float = _head(
-        0.0, "0: a new linear classifier each round; else that of the cluster means as classifiers.", high=100
+        0.0,
+        "0: a new linear classifier each round; else the cluster means are its weights, at this temperature.",
+        high=100,
     )
     projection_hidden: int = _head(0, "Hidden units of an MLP below the cluster means; 0: none.", high=10**5)
-    projection_dim: int = _head(0, "Outputs of that MLP.", high=10**5)
+    projection_dim: int = _head(0, "Outputs of that MLP; 0: none.", high=10**5)
     instance_temperature: float = _head(
-        0.0, "Temperature of a loss that tells images apart while clusters change; 0: none.", high=100
+        0.0, "Temperature of a loss that tells single images apart while clusters change; 0: none.", high=100
     )
     renumber: bool = _head(False, "Number the occupied clusters anew, as the released code did.")
 
@@ -225,16 +235,19 @@ class Recipe(Options):
     schedule: str = _learning(
         "constant", "Learning rate over the rounds; cosine ends at 0.", choices=("constant", "cosine")
     )
-    warmup: float = _learning(0.0, "The learning rate rises over so many first rounds.", high=10**6)
+    warmup: float = _learning(0.0, "Rounds over which the learning rate rises to lr.", high=10**6)
     momentum: float = _learning(0.9, "Momentum of SGD.", high=0.9999)
     weight_decay: float = _learning(1e-5, "Weight decay of SGD.", high=1)
     precision: str = _learning(
-        "fp32", "Type of matrix products; auto: bf16 where it is native.", choices=("auto", "fp32", "bf16"), flag=True
+        "fp32",
+        "Type of matrix products; auto: bf16 where the processor has it.",
+        choices=("auto", "fp32", "bf16"),
+        flag=True,
     )
 
     neighbours: str = _result(
         "final",
-        "Features whose graph of neighbours is cut: the final ones, the clearer of initial and final, all rounds'.",
+        "Features whose neighbour graph is cut: the final ones, the clearer of initial and final, or of all rounds.",
         choices=("final", "clearer", "rounds"),
     )
 
@@ -252,7 +265,7 @@ class Recipe(Options):
                 f"instance_temperature={self.instance_temperature:g} is for two views of an image: views={self.views}"
             )
         if self.clustering == "pic" and self.heads > 1:
-            raise UsageError(f"clustering=pic finds one clustering: heads={self.heads} would all learn the same")
+            raise UsageError(f"clustering=pic gives one clustering: heads={self.heads} would all learn the same")
         if self.kmeans_start == "previous" and (self.clustering != "kmeans" or self.kmeans_levels > 1):
             raise UsageError(
                 "kmeans_start=previous is for k-means in one level:"
@@ -260,7 +273,7 @@ class Recipe(Options):
             )
         if self.renumber and self.temperature:
             raise UsageError(
-                f"renumber is for a new linear head: temperature={self.temperature:g} puts the clusters' means there"
+                f"renumber is for a new linear head: temperature={self.temperature:g} uses the cluster means instead"
             )
         if (self.projection_hidden > 0) != (self.projection_dim > 0):
             raise UsageError(
@@ -282,12 +295,12 @@ class Recipe(Options):
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The options as TOML, one a line. (JSON's strings, numbers and booleans are valid TOML.)"""
+    """The options as TOML, one per line. (JSON's strings, numbers and booleans are valid TOML.)"""
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(recipe).items())
 
 
 def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """The preset that a recipe file builds on (key ``base``, default ``auto``), and its options.
+    """The preset that a recipe file starts from (key ``base``, default ``auto``), and its options.
 
     Raises:
         UsageError: The file is missing or not TOML, or an option or its value is wrong.

@@ -19,9 +19,7 @@ from deepcluster.cli import run_command
 from deepcluster.storage.run_folder import RunFolder
 from tests.tiny import RECORD, change_tensors, tiny_run
 
-QUICK = [
-    "--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"
-]  # fmt: skip
+QUICK = ["--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +34,16 @@ def test_fit_prints_the_run_first_and_last(photos, tmp_path, capsys):
     lines = printed.strip().splitlines()
     assert lines[0].split() == ["Run", str(out)]
     assert lines[-1].split() == ["Run", str(out)]
-    assert any(line.startswith("1/1 ") and "loss" in line and "img/s" in line for line in lines)
+    assert any(line.startswith("1/1 ") and "loss" in line and "changed -" in line for line in lines)
     assert any(line.startswith("Metrics") and "NMI" in line for line in lines)
     assert "\x1b" not in printed  # piped output has no control characters
+    assert all(len(line) <= 100 or str(out) in line for line in lines)
 
 
-def test_quiet(photos, tmp_path, capsys):
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--quiet", *QUICK]) == 0
-    assert capsys.readouterr().out == ""
-
-
-def test_default_run_folder(photos, tmp_path, monkeypatch):
+def test_the_default_run_folder_and_nothing_on_the_screen(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_command(["fit", str(photos), "-k", "2", "--quiet", *QUICK]) == 0
+    assert capsys.readouterr() == ("", "")
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith(f"{photos.name}-2")
     assert (run / "clusters.csv").exists()
@@ -66,10 +61,13 @@ def test_predict_writes_csv(finished, photos, tmp_path, capsys):
     assert predicted == [{name: row[name] for name in columns} for row in fitted]
 
 
-@pytest.mark.parametrize("where", [[], ["-o", "-"], ["--out", "-"]])
-def test_predict_to_standard_output_said_or_not(finished, photos, capsys, where):
-    assert run_command(["predict", str(finished), str(photos), *where]) == 0
-    assert capsys.readouterr().out.startswith("path,cluster,name,distance,margin,is_outlier\n")
+def test_predict_to_standard_output_by_default_or_by_name(finished, photos, capsys):
+    written = []
+    for where in ([], ["-o", "-"], ["--out", "-"]):
+        assert run_command(["predict", str(finished), str(photos / "bars"), *where]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] == written[2]
+    assert written[0].startswith("path,cluster,name,distance,margin,is_outlier\n")
 
 
 def test_predict_to_standard_output_and_bad_files_to_standard_error(finished, photos, tmp_path):
@@ -87,8 +85,10 @@ def test_predict_to_standard_output_and_bad_files_to_standard_error(finished, ph
 def test_predict_reads_paths_from_standard_input(finished, photos):
     done = subprocess.run(
         [sys.executable, "-m", "deepcluster", "predict", str(finished), "-"],
-        input=f"{photos}/bars/03.png\n{photos}/blob/03.png\n", capture_output=True, text=True,
-    )  # fmt: skip
+        input=f"{photos}/bars/03.png\n{photos}/blob/03.png\n",
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 3
 
@@ -96,8 +96,7 @@ def test_predict_reads_paths_from_standard_input(finished, photos):
 @pytest.mark.parametrize(("fence", "rejected"), [(0.0, True), (9.0, False)])
 def test_reject(finished, photos, tmp_path, capsys, fence, rejected):
     """Where every distance is beyond the fence all images are rejected, where none is nobody."""
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
     change_tensors(run / "model", outlier_distance=torch.full((3,), fence))
     assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -111,7 +110,6 @@ def test_embed(finished, photos, tmp_path):
     assert run_command(["embed", str(finished), str(photos), "-o", str(out)]) == 0
     assert np.array_equal(np.load(out), np.load(finished / "features.npy"))
     assert len(out.with_suffix(".csv").read_text().splitlines()) == 49
-    assert run_command(["embed", str(finished), str(photos), "-o", str(tmp_path / "features.txt")]) == 2
 
 
 def test_dry_run_writes_nothing(photos, tmp_path, capsys):
@@ -161,12 +159,8 @@ def test_recipes_and_doctor(capsys):
     [
         (["fti", "x"], 2, "fit"),
         (["fit", "{photos}", "-k", "3", "--round", "2"], 2, "--rounds"),
-        (["fit", "{photos}", "-k", "none"], 2, "whole number"),
         (["fit", "{photos}", "-k", "0"], 2, "at least 1"),
-        (["fit", "{photos}", "--time-limit", "soon"], 2, "30m"),
         (["fit", "{photos}", "--set", "dims"], 2, "OPTION=VALUE"),
-        (["fit", "{photos}", "--device", "tpu"], 2, "cuda"),
-        (["fit", "{photos}", "--backbone", "alexnte"], 2, "alexnet"),
         (["fit", "{photos}", "--backbone", "alexnet", "--image-size", "96"], 2, "224"),
         (["fit", "{photos}", "-k", "49"], 3, "-k 48"),
         (["fit", "{photos}", "-k", "3", "--pseudo-labels", "60"], 3, "48 images"),
@@ -185,7 +179,7 @@ def test_recipes_and_doctor(capsys):
         (["recut", "{tmp}/nowhere", "-k", "3"], 5, "nowhere"),
         (["recipes", "v9"], 2, "v1"),
     ],
-)  # fmt: skip
+)
 def test_exit_codes_and_messages(finished, photos, tmp_path, monkeypatch, capsys, arguments, code, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
@@ -200,8 +194,7 @@ def test_exit_codes_and_messages(finished, photos, tmp_path, monkeypatch, capsys
 
 
 def test_a_model_file_that_is_damaged(finished, photos, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(finished, copy)
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
     (copy / "model" / "config.json").write_text("[]")
     assert run_command(["predict", str(copy), str(photos)]) == 4
     assert str(copy) in capsys.readouterr().err
@@ -236,10 +229,10 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     )
     cli._print_result(RunFolder(folder), quiet=False, as_json=False)
     shown = capsys.readouterr().out
-    line = next(line for line in shown.splitlines() if line.startswith("Next"))
-    assert shlex.split(line) == [
-        "Next", "deepcluster", "predict", str(folder), "NEW_IMAGES", "deepcluster", "recut", str(folder), "-k", "N",
-    ]  # fmt: skip
+    lines = shown.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("Next"))
+    assert shlex.split(lines[first]) == ["Next", "deepcluster", "predict", str(folder), "NEW_IMAGES"]
+    assert shlex.split(lines[first + 1]) == ["deepcluster", "recut", str(folder), "-k", "N"]
     assert "\x1b" not in shown and "\\x1b[31mred" in shown
 
 

@@ -265,7 +265,7 @@ def test_the_command(run, photos, capsys):
     assert set(sheets) == {"filters-block2.png", "filters-block6.png"}
     with Image.open(run / "filters-block2.png") as image:
         assert (image.format, image.size) == ("PNG", (3 * 342, 184))
-    assert "Known" in said_again(run, capsys)
+    assert "Cached" in said_again(run, capsys)
     # The same again where a sheet is gone.
     (run / "filters-block2.png").unlink()
     assert evaluated(capsys, run, "--protocol", "filters", "--layers", "block2,block6", *FEW) == found

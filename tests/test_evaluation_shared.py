@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(processes: Processes, folder: Path, protocol: str, images: str | None, options: dict[str, Any]) -> Any:
-    request = evaluating.Request(protocol=protocol, images=images, labels="folders", options=options)
+    request = evaluating.EvaluationRequest(protocol=protocol, images=images, labels="folders", options=options)
     try:
         return dict(evaluating.evaluate(folder / "run", request, processes=processes))
     except Exception as error:

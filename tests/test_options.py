@@ -1,5 +1,6 @@
 """Every option is declared once, and what is declared is what the command line, the pages and the engine know."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,27 +11,11 @@ import pytest
 from deepcluster import cli
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.clustering import ClusteringOptions
-from deepcluster.evaluation.few_labels import FewLabelsOptions
-from deepcluster.evaluation.knn import KnnOptions
-from deepcluster.evaluation.linear import LinearOptions
+from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.recipe import Recipe, declared, read_options
-from deepcluster.research.filters import FiltersOptions
-from deepcluster.research.retrieval import RetrievalOptions
-from deepcluster.research.voc07 import Voc07Options
 from deepcluster.runs.evaluate import PROTOCOLS
 from tests.other_values import other_value
 from tests.pages import ROOT
-
-PROTOCOL_OPTIONS = {
-    "clustering": ClusteringOptions,
-    "knn": KnnOptions,
-    "linear": LinearOptions,
-    "few": FewLabelsOptions,
-    "retrieval": RetrievalOptions,
-    "voc07": Voc07Options,
-    "filters": FiltersOptions,
-}
 
 
 class Asked(Exception):
@@ -82,29 +67,47 @@ def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch
     }
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--lr", "fast"], "--lr"),
-        (["--lr", "101"], "lr=101.0 must lie between 0 and 100"),
-        (["--set", "lrr=1"], "did you mean lr?"),
-        (["--set", "empty=drop"], "split or sample or faiss"),
-        (["--recipe", "atuo"], "did you mean auto"),
-        (["-k", "many"], "-k many"),
-        (["--device", "tpu"], "cuda"),
-        (["--time-limit", "soon"], "--time-limit soon: write it as 90s"),
-        (["--checkpoint-every", "soon"], "--checkpoint-every soon: write it as 90s"),
-        (["--resume"], "give -o RUN"),
-    ],
-)
-def test_a_typo_is_said_before_anything_slow_is_imported(arguments, message):
+TYPOS = {
+    "fit photos --lr fast": "--lr",
+    "fit photos --lr 101": "lr=101.0 must lie between 0 and 100",
+    "fit photos --set lrr=1": "did you mean lr?",
+    "fit photos --set empty=drop": "split or sample or faiss",
+    "fit photos --recipe atuo": "did you mean auto",
+    "fit photos --backbone alexnte": "compact or alexnet or vgg16 or timm:NAME",
+    "fit photos --backbone timm:": "compact or alexnet or vgg16 or timm:NAME",
+    "fit photos -k many": "-k many",
+    "fit photos --device tpu": "cuda",
+    "fit photos --time-limit soon": "--time-limit soon: write it as 90s",
+    "fit photos --checkpoint-every soon": "--checkpoint-every soon: write it as 90s",
+    "fit photos --resume": "give -o RUN",
+    "recut run -k many": "-k many",
+    "embed run photos -o features.txt": "a name ending in .npy",
+    "evaluate run --protocol lineer": 'Did you mean "linear"?',
+    "evaluate run --set shufles=1": "did you mean shuffles?",
+    "evaluate run --protocol linear --set lr=nan": "lr=nan",
+    "evaluate run --protocol voc07 --set crop_min=1": "crop_min=1 is larger than crop_max=0.5",
+    "export run --to onxn -o out": 'Did you mean "onnx"?',
+    "recipes atuo": "did you mean auto",
+}
+
+
+def test_typos_are_reported_before_anything_slow_is_imported():
+    """All in one process, which is to end without torch."""
     code = (
-        "import sys\nfrom deepcluster.cli import run_command\n"
-        f"code = run_command({['fit', 'photos', *arguments]})\n"
-        "sys.exit(99 if {'torch', 'sklearn'} & set(sys.modules) else code)"
+        "import contextlib, io, json, sys\nfrom deepcluster.cli import run_command\nreports = []\n"
+        f"for line in {list(TYPOS)}:\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as errors:\n"
+        "        code = run_command(line.split())\n"
+        "    reports.append((code, errors.getvalue(), 'torch' in sys.modules or 'sklearn' in sys.modules))\n"
+        "print(json.dumps(reports))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    for (line, message), (code, said, slow) in zip(TYPOS.items(), json.loads(done.stdout), strict=True):
+        assert code == 2 and message in said and not slow, (line, said)
+
+
+def test_the_protocols_with_options_are_those_that_there_are():
+    assert PROTOCOL_OPTIONS.keys() == PROTOCOLS.keys()
 
 
 def test_the_reference_lists_every_option(capsys):

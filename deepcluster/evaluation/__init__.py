@@ -1,1 +1,1 @@
-"""Protocols: what features and clusters are worth by labels. Each yields (name, value) pairs, part after part."""
+"""Protocols that score features and clusters by labels. Each yields pairs of a name and a figure."""

@@ -1,22 +1,14 @@
 """Protocol ``clustering``: do clusters and labels agree? Accuracy, NMI, AMI and ARI, each with its chance level."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from deepcluster.clustering.agreement import scores
 from deepcluster.errors import DataError
 from deepcluster.evaluation.common import NamedFigure, Once, anew
-from deepcluster.recipe import Options, option
+from deepcluster.evaluation.options import ClusteringOptions
 from deepcluster.seeding import generator
-
-
-@dataclass(frozen=True)
-class ClusteringOptions(Options):
-    """Options of the protocol."""
-
-    shuffles: int = option(5, "Random orders of the labels, whose mean score is the chance level; 0: none.")
 
 
 def clustering(
@@ -27,25 +19,32 @@ def clustering(
     seed: int = 0,
     once: Once = anew,
 ) -> Iterator[NamedFigure]:
-    """``acc``, ``nmi`` (geometric mean), ``ami``, ``ari`` of the clusters of images against their labels ("": none),
-    and ``*_chance``: the same for the labels in another order, the mean of several.
+    """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, and each with ``_chance``: for shuffled labels.
 
-    Raises DataError where no image has a label.
+    Args:
+        clusters: The cluster of each image.
+        labels: The label of each image; "": none.
+        options: None: the defaults.
+        seed: Seed of the shuffles.
+        once: Remembers parts.
+
+    Raises:
+        DataError: No image has a label.
     """
     options = options or ClusteringOptions()
-    known = [i for i, label in enumerate(labels) if label]
-    if not known:
+    labelled = [i for i, label in enumerate(labels) if label]
+    if not labelled:
         raise DataError("no image that has a cluster has a label: check --labels")
-    truth, found = [labels[i] for i in known], [clusters[i] for i in known]
+    truth, assigned = [labels[i] for i in labelled], [clusters[i] for i in labelled]
 
     def by_chance() -> dict[str, float]:
         drawn = []
         for i in range(options.shuffles):
             order = torch.randperm(len(truth), generator=generator(seed, "chance", i)).tolist()
-            drawn.append(scores([truth[j] for j in order], found))
-        return {f"{name}_chance": sum(each[name] for each in drawn) / len(drawn) for name in drawn[0]}
+            drawn.append(scores([truth[j] for j in order], assigned))
+        return {f"{name}_chance": sum(result[name] for result in drawn) / len(drawn) for name in drawn[0]}
 
-    yield from {"images": len(truth), "classes": len({*truth}), "clusters": len({*found})}.items()
-    yield from once("agreement", lambda: scores(truth, found)).items()
+    yield from {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}.items()
+    yield from once("agreement", lambda: scores(truth, assigned)).items()
     if options.shuffles > 0:
         yield from once("chance", by_chance).items()

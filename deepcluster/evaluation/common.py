@@ -1,6 +1,6 @@
-"""What the protocols share: labelled images, parts that are computed once, and the network at the end of the run.
+"""What the protocols share: labelled images, parts that are computed once, scores.
 
-Nothing here is chosen by a score: a probe is scored after its last epoch, never after its best one.
+No protocol selects by a score: a probe is scored after its last epoch, never after its best one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +17,24 @@ from deepcluster.seeding import generator
 Figure = float | str
 NamedFigure = tuple[str, Figure]
 Figures = Mapping[str, Figure]
-# once(part, compute): the values of a part of a protocol, computed or remembered.
+# once(part, compute): the figures of a part of a protocol, computed or remembered.
 Once = Callable[[str, Callable[[], Figures]], Figures]
 
 
 def anew(part: str, compute: Callable[[], Figures]) -> Figures:
-    """Nothing is remembered."""
+    """A ``Once`` that remembers nothing."""
     return compute()
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """uint8 N x 3 x S x S ``images`` and the number of the class of each (int64, N). Where processes share the images
-    (``shared``), they are the own ones of each, and the classes those of all."""
+    """Images with their classes.
+
+    Attributes:
+        images: uint8 N x 3 x S x S; where processes share the images, those of this rank.
+        classes: int64, the class of every image of all ranks.
+        shared: How the ranks share the images; None: they do not.
+    """
 
     images: Tensor
     classes: Tensor
@@ -42,10 +47,16 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """A network as a run left it (in evaluation mode), images to learn from and images to be scored on.
+    """What a probe needs.
 
-    ``names`` are the classes, by number. ``image_size``: side of the central square that the network sees, px;
-    ``batch_size``: images in a pass of the network where nothing is trained.
+    Attributes:
+        network: In evaluation mode.
+        train: Images to learn from.
+        test: Images to score.
+        names: The classes, by number.
+        image_size: Side of the central square that the network sees, px.
+        batch_size: Images in a pass of the network where nothing is trained.
+        seed: Seed of all random numbers.
     """
 
     network: Network
@@ -63,9 +74,10 @@ class ProbeTask:
 
 
 def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to learn from and, a fifth of ``count`` (rounded down, at least one), rows to be scored on; both ascending.
+    """Rows to learn from, and a fifth of ``count`` (rounded down, at least one) to score; both ascending.
 
-    Raises DataError where there are fewer than two.
+    Raises:
+        DataError: ``count`` is less than 2.
     """
     if count < 2:
         raise DataError(f"{count} labelled images cannot be split into some to learn from and some to score: give more")
@@ -75,28 +87,27 @@ def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
-    """Share of images (scores N x K, classes N) whose class has the highest score, and, beyond 5 classes, one of the 5
-    highest."""
+    """``top1`` (and of more than 5 classes ``top5``) of the scores (N x K) of images whose classes are given (N)."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes.unsqueeze(1)
-    found = {"top1": float(best[:, 0].double().mean())}
+    figures = {"top1": float(best[:, 0].double().mean())}
     if scores.shape[1] > 5:
-        found["top5"] = float(best.any(1).double().mean())
-    return found
+        figures["top5"] = float(best.any(1).double().mean())
+    return figures
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[int] | list[float]:
-    """The numbers above 0 in a list such as ``20,200``. UsageError where it is none."""
+    """The numbers in a list such as ``20,200``. UsageError where it is no list of numbers above 0."""
     try:
-        found = [kind(each) for each in text.split(",")]
+        values = [kind(value) for value in text.split(",")]
     except ValueError:
-        found = []
-    if not found or not all(0 < each < 1e9 for each in found):
+        values = []
+    if not values or not all(0 < value < 1e9 for value in values):
         raise UsageError(f"{option}={text}: give numbers above 0, with commas between them")
-    return found
+    return values
 
 
 def check_finite(loss: Tensor, what: str, option: str, lr: float) -> None:
-    """NonFiniteError where the loss of ``what`` is no longer finite; ``option`` is the name of the step ``lr``."""
+    """NonFiniteError where the loss of ``what`` is not finite; ``option`` names the learning rate ``lr``."""
     if not torch.isfinite(loss):
         raise NonFiniteError(
             f"the loss of {what} is not finite with {option}={lr:g}: try a tenth of it (--set {option}={lr / 10:g})"

@@ -1,4 +1,4 @@
-"""The feature maps inside a network: its layers by name, and how they are pooled to fewer than 10,000 numbers."""
+"""The feature maps inside a network: its layers by name, and their pooling to fewer than 10,000 numbers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,22 @@ from deepcluster.nets.backbone import Network
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
 
 LEAST_TOO_MANY = 10_000  # numbers of a pooled map
-# Kernel, step and border of the average over the maps of each convolution at 224 px. AlexNet: paper, section 4.3 and
-# eval_linear.py of the release; the zeros of the border count. VGG-16: DeeperCluster's, for each of the five blocks.
+# Kernel, stride and padding of the average over the maps of each convolution at 224 px. AlexNet: paper, section 4.3 and
+# eval_linear.py of the release; the zeros of the padding count. VGG-16: DeeperCluster's, for each of the five blocks.
 ALEXNET = ((6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0))
-VGG16 = tuple((side, side, 0) for side, convolutions in zip((18, 14, 9, 6, 3), (2, 2, 3, 3, 3), strict=True)
-              for _ in range(convolutions))  # fmt: skip
+VGG16 = ((18, 18, 0),) * 2 + ((14, 14, 0),) * 2 + ((9, 9, 0),) * 3 + ((6, 6, 0),) * 3 + ((3, 3, 0),) * 3
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in a network that has feature maps: the output of ``module``. channels: of the maps, where it is known;
-    pooling: kernel, step and border of the average over maps of images of 224 px, where the literature has one."""
+    """A layer whose output is feature maps.
+
+    Attributes:
+        name: As in options and figures.
+        module: Its output is the maps.
+        channels: Of the maps, where known.
+        pooling: Kernel, stride and padding of the average for images of 224 px, where the literature has one.
+    """
 
     name: str
     module: nn.Module
@@ -30,8 +35,11 @@ class Layer:
 
 
 def layers_of(network: Network) -> tuple[Layer, ...]:
-    """From the image to the features: every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every
-    block of the compact network, every stage that timm knows of its networks."""
+    """The layers of a network, from the image to the features.
+
+    Every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every block of the compact network, every
+    stage that timm lists of its networks.
+    """
     body = network.body
     if isinstance(body, PaperNet):
         activations = [module for module in body.features if isinstance(module, nn.ReLU)]
@@ -49,25 +57,30 @@ def layers_of(network: Network) -> tuple[Layer, ...]:
 
 
 def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
-    """The layers with these names (``conv3,conv5``; "": all), from the image to the features. UsageError names one that
-    is not there."""
+    """The layers with these names (``conv3,conv5``; "": all), from the image to the features.
+
+    Raises:
+        UsageError: There is no layer of one of the names.
+    """
     layers = layers_of(network)
-    wanted = [name.strip() for name in names.split(",")] if names else [layer.name for layer in layers]
-    known = [layer.name for layer in layers]
-    if missing := [name for name in wanted if name not in known]:
-        raise UsageError(f"layers={names}: there is no layer {missing[0]!r}; the network has {', '.join(known)}")
-    return tuple(layer for layer in layers if layer.name in wanted)
+    chosen = [name.strip() for name in names.split(",")] if names else [layer.name for layer in layers]
+    available = [layer.name for layer in layers]
+    if missing := [name for name in chosen if name not in available]:
+        raise UsageError(f"layers={names}: there is no layer {missing[0]!r}; the network has {', '.join(available)}")
+    return tuple(layer for layer in layers if layer.name in chosen)
 
 
 class _Reached(Exception):
-    """All maps that were wanted are there, and what is above them need not be computed."""
+    """All maps are computed, so the layers above them need not be."""
 
 
 def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
-    """The maps (B x C x H x W) of B x 3 x S x S images in [0, 1] at a layer; what is above it is not computed.
+    """The maps (B x C x H x W) of B x 3 x S x S images in [0, 1] at a layer; the layers above are not computed.
 
-    The tokens of a transformer are a square map. UsageError where the network cannot take images of this size, or has
-    no maps there.
+    The tokens of a transformer are a square map.
+
+    Raises:
+        UsageError: The network cannot take images of this size, or has no maps there.
     """
     return read_maps(network, (layer,), images, lambda maps: maps)[0]
 
@@ -75,18 +88,18 @@ def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
 def read_maps(
     network: Network, layers: Sequence[Layer], images: Tensor, read: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """What ``read`` makes of the maps of each of the layers, in one pass. Otherwise as :func:`maps_at`.
+    """``read`` applied to the maps of each layer, in one pass; otherwise as :func:`maps_at`.
 
-    It is called when the images are at the layer: what comes next may change the maps in place.
+    It is applied during the pass, as the next layer may change the maps in place.
     """
     body = network.body
     prefix = getattr(body, "num_prefix_tokens", 0)
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
 
     def hook(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
         def at_layer(module: nn.Module, inputs: object, maps: Tensor) -> None:
-            found[layer.name] = read(_as_maps(maps, layer, prefix))
-            if len(found) == len(layers):
+            results[layer.name] = read(_as_maps(maps, layer, prefix))
+            if len(results) == len(layers):
                 raise _Reached
 
         return at_layer
@@ -94,7 +107,7 @@ def read_maps(
     handles = [layer.module.register_forward_hook(hook(layer)) for layer in layers]
     try:
         normalised = (images - network.mean) / network.std
-        if isinstance(body, PaperNet):  # its linear layers fit one size only, its convolutions any
+        if isinstance(body, PaperNet):  # its linear layers take one size, its convolutions any
             body.features(normalised if body.sobel is None else body.sobel(normalised))
         else:
             body(normalised)
@@ -112,42 +125,44 @@ def read_maps(
     finally:
         for handle in handles:
             handle.remove()
-    if missing := [layer.name for layer in layers if layer.name not in found]:
+    if missing := [layer.name for layer in layers if layer.name not in results]:
         raise UsageError(f"images do not pass through the layer {missing[0]}: choose others, --layers")
-    return [found[layer.name] for layer in layers]
+    return [results[layer.name] for layer in layers]
 
 
-def _as_maps(found: Tensor, layer: Layer, prefix: int) -> Tensor:
-    if found.dim() == 3:  # tokens, after those that stand for the whole image
-        tokens = found[:, prefix:]
+def _as_maps(output: Tensor, layer: Layer, prefix: int) -> Tensor:
+    if output.dim() == 3:  # tokens, the first of which may stand for the whole image
+        tokens = output[:, prefix:]
         side = isqrt(tokens.shape[1])
         if side * side == tokens.shape[1]:
             square: Tensor = tokens.transpose(1, 2).unflatten(2, (side, side))
             return square
-    if found.dim() != 4:
+    if output.dim() != 4:
         raise UsageError(
-            f"the layer {layer.name} gives no maps but shape {tuple(found.shape)}: choose others, --layers"
+            f"the layer {layer.name} gives no maps but shape {tuple(output.shape)}: choose others, --layers"
         )
-    last = layer.channels is not None and found.shape[1] != layer.channels == found.shape[3]
-    return found.permute(0, 3, 1, 2) if last else found
+    last = layer.channels is not None and output.shape[1] != layer.channels == output.shape[3]
+    return output.permute(0, 3, 1, 2) if last else output
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """An average over maps: ``text`` says which, ``module`` does it."""
+    """An average over maps: its description and the module."""
 
     text: str
     module: nn.Module
 
 
 def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> Pooling:
-    """The literature's average for a layer of AlexNet and VGG-16 at 224 px, else an adaptive one to as many squares as
-    leave fewer than 10,000 numbers; ``shape``: that of the maps, B x C x H x W."""
+    """The average over the maps of a layer, of shape B x C x H x W.
+
+    The literature's for AlexNet and VGG-16 at 224 px, otherwise an adaptive one to fewer than 10,000 numbers.
+    """
     if layer.pooling is not None and image_size == IMAGE_SIZE:
-        kernel, step, border = layer.pooling
+        kernel, stride, padding = layer.pooling
         return Pooling(
-            f"average {kernel} x {kernel}, step {step}, border {border}",
-            nn.AvgPool2d(kernel, step, border, count_include_pad=True),
+            f"average {kernel} x {kernel}, step {stride}, border {padding}",  # a figure of cached evaluations
+            nn.AvgPool2d(kernel, stride, padding, count_include_pad=True),
         )
     channels, height, width = shape[1:]
     most = max(1, isqrt((LEAST_TOO_MANY - 1) // channels))

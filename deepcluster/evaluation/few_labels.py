@@ -1,13 +1,12 @@
 """Protocol ``few``: the whole network trained on few labels.
 
-The settings are those of DeepCluster-v2's semi-supervised evaluation (1 % and 10 % of ImageNet's labels): 20 epochs, a
-fast head over a slow trunk. Its steps are for batches of 256: a smaller one takes smaller steps in proportion.
+Settings of DeepCluster-v2's semi-supervised evaluation (1 % and 10 % of ImageNet's labels): 20 epochs, a larger
+learning rate for the head than for the body. The learning rates are for batches of 256, and scaled with the batch.
 """
 
 import math
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,46 +16,35 @@ from torch.optim import SGD
 
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite, numbers
+from deepcluster.evaluation.options import FewLabelsOptions
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator, lent_global
 
-BATCH = 256  # that the steps are for
-DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on, times this
-
-
-@dataclass(frozen=True)
-class FewLabelsOptions(Options):
-    """Options of the protocol."""
-
-    shares: str = option("0.01,0.1", "Shares of the labelled images to learn from.")
-    epochs: int = option(20, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
-    batch_size: int = option(256, "Images in an optimizer step, at most.", low=1, high=1e6, flag=True)
-    lr: str = option("0.02,0.01", "Learning rate of the body for 256 images: one for each share, or one for all.")
-    head_lr: str = option("5,0.2", "Learning rate of the classifier, likewise.")
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(0.0, "Weight decay of SGD.")
+BATCH = 256  # images, that the learning rates are for
+DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on: the factor of the learning rates
 
 
 def few(
     task: ProbeTask, options: FewLabelsOptions | None = None, *, once: Once = anew, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """For each share S of the labels ``S_labels`` (how many), ``S_loss`` and ``S_top1`` (beyond 5 classes ``S_top5``
-    too), of the centre of the images after the last epoch. ``chance``: always the most frequent class."""
+    """Yield for each share S of the labels ``S_labels`` (their number), ``S_loss`` and ``S_top1`` after the last epoch.
+
+    Of more than 5 classes also ``S_top5``. ``chance`` is the accuracy of the most frequent class.
+    """
     options, display = options or FewLabelsOptions(), display or Silent()
     shares = numbers(options.shares, "shares", float)
     if max(shares) > 1:
         raise UsageError(f"shares={options.shares}: a share of the labels is at most 1")
-    steps = _for_each(options.lr, "lr", len(shares)), _for_each(options.head_lr, "head_lr", len(shares))
+    rates = _for_each(options.lr, "lr", len(shares)), _for_each(options.head_lr, "head_lr", len(shares))
     yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
     yield from {"classes": len(task.names), "chance": task.chance}.items()
-    for share, lr, head_lr in zip(shares, *steps, strict=True):
+    for share, lr, head_lr in zip(shares, *rates, strict=True):
         name = f"{100 * share:g}%"
         compute = partial(fine_tune, task, name, share, lr, head_lr, options, display)
-        # Its own share and steps are what a part depends on, whatever the others are.
+        # The name of a part has all that it depends on: its share and its learning rates.
         yield from once(f"{name} by {lr:g} and {head_lr:g}", compute).items()
 
 
@@ -68,11 +56,11 @@ def _for_each(text: str, option: str, count: int) -> list[float]:
 
 
 def class_balanced(classes: Tensor, share: float, random: torch.Generator) -> Tensor:
-    """Rows (ascending) of ``share`` of the images: as many of each class, at least one, as far as it has them."""
+    """Rows (ascending) of ``share`` of the images, equally many of each class: at least one, at most all it has."""
     present = classes.unique().tolist()
-    each = max(1, round(share * len(classes) / len(present)))
+    per_class = max(1, round(share * len(classes) / len(present)))
     order = torch.randperm(len(classes), generator=random)
-    return torch.cat([order[classes[order] == number][:each] for number in present]).sort().values
+    return torch.cat([order[classes[order] == number][:per_class] for number in present]).sort().values
 
 
 def fine_tune(
@@ -118,9 +106,9 @@ def fine_tune(
         total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
     processes.broadcast_buffers(network)
-    found: dict[str, Figure] = {"labels": len(rows), "loss": total.item() / len(rows)}
-    found |= accuracies(_scores(network, task), task.test.classes)
-    return {f"{name}_{each}": value for each, value in found.items()}
+    figures: dict[str, Figure] = {"labels": len(rows), "loss": total.item() / len(rows)}
+    figures |= accuracies(_scores(network, task), task.test.classes)
+    return {f"{name}_{figure}": value for figure, value in figures.items()}
 
 
 def _scores(network: Network, task: ProbeTask) -> Tensor:

@@ -1,47 +1,40 @@
-"""Protocol ``knn``: the class of an image by those of the nearest ones, which count by their likeness (Wu et al. 2018).
+"""Protocol ``knn``: the class of an image by a weighted vote of the nearest ones.
 
 Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
 from deepcluster.evaluation.common import NamedFigure, Once, ProbeTask, accuracies, anew, numbers
+from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
-
-
-@dataclass(frozen=True)
-class KnnOptions(Options):
-    """Options of the protocol."""
-
-    neighbours: str = option("20,200", "How many neighbours vote: one or more numbers.")
-    temperature: float = option(0.07, "Of the weights exp(cosine / temperature) of their votes.", low=1e-6, high=1e6)
 
 
 def knn(
     task: ProbeTask, options: KnnOptions | None = None, *, once: Once = anew, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """``top1_kN`` (and ``top5_kN`` beyond 5 classes) of the features of the backbone, not reduced, of length 1; N is at
-    most the number of images to learn from. ``chance``: always the most frequent class."""
+    """Yield ``top1_kN`` for N neighbours (at most all images to learn from), of more than 5 classes also ``top5_kN``.
+
+    The features are those of the backbone at length 1, not reduced. ``chance`` is the accuracy of the most frequent
+    class.
+    """
     options, display = options or KnnOptions(), display or Silent()
     counts = [min(int(k), len(task.train.classes)) for k in numbers(options.neighbours, "neighbours", int)]
 
     def features(images: Tensor) -> Tensor:
-        found = extract(
-            task.network, images, size=task.image_size, batch_size=task.batch_size,
-            progress=lambda done, total: display.progress("features", done, total),
-        )  # fmt: skip
-        found = found.float()
-        return found.div_(found.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: at 4,096 numbers they are many
+        progress = partial(display.progress, "features")
+        rows = extract(task.network, images, size=task.image_size, batch_size=task.batch_size, progress=progress)
+        rows = rows.float()
+        return rows.div_(rows.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: a copy would double the memory
 
     def compute() -> dict[str, float]:
-        # Each process scores its own images by those of all.
+        # Each rank scores its images by those of all ranks.
         train, test = task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
         votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
         return {
@@ -58,15 +51,23 @@ def knn(
 def weighted_votes(
     train: Tensor, classes: Tensor, test: Tensor, counts: Sequence[int], temperature: float, of: int
 ) -> list[Tensor]:
-    """For each k of ``counts`` the votes that M test rows give each of ``of`` classes (M x ``of``): the sum of
-    exp(cos / temperature) over those of the k nearest train rows that are of the class, as a share of all.
+    """The votes of the nearest rows for each class, weighted by exp(cosine / temperature).
 
-    train: N x D, test: M x D, of length 1; classes: N.
+    Args:
+        train: N x D, rows of length 1.
+        classes: N, the class of each.
+        test: M x D, rows of length 1.
+        counts: Numbers k of neighbours that vote.
+        temperature: Of the weights.
+        of: Number of classes.
+
+    Returns:
+        For each k the shares of the votes, M x ``of``.
     """
     cosines, rows = nearest(test, max(counts), train)
     votes = []
     for k in counts:
-        # Less the largest, which changes no share: exp(1 / .01) is beyond float32.
+        # Subtracting the largest changes no share, and keeps exp(1 / .01) within float32.
         weights = ((cosines[:, :k] - cosines[:, :1]) / temperature).exp()
         shares = weights / weights.sum(1, keepdim=True)
         votes.append(torch.zeros(len(test), of).scatter_add_(1, classes[rows[:, :k]], shares))

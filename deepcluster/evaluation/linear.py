@@ -1,12 +1,11 @@
-"""Protocol ``linear``: how well a linear classifier on the maps of each layer tells the classes apart.
+"""Protocol ``linear``: the accuracy of a linear classifier on the maps of each layer.
 
-Paper, section 4.3, after Zhang et al. 2016, with the settings of the release's eval_linear.sh. The network stays as it
-is; the figure is that of the last epoch (the release reports the best one by the test images).
+Paper, section 4.3, after Zhang et al. 2016, with the settings of the release's eval_linear.sh. The network is frozen.
+The figure is that of the last epoch; the release reports the best epoch by the test images.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,34 +15,21 @@ from torch.optim import SGD
 
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
+from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
-
-
-@dataclass(frozen=True)
-class LinearOptions(Options):
-    """Options of the protocol."""
-
-    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
-    epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
-    batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
-    lr: float = option(0.01, "Learning rate; of iteration t it is lr / sqrt(1 + lr weight_decay t).")
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(1e-7, "Weight decay of SGD.")
-    image_size: int = option(0, "Side of the images, px; 0: that of the run.", high=8192, flag=True)
-    margin: float = option(256 / 224, "Side of the stored image over that of its crops.", low=1, high=2)
-    ten_crops: bool = option(True, "Score by the mean of ten crops (corners and centre, mirrored or not), not one.")
 
 
 def linear(
     task: ProbeTask, options: LinearOptions | None = None, *, once: Once = anew, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """For each layer its ``_pooling``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1`` (beyond 5 classes
-    ``_top5`` too). ``chance``: always the most frequent class."""
+    """Yield for each layer its ``_pooling``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
+
+    Of more than 5 classes also ``_top5``. ``chance`` is the accuracy of the most frequent class.
+    """
     options, display = options or LinearOptions(), display or Silent()
     layers = chosen_layers(task.network, options.layers)
     yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
@@ -64,8 +50,8 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
 
     def features(views: Tensor) -> Tensor:
         with torch.no_grad():
-            found: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
-            return found
+            pooled: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
+            return pooled
 
     dims = features(one).shape[1]
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
@@ -99,31 +85,31 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
     mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
     if options.epochs and mean_loss > guessing:
         display.say(
-            "Step",
+            "Rate",
             f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
             f" lr={options.lr:g} is too large for its maps, try --set lr={options.lr / 10:g}",
         )
     scores = [torch.empty(0, len(task.names))]
     with torch.no_grad():
         for part in task.test.images.split(max(1, options.batch_size // (10 if options.ten_crops else 1))):
-            if not len(part):  # of a process that has none
+            if not len(part):  # a rank without images
                 continue
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
-    found: dict[str, Figure] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
-    found |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
-    return {f"{layer.name}_{name}": value for name, value in found.items()}
+    figures: dict[str, Figure] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
+    figures |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
+    return {f"{layer.name}_{name}": value for name, value in figures.items()}
 
 
 def lr_at(t: int, lr: float, weight_decay: float) -> float:
-    """The step of iteration t, from 0: lr / sqrt(1 + lr weight_decay t) (eval_linear.py of the release)."""
+    """The learning rate of iteration t, from 0: lr / sqrt(1 + lr weight_decay t) (eval_linear.py of the release)."""
     return lr / math.sqrt(1 + lr * weight_decay * t)
 
 
 def mean_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Of the crops of images, each B x K: the mean of their softmax."""
-    return torch.stack([each.softmax(1) for each in logits]).mean(0)
+    """The mean softmax over the crops of images; the logits of a crop are B x K."""
+    return torch.stack([crop.softmax(1) for crop in logits]).mean(0)
 
 
 def as_numbers(crops: Tensor) -> Tensor:
@@ -132,7 +118,7 @@ def as_numbers(crops: Tensor) -> Tensor:
 
 
 def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
-    """A ``size`` x ``size`` crop at a random place of each of B x 3 x S x S images, mirrored or not: its own pixels."""
+    """A random crop of each of B x 3 x S x S images, ``size`` px wide, mirrored or not, without resampling."""
     room = images.shape[-1] - size + 1
     tops, lefts = torch.randint(room, (2, len(images)), generator=random).tolist()
     crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)])
@@ -146,8 +132,15 @@ def centre_crop(images: Tensor, size: int) -> Tensor:
 
 
 def ten_crops(images: Tensor, size: int) -> list[Tensor]:
-    """The corners (top left, top right, bottom left, bottom right) and the centre of B x 3 x S x S images, then these
-    mirrored: ten times B x 3 x ``size`` x ``size``."""
+    """The corners (top left, top right, bottom left, bottom right) and centre of images, then the same mirrored.
+
+    Args:
+        images: B x 3 x S x S.
+        size: Side of a crop, px.
+
+    Returns:
+        Ten times B x 3 x ``size`` x ``size``.
+    """
     far = images.shape[-1] - size
     corners = [images[..., y : y + size, x : x + size] for y in (0, far) for x in (0, far)]
     five = [*corners, centre_crop(images, size)]

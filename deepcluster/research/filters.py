@@ -1,5 +1,6 @@
-"""Protocol ``filters``: what the filters of each layer answer to, as pictures: one that was made for the filter by
-gradient ascent, beside the images that it answers most.
+"""Protocol ``filters``: what the filters of each layer respond to, as pictures.
+
+For each filter, a picture made by gradient ascent beside the images with the largest response.
 
 Paper, section 4.1, after Erhan et al. 2009 and Yosinski et al. 2015, with the settings of the release's
 gradient_ascent.py and activ-retrieval.py. The release starts from pixels of 0 to 255 in a network that expects
@@ -20,37 +21,27 @@ from torchvision.transforms.functional import gaussian_blur
 
 from deepcluster.evaluation.common import NamedFigure, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, read_maps
+from deepcluster.evaluation.options import FiltersOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Options, option
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 
 GREY, NOISE = 128 / 255, 20 / 255  # mean and standard deviation of the pixels at the start
-SIDE, GAP, MARK = 168, 2, 14  # of a picture on the sheet, between pictures, of a filter's number; px
-WIDTH = 4  # filters beside each other
+SIDE, GAP, MARK = 168, 2, 14  # side of a picture, gap between pictures, height of a filter's number; px
+WIDTH = 4  # filters in a row
 SHOWN = 3.0  # standard deviations from grey to black or white
 
 
 @dataclass(frozen=True)
-class FiltersOptions(Options):
-    """Options of the protocol."""
-
-    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
-    filters: int = option(16, "Filters of a layer, evenly chosen.", low=1, high=256)
-    count: int = option(9, "Images beside each picture.", low=1, high=100)
-    iterations: int = option(1000, "Steps of the gradient ascent.")
-    lr: float = option(3.0, "Learning rate of the ascent, along a gradient of length 1.")
-    weight_decay: float = option(1e-5, "Pull towards the mean colour.")
-    blur: float = option(0.3, "Standard deviation of the Gaussian that smooths the picture, px; 0: none.", high=10)
-    blur_every: int = option(5, "Smooth after every so many iterations.", low=1)
-    image_size: int = option(0, "Side of the picture, px; 0: that of the run.", high=8192, flag=True)
-
-
-@dataclass(frozen=True)
 class Ascent:
-    """The pictures (F x 3 x S x S, as the network sees them: normalised), and the mean of the filter's map for the
-    noise at the start and for the picture (both F)."""
+    """Pictures made for F filters.
+
+    Attributes:
+        pictures: F x 3 x S x S, normalised as the network sees them.
+        before: Mean of each filter's map for the noise at the start.
+        after: Mean of each filter's map for its picture.
+    """
 
     pictures: Tensor
     before: Tensor
@@ -68,20 +59,26 @@ def filters(
     keep: Callable[[str, Image.Image], None],
     display: Display | None = None,
 ) -> Iterator[NamedFigure]:
-    """For each layer how many ``_filters`` it has and are ``_shown``, and the means over these of their answers (the
-    mean of the filter's map): to noise (``_noise``), to what was made for them (``_made``), and to the images that they
-    answer most (``_images``).
+    """Yield for each layer the number of its ``_filters`` and of those ``_shown``, and their mean responses.
 
-    images: uint8 N x 3 x S x S, of which the network sees the central ``image_size`` px; keep(name of the layer, sheet)
-    gets its pictures.
+    The response is the mean of the filter's map: to ``_noise``, to the picture ``_made`` for it, and to the ``_images``
+    with the largest response.
+
+    Args:
+        network: In evaluation mode.
+        images: uint8 N x 3 x S x S.
+        options: None: the defaults.
+        image_size: Side of the central square that the network sees, px.
+        batch_size: Images in a pass of the network.
+        seed: Seed of the noise.
+        keep: Takes the name of a layer and the sheet of its pictures.
+        display: Shows progress.
     """
     options, display = options or FiltersOptions(), display or Silent()
     layers = chosen_layers(network, options.layers)
     yield "images", len(images)
-    best = top_images(
-        network, layers, images, options.count, size=image_size, batch_size=batch_size,
-        progress=partial(display.progress, "images"),
-    )  # fmt: skip
+    progress = partial(display.progress, "images")
+    best = top_images(network, layers, images, options.count, size=image_size, batch_size=batch_size, progress=progress)
     for layer, (answers, rows) in zip(layers, best, strict=True):
         chosen = evenly(len(answers), options.filters)
         size, progress = options.image_size or image_size, partial(display.progress, layer.name)
@@ -92,12 +89,13 @@ def filters(
         yield f"{layer.name}_noise", float(made.before.mean())
         yield f"{layer.name}_made", float(made.after.mean())
         yield f"{layer.name}_images", float(answers[chosen].mean())
-        # An image that a filter does not answer at all says nothing about it.
+        # An image with a response of 0 says nothing about the filter.
         beside = [
             [as_image(fixed_view(images[row : row + 1], image_size)[0]) for row, answer in pairs if answer != 0]
             for pairs in (zip(rows[i].tolist(), answers[i].tolist(), strict=True) for i in chosen)
         ]
-        keep(layer.name, sheet(chosen, [as_image(visible(each)) for each in made.pictures], beside, options.count))
+        pictures = [as_image(visible(picture)) for picture in made.pictures]
+        keep(layer.name, sheet(chosen, pictures, beside, options.count))
 
 
 def evenly(channels: int, count: int) -> list[int]:
@@ -110,8 +108,8 @@ def evenly(channels: int, count: int) -> list[int]:
 
 
 def noise(filters: Sequence[int], size: int, seed: int) -> Tensor:
-    """A grey picture in [0, 1] with noise for each filter: its own, whichever others there are."""
-    draws = [torch.randn(3, size, size, generator=generator(seed, "filters", each)) for each in filters]
+    """A grey picture in [0, 1] with noise for each filter, whatever the other filters are."""
+    draws = [torch.randn(3, size, size, generator=generator(seed, "filters", number)) for number in filters]
     return (GREY + NOISE * torch.stack(draws)).clamp(0, 1)
 
 
@@ -125,9 +123,12 @@ def ascend(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ascent:
-    """Pictures for some filters of a layer, all in one batch: each lowers the cross-entropy of its filter among all of
-    the layer, whose logits are the means of their maps. One step of ``lr`` along the gradient, at length 1, and
-    ``weight_decay`` towards the mean of the normalised pixels. The network, in evaluation mode, stays as it is."""
+    """Pictures for some filters of a layer, in one batch.
+
+    Each lowers the cross-entropy of its filter among all of the layer; the logits are the means of the maps. An
+    iteration moves by ``lr`` along the gradient, at length 1, and decays towards the mean colour. The network is not
+    changed.
+    """
     mean, std = network.mean, network.std
     targets = torch.tensor(filters, device=mean.device)
     pictures = (noise(filters, size, seed).to(mean.device) - mean) / std
@@ -135,14 +136,14 @@ def ascend(
     def answers(pictures: Tensor) -> Tensor:
         return maps_at(network, layer, pictures * std + mean).mean((2, 3))
 
-    def own(pictures: Tensor) -> Tensor:
+    def answer_of_target(pictures: Tensor) -> Tensor:
         with torch.no_grad():
             return answers(pictures).gather(1, targets[:, None])[:, 0].cpu()
 
-    before = own(pictures)
+    before = answer_of_target(pictures)
     for iteration in range(1, options.iterations + 1):
         pictures.requires_grad_()
-        loss = F.cross_entropy(answers(pictures), targets, reduction="sum")  # no picture has to do with another
+        loss = F.cross_entropy(answers(pictures), targets, reduction="sum")  # the pictures are independent
         (gradient,) = torch.autograd.grad(loss, pictures)
         with torch.no_grad():
             length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
@@ -152,10 +153,10 @@ def ascend(
                 pictures = gaussian_blur(pictures, [side, side], [options.blur, options.blur])
         if progress is not None:
             progress(iteration, options.iterations)
-    return Ascent(pictures.detach().cpu(), before, own(pictures))
+    return Ascent(pictures.detach().cpu(), before, answer_of_target(pictures))
 
 
-# ---- images that a filter answers most ------------------------------------------------------------------------------
+# ---- images with the largest responses ------------------------------------------------------------------------------
 
 
 def top_images(
@@ -168,10 +169,20 @@ def top_images(
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each layer and each of its C filters the ``count`` largest means of the filter's map over the images (C x
-    ``count``, descending), and the numbers of these images; of equal ones the first. At most all N.
+    """The images with the largest responses of every filter, in one pass over the images for all layers.
 
-    One pass over uint8 N x 3 x S x S images for all layers, which keeps ``count`` images a filter and no more.
+    Args:
+        network: In evaluation mode.
+        layers: Those of the filters.
+        images: uint8 N x 3 x S x S.
+        count: Images per filter; at most N are returned.
+        size: Side of the central square that the network sees, px.
+        batch_size: Images in a pass of the network.
+        progress: Called with the images done and in all.
+
+    Returns:
+        For each layer the responses of its C filters (C x ``count``, descending) and the rows of these images; of equal
+        ones the first.
     """
     device = network.mean.device
     best: list[tuple[Tensor, Tensor]] = []
@@ -183,29 +194,32 @@ def top_images(
                 views = torch.cat([views, views.new_zeros(batch_size - len(batch), *views.shape[1:])])
             views = views.contiguous(memory_format=torch.channels_last)
             means = read_maps(network, layers, views, lambda maps: maps.mean((2, 3)))
-            found = [each[: len(batch)].T.float().cpu() for each in means]
-            best = best or [(each[:, :0], torch.empty(len(each), 0, dtype=torch.int64)) for each in found]
-            best = [larger(*pair, each, begin, count) for pair, each in zip(best, found, strict=True)]
+            answers = [mean[: len(batch)].T.float().cpu() for mean in means]
+            best = best or [(new[:, :0], torch.empty(len(new), 0, dtype=torch.int64)) for new in answers]
+            best = [larger(*pair, new, begin, count) for pair, new in zip(best, answers, strict=True)]
             if progress is not None:
                 progress(begin + len(batch), len(images))
     return best
 
 
 def larger(answers: Tensor, rows: Tensor, new: Tensor, begin: int, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest a row of what was kept (C x k, descending) and what is ``new`` (C x B, images ``begin`` and
-    on), with the numbers of the images."""
-    every = torch.cat([answers, new], 1)
-    numbers = torch.cat([rows, (begin + torch.arange(new.shape[1])).expand(len(new), -1)], 1)
+    """Merge the largest answers so far (C x k) with ``new`` ones (C x B, of the images from ``begin`` on).
+
+    Returns:
+        The ``count`` largest of each row, descending, and the rows of their images.
+    """
+    answers = torch.cat([answers, new], 1)
+    rows = torch.cat([rows, (begin + torch.arange(new.shape[1])).expand(len(new), -1)], 1)
     # Stable: of equal answers the earlier image stays in front. (topk gives no order among them.)
-    order = every.sort(stable=True, dim=1, descending=True).indices[:, :count]
-    return every.gather(1, order), numbers.gather(1, order)
+    order = answers.sort(stable=True, dim=1, descending=True).indices[:, :count]
+    return answers.gather(1, order), rows.gather(1, order)
 
 
 # ---- the sheet -------------------------------------------------------------------------------------------------------
 
 
 def visible(picture: Tensor) -> Tensor:
-    """A normalised picture in [0, 1] for the eye: its mean is grey, ``SHOWN`` standard deviations more are white."""
+    """A normalised picture in [0, 1]: its mean is grey, ``SHOWN`` standard deviations above it are white."""
     return (0.5 + (picture - picture.mean()) / (2 * SHOWN * picture.std().clamp(min=1e-12))).clamp(0, 1)
 
 
@@ -217,7 +231,7 @@ def as_image(pixels: Tensor) -> Image.Image:
 def sheet(
     filters: Sequence[int], made: Sequence[Image.Image], beside: Sequence[Sequence[Image.Image]], count: int
 ) -> Image.Image:
-    """A tile for each filter, ``WIDTH`` of them a row: its number, the picture made for it, the images beside that."""
+    """A tile per filter, ``WIDTH`` of them in a row: its number, its picture, and its images beside that."""
     across = math.ceil(math.sqrt(count))
     small = (SIDE - GAP * (across - 1)) // across
     wide, high = 2 * SIDE + 3 * GAP, SIDE + GAP + MARK

@@ -19,14 +19,19 @@ from deepcluster.storage.destination import check_no_file, write_file
 
 
 def official(run: Path, out: Path, *, fold_sobel: bool = False, display: Display | None = None) -> None:
-    """Write the file ``out``: the network of a run, after as many epochs as it had rounds.
+    """Export the network of a run, with its number of rounds as the epoch.
 
-    With the classifier of the last round (``top_layer``) where the run's last checkpoint has one that belongs to this
-    network. ``fold_sobel``: as :func:`deepcluster.nets.paper.fold_sobel` makes it.
+    The classifier of the last round (``top_layer``) is included where the last checkpoint has the one of this network.
+
+    Args:
+        run: The run folder.
+        out: The file to make.
+        fold_sobel: Make the Sobel filter part of the first convolution (:func:`deepcluster.nets.paper.fold_sobel`).
+        display: Shows what was written.
 
     Raises:
-        UsageError: the network is neither alexnet nor vgg16, or has no Sobel filter to fold.
-        DiskError: there is something at ``out``, or it cannot be written.
+        UsageError: The network is neither alexnet nor vgg16, or has no Sobel filter to fold.
+        DiskError: There is something at ``out``, or it cannot be written.
     """
     check_no_file(out)
     display = display or Silent()
@@ -64,16 +69,16 @@ def _check(network: Network) -> PaperNet:
 
 
 def _last_head(folder: Path, network: Network) -> nn.Linear | None:
-    """The linear classifier beside this very body in the last checkpoint; None where there is none."""
-    found = None
-    with suppress(DeepClusterError):  # an export does without
-        found = Checkpoints(folder).latest()
-    if found is None or "head.weight" not in found.network:
+    """The linear classifier that the last checkpoint has for exactly this body; None where there is none."""
+    checkpoint = None
+    with suppress(DeepClusterError):  # the export works without a classifier
+        checkpoint = Checkpoints(folder).latest()
+    if checkpoint is None or "head.weight" not in checkpoint.network:
         return None
-    own = network.body.state_dict()
-    if not all(torch.equal(value, found.network.get(f"body.{name}", value[None])) for name, value in own.items()):
-        return None  # the guard took the network back to what it had been
-    weight = found.network["head.weight"]
+    body = network.body.state_dict()
+    if not all(torch.equal(value, checkpoint.network.get(f"body.{name}", value[None])) for name, value in body.items()):
+        return None  # the guard has restored the initial network
+    weight = checkpoint.network["head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
-    head.load_state_dict({"weight": weight, "bias": found.network["head.bias"]})
+    head.load_state_dict({"weight": weight, "bias": checkpoint.network["head.bias"]})
     return head

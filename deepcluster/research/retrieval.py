@@ -17,35 +17,32 @@ from deepcluster.errors import DataError
 from deepcluster.evaluation.common import NamedFigure, Once, anew
 from deepcluster.evaluation.feature_maps import layers_of, maps_at
 from deepcluster.evaluation.linear import as_numbers
+from deepcluster.evaluation.options import RetrievalOptions
 from deepcluster.images import Source, find
 from deepcluster.images.decode import explain
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import Network
-from deepcluster.recipe import Options, option
 from deepcluster.research.whole_images import whole
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 
-AT_A_TIME = 16  # images that are read before the network sees them
+AT_A_TIME = 16  # images read before the network sees them
 OVERLAP = 0.4  # of neighbouring regions of the first level
 MOST_EXTRA = 6
 CHANCES = 5  # random rankings whose mean is the chance level
 
 
 @dataclass(frozen=True)
-class RetrievalOptions(Options):
-    """Options of the protocol."""
-
-    image_size: int = option(1024, "The longer side of an image, px.", low=1, high=8192, flag=True)
-    levels: int = option(3, "Levels of the regions of R-MAC.", low=1, high=100)
-    dims: int = option(512, "Dimensions after the whitening.", low=1, high=1e6)
-    crop: bool = option(True, "The query is the box in its image; false: the whole image.")
-
-
-@dataclass(frozen=True)
 class Query:
-    """What is looked for: ``box`` (left, top, right, bottom; px) of an ``image``, and which images show it. Names are
-    those of the files, without ``.jpg``; ``junk`` counts neither as right nor as wrong."""
+    """A query, and the images that show the same building. Images are named by their files, without ``.jpg``.
+
+    Attributes:
+        name: Of the query.
+        image: The image that it is part of.
+        box: Left, top, right and bottom of that part, px.
+        positive: Images that show the building.
+        junk: Images that count neither as right nor as wrong.
+    """
 
     name: str
     image: str
@@ -55,8 +52,13 @@ class Query:
 
 
 def dataset(folder: str) -> tuple[Source, list[Query]]:
-    """The images (``*.jpg``) and queries (``*_query.txt``, with ``_good``, ``_ok`` and ``_junk``) below a folder, as
-    Oxford and Paris come. DataError where there are none, or where a file says something else."""
+    """The images (``*.jpg``) and queries below a folder, as Oxford and Paris come.
+
+    The files of a query end in ``_query.txt``, ``_good.txt``, ``_ok.txt`` and ``_junk.txt``.
+
+    Raises:
+        DataError: There are none, or a file cannot be read.
+    """
     root = Path(folder)
     queries = [_query(path) for path in sorted(root.rglob("*_query.txt"))]
     if not queries:
@@ -64,11 +66,11 @@ def dataset(folder: str) -> tuple[Source, list[Query]]:
             f"{folder} has no *_query.txt: give the folder that has images and ground truth of Oxford or Paris"
         )
     source = images_below(folder)
-    known = {Path(path).stem for path in source.paths}
+    names = {Path(path).stem for path in source.paths}
     for query in queries:
-        if query.image not in known:
+        if query.image not in names:
             raise DataError(f"{folder}: there is no {query.image}.jpg, the image of the query {query.name}")
-        if not query.positive & known:
+        if not query.positive & names:
             raise DataError(f"{folder}: of the query {query.name} there is no good or ok image")
     return source, queries
 
@@ -95,7 +97,7 @@ def _query(path: Path) -> Query:
         file = path.with_name(f"{name}_{kind}.txt")
         return frozenset(_words(file)) if file.exists() else frozenset()
 
-    # Oxford's names of images have the name of the collection in front here, and here only.
+    # Here, and only here, the names of Oxford's images are preceded by that of the collection.
     return Query(
         name, image.removeprefix("oxc1_"), (left, top, right, bottom), names("good") | names("ok"), names("junk")
     )
@@ -119,8 +121,18 @@ def retrieval(
     once: Once = anew,
     display: Display | None = None,
 ) -> Iterator[NamedFigure]:
-    """``map``: the mean over the queries of the average precision. The whitening is learnt from the regions of the
-    database itself, or of other images (``whiten_by``). ``chance``: of rankings at random."""
+    """Yield ``map``, the mean average precision over the queries, and ``chance``, that of random rankings.
+
+    Args:
+        network: In evaluation mode.
+        source: The database of images.
+        queries: What to look for.
+        options: None: the defaults.
+        whiten_by: Images whose regions the whitening is learnt from; None: the database's.
+        seed: Seed of the random rankings.
+        once: Remembers parts.
+        display: Shows progress.
+    """
     options, display = options or RetrievalOptions(), display or Silent()
 
     def chance() -> dict[str, float]:
@@ -128,7 +140,7 @@ def retrieval(
         drawn = []
         for i in range(CHANCES):
             order = torch.randperm(len(names), generator=generator(seed, "ranking", i)).tolist()
-            drawn += [average_precision([names[j] for j in order], each.positive, each.junk) for each in queries]
+            drawn += [average_precision([names[j] for j in order], query.positive, query.junk) for query in queries]
         return {"chance": sum(drawn) / len(drawn)}
 
     yield from {"images": len(source.paths), "queries": len(queries)}.items()
@@ -149,20 +161,20 @@ def _score(
     learnt = regions if whiten_by is None else described.all_of(whiten_by, "whitening")[0]
     whitening = whiten(torch.cat(learnt), options.dims)
 
-    def aggregated(each: Tensor) -> Tensor:
-        return F.normalize(whitening(each).sum(0), dim=0)
+    def aggregated(vectors: Tensor) -> Tensor:
+        return F.normalize(whitening(vectors).sum(0), dim=0)
 
-    database = torch.stack([aggregated(each) for each in regions])
-    places = {name: place for place, name in enumerate(names)}
+    database = torch.stack([aggregated(vectors) for vectors in regions])
+    row_of = {name: row for row, name in enumerate(names)}
     precisions = []
     for query in queries:
         if options.crop:
-            by = aggregated(described.query(source, query))
-        elif query.image in places:
-            by = database[places[query.image]]
+            vector = aggregated(described.query(source, query))
+        elif query.image in row_of:
+            vector = database[row_of[query.image]]
         else:
             raise DataError(f"{query.image}.jpg, the image of the query {query.name}, cannot be used")
-        order = (database @ by).argsort(descending=True, stable=True).tolist()
+        order = (database @ vector).argsort(descending=True, stable=True).tolist()
         precisions.append(average_precision([names[i] for i in order], query.positive, query.junk))
     skipped = len(source.paths) - len(names)
     return {"skipped": skipped, "dims": database.shape[1], "map": sum(precisions) / len(precisions)}
@@ -170,7 +182,7 @@ def _score(
 
 @dataclass(frozen=True)
 class _Describing:
-    """From images to the vectors of their regions, by the last maps of a network."""
+    """Turns images into vectors of their regions, by the last maps of a network."""
 
     network: Network
     options: RetrievalOptions
@@ -178,18 +190,18 @@ class _Describing:
 
     def all_of(self, source: Source, phase: str) -> tuple[list[Tensor], list[str]]:
         """The vectors of each usable image, and its name."""
-        found: list[Tensor] = []
+        vectors: list[Tensor] = []
         names: list[str] = []
         done = 0
         for part in source.parts(AT_A_TIME):
             for name, image, _ in self._read(part):
-                found.append(self._regions(image))
+                vectors.append(self._regions(image))
                 names.append(name)
             done += len(part.paths)
             self.display.progress(phase, done, len(source.paths))
-        if not found:
+        if not vectors:
             raise DataError(f"none of the {len(source.paths)} images of {source.location} can be used")
-        return found, names
+        return vectors, names
 
     def query(self, source: Source, query: Query) -> Tensor:
         """The vectors of the box of a query."""
@@ -204,7 +216,7 @@ class _Describing:
         )
 
     def _read(self, part: Source) -> Iterator[tuple[str, Tensor, float]]:
-        """The name of each usable image, its pixels (uint8, 3 x H x W), and how many px one of the file has become."""
+        """The name of each usable image, its pixels (uint8, 3 x H x W), and the factor by which it was scaled."""
         side = self.options.image_size
         wholes, extents = whole(part, side)
         store = read_once(wholes, side, none_is_fine=True)
@@ -221,7 +233,7 @@ class _Describing:
 
 
 def region_vectors(maps: Tensor, levels: int) -> Tensor:
-    """The greatest number of each channel in each region of C x H x W maps, R x C, rows of length 1."""
+    """The maximum of each channel in each of R regions of C x H x W maps: R x C, rows of length 1."""
     parts = [
         maps[:, y : y + side, x : x + side].amax((1, 2)) for y, x, side in regions(maps.shape[1], maps.shape[2], levels)
     ]
@@ -229,18 +241,21 @@ def region_vectors(maps: Tensor, levels: int) -> Tensor:
 
 
 def regions(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
-    """(top, left, side) of R-MAC's squares: at level l they are 2 min(H, W) / (l + 1) wide, l of them along the shorter
-    side, and along the longer one more, as many as make those of level 1 overlap by about 40 %; evenly spread."""
+    """(top, left, side) of R-MAC's squares, evenly spread.
+
+    At level l they are 2 min(H, W) / (l + 1) wide, with l of them along the shorter side. Along the longer side there
+    are as many more as make those of level 1 overlap by about 40 %.
+    """
     short, long = sorted((height, width))
     extra = 0
     if long > short:
         extra = min(range(1, MOST_EXTRA + 1), key=lambda n: abs(1 - (long - short) / (n * short) - OVERLAP))
-    found = []
+    squares = []
     for level in range(1, levels + 1):
         side = max(1, 2 * short // (level + 1))
-        rows, columns = (level + (extra if each == long > short else 0) for each in (height, width))
-        found += [(y, x, side) for y in _spread(height, side, rows) for x in _spread(width, side, columns)]
-    return found
+        rows, columns = (level + (extra if length == long > short else 0) for length in (height, width))
+        squares += [(y, x, side) for y in _spread(height, side, rows) for x in _spread(width, side, columns)]
+    return squares
 
 
 def _spread(length: int, side: int, count: int) -> list[int]:
@@ -248,16 +263,16 @@ def _spread(length: int, side: int, count: int) -> list[int]:
 
 
 def average_precision(ranking: Sequence[str], positive: Collection[str], junk: Collection[str]) -> float:
-    """The area under precision over recall by trapezia, from precision 1 at recall 0; junk is taken out of the ranking.
+    """The area under precision over recall by trapezia, from precision 1 at recall 0, without junk.
 
-    As the program that comes with Oxford Buildings computes it (Philbin et al. 2007). Positives that are not in the
-    ranking are missed.
+    As the program that comes with Oxford Buildings computes it (Philbin et al. 2007). Positives that the ranking lacks
+    count as missed.
     """
     area, recall, precision = 0.0, 0.0, 1.0
-    found = 0
-    for place, name in enumerate((name for name in ranking if name not in junk), 1):
-        found += name in positive
-        new_recall, new_precision = found / len(positive), found / place
+    hits = 0
+    for rank, name in enumerate((name for name in ranking if name not in junk), 1):
+        hits += name in positive
+        new_recall, new_precision = hits / len(positive), hits / rank
         area += (new_recall - recall) * (precision + new_precision) / 2
         recall, precision = new_recall, new_precision
     return area

@@ -1,6 +1,6 @@
 """Protocol ``voc07``: multi-label classification of PASCAL VOC 2007.
 
-Settings of the release's eval_voc_classif.py (paper, section 4.4); but every epoch has an order of its own here.
+Settings of the release's eval_voc_classif.py (paper, section 4.4), except that every epoch has a new order here.
 """
 
 import hashlib
@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
-from deepcluster.errors import DataError, UsageError
+from deepcluster.errors import DataError
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, anew, check_finite
+from deepcluster.evaluation.options import Voc07Options
 from deepcluster.images import Source, find
 from deepcluster.images.augment import sampling_grid
 from deepcluster.images.decode import explain
@@ -28,48 +29,25 @@ from deepcluster.images.store import gather, read_once
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import reset_linear
 from deepcluster.nets.paper import PaperNet
-from deepcluster.recipe import Options, option
 from deepcluster.research.whole_images import whole
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
 
-SPLITS = {"trainval": "test", "train": "val"}  # what is learnt from, and what is scored
+SPLITS = {"trainval": "test", "train": "val"}  # images to learn from: images to score
 LONGER_SIDE = 500  # px, of every image of VOC
-MOST_GRADIENT = 10.0  # its norm is cut to this
-TIE = 1e-5  # an image with the class stands behind one without it that has the same score
-
-
-@dataclass(frozen=True)
-class Voc07Options(Options):
-    """Options of the protocol."""
-
-    split: str = option("trainval", "trainval: scored on test; train: on val.", choices=tuple(SPLITS))
-    layers: str = option(
-        "top", "Train fc6 to fc8 anew (of other networks than AlexNet and VGG-16: a classifier), or all layers.",
-        choices=("top", "all"), flag=True,
-    )  # fmt: skip
-    train_batchnorm: bool = option(False, "Train scale and shift of batch normalisation too.")
-    iterations: int = option(80_000, "Optimizer steps.", low=1)
-    batch_size: int = option(16, "Images in an optimizer step.", low=1, high=1e6, flag=True)
-    lr: float = option(0.003, "Learning rate at first.")
-    step_size: int = option(5000, "The learning rate is halved every so many iterations.", low=1)
-    momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
-    weight_decay: float = option(1e-6, "Weight decay of SGD.")
-    crop_min: float = option(0.1, "Smallest area of a square crop, as a share of the image.", low=1e-6, high=1)
-    crop_max: float = option(0.5, "Largest area of a square crop.", low=1e-6, high=1)
-    crops: int = option(10, "Random crops whose logits are summed for a score.", low=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.crop_min > self.crop_max:
-            raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
+MOST_GRADIENT = 10.0  # norm to which gradients are clipped
+TIE = 1e-5  # taken off the score of images with the class, so that a tie counts against them
 
 
 @dataclass(frozen=True)
 class Split:
-    """A part of VOC07: its images, and int8 N x C: 1 where an image has the class, -1 where not, 0 where it is
-    difficult and counts neither way."""
+    """A part of VOC07.
+
+    Attributes:
+        source: Its N images.
+        truth: int8 N x C: 1 where an image has the class, -1 where not, 0 where it is difficult and does not count.
+    """
 
     source: Source
     truth: npt.NDArray[np.int8]
@@ -79,7 +57,7 @@ class Split:
 
 
 def devkit(folder: str) -> Path:
-    """The folder VOC2007 that is meant. DataError where there is none."""
+    """The folder VOC2007 in or at ``folder``. DataError where there is none."""
     for root in (Path(folder), Path(folder) / "VOC2007", Path(folder) / "VOCdevkit" / "VOC2007"):
         if (root / "ImageSets" / "Main").is_dir() and (root / "JPEGImages").is_dir():
             return root
@@ -87,38 +65,38 @@ def devkit(folder: str) -> Path:
 
 
 def splits(root: Path, split: str) -> tuple[Split, Split, list[str]]:
-    """What is learnt from, what is scored, and the names of the classes."""
+    """The images to learn from, those to score, and the names of the classes."""
     lists = root / "ImageSets" / "Main"
     names = sorted(path.name.removesuffix(f"_{split}.txt") for path in lists.glob(f"*_{split}.txt"))
     if not names:
         raise DataError(f"{lists} has no *_{split}.txt: give a whole VOC2007")
     train, test = (_split(root, part, names) for part in (split, SPLITS[split]))
-    for part, each in ((split, train), (SPLITS[split], test)):
-        if missing := [name for name, column in zip(names, each.truth.T, strict=True) if not (column == 1).any()]:
+    for part, images in ((split, train), (SPLITS[split], test)):
+        if missing := [name for name, column in zip(names, images.truth.T, strict=True) if not (column == 1).any()]:
             raise DataError(f"{lists}: no image of {part} has the class {missing[0]}")
     return train, test, names
 
 
 def _split(root: Path, part: str, names: Sequence[str]) -> Split:
     columns = [_column(root / "ImageSets" / "Main" / f"{name}_{part}.txt") for name in names]
-    known = list(columns[0])
+    names_of_images = list(columns[0])
     for name, column in zip(names, columns, strict=True):
-        if list(column) != known:
+        if list(column) != names_of_images:
             raise DataError(f"{root}: the lists {names[0]}_{part}.txt and {name}_{part}.txt are not of the same images")
-    truth = np.array([[column[image] for column in columns] for image in known], np.int8)
-    return Split(find([root / "JPEGImages" / f"{image}.jpg" for image in known]), truth)
+    truth = np.array([[column[image] for column in columns] for image in names_of_images], np.int8)
+    return Split(find([root / "JPEGImages" / f"{image}.jpg" for image in names_of_images]), truth)
 
 
 def _column(path: Path) -> dict[str, int]:
-    """Of a list such as ``cat_train.txt``: 1, -1 or 0 for each image."""
+    """1, -1 or 0 for each image of a list such as ``cat_train.txt``."""
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        found = {image: int(value) for image, value in lines}
-        if not found or not {*found.values()} <= {-1, 0, 1}:
+        values = {image: int(value) for image, value in lines}
+        if not values or not {*values.values()} <= {-1, 0, 1}:
             raise ValueError("each line must be an image and 1, 0 or -1")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be used: {explain(error)}") from None
-    return found
+    return values
 
 
 def voc07(
@@ -134,23 +112,34 @@ def voc07(
     once: Once = anew,
     display: Display | None = None,
 ) -> Iterator[NamedFigure]:
-    """``ap_CLASS`` and their mean ``map``, after the last iteration. ``chance``: the mean share of images that have the
-    class, which is the average precision of scores at random. ``scratch`` lends folders for images that do not fit into
-    memory."""
+    """Yield ``ap_CLASS`` and their mean ``map`` after the last iteration, and ``chance``, that of random scores.
+
+    Args:
+        network: In evaluation mode; it is not changed.
+        train: Images to learn from.
+        test: Images to score.
+        names: The classes.
+        options: None: the defaults.
+        image_size: Side of the crops that the network sees, px.
+        scratch: Lends folders for images that do not fit into memory.
+        seed: Seed of all random numbers.
+        once: Remembers parts.
+        display: Shows progress.
+    """
     options, display = options or Voc07Options(), display or Silent()
     yield from {"train_images": len(train.truth), "images": len(test.truth), "classes": len(names)}.items()
     yield from once("chance", lambda: {"chance": _chance(test.truth)}).items()
 
     def compute() -> dict[str, Figure]:
         with scratch() as place:
-            pictures = [_read(each, place / part, display) for part, each in (("train", train), ("test", test))]
+            pictures = [_read(split, place / part, display) for part, split in (("train", train), ("test", test))]
             trained = _train(network, pictures[0], options, image_size, seed, display)
             scores = _scores(trained, pictures[1], options, image_size, seed, display)
-        found: dict[str, Figure] = {
+        figures: dict[str, Figure] = {
             f"ap_{name}": value
             for name, value in zip(names, average_precisions(scores.numpy(), pictures[1].truth), strict=True)
         }
-        return found | {"map": float(np.mean([*found.values()]))}
+        return figures | {"map": float(np.mean([*figures.values()]))}
 
     yield from once("classification", compute).items()
 
@@ -160,18 +149,18 @@ def _chance(truth: npt.NDArray[np.int8]) -> float:
 
 
 def average_precisions(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.int8]) -> list[float]:
-    """The average precision of each class, by the images of which it is known (scikit-learn's: no interpolation)."""
-    found = []
+    """The average precision of each class over the images that count (scikit-learn's: no interpolation)."""
+    precisions = []
     for score, column in zip(scores.astype(np.float64).T, truth.T, strict=True):
-        known = column != 0
-        right = column[known] == 1
-        found.append(float(average_precision_score(right, score[known] - TIE * right)))
-    return found
+        counted = column != 0
+        right = column[counted] == 1
+        precisions.append(float(average_precision_score(right, score[counted] - TIE * right)))
+    return precisions
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Whole images (uint8, N x 3 x S x S), their heights and widths in it (N x 2), and what is in them."""
+    """Whole images (uint8, N x 3 x S x S), their heights and widths (N x 2), and their classes (as Split.truth)."""
 
     images: Tensor
     extents: Tensor
@@ -182,17 +171,17 @@ def _read(split: Split, place: Path, display: Display) -> _Pictures:
     wholes, extents = whole(split.source, LONGER_SIDE)
     place.mkdir()
     store = read_once(wholes, LONGER_SIDE, folder=place, progress=lambda *done: display.progress("reading", *done))
-    kept = list(store.kept)
-    if len(kept) < len(extents):
+    usable = list(store.kept)
+    if len(usable) < len(extents):
         path, reason = store.skipped[0]
-        display.say("Skipped", f"{len(extents) - len(kept):,} images that cannot be used; {path}: {reason}")
-    return _Pictures(store.images, torch.from_numpy(extents[kept]), split.truth[kept])
+        display.say("Skipped", f"{len(extents) - len(usable):,} images that cannot be used; {path}: {reason}")
+    return _Pictures(store.images, torch.from_numpy(extents[usable]), split.truth[usable])
 
 
 def _train(
     network: Network, pictures: _Pictures, options: Voc07Options, size: int, seed: int, display: Display
 ) -> Network:
-    """A copy of the network with a classifier, trained on the pictures."""
+    """A copy of the network with a classifier trained on the pictures."""
     network, device = deepcopy(network), network.mean.device
     trained = _prepare(network, pictures.truth.shape[1], options, seed)
     optimizer = SGD(trained, lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
@@ -222,8 +211,10 @@ def _train(
 
 
 def _prepare(network: Network, classes: int, options: Voc07Options, seed: int) -> list[nn.Parameter]:
-    """Put a classifier on top, and fc6 and fc7 anew; returns what is trained. Batch normalisation keeps its statistics,
-    dropout is at work in the layers that AlexNet and VGG-16 have behind the convolutions."""
+    """Put a classifier on top, reset fc6 and fc7, and return the parameters to train.
+
+    Batch normalisation keeps its statistics; dropout is active in the linear layers of AlexNet and VGG-16.
+    """
     network.eval()
     random = generator(seed, "voc07 layers")
     body = network.body
@@ -258,28 +249,28 @@ def _as_new(layer: nn.Linear, random: torch.Generator) -> None:
 
 
 def _batches(count: int, batch_size: int, iterations: int, seed: int) -> Iterator[Tensor]:
-    """Rows of each iteration: every epoch has all of them, in an order of its own."""
-    begun = epoch = 0
+    """The rows of each iteration: all of them in every epoch, in a new order."""
+    done = epoch = 0
     while True:
         for rows in torch.randperm(count, generator=generator(seed, "voc07 order", epoch)).split(batch_size):
-            if begun == iterations:
+            if done == iterations:
                 return
             yield rows
-            begun += 1
+            done += 1
         epoch += 1
 
 
 def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
     """Binary cross-entropy, summed over the classes and divided by the number of images; 0 where ``truth`` is 0."""
-    each = F.binary_cross_entropy_with_logits(logits, (truth == 1).float(), reduction="none")
-    return (each * (truth != 0)).sum() / len(logits)
+    losses = F.binary_cross_entropy_with_logits(logits, (truth == 1).float(), reduction="none")
+    return (losses * (truth != 0)).sum() / len(logits)
 
 
 def _scores(
     network: Network, pictures: _Pictures, options: Voc07Options, size: int, seed: int, display: Display
 ) -> Tensor:
     """The sum of the logits of random crops of each image, N x C."""
-    found = []
+    scores = []
     scale, device = (options.crop_min, options.crop_max), network.mean.device
     begins = range(0, len(pictures.images), options.batch_size)
     with torch.no_grad():
@@ -289,18 +280,25 @@ def _scores(
             logits = [
                 network(square_crops(images, pictures.extents[part], size, scale, random)) for _ in range(options.crops)
             ]
-            found.append(torch.stack(logits).sum(0).cpu())
+            scores.append(torch.stack(logits).sum(0).cpu())
             display.progress("scoring", begin + len(images), len(pictures.images))
-    return torch.cat(found)
+    return torch.cat(scores)
 
 
 def square_crops(
     images: Tensor, extents: Tensor, size: int, scale: tuple[float, float], random: torch.Generator
 ) -> Tensor:
-    """A random square of each image, mirrored or not, as float32 in [0, 1], B x 3 x ``size`` x ``size``, channels-last.
+    """A random square of each image, mirrored or not.
 
-    images: uint8 B x 3 x S x S, each with its height and width (``extents``, B x 2) in the upper left corner. The area
-    of a square is a share in ``scale`` of that of the image; its side is at most the shorter side of that.
+    Args:
+        images: uint8 B x 3 x S x S, each image in the upper left corner.
+        extents: B x 2, the heights and widths of the images, px.
+        size: Side of the result, px.
+        scale: Smallest and largest area of a square, as shares of the image's; its side is at most the shorter one's.
+        random: Where the squares are drawn from.
+
+    Returns:
+        float32 B x 3 x ``size`` x ``size`` in [0, 1], channels-last.
     """
     count, side = len(images), images.shape[-1]
     share = torch.rand(count, generator=random) * (scale[1] - scale[0]) + scale[0]

@@ -1,4 +1,4 @@
-"""Whole images in a store, which else keeps the central square of each: for protocols whose crops lie anywhere."""
+"""Whole images in a store, which otherwise keeps their central squares: for protocols with crops from anywhere."""
 
 from dataclasses import replace
 
@@ -10,17 +10,22 @@ from deepcluster.images import Source
 
 
 def whole(source: Source, side: int) -> tuple[Source, npt.NDArray[np.int64]]:
-    """The source with each image scaled so that its longer side is ``side`` px, in the upper left corner of a square
-    that its last row and column fill up; and N x 2 heights and widths of the images, known once they are read.
+    """A source of squares that hold whole images.
 
-    ``read_once`` with the same ``side`` stores these squares as they are.
+    Args:
+        source: N images.
+        side: The longer side of an image and the side of its square, px. ``read_once`` must be given the same.
+
+    Returns:
+        The source, with each image in the upper left corner and the rest filled by its last row and column; and the N x
+        2 heights and widths of the images, which are set as they are read.
     """
     extents = np.zeros((len(source.paths), 2), np.int64)
 
     def read(i: int, size: int | None = None) -> Image.Image:
         image = source.read(i, side)
         scale = side / max(image.size)
-        width, height = (max(1, round(scale * each)) for each in image.size)
+        width, height = (max(1, round(scale * length)) for length in image.size)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         extents[i] = height, width

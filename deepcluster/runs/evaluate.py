@@ -1,4 +1,4 @@
-"""The protocols on a run: from its folder, images and labels to figures, and to ``evaluation-PROTOCOL.json`` in it."""
+"""Evaluate a run by a protocol; the figures are cached in ``evaluation-PROTOCOL.json`` in its folder."""
 
 import hashlib
 import io
@@ -7,17 +7,28 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.evaluation import clustering, knn, linear
-from deepcluster.evaluation import few_labels as few
+from deepcluster.evaluation.clustering import clustering
 from deepcluster.evaluation.common import Figure, Figures, Labelled, NamedFigure, Once, ProbeTask, held_out
 from deepcluster.evaluation.feature_maps import chosen_layers
+from deepcluster.evaluation.few_labels import few
+from deepcluster.evaluation.knn import knn
+from deepcluster.evaluation.linear import linear
+from deepcluster.evaluation.options import (
+    ClusteringOptions,
+    FewLabelsOptions,
+    FiltersOptions,
+    KnnOptions,
+    LinearOptions,
+    RetrievalOptions,
+    Voc07Options,
+)
 from deepcluster.images import Source, find
 from deepcluster.images.labels import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
@@ -34,9 +45,6 @@ from deepcluster.storage.ownership import SHEET_MARK
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.safe_read import json_sha256
 
-if TYPE_CHECKING:
-    from deepcluster.research.retrieval import Query
-
 SCHEMA_VERSION = 1
 SINGLE_PROCESS = ("retrieval", "voc07", "filters")
 Set = TypeVar("Set", bound=Options)
@@ -48,11 +56,11 @@ class EvaluationRequest:
 
     Attributes:
         protocol: A name in ``PROTOCOLS``.
-        images: What is scored. None: the run's own images, or a fifth of them that is not learnt from.
+        images: Images to score. None: the run's own, or a fifth of them where the protocol learns from the rest.
         labels: ``folders``, or a CSV file of path and label.
-        train: What a protocol learns from. None: the run's own images.
-        options: Those of the protocol.
-        seed: All that is drawn depends on it.
+        train: Images to learn from. None: the run's own.
+        options: Options of the protocol.
+        seed: Seed of all random numbers.
         device: As of ``fit``.
     """
 
@@ -73,24 +81,30 @@ def evaluate(
     stdin: TextIO | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[NamedFigure]:
-    """Yield what the protocol finds, as it is found; parts that are in the run folder are not computed again.
+    """Yield the figures of a protocol as they are computed; cached parts are not computed again.
 
-    Several ``processes`` share the images; each yields the same, and the first writes and displays.
+    Args:
+        run: The run folder.
+        request: What to evaluate it by.
+        display: Shows progress, on the main rank.
+        stdin: Where the paths come from if the images are ``-``.
+        processes: They share the images, and all yield the same figures; the main rank writes the cache.
 
-    Raises a DeepClusterError that says what to do, before anything is computed where it can be known by then.
+    Raises:
+        DeepClusterError: With what to do about it; where possible before anything is computed.
     """
     files.open_run(run)
     if not processes.alone and request.protocol in SINGLE_PROCESS:
         raise UsageError(f"the protocol {request.protocol} is for one process: leave torchrun out")
     display = display if display and processes.is_main else Silent()
     with files.shared_lock(run, processes) as folder:
-        prepared = PROTOCOLS[request.protocol](_Job(folder, request, display, stdin, processes))
+        prepared = PROTOCOLS[request.protocol](_Evaluation(folder, request, display, stdin, processes))
         cache = EvaluationFile(folder, request, prepared, processes)
         if cache.complete:
-            display.say("Known", f"from {cache.path}: it was computed from the same before")
+            display.say("Cached", f"in {cache.path}: nothing has changed since")
             yield from cache.values.items()
             return
-        for name, value in prepared.figures(cache.once):
+        for name, value in prepared.figures(once=cache.once):
             cache.values[name] = value
             yield name, value
         cache.end()
@@ -101,37 +115,45 @@ class Prepared:
     """A protocol that is ready to start.
 
     Attributes:
-        options: Those of the protocol, checked.
-        depends: What else the figures depend on, as JSON.
-        figures: Yields them; parts go through the ``once`` that it is given.
-        selecting: Options that only choose among the parts, or that are in the names of these.
+        options: Its options, checked.
+        depends: What else the figures depend on: digests of models, images and labels.
+        figures: Yields the figures, computing their parts by the ``once`` that it is given.
+        selecting: Options that choose among the parts, or are in their names: no part depends on them.
     """
 
     options: Options
     depends: Mapping[str, Any]
-    figures: Callable[[Once], Iterator[NamedFigure]]
+    figures: Callable[..., Iterator[NamedFigure]]
     selecting: tuple[str, ...] = ()
 
 
 class EvaluationFile:
-    """evaluation-PROTOCOL.json: the ``values`` of the last evaluation, and every part that was ever computed by what it
-    depends on. It is written after each part."""
+    """``evaluation-PROTOCOL.json``, written after each part.
+
+    Attributes:
+        values: The figures of the last evaluation.
+        parts: The figures of every part ever computed, by a digest of what they depend on.
+        complete: Whether the last evaluation was this one and came to its end.
+    """
 
     def __init__(self, folder: RunFolder, request: EvaluationRequest, prepared: Prepared, processes: Processes = ALONE):
         self.folder = folder
         self.processes = processes
         self.name = files.evaluation(request.protocol)
-        self.path = folder.path / self.name  # where a person finds it
+        self.path = folder.path / self.name
         inputs, options = {**prepared.depends, "seed": request.seed}, asdict(prepared.options)
         self.about = {
-            "schema_version": SCHEMA_VERSION, "protocol": request.protocol, "inputs": inputs, "options": options
-        }  # fmt: skip
+            "schema_version": SCHEMA_VERSION,
+            "protocol": request.protocol,
+            "inputs": inputs,
+            "options": options,
+        }
         shaping = {name: value for name, value in options.items() if name not in prepared.selecting}
         self._depends = {"schema_version": SCHEMA_VERSION, "inputs": inputs, "options": shaping}
-        before = processes.broadcast_json(self._read)
-        self.parts: dict[str, dict[str, Figure]] = before.get("parts", {})
-        self.complete = before.get("status") == "done" and all(before.get(key) == self.about[key] for key in self.about)
-        self.values: dict[str, Figure] = before["values"] if self.complete else {}
+        cached = processes.broadcast_json(self._read)
+        self.parts: dict[str, dict[str, Figure]] = cached.get("parts", {})
+        self.complete = cached.get("status") == "done" and all(cached.get(key) == self.about[key] for key in self.about)
+        self.values: dict[str, Figure] = cached["values"] if self.complete else {}
 
     def once(self, part: str, compute: Callable[[], Figures]) -> Figures:
         key = json_sha256({**self._depends, "part": part})
@@ -167,8 +189,8 @@ class EvaluationFile:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """An evaluation, and what a protocol may ask about it."""
+class _Evaluation:
+    """An evaluation, with what the protocols need to prepare it."""
 
     folder: RunFolder
     request: EvaluationRequest
@@ -188,13 +210,14 @@ class _Job:
         return self.request.labels
 
     def images(self, what: str) -> str:
+        """The images of a protocol that has labels of its own; ``what`` they must be, for the message."""
         if self.request.images is None:
             raise UsageError(f"the protocol {self.request.protocol} needs IMAGES: {what}")
         if self.request.labels is not None:
             raise UsageError(f"the protocol {self.request.protocol} brings its own labels: leave --labels out")
         return self.request.images
 
-    def own_images(self) -> Source:
+    def run_images(self) -> Source:
         source = found_again(self.folder)
         if source is None:
             raise DataError(
@@ -207,32 +230,40 @@ class _Job:
         return models.load_of_run(self.folder, choose_device(self.request.device))
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
-        """The usable images that have a label, and these. What does not fit into memory goes to ``place``."""
+        """Read the images that have a label.
+
+        Args:
+            source: The images.
+            labels: The label of each; "": none.
+            size: Side of the stored images, px.
+            place: A folder to be made, for images that do not fit into memory.
+
+        Returns:
+            The usable images among them, and their labels.
+        """
         check_alike(source, self.processes)
-        wanted = [i for i, label in enumerate(labels) if label]
-        if not wanted:
+        labelled = [i for i, label in enumerate(labels) if label]
+        if not labelled:
             raise DataError(f"no image of {source.name} has a label: check --labels")
         place.mkdir()
-        store = read_share(
-            source.rows(wanted), size, self.processes, folder=place,
-            progress=lambda *done: self.display.progress("reading", *done),
-        )  # fmt: skip
-        if left_out := len(wanted) - len(store.kept):
-            self.display.say("Skipped", f"{left_out:,} files of {source.name} that cannot be used")
-        return store, [labels[wanted[i]] for i in store.kept]
+        progress = partial(self.display.progress, "reading")
+        store = read_share(source.rows(labelled), size, self.processes, folder=place, progress=progress)
+        if skipped := len(labelled) - len(store.kept):
+            self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
+        return store, [labels[labelled[i]] for i in store.kept]
 
 
-def _clustering(job: _Job) -> Prepared:
-    """Of the run's own images by clusters.csv, of others by the model."""
-    options = job.options(clustering.ClusteringOptions)
+def _clustering(job: _Evaluation) -> Prepared:
+    """The run's own images are in the clusters of clusters.csv, others in those of the model."""
+    options = job.options(ClusteringOptions)
 
     def figures(clusters: Sequence[int], labels: Sequence[str], once: Once) -> Iterator[NamedFigure]:
-        return clustering.clustering(clusters, labels, options, seed=job.request.seed, once=once)
+        return clustering(clusters, labels, options, seed=job.request.seed, once=once)
 
     if job.request.images is None:
         rows = [row for row in job.folder.read_clusters() if row["status"] == "ok"]
         paths = [row["path"] for row in rows]
-        source = job.own_images() if job.labels == "folders" else find(paths)
+        source = job.run_images() if job.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
@@ -252,36 +283,41 @@ def _clustering(job: _Job) -> Prepared:
     return Prepared(options, depends, figures_of_others)
 
 
-def _knn(job: _Job) -> Prepared:
-    return _probed(job, job.options(knn.KnnOptions), knn.knn)
+def _knn(job: _Evaluation) -> Prepared:
+    return _probed(job, job.options(KnnOptions), knn)
 
 
-def _linear(job: _Job) -> Prepared:
-    options = job.options(linear.LinearOptions)
+def _linear(job: _Evaluation) -> Prepared:
+    options = job.options(LinearOptions)
     model = job.model()
     size = options.image_size or model.image_size
     sizes = size, max(size, round(size * options.margin))
-    return _probed(job, options, linear.linear, sizes=sizes, selecting=("layers",))
+    return _probed(job, options, linear, sizes=sizes, selecting=("layers",))
 
 
-def _few(job: _Job) -> Prepared:
-    options = job.options(few.FewLabelsOptions)
-    return _probed(job, options, few.few, selecting=("shares", "lr", "head_lr"))
+def _few(job: _Evaluation) -> Prepared:
+    options = job.options(FewLabelsOptions)
+    return _probed(job, options, few, selecting=("shares", "lr", "head_lr"))
 
 
 def _probed(
-    job: _Job,
+    job: _Evaluation,
     options: Options,
     protocol: Callable[..., Iterator[NamedFigure]],
     *,
     sizes: tuple[int, int] | None = None,
     selecting: tuple[str, ...] = (),
 ) -> Prepared:
-    """Protocols that learn from labelled images and are scored on others: those that are given, or a fifth of the same.
+    """A protocol that learns from labelled images and is scored on others: IMAGES, or a fifth held out.
 
-    ``sizes``: side of the images that the network sees and of those that are stored, px (default: as in the run).
+    Args:
+        job: The evaluation.
+        options: Options of the protocol.
+        protocol: Yields the figures of a ProbeTask.
+        sizes: Sides of the images that the network sees and that are stored, px; None: those of the run.
+        selecting: As of :class:`Prepared`.
     """
-    source = find(job.request.train, stdin=job.stdin) if job.request.train else job.own_images()
+    source = find(job.request.train, stdin=job.stdin) if job.request.train else job.run_images()
     labels = true_labels(job.labels, source)
     if job.request.images:
         tests = find(job.request.images, stdin=job.stdin)
@@ -297,11 +333,11 @@ def _probed(
             train, train_names = job.read(source, labels, store_size, scratch / "train")
             test, test_names = job.read(tests, test_labels, store_size, scratch / "test")
             names = sorted({*train_names, *test_names})
-            number = {name: i for i, name in enumerate(names)}
+            class_of = {name: i for i, name in enumerate(names)}
             task = ProbeTask(
                 network=model.network,
-                train=Labelled(train.images, torch.tensor([number[name] for name in train_names]), train.partition),
-                test=Labelled(test.images, torch.tensor([number[name] for name in test_names]), test.partition),
+                train=Labelled(train.images, torch.tensor([class_of[name] for name in train_names]), train.partition),
+                test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
                 names=names,
                 image_size=image_size,
                 batch_size=model.batch_size,
@@ -318,86 +354,91 @@ def _probed(
 
 
 def _split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
-    """Four fifths of the images that have a label, and the other one."""
+    """Four fifths of the labelled images with their labels, and the other fifth with its."""
     labelled = [i for i, label in enumerate(labels) if label]
     train, test = ([labelled[i] for i in rows.tolist()] for rows in held_out(len(labelled), seed))
     return source.rows(train), [labels[i] for i in train], source.rows(test), [labels[i] for i in test]
 
 
 def _check_apart(train: Source, test: Source) -> None:
-    """DataError where images that are to be scored are among those that are learnt from."""
+    """DataError where images to score are among those to learn from."""
     if train.file and test.file:
-        learnt = {train.file(i) for i in range(len(train.paths))}
-        both = sum(test.file(i) in learnt for i in range(len(test.paths)))
+        train_files = {train.file(i) for i in range(len(train.paths))}
+        shared = sum(test.file(i) in train_files for i in range(len(test.paths)))
     else:
-        both = len(test.paths) if train.location == test.location else 0
-    if both:
+        shared = len(test.paths) if train.location == test.location else 0
+    if shared:
         raise DataError(
-            f"{both:,} images of {test.name} are among those that are learnt from: give others, or leave IMAGES out,"
-            " and a fifth is kept from training"
+            f"{shared:,} images of {test.name} are among those to learn from: give others, or leave IMAGES out to"
+            " hold out a fifth"
         )
 
 
-def _retrieval(job: _Job) -> Prepared:
-    """Of images with queries as Oxford and Paris come; the whitening is learnt from them, or from those of --train."""
-    from deepcluster.research import retrieval
+def _retrieval(job: _Evaluation) -> Prepared:
+    """Images with queries, as Oxford and Paris come; the whitening is learnt from them, or from --train."""
+    from deepcluster.research.retrieval import dataset, images_below, retrieval
 
-    options = job.options(retrieval.RetrievalOptions)
-    source, queries = retrieval.dataset(job.images("images and ground truth of Oxford or Paris buildings"))
-    others = retrieval.images_below(job.request.train) if job.request.train else None
+    options = job.options(RetrievalOptions)
+    source, queries = dataset(job.images("images and ground truth of Oxford or Paris buildings"))
+    whiten_by = images_below(job.request.train) if job.request.train else None
     model = job.model()
+    contents = [[query.name, query.image, query.box, sorted(query.positive), sorted(query.junk)] for query in queries]
     depends = {
         "backbone": body_digest(model),
         "test": _fingerprint(source),
-        "queries": hashlib.sha256(repr([_sorted(query) for query in queries]).encode()).hexdigest(),
-        "train": _fingerprint(others) if others else "",
+        "queries": hashlib.sha256(repr(contents).encode()).hexdigest(),
+        "train": _fingerprint(whiten_by) if whiten_by else "",
     }
-
-    def figures(once: Once) -> Iterator[NamedFigure]:
-        return retrieval.retrieval(
-            model.network, source, queries, options,
-            whiten_by=others, seed=job.request.seed, once=once, display=job.display,
-        )  # fmt: skip
-
+    figures = partial(
+        retrieval,
+        model.network,
+        source,
+        queries,
+        options,
+        whiten_by=whiten_by,
+        seed=job.request.seed,
+        display=job.display,
+    )
     return Prepared(options, depends, figures)
 
 
-def _sorted(query: "Query") -> list[Any]:
-    return [query.name, query.image, query.box, sorted(query.positive), sorted(query.junk)]
+def _voc07(job: _Evaluation) -> Prepared:
+    """The splits of a VOCdevkit."""
+    from deepcluster.research.voc07 import devkit, splits, voc07
 
-
-def _voc07(job: _Job) -> Prepared:
-    """Of a VOCdevkit."""
-    from deepcluster.research import voc07
-
-    options = job.options(voc07.Voc07Options)
-    root = voc07.devkit(job.images("the folder VOCdevkit/VOC2007"))
+    options = job.options(Voc07Options)
+    root = devkit(job.images("the folder VOCdevkit/VOC2007"))
     if job.request.train:
         raise UsageError("the protocol voc07 learns from a part of VOC07: leave --train out, see --set split=...")
-    train, test, names = voc07.splits(root, options.split)
+    train, test, names = splits(root, options.split)
     model = job.model()
-
-    def figures(once: Once) -> Iterator[NamedFigure]:
-        return voc07.voc07(
-            model.network, train, test, names, options, image_size=model.image_size,
-            scratch=lambda: _scratch(job), seed=job.request.seed, once=once, display=job.display,
-        )  # fmt: skip
-
     depends = {
         "backbone": body_digest(model),
         **{part: [_fingerprint(split.source), split.digest()] for part, split in (("train", train), ("test", test))},
     }
+    figures = partial(
+        voc07,
+        model.network,
+        train,
+        test,
+        names,
+        options,
+        image_size=model.image_size,
+        scratch=lambda: _scratch(job),
+        seed=job.request.seed,
+        display=job.display,
+    )
     return Prepared(options, depends, figures)
 
 
-def _filters(job: _Job) -> Prepared:
-    """Of the run's images, or others; the sheets go into the run folder, and are made again where one is gone."""
-    from deepcluster.research import filters
+def _filters(job: _Evaluation) -> Prepared:
+    """The run's images, or others. The sheets go into the run folder; a missing one has all made again."""
+    from deepcluster.research.filters import filters
 
-    options = job.options(filters.FiltersOptions)
+    options = job.options(FiltersOptions)
     if job.request.labels is not None or job.request.train is not None:
         raise UsageError("the protocol filters looks at images alone: leave --labels and --train out")
-    source = find(job.request.images, stdin=job.stdin) if job.request.images else job.own_images()
+    source = find(job.request.images, stdin=job.stdin) if job.request.images else job.run_images()
     model = job.model()
     for layer in chosen_layers(model.network, options.layers):
         if not job.folder.has(files.filters(layer.name)):
@@ -413,15 +454,21 @@ def _filters(job: _Job) -> Prepared:
     def figures(once: Once) -> Iterator[NamedFigure]:
         with _scratch(job) as scratch:
             store, _ = job.read(source, source.paths, model.store_size, scratch / "images")
-            yield from filters.filters(
-                model.network, store.images, options, image_size=model.image_size, batch_size=model.batch_size,
-                seed=job.request.seed, keep=save, display=job.display,
-            )  # fmt: skip
+            yield from filters(
+                model.network,
+                store.images,
+                options,
+                image_size=model.image_size,
+                batch_size=model.batch_size,
+                seed=job.request.seed,
+                keep=save,
+                display=job.display,
+            )
 
     return Prepared(options, {"backbone": body_digest(model), "images": _fingerprint(source)}, figures)
 
 
-PROTOCOLS: dict[str, Callable[[_Job], Prepared]] = {
+PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "clustering": _clustering,
     "knn": _knn,
     "linear": _linear,
@@ -433,15 +480,15 @@ PROTOCOLS: dict[str, Callable[[_Job], Prepared]] = {
 
 
 @contextmanager
-def _scratch(job: _Job) -> Iterator[Path]:
-    """A folder for images that do not fit into memory, in the run folder, as there is room for those of the run."""
+def _scratch(job: _Evaluation) -> Iterator[Path]:
+    """A temporary folder in the run folder, for images that do not fit into memory."""
     assert job.folder.scratch is not None, "an evaluation has the lock"
     with temporary_folder(place=job.folder.scratch) as place:
         yield place
 
 
 def body_digest(model: Model) -> str:
-    """SHA-256 of the backbone and of how large the images are that it takes: whatever a recut leaves alone."""
+    """SHA-256 of the backbone and its image sizes, which a recut does not change."""
     digest = hashlib.sha256(f"{model.network.architecture} {model.image_size} {model.store_size}".encode())
     for name, value in model.network.body.state_dict().items():
         digest.update(name.encode())
@@ -450,19 +497,16 @@ def body_digest(model: Model) -> str:
 
 
 def model_digest(model: Model) -> str:
-    """SHA-256 of all that places an image."""
-    parts = (
-        model.reduction.mean, model.reduction.projection, model.fine_centroids,
-        model.groups.centroids, model.groups.groups,
-    )  # fmt: skip
+    """SHA-256 of all that places an image in a cluster."""
+    reduction, groups = model.reduction, model.groups
     digest = hashlib.sha256(body_digest(model).encode())
-    for part in parts:
+    for part in (reduction.mean, reduction.projection, model.fine_centroids, groups.centroids, groups.groups):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _fingerprint(source: Source, labels: Sequence[str] = ()) -> str:
-    """SHA-256 of paths, labels, and where they are files size and time of change: known before an image is read."""
+    """SHA-256 of paths and labels, and of the sizes and modification times of files; no image is read for it."""
     digest = hashlib.sha256()
 
     def add(*values: object) -> None:

@@ -1,6 +1,7 @@
-"""What a person sees of a command: text that is safe on a terminal, and a live bar."""
+"""What a person sees of a command: short lines that are safe on a terminal, and a live bar."""
 
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
@@ -10,15 +11,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from deepcluster.errors import DiskError
 
+WIDTH = 100  # characters of a line at most
+VERBATIM = ("Run", "Load", "Upload")  # headings of paths and commands, which are copied and so never broken
+
 
 def printable(text: str) -> str:
-    """One line that is safe on a terminal: no control characters, no half characters from odd file names."""
+    """``text`` with control characters and the lone surrogates of odd file names escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def paragraph(heading: str, text: str) -> str:
+    """A heading and what it is about, safe on a terminal and wrapped beside the heading."""
+    heading, text = printable(f"{heading:9} "), printable(text)
+    if heading.strip() in VERBATIM:
+        return heading + text
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=heading,
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 class Printed:
-    """A table on a terminal: lines as they are but for control characters, which could move the cursor or worse."""
+    """A stream that escapes the control characters of its lines: they could move the cursor of a terminal, or worse."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -36,21 +55,21 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    with suppress(DiskError):  # said at the end (streams.py)
+    with suppress(DiskError):  # reported at the end (streams.py)
         print(printable(text), file=sys.stderr)
 
 
 class PipeConsole(Console):
-    """A console that raises where nobody reads it any more."""
+    """A console that raises BrokenPipeError when its reader has gone: rich would end the process, and the run."""
 
     def on_broken_pipe(self) -> None:
-        raise  # the BrokenPipeError: rich would end the process, and the run with it
+        raise
 
 
 class Terminal:
-    """Shows a run: a live bar on a terminal, otherwise a line for each round and each thing said.
+    """Shows a run: a line per message and round, and on a terminal a live bar.
 
-    A run is in files: where nobody reads what is said any more, it goes on without a word.
+    The results are in files, so a run continues silently when the reader of its output has gone.
     """
 
     def __init__(self, quiet: bool, *, to_stderr: bool = False):
@@ -80,9 +99,9 @@ class Terminal:
         if heading == "Run":
             self.run = text
         if not self.quiet:
-            # A run goes on where nobody reads its log; a full disk is said at the end (streams.py).
+            # The run continues without a reader; a full disk is reported at the end (streams.py).
             with suppress(BrokenPipeError, DiskError):
-                self.console.print(printable(f"{heading.capitalize():9} {text}"), markup=False)
+                self.console.print(paragraph(heading.capitalize(), text), markup=False)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         if self.bar.disable:
@@ -94,15 +113,12 @@ class Terminal:
         self.bar.update(self.task, completed=done, total=total)
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        def value(name: str, form: str) -> str:
-            return "-" if row[name] == "" else format(row[name], form)
-
-        seconds = sum(row[f"{phase}_seconds"] for phase in ("features", "clustering", "training"))
-        with_labels = f"  NMI labels {row['nmi_labels']:.3f}" if "nmi_labels" in row else ""
-        self.say(
-            f"{row['round'] + 1}/{rounds}",
-            f"loss {row['loss']:.3f} (chance {row['chance_loss']:.2f})  NMI previous {value('nmi_previous', '.3f')}"
-            f"  changed {value('changed', '.1%')}  cluster weight {row['cluster_weight']:.0%}"
-            f"  largest {row['largest_share']:.1%}  reseeded {row['reseeded']}{with_labels}"
-            f"  {row['images_per_second']:,.0f} img/s  {seconds:.1f} s",
-        )
+        changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
+        parts = [f"loss {row['loss']:.3f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
+        if row["cluster_weight"] < 1:
+            parts.append(f"cluster weight {row['cluster_weight']:.0%}")
+        parts.append(f"largest {row['largest_share']:.1%}")
+        if "nmi_labels" in row:
+            parts.append(f"NMI {row['nmi_labels']:.3f}")
+        parts.append(f"{sum(row[f'{phase}_seconds'] for phase in ('features', 'clustering', 'training')):.1f} s")
+        self.say(f"{row['round'] + 1}/{rounds}", "  ".join(parts))
