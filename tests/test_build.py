@@ -1,6 +1,7 @@
 """Every option of a recipe is seen at the step that uses it."""
 
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "pseudo_labels": (7, {"clusters": [7]}),
     "heads": (2, {"clusters": [5, 5]}, {"pseudo_labels": 5}),
     "head_growth": (2.0, {"clusters": [5, 10]}, {"heads": 2, "pseudo_labels": 5}),
-    "rounds": (3, {"rounds": 3, "schedule.rounds": 3}),
+    "rounds": (3, {"rounds": 3}),
     "epochs": (3, {"learning.epochs": 3}),
     "tolerance": (0.1, {"tolerance": 0.1}),
     "patience": (9, {"patience": 9}),
@@ -78,7 +79,7 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(build, "alternate", lambda network, images, **options: given.update(options))
     monkeypatch.setattr(build, "build", lambda name, **options: given.update(network=(name, options)) or network)
     monkeypatch.setattr(build, "channels_last", lambda network: network)
-    schedule = build.Steps(recipe)
+    schedule = partial(build.learning_rate, recipe, rounds=recipe.rounds)
     build.rounds_of(network, torch.zeros(10**4, 0), recipe, schedule, 0)
     build.network_of(recipe, 0, CPU)
     views = given["learning"].views
@@ -89,7 +90,7 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         final_reduction=build.reduction_of(recipe),
         final_clustering=build.kmeans_of_result(recipe),
         network=SimpleNamespace(name=name, frozen_statistics=network.frozen_statistics, **options),
-        schedule=SimpleNamespace(rounds=schedule.rounds, start=schedule(0.0), end=schedule(float(recipe.rounds))),
+        schedule=SimpleNamespace(start=schedule(0.0), end=schedule(float(recipe.rounds))),
         view=views[0],
         small_view=views[-1],
         large=len(views) - recipe.small_views,
