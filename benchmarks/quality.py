@@ -9,8 +9,9 @@ nearest neighbours on those images by the features. results/quality-NAME.json gr
 can be made in parts; ``--methods`` without a name prints what is there.
 
 pixels, pca: scikit-learn's k-means on the pixels (at most 32 px), or on their 50 principal components. untrained: the
-network of auto before its first round. v1, v2, auto: the recipes, v1 and v2 with the compact network at --size px and
-K = 10 k; ours end by --time-limit. v1-official, v1-none: v1 with the sampling of the released code, and without any.
+network of auto before its first round. v1, v2, classic, auto: the recipes, v1 and v2 with the compact network at --size
+px and K = 10 k; they end by --time-limit. classic-3: with three clusterings of growing numbers of clusters.
+v1-official, v1-none: v1 with the sampling of the released code, and without any.
 dec, idec, dcn: ClustPy's, with their own defaults, the epochs cut down where 100 + 150 do not fit into --minutes (one
 seed is enough).
 --whole makes a copy in which one class is kept and of the others a share, to see what balancing does. --hold-out keeps
@@ -120,7 +121,7 @@ def command(options: argparse.Namespace, seed: int, *, arguments: tuple[str, ...
     """`deepcluster fit` in a process of its own; scores are those of clusters.csv."""
     settings = ["-k", str(options.k), "--labels", "folders", "--seed", str(seed)]
     settings += ["--time-limit", f"{options.minutes}m"]
-    if "--recipe" in arguments:
+    if {"v1", "v2"} & set(arguments):
         settings += ["--backbone", "compact", "--image-size", str(options.size), "--pseudo-labels", str(10 * options.k)]
     elif options.weights:
         settings += ["--backbone", options.backbone, "--weights", options.weights]
@@ -220,10 +221,12 @@ METHODS: dict[str, Run] = {
     "v1-official": partial(command, arguments=(*V1, "--set", "sampling=official")),
     "v1-none": partial(command, arguments=(*V1, "--set", "sampling=none")),
     "v2": partial(command, arguments=("--recipe", "v2", "--set", "margin=1")),
+    "classic": partial(command, arguments=("--recipe", "classic")),
+    "classic-3": partial(command, arguments=("--recipe", "classic", "--set", "heads=3", "head_growth=2")),
     "auto": partial(command, arguments=()),
     **{name: partial(clustpy, name=name) for name in ("dec", "idec", "dcn")},
 }
-FROM_SCRATCH = ["pixels", "pca", "untrained", "v1", "v2", "auto", "dec", "idec", "dcn"]
+FROM_SCRATCH = ["pixels", "pca", "untrained", "v1", "v2", "classic", "auto", "dec", "idec", "dcn"]
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------
@@ -275,7 +278,7 @@ def main() -> None:
         "--methods",
         nargs="*",
         choices=METHODS,
-        default=["pixels", "pca", "untrained", "v1", "v2", "auto", "dec", "idec", "dcn"],
+        default=FROM_SCRATCH,
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=32, help="px, for v1 and v2")
