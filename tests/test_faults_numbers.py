@@ -270,7 +270,7 @@ def test_messages_about_the_number_of_images(tmp_path: Path, capsys: pytest.Capt
     fails("no files in .*images")
     (folder / "empty.jpg").touch()
     (folder / "text.png").write_text("hello")
-    fails(r"no readable image in .*images: 2 tried \(\w+\.\w+: .*; .*\)\. Check")
+    fails(r"no readable image in .*images: 2 files tried \(\w+\.\w+: .*; .*\)\. Check")
     Image.fromarray(noise(1)[0]).save(folder / "one.png")
     assert run_command(["fit", str(folder), *out]) == 0
     assert [row["cluster"] for row in table(tmp_path / "run")] == ["0", "", ""]
