@@ -21,7 +21,7 @@ from statistics import median
 
 from common import save
 
-from deepcluster.images import find
+from deepcluster.images import find, store
 from deepcluster.images.store import read_once
 
 
@@ -84,12 +84,13 @@ def main() -> None:
             "shards of tarfile": write_shards(options.folder, files, options.shards, place / "pax", gnu=False),
         }
         spent: dict[str, dict[str, list[float]]] = {way: {"list": [], "read": []} for way in ways}
+        store.cores = lambda: 1  # one thread reads
         for turn in range(options.repeats + 1):  # the first warms up
             for way, images in ways.items():
                 begin = time.perf_counter()
                 source = find(images)
                 listing = time.perf_counter() - begin
-                reading = seconds(lambda source=source: read_once(source, options.size, workers=1))
+                reading = seconds(lambda source=source: read_once(source, options.size))
                 if turn:
                     spent[way]["list"].append(listing)
                     spent[way]["read"].append(reading)

@@ -128,7 +128,7 @@ def test_nothing_but_broken_files(tmp_path: Path, capsys: pytest.CaptureFixture[
         (folder / name).write_bytes(data)
     assert run_command(["fit", str(folder), "-o", str(tmp_path / "run")]) == 3
     said = capsys.readouterr().err
-    assert f"no readable image in {folder}: {len(files)} tried" in said and said.count("\n") == 1
+    assert f"no readable image in {folder}: {len(files)} files tried" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

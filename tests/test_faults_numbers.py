@@ -253,7 +253,7 @@ def test_messages_about_the_number_of_images(tmp_path: Path, ends: Callable[...,
     assert re.search("no files in .*images", ends(arguments, 3))
     (folder / "empty.jpg").touch()
     (folder / "text.png").write_text("hello")
-    assert re.search(r"no readable image in .*images: 2 tried \(\w+\.\w+: .*; .*\)\. Check", ends(arguments, 3))
+    assert re.search(r"no readable image in .*images: 2 files tried \(\w+\.\w+: .*; .*\)\. Check", ends(arguments, 3))
     assert not out.exists()
     Image.fromarray(noise(1)[0]).save(folder / "one.png")
     ends(arguments, 0)

@@ -377,16 +377,6 @@ def test_timm_weights_with_their_classifier(tmp_path, name, of):
     assert all(torch.equal(own[key], given[key]) for key in own)
 
 
-def test_paper_weights_with_sobel_keys():
-    body = build("alexnet", image_size=224, sobel=True, seed=0).body
-    state = build("alexnet", image_size=224, sobel=True, seed=1).body.state_dict()
-    load_body(body, prefixed("module.", state), path="a.pt", name="alexnet", heads=("head", "top_layer"))
-    assert same(body.state_dict(), state)
-    plain = build("alexnet", image_size=224, seed=0).body
-    with pytest.raises(ModelError, match=r"4 unexpected \(sobel.*1 of another shape \(features.0.weight.*Sobel"):
-        load_body(plain, state, path="a.pt", name="alexnet", heads=("head", "top_layer"))
-
-
 def test_weights_of_another_network(trained, tmp_path):
     save_file(trained.body.state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ModelError) as caught:
@@ -523,6 +513,7 @@ def test_frozen_statistics_stay_while_their_layers_learn(frozen):
     assert network.body.bn1.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_shapes_alone_take_no_time_and_no_memory():
     """And they are those of the network itself; torch's compiler is not imported (timm does so anyway)."""
     script = (
