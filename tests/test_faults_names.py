@@ -30,6 +30,7 @@ from deepcluster.images import find
 from deepcluster.images.labels import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
+from deepcluster.storage import csv_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_files import guarded, unguarded
 from tests.helpers.report import Page, page, row, summary_of
@@ -215,7 +216,7 @@ def test_a_guarded_path_names_the_same_file() -> None:
 
 
 def test_without_the_guard_there_would_be_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "guarded", dict)
+    monkeypatch.setattr(csv_files, "guarded", dict)
     seen = raw_rows(written([{"path": "=1+1"}], ("path",)))
     assert DANGEROUS.match(seen[0]["path"])
 
