@@ -78,29 +78,6 @@ def test_overwrite_leaves_what_it_did_not_make(command, images, proj):
     check_bystanders(proj)
 
 
-def test_resume_leaves_what_it_did_not_make(command, images, proj):
-    change_record(proj, status="stopped")
-    assert command("fit", images, "-o", proj, "-k", "4", *FAST, "--resume") == (0, "")
-    assert check_whole(proj) == 4
-    check_bystanders(proj)
-
-
-@pytest.mark.parametrize("name", ["recut", "apply", "report", "filters"])
-def test_no_other_command_touches_bystanders(command, images, proj, tmp_path, name):
-    """A picture called like a sheet of filters broke every report."""
-    edits = tmp_path / "edits.json"
-    edits.write_text('{"schema_version": 1, "names": {"0": "one"}}')
-    arguments = {
-        "recut": ["recut", proj, "-k", "2", "-q"],
-        "apply": ["apply", proj, edits, "-q"],
-        "report": ["report", proj],
-        "filters": ["evaluate", proj, "--protocol", "filters", "--epochs", "1", "--layers", "conv1", "-q"],
-    }[name]
-    code, said = command(*arguments)
-    assert code == 0 or (name == "filters" and code == 2), said
-    check_bystanders(proj)
-
-
 STARTS = {
     "too many groups": (["-k", "400"], 3),
     "an option that there is not": (["-k", "3", "--set", "nope=1"], 2),

@@ -25,7 +25,7 @@ from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.storage import checkpoint, ownership, run_folder
 from deepcluster.storage.checkpoint import Checkpoints
 from tests.drawings import save_drawings
-from tests.helpers.runs import change_record, contents, record, small_fit
+from tests.helpers.runs import contents, record, small_fit
 from tests.tiny import flipped
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))
@@ -209,8 +209,14 @@ def stopped(command, pictures, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copied(stopped, tmp_path) -> Path:
-    return Path(shutil.copytree(stopped, tmp_path / "run"))
+def copy_of(stopped, whole, tmp_path):
+    """A copy of the run that is "stopped" or of the one that is "done"."""
+    return lambda state: Path(shutil.copytree({"stopped": stopped, "done": whole[0]}[state], tmp_path / "run"))
+
+
+@pytest.fixture
+def copied(copy_of) -> Path:
+    return copy_of("stopped")
 
 
 OTHERS = {
@@ -218,24 +224,24 @@ OTHERS = {
     "seed was 5 and is 6": ("--seed", "6"),
     "lr was .* and is 0.3": ("--lr", "0.3"),
     "dims was .* and is 7": ("--set", "dims=7"),
-    "backbone was 'compact' and is 'alexnet'": ("--recipe", "v1"),
 }
 
 
 @pytest.mark.parametrize("message", OTHERS)
 @pytest.mark.parametrize("state", ["stopped", "done"])
-def test_other_options_are_refused_and_change_nothing(pictures, copied, message, state, ends):
+def test_other_options_are_refused_and_change_nothing(pictures, copy_of, message, state, ends):
     """The refused command is not written into run.json and recipe.toml."""
-    change_record(copied, status=state)
-    before = contents(copied)
-    said = ends(["fit", pictures, "-o", copied, *small_fit(*ROUNDS, *OTHERS[message]), "--resume"], 2)
+    run = copy_of(state)
+    before = contents(run)
+    said = ends(["fit", pictures, "-o", run, *small_fit(*ROUNDS, *OTHERS[message]), "--resume"], 2)
     assert re.search(message, said)
-    assert contents(copied) == before
+    assert contents(run) == before
 
 
-def test_the_recipe_of_the_run_itself_is_no_other(pictures, whole, ends):
-    recipe = whole[0] / "recipe.toml"
-    ends(["fit", pictures, "-o", whole[0], "-k", "3", "--seed", "5", "--recipe", recipe, "--resume", "-q"], 0)
+def test_another_recipe_is_refused_and_that_of_the_run_is_not(pictures, whole, ends):
+    arguments = ["fit", pictures, "-o", whole[0], "-k", "3", "--seed", "5", "--resume", "-q", "--recipe"]
+    assert "backbone was 'compact' and is 'alexnet' now" in ends([*arguments, "v1"], 2)
+    ends([*arguments, whole[0] / "recipe.toml"], 0)
 
 
 def test_another_number_of_threads_is_said(command, pictures, copied):
@@ -278,16 +284,16 @@ def swap(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "state"), [*((kind, "stopped") for kind in CHANGES), ("renamed", "done"), ("edited", "done")]
 )
-def test_changed_images_are_refused_with_a_list_and_change_nothing(pictures, copied, tmp_path, kind, state, ends):
+def test_changed_images_are_refused_with_a_list_and_change_nothing(pictures, copy_of, tmp_path, kind, state, ends):
     """A finished run was taken for one of any images of the same names."""
-    change_record(copied, status=state)
+    run = copy_of(state)
     folder = Path(shutil.copytree(pictures, tmp_path / pictures.name))
     change, message = CHANGES[kind]
     change(folder)
-    before = contents(copied)
-    said = ends(["fit", folder, "-o", copied, *OPTIONS, "--resume"], 3)
+    before = contents(run)
+    said = ends(["fit", folder, "-o", run, *OPTIONS, "--resume"], 3)
     assert message in said and "--overwrite" in said
-    assert contents(copied) == before
+    assert contents(run) == before
 
 
 def test_a_finished_run_without_checkpoints_knows_its_images_by_their_digest(pictures, whole, tmp_path, ends):

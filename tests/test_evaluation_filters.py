@@ -17,8 +17,8 @@ from deepcluster.errors import UsageError
 from deepcluster.evaluation.feature_maps import layers_of, maps_at, read_maps
 from deepcluster.nets.backbone import Network, build
 from deepcluster.research.filters import FiltersOptions, ascend, evenly, filters, noise, sheet, top_images, visible
-from tests.conftest import QUICK
 from tests.drawings import drawings
+from tests.helpers.runs import small_fit
 from tests.test_evaluation import evaluated
 
 SIZE = 12
@@ -309,7 +309,7 @@ def test_overwrite_removes_the_sheets_and_nothing_like_them(run, photos, capsys)
     (run / "filters-mine").write_text("mine")
     (run / "filters-mine.png").write_bytes(b"mine")
     (run / "filters-folder.png").mkdir()
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(run), *QUICK, "--overwrite"]) == 0
+    assert run_command(["fit", str(photos), "-o", str(run), *small_fit(), "--overwrite"]) == 0
     assert not (run / "filters-block1.png").exists()
     assert (run / "filters-mine").exists() and (run / "filters-folder.png").is_dir()
     assert (run / "filters-mine.png").read_bytes() == b"mine"

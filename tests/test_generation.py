@@ -20,6 +20,12 @@ NEW = {"run.json": "new", "clusters.csv": "new", "model/config.json": "new", "re
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")  # of os: what a process does to a disk
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """A killed process leaves what it has written, on the disk or not; a power cut is not what is tested here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def record(state: str) -> str:
     return json.dumps(RECORD | {"images": state})
 

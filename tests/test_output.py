@@ -175,7 +175,7 @@ def test_an_open_file_by_its_number_is_written_into(place: Path, ends: Ends) -> 
     assert Path("log").read_bytes().startswith(b"a line\n" + ROW)
 
 
-def test_a_report_from_python_goes_into_a_fifo_too(place: Path) -> None:
+def test_a_folder_or_an_input_is_no_output(place: Path) -> None:
     with pytest.raises(DiskError, match="is a folder"):
         output(Path("photos"), overwrite=True, inputs=tuple)
     with pytest.raises(UsageError, match="one of the files"):

@@ -1,36 +1,21 @@
 """Minutes, not seconds: the paper's networks at full size, and hostile files from elsewhere (make test-slow)."""
 
-import csv
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from deepcluster.cli import run_command
-from tests.drawings import KINDS, draw
+from tests.drawings import save_drawings
+from tests.helpers.runs import rows
 
 pytestmark = pytest.mark.slow
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def save_drawings(folder: Path, count: int, size: int) -> Path:
-    random = np.random.default_rng(5)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        Image.fromarray(draw(KINDS[i % 3], random, size)).save(folder / f"good{i:03}.png")
-    return folder
-
-
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
 def test_the_paper_s_networks_complete_a_round_on_300_images(backbone, tmp_path):
-    images = save_drawings(tmp_path / "images", 300, 240)
+    images = save_drawings(tmp_path / "images", 100, 240)
     run = tmp_path / "run"
     arguments = ["--backbone", backbone, "--recipe", "v1", "--rounds", "1", "-k", "3", "-o", str(run)]
     assert run_command(["fit", str(images), *arguments]) == 0
@@ -48,7 +33,7 @@ def test_the_paper_s_networks_complete_a_round_on_300_images(backbone, tmp_path)
     "DEEPCLUSTER_BADINPUTS" not in os.environ, reason="set DEEPCLUSTER_BADINPUTS to a folder of hostile files"
 )
 def test_hostile_files_change_nothing(tmp_path):
-    everything = save_drawings(tmp_path / "all" / "folder", 50, 32)
+    everything = save_drawings(tmp_path / "all" / "folder", 17, 32)
     shutil.copytree(os.environ["DEEPCLUSTER_BADINPUTS"], everything / "found")
     arguments = ["-k", "5", "--rounds", "2", "--image-size", "32", "--quiet"]
     first = tmp_path / "first"

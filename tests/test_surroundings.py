@@ -364,7 +364,7 @@ def test_a_run_that_cannot_be_written_to(
     def read_only(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(files, "_lock", read_only)
+    monkeypatch.setattr(files, "hold", read_only)
     said = ends([command[0], run, *command[1:]], 5)
     assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
 

@@ -174,6 +174,7 @@ def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
     one_message(torchrun(*arguments, "-o", tmp_path / "run", "-q"), code, message)
 
 
+@pytest.mark.slow
 def test_one_message_where_numbers_are_not_finite(images, tmp_path):
     state = build("compact", image_size=12).body.state_dict()
     huge = {name: value * 1e30 if value.ndim > 1 else value for name, value in state.items()}
