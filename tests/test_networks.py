@@ -12,7 +12,22 @@ from deepcluster.runs import fit as run
 from deepcluster.runs.job import Request
 from deepcluster.storage import model_files as models
 
-NETWORKS = ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "vit_small_patch14_dinov2", "vit_small_patch14_dinov2@224", "vit_small_patch14_dinov2@112", "convnext_atto", "resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050", "repvgg_a0", "fastvit_t8", "eva02_tiny_patch14_224", "mixer_s16_224"]  # a name, and the size of the images where it is not the recipe's
+NETWORKS = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_dinov2@224",
+    "vit_small_patch14_dinov2@112",
+    "convnext_atto",
+    "resnet18",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_050",
+    "repvgg_a0",
+    "fastvit_t8",
+    "eva02_tiny_patch14_224",
+    "mixer_s16_224",
+]  # a name, and the size of the images where it is not the recipe's
 
 
 def check(folder: Path, name: str, size: int, **options: object) -> None:

@@ -141,10 +141,20 @@ def test_classic_is_the_seven_steps_at_the_size_of_auto(facts, weights):
     plan = resolve("classic", weights, facts)
     recipe, chosen = plan.recipe, resolve("auto", weights, facts).recipe
     steps = {
-        "features": "pass", "reduce": True, "spherical": False, "clustering": "kmeans", "empty": "sample", "heads": 1,
-        "temperature": 0.0, "instance_temperature": 0.0, "projection_dim": 0, "sampling": "uniform", "views": 2,
-        "neighbours": "clearer", "kmeans_start": "random",
-    }  # fmt: skip
+        "features": "pass",
+        "reduce": True,
+        "spherical": False,
+        "clustering": "kmeans",
+        "empty": "sample",
+        "heads": 1,
+        "temperature": 0.0,
+        "instance_temperature": 0.0,
+        "projection_dim": 0,
+        "sampling": "uniform",
+        "views": 2,
+        "neighbours": "clearer",
+        "kmeans_start": "random",
+    }
     assert {name: getattr(recipe, name) for name in steps} == steps
     assert recipe.tolerance > 0
     for name in ("backbone", "image_size", "pseudo_labels", "crop_min", "crop_max", "flip", "view_size", "whitening"):
