@@ -1,6 +1,7 @@
 import inspect
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +34,34 @@ def weights(net) -> torch.Tensor:
     return torch.cat([value.detach().double().flatten() for value in net.body.state_dict().values()])
 
 
+@pytest.fixture
+def trainings(monkeypatch) -> list[SimpleNamespace]:
+    """What each training got (the memory also as it was afterwards)."""
+    recorded: list[SimpleNamespace] = []
+    original = algorithm.train_on_pseudo_labels
+
+    def train(network, images, labels, *arguments, memory, cluster_weight, **options):
+        directions = getattr(network.head, "directions", torch.empty(0)).clone()
+        before = None if memory is None else memory.clone()
+        loss = original(network, images, labels, *arguments, memory=memory, cluster_weight=cluster_weight, **options)
+        assert torch.equal(getattr(network.head, "directions", directions), directions)  # a training leaves them alone
+        after = None if memory is None else memory.clone()
+        recorded.append(
+            SimpleNamespace(
+                labels=labels.clone(),
+                outputs=getattr(network.head, "out_features", None),
+                directions=directions,
+                memory=before,
+                memory_after=after,
+                cluster_weight=cluster_weight,
+            )
+        )
+        return loss
+
+    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", train)
+    return recorded
+
+
 def test_rounds_are_what_they_say():
     images, _ = drawings(10)
     rounds = list(loop(network(), images, rounds=3, **OPTIONS))
@@ -52,44 +81,27 @@ def test_rounds_are_what_they_say():
         assert round.lr == 0.05
 
 
-def test_the_labels_trained_on_are_the_labels_recorded(monkeypatch):
+def test_the_labels_trained_on_are_the_labels_recorded(trainings):
     images, _ = drawings(10)
-    trained_on = []
-    original = algorithm.train_on_pseudo_labels
-
-    def spy(network, images, labels, *arguments, **options):
-        trained_on.append(labels.clone())
-        return original(network, images, labels, *arguments, **options)
-
-    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
     rounds = list(loop(network(), images, rounds=3, **OPTIONS))
-    assert len(trained_on) == 3
-    for labels, round in zip(trained_on, rounds, strict=True):
-        assert torch.equal(labels[:, 0], round.clustering.labels)
+    for training, round in zip(trainings, rounds, strict=True):
+        assert torch.equal(training.labels[:, 0], round.clustering.labels)
 
 
-def test_renumbered_labels_are_places_among_the_clusters_that_are_not_empty(monkeypatch):
+def test_renumbered_labels_are_places_among_the_clusters_that_are_not_empty(trainings):
     assert renumbered(torch.tensor([7, 2, 7, 5])).tolist() == [2, 0, 2, 1]
     images, _ = drawings(3)
     images = images.repeat(4, 1, 1, 1)  # 9 distinct images, so 3 of 12 clusters are empty
-    trained_on = []
-    original = algorithm.train_on_pseudo_labels
-
-    def spy(network, images, labels, *arguments, **options):
-        assert network.head.out_features == 12
-        trained_on.append(labels.clone())
-        return original(network, images, labels, *arguments, **options)
-
-    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
     options = {**OPTIONS, "clusters": 12, "empty": "faiss", "lr": 0.0}
     (ours,) = loop(network(), images, rounds=1, **options)
     (theirs,) = loop(network(), images, rounds=1, **options, renumber=True)
     assert torch.equal(ours.clustering.labels, theirs.clustering.labels)
-    kept, learnt = (each[:, 0] for each in trained_on)
-    assert torch.equal(kept, ours.clustering.labels)
-    assert learnt.unique().tolist() == list(range(9))
-    assert kept.max() > 8
-    assert all(len(learnt[kept == number].unique()) == 1 for number in kept.unique())
+    assert [training.outputs for training in trainings] == [12, 12]
+    numbers, renumbered_ones = (training.labels[:, 0] for training in trainings)
+    assert torch.equal(numbers, ours.clustering.labels)
+    assert renumbered_ones.unique().tolist() == list(range(9))
+    assert numbers.max() > 8
+    assert all(len(renumbered_ones[numbers == number].unique()) == 1 for number in numbers.unique())
 
 
 def test_a_round_really_uses_its_pseudo_labels():
@@ -238,24 +250,16 @@ def test_the_loop_is_short():
 
 
 @pytest.mark.parametrize(("reuse_features", "passes"), [(False, 3), (True, 1)])
-def test_where_the_features_come_from(monkeypatch, reuse_features, passes):
+def test_where_the_features_come_from(monkeypatch, trainings, reuse_features, passes):
     images, _ = drawings(10)
-    extracted, memories = [], []
-    original_extract, original_train = algorithm.extract, algorithm.train_on_pseudo_labels
-
-    def extract(*arguments, **options):
-        extracted.append(1)
-        return original_extract(*arguments, **options)
-
-    def train(*arguments, memory, **options):
-        loss = original_train(*arguments, memory=memory, **options)
-        memories.append(None if memory is None else memory.clone())
-        return loss
-
-    monkeypatch.setattr(algorithm, "extract", extract)
-    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", train)
+    extractions = []
+    original = algorithm.extract
+    monkeypatch.setattr(
+        algorithm, "extract", lambda *args, **options: extractions.append(1) or original(*args, **options)
+    )
     rounds = list(loop(network(), images, rounds=3, reuse_features=reuse_features, **OPTIONS))
-    assert len(extracted) == passes
+    assert len(extractions) == passes
+    memories = [training.memory_after for training in trainings]
     if not reuse_features:
         assert memories == [None] * 3
     else:
@@ -264,41 +268,37 @@ def test_where_the_features_come_from(monkeypatch, reuse_features, passes):
 
 
 V2 = {
-    "clusters": (4, 6, 8), "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))] * 2, "lr": 0.05, "dims": None,
-    "spherical": True, "head": CentroidHead(0.1), "reuse_features": True, "sample": each_once,
-}  # fmt: skip
+    "clusters": (4, 6, 8),
+    "batch_size": 16,
+    "views": [Augmentation(crop=(0.5, 1))] * 2,
+    "lr": 0.05,
+    "dims": None,
+    "spherical": True,
+    "head": CentroidHead(0.1),
+    "reuse_features": True,
+    "sample": each_once,
+}
 
 
 def v2_network():
     return build("compact", image_size=24, projection=(32, 8))
 
 
-def test_version_2_runs_through_the_same_alternation(monkeypatch):
+def test_version_2_runs_through_the_same_alternation(trainings):
     """Several clusterings of the embeddings as they are, the mean directions of their clusters as classifiers."""
     images, _ = drawings(10)
-    net = v2_network()
-    seen = []
-    original = algorithm.train_on_pseudo_labels
-
-    def spy(network, images, labels, *arguments, memory, **options):
-        seen.append((memory.clone(), labels.clone(), network.head.directions.clone()))
-        loss = original(network, images, labels, *arguments, memory=memory, **options)
-        assert torch.equal(network.head.directions, seen[-1][2])
-        return loss
-
-    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
-    rounds = list(loop(net, images, rounds=3, **V2))
-    for round, (memory, labels, directions) in zip(rounds, seen, strict=True):
-        rows = F.normalize(memory.float(), dim=1)
+    rounds = list(loop(v2_network(), images, rounds=3, **V2))
+    for round, training in zip(rounds, trainings, strict=True):
+        rows, labels = F.normalize(training.memory.float(), dim=1), training.labels
         assert torch.allclose(round.reduced, rows, atol=1e-6)
         assert labels.shape == (30, 3)
         assert round.chance_loss == pytest.approx((math.log(4) + math.log(6) + math.log(8)) / 3)
         assert torch.equal(labels[:, 0], round.clustering.labels)
-        wanted = [rows[labels[:, i] == k].mean(0) for i, number in enumerate((4, 6, 8)) for k in range(number)]
-        assert torch.allclose(directions, F.normalize(torch.stack(wanted), dim=1), atol=1e-4)
+        means = [rows[labels[:, i] == k].mean(0) for i, number in enumerate((4, 6, 8)) for k in range(number)]
+        assert torch.allclose(training.directions, F.normalize(torch.stack(means), dim=1), atol=1e-4)
         # No empty cluster, so no centroid that nothing belongs to.
         assert [len(column.unique()) for column in labels.T] == [4, 6, 8]
-    assert not torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(trainings[0].memory, trainings[1].memory)
 
 
 def test_version_2_takes_as_many_clusters_as_there_are_images_and_no_more():
@@ -335,24 +335,18 @@ def test_pseudo_labels_are_trusted_as_far_as_they_repeat():
     assert repeated_weight(labels, half, 0, 1) == pytest.approx(1 / (1 + ((1 - share) / share) ** 2))
 
 
-def test_the_weight_of_the_clusters_reaches_the_training(monkeypatch):
+def test_the_weight_of_the_clusters_reaches_the_training(trainings):
     images, _ = drawings(10)
-    given = []
-    original = algorithm.train_on_pseudo_labels
-
-    def spy(*arguments, cluster_weight, **options):
-        given.append(cluster_weight)
-        return original(*arguments, cluster_weight=cluster_weight, **options)
-
-    monkeypatch.setattr(algorithm, "train_on_pseudo_labels", spy)
     rounds = list(loop(v2_network(), images, rounds=3, **V2, loss=WithInstances(0.2)))
 
-    def gone_on(before, after):
+    def weight(before, after):
         labels = before.clustering.labels
         return repeated_weight(labels, kmeans(after.reduced, 4, start=labels, spherical=True).labels, 0, after.index)
 
-    assert given == [0.0, *(gone_on(*pair) for pair in itertools.pairwise(rounds))]
-    assert [round.cluster_weight for round in rounds] == given
-    given.clear()
+    weights = [training.cluster_weight for training in trainings]
+    assert weights == [0.0, *(weight(*pair) for pair in itertools.pairwise(rounds))]
+    assert [round.cluster_weight for round in rounds] == weights
+    trainings.clear()
     rounds = list(loop(v2_network(), images, rounds=2, **V2))
-    assert given == [1.0, 1.0] == [round.cluster_weight for round in rounds]
+    assert [training.cluster_weight for training in trainings] == [1.0, 1.0]
+    assert [round.cluster_weight for round in rounds] == [1.0, 1.0]

@@ -396,10 +396,16 @@ def test_save_and_load(fitted, digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damaged", ["{", "[]", "{}", '{"shape": [8, 8], "width": 65, "low": 0.0, "high": 1.0}',
-                '{"shape": [80000, 80000], "width": 64, "low": 0.0, "high": 1.0}',
-                '{"shape": [8, 8], "width": 64, "low": 2.0, "high": 1.0}']
-)  # fmt: skip
+    "damaged",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"shape": [8, 8], "width": 65, "low": 0.0, "high": 1.0}',
+        '{"shape": [80000, 80000], "width": 64, "low": 0.0, "high": 1.0}',
+        '{"shape": [8, 8], "width": 64, "low": 2.0, "high": 1.0}',
+    ],
+)
 def test_a_damaged_table_is_named(damaged, fitted, tmp_path):
     fitted.save(tmp_path)
     (tmp_path / "table.json").write_text(damaged)

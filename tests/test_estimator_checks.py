@@ -7,11 +7,26 @@ has no SCIPY_ARRAY_API.
 import pytest
 from sklearn.base import clone
 from sklearn.utils import estimator_checks
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from deepcluster import DeepCluster
 
 QUICK = DeepCluster(n_clusters=2, rounds=1, epochs=1, image_size=8)
+# In `make test`; each of the others fits as small a table, and is for `make test-slow`.
+QUICKLY = {
+    "check_clustering",
+    "check_do_not_raise_errors_in_init_or_set_param",
+    "check_estimators_pickle",
+    "check_fit_idempotent",
+    "check_methods_sample_order_invariance",
+    "check_n_features_in_after_fitting",
+    "check_no_attributes_set_in_init",
+    "check_transformer_general",
+}
+CHECKS = [
+    pytest.param(*pair, id=name, marks=() if name in QUICKLY else pytest.mark.slow)
+    for pair in estimator_checks.estimator_checks_generator(QUICK)
+    for name in [pair[1].func.__name__]
+]
 # What scikit-learn asks of its own estimators only.
 MORE = (
     "check_set_output_transform",
@@ -26,18 +41,18 @@ pytestmark = pytest.mark.filterwarnings(
 )  # of tables with few distinct rows
 
 
-@parametrize_with_checks([QUICK])
+@pytest.mark.parametrize(("estimator", "check"), CHECKS)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
 def test_the_checks_are_not_left_out():
     """For an estimator whose tags say that it takes no tables, there would be none."""
-    names = [check.func.__name__ for _, check in estimator_checks.estimator_checks_generator(QUICK)]
-    assert len(names) >= 45
-    assert {"check_clustering", "check_transformer_general", "check_fit_idempotent"} <= set(names)
+    assert len(CHECKS) >= 45
+    assert {check.id for check in CHECKS} >= QUICKLY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_the_checks_of_scikit_learns_own_estimators(name):
     if "pandas" in name or "dataframe" in name:

@@ -165,7 +165,7 @@ def test_a_damaged_file(run, capsys, content):
         (["nowhere", "--labels", "folders"], 3, "nowhere"),
         (["--labels", "folders", "--protocol", "best"], 2, "protocol"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said(run, capsys, arguments, code, said):
     assert run_command(["evaluate", str(run), *arguments]) == code
     assert said in capsys.readouterr().err.lower()

@@ -8,14 +8,8 @@ from torch import nn
 from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
-from deepcluster.evaluation.linear import (
-    LinearOptions,
-    linear,
-    lr_at,
-    mean_probabilities,
-    random_crops,
-    ten_crops,
-)
+from deepcluster.evaluation.linear import linear, lr_at, mean_probabilities, random_crops, ten_crops
+from deepcluster.evaluation.options import LinearOptions
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.runtime.display import Silent
@@ -119,8 +113,7 @@ def test_ten_crops_by_hand():
     y, x = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
     image = (10 * y + x).expand(1, 3, 6, 6)
     crops = [crop[0, 0].tolist() for crop in ten_crops(image, 2)]
-    assert crops[:5] == [[[0, 1], [10, 11]], [[4, 5], [14, 15]], [[40, 41], [50, 51]], [[44, 45], [54, 55]],
-                         [[22, 23], [32, 33]]]  # fmt: skip
+    assert crops[:5] == [[[i, i + 1], [i + 10, i + 11]] for i in (0, 4, 40, 44, 22)]
     assert crops[5:] == [[row[::-1] for row in crop] for crop in crops[:5]]
 
 
@@ -205,12 +198,8 @@ class Said(Silent):
 def test_a_loss_above_that_of_guessing_is_said():
     train = colours(40, 25, 0)
     for lr, expected in ((0.01, False), (1000.0, True)):
-        said = Said()
-        dict(
-            linear(
-                ProbeTask(plain_network(), train, train, "abc", 8, 8, 0), LinearOptions(epochs=3, lr=lr), display=said
-            )
-        )
+        said, task = Said(), ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
+        dict(linear(task, LinearOptions(epochs=3, lr=lr), display=said))
         assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
 
 

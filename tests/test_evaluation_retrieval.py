@@ -165,7 +165,7 @@ def test_by_the_command(buildings, tmp_path, capsys):
     assert run_command(arguments) == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == first
-    assert "computed from the same before" in said.err
+    assert "nothing has changed since" in said.err
 
 
 @pytest.mark.parametrize(
@@ -197,5 +197,5 @@ def test_a_damaged_image_is_left_out(buildings, tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match=r"_query\.txt"):
         dataset(str(tmp_path))
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="dims=0 must lie between 1"):
         list(retrieval(build("compact", image_size=32), find([Image.new("RGB", (9, 9))]), [], RetrievalOptions(dims=0)))

@@ -16,15 +16,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.nets.backbone import build
 from deepcluster.research import voc07 as room
-from deepcluster.research.voc07 import (
-    Voc07Options,
-    average_precisions,
-    devkit,
-    loss_of,
-    splits,
-    square_crops,
-    voc07,
-)
+from deepcluster.research.voc07 import Voc07Options, average_precisions, devkit, loss_of, splits, square_crops, voc07
 from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
 

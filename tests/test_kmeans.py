@@ -94,18 +94,6 @@ def test_few_distinct_rows(empty):
     assert torch.isfinite(more.centroids).all()
 
 
-def test_policies_differ():
-    x = torch.cat([normal(50, 4), torch.full((950, 4), 0.5)])
-    start = torch.full((20, 4), 0.5)
-    start[:10] = x[:10]
-    split, sample = (
-        kmeans(x, 20, start=start, empty=empty, iterations=1, precision="fp32") for empty in ("split", "sample")
-    )
-    assert split.reseeded >= 9
-    assert sample.reseeded >= 9
-    assert not torch.equal(split.centroids, sample.centroids)
-
-
 def test_start_is_a_sample_of_distinct_rows():
     x = torch.cat([torch.zeros(990, 2), normal(10, 2)])
     found = kmeans(x, 11, iterations=0)
@@ -118,14 +106,6 @@ def test_inertia_never_rises():
     x = normal(1500, 12)
     inertias = [kmeans(x, 25, iterations=i, precision="fp32").inertia for i in range(8)]
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
-
-
-def test_seed():
-    x = normal(500, 6)
-    first, second, other = (kmeans(x, 9, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first.labels, second.labels)
-    assert torch.equal(first.centroids, second.centroids)
-    assert not torch.equal(first.centroids, other.centroids)
 
 
 @pytest.mark.parametrize("iterations", [0, 5])
@@ -143,12 +123,6 @@ def test_spherical_centroids_have_length_one():
     x = F.normalize(normal(600, 10))
     found = kmeans(x, 8, spherical=True)
     assert torch.allclose(found.centroids.norm(dim=1), torch.ones(8), atol=1e-5)
-
-
-def test_bf16_is_nearly_as_good():
-    x = F.normalize(normal(4000, 64))
-    exact, fast = (kmeans(x, 50, precision=precision).inertia for precision in ("fp32", "bf16"))
-    assert fast == pytest.approx(exact, rel=2e-3)
 
 
 def test_segment_sums_by_hand():
@@ -181,17 +155,18 @@ def test_sums_of_labels(k):
 def test_workers_and_chunks_change_nothing(monkeypatch, precision, rows, k):
     x = F.normalize(normal(rows, 24))
 
-    def found(workers: int, chunk: int | None = None) -> Clustering:
+    def clustered(workers: int, chunk: int | None = None, seed: int = 0) -> Clustering:
         if chunk is not None:
             monkeypatch.setattr(assignment, "LEAST_CHUNK", chunk)
             monkeypatch.setattr(assignment, "SCORES", dict.fromkeys(assignment.SCORES, 0))
-        return kmeans(x, k, iterations=3, precision=precision, workers=workers)
+        return kmeans(x, k, iterations=3, precision=precision, workers=workers, seed=seed)
 
-    first = found(1)
-    for other in (found(2), found(3, 1), found(2, 17), found(1, 2048), found(5, 10_000)):
+    first = clustered(1)
+    for other in (clustered(2), clustered(3, 1), clustered(2, 17), clustered(1, 2048), clustered(5, 10_000)):
         assert torch.equal(first.labels, other.labels)
         assert torch.equal(first.centroids, other.centroids)
         assert first.inertia == other.inertia
+    assert not torch.equal(first.centroids, clustered(1, seed=1).centroids)
 
 
 def test_the_number_of_torch_threads_changes_nothing_and_is_put_back():
@@ -397,8 +372,9 @@ def test_not_finite():
     for iterations in (0, 3):
         with pytest.raises(NonFiniteError, match="1 of 5"):
             kmeans(x, 2, start=torch.zeros(2, 2), iterations=iterations)
-    with pytest.raises(NonFiniteError, match="too large"):
-        kmeans(torch.full((4, 2), 3e38), 2)
+    for large in (torch.full((4, 2), 3e38), torch.full((4, 2), 1e200, dtype=torch.float64)):
+        with pytest.raises(NonFiniteError, match="too large"):
+            kmeans(large, 2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -432,7 +408,7 @@ def test_it_ends_where_nothing_changes_any_more(precision):
     assert before.iterations == found.iterations - 1
 
 
-@pytest.mark.parametrize("longer", [10, 20, 40])
+@pytest.mark.parametrize("longer", [1, 10, 20, 40])
 def test_bf16_gives_way_where_one_centroid_is_far_longer_than_the_others(longer):
     x = normal(3000, 64, 5)
     x[0] *= longer
@@ -448,8 +424,3 @@ def test_labels_are_the_nearest_where_blobs_are_far_apart(apart):
     found = kmeans(x, 12)
     distances = torch.cdist(x.double(), found.centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
     assert torch.equal(distances.argmin(1), found.labels)
-
-
-def test_numbers_beyond_float32_are_said_to_be_too_large():
-    with pytest.raises(NonFiniteError, match="too large"):
-        kmeans(torch.full((4, 2), 1e200, dtype=torch.float64), 2)

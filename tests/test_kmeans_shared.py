@@ -41,11 +41,15 @@ def labels_of(found: list[Clustering]) -> Tensor:
 @pytest.mark.parametrize(
     ("count", "options", "begin"),
     [
-        (2, {}, "rows"), (3, {}, "labels"), (3, {}, "none"), (2, {"spherical": True}, "labels"),
-        (3, {"empty": "sample"}, "rows"), (2, {"precision": "bf16"}, "none"),
+        (2, {}, "rows"),
+        (3, {}, "labels"),
+        (3, {}, "none"),
+        (2, {"spherical": True}, "labels"),
+        (3, {"empty": "sample"}, "rows"),
+        (2, {"precision": "bf16"}, "none"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_kmeans_is_that_of_one_process(ranks, count, options, begin):
     x = blobs(20_001, 24, 40)
     if "spherical" in options:
@@ -83,8 +87,9 @@ def test_no_cluster_is_empty_and_all_processes_agree(ranks, data):
     assert len(labels_of(found)) == len(x)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize(("rows", "width"), [(3000, 40), (3000, 300), (30, 40), (2, 5), (1, 4)])
+@pytest.mark.parametrize(
+    ("count", "rows", "width"), [(2, 3000, 40), (3, 3000, 300), (3, 30, 40), (2, 2, 5), (3, 2, 5), (2, 1, 4)]
+)
 def test_whitening_is_that_of_one_process(ranks, count, rows, width):
     x = blobs(rows, width, 7) * torch.linspace(1, 3, width)
     (alone,) = ranks[1](whitened, x, 16)

@@ -25,6 +25,12 @@ def network(seed: int = 0) -> Network:
     return build("compact", image_size=24, seed=seed)
 
 
+def with_head(classes: int = 3) -> Network:
+    net = network()
+    net.new_head(classes, generator(0, "head"))
+    return net
+
+
 def train(net, images, labels, **options):
     settings = {"size": 24, "lr": 0.05, "epochs": 2, "batch_size": 16, "views": [STILL]} | options
     return learn(net, images, labels, **settings)
@@ -96,8 +102,7 @@ def test_the_head_has_a_learning_rate_of_its_own():
     images, kinds = drawings(4)
     moved = {}
     for head_lr in (None, 0.0):
-        net = network()
-        net.new_head(3, generator(0, "head"))
+        net = with_head()
         before = net.head.weight.detach().clone()
         train(net, images, torch.tensor(kinds), head_lr=head_lr)
         moved[head_lr] = (net.head.weight.detach() - before).abs().max().item()
@@ -108,8 +113,7 @@ def test_the_head_has_a_learning_rate_of_its_own():
 def test_learns_the_labels():
     images, kinds = drawings(20)
     labels = torch.tensor(kinds)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     first = train(net, images, labels, epochs=1)
     last = train(net, images, labels, epochs=10)
     assert last < 0.3 < first
@@ -150,8 +154,7 @@ def test_same_seed_same_weights_other_round_other_weights():
     images, kinds = drawings(6)
 
     def weights(seed: int, round: int) -> torch.Tensor:
-        net = network()
-        net.new_head(3, generator(0, "head"))
+        net = with_head()
         train(net, images, torch.tensor(kinds), seed=seed, round=round, views=[Augmentation()])
         return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
@@ -171,8 +174,7 @@ def test_training_leaves_the_global_generator_alone():
 
 def test_no_batch_is_too_small_for_batch_normalisation():
     images, kinds = drawings(11)  # 33 images in batches of 16 would leave one alone
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     sizes = []
     net.body.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     train(net, images, torch.tensor(kinds), epochs=1)
@@ -181,24 +183,21 @@ def test_no_batch_is_too_small_for_batch_normalisation():
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     images, kinds = drawings(4)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     with pytest.raises(NonFiniteError, match="learning rate of 1e\\+30"):
         train(net, images, torch.tensor(kinds), lr=1e30, epochs=3)
 
 
 def test_loss_is_the_mean_over_the_views():
     images, kinds = drawings(4)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     net.head.weight.data.zero_()
     assert train(net, images, torch.tensor(kinds), lr=0.0, epochs=3) == pytest.approx(math.log(3), rel=1e-5)
 
 
 def test_memory_holds_the_features_that_training_saw():
     images, kinds = drawings(4)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     memory = torch.full((12, net.feature_dim), torch.nan)
     train(net, images, torch.tensor(kinds), memory=memory, epochs=1, batch_size=12, lr=0.0, sample=each_once)
     with torch.no_grad():
@@ -209,8 +208,7 @@ def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
     images, kinds = drawings(4)
     losses = []
     for memory in (None, torch.zeros(12, network().feature_dim)):
-        net = network()
-        net.new_head(3, generator(0, "head"))
+        net = with_head()
 
         def few(labels, draws, random):
             return torch.arange(draws) % 5
@@ -255,10 +253,8 @@ def test_the_rule_for_the_precision(monkeypatch):
 def linear_network(centroids: torch.Tensor) -> tuple[Network, nn.Linear]:
     """Mean colours through a linear projection, and frozen centroids on top: small enough to do by hand."""
     layer = nn.Linear(3, 4)
-    net = Network(
-        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, projection=layer, embedding_dim=4, mean=(0, 0, 0),
-        std=(1, 1, 1),
-    )  # fmt: skip
+    body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = Network(body, 3, projection=layer, embedding_dim=4, mean=(0, 0, 0), std=(1, 1, 1))
     net.centroid_head(centroids, 0.1)
     return net, layer
 
@@ -306,22 +302,18 @@ def test_each_view_has_the_label_of_its_image_and_memory_the_mean_of_the_full_on
 
 def test_memory_takes_no_view_of_another_size():
     images, kinds = drawings(2)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     memory = torch.full((6, net.feature_dim), torch.nan)
     corner = Augmentation(crop=(0.1, 0.1), stretch=1, flip=0, size=16)
-    train(
-        net, images, torch.tensor(kinds), views=[STILL, corner], epochs=1, batch_size=6, lr=0.0, sample=each_once,
-        memory=memory,
-    )  # fmt: skip
+    options = {"views": [STILL, corner], "epochs": 1, "batch_size": 6, "lr": 0.0, "sample": each_once}
+    train(net, images, torch.tensor(kinds), memory=memory, **options)
     with torch.no_grad():
         assert torch.allclose(memory, net.features(fixed_view(images, 24)), atol=1e-4)
 
 
 def test_views_have_their_sizes():
     images, kinds = drawings(4)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     seen = []
     net.body.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
     small = Augmentation(crop=(0.1, 0.3), size=16)
@@ -379,8 +371,7 @@ def test_the_weight_divides_a_step_between_clusters_and_instances():
 
 def test_the_learning_rate_may_depend_on_the_time_in_rounds():
     images, kinds = drawings(4)
-    net = network()
-    net.new_head(3, generator(0, "head"))
+    net = with_head()
     times = []
 
     def lr(time: float) -> float:
@@ -394,8 +385,7 @@ def test_the_learning_rate_may_depend_on_the_time_in_rounds():
 def test_clusterings_take_turns_in_the_sampling():
     images, _ = drawings(4)
     labels = torch.stack([torch.zeros(12, dtype=torch.int64), torch.arange(12) % 3], 1)
-    net = network()
-    net.new_head(4, generator(0, "head"))
+    net = with_head(4)
     seen = []
 
     def sample(by, draws, random):
@@ -416,11 +406,6 @@ def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
             return method(self)
 
         monkeypatch.setattr(torch.Tensor, name, called)
-    images, _ = drawings(4, 16)
-    network = build("compact", image_size=16)
-    network.new_head(3, generator(0, "head"))
-    learn(
-        network, images, torch.arange(len(images)) % 3, size=16, lr=0.1, epochs=2,
-        batch_size=6, views=[Augmentation()],
-    )  # fmt: skip
+    images, kinds = drawings(4)
+    train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6)
     assert calls == ["cpu", "double"] * 2

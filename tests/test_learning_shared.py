@@ -34,13 +34,11 @@ def learnt(processes: Processes, batch_size: int, options: dict[str, Any]) -> di
     body = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     network = Network(body, 5)
     network.new_head(7, generator(0, "head"))
-    own = images[processes.part(12).start : processes.part(12).stop]
-    memory = torch.zeros(len(own), 5)
-    loss = learn(
-        network, own, labels, size=8, lr=0.1, epochs=2, batch_size=batch_size,
-        views=[STILL, STILL, SMALL], clusters=(3, 4), memory=memory,
-        partition=Partition.of(processes, len(own)), **{"sample": each_once, **options},
-    )  # fmt: skip
+    share = images[processes.part(12).start : processes.part(12).stop]
+    memory = torch.zeros(len(share), 5)
+    options = {"views": [STILL, STILL, SMALL], "clusters": (3, 4), "sample": each_once, **options}
+    options |= {"size": 8, "lr": 0.1, "epochs": 2, "batch_size": batch_size, "memory": memory}
+    loss = learn(network, share, labels, partition=Partition.of(processes, len(share)), **options)
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 
 

@@ -131,8 +131,6 @@ def test_rings_that_kmeans_mixes():
 
 def test_a_single_row_goes_to_its_nearest():
     x = torch.cat([normal(30, 2) * 0.05, normal(30, 2, 1) * 0.05 + 2, torch.tensor([[1.2, 1.2]])])
-    tops = _leads_to(ties := _ties(*_nearest(x, 5)), _masses(ties))
-    assert tops[60] != 60 or (tops == 60).sum() == 1
     found = pic(x)
     nearest = int(torch.cdist(x[60:], x[:60]).argmin())
     assert found.labels[60] == found.labels[nearest]
@@ -156,9 +154,12 @@ def test_rows_of_equal_mass_do_not_point_to_each_other():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(2, 60), width=st.integers(1, 5), scale=st.sampled_from([0.0, 0.01, 0.3, 30.0]),
-    twice=st.booleans(), seed=st.integers(0, 10**6),
-)  # fmt: skip
+    rows=st.integers(2, 60),
+    width=st.integers(1, 5),
+    scale=st.sampled_from([0.0, 0.01, 0.3, 30.0]),
+    twice=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
 def test_invariants(rows, width, scale, twice, seed):
     x = scale * normal(rows, width, seed)
     x = torch.cat([x, x]) if twice else x
@@ -236,10 +237,8 @@ def test_it_goes_on_from_a_state_in_a_round_to_the_same_end():
 
 def test_the_option_of_a_recipe():
     images, _ = drawings(10)
-    recipe = Recipe(
-        backbone="compact", sobel=False, image_size=24, margin=1, pseudo_labels=6, rounds=1, batch_size=16,
-        clustering="pic",
-    )  # fmt: skip
+    small = {"backbone": "compact", "sobel": False, "image_size": 24, "margin": 1, "pseudo_labels": 6, "batch_size": 16}
+    recipe = Recipe(**small, rounds=1, clustering="pic")
     (round,) = rounds_of(build("compact", image_size=24), images, recipe, 0.05, 0)
     assert torch.equal(round.clustering.labels, pic(round.reduced).labels)
     with pytest.raises(UsageError, match="kmeans or pic"):

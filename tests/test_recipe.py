@@ -41,9 +41,8 @@ def test_v1_on_few_images_lowers_the_number_of_clusters_and_says_so():
 
 def test_v2_is_the_published_run():
     recipe = resolve("v2", {}, replace(PHOTOS, count=1_281_167, short_side=400)).recipe
-    assert (recipe.backbone, recipe.image_size, recipe.clusters, recipe.rounds) == (
-        "timm:resnet50", 224, (3000, 3000, 3000), 400
-    )  # fmt: skip
+    assert (recipe.backbone, recipe.image_size) == ("timm:resnet50", 224)
+    assert (recipe.clusters, recipe.rounds) == ((3000, 3000, 3000), 400)
     assert (recipe.views, recipe.view_size, recipe.small_views, recipe.small_size) == (2, 160, 4, 96)
     assert (recipe.crop_min, recipe.crop_max, recipe.small_crop_min, recipe.small_crop_max) == (0.08, 1, 0.05, 0.14)
     assert (recipe.temperature, recipe.projection_hidden, recipe.projection_dim) == (0.1, 2048, 128)
@@ -142,10 +141,20 @@ def test_classic_is_the_seven_steps_at_the_size_of_auto(facts, weights):
     plan = resolve("classic", weights, facts)
     recipe, chosen = plan.recipe, resolve("auto", weights, facts).recipe
     steps = {
-        "features": "pass", "reduce": True, "spherical": False, "clustering": "kmeans", "empty": "sample", "heads": 1,
-        "temperature": 0.0, "instance_temperature": 0.0, "projection_dim": 0, "sampling": "uniform", "views": 2,
-        "neighbours": "clearer", "kmeans_start": "random",
-    }  # fmt: skip
+        "features": "pass",
+        "reduce": True,
+        "spherical": False,
+        "clustering": "kmeans",
+        "empty": "sample",
+        "heads": 1,
+        "temperature": 0.0,
+        "instance_temperature": 0.0,
+        "projection_dim": 0,
+        "sampling": "uniform",
+        "views": 2,
+        "neighbours": "clearer",
+        "kmeans_start": "random",
+    }
     assert {name: getattr(recipe, name) for name in steps} == steps
     assert recipe.tolerance > 0
     for name in ("backbone", "image_size", "pseudo_labels", "crop_min", "crop_max", "flip", "view_size", "whitening"):

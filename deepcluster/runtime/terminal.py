@@ -1,5 +1,6 @@
 """What a person sees of a command: short lines that are safe on a terminal, and a live bar."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from deepcluster.errors import DiskError
 
 WIDTH = 100  # characters of a line at most
-VERBATIM = ("Run", "Load", "Upload")  # headings of paths and commands, which are copied and so never broken
 
 
 def printable(text: str) -> str:
@@ -22,9 +22,9 @@ def printable(text: str) -> str:
 
 
 def paragraph(heading: str, text: str) -> str:
-    """A heading and what it is about, safe on a terminal and wrapped beside the heading."""
+    """A heading and a text that is safe on a terminal, and wrapped unless it has a path: that may be copied."""
     heading, text = printable(f"{heading:9} "), printable(text)
-    if heading.strip() in VERBATIM:
+    if os.sep in text:
         return heading + text
     return textwrap.fill(
         text,
