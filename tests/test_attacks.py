@@ -78,6 +78,14 @@ def test_overwrite_leaves_what_it_did_not_make(command, images, proj):
     check_bystanders(proj)
 
 
+def test_pictures_of_filters_leave_what_they_did_not_make(command, images, proj):
+    """A picture called like a sheet of filters is the user's (test_sequences has the other commands)."""
+    options = ["--set", "filters=2", "iterations=2", "count=2", "-q"]
+    assert command("evaluate", proj, "--protocol", "filters", "--layers", "block2", *options) == (0, "")
+    assert (proj / "filters-block2.png").exists()
+    check_bystanders(proj)
+
+
 STARTS = {
     "too many groups": (["-k", "400"], 3),
     "an option that there is not": (["-k", "3", "--set", "nope=1"], 2),
@@ -128,10 +136,10 @@ def test_overwrite_where_there_is_nothing_yet(command, images, tmp_path):
     assert command("fit", images, "-o", tmp_path / "new", "-k", "3", *FAST, "--overwrite") == (0, "")
 
 
-@pytest.mark.parametrize("listed", ["proj/sizes.png", "proj/thumbnails.webp", "a link.png"])
+@pytest.mark.parametrize("listed", ["proj/thumbnails.webp", "a link.png"])
 def test_images_that_would_be_removed_are_refused(images, proj, tmp_path, listed, capsys):
     """IMAGES inside what --overwrite replaces."""
-    (tmp_path / "a link.png").symlink_to(proj / "sizes.png")
+    (tmp_path / "a link.png").symlink_to(proj / "thumbnails.webp")
     (tmp_path / "list.txt").write_text(f"{tmp_path / listed}\n{images / '0/00.png'}\n")
     before = contents(proj)
     assert run_command(["fit", str(tmp_path / "list.txt"), "-o", str(proj), "-k", "1", *FAST, "--overwrite"]) == 2
