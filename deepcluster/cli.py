@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
@@ -383,15 +382,6 @@ def evaluate(
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 
-# Each module has a function of the name that --to takes.
-EXPORTS = {
-    "folders": "deepcluster.export.folders",
-    "imagefolder": "deepcluster.export.imagefolder",
-    "parquet": "deepcluster.export.parquet",
-    "onnx": "deepcluster.export.onnx",
-    "hub": "deepcluster.export.hub",
-    "official": "deepcluster.research.official_layout",
-}
 IMAGE_EXPORTS = ("folders", "imagefolder")
 
 
@@ -440,8 +430,13 @@ def export(
         )
     if fold_sobel:
         options["fold_sobel"] = True
+
+    from deepcluster import export as exports
+    from deepcluster.research.official_layout import official
+
     with Terminal(quiet) as terminal:
-        getattr(import_module(EXPORTS[to]), to)(run_, out, display=terminal, **options)
+        write = official if to == "official" else getattr(exports, to)
+        write(run_, out, display=terminal, **options)
 
 
 @app.command

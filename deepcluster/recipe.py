@@ -67,7 +67,9 @@ class Option:
     def check(self, value: Any) -> None:
         """UsageError where the value is out of range or not among the choices."""
         if self.choices and not any(_fits(value, choice) for choice in self.choices):
-            raise UsageError(f"{self.name}={value!r}: choose {self.values}")
+            near = difflib.get_close_matches(str(value), self.choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{self.name}={value!r}: choose {self.values}{hint}")
         if isinstance(value, int | float) and not (math.isfinite(value) and self.low <= value <= self.high):
             raise UsageError(f"{self.name}={value!r} must lie between {self.low:{_PLAIN}} and {self.high:{_PLAIN}}")
 

@@ -171,7 +171,7 @@ def test_a_data_set_of_hugging_face(fitted, tmp_path):
     assert np.array_equal(fitted.predict(inside.with_format("torch")), fitted.labels_)
     with pytest.raises(DataError, match="no column of type Image, but label"):
         fitted.predict(table.select_columns(["label"]))
-    with pytest.raises(DataError, match="several columns of images picture, second"):
+    with pytest.raises(DataError, match="several columns of images, picture, second"):
         fitted.predict(inside.add_column("second", [""] * 48).cast_column("second", datasets.Image()))
 
 
@@ -265,7 +265,7 @@ def test_parameters_are_few_and_unchecked_until_fit():
         ({"lr": "fast"}, "lr='fast' is not a number"),
         ({"options": {"hedas": 2}}, "did you mean heads"),
         ({"recipe": "v3"}, "no recipe is called 'v3'"),
-        ({"image_shape": (8, 7)}, "is of 56 numbers, and X has 64 features"),
+        ({"image_shape": (8, 7)}, "holds 56 numbers, but X has 64 features"),
         ({"image_shape": (4, 8, 2)}, r"image_shape=\(4, 8, 2\) must be"),
         ({"random_state": "dice"}, "cannot be used to seed"),
         ({"device": "abacus"}, "abacus"),

@@ -14,7 +14,6 @@ QUICK = DeepCluster(n_clusters=2, rounds=1, epochs=1, image_size=8)
 # In `make test`; each of the others fits as small a table, and is for `make test-slow`.
 QUICKLY = {
     "check_clustering",
-    "check_do_not_raise_errors_in_init_or_set_param",
     "check_estimators_pickle",
     "check_fit_idempotent",
     "check_methods_sample_order_invariance",

@@ -152,7 +152,7 @@ def test_a_terminal_without_the_letters(tmp_path: Path) -> None:
         capture_output=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.decode("ascii").startswith("\\u65e5\\u672c: 1 files")
+    assert done.stdout.decode("ascii").startswith("Images    1 of \\u65e5\\u672c")
 
 
 @pytest.mark.parametrize(

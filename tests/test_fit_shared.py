@@ -255,7 +255,7 @@ def test_predictions_are_those_of_one_process(ranks, tmp_path):
 @pytest.mark.parametrize("command", ["fit", "predict"])
 def test_other_images_in_one_process_are_seen(ranks, tmp_path, command):
     model = tiny_run(tmp_path / "of-the-model")
-    message = "the processes see different images in python:array (40 and 39 files): put them where all see the same"
+    message = "the processes see different images in python:array (40 and 39 files): put them where all can see them"
     assert ranks[2](_different, command, model, tmp_path) == [f"DataError: {message}"] * 2
 
 

@@ -111,7 +111,7 @@ def read_share(
     size: int,
     processes: Processes,
     *,
-    folder: Path | None,
+    folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
     """:func:`read_once` by several ranks; each reads its part of the source and keeps those images."""
