@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from deepcluster.groups.confidence import (
     CLEAR,
-    CLEARLY,
+    HARDLY,
     MIXED,
     Clarity,
     Confidence,
@@ -79,9 +79,9 @@ def test_the_trained_network_is_kept_unless_it_is_clearly_worse():
     assert gained.kept
     assert gained.text.startswith("trained network kept")
     assert clarity(clear, clear, 5, seed=0).kept
-    assert Clarity(1.0, CLEARLY).kept
-    assert not Clarity(2.0, 1.5).kept
-    assert Clarity(2.2, 1.5).kept
+    assert Clarity(1.0, HARDLY).kept
+    assert not Clarity(1.5, 1.6).kept
+    assert Clarity(2.7, 2.4).kept
 
 
 def test_collapsed_features_are_no_groups():
