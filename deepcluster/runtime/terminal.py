@@ -114,10 +114,10 @@ class Terminal:
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
         changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
-        parts = [f"loss {row['loss']:.3f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
+        parts = [f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
         if row["cluster_weight"] < 1:
             parts.append(f"cluster weight {row['cluster_weight']:.0%}")
-        parts.append(f"largest {row['largest_share']:.1%}")
+        parts.append(f"largest {row['largest_share']:.0%}")
         if "nmi_labels" in row:
             parts.append(f"NMI {row['nmi_labels']:.3f}")
         parts.append(f"{sum(row[f'{phase}_seconds'] for phase in ('features', 'clustering', 'training')):.1f} s")
