@@ -1,4 +1,4 @@
-"""How good is the demo? `deepcluster fit sklearn:digits -k 10 --recipe classic`, and k-means on the pixels.
+"""How good is the demo? `deepcluster fit sklearn:digits -k 10` over seeds, beside k-means on the pixels.
 
 python benchmarks/digits.py [--seeds 0 1 2]
 """
@@ -23,10 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    runs = [
-        fit("sklearn:digits", ["-k", "10", "--recipe", "classic", "--labels", "folders", "--seed", str(seed)])
-        for seed in seeds
-    ]
+    runs = [fit("sklearn:digits", ["-k", "10", "--labels", "folders", "--seed", str(seed)]) for seed in seeds]
     baseline = [pixels(seed) for seed in seeds]
     print(f"{'':24}" + "".join(f"{name.upper():>16}" for name in METRICS))
     for title, prefix, values in (
