@@ -330,4 +330,5 @@ def main() -> None:
         sys.exit(bool(differing))
 
 
-main()
+if __name__ == "__main__":
+    main()
