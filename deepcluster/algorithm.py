@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
+from typing import Any
 
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from deepcluster.clustering.agreement import changed, nmi
 from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction
 from deepcluster.clustering.whitening import Whitening
+from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
 from deepcluster.learning.pseudo_labels import (
     Learning,
@@ -26,7 +29,7 @@ from deepcluster.learning.pseudo_labels import (
     restore_momentum,
     train_on_pseudo_labels,
 )
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.backbone import Network, as_network
 from deepcluster.records import Clustering, Round, State, Trained, Work
 from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition
@@ -48,8 +51,8 @@ def ignore_progress(phase: str, done: int, total: int) -> None:
 
 
 def alternate(
-    network: Network,
-    images: Tensor,
+    network: nn.Module,
+    images: Tensor | npt.NDArray[Any],
     *,
     clusters: int | Sequence[int],
     rounds: int,
@@ -66,12 +69,12 @@ def alternate(
     progress: Progress = ignore_progress,
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
-    """Yield a Round after each clustering and the training on it; ``network`` is trained in place.
+    """Yield a Round after each clustering and the training on it; ``network``, from images to features, is trained.
 
     A generator does nothing until it is iterated. All randomness is derived from ``seed``.
 
     Args:
-        images: uint8, N x 3 x S x S; with several processes, this rank's.
+        images: N x 3 x S x S, uint8, or floats in [0, 1]; with several processes, this rank's.
         clusters: Number of pseudo-labels, or one for each of several clusterings that are learnt together.
         size: Side of what the network sees of an image, px. None: S.
         reuse_features: After the first round cluster the features that training saw (DeepCluster-v2), without a pass.
@@ -81,7 +84,9 @@ def alternate(
         on_state: Called at the start of a round, when it has clustered, after each optimizer step, and at the end.
     """
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
+    images = as_images(images)
     size, partition = size or images.shape[-1], Partition.of(processes, len(images))
+    network = as_network(network, size)
     optimizer = body_optimizer(network, momentum=learning.momentum, weight_decay=learning.weight_decay)
     features_on, cluster_on = devices(network, len(images), network.embedding_dim, reduction.dims, processes)
     state = _on_device(state or State(), features_on)
@@ -222,8 +227,8 @@ class Result:
 
 
 def conclude(
-    network: Network,
-    images: Tensor,
+    network: nn.Module,
+    images: Tensor | npt.NDArray[Any],
     *,
     clusters: int,
     seed: int = 0,
@@ -235,7 +240,9 @@ def conclude(
     processes: Processes = ALONE,
 ) -> Result:
     """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
+    images = as_images(images)
     size, partition = size or images.shape[-1], Partition.of(processes, len(images))
+    network = as_network(network, size)
     features_on, cluster_on = devices(network, len(images), network.feature_dim, reduction.dims, processes)
     features = extract(
         network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")

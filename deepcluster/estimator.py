@@ -22,12 +22,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import means
-from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError, in_words_of_python
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
+from deepcluster.images.files import PATH_COLUMNS
 from deepcluster.images.tabular import PixelScale, pixel_scale
 from deepcluster.model import Model
-from deepcluster.recipe import Recipe, declared
+from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
@@ -61,11 +62,11 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     Args:
         n_clusters: Number of clusters, or "auto".
-        recipe: A name, or a .toml file.
+        recipe: A name, a .toml file, or a dict as such a file has it: {"base": "v1", "lr": 0.1}.
         backbone, weights, pseudo_labels, rounds, epochs, image_size, batch_size, lr: Options of the recipe
             (``deepcluster recipes --options``); None leaves them to it.
         options: A dict of any other options of the recipe.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in each fit.
         image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
         verbose: 0: silent; 1: show progress.
@@ -88,7 +89,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self,
         *,
         n_clusters: int | str | None = "auto",
-        recipe: str | Path = "auto",
+        recipe: str | Path | Mapping[str, Any] = "auto",
         backbone: str | None = None,
         weights: str | Path | None = None,
         pseudo_labels: int | str | None = None,
@@ -98,7 +99,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         batch_size: int | None = None,
         lr: float | None = None,
         options: Mapping[str, Any] | None = None,
-        device: str = "auto",
+        device: str | int | torch.device = "auto",
         random_state: Any = 0,
         image_shape: tuple[int, ...] | None = None,
         verbose: int = 0,
@@ -121,6 +122,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
+    @in_words_of_python()
     def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None) -> Self:
         """Train and cluster.
 
@@ -138,14 +140,17 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if rows is not None and n_clusters is not None and n_clusters > len(images):
             raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
         seed = _seed(self.random_state)
+        recipe, options = self._recipe()
+        if run is not None:
+            _check_new(Path(run))
         temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
         out = temporary / "run" if temporary else Path(str(run))
         request = Request(
             out=out,
             n_clusters=n_clusters,
-            recipe=str(self.recipe),
-            options=self._options(),
-            device=self.device,
+            recipe=recipe,
+            options=options,
+            device=device_name(self.device),
             seed=seed,
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
@@ -185,6 +190,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         reduced = self._reduced(X, "raise")
         return -_inertia(reduced, self._clusters(reduced), self._centers())
 
+    @in_words_of_python()
     def recut(self, n_clusters: int | str | None) -> Self:
         """Make another number of groups of the same features, without training; clusters get new numbers."""
         self._check_run("recut")
@@ -193,6 +199,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self._read_results()
         return self
 
+    @in_words_of_python()
     def report(self, path: str | Path) -> Path:
         """Write the report of the run, one HTML page, and return its path."""
         self._check_run("a report")
@@ -200,6 +207,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
         return Path(path)
 
+    @in_words_of_python()
     def save(self, folder: str | Path) -> Path:
         """Write what ``predict`` and ``transform`` need (config.json, model.safetensors), for ``load``."""
         check_is_fitted(self)
@@ -208,7 +216,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return Path(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto") -> Self:
+    @in_words_of_python()
+    def load(cls, folder: str | Path, *, device: str | int | torch.device = "auto") -> Self:
         """A fitted estimator from a run folder (which ``recut`` then changes) or the folder of a model.
 
         With a model alone it has ``predict``, ``transform``, ``score`` and ``save``.
@@ -223,7 +232,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         if hasattr(loaded, "run_"):  # with the parameters that make the same run
             seed = RunFolder(folder).read_record().seed
             recipe = str(loaded.run_ / "recipe.toml")
-            loaded.set_params(n_clusters=loaded.n_clusters_, recipe=recipe, random_state=seed)
+            loaded.set_params(recipe=recipe, random_state=seed)
+        loaded.set_params(n_clusters=loaded.n_clusters_)
         return loaded
 
     # ---- scikit-learn's protocols -----------------------------------------------------------------------------------
@@ -276,10 +286,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _options(self) -> dict[str, Any]:
-        """The options of the recipe that were given, as parameters or in ``options``."""
-        given = {name: value for name, value in self.get_params(deep=False).items() if name in declared(Recipe)}
-        return {name: value for name, value in given.items() if value is not None} | dict(self.options or {})
+    def _recipe(self) -> tuple[str, dict[str, Any]]:
+        """The name of the recipe, and the options given as parameters, in ``options`` or in a dict as recipe."""
+        parameters = {name: value for name, value in self.get_params(deep=False).items() if name in declared(Recipe)}
+        options = {name: value for name, value in parameters.items() if value is not None} | dict(self.options or {})
+        if not isinstance(self.recipe, Mapping):
+            return str(self.recipe), options
+        recipe = dict(self.recipe)
+        return str(recipe.pop("base", AUTO)), recipe | options
 
     def _display(self) -> AbstractContextManager[Display]:
         if not self.verbose:
@@ -326,7 +340,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         ]
 
     def _take(self, model: Model) -> None:
-        model.network.to(choose_device(self.device))
+        model.network.to(choose_device(device_name(self.device)))
         self._model = model
         self.cluster_centers_ = self._centers().numpy()
         self.n_clusters_ = len(model.groups.groups.unique())
@@ -344,6 +358,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             if reset:
                 for name in ("n_features_in_", "feature_names_in_"):
                     self.__dict__.pop(name, None)
+            if (column := _column_of_paths(X)) is not None:
+                X = X[column]
             return None, list(X) if getattr(X, "ndim", 0) == 1 else X
         if not reset and self._table is None:
             raise UsageError("X is a table of numbers, and the fit was of images: pass images, as docs/python.md says")
@@ -351,6 +367,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         rows = self._table if not reset and self._table else pixel_scale(numbers, self.image_shape)
         return rows, rows.images(numbers)
 
+    @in_words_of_python()
     def _reduced(self, X: Any, errors: Errors) -> Tensor:
         """The reduced features of each image of X; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")
@@ -391,11 +408,33 @@ def _is_table(X: Any) -> bool:
     """Whether X is (meant as) a table of numbers; anything else holds images or paths."""
     if not (isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "shape")) or hasattr(X, "cast_column"):
         return False
+    if _column_of_paths(X) is not None or (isinstance(X, list) and not X):
+        return False
     if not (isinstance(X, list | tuple) or getattr(X, "ndim", 2) == 1):
-        return getattr(X, "ndim", 2) not in (3, 4)
+        return int(getattr(X, "ndim", 2)) <= 2
     first = next(iter(X), None)  # of a list, or of an array or a column of paths
     is_image = isinstance(first, np.ndarray | Tensor) and first.ndim > 1
     return not (is_image or isinstance(first, str | Path | Image.Image))
+
+
+def _column_of_paths(X: Any) -> Any:
+    """The column of a data frame that has the paths of images; None where there is none."""
+    columns = getattr(X, "columns", ())
+    names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
+    return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
+
+
+def _check_new(run: Path) -> None:
+    try:
+        files.check_free(run)
+    except DiskError:
+        raise DiskError(
+            f"{run} exists already: pass the name of a new folder as run; DeepCluster.load({str(run)!r}) opens this one"
+        ) from None
+
+
+def device_name(device: str | int | torch.device) -> str:
+    return f"cuda:{device}" if isinstance(device, int) else str(device)
 
 
 def _n_clusters(n_clusters: Any) -> int | None:

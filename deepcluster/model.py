@@ -47,6 +47,12 @@ class Model:
     junk: tuple[int, ...] = ()
     outlier_length: float = math.inf
 
+    def __repr__(self) -> str:
+        """Short: the tensors would fill the screen."""
+        name = self.network.architecture.get("name", type(self.network.body).__name__)
+        dims = self.reduction.projection.shape[1]
+        return f"Model({self.groups.count} clusters, {name} at {self.image_size} px, {dims} dimensions)"
+
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
         """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
         return self.place(self.transform(images)).cluster.numpy()

@@ -3,6 +3,7 @@ import itertools
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,8 +13,10 @@ from deepcluster.algorithm import alternate, conclude, renumbered
 from deepcluster.clustering import kmeans, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.steps import KMeans, Reduction
+from deepcluster.errors import DataError
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
+from deepcluster.learning import Learning
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances, repeated_weight
 from deepcluster.nets.backbone import build
@@ -139,6 +142,33 @@ def test_nothing_happens_before_iteration():
     assert torch.equal(weights(net), before)
     next(generator)
     assert not torch.equal(weights(net), before)
+
+
+@pytest.mark.parametrize("form", [np.asarray, lambda x: np.asarray(x.permute(0, 2, 3, 1)), lambda x: x.float() / 255])
+def test_arrays_and_any_module(form):
+    """The loop sees the same pixels in each form, and trains a plain module as it trains a Network."""
+    images = drawings(40)[0]
+
+    def rounds(net, pixels):
+        return [round.loss for round in alternate(net, pixels, clusters=4, rounds=2, learning=Learning(batch_size=16))]
+
+    module = network().body
+    losses = rounds(module, form(images))
+    assert losses == rounds(network(), images)
+    assert any((a != b).any() for a, b in zip(module.parameters(), network().body.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((4, 8, 8), np.uint8), "shape"),
+        (np.full((4, 3, 8, 8), 7.0), r"from 7 to 7"),
+        (torch.zeros(4, 3, 8, 9), "shape"),
+    ],
+)
+def test_what_the_loop_refuses(images, words):
+    with pytest.raises(DataError, match=words):
+        next(alternate(network(), images, clusters=2, rounds=1))
 
 
 def test_ends_when_settled():

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from deepcluster import DeepCluster, load
+from deepcluster import DeepCluster, estimator, load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.recipe import Recipe, declared, read_options
@@ -58,6 +59,13 @@ class Pairs(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return self.images[i], 7
+
+
+class Dicts(Pairs):
+    """{"image": image, "label": 7}, as the data sets of Hugging Face are."""
+
+    def __getitem__(self, i):
+        return {"image": self.images[i], "label": 7}
 
 
 def same(one: DeepCluster, other: DeepCluster) -> bool:
@@ -175,6 +183,46 @@ def test_a_data_set_of_hugging_face(fitted, tmp_path):
         fitted.predict(inside.add_column("second", [""] * 48).cast_column("second", datasets.Image()))
 
 
+def test_floats_dicts_and_paths_in_a_frame(fitted, tmp_path):
+    """Forms in which there is no doubt of what is meant."""
+    floats = torch.from_numpy(pixels()).float() / 255
+    paths = [str(path) for path in as_files(tmp_path)]
+    for images in (floats, Dicts(floats), pd.DataFrame({"path": paths})):
+        assert np.array_equal(fitted.predict(images), fitted.labels_)
+
+
+def test_a_recipe_may_be_a_dict(fitted):
+    options = {name: value for name, value in QUICK.items() if name != "n_clusters"}
+    recipe = {"base": "auto", **options.pop("options", {}), "rounds": options.pop("rounds")}
+    assert same(DeepCluster(n_clusters=QUICK["n_clusters"], recipe=recipe, **options).fit(pixels()), fitted)
+    with pytest.raises(UsageError, match="no option is called 'round'"):
+        DeepCluster(recipe={"round": 3}).fit(pixels())
+
+
+def test_errors_name_parameters_and_not_flags(tmp_path):
+    with pytest.raises(DataError, match=r"^n_clusters 500 is more than the 48 images: give at most n_clusters 48$"):
+        DeepCluster(n_clusters=500).fit(pixels())
+    with pytest.raises(UsageError, match=r"^device (cuda:0: no such device|abc: choose)"):
+        DeepCluster(device="abc").fit(pixels())
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="exists already: pass the name of a new folder as run"):
+        DeepCluster(**QUICK).fit(pixels(), run=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("cpu", "cpu"), (0, "cuda:0"), (torch.device("cpu"), "cpu"), (torch.device("cuda", 1), "cuda:1")],
+)
+def test_a_device_may_be_a_number_or_torch_s(device, name):
+    assert estimator.device_name(device) == name
+
+
+def test_a_model_is_shown_in_a_line(fitted, tmp_path):
+    fitted.save(tmp_path)
+    assert repr(load(tmp_path)) == f"Model(3 clusters, compact at 16 px, {fitted.embedding_.shape[1]} dimensions)"
+    assert repr(DeepCluster.load(tmp_path)) == "DeepCluster(n_clusters=3)"
+
+
 def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits):
     """0..16 becomes 0..255, in later tables too, whatever their own largest number is."""
     by_table = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
@@ -225,13 +273,15 @@ def test_unusable_images(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ([], ValueError, "Expected 2D array"),
+        ([], DataError, "no paths in the list"),
         (None, DataError, "images cannot come from a NoneType"),
-        ({"a": 1}, DataError, "images cannot come from a dict"),
+        ({"a": 1}, DataError, r"images cannot come from a whole dict: pass one part of it: \['a'\]"),
         ("nowhere/at/all", DataError, "no such file"),
-        (np.zeros((4, 8, 8), np.float32), DataError, "float32, not uint8"),
-        (torch.zeros(4, 3, 8, 8), DataError, "float32, not uint8"),
-        (Pairs(torch.zeros(4, 3, 8, 8)), DataError, "float32 and not uint8: leave out ToTensor"),
+        (np.full((4, 8, 8), 255.0), DataError, r"float64 numbers from 255 to 255: pass uint8, or floats in \[0, 1\]"),
+        (torch.full((4, 3, 8, 8), -1.0), DataError, "float32 numbers from -1 to -1"),
+        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 from -1 to -1, .* leave out Normalize"),
+        (Dicts([{"picture": 1}] * 4), DataError, "not an image but of type dict"),
+        (np.zeros((1, 4, 3, 8, 8), np.uint8), DataError, r"has shape \(1, 4, 3, 8, 8\)"),
         (Pairs([]), DataError, "no images in the Pairs"),
         (Pairs(["a.png"] * 4), DataError, "not an image but of type str"),
         (np.zeros((4, 9, 8, 8), np.uint8), DataError, "has shape"),

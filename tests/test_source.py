@@ -281,7 +281,9 @@ def test_layouts_of_arrays() -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((2, 4, 4), np.float32), "dtype float32, not uint8"),
+        (np.full((2, 4, 4), 2, np.float32), r"float32 numbers from 2 to 2: pass uint8, or floats in \[0, 1\]"),
+        (np.full((2, 4, 4), np.nan), r"float64 numbers from nan to nan"),
+        (np.zeros((2, 4, 4), np.int64), "dtype int64, not uint8"),
         (np.zeros((2, 4, 4), bool), "dtype bool"),
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
         (np.zeros((2, 5, 5, 2), np.uint8), r"shape \(2, 5, 5, 2\)"),
@@ -292,6 +294,19 @@ def test_layouts_of_arrays() -> None:
 def test_arrays_that_are_no_images(array: np.ndarray, words: str) -> None:
     with pytest.raises(DataError, match=words):
         find(array)
+
+
+def test_floats_in_0_1_are_pixels() -> None:
+    floats = find((COLOURS / 255).astype(np.float32))
+    assert all(np.array_equal(np.asarray(floats.read(i)), image) for i, image in enumerate(COLOURS))
+
+
+def test_a_home_folder_and_a_part_of_a_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "few.npy", COLOURS)
+    assert find("~/few.npy").location == str(tmp_path / "few.npy")
+    with pytest.raises(DataError, match=r"a whole dict: pass one part of it: \['train'\], \['test'\]"):
+        find({"train": COLOURS, "test": COLOURS})
 
 
 def test_npy_is_mapped(tmp_path: Path) -> None:

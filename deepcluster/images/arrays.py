@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from deepcluster.errors import DataError
-from deepcluster.images.datasets import CHANNELS
+from deepcluster.images.datasets import CHANNELS, as_uint8, is_unit, value_range
 from deepcluster.images.decode import as_rgb, explain, is_empty, one_line
 from deepcluster.images.source import Source, numbered
 from deepcluster.runtime.memory import check_fits
@@ -159,6 +161,31 @@ def _images_and_labels(headers: dict[str, _Header], file: Path) -> tuple[_Header
     return headers[name] if name else next(iter(headers.values())), labels
 
 
+def as_images(images: Tensor | npt.NDArray[Any]) -> Tensor:
+    """Pixels as the loop takes them.
+
+    Args:
+        images: N x 3 x S x S or N x S x S x 3, an array or a tensor; uint8, or floats in [0, 1].
+
+    Returns:
+        uint8, N x 3 x S x S; the same tensor where it is so already.
+
+    Raises:
+        DataError: Another shape, or other numbers.
+    """
+    if isinstance(images, Tensor) and images.dtype != torch.uint8:
+        images = images.detach().cpu().numpy()
+    if not isinstance(images, Tensor):
+        if not all(map(is_unit, images)):
+            raise DataError(f"images of {images.dtype}{value_range(images)}: pass uint8, or floats in [0, 1]")
+        images = torch.from_numpy(np.ascontiguousarray(as_uint8(images)))
+    if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise DataError(f"images of shape {tuple(images.shape)}: pass N x 3 x S x S or N x S x S x 3")
+    return images
+
+
 def from_array(
     array: npt.NDArray[Any],
     name: str,
@@ -169,7 +196,8 @@ def from_array(
     """The images of an array.
 
     Args:
-        array: uint8 N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is looked at first).
+        array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is looked at first); uint8, or
+            in memory also floats in [0, 1].
         name: As in ``Source``.
         location: As in ``Source``.
         labels: One for each image.
@@ -179,14 +207,20 @@ def from_array(
         DataError: Another type, another shape, or another number of labels.
     """
     where = one_line(location)
-    _check_array(array.dtype, array.shape, where)
+    in_memory_floats = images is None and array.dtype.kind == "f"
+    _check_array(np.dtype(np.uint8) if in_memory_floats else array.dtype, array.shape, where)
+    if in_memory_floats and not all(map(is_unit, array)):
+        raise DataError(
+            f"the array {where} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]"
+        )
     channels_first = array.ndim == 4 and array.shape[3] not in CHANNELS
     if labels is not None:
         _check_labels(labels.size, len(array), where)
     rows = array if images is None else images
 
     def read(i: int, size: int | None = None) -> Image.Image:
-        image = rows[i].transpose(1, 2, 0) if channels_first else rows[i]
+        image = as_uint8(rows[i])
+        image = image.transpose(1, 2, 0) if channels_first else image
         grey = image.ndim == 3 and image.shape[2] == 1
         return as_rgb(Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image)))
 

@@ -1,6 +1,6 @@
 """Images by number from other libraries: a ``Dataset`` of torch or Hugging Face, or a list of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -15,14 +15,15 @@ from deepcluster.errors import DataError
 from deepcluster.images.decode import Undecodable, decode, explain, one_line, upright
 
 CHANNELS = (1, 3, 4)
+IMAGE_KEY = "image"  # where the items of a data set are dicts: torch's and Hugging Face's usual name
 
 
 def reader(dataset: Any) -> Callable[..., Image.Image]:
     """``read(i, size)`` for anything with ``dataset[i]``: the i-th image in mode RGB.
 
-    An item is a PIL image, a uint8 array or tensor, or a tuple that begins with one (the rest, labels, is ignored). A
-    data set of Hugging Face must have one column of images, which are decoded as files are. ``read`` raises
-    ``Undecodable`` or ``OSError`` for an item that is not an image.
+    An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
+    labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
+    which are decoded as files are. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is not an image.
 
     Raises:
         DataError: There is no such column, or more than one.
@@ -45,6 +46,10 @@ def reader(dataset: Any) -> Callable[..., Image.Image]:
 
 def picture(item: Any) -> Image.Image:
     """The item of a data set as an image in mode RGB."""
+    if isinstance(item, Mapping):
+        if IMAGE_KEY not in item:
+            raise Undecodable(f"a dict with the keys {', '.join(map(repr, item))} and no {IMAGE_KEY!r}")
+        item = item[IMAGE_KEY]
     if isinstance(item, tuple | list) and item:
         item = item[0]
     if isinstance(item, Image.Image):
@@ -56,10 +61,31 @@ def picture(item: Any) -> Image.Image:
     raise Undecodable(f"not an image but of type {type(item).__name__}")
 
 
+def is_unit(array: npt.NDArray[Any]) -> bool:
+    """Whether the numbers can only be pixels: uint8, or floats in [0, 1]."""
+    if array.dtype.kind != "f" or not array.size:
+        return array.dtype == np.uint8
+    return bool(array.min() >= 0 and array.max() <= 1)  # False for NaN, too
+
+
+def as_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Pixels of [0, 1] as 0..255; uint8 unchanged."""
+    return array if array.dtype == np.uint8 else np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+
+
+def value_range(array: npt.NDArray[Any]) -> str:
+    """The smallest and the largest number, for messages."""
+    return f" from {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "iuf" else ""
+
+
 def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """H x W, or H x W x 3 or 4, of H x W, H x W x C or C x H x W (the last axis is asked first)."""
-    if array.dtype != np.uint8:
-        raise Undecodable(f"{array.dtype} and not uint8: leave out ToTensor and Normalize, or scale it to 0..255")
+    if not is_unit(array):
+        raise Undecodable(
+            f"{array.dtype}{value_range(array)}, and neither uint8 nor floats in [0, 1]: leave out Normalize, or scale"
+            " it to 0..255"
+        )
+    array = as_uint8(array)
     if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
         array = array.transpose(1, 2, 0)
     if 0 in array.shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):

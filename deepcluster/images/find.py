@@ -1,5 +1,6 @@
 """What IMAGES may be: a folder, a list of paths, shards, an array, a data set, or the name of one."""
 
+import os
 import re
 import stat
 import sys
@@ -56,6 +57,9 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
     """
     if isinstance(images, Tensor):
         images = images.detach().cpu().numpy()
+    if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or what looks like it
+        names = ", ".join(f"[{name!r}]" for name in list(images)[:5])
+        raise DataError(f"images cannot come from a whole {type(images).__name__}: pass one part of it: {names}")
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
         return arrays.from_array(images, "array", "python:array")
     if isinstance(images, str | Path):
@@ -96,7 +100,7 @@ def _from_text(text: str, stdin: TextIO | None) -> Source:
 
 
 def _from_path(text: str) -> Source:
-    path = files.absolute(text)
+    path = files.absolute(os.path.expanduser(text))  # noqa: PTH111 (which leaves alone the ~ of nobody's home)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:

@@ -295,6 +295,16 @@ def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
     return features.shape[1]
 
 
+def as_network(body: nn.Module, image_size: int) -> Network:
+    """The network around any module that gives one vector of features for an image; a ``Network`` is returned as it is.
+
+    Its images are normalised as ImageNet's are: for another mean and deviation make the ``Network`` yourself.
+    """
+    if isinstance(body, Network):
+        return body
+    return Network(body, _feature_dim(body, type(body).__name__, image_size))
+
+
 def _unfit(name: str, image_size: int, error: Exception) -> UsageError:
     return UsageError(
         f"{name} cannot take images of {image_size} x {image_size} pixels ({first_line(error)}): "
