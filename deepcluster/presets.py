@@ -91,9 +91,8 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
     recipe = replace(plan.recipe, **options)
     reasons = [reason for reason in plan.reasons if _option(reason) not in options]
     why = dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
-    why |= {
-        name: named["backbone"] for name in options if options[name] != named.get(name) and name not in from_weights
-    }
+    if named.get("backbone") in PUBLISHED:
+        why |= {name: named["backbone"] for name in ("backbone", "weights") if name == "backbone" or name not in named}
     reasons += [f"{name} {value}: {why[name]}" for name, value in options.items()]
     if recipe.pseudo_labels > facts.count:
         if "pseudo_labels" in given:
@@ -326,7 +325,7 @@ def classic(options: Given, facts: Facts) -> Plan:
 
 
 def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Learning) -> Plan:
-    """What fits the images. ``adapting``: how a pretrained network learns; ``from_scratch``: one with random weights."""
+    """What fits the images. ``adapting``: how a pretrained network learns; ``from_scratch``: a random one."""
     start = _start(options, facts)
     backbone, weights = (options.get(name, _values(start).get(name)) for name in ("backbone", "weights"))
     pretrained = bool(weights)
