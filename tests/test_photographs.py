@@ -110,8 +110,13 @@ def test_by_name_it_is_wanted():
 
 
 def test_weights_timm_alone_is_consent():
-    assert choose(request(weights="timm"), LARGE, having()) == Start("photos")
-    assert choose(request(weights="timm"), LARGE, having(SMALL)) == Start(SMALL)
+    agreed = {"wanted": True, "agreed": True}
+    assert choose(request(weights="timm"), LARGE, having()) == Start("photos", here=False, **agreed)
+    assert choose(request(weights="timm"), LARGE, having(SMALL)) == Start(SMALL, **agreed)
+    assert choose(request(weights="timm", backbone=SMALL), LARGE, having("photos")) == Start(
+        SMALL, here=False, **agreed
+    )
+    assert choose(request(weights="timm", backbone="timm:resnet18"), LARGE, having()) == Start()
 
 
 def test_a_resumed_run_does_not_change_its_mind():
@@ -147,6 +152,11 @@ def test_yes_fetches_it(hub):
     (question,) = questions
     for part in ("photos", "178 MB", "Apache-2.0", "huggingface.co/timm/convnext_tiny.fb_in22k", "from nothing"):
         assert part in question
+
+
+def test_weights_timm_asks_no_more(hub):
+    assert settle(request(weights="timm"), LARGE, display=Silent()).published == "photos"
+    assert cached("photos").read_bytes() == hub.content
 
 
 def test_no_is_silent(hub):
