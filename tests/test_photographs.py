@@ -22,6 +22,7 @@ from deepcluster.presets import Facts, resolve
 from deepcluster.runs.job import Request
 from deepcluster.runs.weights import Start, choose, nobody, recorded, settle
 from deepcluster.runtime.display import Silent
+from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.terminal import Terminal
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import keep, tiny_file
@@ -150,7 +151,7 @@ def test_yes_fetches_it(hub):
     settled = settle(request(), LARGE, display=Silent(), ask=lambda text: questions.append(text) or True)
     assert settled.published == "photos" and cached("photos").read_bytes() == hub.content
     (question,) = questions
-    for part in ("photos", "178 MB", "Apache-2.0", "huggingface.co/timm/convnext_tiny.fb_in22k", "from nothing"):
+    for part in ("photos", "178 MB", "Apache-2.0", "huggingface.co (timm, convnext_tiny.fb_in22k)", "from nothing"):
         assert part in question
 
 
@@ -207,6 +208,27 @@ def test_nobody_is_asked_who_wants_to_hear_nothing(monkeypatch, options):
     monkeypatch.setattr(sys, "stdout", Typed())
     with Terminal(**options) as terminal:
         assert terminal.ask("May I?") is None
+
+
+def settled(processes: Processes, caches: list[str]) -> tuple[str | None, list[str]]:
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_CACHE = caches[processes.rank]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        name = settle(request(), LARGE, display=Silent(), processes=processes).published
+    return name, [str(warning.message) for warning in warned]
+
+
+def test_all_ranks_decide_alike(ranks, tmp_path):
+    """By what all of them have: they may run on several machines."""
+    both, one = str(tmp_path / "both"), str(tmp_path / "one")
+    for name in ("photos", SMALL):
+        keep(Path(both), name, tiny_file())
+    keep(Path(one), SMALL, tiny_file())
+    assert ranks[2](settled, [both, one]) == [(SMALL, [])] * 2
+    (name, warned), silent = ranks[2](settled, [both, str(tmp_path / "none")])
+    assert name == "" and len(warned) == 1 and silent == ("", [])
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def _fetched(start: Start, display: Display, ask: Ask) -> bool:
     return False
 
 
-_BETTER = "Images of this size are grouped better from a published network; "
+_BETTER = "Images of this size are grouped better by a network that has learnt from others; "
 _WITHOUT = "a network learns from these images alone, from nothing, and the groups are worse"
 _SMALL = f"deepcluster fetch photos-small ({PUBLISHED['photos-small'].megabytes} MB)"
 
