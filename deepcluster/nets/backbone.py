@@ -1,6 +1,7 @@
 """The contract that every backbone meets, and the names that build one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, cast
@@ -13,10 +14,11 @@ from deepcluster.errors import ModelError, UsageError, first_line
 from deepcluster.nets import paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
+from deepcluster.nets.joined import Joined
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
-from deepcluster.nets.sizes import PAPER_NETWORKS
+from deepcluster.nets.sizes import MOST_JOINED, PAPER_NETWORKS, PLUS
 from deepcluster.nets.weights import HEADS, load_body, read_state
-from deepcluster.seeding import generator, lent_global
+from deepcluster.seeding import derive, generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -139,11 +141,13 @@ def build(
     """The network called ``name``, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
     Args:
-        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
+        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. Several of timm with
+            ``+`` between them are one network (:class:`~deepcluster.nets.joined.Joined`).
         image_size: The side of the images in px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
         weights: A file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for the weights
-            that timm publishes, which may download them; default: random weights.
+            that timm publishes, which may download them; default: random weights. Of a joined network: a file for each
+            part, with ``+`` between them.
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Of the random weights.
         feature_dim: If known, it saves the trial that measures it.
@@ -152,52 +156,98 @@ def build(
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
+    names, files = _names_and_weights(name, weights)
+    parts = [
+        _part(each, image_size, sobel, file, derive(seed, "part", number) if number else seed)
+        for number, (each, file) in enumerate(zip(names, files, strict=True))
+    ]
+    part = parts[0] if len(parts) == 1 else _joined(parts)
+    known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
+    dim = known or _feature_dim(part.body, name, image_size)
+    return Network(
+        part.body,
+        dim,
+        activation=part.activation,
+        projection=projection_mlp(dim, *projection, generator(seed, "projection")) if projection else None,
+        embedding_dim=projection[1] if projection else None,
+        mean=part.mean,
+        std=part.std,
+        architecture={"name": name, "image_size": image_size, "sobel": sobel},
+        origin=part.origin,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A body, what comes before and after it, and where its weights are from."""
+
+    body: nn.Module
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    activation: nn.Module | None = None
+    origin: str = ""
+
+
+def _names_and_weights(name: str, weights: str | None) -> tuple[list[str], list[str | None]]:
+    """The networks of a joined one and the weights of each; of any other network itself."""
+    names = name.split(PLUS)
+    if len(names) == 1:
+        return names, [weights]
+    if single := [each for each in names if not each.startswith("timm:")]:
+        raise UsageError(f"{name}: only networks called timm:NAME can be joined, not {single[0] or 'nothing'}")
+    if len(names) > MOST_JOINED:
+        raise UsageError(f"{name} are {len(names)} networks, and at most {MOST_JOINED} can be joined: leave some out")
+    files: list[str | None] = [None] if weights is None else list(weights.split(PLUS))
+    if weights in (None, "timm"):
+        files *= len(names)
+    if len(files) != len(names):
+        raise UsageError(
+            f"{name} are {len(names)} networks, and the weights {weights} are {len(files)}: give one file for each, in"
+            f" the same order, with {PLUS} between them"
+        )
+    return names, files
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    body = Joined([part.body for part in parts], [part.mean for part in parts], [part.std for part in parts])
+    # Each part normalises the images itself.
+    return _Part(body, (0.0,) * 3, (1.0,) * 3, origin="; ".join(part.origin for part in parts if part.origin))
+
+
+def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int) -> _Part:
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
     if weights == "timm" and not name.startswith("timm:"):
         raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
     # Before the network is built, which may take seconds.
-    state = None if weights in (None, "timm") else read_state(weights)
+    state = None if weights in (None, "timm") else read_state(str(weights))
     official = recognised(state, str(weights)) if state else None
     if official:
         _check_for(official, name, sobel, str(weights))
         state = dict(official.state)
+    origin = official.text if official else ""
 
-    body: nn.Module
-    parts: dict[str, Any] = {}
     heads: tuple[str, ...] = HEADS
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
-            body = Compact(image_size, generator(seed, "network"))
-        dim = feature_dim or _feature_dim(body, name, image_size)
+            part = _Part(Compact(image_size, generator(seed, "network")), origin=origin)
     elif name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
         make = paper.alexnet if name == "alexnet" else paper.vgg16
-        body, dim = make(sobel=sobel, generator=generator(seed, "network")), paper.FEATURE_DIM
         # The features end before the last ReLU, and the head starts after it.
-        parts["activation"] = nn.ReLU()
+        body = make(sobel=sobel, generator=generator(seed, "network"))
+        part = _Part(body, activation=nn.ReLU(), origin=origin)
     elif name.startswith("timm:"):
-        body, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
-        dim = feature_dim or _feature_dim(body, name, image_size)
-        parts |= {"mean": config["mean"], "std": config["std"]}
+        model, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
+        part = _Part(model, config["mean"], config["std"], origin=origin)
         heads = _timm_heads(config["classifier"])
     else:
         raise _unknown(name)
-
     if state is not None:
-        load_body(body, state, path=str(weights), name=name, heads=() if official else heads)
-    if projection is not None:
-        parts["projection"] = projection_mlp(dim, *projection, generator(seed, "projection"))
-        parts["embedding_dim"] = projection[1]
-    return Network(
-        body,
-        dim,
-        **parts,
-        architecture={"name": name, "image_size": image_size, "sobel": sobel},
-        origin=official.text if official else "",
-    )
+        load_body(part.body, state, path=str(weights), name=name, heads=() if official else heads)
+    return part
 
 
 def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:

@@ -29,6 +29,7 @@ from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
+from deepcluster.nets.sizes import MOST_JOINED, PLUS
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
@@ -49,7 +50,8 @@ DIGESTS = {"weights_sha256": str, "config_sha256": str}
 OPTIONAL = {"junk": list}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
-BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
+TIMM = "timm:[A-Za-z0-9_.]+"
+BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}({re.escape(PLUS)}{TIMM}){{0,{MOST_JOINED - 1}}}")
 MOST_CONSTANTS = 200_000_000  # bytes
 
 
