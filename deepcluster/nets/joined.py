@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
 class Joined(nn.Module):
     """A body whose features are those of several bodies, each part divided by its length so that none counts more.
 
