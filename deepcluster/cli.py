@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
@@ -29,6 +30,7 @@ from deepcluster.errors import (
     UsageError,
 )
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
+from deepcluster.nets.published import PUBLISHED
 from deepcluster.presets import PRESETS, Facts, read_recipe, resolve
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from deepcluster.model import Model
     from deepcluster.runs.job import Request
     from deepcluster.runs.predict import Prediction
+    from deepcluster.runs.weights import Start
     from deepcluster.runtime.processes import Processes
     from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
@@ -191,7 +194,7 @@ def fit(
     with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
         try:
             with listening() as stop:
-                folder = runs.fit(images, request, terminal, sys.stdin, stop, processes)
+                folder = runs.fit(images, request, terminal, sys.stdin, stop, processes, terminal.ask)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
         if processes.is_main:
@@ -470,17 +473,44 @@ def recipes(
 
 
 @app.command
+def fetch(
+    name: Annotated[
+        str,
+        Parameter(
+            help=" ".join(f"{one.name}: {one.description}." for one in PUBLISHED.values()) + " Or timm:NAME.",
+            show_default=True,
+        ),
+    ] = "photos",
+    /,
+    *,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch the weights of a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME)."""
+    if name not in PUBLISHED and not name.startswith("timm:"):
+        raise UsageError(f"no published network is called {_short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
+    from deepcluster.nets.published import cached, fetch
+
+    with Terminal(quiet) as terminal:
+        if path := cached(name):
+            terminal.say("Weights", f"{name} is on this machine already: {path}")
+            return
+        terminal.say("Weights", f"{name}: {PUBLISHED[name].description if name in PUBLISHED else 'from the Hub'}")
+        terminal.say("Weights", str(fetch(name, terminal.progress)))
+
+
+@app.command
 def doctor(*, as_json: Json = False) -> None:
-    """Print what a run depends on: versions, device, threads, image formats."""
+    """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
     from deepcluster.images.decode import FORMATS
+    from deepcluster.nets.published import cached
     from deepcluster.runtime.devices import choose_device, environment
 
-    facts = {**environment(choose_device("auto")), "formats": list(FORMATS)}
+    facts = {**environment(choose_device("auto")), "formats": list(FORMATS), "weights": [*filter(cached, PUBLISHED)]}
     if as_json:
         print(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        print(f"{name:14} {', '.join(value) if isinstance(value, list) else value}")
+        print(f"{name:14} {', '.join(value) or 'none' if isinstance(value, list) else value}")
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
@@ -501,23 +531,39 @@ def _print_plan(images: str, request: "Request") -> None:
     from deepcluster.images import find
     from deepcluster.images.preview import preview
     from deepcluster.runs.build import network_of
-    from deepcluster.runs.job import plan
+    from deepcluster.runs.job import facts_of, plan
     from deepcluster.runs.resources import memory, seconds
+    from deepcluster.runs.weights import choose
     from deepcluster.runtime.devices import choose_device
 
     source = find(images, stdin=sys.stdin)
     skipped = f", {len(source.skipped):,} skipped" if source.skipped else ""
     print(paragraph("Images", f"{len(source.paths):,} of {source.name}{skipped}"))
     seen = preview(source)
+    start = choose(request, facts_of(source, seen, request))
+    if not start.here:
+        print(paragraph("Weights", _missing(start)))
+    request = replace(request, published=start.name if start.here or start.wanted else "")
     chosen = plan(source, seen, request)
     for line in chosen.by_reason():
         print(paragraph("Plan", line))
-    network, device = network_of(chosen.recipe, request.seed, choose_device("cpu")), choose_device(request.device)
+    recipe = chosen.recipe
+    if recipe.weights == "timm":  # time and memory do not depend on them, and nothing is fetched here
+        recipe = replace(recipe, weights="")
+    network, device = network_of(recipe, request.seed, choose_device("cpu")), choose_device(request.device)
     needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=device)
     print(paragraph("Memory", needed.text))
     total, per_round = seconds(network.to(device), chosen.recipe, len(source.paths))
     print(paragraph("Time", f"about {_duration(total)}: {chosen.recipe.rounds} rounds of {_duration(per_round)}"))
     print("\n" + to_toml(chosen.recipe), end="")
+
+
+def _missing(start: "Start") -> str:
+    """What a fit would do about a published network that is not on this machine."""
+    network = PUBLISHED[start.name]
+    what = f"{start.name} is not on this machine ({network.description}); deepcluster fetch {start.name} fetches it."
+    otherwise = "ends with an error" if start.wanted else "trains from nothing, as planned here"
+    return f"{what} A fit asks on a terminal whether it may, and elsewhere it {otherwise}"
 
 
 @contextmanager

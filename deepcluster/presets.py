@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepcluster.errors import DataError, UsageError
+from deepcluster.nets.published import PUBLISHED, backbone_of
 from deepcluster.nets.sizes import PAPER_NETWORKS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
@@ -17,6 +18,9 @@ IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weig
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 AUTO_PASSES = 90  # over the images, over all rounds
 CLASSIC_PASSES = 30
+SMALLEST_PHOTOGRAPH = 96  # px: below that a network of this size learns from the images themselves
+MOST_PHOTOGRAPHS = 100_000  # more can teach a network of their own
+TO_FIT = ("auto", "classic")  # the recipes that look at the images
 
 Given = Mapping[str, Any]  # options from the user or a recipe file
 Choices = dict[str, tuple[Any, str]]  # option: its value, and why
@@ -32,6 +36,7 @@ class Facts:
         grey: Whether they have no colours.
         n_clusters: Clusters wanted; None: to be chosen.
         device: Type of the device: cpu, cuda or mps.
+        published: The published network that photographs may start from, by its name in ``PUBLISHED``; empty: none.
     """
 
     count: int
@@ -39,6 +44,15 @@ class Facts:
     grey: bool
     n_clusters: int | None
     device: str
+    published: str = ""
+
+    @property
+    def photographs(self) -> bool:
+        """Whether the images are as large and as few as photographs are, which start from a published network."""
+        return self.short_side >= SMALLEST_PHOTOGRAPH and self.count <= MOST_PHOTOGRAPHS
+
+
+Learning = Callable[[int, Facts], Choices]  # how to learn, from the side of the images, px, and the facts
 
 
 @dataclass(frozen=True)
@@ -69,14 +83,16 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
         UsageError: The recipe, an option or a value is unknown.
         DataError: The ``pseudo_labels`` given exceed the number of images; those of a preset or file are lowered.
     """
-    base, from_file = read_recipe(base)
-    options = {**from_file, **read_options(Recipe, given)}
+    base, named = options_of(base, given)
+    options = _spelt_out(named)
     from_weights = _of_weights(base, options)
     options = {**from_weights, **options}
     plan = PRESETS[base](options, facts)
     recipe = replace(plan.recipe, **options)
     reasons = [reason for reason in plan.reasons if _option(reason) not in options]
     why = dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
+    if named.get("backbone") in PUBLISHED:
+        why |= {name: named["backbone"] for name in ("backbone", "weights") if name == "backbone" or name not in named}
     reasons += [f"{name} {value}: {why[name]}" for name, value in options.items()]
     if recipe.pseudo_labels > facts.count:
         if "pseudo_labels" in given:
@@ -89,6 +105,22 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
         )
         recipe = replace(recipe, pseudo_labels=fitting)
     return _for_fixed_size(Plan(recipe, tuple(reasons)), options)
+
+
+def options_of(base: str, given: Given) -> tuple[str, dict[str, Any]]:
+    """The preset that the recipe ``base`` starts from, and all options that it and ``given`` name."""
+    base, from_file = read_recipe(base)
+    return base, {**from_file, **read_options(Recipe, given)}
+
+
+def _spelt_out(options: Given) -> dict[str, Any]:
+    """The options with timm's name for a published network, and the weights that belong to it."""
+    options = dict(options)
+    if options.get("weights") == "none":
+        options["weights"] = ""
+    if options.get("backbone") in PUBLISHED:
+        options = {"weights": "timm", **options, "backbone": backbone_of(options["backbone"])}
+    return options
 
 
 def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
@@ -284,28 +316,27 @@ def auto(options: Given, facts: Facts) -> Plan:
     Without weights: the parts of DeepCluster-v2 and a second loss that tells single images apart (SimCLR's), which
     counts as far as clusters still change from round to round: ``cluster_weight`` in history.csv is the other's share.
     """
-    return _fitted(options, facts, _adapting if options.get("weights") else _from_scratch)
+    return _fitted(options, facts, _adapting, _from_scratch)
 
 
 def classic(options: Given, facts: Facts) -> Plan:
     """The seven steps of the paper and nothing else, with a network, sizes and numbers that fit the images."""
-    return _fitted(options, facts, _classic_adapting if options.get("weights") else _classic_from_scratch)
+    return _fitted(options, facts, _classic_adapting, _classic_from_scratch)
 
 
-def _fitted(options: Given, facts: Facts, learning: Callable[[int, Facts], Choices]) -> Plan:
-    """What fits the images. ``learning``: how to learn, from the side of the images, px, and the facts."""
-    backbone = options.get("backbone", "compact")
-    pretrained = bool(options.get("weights"))
-    if pretrained and "backbone" not in options:
-        raise UsageError("--weights needs the network that they are for: add --backbone, for example timm:resnet18")
+def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Learning) -> Plan:
+    """What fits the images. ``adapting``: how a pretrained network learns; ``from_scratch``: a random one."""
+    start = _start(options, facts)
+    backbone, weights = (options.get(name, _values(start).get(name)) for name in ("backbone", "weights"))
+    pretrained = bool(weights)
     size, why_size = _image_size(backbone, facts)
     choices: Choices = {
-        "backbone": (backbone, "the network for small images, as none was given"),
+        **start,
         "image_size": (size, why_size),
         "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
     }
-    choices |= learning(options.get("image_size", size), facts)
+    choices |= (adapting if pretrained else from_scratch)(options.get("image_size", size), facts)
     if facts.grey:
         why = "the images are grey: shapes count, and left is not right"
         views = {"crop_min": 0.5, "crop_max": 1.2, "stretch": 1.2, "flip": 0.0, "rotation": 15.0}
@@ -316,6 +347,23 @@ def _fitted(options: Given, facts: Facts, learning: Callable[[int, Facts], Choic
     # Half whitening is the better one for the cut: docs/decisions.md.
     always = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     return Plan(Recipe(**{**always, **_values(choices)}), _reasons(choices))
+
+
+def _start(options: Given, facts: Facts) -> Choices:
+    """The network and its weights, unless a network is given."""
+    if "backbone" in options:
+        return {}
+    weights = options.get("weights")
+    if weights not in (None, "", "timm"):
+        raise UsageError("--weights needs the network that they are for: add --backbone, for example timm:resnet18")
+    if weights == "timm" or (weights is None and facts.published and facts.photographs):
+        network = PUBLISHED[facts.published or next(iter(PUBLISHED))]
+        why = f"photographs start from a published network, {network.name}: {network.title}, {network.trained_on}"
+        return {"backbone": (network.backbone, why), "weights": ("timm", why)}
+    why = "the network for small images, as none was given"
+    if weights is None and facts.photographs:
+        why = "no published network is on this machine (deepcluster fetch), so a small one learns from the images alone"
+    return {"backbone": ("compact", why)}
 
 
 _PHOTO_VIEWS = {"crop_min": 0.2, "colour": 0.4, "grey": 0.2}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import UsageError
+from deepcluster.nets.published import PUBLISHED
 
 AUTO = "auto"  # in place of a value: the recipe decides
 ANY = "NAME"  # at the end of a choice: any name
@@ -151,8 +152,19 @@ _result = partial(option, group="Result")
 class Recipe(Options):
     """All that determines a result besides images, seed and number of clusters. The defaults are recipe ``v1``'s."""
 
-    backbone: str = _network("alexnet", "The convnet.", choices=("compact", "alexnet", "vgg16", "timm:NAME"), flag=True)
-    weights: str = _network("", "Pretrained weights: a file, or timm to fetch timm's own. Empty: random.", flag=True)
+    backbone: str = _network(
+        "alexnet",
+        "The convnet; photos, photos-ssl and photos-small are published networks with their weights.",
+        choices=("compact", "alexnet", "vgg16", *PUBLISHED, "timm:NAME"),
+        flag=True,
+    )
+    weights: str = _network(
+        "",
+        "Pretrained weights: a file, or timm to fetch timm's own; none or empty: random; auto: for photographs those of"
+        " a published network that is on this machine (deepcluster fetch).",
+        flag=True,
+        auto=True,
+    )
     frozen_statistics: bool = _network(False, "Batch normalisation keeps its initial mean and variance.")
     sobel: bool = _network(True, "The network sees Sobel-filtered grey images instead of colours.")
 

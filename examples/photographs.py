@@ -12,7 +12,7 @@ from deepcluster import DeepCluster
 
 
 def main(photos: str, groups: int | None, rounds: int | None) -> None:
-    # A pretrained network learns more from few photographs: backbone="timm:resnet18", weights=FILE.
+    # Starts from a published network where one is on this machine: `deepcluster fetch`, once.
     dc = DeepCluster(n_clusters=groups or "auto", rounds=rounds, random_state=0, verbose=1)
     dc.fit(photos, run=unused("runs/photographs"))
     print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} files of no use")

@@ -1,4 +1,6 @@
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,8 +12,13 @@ from PIL import Image
 from deepcluster.cli import run_command
 from tests.commands import Commands
 from tests.drawings import KINDS, draw
+from tests.helpers.hub import Hub, point_to, serving, tiny_file
 from tests.helpers.runs import small_fit
 from tests.ranks import Ranks
+
+# Whatever networks this machine has are not there for the tests, and nothing is fetched.
+os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir()) / "deepcluster-tests-without-weights")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +87,18 @@ def command() -> Iterator[Commands]:
     commands = Commands()
     yield commands
     commands.end()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of the Hugging Face Hub, empty."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine, which the client takes for the real one."""
+    with serving(tiny_file()) as server:
+        point_to(server.endpoint, monkeypatch)
+        yield server

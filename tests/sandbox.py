@@ -32,6 +32,7 @@ QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not s
 # Parsed, but not run, because ...
 NOT_RUN = {
     "--weights timm": "it downloads",
+    "deepcluster fetch": "it downloads",
     "imagenet/": "nobody has that at hand",
     "runs/imagenet": "nobody has that at hand",
     "cifar2000": "nobody has that at hand",

@@ -133,13 +133,20 @@ def test_what_is_fine_is_not_seen():
     assert offences("torch.load(path, map_location='cpu', weights_only=True)\nnetwork.eval()\nnp.save(a, b)") == []
 
 
-def test_only_two_places_may_download():
-    """``torchvision:NAME`` and ``--weights timm``: the words that make these libraries download stand nowhere else."""
-    words = {"download": set(), "pretrained": set()}
+def test_only_three_places_may_download():
+    """``torchvision:NAME``, ``--weights timm`` and ``deepcluster fetch``: the words that make these libraries download
+    stand nowhere else."""
+    words = {"download": set(), "pretrained": set(), "hf_hub_download": set()}
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.alias) and node.name in words:
+                words[node.name].add(path.relative_to(ROOT).as_posix())
             if isinstance(node, ast.keyword) and node.arg in words:
                 words[node.arg].add(path.relative_to(ROOT).as_posix())
             if isinstance(node, ast.Constant) and node.value in words:
                 words[str(node.value)].add(path.relative_to(ROOT).as_posix())
-    assert words == {"download": {"images/named.py"}, "pretrained": {"nets/backbone.py"}}
+    assert words == {
+        "download": {"images/named.py"},
+        "pretrained": {"nets/backbone.py"},
+        "hf_hub_download": {"nets/published.py"},
+    }

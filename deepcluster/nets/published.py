@@ -250,9 +250,11 @@ def _explained(error: Exception, name: str, repository: str) -> DeepClusterError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     given = _given(name)
+    by_hand = f"fetch {FILE} from https://huggingface.co/{repository} on another machine, and give it: --weights FILE"
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError(
-            f"the weights of {given} are not on this machine, and HF_HUB_OFFLINE forbids to fetch them: unset it"
+            f"the weights of {given} are not on this machine, and HF_HUB_OFFLINE forbids to fetch them: unset it where"
+            f" there is a connection, or {by_hand}"
         )
     if isinstance(error, OSError) and error.errno and not isinstance(error, HfHubHTTPError | ConnectionError):
         return DiskError(
@@ -261,5 +263,5 @@ def _explained(error: Exception, name: str, repository: str) -> DeepClusterError
         )
     return ModelError(
         f"the weights of {given} could not be fetched ({first_line(error)}): is there no connection? Try again, or"
-        f" fetch {FILE} from https://huggingface.co/{repository} on a machine that has one, and give it: --weights FILE"
+        f" {by_hand}"
     )

@@ -28,8 +28,9 @@ from deepcluster.runs import resources
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.finish import final_outcome, summary, write_outcome
-from deepcluster.runs.job import Clock, ImagesRead, Job, Request, plan
+from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
+from deepcluster.runs.weights import Ask, nobody, recorded, settle
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import ALONE, Processes, local_world_size
@@ -49,6 +50,7 @@ def fit(
     stdin: TextIO | None = None,
     stop: Stop | None = None,
     processes: Processes = ALONE,
+    ask: Ask = nobody,
 ) -> RunFolder:
     """From images to a run folder (docs/run-folder.md).
 
@@ -62,6 +64,7 @@ def fit(
         stdin: Where the list of paths comes from if ``images`` is "-".
         stop: May end the run with Stopped.
         processes: Those that share the images; the main rank writes and displays.
+        ask: Puts a question to the user: whether weights may be fetched.
 
     Raises:
         DeepClusterError: It says what to do.
@@ -73,11 +76,15 @@ def fit(
         keep_freed_memory()
         source = find(images, stdin=stdin)
         check_alike(source, processes)
+        if request.resume:
+            request = replace(request, published=processes.broadcast_json(lambda: recorded(request.out)))
         if finished := _finished(source, request, processes):
             display.say("Run", f"{finished.path} is finished already")
             return finished
         labels = true_labels(request.labels, source) if request.labels else None
-        job = Job(request, source, preview(source), labels, device, display, stop or Stop(), processes, clock)
+        seen = preview(source)
+        request = settle(request, facts_of(source, seen, request), display=display, ask=ask, processes=processes)
+        job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device)
         needed = _check_memory(job, network, recipe)

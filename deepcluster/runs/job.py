@@ -38,6 +38,7 @@ class Request:
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
     report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
+    published: str | None = None  # what photographs may start from (weights.py); None: not settled
 
 
 class Clock:
@@ -97,8 +98,13 @@ class ImagesRead:
 
 def plan(source: Source, seen: Preview, request: Request, usable: int | None = None) -> Plan:
     """The resolved recipe for these images, of which ``usable`` can be used (None: all)."""
-    count = len(source.paths) if usable is None else usable
-    check_groups(request.n_clusters, count)
-    device = choose_device(request.device)
-    facts = Facts(count, seen.short_side, seen.grey, request.n_clusters, device.type)
+    facts = facts_of(source, seen, request, usable)
+    check_groups(request.n_clusters, facts.count)
     return resolve(request.recipe, request.options or {}, facts)
+
+
+def facts_of(source: Source, seen: Preview, request: Request, usable: int | None = None) -> Facts:
+    """What a recipe may look at."""
+    count = len(source.paths) if usable is None else usable
+    device = choose_device(request.device).type
+    return Facts(count, seen.short_side, seen.grey, request.n_clusters, device, request.published or "")

@@ -1,0 +1,117 @@
+"""A server on this machine that speaks as much of the Hugging Face Hub as a download needs, and caches made by hand."""
+
+import hashlib
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepcluster.nets.published import FILE, PUBLISHED
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def tiny_file(size: int = 4000) -> bytes:
+    """A safetensors file with a tensor of ``size`` bytes."""
+    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(i % 251 for i in range(size))
+
+
+class Hub(ThreadingHTTPServer):
+    """Sends ``content`` for every file that is asked for.
+
+    Attributes:
+        requests: The method and path of each.
+        drops: How many more times a download breaks off in the middle.
+        sent: What it sends in truth, if not ``content``.
+    """
+
+    def __init__(self, content: bytes):
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.content, self.sent = content, content
+        self.requests: list[str] = []
+        self.drops = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        hub = self.server
+        hub.requests.append(f"{self.command} {self.path}")
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        part = hub.sent[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(hub.content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(part)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(hub.sent) - 1}/{len(hub.sent)}")
+        self.end_headers()
+        if body and hub.drops:
+            hub.drops -= 1
+            part = part[: len(part) // 2]
+            self.close_connection = True
+        if body:
+            self.wfile.write(part)
+
+
+@contextmanager
+def serving(content: bytes) -> Iterator[Hub]:
+    with Hub(content) as hub:
+        threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
+        yield hub
+        hub.shutdown()
+
+
+def keep(cache: Path, name: str, content: bytes | Path, *, link: bool = True) -> Path:
+    """Put a file into a cache as the Hub's client would; returns its path there.
+
+    Args:
+        cache: HF_HUB_CACHE.
+        name: In ``PUBLISHED``.
+        content: Its bytes, or a file with them.
+        link: As a link to a blob that is named by its digest; else the file itself, as where there are no links.
+    """
+    folder = cache / f"models--timm--{PUBLISHED[name].network}"
+    path = folder / "snapshots" / COMMIT / FILE
+    path.parent.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    if link:
+        blob = folder / "blobs" / hashlib.sha256(data).hexdigest()
+        blob.parent.mkdir()
+        blob.write_bytes(data)
+        path.symlink_to(Path("../../blobs") / blob.name)
+    else:
+        path.write_bytes(data)
+    return path
+
+
+def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Hub's client take another server for the Hub, as HF_ENDPOINT does when it is imported."""
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"{constants}.ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
