@@ -94,6 +94,7 @@ def test_distances_agree_with_torch(small, tmp_path):
     ("name", "image_size", "options"),
     [
         pytest.param("timm:resnet18", 64, {}, marks=pytest.mark.slow),
+        pytest.param("timm:test_vit+timm:test_efficientnet", 64, {}, marks=pytest.mark.slow),
         pytest.param("alexnet", 224, {"sobel": True}, marks=pytest.mark.slow),
         pytest.param("timm:vit_tiny_patch16_224", 64, {}, marks=pytest.mark.slow),
         pytest.param("timm:tf_efficientnet_lite0", 96, {"weights": WEIGHTS}, marks=pytest.mark.slow),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
-from deepcluster.nets.backbone import IMAGENET_MEAN, IMAGENET_STD, Network, build
+from deepcluster.nets.backbone import IMAGENET_MEAN, IMAGENET_STD, REVISION, Network, build
 from deepcluster.nets.compact import WIDTH
 from deepcluster.nets.heads import Centroids, projection_mlp
 from deepcluster.nets.memory_format import channels_last
@@ -130,7 +130,7 @@ def test_the_seed_alone_decides_and_the_architecture_rebuilds_it(row):
     other = build(**one.architecture, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in one.modules())
-    assert one.architecture == {"name": name, "image_size": image_size, "sobel": sobel}
+    assert one.architecture == {"name": name, "image_size": image_size, "sobel": sobel, "revision": REVISION}
     assert same(one.body.state_dict(), two.body.state_dict())
     assert not torch.equal(first_conv(one).weight, first_conv(other).weight)
     other.body.load_state_dict(one.body.state_dict(), strict=True)
@@ -268,7 +268,7 @@ def test_published_weights_without_a_connection(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError) as caught:
         build("timm:test_vit", image_size=160, weights="timm")
-    for part in ("timm:test_vit", "connection", "https://huggingface.co/timm/test_vit.r160_in1k", "--weights FILE"):
+    for part in ("timm:test_vit", "not on this machine", "HF_HUB_OFFLINE"):
         assert part in str(caught.value)
 
 
@@ -571,3 +571,64 @@ def test_channels_last_but_where_the_gradient_would_be_spoilt():
 )  # fmt: skip
 def test_networks_of_one_image_size(name, preferred, size):
     assert only_size(name, preferred) == size
+
+
+# Two networks in one
+
+TWO = "timm:test_efficientnet+timm:test_vit"
+
+
+def test_joined_networks_give_the_features_of_both_side_by_side(tmp_path):
+    parts = [build(name, image_size=64, seed=seed) for name, seed in zip(TWO.split("+"), (1, 2), strict=True)]
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for part, file in zip(parts, files, strict=True):
+        save_file(part.body.state_dict(), file)
+    both = build(TWO, image_size=64, weights=f"{files[0]}+{files[1]}").eval()
+    images = torch.rand(3, 3, 64, 64, generator=generator(0, "images"))
+    with torch.no_grad():
+        expected = torch.cat([F.normalize(part.eval().features(images)) for part in parts], 1)
+        torch.testing.assert_close(both.features(images), expected)
+    assert both.feature_dim == sum(part.feature_dim for part in parts)
+    again = build(**both.architecture, seed=5)
+    again.body.load_state_dict(both.body.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval().features(images), both.features(images))
+
+
+def test_parts_of_the_same_name_start_from_other_weights():
+    one, other = build("timm:test_efficientnet+timm:test_efficientnet", image_size=64).body.bodies
+    assert not torch.equal(one.conv_stem.weight, other.conv_stem.weight)
+
+
+def test_statistics_of_all_parts_are_frozen():
+    both = build("timm:test_efficientnet+timm:test_byobnet", image_size=64)
+    both.frozen_statistics = True
+    norms = [module for module in both.train().modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert not any(module.training for module in norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "parts"),
+    [
+        (TWO, "a.pt", ["2 networks", "a.pt are 1", "one file for each"]),
+        (TWO, "a.pt+b.pt+c.pt", ["are 3"]),
+        ("compact+timm:test_vit", None, ["only networks called timm:NAME", "not compact"]),
+        ("timm:test_vit+", None, ["only networks called timm:NAME", "not nothing"]),
+        ("+".join(["timm:test_vit"] * 5), None, ["are 5 networks", "at most 4"]),
+        ("timm:test_vit+timm:resnet81", None, ["no backbone timm:resnet81"]),
+    ],
+)
+def test_networks_that_cannot_be_joined(name, weights, parts):
+    with pytest.raises(UsageError) as caught:
+        build(name, image_size=64, weights=weights)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_the_image_size_of_joined_networks():
+    assert only_size("timm:resnet18+timm:tf_efficientnet_lite0", 144) is None
+    assert only_size("timm:resnet18+timm:vit_tiny_patch16_224", 150) == 144
+    both = "timm:vit_tiny_patch16_224+timm:vit_small_patch14_dinov2"
+    assert only_size(both, 224) == 224
+    with pytest.raises(UsageError, match=r"144 px and .*dinov2 of 140 px: give an --image-size"):
+        only_size(both, 144)

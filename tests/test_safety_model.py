@@ -196,7 +196,8 @@ CONFIGS = {
         for name in (
             "timm:hf-hub:user/name", "timm:hf_hub:user/name", "timm:local-dir:/etc", "timm:/etc/passwd",
             "timm:../../x", "hf-hub:user/name", "https://example.org/x.safetensors", "compact\n", "timm:",
-            "timm:resnet18/../x", "C:\\x", "", "x" * 100_000,
+            "timm:resnet18/../x", "C:\\x", "", "x" * 100_000, "timm:resnet18+",
+            "timm:a+hf-hub:b/c", "timm:a" + "+timm:a" * 4,
         )
     },
 }  # fmt: skip

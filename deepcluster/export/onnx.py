@@ -155,7 +155,7 @@ def _trial_images(size: int) -> Tensor:
 
 def _graph(model: Model, example: Tensor) -> Any:
     placing = Placing(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    with _silent():
+    with silent():
         # Not with dynamo=False, which makes an invalid graph of argmin (torch 2.13).
         program = torch.onnx.export(
             placing,
@@ -172,7 +172,7 @@ def _graph(model: Model, example: Tensor) -> Any:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep the exporter's messages off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
+from deepcluster.nets.fast_pass import features_pass
 from deepcluster.runtime.devices import CPU, exact_float32, moved
 from deepcluster.runtime.threads import made_ahead
 
@@ -52,6 +53,7 @@ def extract(
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
+    compute = features_pass(network, dtype)
     try:
         with (
             torch.no_grad(),
@@ -59,7 +61,7 @@ def extract(
             exact_float32() if exact else nullcontext(),
         ):
             for begin, end, views in made_ahead(prepare, range(0, len(images), batch_size), device):
-                found = network.features(views)
+                found = compute(views)
                 found = (network.embed(found) if embedded else found)[: end - begin]
                 if begin == 0:
                     features = torch.empty(len(images), found.shape[1], dtype=found.dtype, device=where)

@@ -1,25 +1,31 @@
 """The contract that every backbone meets, and the names that build one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deepcluster.errors import ModelError, UsageError, first_line
-from deepcluster.nets import paper
+from deepcluster.errors import ModelError, UsageError
+from deepcluster.nets import paper, published
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
+from deepcluster.nets.joined import Joined
+from deepcluster.nets.of_timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
-from deepcluster.nets.sizes import PAPER_NETWORKS
+from deepcluster.nets.sizes import MOST_JOINED, PAPER_NETWORKS, PLUS
 from deepcluster.nets.weights import HEADS, load_body, read_state
-from deepcluster.seeding import generator, lent_global
+from deepcluster.seeding import derive, generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# How features are computed. 1: as in version 0.1. 2: of DINOv3 the class token, and with batch normalisation folded
+# into the convolutions where that is faster.
+REVISION = 2
 
 
 class Network(nn.Module):
@@ -135,69 +141,122 @@ def build(
     projection: tuple[int, int] | None = None,
     seed: int = 0,
     feature_dim: int | None = None,
+    revision: int = REVISION,
 ) -> Network:
     """The network called ``name``, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
     Args:
-        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
+        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. Several of timm with
+            ``+`` between them are one network (:class:`~deepcluster.nets.joined.Joined`).
         image_size: The side of the images in px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
         weights: A file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for the weights
-            that timm publishes, which may download them; default: random weights.
+            that timm publishes, which may download them; default: random weights. Of a joined network: a file for each
+            part, with ``+`` between them.
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Of the random weights.
         feature_dim: If known, it saves the trial that measures it.
+        revision: Of the computation; a model that was saved keeps its own, so that its features stay the same.
 
     Raises:
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
+    names, files = _names_and_weights(name, weights)
+    parts = [
+        _part(each, image_size, sobel, file, derive(seed, "part", number) if number else seed, revision)
+        for number, (each, file) in enumerate(zip(names, files, strict=True))
+    ]
+    part = parts[0] if len(parts) == 1 else _joined(parts)
+    known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
+    dim = known or _feature_dim(part.body, name, image_size)
+    return Network(
+        part.body,
+        dim,
+        activation=part.activation,
+        projection=projection_mlp(dim, *projection, generator(seed, "projection")) if projection else None,
+        embedding_dim=projection[1] if projection else None,
+        mean=part.mean,
+        std=part.std,
+        architecture={"name": name, "image_size": image_size, "sobel": sobel, "revision": revision},
+        origin=part.origin,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A body, what comes before and after it, and where its weights are from."""
+
+    body: nn.Module
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    activation: nn.Module | None = None
+    origin: str = ""
+
+
+def _names_and_weights(name: str, weights: str | None) -> tuple[list[str], list[str | None]]:
+    """The networks of a joined one and the weights of each; of any other network itself."""
+    names = name.split(PLUS)
+    if len(names) == 1:
+        return names, [weights]
+    if single := [each for each in names if not each.startswith("timm:")]:
+        raise UsageError(f"{name}: only networks called timm:NAME can be joined, not {single[0] or 'nothing'}")
+    if len(names) > MOST_JOINED:
+        raise UsageError(f"{name} are {len(names)} networks, and at most {MOST_JOINED} can be joined: leave some out")
+    files: list[str | None] = [None] if weights is None else list(weights.split(PLUS))
+    if weights in (None, "timm"):
+        files *= len(names)
+    if len(files) != len(names):
+        raise UsageError(
+            f"{name} are {len(names)} networks, and the weights {weights} are {len(files)}: give one file for each, in"
+            f" the same order, with {PLUS} between them"
+        )
+    return names, files
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    body = Joined([part.body for part in parts], [part.mean for part in parts], [part.std for part in parts])
+    # Each part normalises the images itself.
+    return _Part(body, (0.0,) * 3, (1.0,) * 3, origin="; ".join(part.origin for part in parts if part.origin))
+
+
+def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int, revision: int) -> _Part:
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
-    if weights == "timm" and not name.startswith("timm:"):
-        raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
+    if weights == "timm":
+        if not name.startswith("timm:"):
+            raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
+        weights = str(published.cached(name) or published.fetch(name))
     # Before the network is built, which may take seconds.
-    state = None if weights in (None, "timm") else read_state(weights)
+    state = None if weights is None else read_state(weights)
     official = recognised(state, str(weights)) if state else None
     if official:
         _check_for(official, name, sobel, str(weights))
         state = dict(official.state)
 
-    body: nn.Module
-    parts: dict[str, Any] = {}
     heads: tuple[str, ...] = HEADS
+    convert = None
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
-            body = Compact(image_size, generator(seed, "network"))
-        dim = feature_dim or _feature_dim(body, name, image_size)
+            part = _Part(Compact(image_size, generator(seed, "network")))
     elif name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
         make = paper.alexnet if name == "alexnet" else paper.vgg16
-        body, dim = make(sobel=sobel, generator=generator(seed, "network")), paper.FEATURE_DIM
         # The features end before the last ReLU, and the head starts after it.
-        parts["activation"] = nn.ReLU()
+        part = _Part(make(sobel=sobel, generator=generator(seed, "network")), activation=nn.ReLU())
     elif name.startswith("timm:"):
-        body, config = _timm_body(name, image_size, seed, pretrained=weights == "timm")
-        dim = feature_dim or _feature_dim(body, name, image_size)
-        parts |= {"mean": config["mean"], "std": config["std"]}
-        heads = _timm_heads(config["classifier"])
+        model, config = timm_body(name, image_size, seed, revision)
+        part = _Part(model, config["mean"], config["std"])
+        heads, convert = timm_heads(config["classifier"]), partial(in_layout_of, model)
     else:
-        raise _unknown(name)
-
-    if state is not None:
-        load_body(body, state, path=str(weights), name=name, heads=() if official else heads)
-    if projection is not None:
-        parts["projection"] = projection_mlp(dim, *projection, generator(seed, "projection"))
-        parts["embedding_dim"] = projection[1]
-    return Network(
-        body,
-        dim,
-        **parts,
-        architecture={"name": name, "image_size": image_size, "sobel": sobel},
-        origin=official.text if official else "",
-    )
+        raise unknown_backbone(name)
+    if state is None:
+        return part
+    path = str(weights)
+    left_out = load_body(part.body, state, path=path, name=name, heads=() if official else heads, convert=convert)
+    return replace(part, origin=official.text if official else f"left out of {path}: {left_out}" if left_out else "")
 
 
 def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:
@@ -236,47 +295,6 @@ def from_official(path: str | Path) -> Network:
     return network
 
 
-def _timm_body(name: str, image_size: int, seed: int, *, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it."""
-    # Here and not above: the import takes a second or more, and only these networks need it.
-    import timm
-
-    short = name.removeprefix("timm:")
-    # is_model looks at what stands before the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
-    if not timm.is_model(short):
-        raise _unknown(name)
-    try:
-        config = timm.get_pretrained_cfg(short)
-    except RuntimeError as error:  # a tag (resnet18.TAG) that this model does not have
-        raise _unknown(name) from error
-    if pretrained and not timm.is_model_pretrained(short):
-        raise UsageError(f"timm publishes no weights for {name}: leave --weights out, or give a file: --weights FILE")
-
-    # Transformers are made for one image size; convolutional networks have no such argument.
-    size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    with lent_global(seed, "network"):
-        try:
-            model = timm.create_model(short, num_classes=0, pretrained=pretrained, **size)
-        except Exception as error:
-            if not pretrained:
-                raise _unfit(name, image_size, error) from error
-            site = f"https://huggingface.co/{config.hf_hub_id}" if config and config.hf_hub_id else "its publisher"
-            raise ModelError(  # any error: the libraries that download raise many kinds
-                f"the weights of {name} could not be fetched ({first_line(error)}): is there no connection? "
-                f"Fetch model.safetensors from {site} on a machine that has one, and give it: --weights FILE"
-            ) from error
-    return model, cast(dict[str, Any], model.default_cfg)
-
-
-def _timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The top-level modules around timm's last layers: ``head.fc``, ``("head.l", "head_dist.l")``, ... or none at all.
-
-    The whole module, because some have a normalisation before the last layer (``head.bn``) that is dropped with it.
-    """
-    layers = (classifier,) if isinstance(classifier, str) else classifier or ()
-    return tuple(layer.split(".")[0] for layer in layers)
-
-
 def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
     """The number of features of one image, measured.
 
@@ -286,9 +304,9 @@ def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
     body.eval()
     try:
         with torch.no_grad():
-            features = body(torch.zeros(1, 3, image_size, image_size))
+            features = body(torch.zeros(1, 3, image_size, image_size, device=_device(body)))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise _unfit(name, image_size, error) from error
+        raise size_does_not_fit(name, image_size, error) from error
     body.train()
     if not isinstance(features, Tensor) or features.dim() != 2:
         raise UsageError(f"{name} does not give one vector of features for an image: choose another --backbone")
@@ -302,20 +320,8 @@ def as_network(body: nn.Module, image_size: int) -> Network:
     """
     if isinstance(body, Network):
         return body
-    return Network(body, _feature_dim(body, type(body).__name__, image_size))
+    return Network(body, _feature_dim(body, type(body).__name__, image_size)).to(_device(body))
 
 
-def _unfit(name: str, image_size: int, error: Exception) -> UsageError:
-    return UsageError(
-        f"{name} cannot take images of {image_size} x {image_size} pixels ({first_line(error)}): "
-        "try another --image-size"
-    )
-
-
-def _unknown(name: str) -> UsageError:
-    import timm
-
-    names = ["compact", *PAPER_NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
-    near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), names)
-    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
-    return UsageError(f"there is no backbone {name}: it is compact, alexnet, vgg16 or timm:NAME; {hint}")
+def _device(body: nn.Module) -> torch.device:
+    return next(body.parameters(), torch.empty(0)).device

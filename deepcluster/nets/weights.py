@@ -1,6 +1,6 @@
 """Weights from a file into a network: nothing in the file is executed, and every tensor must have its place."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
@@ -84,8 +84,14 @@ def _check_archive(path: Path) -> None:
 
 
 def load_body(
-    body: nn.Module, state: Mapping[str, Tensor], *, path: str | Path, name: str, heads: Iterable[str]
-) -> None:
+    body: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    path: str | Path,
+    name: str,
+    heads: Iterable[str],
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> str:
     """Copy ``state`` into ``body``.
 
     Prefixes of the names (``module.``, ``body.``, ...) are removed. Only the step counts of batch normalisation
@@ -97,19 +103,21 @@ def load_body(
         path: Of the file, for messages.
         name: Of the network, for messages.
         heads: Modules that classify; what ``body`` has not of them is ignored.
+        convert: From another layout to that of ``body``, for a file that does not fit as it is.
+
+    Returns:
+        The modules in the file that have no place in ``body``, in words.
 
     Raises:
         ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
     """
     expected = body.state_dict()
-    given = _without(_unprefixed(state, expected), heads, unless=expected)
-    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in expected]
-    misshapen = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in given and given[key].shape != expected[key].shape
-    ]
+    heads = tuple(heads)
+    plain = _unprefixed(state, expected)
+    given = _without(plain, heads, unless=expected)
+    if convert is not None and any(_misfits(given, expected)):
+        given = _without(_unprefixed(convert(plain), expected), heads, unless=expected)
+    missing, unexpected, misshapen = _misfits(given, expected)
     if missing or unexpected or misshapen:
         problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         counts = "; ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in problems if keys)
@@ -124,6 +132,32 @@ def load_body(
                 " that made it had failed; give other --weights"
             )
     body.load_state_dict(expected | given)
+    return ", ".join(_left_out(state, given))
+
+
+def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """The names that are missing, left over, and of another shape (with both shapes)."""
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected]
+    misshapen = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in given and given[key].shape != expected[key].shape
+    ]
+    return missing, unexpected, misshapen
+
+
+def _left_out(state: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> list[str]:
+    """The modules of ``state`` with tensors that are not among those ``used``, under whatever name or shape."""
+    memory = {tensor.data_ptr() for tensor in used.values()}
+    modules: dict[str, None] = {}
+    for key, tensor in state.items():
+        parts = key.split(".")
+        named = any(".".join(parts[start:]) in used for start in range(len(parts)))
+        if not named and (tensor.data_ptr() not in memory or not tensor.numel()):
+            inner = [part for part in parts if f"{part}." not in PREFIXES]
+            modules[inner[0] if inner else key] = None
+    return list(modules)
 
 
 def _unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,9 +26,10 @@ from deepcluster.errors import (
 from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
-from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.backbone import REVISION, Network, build
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
+from deepcluster.nets.sizes import MOST_JOINED, PLUS
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
@@ -47,9 +48,10 @@ TYPES = {
 }
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
 OPTIONAL = {"junk": list}  # missing in models of version 0.1
-ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
+ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool, "revision": int}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
-BACKBONE = re.compile(r"compact|alexnet|vgg16|timm:[A-Za-z0-9_.]+")
+TIMM = "timm:[A-Za-z0-9_.]+"
+BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}({re.escape(PLUS)}{TIMM}){{0,{MOST_JOINED - 1}}}")
 MOST_CONSTANTS = 200_000_000  # bytes
 
 
@@ -173,8 +175,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     content = {key: value for key, value in config.items() if key != "config_sha256"}
     if "config_sha256" in config and config["config_sha256"] != json_sha256(content):
         raise ValueError("changed since it was written")
+    config["architecture"] = {"revision": 1} | config["architecture"]  # models of version 0.1 have none
     architecture, names = config["architecture"], config["names"]
     _check_types(architecture, ARCHITECTURE)
+    if not 1 <= architecture["revision"] <= REVISION:
+        raise ValueError(f"its features are computed in a way ({str(architecture['revision'])[:12]}) not known here")
     if not BACKBONE.fullmatch(architecture["name"]):
         raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
     sizes = (config["image_size"], config["store_size"], config["batch_size"])

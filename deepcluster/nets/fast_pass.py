@@ -1,0 +1,180 @@
+"""The features of a network that does not learn, faster on a CPU: batch normalisation folded into the convolutions.
+
+docs/decisions.md has the figures. Features differ from the network's own in the last bits, so one run uses one of both.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from deepcluster.nets.backbone import Network
+from deepcluster.nets.joined import Joined
+
+# Numbers in the largest output of a layer for all images that go through the network at a time, so that they stay in
+# the cache of the processor: a pass of EfficientNet-Lite0 took twice as long with 64 images of 144 px as with 4.
+IN_CACHE = 2_000_000
+MOST_AT_A_TIME = 64
+# Activations that oneDNN applies to what a convolution has just computed: its name, and its numbers.
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.Identity: ("none", []),
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+    nn.Hardswish: ("hardswish", []),
+}
+
+
+def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    """``network.features`` in evaluation mode, as it is now: of a copy, where that is faster.
+
+    Such are networks of ``build`` with depthwise convolutions and batch normalisation, in float32 on a CPU.
+    """
+    modules = list(network.body.modules())
+    depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in modules)
+    on_cpu = network.mean.device.type == "cpu"
+    if int(network.architecture.get("revision", 1)) < 2 or not (depthwise and on_cpu and dtype == torch.float32):
+        return network.features
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return network.features
+    body = copy.deepcopy(network.body).eval()
+    parts: list[nn.Module] = list(body.bodies) if isinstance(body, Joined) else [body]
+    if not sum(_fold(part) for part in parts):
+        return network.features
+
+    return _InPieces(body, network)
+
+
+class _InPieces:
+    """The features of images, as many at a time as is fast. All pieces have one shape, the last one filled up."""
+
+    def __init__(self, body: nn.Module, network: Network):
+        self.body, self.mean, self.std = body, network.mean, network.std
+        self.fused = [module for module in body.modules() if isinstance(module, _Fused)]
+        self.counts: dict[torch.Size, int] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        shape = images.shape[1:]
+        if shape not in self.counts:
+            self.body(images[:1])
+            fitting = IN_CACHE // max(module.outputs for module in self.fused)
+            # A power of two: with 9 images at a time the bits of EfficientNet-B0 depended on an image's place.
+            self.counts[shape] = 1 << max(1, min(MOST_AT_A_TIME, fitting)).bit_length() - 1
+        count = self.counts[shape]
+        features = []
+        for piece in images.split(count):
+            if len(piece) < count:
+                filled = torch.cat([piece, piece.new_zeros(count - len(piece), *shape)])
+                features.append(self.body(filled.contiguous(memory_format=torch.channels_last))[: len(piece)])
+            else:
+                features.append(self.body(piece))
+        return torch.cat(features)
+
+
+def _fold(body: nn.Module) -> int:
+    """Fold each batch normalisation and activation into the convolution before it, in place; returns how many."""
+    found = pairs(body)
+    for conv_name, norm_name in found:
+        norm = body.get_submodule(norm_name)
+        activation = getattr(norm, "act", nn.Identity())
+        known = ACTIVATIONS.get(type(activation))
+        fused = _Fused(body.get_submodule(conv_name), norm, *(known or ACTIVATIONS[nn.Identity]))
+        body.set_submodule(conv_name, fused)
+        body.set_submodule(norm_name, nn.Identity() if known else activation)
+    return len(found)
+
+
+class _Leaves(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d) or _is_norm(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def pairs(body: nn.Module) -> list[tuple[str, str]]:
+    """Convolutions and the normalisation that alone sees their output, by name. None where torch cannot follow."""
+    try:
+        graph = _Leaves().trace(body)
+    except Exception:  # code that looks at values, as in transformers, fails in many ways
+        return []
+    modules = dict(body.named_modules(remove_duplicate=False))
+    times = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    found = []
+    for node in graph.nodes:
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        conv, norm = modules[str(before.target)], modules[str(node.target)]
+        alone = len(before.users) == 1 and times[id(conv)] == times[id(norm)] == 1
+        if alone and _is_norm(norm) and _is_conv(conv):
+            found.append((str(before.target), str(node.target)))
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Batch normalisation, torch's or timm's with an activation, by its statistics."""
+    known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"
+    return known and getattr(module, "running_mean", None) is not None
+
+
+def _is_conv(module: nn.Module) -> bool:
+    # Layers with hooks take their input in another order (memory_format.py).
+    known = type(module) is nn.Conv2d or type(module).__name__ == "Conv2dSame"
+    return known and not module._forward_pre_hooks and not isinstance(getattr(module, "padding", ""), str)
+
+
+class _Fused(nn.Module):
+    """A convolution with the normalisation and the activation after it, by oneDNN, with weights in its own order."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, activation: str, numbers: list[float]):
+        super().__init__()
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        self.weight, self.bias = weight.detach(), bias.detach()
+        self.packed: dict[tuple[int, ...], Tensor] = {}
+        self.kernel, self.stride, self.dilation = list(conv.kernel_size), list(conv.stride), list(conv.dilation)
+        self.padding, self.groups = [int(each) for each in conv.padding], conv.groups
+        self.same = type(conv) is not nn.Conv2d
+        self.activation, self.numbers = activation, numbers
+        self.outputs = 0  # numbers of the last pass
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = slice(None), slice(None)
+        padding = self.padding
+        if self.same:
+            (top, rows), (left, columns) = (self._same(images.shape[2 + axis], axis) for axis in (0, 1))
+            padding = [top, left]
+        shape = tuple(images.shape)
+        if shape not in self.packed:
+            self.packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, padding, self.stride, self.dilation, self.groups, list(shape)
+            )
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            images, self.packed[shape], self.bias, padding, self.stride, self.dilation, self.groups, self.activation,
+            self.numbers, "",
+        )  # fmt: skip
+        self.outputs = output.numel()
+        if rows == columns == slice(None):
+            return output
+        return output[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
+
+    def _same(self, size: int, axis: int) -> tuple[int, slice]:
+        """TensorFlow's padding of a side, which may have one more pixel at the end than at the start: the padding at
+        both ends, and the part of the output that is wanted. To copy the input into a padded one takes longer."""
+        stride = self.stride[axis]
+        outputs = -(-size // stride)
+        total = max(0, (outputs - 1) * stride + (self.kernel[axis] - 1) * self.dilation[axis] + 1 - size)
+        start = total // 2
+        padding = start
+        while padding < total - start:
+            padding += stride
+        if padding == total - start:
+            return padding, slice(None)
+        first = (padding - start) // stride
+        return padding, slice(first, first + outputs)

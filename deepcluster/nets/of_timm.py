@@ -1,0 +1,97 @@
+"""Networks of timm: built without their last layer, and fed with files in their authors' layouts.
+
+timm is imported inside the functions: that takes a second or more, and only these networks need it.
+"""
+
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from deepcluster.errors import UsageError, first_line
+from deepcluster.nets.sizes import PAPER_NETWORKS
+from deepcluster.seeding import lent_global
+
+
+def timm_body(name: str, image_size: int, seed: int, revision: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it.
+
+    Raises:
+        UsageError: timm has no such network, or not for this image size.
+    """
+    import timm
+
+    short = name.removeprefix("timm:")
+    # is_model looks at what stands before the tag; timm names such as hf-hub:USER/NAME, which download, are not models.
+    if not timm.is_model(short):
+        raise unknown_backbone(name)
+    try:
+        config = timm.get_pretrained_cfg(short)
+    except RuntimeError as error:  # a tag (resnet18.TAG) that this model does not have
+        raise unknown_backbone(name) from error
+    # Transformers are made for one image size; convolutional networks have no such argument.
+    options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    if revision > 1:
+        options |= pooling(short)
+    with lent_global(seed, "network"):
+        try:
+            model = timm.create_model(short, num_classes=0, **options)
+        except Exception as error:
+            raise size_does_not_fit(name, image_size, error) from error
+    return model, cast(dict[str, Any], model.default_cfg)
+
+
+def pooling(name: str) -> dict[str, str]:
+    """The argument of timm for how the authors of a network make one vector of its tokens; none where timm knows.
+
+    timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages where the authors
+    do, without class token and registers. Of DINOv3 it averages too, where its authors take the class token.
+    """
+    return {"global_pool": "token"} if name.startswith("vit_") and "dinov3" in name else {}
+
+
+def timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The top-level modules around timm's last layers: ``head.fc``, ``("head.l", "head_dist.l")``, ... or none at all.
+
+    The whole module, because some have a normalisation before the last layer (``head.bn``) that is dropped with it.
+    """
+    layers = (classifier,) if isinstance(classifier, str) else classifier or ()
+    return tuple(layer.split(".")[0] for layer in layers)
+
+
+def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file by timm's names, with position tables resampled to the model's image size.
+
+    By the function that timm applies to the files of the model's authors. A file that it cannot convert comes back as
+    it is. A convolution of another size is not resampled: its file is for another network.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return dict(state)
+    try:
+        converted = dict(convert(dict(state), model))
+    except Exception:  # made for files of these authors, it meets others with errors of many kinds
+        return dict(state)
+    unchanged = {value.data_ptr() for value in state.values()}
+    for key, value in converted.items():
+        if value.dim() == 4 and key.endswith(".weight") and value.data_ptr() not in unchanged:
+            converted[key] = next((given for name, given in state.items() if name.endswith(key)), value)
+    return converted
+
+
+def size_does_not_fit(name: str, image_size: int, error: Exception) -> UsageError:
+    return UsageError(
+        f"{name} cannot take images of {image_size} x {image_size} pixels ({first_line(error)}): "
+        "try another --image-size"
+    )
+
+
+def unknown_backbone(name: str) -> UsageError:
+    import timm
+
+    names = ["compact", *PAPER_NETWORKS, *(f"timm:{model}" for model in timm.list_models() + timm.list_pretrained())]
+    near = [f"timm:{name}"] if timm.is_model(name) else get_close_matches(name.lower(), names)
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names that timm knows"
+    return UsageError(f"there is no backbone {name}: it is compact, alexnet, vgg16 or timm:NAME; {hint}")

@@ -1,0 +1,133 @@
+"""Features with batch normalisation folded into the convolutions: the network's own, up to the last bits."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepcluster.learning.features import extract
+from deepcluster.nets import fast_pass
+from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.fast_pass import features_pass
+from deepcluster.nets.memory_format import channels_last
+from deepcluster.runs import fit as run
+from deepcluster.runs.job import Request
+from deepcluster.seeding import generator
+from deepcluster.storage import model_files as models
+from deepcluster.storage.safe_read import json_sha256
+
+LITE = "timm:tf_efficientnet_lite0"
+
+
+def network_of(name: str, size: int, **options: object) -> Network:
+    """With statistics that are not those of a new network."""
+    network = build(name, image_size=size, **options)
+    random = generator(0, "statistics")
+    for module in network.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in ((module.running_mean, -0.1, 0.1), (module.running_var, 0.5, 1.5)):
+                values.uniform_(low, high, generator=random)
+    return channels_last(network.eval())
+
+
+def pictures(count: int, size: int) -> Tensor:
+    images = torch.rand(count, 3, size, size, generator=generator(0, "images"))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (LITE, 64),  # "same" padding, of even sizes and
+        (LITE, 75),  # odd ones
+        ("timm:mobilenetv3_small_050", 64),  # hardswish, squeeze and excitation
+        ("timm:efficientnet_b0", 48),  # SiLU
+        ("timm:mobileone_s0", 64),  # branches
+        ("timm:test_efficientnet+timm:test_vit", 64),
+    ],
+)
+def test_features_are_those_of_the_network(name, size):
+    network = network_of(name, size)
+    images = pictures(5, size)
+    compute = features_pass(network)
+    assert compute != network.features
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with torch.no_grad():
+        expected, found = network.features(images), compute(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * expected.abs().max().item())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["compact", "timm:resnet18", "timm:test_vit", "timm:test_convnext"])
+def test_networks_without_depthwise_convolutions_or_normalisation_are_left_alone(name):
+    network = network_of(name, 32)
+    assert features_pass(network) == network.features
+
+
+def test_a_network_of_the_user_is_left_alone():
+    body = build("timm:test_efficientnet", image_size=32).body
+    network = Network(body, 256)
+    assert features_pass(network) == network.features
+
+
+def test_every_convolution_of_lite_is_folded():
+    compute = features_pass(network_of(LITE, 64))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in compute.body.modules())
+
+
+class Shared(nn.Module):
+    """A convolution that is used twice, and one whose output is needed without normalisation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.seen, self.fine = (nn.Conv2d(3, 3, 3, padding=1, groups=3) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](self.twice(x)) + self.norms[1](self.twice(x))
+        y = self.seen(x)
+        return self.norms[3](self.fine(self.norms[2](y) + y)).mean((2, 3))
+
+
+def test_only_a_normalisation_that_alone_sees_a_convolution_is_folded():
+    body = Shared().eval()
+    assert fast_pass.pairs(body) == [("fine", "norms.3")]
+
+
+def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
+    monkeypatch.setattr(fast_pass, "IN_CACHE", 500_000)
+    network = network_of(LITE, 64)
+    images = (pictures(9, 64) * 255).byte().contiguous()
+    features = extract(network, images, size=64, batch_size=8)
+    for rows in ([8, 2], [3], [*range(8, -1, -1)]):
+        assert torch.equal(extract(network, images[rows], size=64, batch_size=8), features[rows])
+
+
+def test_a_model_of_an_older_version_computes_as_it_did(tmp_path):
+    """Its features are those of the network itself; a new model's are those of clusters.csv."""
+    small = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    images = small.repeat(8, 1).repeat(8, 2)
+    options = {"backbone": "timm:test_efficientnet", "rounds": 0, "batch_size": 8, "image_size": 48}
+    folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=3, options=options, device="cpu")).path
+    model = models.load(folder)
+    assert features_pass(model.network) != model.network.features
+    with (folder / "clusters.csv").open() as file:
+        assert model.predict(images).tolist() == [int(row["cluster"]) for row in csv.DictReader(file)]
+    assert torch.equal(model.transform(images), torch.from_numpy(np.load(folder / "features.npy")))
+
+    path = folder / "model" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["architecture"].pop("revision") == 2
+    config.pop("config_sha256")
+    path.write_text(json.dumps(config | {"config_sha256": json_sha256(config)}))
+    older = models.load(folder)
+    assert features_pass(older.network) == older.network.features
+    assert older.predict(images).tolist() == model.predict(images).tolist()
+    for revision in (0, 3):
+        config["architecture"]["revision"] = revision
+        path.write_text(json.dumps(config | {"config_sha256": json_sha256(config)}))
+        with pytest.raises(Exception, match=f"in a way \\({revision}\\) not known here"):
+            models.load(folder)
