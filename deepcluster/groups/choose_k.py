@@ -5,21 +5,26 @@ from itertools import combinations
 from statistics import mean
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.sparse import csr_array
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import cut, place
-from deepcluster.groups.neighbour_graph import TIES, leading_eigenvectors, neighbour_ties
+from deepcluster.groups.embedding import embedding
+from deepcluster.groups.neighbour_graph import neighbour_ties, normalised_cut
 from deepcluster.seeding import derive, generator
 
 MOST = 30
+DIMENSIONS = 30
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 CUTS = 3
 SHARE = 0.8  # of the sample, for each cut
-HALVES = 3  # most images fall into halves first (animals and vehicles): two groups need a gap as many times as large
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,36 +32,66 @@ class Candidate:
     """A number of groups.
 
     k: The number.
-    gap: From the k-th eigenvalue v of the neighbour graph to the next, as a share of the root of 1 - v.
+    score: Silhouette times modularity.
+    silhouette: Of that many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
+    modularity: The share of the graph's ties inside the groups, less that of random ties, below 1: do they hold
+        together?
     stability: Mean adjusted Rand index between cuts of several samples with several seeds, at most 1.
-    silhouette: Mean over these cuts, -1 to 1.
     """
 
     k: int
-    gap: float
-    stability: float
+    score: float
     silhouette: float
+    modularity: float
+    stability: float
 
 
 def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MOST) -> list[Candidate]:
     """Up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the best first.
 
-    They are where the eigenvalues of the normalised neighbour graph fall most (the eigengap, von Luxburg 2007): k parts
-    that are hardly tied to each other have k eigenvalues near 1. The labels that a person would give may follow another
-    level of detail, so it stays a guess. Empty where there are fewer than 4 distinct rows.
+    They are those of the cuts of Ward's tree of an embedding (embedding.py) with the largest silhouette there (Lowe et
+    al. 2024) times the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
+    modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than three
+    numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a guess.
+    Empty where there are fewer than 4 distinct rows.
     """
     random = generator(seed, "number of groups")
     rows = reduced[torch.randperm(len(reduced), generator=random)[:ROWS]]
     rows = rows[first_occurrences(rows)]
     if len(rows) < 4:
         return []
-    values, _ = leading_eigenvectors(neighbour_ties(rows), min(most, len(rows) - 2) + 1, derive(seed, "eigenvectors"))
-    # Behind the second, the third, ...: between the fall itself, which favours many groups, and the fall as a share of
-    # the distance from 1, which favours few.
-    gaps = (values[1:-1] - values[2:]) / np.sqrt(1 - values[1:-1] + TIES)
-    trusted = gaps / np.where(np.arange(len(gaps)) == 0, HALVES, 1)
-    numbers = [int(i) + 2 for i in np.argsort(-trusted, kind="stable")[:count]]
-    return [Candidate(k, float(gaps[k - 2]), *stability(rows, k, derive(seed, "stability", k))) for k in numbers]
+    ties = neighbour_ties(rows)
+    places = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
+    numbers = np.arange(2, min(most, len(rows) - 2) + 1)
+    labelings = cut_tree(linkage(places, "ward"), numbers).T
+    silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
+    modularities = np.array([modularity(ties, labels) for labels in labelings])
+    scores = silhouettes * modularities
+    return [
+        Candidate(
+            int(numbers[i]),
+            float(scores[i]),
+            float(silhouettes[i]),
+            float(modularities[i]),
+            stability(rows, int(numbers[i]), derive(seed, "stability", int(numbers[i])))[0],
+        )
+        for i in best_apart(scores, count)
+    ]
+
+
+def best_apart(scores: npt.NDArray[np.float64], count: int) -> list[int]:
+    """The places of the ``count`` best scores: first those that are better than both beside them."""
+    beside = np.pad(scores, 1, constant_values=-np.inf)
+    peaks = (scores > beside[:-2]) & (scores >= beside[2:])
+    return [int(i) for i in np.lexsort((-scores, ~peaks))[:count]]
+
+
+def modularity(ties: csr_array, labels: Labels) -> float:
+    """The share of the ``ties`` inside groups, less the share of as many random ones."""
+    pairs = ties.tocoo()
+    total = float(pairs.data.sum())
+    within = float(pairs.data[labels[pairs.row] == labels[pairs.col]].sum()) / total
+    return within - float((np.bincount(labels, ties.sum(1)) ** 2).sum()) / total**2
 
 
 def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
@@ -64,7 +99,7 @@ def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
     labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: max(k, round(SHARE * len(rows)))]
-        groups = cut(rows[part], k, seed=derive(seed, "cut", i))
+        groups = cut(rows[part], k, seed=derive(seed, "cut", i), parts_of=normalised_cut)
         labelings.append(place(rows, groups, groups.centroids[:1]).cluster)
     agreement = mean(ari(one, other) for one, other in combinations(labelings, 2))
     proper = [labels for labels in labelings if 1 < len(labels.unique()) < len(rows)]

@@ -36,6 +36,7 @@ from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import problems
 from deepcluster.report.script_data import on_map, script_data
 from deepcluster.report.sections import Picture, check_rows, sections
+from deepcluster.report.suggestions import suggestions
 from deepcluster.report.summary import statements
 from deepcluster.report.text import (
     MINUS,
@@ -95,7 +96,7 @@ class RunData:
 
     Attributes:
         title: The heading.
-        run: run.json, of which ``FACTS``, ``command``, ``cut``, ``verdict`` and ``guard`` are shown.
+        run: run.json, of which ``FACTS``, ``command``, ``candidates``, ``cut``, ``verdict`` and ``guard`` are shown.
         clusters: Rows of clusters.csv.
         summary: Rows of cluster_summary.csv.
         history: Rows of history.csv.
@@ -182,7 +183,10 @@ def _map(data: RunData) -> dict[str, int] | None:
 
 def _groups(data: RunData) -> dict[str, Any] | None:
     curves = quality_curves(data.tree[1]) if data.tree else []
-    return {"curves": curves, "width": QUALITY_WIDTH, "height": QUALITY_HEIGHT} if curves else None
+    if data.tree is None or not curves:
+        return None
+    suggested = suggestions(data.run.get("candidates") or [], data.tree[0], len(data.clusters))
+    return {"curves": curves, "width": QUALITY_WIDTH, "height": QUALITY_HEIGHT, "suggested": suggested}
 
 
 def _training(history: Sequence[Row], clusters: Sequence[Row]) -> dict[str, Any]:

@@ -45,5 +45,5 @@ def choose_number(
         return 1, record
     texts = [f"{each.k} (stability {each.stability:.2f}, silhouette {each.silhouette:.2f})" for each in found]
     others = f"; also plausible: {', '.join(texts[1:])}: deepcluster recut RUN -k N" if texts[1:] else ""
-    display.say("Groups", f"{texts[0]} is a guess, by the gaps in the graph of neighbours{others}")
+    display.say("Groups", f"{texts[0]} is a guess, by how far groups are apart and hold together{others}")
     return found[0].k, record

@@ -1,0 +1,34 @@
+"""The candidates of a run without -k, on its page."""
+
+from deepcluster.groups.merge_tree import Tree
+from deepcluster.report.sprite import MAX_PICTURES
+from deepcluster.report.suggestions import Suggestion, nodes_of, suggestions
+from tests.helpers.report import drawn, page
+
+# Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
+TREE = Tree(
+    groups=(0, 1, 0, 1), merges=((0, 2), (1, 3), (4, 5)), sizes=(5, 1, 3, 2, 8, 3, 11), medoids=(0, 6, 7, 9, 3, 10, 4)
+)
+
+
+def test_the_groups_of_each_candidate_are_a_cut_of_the_tree() -> None:
+    assert [nodes_of(TREE, k) for k in (4, 3, 2, 1)] == [[0, 1, 2, 3], [1, 3, 4], [4, 5], [6]]
+
+
+def test_largest_groups_first_by_the_image_in_their_middle() -> None:
+    candidates = [{"k": 3, "silhouette": 0.5, "stability": 0.25}, {"k": 2}, {"k": 9}]  # the tree has no nine groups
+    assert suggestions(candidates, TREE, 11) == [
+        Suggestion(3, "silhouette 0.500, stability 0.250", [(8, 3), (2, 9), (1, 6)], 0),
+        Suggestion(2, "", [(8, 3), (3, 10)], 0),
+    ]
+    many = 2 * MAX_PICTURES
+    assert suggestions([{"k": 2}], TREE, many)[0].groups == [(8, -1), (3, 5)]  # every second image has a picture
+
+
+def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
+    run = {"candidates": [{"k": 3, "silhouette": 0.5}, {"k": 2, "silhouette": 0.25}]}
+    _, parsed = page(run=run, **drawn(40))
+    listed = [text for _, text in parsed.all("b") if "groups" in text]
+    assert listed == ["3 groups", "2 groups"]
+    _, parsed = page(**drawn(40))
+    assert not [text for _, text in parsed.all("b") if "groups" in text]
