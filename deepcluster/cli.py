@@ -472,10 +472,10 @@ def recipes(
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats."""
-    from deepcluster.images.decode import FORMATS
+    from deepcluster.images.decode import accepted_formats
     from deepcluster.runtime.devices import choose_device, environment
 
-    facts = {**environment(choose_device("auto")), "formats": list(FORMATS)}
+    facts = {**environment(choose_device("auto")), "formats": list(accepted_formats())}
     if as_json:
         print(json.dumps(facts, indent=2))
         return
