@@ -154,6 +154,14 @@ def fit(
             help="Interval between checkpoints (also one per round): 90s, 10m, ...; 0s: after every optimizer step."
         ),
     ] = "10m",
+    features: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="IMAGES are features: N x D numbers in an .npy (paths in a .txt or .csv of the same name) or .parquet"
+            " file. They are grouped without a network.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -169,6 +177,7 @@ def fit(
 
     from deepcluster.runs import fit as runs
     from deepcluster.runs.job import Request
+    from deepcluster.runs.own_features import fit_features
 
     request = Request(
         out=out,
@@ -185,13 +194,18 @@ def fit(
         checkpoint_every=interval,
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
     )
+    if dry_run and features:
+        raise UsageError("--dry-run is for images: features are grouped at once; leave it out")
     if dry_run:
         _print_plan(images, request)
         return
     with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
         try:
             with listening() as stop:
-                folder = runs.fit(images, request, terminal, sys.stdin, stop, processes)
+                if features:
+                    folder = fit_features(images, request, terminal, stop)
+                else:
+                    folder = runs.fit(images, request, terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
         if processes.is_main:

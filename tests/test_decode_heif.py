@@ -94,7 +94,7 @@ def test_turned_by_the_orientation_once(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = {1: 0, 3: 180, 6: 270, 8: 90}[orientation]
-    assert close(decode(saved(squares(), kind, exif=exif)), squares().rotate(turn, expand=True))
+    assert close(decode(saved(squares(), kind, exif=exif.tobytes())), squares().rotate(turn, expand=True))
 
 
 @pytest.mark.parametrize("kind", kinds())

@@ -41,7 +41,7 @@ BYTES_WITH_COPIES = 16
 WITH_COPIES = ("WEBP", "AVIF", "HEIF")
 _ALONE = threading.Lock()
 
-# Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and others it is compatible to.
+# Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and others that it fits.
 _FTYP = 64  # bytes
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
@@ -104,8 +104,8 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
         file: A path, or a seekable stream, which is read from its start.
         size: The shorter side, in px, that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
             1/8 of its size, the smallest that leaves a shorter side of 1.5 ``size`` (rounded down) or more. Of other
-            formats, only images of more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP, AVIF, HEIF) are reduced as much, to
-            means of squares.
+            formats, only images of more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP, AVIF and HEIF) are
+            reduced as much, to means of squares.
 
     Raises:
         Undecodable: It is not an image, is damaged, or has more than ``MAX_PIXELS`` pixels, which the header tells
