@@ -95,7 +95,10 @@ def test_what_needs_a_network_says_so(made: Path, tmp_path: Path) -> None:
         (np.zeros((0, 4)), "shape 0 x 4"),
         (np.array(["a", "b"]), "holds <U1, and features are numbers"),
         (np.ones((3, 2), complex), "holds complex128"),
-        (np.array([[1, 2], [np.nan, 1], [np.inf, 1]]), "not finite (as float32) in 2 of 3 rows, the first of them row 1"),
+        (
+            np.array([[1, 2], [np.nan, 1], [np.inf, 1]]),
+            "not finite (as float32) in 2 of 3 rows, the first of them row 1",
+        ),
         (np.array([[1e300, 2]]), "not finite (as float32) in 1 of 1 rows"),
         (np.array([[1], [1, 2]], object), "Python objects"),
     ],
