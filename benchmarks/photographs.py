@@ -3,13 +3,13 @@
     python benchmarks/photographs.py NAME IMAGES K WEIGHTS [NAME IMAGES K WEIGHTS ...] [--backbone timm:NAME]
                                      [--methods ...] [--seeds 0 1 2] [-- options of deepcluster fit]
 
-IMAGES has a folder a class, which only scores. WEIGHTS is a file for ``--backbone``; ``auto`` gives the command neither, so
-that it takes what it chooses itself (then there is nothing to compare with but itself).
+IMAGES has a folder a class, which only scores. WEIGHTS is a file for ``--backbone``; ``auto`` gives the command neither,
+so that it takes what it chooses itself (and there is nothing to compare it with).
 
-plain: `deepcluster fit IMAGES -k K`, the whole process. frozen, frozen-umap: k-means (10 starts) on the frozen features of
-length 1, or on 10 dimensions of UMAP of them (pip install umap-learn); each in a process of its own that reads the images,
-as a program would. Seconds and peak memory are of the whole process. What rivals ship by default (CLIP or DINOv2
-with UMAP and HDBSCAN) is not here: their weights are not at hand; frozen-umap is their pipeline with our network.
+plain: `deepcluster fit IMAGES -k K`. frozen, frozen-umap: k-means (10 starts) on the frozen features of length 1, or on
+10 dimensions of UMAP of them (pip install umap-learn), each in a process of its own that reads the images. Seconds and
+peak memory are of the whole process. What rivals ship by default (CLIP or DINOv2 with UMAP and HDBSCAN) is not here:
+their weights are not at hand; frozen-umap is their pipeline with our network.
 
 Writes results/photographs.json, which grows by every run, and prints the table of what is there.
 """
