@@ -309,7 +309,8 @@ def main() -> None:
     print(table(runs(file)))
 
 
-if sys.argv[1:2] == ["--clustpy"]:
-    clustpy_process(*sys.argv[2:])
-else:
-    main()
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--clustpy"]:
+        clustpy_process(*sys.argv[2:])
+    else:
+        main()

@@ -157,6 +157,14 @@ def fit(
             help="Interval between checkpoints (also one per round): 90s, 10m, ...; 0s: after every optimizer step."
         ),
     ] = "10m",
+    features: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="IMAGES are features: N x D numbers in an .npy (paths in a .txt or .csv of the same name) or .parquet"
+            " file. They are grouped without a network.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -172,6 +180,7 @@ def fit(
 
     from deepcluster.runs import fit as runs
     from deepcluster.runs.job import Request
+    from deepcluster.runs.own_features import fit_features
 
     request = Request(
         out=out,
@@ -188,13 +197,18 @@ def fit(
         checkpoint_every=interval,
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
     )
+    if dry_run and features:
+        raise UsageError("--dry-run is for images: features are grouped at once; leave it out")
     if dry_run:
         _print_plan(images, request)
         return
     with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
         try:
             with listening() as stop:
-                folder = runs.fit(images, request, terminal, sys.stdin, stop, processes, terminal.ask)
+                if features:
+                    folder = fit_features(images, request, terminal, stop)
+                else:
+                    folder = runs.fit(images, request, terminal, sys.stdin, stop, processes, terminal.ask)
         except Stopped as error:
             raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
         if processes.is_main:
@@ -501,11 +515,15 @@ def fetch(
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
-    from deepcluster.images.decode import FORMATS
+    from deepcluster.images.decode import accepted_formats
     from deepcluster.nets.published import cached
     from deepcluster.runtime.devices import choose_device, environment
 
-    facts = {**environment(choose_device("auto")), "formats": list(FORMATS), "weights": [*filter(cached, PUBLISHED)]}
+    facts = {
+        **environment(choose_device("auto")),
+        "formats": list(accepted_formats()),
+        "weights": [*filter(cached, PUBLISHED)],
+    }
     if as_json:
         print(json.dumps(facts, indent=2))
         return

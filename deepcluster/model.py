@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DataError, NonFiniteError
+from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, place
 from deepcluster.images import Images, find
 from deepcluster.images.decode import one_line
+from deepcluster.images.given_features import read_features
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network
+from deepcluster.nets.given import FEATURES
 from deepcluster.nets.shapes import working_memory
 from deepcluster.runtime.memory import check_fits
 
@@ -64,6 +66,8 @@ class Model:
 
     def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
         """What :meth:`transform` gives, and the length (float32, N) that each row had before it was 1."""
+        if self.of_features:
+            return self.measure_features(read_features(images).features)  # type: ignore[arg-type]
         stored = (3, self.store_size, self.store_size)
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
             self.check_room()
@@ -73,6 +77,23 @@ class Model:
                 raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
             images = store.images
         features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
+        return self.measure_features(features)
+
+    @property
+    def of_features(self) -> bool:
+        """Whether it takes features that somebody computed instead of images, and has no network."""
+        return self.network.architecture.get("name") == FEATURES
+
+    def check_network(self, what: str) -> None:
+        """UsageError where there is no network, which ``what`` needs."""
+        if self.of_features:
+            raise UsageError(f"{what} needs a network, and this model is of features that came from elsewhere")
+
+    def measure_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`measure` gives, of features (N x D)."""
+        width = len(self.reduction.mean)
+        if features.shape[1] != width:
+            raise DataError(f"the features have {features.shape[1]:,} numbers a row, and the model is of {width:,}")
         reduced = self.reduction(features)
         if not torch.isfinite(reduced).all():
             raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
@@ -80,7 +101,7 @@ class Model:
 
     def check_room(self) -> None:
         """OutOfMemoryError where not even one batch of images fits into memory."""
-        if self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
+        if not self.of_features and self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:

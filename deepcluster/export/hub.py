@@ -50,6 +50,7 @@ def hub(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     def read(folder: RunFolder) -> tuple[Model, str]:
         model = models.load_of_run(folder)
+        model.check_network("--to hub")
         return model, card(folder, model)
 
     model, text = files.read_state(run, read)

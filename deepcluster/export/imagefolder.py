@@ -17,7 +17,7 @@ SPLIT = "train"
 METADATA = "metadata.csv"
 METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
 # What `datasets` recognises as an image; other files are written as PNG.
-SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".avif"}
+SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
 
 
 def imagefolder(

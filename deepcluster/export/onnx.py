@@ -85,6 +85,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     """
     check_no_file(out)
     model = models.load(run)
+    model.check_network("--to onnx")
     try:
         import onnxscript  # noqa: F401 (what torch's exporter is built on)
         from onnx import helper

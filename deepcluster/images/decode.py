@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -17,8 +18,9 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
+from PIL import features as pillow
 
-# Without EPS (it starts Ghostscript) and without rare formats, which are seldom tested.
+# Without EPS (it starts Ghostscript) and without rare formats, which are seldom tested. See also accepted_formats().
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Suffixes of images, where the name has to decide. (Elsewhere a file of another name may still be one.)
 SUFFIXES = {
@@ -32,11 +34,16 @@ SMALL_FILE = 1 << 20  # bytes
 
 STRIP = 1 << 20  # pixels that are converted at a time
 # An image that needs more bytes is decoded while no other such image is. A pixel takes 4 bytes decoded, 4 in RGB and 4
-# turned; the decoder of WebP has one or two more copies of the first kind.
+# turned; some decoders have one or two more copies of the first kind.
 AT_ONCE = 288_000_000
 BYTES = 12
-BYTES_OF_WEBP = 16
+BYTES_WITH_COPIES = 16
+WITH_COPIES = ("WEBP", "AVIF", "HEIF")
 _ALONE = threading.Lock()
+
+# Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and others that it fits.
+_FTYP = 64  # bytes
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
 Result = TypeVar("Result")
 
@@ -63,10 +70,23 @@ class Undecodable(ValueError):
     """A file that is not a usable image; the message is the reason, in one line, without the path."""
 
 
+@cache
+def accepted_formats() -> tuple[str, ...]:
+    """``FORMATS``, with AVIF where Pillow was built with it, and HEIF (iPhones' HEIC) where the extra is installed."""
+    avif = ("AVIF",) if pillow.check("avif") else ()
+    try:
+        import pillow_heif
+    except ImportError:
+        return (*FORMATS, *avif)
+    # A thumbnail in the file is not looked at: it could show another picture. One thread, as files are read by several.
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return (*FORMATS, *avif, "HEIF")
+
+
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     """The first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
 
-    The bytes decide about the format (one of ``FORMATS``), not the suffix.
+    The bytes decide about the format (one of ``accepted_formats()``), not the suffix.
 
     | mode | becomes |
     |---|---|
@@ -84,8 +104,8 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
         file: A path, or a seekable stream, which is read from its start.
         size: The shorter side, in px, that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
             1/8 of its size, the smallest that leaves a shorter side of 1.5 ``size`` (rounded down) or more. Of other
-            formats, only images of more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP) are reduced as much, to
-            means of squares.
+            formats, only images of more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP, AVIF and HEIF) are
+            reduced as much, to means of squares.
 
     Raises:
         Undecodable: It is not an image, is damaged, or has more than ``MAX_PIXELS`` pixels, which the header tells
@@ -103,7 +123,7 @@ def short_side(file: Path | BinaryIO) -> int:
 def orientation(data: bytes) -> int:
     """The EXIF orientation (1 to 8) of the bytes of an image file; 1 without one, or if it is not an image."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(data), formats=accepted_formats()) as image:
             value = _orientation(image)
     except Exception:  # damaged files raise all kinds
         return 1
@@ -236,16 +256,18 @@ def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Re
 
 def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
     stream.seek(0)
-    if not stream.read(1):
+    start = stream.read(_FTYP)
+    if not start:
         raise Undecodable("empty file")
     try:
-        with Image.open(stream, formats=FORMATS) as image:
+        with Image.open(stream, formats=accepted_formats()) as image:
             _check_size(image.width * image.height)
             return look(image)
     except (MemoryError, Undecodable):
         raise
     except UnidentifiedImageError:
-        raise Undecodable(f"not an image in an accepted format ({', '.join(FORMATS)})") from None
+        formats = ", ".join(accepted_formats())
+        raise Undecodable(_not_installed(start) or f"not an image in an accepted format ({formats})") from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         _check_size(int(pixels[0]) if pixels else MAX_PIXELS + 1)
@@ -266,11 +288,12 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
         # 1.3. With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
         image.draft(None, (least, least))
     decoded = image.width * image.height
-    taken = decoded * (BYTES_OF_WEBP if image.format == "WEBP" else BYTES)
+    taken = decoded * (BYTES_WITH_COPIES if image.format in WITH_COPIES else BYTES)
     # A progressive JPEG is whole in memory before it is reduced.
     alone = max(taken, pixels * BYTES if "progressive" in image.info else 0) > AT_ONCE
     with _ALONE if alone else nullcontext():
         image.load()
+        _check_size(image.width * image.height)  # a HEIF file may declare fewer pixels than it holds
         turn = _UPRIGHT.get(_orientation(image))
         factor = max(1, min(image.size) // least) if size is not None and taken > AT_ONCE else 1
         rgb = as_rgb(image, factor)
@@ -280,6 +303,17 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
             rgb = rgb.copy()
     rgb.info = {}  # so that a thumbnail cannot carry comments or a location
     return rgb
+
+
+def _not_installed(start: bytes) -> str:
+    """What to install for the format of a file with these first bytes; "" where nothing would help."""
+    brands = {start[8:12], *(start[i : i + 4] for i in range(16, len(start), 4))} if start[4:8] == b"ftyp" else set()
+    formats = accepted_formats()
+    if brands & {b"avif", b"avis"}:
+        return "" if "AVIF" in formats else "an AVIF image, and this Pillow has no AVIF: pip install --upgrade pillow"
+    if brands & _HEIF_BRANDS and "HEIF" not in formats:
+        return "a HEIC or HEIF image: pip install 'deepcluster[heif]' to use it"
+    return ""
 
 
 def _check_size(pixels: int) -> None:

@@ -38,6 +38,7 @@ def official(run: Path, out: Path, *, fold_sobel: bool = False, display: Display
     record, model = files.read_state(
         run, lambda folder: (folder.read_json(files.RUN, {**files.RECORD, "rounds": int}), models.load_of_run(folder))
     )
+    model.check_network("--to official")
     network = model.network
     _check(network)
     network.head = _last_head(run / "checkpoints", network)

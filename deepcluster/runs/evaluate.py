@@ -227,7 +227,9 @@ class _Evaluation:
         return source
 
     def model(self) -> Model:
-        return models.load_of_run(self.folder, choose_device(self.request.device))
+        model = models.load_of_run(self.folder, choose_device(self.request.device))
+        model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
+        return model
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
         """Read the images that have a label.

@@ -88,7 +88,7 @@ def fit(
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device)
         needed = _check_memory(job, network, recipe)
-        with files.shared_lock(_free_path(job), processes, make=True) as folder:
+        with files.shared_lock(free_path(job), processes, make=True) as folder:
             _run(job, folder, network, needed)
         return files.open_run(folder.path)
 
@@ -136,7 +136,7 @@ def _free_memory() -> float:
     return resources.available() / local_world_size()
 
 
-def _free_path(job: Job) -> Path:
+def free_path(job: Job) -> Path:
     """The path of the run, at which it may write."""
     request, source = job.request, job.source
     name = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -165,7 +165,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         check_places(folder.path)
     before = folder.read_record() if is_main and folder.has(files.RUN) else None
     replacing = before is not None and request.overwrite
-    record = _first_record(job, None if replacing else before, needed)
+    record = first_record(job, None if replacing else before, needed.total)
     checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
     checkpoint = checkpoints.latest() if is_main and request.resume else None
     # What is there stays whole until the new images are read, and are those that the checkpoint is of.
@@ -210,7 +210,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         raise
 
 
-def _first_record(job: Job, before: RunRecord | None, needed: resources.Memory) -> RunRecord:
+def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:
     """run.json at the start; a run that goes on, from whatever state, keeps its number."""
     return RunRecord(
         run=(before and before.run) or secrets.token_hex(8),
@@ -224,7 +224,7 @@ def _first_record(job: Job, before: RunRecord | None, needed: resources.Memory) 
         n_clusters=job.request.n_clusters,
         device=str(job.device),
         environment=environment(job.device, job.processes.world_size, deterministic=job.request.deterministic),
-        memory_estimate_mb=round(needed.total / 1e6),
+        memory_estimate_mb=round(needed / 1e6) or None,
     )
 
 

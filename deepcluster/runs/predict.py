@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.images import Images, Source, find, find_in_parts
+from deepcluster.images.given_features import SUFFIXES, read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.images.webdataset import files_of, is_pattern
@@ -46,6 +47,10 @@ def predict(
     Several ``processes`` take the batches in turn; the first of them yields all, in order, and the others nothing.
     Raises ``DataError`` at the end where none was usable, and before the first where the processes see other images.
     """
+    if model.of_features:
+        if processes.is_main:
+            yield _of_features(model, images)
+        return
     model.check_room()
     display = display or Silent()
     tried = used = 0
@@ -71,11 +76,19 @@ def files_read(run: Path, images: str) -> Iterator[Path]:
         yield from files_of(place).values()
     elif images != "-" and os.path.lexists(place):
         yield place
+        if place.suffix.lower() in SUFFIXES:  # it may hold features, which are no images
+            return
         source = find(place)
         if source.file is not None:
             yield from map(source.file, range(len(source.paths)))
         elif place.is_dir():
             yield from place.rglob("*.tar")
+
+
+def _of_features(model: Model, features: Any) -> Prediction:
+    given = read_features(features)
+    reduced, lengths = model.measure_features(given.features)
+    return Prediction(given.source.paths, reduced, lengths, ())
 
 
 def _parts(images: Images, count: int, stdin: TextIO | None, processes: Processes) -> Iterator[Source]:

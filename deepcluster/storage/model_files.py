@@ -27,6 +27,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.backbone import REVISION, Network, build
+from deepcluster.nets.given import FEATURES, no_network
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.sizes import MOST_JOINED, PLUS
@@ -127,14 +128,15 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
         tensors = read_tensors(path, config.get("weights_sha256"))
         feature_dim = _claimed_feature_dim(tensors)
         path = config_path
+        given = config["architecture"]["name"] == FEATURES
         with shapes_only():
-            shapes = build(**config["architecture"], feature_dim=feature_dim)
+            shapes = no_network(feature_dim) if given else build(**config["architecture"], feature_dim=feature_dim)
         _check_constants(shapes)
         check_batch_fits(shapes, config["image_size"])
         path = weights_path
         _check_shapes(tensors, shapes, len(config["names"]))
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        network = build(**config["architecture"])
+        network = no_network(feature_dim) if given else build(**config["architecture"])
         if network.feature_dim != shapes.feature_dim:
             raise ValueError(f"features of {shapes.feature_dim} numbers, and the network gives {network.feature_dim}")
         _check_values(tensors, len(config["names"]))
@@ -180,7 +182,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     _check_types(architecture, ARCHITECTURE)
     if not 1 <= architecture["revision"] <= REVISION:
         raise ValueError(f"its features are computed in a way ({str(architecture['revision'])[:12]}) not known here")
-    if not BACKBONE.fullmatch(architecture["name"]):
+    if architecture["name"] != FEATURES and not BACKBONE.fullmatch(architecture["name"]):
         raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
     sizes = (config["image_size"], config["store_size"], config["batch_size"])
     if not (1 <= sizes[0] <= sizes[1] <= 8192 and 1 <= sizes[2] <= 1 << 20):

@@ -1,0 +1,158 @@
+"""Features that the user computed, with the paths of their images: what ``--features`` takes instead of images."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deepcluster.errors import DataError, missing_extra
+from deepcluster.images.arrays import load_array
+from deepcluster.images.decode import Undecodable, explain, is_empty, one_line
+from deepcluster.images.files import PATH_COLUMNS, absolute, from_files, from_list, located
+from deepcluster.images.source import Source, numbered
+
+SUFFIXES = (".npy", ".parquet")
+WHAT_FEATURES_ARE = (
+    "features are an .npy array of N x D numbers, with the paths of the images in a .txt (one a line) or .csv (a column"
+    " path) of the same name beside it, or a .parquet table"
+)
+
+
+@dataclass(frozen=True)
+class GivenFeatures:
+    """Features (float32, N x D), and the images that they are of: paths alone where there are no files."""
+
+    features: Tensor
+    source: Source
+
+
+def read_features(given: str | Path | npt.NDArray[Any] | Tensor) -> GivenFeatures:
+    """Features from an .npy or .parquet file, or from an array.
+
+    Of a table the columns of numbers are the features, or the one column of lists; its column ``path`` has the paths.
+    Without paths the rows are numbered.
+
+    Raises:
+        DataError: They are no N x D finite numbers, or their paths are not as many.
+        UsageError: A .parquet file needs the extra ``parquet``.
+    """
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    if isinstance(given, np.ndarray):
+        return GivenFeatures(_checked(given, "the array"), _rows_alone(len(given), "features", "python:array"))
+    file = absolute(given)
+    if file.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")
+    paths: Sequence[str] | None = None
+    try:
+        if is_empty(file):
+            raise EOFError("an empty file")
+        if file.suffix.lower() == ".npy":
+            array = load_array(file)
+        else:
+            array, paths = _read_parquet(file)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # numpy and pyarrow raise many kinds for a damaged file
+        raise DataError(f"cannot read the features {one_line(str(file))}: {explain(error)}") from error
+    features = _checked(array, one_line(str(file)))
+    return GivenFeatures(features, _source(file, paths, len(features)))
+
+
+def _checked(array: npt.NDArray[Any], name: str) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{name} holds {array.dtype}, and features are numbers: save them as float32")
+    if array.ndim != 2 or 0 in array.shape:
+        shape = " x ".join(map(str, array.shape)) or "a single number"
+        raise DataError(f"{name} has the shape {shape}, and features are N x D: a row for each image, not empty")
+    with np.errstate(over="ignore"):
+        features = torch.from_numpy(np.array(array, np.float32))
+    bad = torch.nonzero(~torch.isfinite(features).all(1)).flatten()
+    if len(bad):
+        raise DataError(
+            f"{name} has numbers that are not finite (as float32) in {len(bad):,} of {len(features):,} rows, the first"
+            f" of them row {int(bad[0])}: leave these rows out, and their paths"
+        )
+    return features
+
+
+def _read_parquet(file: Path) -> tuple[npt.NDArray[Any], Sequence[str] | None]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise missing_extra("parquet", error) from None
+    with pq.ParquetFile(file) as table_file:  # and not read_table, which takes folder names for columns
+        table = table_file.read()
+    kinds = {field.name: field.type for field in table.schema}
+    named = [name for name in kinds if name.lower() in PATH_COLUMNS and pa.types.is_string(kinds[name])]
+    lists = [name for name, kind in kinds.items() if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)]
+    numbers = [name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)]
+    if len(lists) > 1 or not (lists or numbers):
+        raise DataError(
+            f"{one_line(str(file))} has {len(lists)} columns of lists ({', '.join(lists) or 'none'}) and"
+            f" {len(numbers)} of numbers: keep one column of lists, or numbers, and a column path"
+        )
+    columns = [table[name].combine_chunks() for name in lists or numbers]
+    if any(column.null_count for column in columns):
+        raise DataError(f"{one_line(str(file))} has rows without a value in {lists or numbers}: leave these rows out")
+    if lists:
+        widths = np.diff(np.append(0, np.cumsum([len(row) for row in columns[0]])))
+        if len(set(widths.tolist())) > 1:
+            raise DataError(
+                f"{one_line(str(file))} has rows of {widths.min()} and of {widths.max()} numbers in {lists[0]}:"
+                " features have as many in each"
+            )
+        array = columns[0].flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    else:
+        array = np.stack([column.to_numpy(zero_copy_only=False) for column in columns], 1)
+    return array, [str(path) for path in table[named[0]].to_pylist()] if named else None
+
+
+def _source(file: Path, paths: Sequence[str] | None, count: int) -> Source:
+    """The images that the rows are of."""
+    listed, table = file.with_suffix(".txt"), file.with_suffix(".csv")
+    if paths is not None:
+        source, where = _of_paths(paths, file, "python:paths"), file
+    elif listed.is_file():
+        source, where = from_list(listed), listed
+    elif table.is_file():
+        source, where = _of_paths(_column(table), table, "python:paths"), table
+    else:
+        return _rows_alone(count, file.stem, "python:array")
+    if len(source.paths) != count:
+        raise DataError(
+            f"{one_line(str(file))} has {count:,} rows, and {one_line(str(where))} has {len(source.paths):,} different"
+            " paths: one for each row, in their order"
+        )
+    return source
+
+
+def _column(table: Path) -> list[str]:
+    try:
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            rows = csv.DictReader(stream)
+            name = next((name for name in rows.fieldnames or () if name and name.lower() in PATH_COLUMNS), None)
+            if name is None:
+                raise DataError(f"{one_line(str(table))} has no column path: add one, or take the file away")
+            return [row[name] or "" for row in rows]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
+
+
+def _of_paths(paths: Sequence[str], beside: Path, location: str) -> Source:
+    return from_files([(path, located(path, beside.parent)) for path in dict.fromkeys(paths)], beside.stem, location)
+
+
+def _rows_alone(count: int, name: str, location: str) -> Source:
+    def read(i: int, size: int | None = None) -> Image.Image:
+        raise Undecodable("features without a file")
+
+    return Source(name, location, numbered(count), read, None, ())

@@ -1,0 +1,185 @@
+"""A run of features that the user computed: reduction, clustering and groups (steps 3, 4 and 7), without a network."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.groups.cut import outlier_distances, outlier_length
+from deepcluster.images import Source
+from deepcluster.images.given_features import GivenFeatures, read_features
+from deepcluster.images.labels import true_labels
+from deepcluster.images.preview import Preview
+from deepcluster.images.store import read_once
+from deepcluster.model import Model
+from deepcluster.nets.given import FEATURES, no_network
+from deepcluster.recipe import Recipe, to_toml
+from deepcluster.report.sprite import sprite_sheet, tiny_pictures
+from deepcluster.runs.build import kmeans_of_result, reduction_of
+from deepcluster.runs.finish import peak_memory_mb
+from deepcluster.runs.fit import check_not_inside, first_record, free_path
+from deepcluster.runs.groups import check_groups, choose_number, groups_of
+from deepcluster.runs.job import Clock, Job, Request
+from deepcluster.runs.report import write_report
+from deepcluster.runs.results import Rows, write_groups, write_map
+from deepcluster.runtime.devices import choose_device, working_on
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE
+from deepcluster.runtime.signals import Stop
+from deepcluster.seeding import derive
+from deepcluster.storage import model_files, report_files
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.csv_rows import round_to
+from deepcluster.storage.generation import check_places
+from deepcluster.storage.run_folder import LENGTHS, RunFolder
+from deepcluster.storage.run_record import RunRecord
+
+# The options of a recipe that concern features; the others are for images or for training.
+OPTIONS = {"dims", "whitening", "pseudo_labels", "empty", "kmeans_iterations", "spherical"}
+THUMBNAIL = 48  # px
+
+
+def fit_features(
+    given: str | Path | GivenFeatures, request: Request, display: Display | None = None, stop: Stop | None = None
+) -> RunFolder:
+    """From features to a run folder, in which everything but the training of a network is as in any other.
+
+    Args:
+        given: An .npy or .parquet file (see ``read_features``), or what was read of one.
+        request: What to do with them.
+        display: Shows the run (None: nothing does).
+        stop: May end the run with Stopped.
+
+    Raises:
+        DeepClusterError: It says what to do.
+    """
+    clock = Clock()
+    _check_request(request)
+    with working_on(torch.device("cpu")):
+        place = Path(given) if isinstance(given, str | Path) else None
+        given = read_features(given) if isinstance(given, str | Path) else given
+        count = len(given.features)
+        check_groups(request.n_clusters, count)
+        recipe = _recipe(request, count)
+        labels = true_labels(request.labels, given.source) if request.labels else None
+        seen = Preview(short_side=1, grey=False)
+        job = Job(
+            request, given.source, seen, labels, torch.device("cpu"), display or Silent(), stop or Stop(), ALONE, clock
+        )
+        out = free_path(job)
+        if request.overwrite:
+            check_not_inside(given.source, out)
+            if place is not None:
+                check_not_inside(replace(given.source, location=str(place.absolute()), file=None), out)
+        with files.locked(out, make=True) as folder:
+            check_places(folder.path)
+            with folder.next_state(anew=request.overwrite and folder.has(files.RUN)) as staged:
+                record = _write(job, staged, given, recipe)
+            job.display.say("Run", str(folder.path))
+            job.display.say("Done", f"{record.clusters:,} clusters of {count:,} rows of features")
+        return files.open_run(out)
+
+
+def _check_request(request: Request) -> None:
+    """UsageError where something is asked for that only a network can do."""
+    choose_device(request.device)
+    others = sorted((request.options or {}).keys() - OPTIONS)
+    if request.recipe != "auto":
+        raise UsageError(
+            f"--recipe {request.recipe} is for images: with --features no network is trained; leave it out"
+        )
+    if others:
+        raise UsageError(
+            f"{', '.join(others)}: for images; with --features no network is trained. What counts there: -k, --seed,"
+            f" --labels and --set {', '.join(sorted(OPTIONS))}"
+        )
+    if request.resume or request.time_limit is not None:
+        name = "--resume" if request.resume else "--time-limit"
+        raise UsageError(f"{name} is for rounds of training: features are grouped at once; leave it out")
+
+
+def _recipe(request: Request, count: int) -> Recipe:
+    """Half whitening, and as many fine clusters as ``auto`` takes: docs/decisions.md."""
+    clusters = max(5 * (request.n_clusters or 0), count // 100, 2)
+    chosen = {"whitening": 0.5, "dims": 128, "pseudo_labels": min(clusters, max(1, count // 20)), "rounds": 0}
+    options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
+    recipe = Recipe(**{**chosen, **options})
+    return replace(recipe, pseudo_labels=max(1, min(recipe.pseudo_labels, count)))
+
+
+def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:
+    request, source, seed = job.request, given.source, job.request.seed
+    reduction = reduction_of(recipe).fit(given.features)
+    reduced, lengths = reduction(given.features), reduction.lengths(given.features)
+    if not torch.isfinite(reduced).all():
+        raise DataError("these features are too large or too small to be compared: scale them, say to length 1")
+    job.stop.check()
+    partition = Partition.single(len(reduced))
+    fine = kmeans_of_result(recipe).exact(reduced, recipe.pseudo_labels, derive(seed, "k-means final"), partition)
+    record = replace(
+        first_record(job, None, 0),
+        images_count=len(reduced),
+        skipped_count=0,
+        backbone=FEATURES,
+        pseudo_labels=recipe.pseudo_labels,
+        reasons=[f"features of {given.features.shape[1]:,} numbers that came from elsewhere"],
+        rounds=0,
+        stopped_because="features were given",
+    ).with_phase("reading", job.clock.lap())
+    n_clusters, record = choose_number(request.n_clusters, reduced, record, job.display)
+    groups = groups_of(reduced, fine, n_clusters, seed)
+    if groups.count < n_clusters:
+        warnings.warn(
+            f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    model = Model(
+        network=no_network(given.features.shape[1]),
+        reduction=reduction,
+        fine_centroids=fine.centroids,
+        groups=groups,
+        outlier_distance=outlier_distances(reduced, groups),
+        outlier_length=outlier_length(lengths),
+        names=("",) * groups.count,
+        image_size=1,
+        store_size=1,
+        batch_size=recipe.batch_size,
+    )
+    job.stop.check()
+    settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
+    folder.write_text("recipe.toml", "\n".join(settings) + "\n")
+    folder.write_rows("skipped.csv", files.SKIPPED, [])
+    folder.write_rows("history.csv", files.HISTORY, [])
+    model_files.save_in_run(model, folder)
+    folder.write_array("features.npy", reduced.numpy())
+    folder.write_array(LENGTHS, lengths.unsqueeze(1).numpy())
+    truth = [*job.labels] if job.labels is not None and any(job.labels) else None
+    rows = Rows(paths=source.paths, labels=truth, skipped=(), reduced=reduced, lengths=lengths)
+    record = replace(record, peak_memory_mb=peak_memory_mb(), seconds=round_to(job.clock.elapsed(), 2))
+    record = write_groups(folder, model, model.place(reduced), rows, record, {})
+    if (pictures := _pictures(source)) is not None:
+        folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
+    if request.report:
+        write_map(folder, reduced, seed)
+        write_report(folder, source)
+    job.stop.too_late()
+    record = replace(record.with_phase("result", job.clock.lap()), status="done")
+    folder.write_record(record)
+    return record
+
+
+def _pictures(source: Source) -> Tensor | None:
+    """A tiny picture for each row, grey where there is no image; None where there is none at all."""
+    if source.file is None:
+        return None
+    store = read_once(source, THUMBNAIL, none_is_fine=True)
+    if not store.kept:
+        return None
+    images = torch.full((len(source.paths), THUMBNAIL, THUMBNAIL, 3), 128, dtype=torch.uint8).permute(0, 3, 1, 2)
+    images[torch.tensor(store.kept)] = store.images
+    return tiny_pictures(images, 0, len(images))

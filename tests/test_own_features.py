@@ -1,0 +1,173 @@
+"""fit, recut, predict and report on features that came from elsewhere, without a network."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import deepcluster
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError, UsageError
+from deepcluster.export import hub, onnx
+from deepcluster.images.given_features import read_features
+from deepcluster.runs.job import Request
+from deepcluster.runs.own_features import fit_features
+from deepcluster.runs.recut import recut
+from deepcluster.runs.report import found_again, report
+from deepcluster.storage.model_files import load
+from deepcluster.storage.run_folder import open_run
+from tests.helpers.runs import record, rows, state_of
+
+GROUPS, EACH, WIDTH = 3, 20, 12
+COUNT = GROUPS * EACH
+TRUTH = np.repeat(np.arange(GROUPS), EACH)
+
+
+def blobs() -> np.ndarray:
+    random = np.random.default_rng(0)
+    return np.repeat(4 * random.normal(size=(GROUPS, WIDTH)), EACH, 0) + random.normal(size=(COUNT, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """f.npy with f.txt beside it: half of the pictures are there; run: three groups of it."""
+    folder = tmp_path_factory.mktemp("features")
+    np.save(folder / "f.npy", blobs())
+    names = [f"{label}/{row}.png" for row, label in enumerate(TRUTH)]
+    for row, name in enumerate(names[: COUNT // 2]):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (4 * row, 0, 0)).save(folder / name)
+    (folder / "f.txt").write_text("\n".join(names))
+    fit_features(folder / "f.npy", Request(out=folder / "run", n_clusters=GROUPS, labels="folders"))
+    return folder
+
+
+def test_groups_labels_and_files(made: Path) -> None:
+    table = rows(made / "run" / "clusters.csv")
+    assert [row["path"] for row in table] == (made / "f.txt").read_text().split("\n")
+    assert json.loads((made / "run" / "metrics.json").read_text())["nmi"] == pytest.approx(1)
+    assert state_of(made / "run") and record(made / "run")["backbone"] == "features"
+    assert (made / "run" / "thumbnails.webp").is_file() and "data:image" in (made / "run" / "report.html").read_text()
+    assert "backbone" not in (made / "run" / "recipe.toml").read_text()
+
+
+def test_the_model_places_the_same_rows_in_the_same_groups(made: Path) -> None:
+    clusters = [int(row["cluster"]) for row in rows(made / "run" / "clusters.csv")]
+    model = load(made / "run")
+    assert model.of_features and model.predict(blobs()).tolist() == clusters
+    assert model.predict(blobs()[7:9]).tolist() == clusters[7:9]  # alone as among others
+    assert deepcluster.load(made / "run").predict(made / "f.npy").tolist() == clusters
+    with pytest.raises(DataError, match=r"have 5 numbers a row, and the model is of 12"):
+        model.predict(np.zeros((3, 5)))
+
+
+def test_predict_on_the_command_line(made: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "new.npy", blobs()[::10])
+    out = tmp_path / "new.csv"
+    assert run_command(["predict", str(made / "run"), str(tmp_path / "new.npy"), "-o", str(out), "--quiet"]) == 0
+    clusters = [row["cluster"] for row in rows(made / "run" / "clusters.csv")]
+    assert [(row["path"], row["cluster"]) for row in rows(out)] == [(str(i), c) for i, c in enumerate(clusters[::10])]
+
+
+def test_recut_and_report_find_the_pictures(made: Path) -> None:
+    source = found_again(open_run(made / "run"))
+    assert source and len(source.paths) == COUNT
+    assert len(recut(made / "run", 2).read_rows("cluster_summary.csv", ())) == 2
+    recut(made / "run", GROUPS)
+    assert "data:image" in report(made / "run").read_text()
+
+
+def test_what_needs_a_network_says_so(made: Path, tmp_path: Path) -> None:
+    for export in (onnx, hub):
+        with pytest.raises(UsageError, match="needs a network, and this model is of features"):
+            export(made / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(5), "shape 5, and features are N x D"),
+        (np.zeros((2, 3, 4)), "shape 2 x 3 x 4"),
+        (np.zeros((0, 4)), "shape 0 x 4"),
+        (np.array(["a", "b"]), "holds <U1, and features are numbers"),
+        (np.ones((3, 2), complex), "holds complex128"),
+        (
+            np.array([[1, 2], [np.nan, 1], [np.inf, 1]]),
+            "not finite (as float32) in 2 of 3 rows, the first of them row 1",
+        ),
+        (np.array([[1e300, 2]]), "not finite (as float32) in 1 of 1 rows"),
+        (np.array([[1], [1, 2]], object), "Python objects"),
+    ],
+)
+def test_what_are_no_features(array: np.ndarray, words: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", array, allow_pickle=True)
+    with pytest.raises(DataError) as error:
+        read_features(tmp_path / "f.npy")
+    assert words in str(error.value) and "f.npy" in str(error.value) and error.value.exit_code == 3
+
+
+def test_paths_that_are_not_as_many(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.ones((5, 2)))
+    (tmp_path / "f.txt").write_text("a.jpg\nb.jpg\n")
+    with pytest.raises(DataError, match=r"f\.npy has 5 rows, and .*f\.txt has 2 different paths"):
+        read_features(tmp_path / "f.npy")
+
+
+def test_paths_in_a_table_beside_as_embed_writes_them(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.ones((2, 2), np.float16))
+    (tmp_path / "f.csv").write_text('path\na.jpg\n"b, c.jpg"\n')
+    given = read_features(tmp_path / "f.npy")
+    assert given.source.paths == ("a.jpg", "b, c.jpg") and given.features.dtype == torch.float32
+
+
+def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", blobs())
+    fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=GROUPS, report=False))
+    assert [row["path"] for row in rows(tmp_path / "run" / "clusters.csv")][::59] == ["00", "59"]
+    assert not (tmp_path / "run" / "thumbnails.webp").exists()
+    assert report(tmp_path / "run").is_file()
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_parquet_table(lists: bool, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    x = blobs().astype(np.float32)
+    columns = {"features": pa.array(x.tolist())} if lists else {f"x{i}": x[:, i] for i in range(WIDTH)}
+    pq.write_table(pa.table({"path": [f"{i}.jpg" for i in range(COUNT)], **columns}), tmp_path / "f.parquet")
+    given = read_features(tmp_path / "f.parquet")
+    assert np.array_equal(given.features.numpy(), x) and given.source.paths[3] == "3.jpg"
+    pq.write_table(pa.table({"features": pa.array([[1.0], [1.0, 2.0]])}), tmp_path / "ragged.parquet")
+    with pytest.raises(DataError, match=r"rows of 1 and of 2 numbers in features"):
+        read_features(tmp_path / "ragged.parquet")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--rounds", "2"], 2),
+        (["--recipe", "v1"], 2),
+        (["--time-limit", "1m"], 2),
+        (["--dry-run"], 2),
+        (["-k", "99"], 3),
+    ],
+)
+def test_options_of_images_are_refused(words: list[str], code: int, made: Path, tmp_path: Path) -> None:
+    command = ["fit", str(made / "f.npy"), "--features", "-o", str(tmp_path / "run"), *words]
+    assert run_command(command) == code and not (tmp_path / "run").exists()
+
+
+def test_overwrite_keeps_the_features_themselves(made: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", blobs())
+    fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=GROUPS, report=False))
+    again = tmp_path / "run" / "features.npy"
+    with pytest.raises(UsageError, match="--overwrite would remove"):
+        fit_features(again, Request(out=tmp_path / "run", n_clusters=2, overwrite=True))
+    first = open_run(tmp_path / "run").read_record().cut
+    fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=2, report=False, overwrite=True))
+    assert open_run(tmp_path / "run").read_record().cut != first
