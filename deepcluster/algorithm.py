@@ -108,10 +108,11 @@ def alternate(
 
             # Step 5, learning, with a new classifier on top.
             learning.head(network, features, found[0], partition, generator(seed, "head", index))
-            work = _compared(state, reduced, *found, learning, seed, clocks)
-            state = replace(state, memory=features if reuse_features else None, work=work)
-            del features, reduced  # without a memory nothing but the reduced features stays, and these on the CPU
-        on_state(state)
+            work = _compared(state, features, reduced, *found, learning, seed, clocks)
+            state = replace(state, memory=features if reuse_features else None)
+            del features, reduced
+        on_state(replace(state, work=work))
+        work = replace(work, features=None)  # without a memory only the reduced features stay, and these on the CPU
         begin = time.perf_counter()
         loss = train_on_pseudo_labels(
             network, images, targets(work.clusterings, renumber=learning.renumber), optimizer, learning, size=size,
@@ -166,8 +167,8 @@ def renumbered(labels: Tensor) -> Tensor:
 
 
 def _compared(
-    state: State, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor, learning: Learning, seed: int,
-    clocks: Sequence[float],
+    state: State, features: Tensor, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor,
+    learning: Learning, seed: int, clocks: Sequence[float],
 ) -> Work:  # fmt: skip
     """How much has changed since the previous round? (Of step 6; the loss may depend on it.)
 
@@ -183,6 +184,7 @@ def _compared(
         moved=math.nan if previous is None else changed(previous, current),
         cluster_weight=learning.loss.cluster_weight(previous, current, seed, state.round),
         seconds=(clocks[1] - clocks[0], clocks[2] - clocks[1]),
+        features=features if state.memory is None else None,
     )
 
 
@@ -233,13 +235,18 @@ def conclude(
     clustering: KMeans = PAPER_KMEANS,
     progress: Progress = ignore_progress,
     processes: Processes = ALONE,
+    features: Tensor | None = None,
 ) -> Result:
-    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
+    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly.
+
+    ``features``: those that :func:`extract` would give, where they are known already; it saves the pass.
+    """
     size, partition = size or images.shape[-1], Partition.of(processes, len(images))
     features_on, cluster_on = devices(network, len(images), network.feature_dim, reduction.dims, processes)
-    features = extract(
-        network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")
-    )
+    if features is None:
+        features = extract(
+            network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")
+        )
     mapping = reduction.fit(features, processes, cluster_on)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
     features = features.cpu()

@@ -27,7 +27,7 @@ from deepcluster.recipe import Recipe, read_toml, to_toml
 from deepcluster.runs import resources
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
-from deepcluster.runs.finish import final_outcome, summary, write_outcome
+from deepcluster.runs.finish import Results, summary
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, plan
 from deepcluster.runs.train import train
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
@@ -158,13 +158,15 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         check_places(folder.path)
     before = folder.read_record() if is_main and folder.has(files.RUN) else None
     replacing = before is not None and request.overwrite
-    record = _first_record(job, None if replacing else before, needed)
+    before = None if replacing else before
+    record = _first_record(job, before, needed)
+    results: Results | None = None
     checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
     checkpoint = checkpoints.latest() if is_main and request.resume else None
     # What is there stays whole until the new images are read, and are those that the checkpoint is of.
     staged = replacing or checkpoint is not None
     if is_main and not staged:
-        folder.write_record(record)
+        folder.write_record(_on_disk(record, before))
     if not replacing:
         job.display.say("Run", str(folder.path))
     if network.origin:
@@ -176,8 +178,8 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             about = _about(job, read.recipe, record)
             if checkpoint:
                 _check_same(checkpoint, about, checkpoints.folder, folder, read.digests)
-            if staged:
-                reading.write_record(record)
+            if is_main:
+                reading.write_record(_on_disk(record, before))
         staged = False
         if replacing:
             job.display.say("Run", str(folder.path))
@@ -186,21 +188,24 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             record = replace(record, resumed=differences)
         elif is_main:
             resuming.remember(folder, read.digests)
-        trained = train(job, folder, network, read, checkpoints, checkpoint, about)
-        record = record.with_phase("rounds", job.clock.lap())
-        outcome, record = final_outcome(job, network, read, trained, record)
+        results = Results(job, folder, network, read, record, _on_disk(record, before))
+        record = results.final(train(job, folder, network, read, checkpoints, checkpoint, about, results.preliminary))
         if is_main:
-            with folder.next_state() as next_state:
-                record = write_outcome(job, next_state, network, read, trained, outcome, record)
             job.display.say("Done", summary(folder, record))
     except BaseException as error:
         stopped = job.stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
         if is_main and not staged:
             status = "stopped" if stopped else "failed"
-            record = replace(record, status=status, error=f"{type(error).__name__}: {error}")
+            shown = results.on_disk if results else _on_disk(record, before)
+            record = replace(shown, status=status, error=f"{type(error).__name__}: {error}")
             with suppress(DeepClusterError):
                 folder.write_record(record)
         raise
+
+
+def _on_disk(record: RunRecord, before: RunRecord | None) -> RunRecord:
+    """run.json of a run that goes on: what was known of the result ``before`` is still true."""
+    return record.with_result_of(before) if before else record
 
 
 def _first_record(job: Job, before: RunRecord | None, needed: resources.Memory) -> RunRecord:

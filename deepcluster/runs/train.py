@@ -1,8 +1,8 @@
 """The rounds of a run: what is kept of each, its checkpoints, and when they end."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ class Trained:
 
 
 Start = tuple[Tensor, Clustering]
+Publish = Callable[[Tensor, Trained], str]  # writes a preliminary result, and says whether the groups got better
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,14 @@ class Kept:
     def write_history(self) -> None:
         self.folder.write_rows("history.csv", self.columns, self.history)
 
+    def so_far(self, rounds: int, given: Mapping[str, Tensor], stopped_because: str = "") -> Trained:
+        return Trained(rounds, stopped_because, self.start, [*self.graphs], [*self.weights], given)
+
     def needs_features(self, round: Round) -> bool:
         return self.joins_graphs or round.index == 0
 
-    def add(self, round: Round, reduced: Tensor) -> None:
-        """Keep a round; ``reduced`` are the features of all images."""
+    def add(self, round: Round, reduced: Tensor, groups: str) -> None:
+        """Keep a round; ``reduced`` are the features of all images, ``groups`` says whether the groups got better."""
         if self.start is None and round.index == 0:
             self.start = (reduced, round.clustering)
             self.checkpoints.add("start", _tensors_of_start(*self.start))
@@ -115,7 +119,7 @@ class Kept:
         row = history_row(round, self.truth)
         self.history.append(row)
         self.write_history()
-        self.job.display.round(row, self.recipe.rounds)
+        self.job.display.round(row, self.recipe.rounds, groups)
 
 
 def _tensors_of_start(reduced: Tensor, clustering: Clustering) -> dict[str, Tensor]:
@@ -136,8 +140,9 @@ def train(
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
     about: Mapping[str, Any],
+    publish: Publish,
 ) -> Trained:
-    """Alternate until the recipe or the time limit ends it; keep history.csv up to date, and checkpoints.
+    """Alternate until the recipe or the time limit ends it; keep history.csv up to date, checkpoints and the result.
 
     Args:
         job: The fit.
@@ -147,6 +152,7 @@ def train(
         checkpoints: Where checkpoints go.
         checkpoint: The one to go on from, for the main rank.
         about: What each checkpoint says of the run.
+        publish: Called with the features of each pass and the rounds so far.
     """
     store, recipe, processes, clock = images.store, images.recipe, job.processes, job.clock
     needed_again = recipe.neighbours != "final"
@@ -171,6 +177,15 @@ def train(
         job.request.checkpoint_every,
         store.partition,
     )
+    groups = ""
+
+    def on_state(state: State) -> None:
+        nonlocal groups
+        if state.work is not None and state.work.features is not None:
+            groups = publish(state.work.features, kept.so_far(state.round, given))
+            state = replace(state, work=replace(state.work, features=None))
+        checkpointer(state)
+
     rounds = rounds_of(
         network,
         store.images,
@@ -178,18 +193,19 @@ def train(
         lambda time: learning_rate(recipe, time, planned),
         job.request.seed,
         state=state,
-        on_state=checkpointer,
+        on_state=on_state,
         progress=job.display.progress,
         processes=processes,
     )
-    ended = ""
+    ended, done = "", state.round if state else 0
     for round in rounds:
         done = round.index + 1
         if kept.joins_graphs:  # a graph takes many seconds, and may be left where it is once the training is saved
             checkpointer.rest()
         reduced = store.partition.gather(round.reduced) if kept.needs_features(round) else round.reduced
         if processes.is_main:
-            kept.add(round, reduced)
+            kept.add(round, reduced, groups)
+        groups = ""
         planned = processes.broadcast_json(partial(limit.rounds_that_fit, done, clock.elapsed()))
         if planned == done < recipe.rounds:
             ended = "time limit"
@@ -198,7 +214,7 @@ def train(
     if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")
     ended = ended or ("assignments settled" if checkpointer.settled >= recipe.patience else "all rounds done")
-    return Trained(len(kept.history), ended, kept.start, kept.graphs, kept.weights, given)
+    return kept.so_far(done, given, ended)
 
 
 def _restored(network: Network, checkpoint: Checkpoint | None, recipe: Recipe, partition: Partition) -> State | None:
