@@ -33,7 +33,8 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
-OnState = Callable[[State], None]
+# True after an optimizer step ends the training of the round; true where the round has only clustered ends everything.
+OnState = Callable[[State], bool | None]
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_REDUCTION, PAPER_KMEANS, PAPER_LEARNING = Reduction(), KMeans(), Learning()
 SLACK = 1e-9  # the NMI of two equal assignments may be 4e-16 below 1
@@ -78,7 +79,7 @@ def alternate(
         tolerance: Largest 1 - NMI to the previous round of assignments that have settled.
         patience: End after so many settled rounds in a row.
         state: Go on from here, to the same result.
-        on_state: Called at the start of a round, when it has clustered, after each optimizer step, and at the end.
+        on_state: Called at the start of a round, when it has clustered, after each step, and at the end; see OnState.
     """
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     size, partition = size or images.shape[-1], Partition.of(processes, len(images))
@@ -111,7 +112,8 @@ def alternate(
             work = _compared(state, features, reduced, *found, learning, seed, clocks)
             state = replace(state, memory=features if reuse_features else None)
             del features, reduced
-        on_state(replace(state, work=work))
+        if on_state(replace(state, work=work)):
+            return
         work = replace(work, features=None)  # without a memory only the reduced features stay, and these on the CPU
         begin = time.perf_counter()
         loss = train_on_pseudo_labels(
@@ -149,9 +151,9 @@ def _on_device(state: State, device: torch.device) -> State:
     return state if state.memory is None else replace(state, memory=state.memory.to(device))
 
 
-def _report(on_state: OnState, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
+def _report(on_state: OnState, state: State, work: Work, optimizer: SGD, trained: Trained) -> bool | None:
     """Hand on the state in the middle of a training."""
-    on_state(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
+    return on_state(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
 
 
 def targets(clusterings: Sequence[Clustering], *, renumber: bool = False) -> Tensor:

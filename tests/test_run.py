@@ -25,7 +25,6 @@ from deepcluster.runs.build import learning_rate
 from deepcluster.runs.job import Request
 from deepcluster.runs.predict import predict
 from deepcluster.runs.recut import recut
-from deepcluster.runs.train import TimeLimit
 from deepcluster.runtime.display import Silent
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage import csv_rows as tables
@@ -253,27 +252,11 @@ def test_a_run_says_what_ended_it(photos, tmp_path):
     assert {row["cluster_weight"] for row in rows(folder / "history.csv")} == {"1.0"}
 
 
-def test_the_time_limit_stops_between_rounds(photos, tmp_path):
-    options = {**REQUEST.options, "rounds": 1000}
-    folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", options=options, time_limit=0.01)).path
-    assert (record(folder)["rounds"], record(folder)["stopped_because"]) == (1, "time limit")
-    assert len(rows(folder / "clusters.csv")) == 48
-
-
 def test_the_learning_rate_keeps_its_shape_when_a_time_limit_makes_the_rounds_fewer():
     recipe = Recipe(lr=1.0, schedule="cosine", warmup=2.0, rounds=10)
     rising = 0.5 * (1 + np.cos(0.1 * np.pi)) / 2
     assert [learning_rate(recipe, time, 10) for time in (0, 1, 5, 10)] == pytest.approx([0, rising, 0.5, 0])
     assert [learning_rate(recipe, time, 5) for time in (0, 0.5, 2.5, 5, 6)] == pytest.approx([0, rising, 0.5, 0, 0])
-
-
-def test_a_time_limit_tells_how_many_rounds_fit():
-    limit = TimeLimit(100, rounds=50, done=2, elapsed=10)
-    assert limit.rounds_that_fit(4, 30) == 10  # 10 s a round, and 95 s are for the rounds
-    assert limit.rounds_that_fit(10, 90) == 10
-    assert limit.rounds_that_fit(4, 120) == 4
-    assert replace(limit, seconds=1e6).rounds_that_fit(4, 30) == 50
-    assert replace(limit, seconds=None).rounds_that_fit(4, 1e9) == 50
 
 
 def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from deepcluster.runs.groups import choose_number, groups_of
 from deepcluster.runs.job import ImagesRead, Job
 from deepcluster.runs.report import write_report
 from deepcluster.runs.results import Rows, write_groups, write_map
+from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import derive, generator
@@ -38,8 +39,6 @@ from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
 from deepcluster.storage.run_folder import GRAPH, LENGTHS, RunFolder
 from deepcluster.storage.run_record import RunRecord
-
-SHARE_OF_TIME = 0.1  # that the preliminary results after the first may take
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Results:
         self._has_thumbnails = False  # they never change
         self._baseline: dict[int, Mapping[str, float]] = {}  # by the number of groups
         self._judged: list[Judged] = []  # the first result, and the last two
-        self._last, self._took = -math.inf, 0.0
+        self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
 
     def preliminary(self, features: Tensor, trained: Trained) -> str:
         """Write what the result would be if the rounds ended here; nothing where that costs much beside what has passed
@@ -115,7 +114,8 @@ class Results:
     def final(self, trained: Trained) -> RunRecord:
         """Conclude, by the network as it was given where the trained one is worse. Returns run.json at the end."""
         self.record = self.record.with_phase("rounds", self.job.clock.lap())
-        outcome, record = self._outcome(trained, self.job.display, None)
+        features = trained.features if self.shares_pass else None
+        outcome, record = self._outcome(trained, self.job.display, features)
         self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
         if len(self._judged) > 1 and trained.rounds:
             self.job.display.say("Groups", f"{change(self._judged[0], self._judged[-1])} from the first to the last")

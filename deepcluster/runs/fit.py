@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from deepcluster.learning.precision import network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe, read_toml, to_toml
-from deepcluster.runs import resources
+from deepcluster.runs import resources, time_limit
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.finish import Results, summary
@@ -73,6 +73,8 @@ def fit(
         keep_freed_memory()
         source = find(images, stdin=stdin)
         check_alike(source, processes)
+        if request.resume and request.out:
+            source = _as_before(source, request.out, processes)
         if finished := _finished(source, request, processes):
             display.say("Run", f"{finished.path} is finished already")
             return finished
@@ -80,10 +82,43 @@ def fit(
         job = Job(request, source, preview(source), labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device)
+        job = _within_limit(job, network, recipe)
+        recipe = job.plan().recipe
         needed = _check_memory(job, network, recipe)
         with files.shared_lock(_free_path(job), processes, make=True) as folder:
             _run(job, folder, network, needed)
         return files.open_run(folder.path)
+
+
+def _as_before(source: Source, out: Path, processes: Processes) -> Source:
+    """The source without the images that a run left out, as it goes on without them."""
+    left_out = set(processes.broadcast_json(lambda: resuming.left_out(out)))
+    if not left_out:
+        return source
+    return time_limit.only(source, [i for i, path in enumerate(source.paths) if path not in left_out])
+
+
+def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
+    """The job, with a sample of its images where all of them do not fit into its time limit."""
+    limit, source, processes = job.request.time_limit, job.source, job.processes
+    if limit is None or processes.broadcast_json(lambda: job.request.resume and resuming.has_begun(job.request.out)):
+        return job
+    total = len(source.paths)
+    reading, features = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
+    pace = time_limit.Pace(reading / processes.world_size, features / processes.world_size)
+    count = processes.broadcast_json(lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total))
+    if count == total:
+        first = job.clock.elapsed() + time_limit.first_result(pace, total)
+        job.display.say("Time", f"the first groups after about {time_limit.in_minutes(first)}")
+        return job
+    job.display.say(
+        "Time",
+        f"all {total:,} images do not fit into {time_limit.in_minutes(limit)}: {count:,} of them are used, drawn at"
+        " random, and the others are in skipped.csv; deepcluster predict places them afterwards",
+    )
+    rows = time_limit.sample(total, count, job.request.seed)
+    labels = None if job.labels is None else [job.labels[i] for i in rows]
+    return replace(job, source=time_limit.only(source, rows), labels=labels)
 
 
 def _finished(source: Source, request: Request, processes: Processes) -> RunFolder | None:
@@ -189,7 +224,8 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         elif is_main:
             resuming.remember(folder, read.digests)
         results = Results(job, folder, network, read, record, _on_disk(record, before))
-        record = results.final(train(job, folder, network, read, checkpoints, checkpoint, about, results.preliminary))
+        trained = train(job, folder, network, read, checkpoints, checkpoint, about, results.preliminary)
+        record = results.final(trained)
         if is_main:
             job.display.say("Done", summary(folder, record))
     except BaseException as error:
