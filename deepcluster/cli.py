@@ -142,7 +142,9 @@ def fit(
     seed: Annotated[
         int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
     ] = 0,
-    time_limit: Annotated[str | None, Parameter(help="As many rounds as fit into this time: 90s, 30m, 2h.")] = None,
+    time_limit: Annotated[
+        str | None, Parameter(help="Be done by then, with as many rounds as fit: 90s, 30m, 2h.")
+    ] = None,
     labels: Annotated[
         str | None, Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label.")
     ] = None,

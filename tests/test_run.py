@@ -333,7 +333,7 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     with pytest.raises(Stopped):
         run.fit(photos, request, AfterOne(), stop=stop)
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
-    planned = checkpoint.about["rounds"]
+    planned, _ = checkpoint.about["schedule"]
     assert 1 < planned < 10**6
 
     def seen(network, images, recipe, lr, *args, **options):
@@ -343,7 +343,7 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     monkeypatch.setattr(train, "rounds_of", seen)
     with pytest.raises(Stopped, match="seen"):
         run.fit(photos, replace(request, resume=True))
-    assert schedules[0](planned / 2) == pytest.approx(0.5)
+    assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,9 @@ def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
     total = len(source.paths)
     reading, features = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
     pace = time_limit.Pace(reading / processes.world_size, features / processes.world_size)
-    count = processes.broadcast_json(lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total))
+    count = processes.broadcast_json(
+        lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total, job.request.n_clusters or 0)
+    )
     if count == total:
         first = job.clock.elapsed() + time_limit.first_result(pace, total)
         job.display.say("Time", f"the first groups after about {time_limit.in_minutes(first)}")

@@ -26,7 +26,10 @@ SHARE_OF_TIME = 0.1  # that the preliminary results after the first may take
 BACKWARD = 3.0  # a training step in forward passes
 LEAST, WORTH = 0.1, 0.5  # shares of a round: less is no round, less than WORTH no reason to begin one more
 TRIAL = 32  # images that are read, and seen by the network, to tell how long all take
-FEWEST = 200  # images that are used whatever the limit, where there are so many
+FEWEST, FEWEST_EACH = (
+    200,
+    10,
+)  # images that are used whatever the limit, in all and for a group, where there are so many
 LEFT_OUT = "left out: it did not fit into --time-limit (deepcluster predict RUN FILE places it)"
 
 
@@ -69,10 +72,11 @@ class Schedule:
         return f"{self.rounds} round{plural}{'' if self.share == 1 else f' of {self.share:.0%} of the images'}"
 
 
-def fitting(limit: float, elapsed: float, pace: Pace, count: int) -> int:
-    """How many of ``count`` images can be read, seen once by the network and grouped before the limit."""
+def fitting(limit: float, elapsed: float, pace: Pace, count: int, groups: int = 0) -> int:
+    """How many of ``count`` images can be read, seen once by the network and put into ``groups`` before the limit."""
     left = (1 - KEPT_BACK) * limit - elapsed - 2 * RESULT  # the first result and the final one
-    return max(min(count, FEWEST), min(count, int(left / (pace.reading + pace.features + 2 * RESULT_EACH))))
+    fewest = max(FEWEST, FEWEST_EACH * groups)
+    return max(min(count, fewest), min(count, int(left / (pace.reading + pace.features + 2 * RESULT_EACH))))
 
 
 def first_result(pace: Pace, count: int) -> float:
