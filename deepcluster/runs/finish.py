@@ -174,7 +174,7 @@ class Results:
         with self.folder.next_state() as staged:
             model = self._write_model(staged, trained, outcome, record)
             placement = model.place(outcome.result.reduced)
-            self.on_disk = self._write_groups(staged, model, placement, trained, outcome, record)
+            record = self._write_groups(staged, model, placement, trained, outcome, record)
             if outcome.thumbnails is not None:
                 staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
             if self.job.request.report:
@@ -182,8 +182,9 @@ class Results:
                 write_report(staged, self.job.source)
             if record.result == FINAL:
                 self.job.stop.too_late()  # it must not be called stopped when it is done
-                self.on_disk = replace(self.on_disk, status="done")
-                staged.write_record(self.on_disk)  # a run that was killed before it is not finished
+                record = replace(record, status="done")
+                staged.write_record(record)  # a run that was killed before it is not finished
+        self.on_disk = record
         self._judged = [*self._judged[:1], *self._judged[1:][-1:], Judged(placement.cluster, self.on_disk.signs)]
 
     def _write_model(self, folder: RunFolder, trained: Trained, outcome: Outcome, record: RunRecord) -> Model:

@@ -26,10 +26,7 @@ SHARE_OF_TIME = 0.1  # that the preliminary results after the first may take
 BACKWARD = 3.0  # a training step in forward passes
 LEAST, WORTH = 0.1, 0.5  # shares of a round: less is no round, less than WORTH no reason to begin one more
 TRIAL = 32  # images that are read, and seen by the network, to tell how long all take
-FEWEST, FEWEST_EACH = (
-    200,
-    10,
-)  # images that are used whatever the limit, in all and for a group, where there are so many
+FEWEST, FEWEST_EACH = 200, 10  # images that are used whatever the limit: in all, and for a group
 LEFT_OUT = "left out: it did not fit into --time-limit (deepcluster predict RUN FILE places it)"
 
 
