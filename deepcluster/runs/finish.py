@@ -82,6 +82,8 @@ class Results:
         self._as_given: Result | None = None  # of the network as it was given
         self._has_thumbnails = False  # they never change
         self._baseline: dict[int, Mapping[str, float]] = {}  # by the number of groups
+        self._rounds = -1  # before the last preliminary result
+        self._unsaid = Unsaid()  # with it
         self._judged: list[Judged] = []  # the first result, and the last two
         self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
 
@@ -100,26 +102,50 @@ class Results:
         due = begin - self._last >= self._took / SHARE_OF_TIME
         if not self.job.processes.broadcast_json(lambda: due):
             return ""
-        outcome, record = self._outcome(trained, Silent(), features if self.shares_pass else None)
+        self._unsaid = Unsaid()
+        outcome, record = self._outcome(trained, self._unsaid, features if self.shares_pass else None)
         if not trained.rounds:
             self._as_given = outcome.result
         self._write(trained, outcome, replace(record, result=PRELIMINARY))
         if len(self._judged) == 1:
             page = self.folder.path / ("report.html" if self.job.request.report else "clusters.csv")
             self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
-        self._last = time.perf_counter()
+        self._last, self._rounds = time.perf_counter(), trained.rounds
         self._took = self._last - begin
         return change(*self._judged[-2:]) if len(self._judged) > 1 else ""
 
     def final(self, trained: Trained) -> RunRecord:
         """Conclude, by the network as it was given where the trained one is worse. Returns run.json at the end."""
         self.record = self.record.with_phase("rounds", self.job.clock.lap())
-        features = trained.features if self.shares_pass else None
-        outcome, record = self._outcome(trained, self.job.display, features)
-        self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
+        if trained.features is not None and trained.rounds == self._rounds:  # nothing has changed since
+            self._make_final(trained)
+        else:
+            features = trained.features if self.shares_pass else None
+            outcome, record = self._outcome(trained, self.job.display, features)
+            self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
         if len(self._judged) > 1 and trained.rounds:
             self.job.display.say("Groups", f"{change(self._judged[0], self._judged[-1])} from the first to the last")
         return self.on_disk
+
+    def _make_final(self, trained: Trained) -> None:
+        """Call the last preliminary result the final one."""
+        self._unsaid.repeat(self.job.display)
+        if not self.job.processes.is_main:
+            return
+        with self.folder.next_state() as staged:
+            record = replace(
+                self.on_disk,
+                result=FINAL,
+                status="done",
+                stopped_because=trained.stopped_because,
+                seconds_by_phase=self.record.seconds_by_phase,
+                seconds=round_to(self.job.clock.elapsed(), 2),
+            ).with_phase("result", self.job.clock.lap())
+            staged.write_record(record)
+            if self.job.request.report:
+                write_report(staged, self.job.source)
+            self.job.stop.too_late()
+        self.on_disk = record
 
     def _outcome(self, trained: Trained, display: Display, features: Tensor | None) -> tuple[Outcome, RunRecord]:
         """The features and the number of groups, and run.json with what was judged on the way."""
@@ -190,13 +216,15 @@ class Results:
     def _write_model(self, folder: RunFolder, trained: Trained, outcome: Outcome, record: RunRecord) -> Model:
         result = outcome.result
         groups = groups_of(result.reduced, result.clustering, outcome.n_clusters, self.job.request.seed, outcome.graph)
-        if groups.count < outcome.n_clusters and record.result == FINAL:
-            warnings.warn(
+        if groups.count < outcome.n_clusters:
+            text = (
                 f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images have"
-                " no more distinct values (are many images equal?)",
-                DeepClusterWarning,
-                stacklevel=2,
+                " no more distinct values (are many images equal?)"
             )
+            if record.result == FINAL:
+                warnings.warn(text, DeepClusterWarning, stacklevel=2)
+            else:
+                self._unsaid.warnings.append(text)
         model = _model(self.network, result, groups, self.images.recipe)
         with nullcontext() if outcome.kept else _body(self.network, trained.given):
             model_files.save_in_run(model, folder)
@@ -240,6 +268,23 @@ class Results:
             groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed)
             self._baseline[n_clusters] = metrics(truth, place(reduced, groups, clustering.centroids))
         return self._baseline[n_clusters]
+
+
+class Unsaid(Silent):
+    """What a preliminary result leaves unsaid, as the final one will say it."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
+
+    def say(self, heading: str, text: str) -> None:
+        self.lines.append((heading, text))
+
+    def repeat(self, display: Display) -> None:
+        for heading, text in self.lines:
+            display.say(heading, text)
+        for text in self.warnings:
+            warnings.warn(text, DeepClusterWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)

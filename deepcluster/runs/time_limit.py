@@ -71,9 +71,9 @@ class Schedule:
 
 def fitting(limit: float, elapsed: float, pace: Pace, count: int, groups: int = 0) -> int:
     """How many of ``count`` images can be read, seen once by the network and put into ``groups`` before the limit."""
-    left = (1 - KEPT_BACK) * limit - elapsed - 2 * RESULT  # the first result and the final one
+    left = (1 - KEPT_BACK) * limit - elapsed - RESULT
     fewest = max(FEWEST, FEWEST_EACH * groups)
-    return max(min(count, fewest), min(count, int(left / (pace.reading + pace.features + 2 * RESULT_EACH))))
+    return max(min(count, fewest), min(count, int(left / (pace.reading + pace.features + RESULT_EACH))))
 
 
 def first_result(pace: Pace, count: int) -> float:
