@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
+    begun = time.perf_counter()
     options = read_options(Recipe, {**(flags or {}), **_assignments(set_)})
     read_recipe(recipe)
     n_clusters = _n_clusters(k)
@@ -181,6 +183,7 @@ def fit(
         deterministic=deterministic,
         seed=seed,
         time_limit=limit,
+        begun=begun,
         labels=labels,
         overwrite=overwrite,
         resume=resume,

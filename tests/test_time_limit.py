@@ -1,5 +1,6 @@
 """A time limit is kept: what fits is planned from measured seconds, and planned anew whenever more is known."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering, Trained, Work
 from deepcluster.runs import fit as run
 from deepcluster.runs import time_limit
-from deepcluster.runs.job import Request
+from deepcluster.runs.job import Clock, Request
 from deepcluster.runs.time_limit import LEFT_OUT, Costs, Pace, Schedule, TimeLimit, fitting, only, sample, scheduled
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, record, rows
@@ -182,3 +183,10 @@ def test_a_limit_that_nothing_fits_into_gives_the_groups_of_the_network_as_it_wa
     assert told["images_count"] == 30
     assert "Preliminary" not in (folder / "report.html").read_text()
     assert set(told["seconds_by_phase"]) == {"reading", "rounds", "result"}
+
+
+def test_the_clock_of_a_run_counts_from_the_beginning_of_the_command():
+    now = time.perf_counter()
+    assert Clock(now - 1000).elapsed() >= 1000 > Clock().elapsed()
+    clock = Clock(now - 1000)
+    assert clock.lap() < 1000  # the phases count from where the run begins

@@ -66,7 +66,7 @@ def fit(
     Raises:
         DeepClusterError: It says what to do.
     """
-    clock = Clock()
+    clock = Clock(request.begun)
     device = choose_device(request.device)
     display = display if display and processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
