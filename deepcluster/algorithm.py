@@ -36,7 +36,8 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
-OnState = Callable[[State], None]
+# True after an optimizer step ends the training of the round; true where the round has only clustered ends everything.
+OnState = Callable[[State], bool | None]
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_REDUCTION, PAPER_KMEANS, PAPER_LEARNING = Reduction(), KMeans(), Learning()
 SLACK = 1e-9  # the NMI of two equal assignments may be 4e-16 below 1
@@ -81,7 +82,7 @@ def alternate(
         tolerance: Largest 1 - NMI to the previous round of assignments that have settled.
         patience: End after so many settled rounds in a row.
         state: Go on from here, to the same result.
-        on_state: Called at the start of a round, when it has clustered, after each optimizer step, and at the end.
+        on_state: Called at the start of a round, when it has clustered, after each step, and at the end; see OnState.
     """
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     images = as_images(images)
@@ -113,10 +114,12 @@ def alternate(
 
             # Step 5, learning, with a new classifier on top.
             learning.head(network, features, found[0], partition, generator(seed, "head", index))
-            work = _compared(state, reduced, *found, learning, seed, clocks)
-            state = replace(state, memory=features if reuse_features else None, work=work)
-            del features, reduced  # without a memory nothing but the reduced features stays, and these on the CPU
-        on_state(state)
+            work = _compared(state, features, reduced, *found, learning, seed, clocks)
+            state = replace(state, memory=features if reuse_features else None)
+            del features, reduced
+        if on_state(replace(state, work=work)):
+            return
+        work = replace(work, features=None)  # without a memory only the reduced features stay, and these on the CPU
         begin = time.perf_counter()
         loss = train_on_pseudo_labels(
             network, images, targets(work.clusterings, renumber=learning.renumber), optimizer, learning, size=size,
@@ -153,9 +156,9 @@ def _on_device(state: State, device: torch.device) -> State:
     return state if state.memory is None else replace(state, memory=state.memory.to(device))
 
 
-def _report(on_state: OnState, state: State, work: Work, optimizer: SGD, trained: Trained) -> None:
+def _report(on_state: OnState, state: State, work: Work, optimizer: SGD, trained: Trained) -> bool | None:
     """Hand on the state in the middle of a training."""
-    on_state(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
+    return on_state(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
 
 
 def targets(clusterings: Sequence[Clustering], *, renumber: bool = False) -> Tensor:
@@ -171,8 +174,8 @@ def renumbered(labels: Tensor) -> Tensor:
 
 
 def _compared(
-    state: State, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor, learning: Learning, seed: int,
-    clocks: Sequence[float],
+    state: State, features: Tensor, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor,
+    learning: Learning, seed: int, clocks: Sequence[float],
 ) -> Work:  # fmt: skip
     """How much has changed since the previous round? (Of step 6; the loss may depend on it.)
 
@@ -188,6 +191,7 @@ def _compared(
         moved=math.nan if previous is None else changed(previous, current),
         cluster_weight=learning.loss.cluster_weight(previous, current, seed, state.round),
         seconds=(clocks[1] - clocks[0], clocks[2] - clocks[1]),
+        features=features if state.memory is None else None,
     )
 
 
@@ -238,15 +242,20 @@ def conclude(
     clustering: KMeans = PAPER_KMEANS,
     progress: Progress = ignore_progress,
     processes: Processes = ALONE,
+    features: Tensor | None = None,
 ) -> Result:
-    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly."""
+    """Cluster the features of the network as it is now, in float32, so that a new image can be placed exactly.
+
+    ``features``: those that :func:`extract` would give, where they are known already; it saves the pass.
+    """
     images = as_images(images)
     size, partition = size or images.shape[-1], Partition.of(processes, len(images))
     network = as_network(network, size)
     features_on, cluster_on = devices(network, len(images), network.feature_dim, reduction.dims, processes)
-    features = extract(
-        network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")
-    )
+    if features is None:
+        features = extract(
+            network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")
+        )
     mapping = reduction.fit(features, processes, cluster_on)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
     features = features.cpu()

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,7 +146,9 @@ def fit(
     seed: Annotated[
         int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
     ] = 0,
-    time_limit: Annotated[str | None, Parameter(help="As many rounds as fit into this time: 90s, 30m, 2h.")] = None,
+    time_limit: Annotated[
+        str | None, Parameter(help="Be done by then, with as many rounds as fit: 90s, 30m, 2h.")
+    ] = None,
     labels: Annotated[
         str | None, Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label.")
     ] = None,
@@ -170,6 +173,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
+    begun = time.perf_counter()
     options = read_options(Recipe, {**(flags or {}), **_assignments(set_)})
     read_recipe(recipe)
     n_clusters = _n_clusters(k)
@@ -191,6 +195,7 @@ def fit(
         deterministic=deterministic,
         seed=seed,
         time_limit=limit,
+        begun=begun,
         labels=labels,
         overwrite=overwrite,
         resume=resume,
@@ -210,7 +215,7 @@ def fit(
                 else:
                     folder = runs.fit(images, request, terminal, sys.stdin, stop, processes, terminal.ask)
         except Stopped as error:
-            raise Stopped(f"{error}; to go on: {_resuming(terminal.run)}") from None
+            raise Stopped(f"{error}{_so_far(terminal.run)}; to go on: {_resuming(terminal.run)}") from None
         if processes.is_main:
             _print_result(folder, quiet, as_json)
 
@@ -233,6 +238,8 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
+    _warn_of_preliminary(run_)
+
     from deepcluster.runs.predict import files_read
     from deepcluster.storage.csv_files import write_csv
     from deepcluster.storage.csv_rows import placement_rows
@@ -282,6 +289,7 @@ def embed(
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
+    _warn_of_preliminary(run_)
 
     import numpy as np
 
@@ -317,6 +325,7 @@ def recut(
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
     n_clusters = _n_clusters(k)
+    _warn_of_preliminary(run_)
 
     from deepcluster.runs.recut import recut as recut_run
 
@@ -335,6 +344,8 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
+    _warn_of_preliminary(run_)
+
     from deepcluster.runs.recut import apply as apply_run
     from deepcluster.storage.edits import read_edits
 
@@ -345,6 +356,8 @@ def apply(
 @app.command
 def report(run_: RunArgument, /) -> None:
     """Write the report.html of a run again."""
+    _warn_of_preliminary(run_)
+
     from deepcluster.runs.report import report as report_run
 
     say(str(report_run(run_)))
@@ -380,6 +393,7 @@ def evaluate(
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(flags or {}), **_assignments(set_)})
     kind(**options)  # checks what the options must be together
+    _warn_of_preliminary(run_)
 
     from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
@@ -447,6 +461,7 @@ def export(
         )
     if fold_sobel:
         options["fold_sobel"] = True
+    _warn_of_preliminary(run_)
 
     from deepcluster import export as exports
     from deepcluster.research.official_layout import official
@@ -623,6 +638,20 @@ def _predictions(
         yield model, part
 
 
+def _warn_of_preliminary(run: Path) -> None:
+    from deepcluster.images.run_folders import is_run
+    from deepcluster.records import PRELIMINARY
+    from deepcluster.storage.run_folder import read_state
+
+    if is_run(run) and (record := read_state(run, lambda folder: folder.read_record())).result == PRELIMINARY:
+        warnings.warn(
+            f"the result in {run} is preliminary, after {record.rounds} rounds: going on replaces it, with any"
+            " edits (the command of the fit with --resume goes on)",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+
+
 def _print_result(folder: "RunFolder", quiet: bool, as_json: bool) -> None:
     """What came out of a fit, recut or apply: for a person, or as one object of JSON."""
     text = _result(folder, as_json)
@@ -657,6 +686,16 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
     return "\n".join(
         [*map(printable, lines), paragraph("Verdict", record["verdict"]), *map(printable, paths_and_commands)]
     )
+
+
+def _so_far(run_: str) -> str:
+    """Where the preliminary result of a run is that was stopped; empty where it has none."""
+    from deepcluster.images.run_folders import is_run
+    from deepcluster.storage.run_folder import open_run
+
+    if not run_ or not is_run(Path(run_)) or open_run(Path(run_)).read_record().result is None:
+        return ""
+    return f"; the groups so far are in {run_}"
 
 
 def _resuming(run_: str) -> str:

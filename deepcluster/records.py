@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# A result of a run: its rounds go on and replace it, or have ended.
+PRELIMINARY, FINAL = "preliminary", "final"
+
 
 @dataclass(frozen=True)
 class Clustering:
@@ -91,6 +94,8 @@ class Work:
         cluster_weight: The weight of the pseudo-labels in the loss.
         seconds: For the features, and for reduction and clustering.
         trained: None before the first optimizer step.
+        features: Those of the pass that this round began with (n x D, this rank's), for whoever is told of the state
+            before the training; in no other state, and in no checkpoint.
     """
 
     reduced: Tensor
@@ -100,6 +105,7 @@ class Work:
     cluster_weight: float
     seconds: tuple[float, float]
     trained: Trained | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Said:
     def progress(self, phase, done, total):
         pass
 
-    def round(self, row, rounds):
+    def round(self, row, rounds, groups):
         pass
 
 

@@ -39,6 +39,10 @@ class Confidence:
         """Agreement times stability: it orders runs more nearly as true labels do than either of them."""
         return self.agreement * self.stability
 
+    @property
+    def word(self) -> str:
+        return "clear" if self.score >= CLEAR else "mixed" if self.score >= MIXED else "weak"
+
 
 def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confidence | None:
     """The confidence in the groups ``cluster`` (int64, N) of N x d features (rows of length 1).
@@ -62,15 +66,14 @@ def confidence_text(confidence: Confidence | None) -> str:
     """Whether the groups can be trusted, in a plain sentence."""
     if confidence is None:
         return "Too few images or groups, or too few images a group, to say whether the groups can be trusted."
-    if confidence.score >= CLEAR:
-        judgement = "The groups are clear"
-    elif confidence.score >= MIXED:
-        judgement = "The groups are mixed: look at them before you rely on one, above all at images with a small margin"
-    else:
-        judgement = "The groups are weak: take them as a first sorting, not as classes"
+    advice = {
+        "clear": "",
+        "mixed": ": look at them before you rely on one, above all at images with a small margin",
+        "weak": ": take them as a first sorting, not as classes",
+    }[confidence.word]
     return (
-        f"{judgement} (beyond chance {confidence.agreement:.0%} of nearest neighbours share a group;"
-        f" stability {confidence.stability:.2f} of 1)."
+        f"The groups are {confidence.word}{advice} (beyond chance {confidence.agreement:.0%} of nearest neighbours"
+        f" share a group; stability {confidence.stability:.2f} of 1)."
     )
 
 

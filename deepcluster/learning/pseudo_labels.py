@@ -98,7 +98,7 @@ def train_on_pseudo_labels(
     memory: Tensor | None = None,
     partition: Partition | None = None,
     resume_from: Trained | None = None,
-    on_step: Callable[[Trained], None] | None = None,
+    on_step: Callable[[Trained], bool | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Train ``network``, which has its head, for ``learning.epochs`` x N images.
@@ -117,11 +117,11 @@ def train_on_pseudo_labels(
             where they are of one size.
         partition: Which rank has which images. None: one process has all.
         resume_from: What ``on_step`` was last called with.
-        on_step: Called after each optimizer step with how far the training is.
+        on_step: Called after each optimizer step with how far the training is; true: that was the last one.
         progress: Called with the images done and in all.
 
     Returns:
-        The mean cross-entropy over all epochs, views and clusterings.
+        The mean cross-entropy over all that was trained on, views and clusterings.
 
     Raises:
         NonFiniteError: At the end of the epoch in which the loss stopped being finite.
@@ -141,6 +141,7 @@ def train_on_pseudo_labels(
     remembered = 2 if len(views) > 1 and views[0].size == views[1].size else 1
     resume_from = resume_from or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
     done, epoch_loss, total = resume_from.steps, resume_from.epoch_loss.to(device), resume_from.loss
+    ended: bool | None = False
 
     def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
         random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
@@ -177,18 +178,31 @@ def train_on_pseudo_labels(
             done += 1
             if batch.step + 1 == steps:
                 epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
-                if not math.isfinite(epoch_loss.item()):
-                    raise NonFiniteError(
-                        f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
-                        f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
-                    )
+                _check_finite(epoch_loss, round, epoch, optimizer)
                 total, epoch_loss = total + epoch_loss.cpu().double(), torch.zeros((), device=device)
             if on_step is not None:
-                on_step(Trained(done, epoch_loss, total))
+                ended = on_step(Trained(done, epoch_loss, total))
             if progress is not None:
                 progress(epoch * count + (batch.step + 1) * count // steps, epochs * count)
+            if ended:
+                break
+        if ended:
+            break
     processes.broadcast_buffers(network)
-    return total.item() / max(1, epochs)
+    if not ended:
+        return total.item() / max(1, epochs)
+    if done % steps:
+        epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
+        _check_finite(epoch_loss, round, done // steps, optimizer)
+    return (total.item() + epoch_loss.item()) * steps / done
+
+
+def _check_finite(loss: Tensor, round: int, epoch: int, optimizer: SGD) -> None:
+    if not math.isfinite(loss.item()):
+        raise NonFiniteError(
+            f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
+            f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
+        )
 
 
 class _Pass(nn.Module):

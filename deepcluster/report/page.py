@@ -22,6 +22,7 @@ from PIL import Image
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
+from deepcluster.records import PRELIMINARY
 from deepcluster.report.charts import (
     HEIGHT,
     QUALITY_HEIGHT,
@@ -43,6 +44,7 @@ from deepcluster.report.text import (
     NOTHING,
     Row,
     bare,
+    count,
     duration,
     figure,
     inert,
@@ -153,6 +155,7 @@ def render(data: RunData) -> str:
 def _run(data: RunData, name: str) -> dict[str, Any]:
     return {
         "title": data.title,
+        "preliminary": _preliminary(data.run),
         "name": name,
         "facts": _facts(data.run),
         "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
@@ -160,6 +163,15 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
             data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, _conclusions(data.run)
         ),
     }
+
+
+def _preliminary(run: Mapping[str, Any]) -> str:
+    """A sentence on a result that a run was still to replace; empty for a final one."""
+    if run.get("result") != PRELIMINARY:
+        return ""
+    rounds = int(run.get("rounds") or 0)
+    after = f"after {count(rounds, 'round')} of training" if rounds else "before any training"
+    return f"Preliminary: the groups as they were {after}. The run replaces this page as it goes on."
 
 
 def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:

@@ -77,6 +77,11 @@ def reduction_of(recipe: Recipe) -> Reduction:
     return by_name(Reduction, recipe)
 
 
+def shares_pass(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the features of a pass of the rounds are those of the result: in float32, without a projection."""
+    return not recipe.projection_dim and choose_precision(recipe.precision, device) == torch.float32
+
+
 def reduction_of_rounds(recipe: Recipe) -> Reduction:
     reduction = reduction_of(recipe)
     return reduction if recipe.reduce else replace(reduction, dims=None)

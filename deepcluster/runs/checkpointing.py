@@ -9,7 +9,7 @@ import torch
 
 from deepcluster.errors import Stopped
 from deepcluster.nets.backbone import Network
-from deepcluster.records import State
+from deepcluster.records import State, Trained
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, values_of
@@ -27,6 +27,7 @@ class Checkpointer:
         stop: Whether a signal came.
         interval: Seconds between two checkpoints.
         partition: Which rank has which rows.
+        enough: Whether the training of a round ends here; the main rank decides.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Checkpointer:
         stop: Stop,
         interval: float,
         partition: Partition,
+        enough: Callable[[Trained], bool] = lambda _: False,
     ):
         self.checkpoints = checkpoints
         self.network = network
@@ -44,15 +46,17 @@ class Checkpointer:
         self.stop = stop
         self.interval = interval
         self.partition = partition
+        self.enough = enough
         self.last = time.monotonic()
         self._unsaved: State | None = None  # the last one, where it is in no checkpoint yet
         self.settled = 0  # of the last state
 
-    def __call__(self, state: State) -> None:
+    def __call__(self, state: State) -> bool:
+        """Save the state where it is time; returns whether the training of its round ends here."""
         self.settled = state.settled
         training = state.work is not None
         trained = state.work is not None and state.work.trained is not None
-        stopping, due = self._asked()
+        stopping, due, enough = self._asked(state)
         self._unsaved = state
         if not training or (trained and (stopping or due)):
             self._write()
@@ -60,6 +64,7 @@ class Checkpointer:
             raise Stopped(f"stopped in round {state.round + 1}")
         # Until here stopping loses nothing beyond the last checkpoint; while it trains the network changes.
         self.stop.at_once = not training
+        return enough
 
     def rest(self) -> None:
         """After the training of a round, before what takes long: save it, so that a stop need not wait for that."""
@@ -79,12 +84,15 @@ class Checkpointer:
         self.last = time.monotonic()
         self._unsaved = None
 
-    def _asked(self) -> tuple[bool, bool]:
-        """Whether any process is to stop, and whether it is time for the first to write."""
+    def _asked(self, state: State) -> tuple[bool, bool, bool]:
+        """Whether any process is to stop; whether it is time for the first to write, and to end the training."""
         processes = self.partition.processes
         due = processes.is_main and time.monotonic() - self.last >= self.interval
-        stopping, due = processes.all_reduce(torch.tensor([self.stop.wanted, due]).int()).bool().tolist()
-        return stopping, due
+        trained = state.work.trained if state.work else None
+        enough = processes.is_main and trained is not None and self.enough(trained)
+        asked = processes.all_reduce(torch.tensor([self.stop.wanted, due, enough]).int()).bool()
+        stopping, due, enough = asked.tolist()
+        return stopping, due, enough
 
 
 def gathered(state: State, partition: Partition) -> State:

@@ -1,36 +1,43 @@
-"""The result of a run: the final features, the groups, and the files that hold them."""
+"""The result of a run: the features, the groups, and the files that hold them."""
 
+import math
 import resource
 import sys
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deepcluster.algorithm import Result, conclude
+from deepcluster.clustering.agreement import changed
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import ROWS
-from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
-from deepcluster.groups.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
+from deepcluster.groups.confidence import Clarity, Confidence, Guard, clarity, guard
+from deepcluster.groups.cut import ROWS_EACH, Cut, Placement, outlier_distances, outlier_length, place
 from deepcluster.groups.neighbour_graph import Graph, joined_graphs, neighbour_graph
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
+from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
-from deepcluster.runs.build import kmeans_of_result, reduction_of
+from deepcluster.runs.build import kmeans_of_result, reduction_of, shares_pass
 from deepcluster.runs.groups import choose_number, groups_of
 from deepcluster.runs.job import ImagesRead, Job
 from deepcluster.runs.report import write_report
 from deepcluster.runs.results import Rows, write_groups, write_map
+from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
+from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
-from deepcluster.storage.run_folder import LENGTHS, RunFolder
+from deepcluster.storage.run_folder import GRAPH, LENGTHS, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 
@@ -41,56 +48,272 @@ class Outcome:
     result: The final features of all images, and their clustering.
     n_clusters: Groups to cut them into.
     graph: The graph to cut (None: that of the features).
-    thumbnails: Tiny pictures of all images.
+    thumbnails: Tiny pictures of all images (None: they are written already).
+    kept: Whether the network is the trained one, and not that before the rounds.
     """
 
     result: Result
     n_clusters: int
     graph: Graph | None
-    thumbnails: Tensor
+    thumbnails: Tensor | None
+    kept: bool
 
 
-def final_outcome(
-    job: Job, network: Network, images: ImagesRead, trained: Trained, record: RunRecord
-) -> tuple[Outcome, RunRecord]:
-    """Conclude, by the network as it was given where the trained one is worse."""
-    store, recipe = images.store, images.recipe
-    result = _conclude(job, network, images)
-    n_clusters, graph = 0, None
-    judged: Guard | Clarity | None = None
-    if job.processes.is_main:
-        n_clusters, record = choose_number(job.request.n_clusters, result.reduced, record, job.display)
-        if recipe.neighbours == "clearer":
-            judged = _clearer(job, network, images, result.reduced, trained, n_clusters)
+class Results:
+    """The result on disk: the first after the first pass over the images, others as the rounds go on, the final one.
+
+    Each is made by the same steps, and replaces the one before all at once.
+
+    Args:
+        job: The fit.
+        folder: Its folder.
+        network: The network of the rounds; it stays as it is.
+        images: Its images and recipe.
+        record: run.json so far, without a result.
+        on_disk: run.json as it is on disk, with the result of an earlier process.
+    """
+
+    def __init__(
+        self, job: Job, folder: RunFolder, network: Network, images: ImagesRead, record: RunRecord, on_disk: RunRecord
+    ):
+        self.job, self.folder, self.network, self.images = job, folder, network, images
+        self.record, self.on_disk = record, on_disk
+        self.shares_pass = shares_pass(images.recipe, job.device)
+        self._as_given: Result | None = None  # of the network as it was given
+        self._has_thumbnails = False  # they never change
+        self._baseline: dict[int, Mapping[str, float]] = {}  # by the number of groups
+        self._rounds = -1  # before the last preliminary result
+        self._unsaid = Unsaid()  # with it
+        self._judged: list[Judged] = []  # the first result, and the last two
+        self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
+
+    def preliminary(self, features: Tensor, trained: Trained) -> str:
+        """Write what the result would be if the rounds ended here; nothing where that costs much beside what has passed
+        since the last time.
+
+        Args:
+            features: Those of the pass that a round began with.
+            trained: The rounds so far.
+
+        Returns:
+            Whether the groups got better than in the last result, in words; empty where there is nothing new.
+        """
+        begin = time.perf_counter()
+        due = begin - self._last >= self._took / SHARE_OF_TIME
+        if not self.job.processes.broadcast_json(lambda: due):
+            return ""
+        self._unsaid = Unsaid()
+        outcome, record = self._outcome(trained, self._unsaid, features if self.shares_pass else None)
+        if not trained.rounds:
+            self._as_given = outcome.result
+        self._write(trained, outcome, replace(record, result=PRELIMINARY))
+        if len(self._judged) == 1:
+            page = self.folder.path / ("report.html" if self.job.request.report else "clusters.csv")
+            self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
+        self._last, self._rounds = time.perf_counter(), trained.rounds
+        self._took = self._last - begin
+        return change(*self._judged[-2:]) if len(self._judged) > 1 else ""
+
+    def final(self, trained: Trained) -> RunRecord:
+        """Conclude, by the network as it was given where the trained one is worse. Returns run.json at the end."""
+        self.record = self.record.with_phase("rounds", self.job.clock.lap())
+        if trained.features is not None and trained.rounds == self._rounds:  # nothing has changed since
+            self._make_final(trained)
         else:
-            graph, judged = _guarded(job, result.reduced, trained, n_clusters)
-        if judged:
-            job.display.say("Guard", judged.text)
-            figures = {name: round_to(value, 4) for name, value in asdict(judged).items()}
-            record = replace(record, guard={**figures, "kept": judged.kept, "text": judged.text})
-    if not job.processes.broadcast_json(lambda: judged is None or judged.kept):
-        network.body.load_state_dict(trained.given)
-        result = _conclude(job, network, images)
-    thumbnails = store.partition.gather(tiny_pictures(store.images, store.partition.local.start, store.partition.total))
-    return Outcome(result, n_clusters, graph, thumbnails), record
+            features = trained.features if self.shares_pass else None
+            outcome, record = self._outcome(trained, self.job.display, features)
+            self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
+        if len(self._judged) > 1 and trained.rounds:
+            self.job.display.say("Groups", f"{change(self._judged[0], self._judged[-1])} from the first to the last")
+        return self.on_disk
+
+    def _make_final(self, trained: Trained) -> None:
+        """Call the last preliminary result the final one."""
+        self._unsaid.repeat(self.job.display)
+        if not self.job.processes.is_main:
+            return
+        with self.folder.next_state() as staged:
+            record = replace(
+                self.on_disk,
+                result=FINAL,
+                status="done",
+                stopped_because=trained.stopped_because,
+                seconds_by_phase=self.record.seconds_by_phase,
+                seconds=round_to(self.job.clock.elapsed(), 2),
+            ).with_phase("result", self.job.clock.lap())
+            staged.write_record(record)
+            if self.job.request.report:
+                write_report(staged, self.job.source)
+            self.job.stop.too_late()
+        self.on_disk = record
+
+    def _outcome(self, trained: Trained, display: Display, features: Tensor | None) -> tuple[Outcome, RunRecord]:
+        """The features and the number of groups, and run.json with what was judged on the way."""
+        job, network, images, record = self.job, self.network, self.images, self.record
+        result = self._conclude(features)
+        n_clusters, graph = 0, None
+        judged: Guard | Clarity | None = None
+        if job.processes.is_main:
+            n_clusters, record = choose_number(job.request.n_clusters, result.reduced, record, display)
+            if images.recipe.neighbours == "clearer":
+                judged = _clearer(job, network, images, result.reduced, trained, n_clusters)
+            else:
+                graph, judged = _guarded(job, result.reduced, trained, n_clusters)
+            if judged:
+                display.say("Guard", judged.text)
+                figures = {name: round_to(value, 4) for name, value in asdict(judged).items()}
+                record = replace(record, guard={**figures, "kept": judged.kept, "text": judged.text})
+        kept = job.processes.broadcast_json(lambda: judged is None or judged.kept)
+        if not kept:
+            with _body(network, trained.given):
+                result = self._as_given or self._conclude(None)
+        thumbnails = None
+        if not self._has_thumbnails:
+            partition = images.store.partition
+            own = tiny_pictures(images.store.images, partition.local.start, partition.total)
+            thumbnails, self._has_thumbnails = partition.gather(own), True
+        return Outcome(result, n_clusters, graph, thumbnails, kept), record
+
+    def _conclude(self, features: Tensor | None) -> Result:
+        """Step 7; the main rank gets the features of all images."""
+        job, recipe, store = self.job, self.images.recipe, self.images.store
+        result = conclude(
+            self.network,
+            store.images,
+            clusters=recipe.pseudo_labels,
+            seed=job.request.seed,
+            size=recipe.image_size,
+            batch_size=recipe.batch_size,
+            reduction=reduction_of(recipe),
+            clustering=kmeans_of_result(recipe),
+            progress=job.display.progress,
+            processes=job.processes,
+            features=features,
+        )
+        gather = store.partition.gather
+        return replace(result, reduced=gather(result.reduced), lengths=gather(result.lengths))
+
+    def _write(self, trained: Trained, outcome: Outcome, record: RunRecord) -> None:
+        """The result in files: the model, the features, the clusters, the report."""
+        if not self.job.processes.is_main:
+            return
+        with self.folder.next_state() as staged:
+            model = self._write_model(staged, trained, outcome, record)
+            placement = model.place(outcome.result.reduced)
+            record = self._write_groups(staged, model, placement, trained, outcome, record)
+            if outcome.thumbnails is not None:
+                staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
+            if self.job.request.report:
+                write_map(staged, outcome.result.reduced, self.job.request.seed)
+                write_report(staged, self.job.source)
+            if record.result == FINAL:
+                self.job.stop.too_late()  # it must not be called stopped when it is done
+                record = replace(record, status="done")
+                staged.write_record(record)  # a run that was killed before it is not finished
+        self.on_disk = record
+        self._judged = [*self._judged[:1], *self._judged[1:][-1:], Judged(placement.cluster, self.on_disk.signs)]
+
+    def _write_model(self, folder: RunFolder, trained: Trained, outcome: Outcome, record: RunRecord) -> Model:
+        result = outcome.result
+        groups = groups_of(result.reduced, result.clustering, outcome.n_clusters, self.job.request.seed, outcome.graph)
+        if groups.count < outcome.n_clusters:
+            text = (
+                f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images have"
+                " no more distinct values (are many images equal?)"
+            )
+            if record.result == FINAL:
+                warnings.warn(text, DeepClusterWarning, stacklevel=2)
+            else:
+                self._unsaid.warnings.append(text)
+        model = _model(self.network, result, groups, self.images.recipe)
+        with nullcontext() if outcome.kept else _body(self.network, trained.given):
+            model_files.save_in_run(model, folder)
+        return model
+
+    def _write_groups(
+        self,
+        folder: RunFolder,
+        model: Model,
+        placement: Placement,
+        trained: Trained,
+        outcome: Outcome,
+        record: RunRecord,
+    ) -> RunRecord:
+        job, store, result = self.job, self.images.store, outcome.result
+        truth = job.truth(store)
+        if outcome.graph:
+            folder.write_graph(outcome.graph)
+        else:
+            folder.remove(GRAPH)
+        folder.write_array("features.npy", result.reduced.numpy())
+        folder.write_array(LENGTHS, result.lengths.unsqueeze(1).numpy())
+        if record.result == FINAL:
+            record = record.with_phase("result", job.clock.lap())
+        record = replace(
+            record,
+            rounds=trained.rounds,
+            peak_memory_mb=peak_memory_mb(),
+            seconds=round_to(job.clock.elapsed(), 2),
+        )
+        paths = tuple(job.source.paths[i] for i in store.kept)
+        rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
+        baseline = self._metrics_at_start(truth, trained, outcome.n_clusters)
+        return write_groups(folder, model, placement, rows, record, baseline)
+
+    def _metrics_at_start(self, truth: list[str] | None, trained: Trained, n_clusters: int) -> Mapping[str, float]:
+        if truth is None or trained.start is None:
+            return {}
+        if n_clusters not in self._baseline:
+            reduced, clustering = trained.start
+            groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed)
+            self._baseline[n_clusters] = metrics(truth, place(reduced, groups, clustering.centroids))
+        return self._baseline[n_clusters]
 
 
-def _conclude(job: Job, network: Network, images: ImagesRead) -> Result:
-    """Step 7; the main rank gets the features of all images."""
-    recipe, partition = images.recipe, images.store.partition
-    result = conclude(
-        network,
-        images.store.images,
-        clusters=recipe.pseudo_labels,
-        seed=job.request.seed,
-        size=recipe.image_size,
-        batch_size=recipe.batch_size,
-        reduction=reduction_of(recipe),
-        clustering=kmeans_of_result(recipe),
-        progress=job.display.progress,
-        processes=job.processes,
-    )
-    return replace(result, reduced=partition.gather(result.reduced), lengths=partition.gather(result.lengths))
+class Unsaid(Silent):
+    """What a preliminary result leaves unsaid, as the final one will say it."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
+
+    def say(self, heading: str, text: str) -> None:
+        self.lines.append((heading, text))
+
+    def repeat(self, display: Display) -> None:
+        for heading, text in self.lines:
+            display.say(heading, text)
+        for text in self.warnings:
+            warnings.warn(text, DeepClusterWarning, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The groups of a result (int64, N), and the signs of how far they can be trusted."""
+
+    cluster: Tensor
+    signs: Mapping[str, float] | None
+
+    @property
+    def word(self) -> str:
+        return Confidence(**self.signs).word if self.signs else "unknown"
+
+
+def change(before: Judged, after: Judged) -> str:
+    """Whether groups got better, in words."""
+    moved = changed(before.cluster, after.cluster)
+    return f"{before.word} -> {after.word}, {moved:.0%} of the images moved"
+
+
+@contextmanager
+def _body(network: Network, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The network with other weights of its body inside the context."""
+    own = {name: value.clone() for name, value in network.body.state_dict().items()}
+    network.body.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        network.body.load_state_dict(own)
 
 
 def _guarded(job: Job, reduced: Tensor, trained: Trained, n_clusters: int) -> tuple[Graph | None, Guard | None]:
@@ -114,63 +337,10 @@ def _clearer(
     store, recipe = images.store, images.recipe
     seed = derive(job.request.seed, "guard")
     rows = torch.randperm(len(store.images), generator=generator(seed, "sample"))[:ROWS].sort().values
-    weights = {name: value.clone() for name, value in network.body.state_dict().items()}
-    network.body.load_state_dict(trained.given)
-    features = extract(network, store.images[rows], size=recipe.image_size, batch_size=recipe.batch_size).cpu()
-    network.body.load_state_dict(weights)
+    with _body(network, trained.given):
+        features = extract(network, store.images[rows], size=recipe.image_size, batch_size=recipe.batch_size).cpu()
     before = whiten(features, recipe.dims, recipe.whitening)(features)
     return clarity(before, reduced[rows], n_clusters, seed)
-
-
-def write_outcome(
-    job: Job,
-    folder: RunFolder,
-    network: Network,
-    images: ImagesRead,
-    trained: Trained,
-    outcome: Outcome,
-    record: RunRecord,
-) -> RunRecord:
-    """The result in files: the model, the features, the clusters, the report. Returns run.json as it is then."""
-    store, result, seed = images.store, outcome.result, job.request.seed
-    truth = job.truth(store)
-    groups = groups_of(result.reduced, result.clustering, outcome.n_clusters, seed, outcome.graph)
-    model = _model(network, result, groups, images.recipe)
-    if groups.count < outcome.n_clusters:
-        warnings.warn(
-            f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images have no"
-            " more distinct values (are many images equal?)",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
-    baseline: Mapping[str, float] = {}
-    if truth is not None and trained.start is not None:
-        reduced, clustering = trained.start
-        first = groups_of(reduced, clustering, outcome.n_clusters, seed)
-        baseline = metrics(truth, place(reduced, first, clustering.centroids))
-    model_files.save_in_run(model, folder)
-    if outcome.graph:
-        folder.write_graph(outcome.graph)
-    folder.write_array("features.npy", result.reduced.numpy())
-    folder.write_array(LENGTHS, result.lengths.unsqueeze(1).numpy())
-    record = replace(
-        record.with_phase("result", job.clock.lap()),
-        rounds=trained.rounds,
-        stopped_because=trained.stopped_because,
-        peak_memory_mb=peak_memory_mb(),
-        seconds=round_to(job.clock.elapsed(), 2),
-    )
-    paths = tuple(job.source.paths[i] for i in store.kept)
-    rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
-    record = write_groups(folder, model, model.place(result.reduced), rows, record, baseline)
-    folder.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
-    if job.request.report:
-        write_map(folder, result.reduced, seed)
-        write_report(folder, job.source)
-    job.stop.too_late()  # it must not be called stopped when it is done
-    record = replace(record, status="done")  # the last thing: a run that was killed before it is not finished
-    folder.write_record(record)
-    return record
 
 
 def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,10 @@ from deepcluster.learning.precision import network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe, read_toml, to_toml
-from deepcluster.runs import resources
+from deepcluster.runs import resources, time_limit
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
-from deepcluster.runs.finish import final_outcome, summary, write_outcome
+from deepcluster.runs.finish import Results, summary
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import Ask, nobody, recorded, settle
@@ -69,7 +69,7 @@ def fit(
     Raises:
         DeepClusterError: It says what to do.
     """
-    clock = Clock()
+    clock = Clock(request.begun)
     device = choose_device(request.device)
     display = display if display and processes.is_main else Silent()
     with working_on(device, deterministic=request.deterministic):
@@ -78,6 +78,8 @@ def fit(
         check_alike(source, processes)
         if request.resume:
             request = replace(request, published=processes.broadcast_json(lambda: recorded(request.out)))
+        if request.resume and request.out:
+            source = _as_before(source, request.out, processes)
         if finished := _finished(source, request, processes):
             display.say("Run", f"{finished.path} is finished already")
             return finished
@@ -87,10 +89,45 @@ def fit(
         job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device)
+        job = _within_limit(job, network, recipe)
+        recipe = job.plan().recipe
         needed = _check_memory(job, network, recipe)
         with files.shared_lock(free_path(job), processes, make=True) as folder:
             _run(job, folder, network, needed)
         return files.open_run(folder.path)
+
+
+def _as_before(source: Source, out: Path, processes: Processes) -> Source:
+    """The source without the images that a run left out, as it goes on without them."""
+    left_out = set(processes.broadcast_json(lambda: resuming.left_out(out)))
+    if not left_out:
+        return source
+    return time_limit.only(source, [i for i, path in enumerate(source.paths) if path not in left_out])
+
+
+def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
+    """The job, with a sample of its images where all of them do not fit into its time limit."""
+    limit, source, processes = job.request.time_limit, job.source, job.processes
+    if limit is None or processes.broadcast_json(lambda: job.request.resume and resuming.has_begun(job.request.out)):
+        return job
+    total = len(source.paths)
+    reading, features = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
+    pace = time_limit.Pace(reading / processes.world_size, features / processes.world_size)
+    count = processes.broadcast_json(
+        lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total, job.request.n_clusters or 0)
+    )
+    if count == total:
+        first = job.clock.elapsed() + time_limit.first_result(pace, total)
+        job.display.say("Time", f"the first groups after about {time_limit.in_minutes(first)}")
+        return job
+    job.display.say(
+        "Time",
+        f"all {total:,} images do not fit into {time_limit.in_minutes(limit)}: {count:,} of them are used, drawn at"
+        " random, and the others are in skipped.csv; deepcluster predict places them afterwards",
+    )
+    rows = time_limit.sample(total, count, job.request.seed)
+    labels = None if job.labels is None else [job.labels[i] for i in rows]
+    return replace(job, source=time_limit.only(source, rows), labels=labels)
 
 
 def _finished(source: Source, request: Request, processes: Processes) -> RunFolder | None:
@@ -165,13 +202,15 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         check_places(folder.path)
     before = folder.read_record() if is_main and folder.has(files.RUN) else None
     replacing = before is not None and request.overwrite
-    record = first_record(job, None if replacing else before, needed.total)
+    before = None if replacing else before
+    record = first_record(job, before, needed.total)
+    results: Results | None = None
     checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
     checkpoint = checkpoints.latest() if is_main and request.resume else None
     # What is there stays whole until the new images are read, and are those that the checkpoint is of.
     staged = replacing or checkpoint is not None
     if is_main and not staged:
-        folder.write_record(record)
+        folder.write_record(_on_disk(record, before))
     if not replacing:
         job.display.say("Run", str(folder.path))
     if network.origin:
@@ -183,8 +222,8 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             about = _about(job, read.recipe, record)
             if checkpoint:
                 _check_same(checkpoint, about, checkpoints.folder, folder, read.digests)
-            if staged:
-                reading.write_record(record)
+            if is_main:
+                reading.write_record(_on_disk(record, before))
         staged = False
         if replacing:
             job.display.say("Run", str(folder.path))
@@ -193,21 +232,25 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             record = replace(record, resumed=differences)
         elif is_main:
             resuming.remember(folder, read.digests)
-        trained = train(job, folder, network, read, checkpoints, checkpoint, about)
-        record = record.with_phase("rounds", job.clock.lap())
-        outcome, record = final_outcome(job, network, read, trained, record)
+        results = Results(job, folder, network, read, record, _on_disk(record, before))
+        trained = train(job, folder, network, read, checkpoints, checkpoint, about, results.preliminary)
+        record = results.final(trained)
         if is_main:
-            with folder.next_state() as next_state:
-                record = write_outcome(job, next_state, network, read, trained, outcome, record)
             job.display.say("Done", summary(folder, record))
     except BaseException as error:
         stopped = job.stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
         if is_main and not staged:
             status = "stopped" if stopped else "failed"
-            record = replace(record, status=status, error=f"{type(error).__name__}: {error}")
+            shown = results.on_disk if results else _on_disk(record, before)
+            record = replace(shown, status=status, error=f"{type(error).__name__}: {error}")
             with suppress(DeepClusterError):
                 folder.write_record(record)
         raise
+
+
+def _on_disk(record: RunRecord, before: RunRecord | None) -> RunRecord:
+    """run.json of a run that goes on: what was known of the result ``before`` is still true."""
+    return record.with_result_of(before) if before else record
 
 
 def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:

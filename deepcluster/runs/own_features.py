@@ -17,6 +17,7 @@ from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.nets.given import FEATURES, no_network
 from deepcluster.recipe import Recipe, to_toml
+from deepcluster.records import FINAL
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.finish import peak_memory_mb
@@ -168,7 +169,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         write_map(folder, reduced, seed)
         write_report(folder, source)
     job.stop.too_late()
-    record = replace(record.with_phase("result", job.clock.lap()), status="done")
+    record = replace(record.with_phase("result", job.clock.lap()), status="done", result=FINAL)
     folder.write_record(record)
     return record
 

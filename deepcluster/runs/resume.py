@@ -12,7 +12,8 @@ from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.store import Store
-from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.runs.time_limit import LEFT_OUT
+from deepcluster.storage.run_folder import SKIPPED, RunFolder, open_run
 from deepcluster.storage.run_record import RunRecord
 
 IMAGES_READ = "checkpoints/images.csv"
@@ -40,6 +41,18 @@ def remember(folder: RunFolder, images: Mapping[str, str]) -> None:
     """Record which images a run begins with."""
     (folder.path / IMAGES_READ).parent.mkdir(exist_ok=True)
     folder.write_rows(IMAGES_READ, COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()])
+
+
+def has_begun(out: Path | None) -> bool:
+    """Whether a run has settled which images it is of."""
+    return out is not None and is_run(out) and RunFolder(out).has(IMAGES_READ)
+
+
+def left_out(out: Path) -> list[str]:
+    """The images that a run leaves out, as they did not fit into its time limit."""
+    if not has_begun(out):
+        return []
+    return [row["path"] for row in RunFolder(out).read_rows("skipped.csv", SKIPPED) if row["reason"] == LEFT_OUT]
 
 
 def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:

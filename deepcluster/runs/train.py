@@ -1,9 +1,8 @@
 """The rounds of a run: what is kept of each, its checkpoints, and when they end."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,14 +16,13 @@ from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, rounds_of
 from deepcluster.runs.checkpointing import Checkpointer, scattered
 from deepcluster.runs.job import ImagesRead, Job
+from deepcluster.runs.time_limit import Schedule, TimeLimit
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.csv_rows import history_row
 from deepcluster.storage.graph_file import graph_of, graph_tensors
 from deepcluster.storage.run_folder import HISTORY, RunFolder
-
-FOR_THE_RESULT = 0.05  # of a time limit: the final features, the cut and the report come after the rounds
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Trained:
     graphs: The neighbour graph of each round's features, where the recipe joins them.
     weights: How much each of these counts.
     given: The body of the network before the rounds.
+    features: Those of a pass of the network as it is now, where one was made.
     """
 
     rounds: int
@@ -45,33 +44,11 @@ class Trained:
     graphs: Sequence[Graph]
     weights: Sequence[float]
     given: Mapping[str, Tensor]
+    features: Tensor | None = None
 
 
 Start = tuple[Tensor, Clustering]
-
-
-@dataclass(frozen=True)
-class TimeLimit:
-    """How many rounds fit into the time of a run.
-
-    seconds: The limit of the whole run (None: there is none).
-    rounds: The most there may be.
-    done: Rounds before this process began.
-    elapsed: Seconds before its first round.
-    """
-
-    seconds: float | None
-    rounds: int
-    done: int
-    elapsed: float
-
-    def rounds_that_fit(self, done: int, elapsed: float) -> int:
-        """The rounds that there will be, by the mean time of the rounds so far."""
-        if self.seconds is None:
-            return self.rounds
-        mean = (elapsed - self.elapsed) / (done - self.done)
-        left = max(0, int(((1 - FOR_THE_RESULT) * self.seconds - elapsed) / mean))
-        return min(self.rounds, done + left)
+Publish = Callable[[Tensor, Trained], str]  # writes a preliminary result, and says whether the groups got better
 
 
 class Kept:
@@ -100,11 +77,14 @@ class Kept:
     def write_history(self) -> None:
         self.folder.write_rows("history.csv", self.columns, self.history)
 
+    def so_far(self, rounds: int, given: Mapping[str, Tensor], stopped_because: str = "") -> Trained:
+        return Trained(rounds, stopped_because, self.start, [*self.graphs], [*self.weights], given)
+
     def needs_features(self, round: Round) -> bool:
         return self.joins_graphs or round.index == 0
 
-    def add(self, round: Round, reduced: Tensor) -> None:
-        """Keep a round; ``reduced`` are the features of all images."""
+    def add(self, round: Round, reduced: Tensor, groups: str, rounds: int) -> None:
+        """Keep one of ``rounds``; ``reduced``: the features of all images; ``groups``: whether these got better."""
         if self.start is None and round.index == 0:
             self.start = (reduced, round.clustering)
             self.checkpoints.add("start", _tensors_of_start(*self.start))
@@ -115,7 +95,7 @@ class Kept:
         row = history_row(round, self.truth)
         self.history.append(row)
         self.write_history()
-        self.job.display.round(row, self.recipe.rounds)
+        self.job.display.round(row, rounds, groups)
 
 
 def _tensors_of_start(reduced: Tensor, clustering: Clustering) -> dict[str, Tensor]:
@@ -136,8 +116,9 @@ def train(
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
     about: Mapping[str, Any],
+    publish: Publish,
 ) -> Trained:
-    """Alternate until the recipe or the time limit ends it; keep history.csv up to date, and checkpoints.
+    """Alternate until the recipe or the time limit ends it; keep history.csv up to date, checkpoints and the result.
 
     Args:
         job: The fit.
@@ -147,58 +128,104 @@ def train(
         checkpoints: Where checkpoints go.
         checkpoint: The one to go on from, for the main rank.
         about: What each checkpoint says of the run.
+        publish: Called with the features of each pass and the rounds so far.
     """
     store, recipe, processes, clock = images.store, images.recipe, job.processes, job.clock
     needed_again = recipe.neighbours != "final"
     given = {name: value.clone() for name, value in network.body.state_dict().items()} if needed_again else {}
     kept = Kept(job, folder, checkpoints, recipe, job.truth(store))
-    planned = recipe.rounds
+    seconds, limit = job.request.time_limit, None
+    if seconds is not None:
+        limit = TimeLimit(seconds, clock.elapsed, recipe, len(store.kept))
     if checkpoint:
         kept.restore(checkpoint, len(store.kept))
         clock.add(checkpoint.about["elapsed"])
-        planned = planned if job.request.time_limit is None else checkpoint.about.get("rounds", planned)
+        if limit:
+            limit.schedule = _schedule(checkpoint.about.get("schedule", [recipe.rounds, 1.0]))
         job.display.say("Resumed", f"in round {checkpoint.state.round + 1}, from {checkpoints.folder}")
     if processes.is_main:
         kept.write_history()
     state = _restored(network, checkpoint, recipe, store.partition)
-    planned = processes.broadcast_json(lambda: planned)
-    limit = TimeLimit(job.request.time_limit, recipe.rounds, len(kept.history), clock.elapsed())
+    steps = recipe.epochs * max(1, math.ceil(store.partition.total / recipe.batch_size))
     checkpointer = Checkpointer(
         checkpoints,
         network,
-        lambda: {**about, "weights": kept.weights, "elapsed": clock.elapsed(), "rounds": planned},
+        lambda: {
+            **about,
+            "weights": kept.weights,
+            "elapsed": clock.elapsed(),
+            **({"schedule": [limit.schedule.rounds, limit.schedule.share]} if limit else {}),
+        },
         job.stop,
         job.request.checkpoint_every,
         store.partition,
+        lambda trained: limit is not None and limit.is_enough(trained.steps, steps),
     )
+    groups, ended = "", ""
+    left_over: Tensor | None = None
+
+    def on_state(state: State) -> bool:
+        nonlocal groups, left_over, ended
+        features, begin = None, clock.elapsed()
+        if state.work is not None and state.work.features is not None:
+            features = state.work.features
+            groups = publish(features, kept.so_far(state.round, given))
+            state = replace(state, work=replace(state.work, features=None))
+        if limit and state.work is not None and limit.round != state.round:
+            is_first = limit.round < 0
+            limit.begin_round(state.round, state.work, clock.elapsed() - begin)
+            follow(limit)
+            if is_first:
+                job.display.say("Time", limit.text)
+            if limit.schedule.rounds <= state.round:
+                left_over, ended = features, "time limit"
+                return True
+        if limit and state.work and state.work.trained and limit.measure(state.work.trained.steps, steps):
+            follow(limit)
+        return checkpointer(state)
+
+    def follow(limit: TimeLimit) -> None:
+        """All ranks train by the main rank's schedule."""
+        schedule = limit.schedule
+        limit.schedule = _schedule(processes.broadcast_json(lambda: [schedule.rounds, schedule.share]))
+
     rounds = rounds_of(
         network,
         store.images,
         recipe,
-        lambda time: learning_rate(recipe, time, planned),
+        lambda time: learning_rate(recipe, *((time, recipe.rounds) if limit is None else limit.time(time))),
         job.request.seed,
         state=state,
-        on_state=checkpointer,
+        on_state=on_state,
         progress=job.display.progress,
         processes=processes,
     )
-    ended = ""
+    done = state.round if state else 0
+    del state  # it may hold features
     for round in rounds:
         done = round.index + 1
         if kept.joins_graphs:  # a graph takes many seconds, and may be left where it is once the training is saved
             checkpointer.rest()
         reduced = store.partition.gather(round.reduced) if kept.needs_features(round) else round.reduced
         if processes.is_main:
-            kept.add(round, reduced)
-        planned = processes.broadcast_json(partial(limit.rounds_that_fit, done, clock.elapsed()))
-        if planned == done < recipe.rounds:
-            ended = "time limit"
-            break
+            kept.add(round, reduced, groups, limit.schedule.rounds if limit else recipe.rounds)
+        groups = ""
+        if limit:
+            limit.end_round(done)
+            follow(limit)
+            if limit.schedule.rounds <= done < recipe.rounds:
+                ended = "time limit"
+                break
     checkpointer.end()
     if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")
     ended = ended or ("assignments settled" if checkpointer.settled >= recipe.patience else "all rounds done")
-    return Trained(len(kept.history), ended, kept.start, kept.graphs, kept.weights, given)
+    return replace(kept.so_far(done, given, ended), features=left_over)
+
+
+def _schedule(values: Sequence[float]) -> Schedule:
+    rounds, share = values
+    return Schedule(int(rounds), share)
 
 
 def _restored(network: Network, checkpoint: Checkpoint | None, recipe: Recipe, partition: Partition) -> State | None:

@@ -11,7 +11,8 @@ class Display(Protocol):
 
     def progress(self, phase: str, done: int, total: int) -> None: ...
 
-    def round(self, row: Mapping[str, Any], rounds: int) -> None: ...
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+        """A row of history.csv, and whether the groups got better in words; empty where nobody looked."""
 
 
 class Silent:
@@ -23,5 +24,5 @@ class Silent:
     def progress(self, phase: str, done: int, total: int) -> None:
         pass
 
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
         pass

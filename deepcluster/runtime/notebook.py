@@ -57,9 +57,9 @@ class Notebook:
             self._progress = f"{phase}: {done:,} of {total:,}"
             self._update()
 
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
         cells = ["" if row[name] == "" else format(row[name], form) for name, form in COLUMNS.items()]
-        self._rounds.append(_line("td", [f"{row['round'] + 1}/{rounds}", *cells]))
+        self._rounds.append(_line("td", [f"{row['round'] + 1}/{rounds}", *cells, groups]))
         self._update()
 
     def _update(self) -> None:
@@ -68,7 +68,7 @@ class Notebook:
 
     def _page(self) -> str:
         said = "".join(f"<b>{_inert(heading)}</b> {_inert(text)}<br>" for heading, text in self._said)
-        heads = _line("th", ["round", *(name.replace("_", " ") for name in COLUMNS)])
+        heads = _line("th", ["round", *(name.replace("_", " ") for name in COLUMNS), "groups"])
         table = f"<table>{heads}{''.join(self._rounds)}</table>" if self._rounds else ""
         return f"<div>{said}{table}<i>{_inert(self._progress)}</i></div>"
 

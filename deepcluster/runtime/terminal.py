@@ -123,12 +123,16 @@ class Terminal:
             self.task, self.phase = self.bar.add_task(phase, total=total), phase
         self.bar.update(self.task, completed=done, total=total)
 
-    def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
-        parts = [f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
-        if row["cluster_weight"] < 1:
-            parts.append(f"cluster weight {row['cluster_weight']:.0%}")
-        parts.append(f"largest {row['largest_share']:.0%}")
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+        loss = f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})"
+        if groups:
+            parts = [f"groups: {groups}", loss]
+        else:
+            changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
+            parts = [loss, f"changed {changed}"]
+            if row["cluster_weight"] < 1:
+                parts.append(f"cluster weight {row['cluster_weight']:.0%}")
+            parts.append(f"largest {row['largest_share']:.0%}")
         if "nmi_labels" in row:
             parts.append(f"NMI {row['nmi_labels']:.3f}")
         parts.append(f"{sum(row[f'{phase}_seconds'] for phase in ('features', 'clustering', 'training')):.1f} s")

@@ -18,6 +18,7 @@ class RunRecord:
     run: str | None = None
     version: str | None = None
     status: str | None = None
+    result: str | None = None  # None: there is none, or it is a finished run's of a version before
     command: str | None = None
     images: str
     location: str
@@ -63,6 +64,17 @@ class RunRecord:
             unknown.add("n_clusters")
         return {name: value for name, value in table.items() if name not in unknown} | {**self.other}
 
+    def with_result_of(self, other: Self) -> Self:
+        """The record with what ``other`` says of the result that is on disk."""
+        return replace(self, **{name: getattr(other, name) for name in _RESULT})
+
     def with_phase(self, phase: str, seconds: float) -> Self:
         """The record with the time that a phase took."""
         return replace(self, seconds_by_phase={**(self.seconds_by_phase or {}), phase: round(seconds, 2)})
+
+
+# What a result adds to the record of a run.
+_RESULT = (
+    "result", "candidates", "guard", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
+    "clusters", "signs", "verdict", "edits",
+)  # fmt: skip

@@ -1,0 +1,165 @@
+"""The first result is on disk after the first pass over the images, and whatever ends the run then leaves it usable."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deepcluster import algorithm
+from deepcluster.cli import run_command
+from deepcluster.nets.backbone import build
+from deepcluster.runs import finish
+from deepcluster.runs import fit as run
+from deepcluster.runs.finish import Judged, Results, change
+from deepcluster.runs.job import Request
+from deepcluster.runs.results import read_run
+from deepcluster.runtime.terminal import WIDTH, Terminal
+from deepcluster.storage.run_folder import open_run
+from deepcluster.storage.run_record import RunRecord
+from tests.commands import SMALL_FIT
+from tests.helpers.runs import OPTIONS, record, rows
+
+TRAINING = "deepcluster.algorithm:train_on_pseudo_labels"
+RESULT = ("clusters.csv", "cluster_summary.csv", "features.npy", "lengths.npy", "map.npy", "tree.json", "recipe.toml")
+MODEL = ("model/config.json", "model/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "compact.safetensors"
+    save_file(build("compact", image_size=16, seed=3).body.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module", params=["from scratch", "adapting"])
+def fit_of(request, photos, weights):
+    """The arguments of a fit of three rounds in a folder."""
+    adapting = ["--backbone", "compact", "--weights", weights, "--set", "view_size=0"]
+    options = ["--rounds", "3", "--labels", "folders", *(adapting if request.param == "adapting" else [])]
+    return lambda out: ["fit", photos, "-o", out, *options, *SMALL_FIT]
+
+
+@pytest.fixture(scope="module")
+def killed(fit_of, command, tmp_path_factory):
+    """A run that was killed before the training of its second round."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    code, said = command(*fit_of(out), trap=("SIGKILL", TRAINING, 2))
+    assert code == -9, said
+    return out
+
+
+def same_result(one: Path, other: Path) -> None:
+    for name in (*RESULT, *MODEL):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, photos, tmp_path, capsys):
+    assert (record(killed)["status"], record(killed)["result"]) == ("running", "preliminary")
+    assert "Preliminary: the groups as they were" in (killed / "report.html").read_text()
+    copy = Path(shutil.copytree(killed, tmp_path / "run"))
+    commands = [
+        ["predict", copy, photos, "-o", tmp_path / "out.csv", "--quiet"],
+        ["embed", copy, photos, "-o", tmp_path / "features.npy", "--quiet"],
+        ["export", copy, "--to", "folders", "-o", tmp_path / "sorted", "--quiet"],
+        ["report", copy],
+        ["recut", copy, "-k", "4", "--quiet"],
+    ]
+    for arguments in commands:
+        assert run_command([str(argument) for argument in arguments]) == 0, arguments
+        assert capsys.readouterr().err.count("is preliminary, after") == 1, arguments
+    placed = {row["path"]: row["cluster"] for row in rows(tmp_path / "out.csv")}
+    assert placed == {row["path"]: row["cluster"] for row in rows(killed / "clusters.csv")}
+    assert np.array_equal(np.load(tmp_path / "features.npy"), np.load(killed / "features.npy"))
+    assert len(rows(copy / "cluster_summary.csv")) == 4
+    assert record(copy)["result"] == "preliminary"
+
+
+def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_of, command, tmp_path, monkeypatch):
+    going_on = Path(shutil.copytree(killed, tmp_path / "going on"))
+    code, said = command(*fit_of(going_on), "--resume", trap=("SIGKILL", "deepcluster.runs.finish:Results.final", 1))
+    assert code == -9, said
+    assert (record(going_on)["status"], record(going_on)["result"]) == ("running", "preliminary")
+    code, said = command(*fit_of(going_on), "--resume")
+    assert code == 0, said
+    monkeypatch.setattr(Results, "preliminary", lambda *_: "")
+    assert run_command([str(argument) for argument in fit_of(tmp_path / "plain")]) == 0
+    same_result(going_on, tmp_path / "plain")
+    assert (record(going_on)["status"], record(going_on)["result"]) == ("done", "final")
+    assert "Preliminary" not in (going_on / "report.html").read_text()
+    metrics = "metrics.json"
+    assert (going_on / metrics).read_bytes() == (tmp_path / "plain" / metrics).read_bytes()
+
+
+def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, fit_of, command, tmp_path):
+    again = Path(shutil.copytree(killed, tmp_path / "run"))
+    code, said = command(*fit_of(again), "--resume", trap=("SIGTERM", TRAINING, 1))
+    assert code == 75
+    assert f"; the groups so far are in {again}; to go on: " in said
+    told = record(again)
+    assert told["status"] == "stopped"
+    assert (told["result"], told["rounds"]) in (("preliminary", 0), ("preliminary", 1))
+    assert {"cut", "rows", "verdict"} <= told.keys()
+    assert read_run(open_run(again))[1].groups.count == told["clusters"]
+
+
+def test_every_round_replaces_the_result_and_the_last_needs_no_more_than_one_pass(
+    photos, weights, tmp_path, monkeypatch
+):
+    passes, results = [], []
+    original, write = algorithm.extract, Results._write
+
+    def extract(network, images, **options):
+        passes.append(len(images))
+        return original(network, images, **options)
+
+    def written(self, trained, outcome, record):
+        write(self, trained, outcome, record)
+        results.append((record.result, self.on_disk.rounds, outcome.kept))
+
+    monkeypatch.setattr(algorithm, "extract", extract)
+    monkeypatch.setattr(Results, "_write", written)
+    monkeypatch.setattr(finish, "SHARE_OF_TIME", float("inf"))
+    monkeypatch.setattr(finish.Guard, "kept", property(lambda self: False))  # the network before training is better
+    options = {**OPTIONS, "rounds": 2, "backbone": "compact", "weights": str(weights), "view_size": 0}
+    folder = run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options=options))
+    assert results == [("preliminary", 0, True), ("preliminary", 1, False), ("final", 2, False)]
+    assert passes == [48, 48, 48]  # of the first round, the second and the result: those of the given network are kept
+    given = build("compact", image_size=16, seed=3).body.state_dict()
+    kept = folder.path / "model" / "model.safetensors"
+    from safetensors.torch import load_file
+
+    assert all(torch.equal(load_file(kept)[f"body.{name}"], value) for name, value in given.items())
+
+
+def test_whether_groups_got_better_is_said_in_words():
+    before, after = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 1])
+    weak, clear = {"agreement": 0.5, "stability": 0.5, "silhouette": 0.1}, {"agreement": 1.0, "stability": 0.9}
+    words = change(Judged(before, weak), Judged(after, {**clear, "silhouette": 0.5}))
+    assert words == "weak -> clear, 25% of the images moved"
+    assert change(Judged(before, {}), Judged(before, None)) == "unknown -> unknown, 0% of the images moved"
+
+
+@pytest.mark.parametrize("groups", ["", "unknown -> unknown, 100% of the images moved"])
+def test_the_line_of_a_round_fits(groups, capsys):
+    row = {
+        "round": 99, "loss": 1.234, "chance_loss": 3.219, "changed": 0.9876, "cluster_weight": 0.999,
+        "largest_share": 0.999, "features_seconds": 99.0, "clustering_seconds": 1.0, "training_seconds": 1.0,
+    }  # fmt: skip
+    Terminal(False).round(row, 100, groups)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert len(line) <= WIDTH
+    assert groups in line
+
+
+def test_what_is_on_disk_outlasts_the_record_of_a_run_that_goes_on():
+    record = RunRecord(images="a", location="/a", seed=0, status="running")
+    on_disk = RunRecord(
+        images="b", location="/b", seed=1, result="preliminary", rounds=1, cut="c", rows="r", clusters=3, signs={},
+        verdict="v", edits="e",
+    )  # fmt: skip
+    both = record.with_result_of(on_disk)
+    assert (both.images, both.seed, both.status) == ("a", 0, "running")
+    assert (both.result, both.rounds, both.cut, both.verdict, both.edits) == ("preliminary", 1, "c", "v", "e")
