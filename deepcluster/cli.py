@@ -517,27 +517,26 @@ def fetch(
     """Fetch the weights of a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME)."""
     if name not in PUBLISHED and not name.startswith("timm:"):
         raise UsageError(f"no published network is called {_short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
-    from deepcluster.nets.published import cached, fetch
+    from deepcluster.nets.published import fetch, is_here, parts_of
 
     with Terminal(quiet) as terminal:
-        if path := cached(name):
-            terminal.say("Weights", f"{name} is on this machine already: {path}")
-            return
-        terminal.say("Weights", f"{name}: {PUBLISHED[name].description if name in PUBLISHED else 'from the Hub'}")
-        terminal.say("Weights", str(fetch(name, terminal.progress)))
+        about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"
+        terminal.say("Weights", f"{name} is on this machine already" if is_here(name) else f"{name}: {about}")
+        for part in parts_of(name):
+            terminal.say("Weights", str(fetch(part, terminal.progress)))
 
 
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
     from deepcluster.images.decode import accepted_formats
-    from deepcluster.nets.published import cached
+    from deepcluster.nets.published import is_here
     from deepcluster.runtime.devices import choose_device, environment
 
     facts = {
         **environment(choose_device("auto")),
         "formats": list(accepted_formats()),
-        "weights": [*filter(cached, PUBLISHED)],
+        "weights": [*filter(is_here, PUBLISHED)],
     }
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -120,6 +120,13 @@ def test_weights_timm_alone_is_consent():
     assert choose(request(weights="timm", backbone="timm:resnet18"), LARGE, having()) == Start()
 
 
+def test_two_networks_are_for_few_images_or_a_gpu():
+    def chosen(count, device):
+        return choose(request(), facts(count=count, device=device), having("photos-pair", SMALL)).name
+
+    assert chosen(5000, "cpu") == chosen(5001, "cuda") == "photos-pair" and chosen(5001, "cpu") == SMALL
+
+
 def test_a_resumed_run_does_not_change_its_mind():
     assert choose(Request(published=""), LARGE, having(SMALL)) == Start()
     assert choose(Request(published=SMALL), LARGE, having("photos", SMALL)) == Start(SMALL, wanted=True)
@@ -131,7 +138,7 @@ def test_the_recipe_names_the_network_as_timm_does(name):
     by_choice = resolve("auto", {}, facts(published=name))
     by_name = resolve("auto", {"backbone": name}, LARGE)
     assert by_choice.recipe == by_name.recipe
-    assert by_choice.recipe.backbone == f"timm:{PUBLISHED[name].network}" and by_choice.recipe.weights == "timm"
+    assert by_choice.recipe.backbone == PUBLISHED[name].backbone and by_choice.recipe.weights == "timm"
     assert by_choice.recipe.rounds <= 3
     assert any(name in line for line in by_choice.by_reason()) and any(name in line for line in by_name.by_reason())
 

@@ -6,7 +6,7 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
-from deepcluster.nets.published import PUBLISHED, cached, fetch
+from deepcluster.nets.published import PUBLISHED, cached, fetch, is_here
 from tests.helpers.hub import keep, point_to, tiny_file
 
 
@@ -14,9 +14,18 @@ def test_the_names_are_timms_and_the_licences_are_permissive():
     import timm
 
     for published in PUBLISHED.values():
-        config = timm.get_pretrained_cfg(published.network)
-        assert config.hf_hub_id == f"timm/{published.network}" and config.hf_hub_filename is None
-        assert published.licence.lower() == config.license == "apache-2.0"
+        for network in published.parts:
+            config = timm.get_pretrained_cfg(network)
+            assert config.hf_hub_id == f"timm/{network}" and config.hf_hub_filename is None
+            assert published.licence.lower() == config.license == "apache-2.0"
+
+
+def test_a_pair_is_here_where_both_are(hub_cache):
+    first, second = PUBLISHED["photos-pair"].parts
+    keep(hub_cache, first, tiny_file())
+    assert is_here("photos-small") and not is_here("photos-pair")
+    keep(hub_cache, second, tiny_file())
+    assert is_here("photos-pair")
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -115,7 +124,7 @@ def test_a_cache_that_cannot_be_written(hub, hub_cache):
 
 
 def test_a_name_that_is_none(ends):
-    assert "choose photos, photos-ssl, photos-small or timm:NAME" in ends(["fetch", "fotos"], 2)
+    assert "choose photos, photos-ssl, photos-pair, photos-small or timm:NAME" in ends(["fetch", "fotos"], 2)
 
 
 def test_the_command(hub, capsys):

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, DiskError, ModelError, UsageError, first_line
+from deepcluster.nets.sizes import PLUS
 
 TIMM = "timm:"
 FILE = "model.safetensors"
@@ -28,9 +29,9 @@ class Published:
 
     Attributes:
         name: Of ``--backbone``.
-        network: timm's name, with the tag of the weights.
+        network: timm's name, with the tag of the weights; of two networks that work side by side with a + between.
         title: The network's usual name.
-        megabytes: Of its file.
+        megabytes: Of its file or files.
         licence: Of the weights.
         trained_on: What it has learnt from.
     """
@@ -43,12 +44,16 @@ class Published:
     trained_on: str
 
     @property
+    def parts(self) -> list[str]:
+        return self.network.split(PLUS)
+
+    @property
     def backbone(self) -> str:
-        return TIMM + self.network
+        return PLUS.join(TIMM + part for part in self.parts)
 
     @property
     def description(self) -> str:
-        source = f"from huggingface.co (timm, {self.network})"  # no path: texts with one are not wrapped
+        source = f"from huggingface.co (timm, {' and '.join(self.parts)})"  # no path: texts with one are not wrapped
         return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
 
 
@@ -73,6 +78,14 @@ PUBLISHED = {
             "trained on 142 million photographs without labels",
         ),
         Published(
+            "photos-pair",
+            "tf_efficientnet_lite0.in1k+tf_efficientnet_lite2.in1k",
+            "EfficientNet-Lite0 and Lite2",
+            44,
+            "Apache-2.0",
+            "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
+        ),
+        Published(
             "photos-small",
             "tf_efficientnet_lite0.in1k",
             "EfficientNet-Lite0",
@@ -86,11 +99,21 @@ PUBLISHED = {
 Progress = Callable[[str, int, int], None]  # phase, megabytes done, megabytes in all
 
 
+def parts_of(name: str) -> list[str]:
+    """The networks, one file each, that ``name`` stands for."""
+    return PUBLISHED[name].parts if name in PUBLISHED else [name]
+
+
+def is_here(name: str) -> bool:
+    """Whether all files of a network are on this machine."""
+    return all(cached(part) is not None for part in parts_of(name))
+
+
 def cached(name: str) -> Path | None:
     """The file of a network's weights on this machine; None where it has none, or a damaged one, of which it warns.
 
     Args:
-        name: One of ``PUBLISHED``, or a name of timm, with or without ``timm:``.
+        name: One of ``PUBLISHED`` that has one file, or a name of timm, with or without ``timm:``.
     """
     path = _in_cache(name)
     if path is None or not (why := _damage(path)):
@@ -152,7 +175,7 @@ def _given(name: str) -> str:
 def _repository(name: str) -> str | None:
     """Where the Hub keeps the weights of a network; None where it does not."""
     short = backbone_of(name).removeprefix(TIMM)
-    if short in (one.network for one in PUBLISHED.values()):
+    if any(short in one.parts for one in PUBLISHED.values()):
         return f"timm/{short}"
     import timm  # here and not above: the import takes a second or more
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepcluster.errors import DeepClusterWarning, ModelError
 from deepcluster.images.run_folders import is_run
-from deepcluster.nets.published import PUBLISHED, cached, fetch
+from deepcluster.nets.published import PUBLISHED, fetch, is_here, parts_of
 from deepcluster.presets import TO_FIT, Facts, options_of
 from deepcluster.recipe import read_toml
 from deepcluster.runs.job import Request
@@ -16,6 +16,7 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 Ask = Callable[[str], bool | None]  # a question for yes or no; None: there is nobody to ask
 FIRST = next(iter(PUBLISHED))
+MOST_FOR_TWO = 5000  # images on a CPU, where two networks take two and a half times as long as the smaller one
 
 
 def nobody(question: str) -> None:
@@ -39,7 +40,7 @@ class Start:
     agreed: bool = False
 
 
-def choose(request: Request, facts: Facts, have: Callable[[str], object] = cached) -> Start:
+def choose(request: Request, facts: Facts, have: Callable[[str], object] = is_here) -> Start:
     """What a run would start from. Nothing is asked or fetched.
 
     Args:
@@ -52,7 +53,7 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = cache
     if "weights" in options:
         if options["weights"] != "timm" or options.get("backbone", FIRST) not in PUBLISHED:
             return Start()
-        name = options.get("backbone") or then or next(filter(have, PUBLISHED), FIRST)
+        name = options.get("backbone") or then or next(filter(have, suitable(facts)), FIRST)
         return Start(name, bool(have(name)), wanted=True, agreed=True)
     if "backbone" in options:
         name = options["backbone"]
@@ -61,8 +62,14 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = cache
         return Start(then, bool(have(then)), wanted=True)
     if then == "" or base not in TO_FIT or not facts.photographs:
         return Start()
-    name = next(filter(have, PUBLISHED), "")
+    name = next(filter(have, suitable(facts)), "")
     return Start(name or FIRST, bool(name))
+
+
+def suitable(facts: Facts) -> list[str]:
+    """The published networks that so many images may start from, by preference; two at once only where it is quick."""
+    quick = facts.device != "cpu" or facts.count <= MOST_FOR_TWO
+    return [one.name for one in PUBLISHED.values() if quick or len(one.parts) == 1]
 
 
 def settle(
@@ -73,7 +80,7 @@ def settle(
     Raises:
         ModelError: The run makes no sense without a network that is not here, and nobody agreed; or a download failed.
     """
-    start = choose(request, facts, lambda name: all(processes.all_gather_json(cached(name) is not None)))
+    start = choose(request, facts, lambda name: all(processes.all_gather_json(is_here(name))))
     if start.here:
         return replace(request, published=start.name)
     agreed = processes.broadcast_json(lambda: _fetched(start, display, ask))
@@ -93,7 +100,8 @@ def _fetched(start: Start, display: Display, ask: Ask) -> bool:
     )
     if answer:
         try:
-            fetch(start.name, display.progress)
+            for part in parts_of(start.name):
+                fetch(part, display.progress)
         except ModelError as error:
             raise ModelError(f"{error}; --weights none goes on without it") from error
         return True

@@ -88,11 +88,11 @@ def keep(cache: Path, name: str, content: bytes | Path, *, link: bool = True) ->
 
     Args:
         cache: HF_HUB_CACHE.
-        name: In ``PUBLISHED``.
+        name: In ``PUBLISHED``, or timm's.
         content: Its bytes, or a file with them.
         link: As a link to a blob that is named by its digest; else the file itself, as where there are no links.
     """
-    folder = cache / f"models--timm--{PUBLISHED[name].network}"
+    folder = cache / f"models--timm--{PUBLISHED[name].network if name in PUBLISHED else name}"
     path = folder / "snapshots" / COMMIT / FILE
     path.parent.mkdir(parents=True)
     (folder / "refs").mkdir()
