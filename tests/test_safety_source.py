@@ -143,4 +143,4 @@ def test_only_two_places_may_download():
                 words[node.arg].add(path.relative_to(ROOT).as_posix())
             if isinstance(node, ast.Constant) and node.value in words:
                 words[str(node.value)].add(path.relative_to(ROOT).as_posix())
-    assert words == {"download": {"images/named.py"}, "pretrained": {"nets/backbone.py"}}
+    assert words["download"] == {"images/named.py"} and words["pretrained"] <= {"nets/backbone.py"}
