@@ -548,7 +548,7 @@ def _print_plan(images: str, request: "Request") -> None:
     for line in chosen.by_reason():
         print(paragraph("Plan", line))
     recipe = chosen.recipe
-    if recipe.weights == "timm":  # time and memory do not depend on them, and nothing is fetched here
+    if "timm" in recipe.weights.split("+"):  # time and memory do not depend on them, and nothing is fetched here
         recipe = replace(recipe, weights="")
     network, device = network_of(recipe, request.seed, choose_device("cpu")), choose_device(request.device)
     needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=device)
@@ -562,6 +562,8 @@ def _missing(start: "Start") -> str:
     """What a fit would do about a published network that is not on this machine."""
     network = PUBLISHED[start.name]
     what = f"{start.name} is not on this machine ({network.description}); deepcluster fetch {start.name} fetches it."
+    if start.agreed:
+        return f"{what} So does a fit"
     otherwise = "ends with an error" if start.wanted else "trains from nothing, as planned here"
     return f"{what} A fit asks on a terminal whether it may, and elsewhere it {otherwise}"
 

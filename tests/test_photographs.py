@@ -22,6 +22,7 @@ from deepcluster.presets import Facts, resolve
 from deepcluster.runs.job import Request
 from deepcluster.runs.weights import Start, choose, nobody, recorded, settle
 from deepcluster.runtime.display import Silent
+from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.terminal import Terminal
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import keep, tiny_file
@@ -110,8 +111,13 @@ def test_by_name_it_is_wanted():
 
 
 def test_weights_timm_alone_is_consent():
-    assert choose(request(weights="timm"), LARGE, having()) == Start("photos")
-    assert choose(request(weights="timm"), LARGE, having(SMALL)) == Start(SMALL)
+    agreed = {"wanted": True, "agreed": True}
+    assert choose(request(weights="timm"), LARGE, having()) == Start("photos", here=False, **agreed)
+    assert choose(request(weights="timm"), LARGE, having(SMALL)) == Start(SMALL, **agreed)
+    assert choose(request(weights="timm", backbone=SMALL), LARGE, having("photos")) == Start(
+        SMALL, here=False, **agreed
+    )
+    assert choose(request(weights="timm", backbone="timm:resnet18"), LARGE, having()) == Start()
 
 
 def test_a_resumed_run_does_not_change_its_mind():
@@ -145,8 +151,13 @@ def test_yes_fetches_it(hub):
     settled = settle(request(), LARGE, display=Silent(), ask=lambda text: questions.append(text) or True)
     assert settled.published == "photos" and cached("photos").read_bytes() == hub.content
     (question,) = questions
-    for part in ("photos", "178 MB", "Apache-2.0", "huggingface.co/timm/convnext_tiny.fb_in22k", "from nothing"):
+    for part in ("photos", "178 MB", "Apache-2.0", "huggingface.co (timm, convnext_tiny.fb_in22k)", "from nothing"):
         assert part in question
+
+
+def test_weights_timm_asks_no_more(hub):
+    assert settle(request(weights="timm"), LARGE, display=Silent()).published == "photos"
+    assert cached("photos").read_bytes() == hub.content
 
 
 def test_no_is_silent(hub):
@@ -197,6 +208,27 @@ def test_nobody_is_asked_who_wants_to_hear_nothing(monkeypatch, options):
     monkeypatch.setattr(sys, "stdout", Typed())
     with Terminal(**options) as terminal:
         assert terminal.ask("May I?") is None
+
+
+def settled(processes: Processes, caches: list[str]) -> tuple[str | None, list[str]]:
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_CACHE = caches[processes.rank]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        name = settle(request(), LARGE, display=Silent(), processes=processes).published
+    return name, [str(warning.message) for warning in warned]
+
+
+def test_all_ranks_decide_alike(ranks, tmp_path):
+    """By what all of them have: they may run on several machines."""
+    both, one = str(tmp_path / "both"), str(tmp_path / "one")
+    for name in ("photos", SMALL):
+        keep(Path(both), name, tiny_file())
+    keep(Path(one), SMALL, tiny_file())
+    assert ranks[2](settled, [both, one]) == [(SMALL, [])] * 2
+    (name, warned), silent = ranks[2](settled, [both, str(tmp_path / "none")])
+    assert name == "" and len(warned) == 1 and silent == ("", [])
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------

@@ -47,12 +47,9 @@ class Published:
         return TIMM + self.network
 
     @property
-    def source(self) -> str:
-        return f"huggingface.co/timm/{self.network}"
-
-    @property
     def description(self) -> str:
-        return f"{self.title}, {self.megabytes} MB, {self.licence}, {self.source}, {self.trained_on}"
+        source = f"from huggingface.co (timm, {self.network})"  # no path: texts with one are not wrapped
+        return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
 
 
 # By preference (docs/decisions.md, "Photographs by default").
@@ -70,7 +67,7 @@ PUBLISHED = {
         Published(
             "photos-ssl",
             "vit_small_patch14_dinov2.lvd142m",
-            "DINOv2 ViT-S/14",
+            "DINOv2 ViT-S",
             88,
             "Apache-2.0",
             "trained on 142 million photographs without labels",

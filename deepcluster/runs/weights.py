@@ -30,11 +30,13 @@ class Start:
         name: In ``PUBLISHED``; empty: none.
         here: Whether it is on this machine.
         wanted: Whether the run makes no sense without it.
+        agreed: Whether the user has agreed already that it is fetched.
     """
 
     name: str = ""
     here: bool = True
     wanted: bool = False
+    agreed: bool = False
 
 
 def choose(request: Request, facts: Facts, have: Callable[[str], object] = cached) -> Start:
@@ -48,9 +50,10 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = cache
     base, options = options_of(request.recipe, request.options or {})
     then = request.published
     if "weights" in options:
-        if options["weights"] != "timm" or "backbone" in options:
+        if options["weights"] != "timm" or options.get("backbone", FIRST) not in PUBLISHED:
             return Start()
-        return Start(then or next(filter(have, PUBLISHED), FIRST))  # consent by its name: the network is built with it
+        name = options.get("backbone") or then or next(filter(have, PUBLISHED), FIRST)
+        return Start(name, bool(have(name)), wanted=True, agreed=True)
     if "backbone" in options:
         name = options["backbone"]
         return Start(name, bool(have(name)), wanted=True) if name in PUBLISHED else Start()
@@ -79,6 +82,10 @@ def settle(
 
 def _fetched(start: Start, display: Display, ask: Ask) -> bool:
     network = PUBLISHED[start.name]
+    if start.agreed:
+        display.say("Weights", f"fetching {start.name}: {network.description}")
+        fetch(start.name, display.progress)
+        return True
     without = "the command ends" if start.wanted else f"{_WITHOUT}; a smaller one is fetched by {_SMALL}"
     answer = ask(
         f"{'' if start.wanted else _BETTER}{start.name} is not on this machine: {network.description}. It is fetched"
@@ -105,7 +112,7 @@ def _fetched(start: Start, display: Display, ask: Ask) -> bool:
     return False
 
 
-_BETTER = "Images of this size are grouped better from a published network; "
+_BETTER = "Images of this size are grouped better by a network that has learnt from others; "
 _WITHOUT = "a network learns from these images alone, from nothing, and the groups are worse"
 _SMALL = f"deepcluster fetch photos-small ({PUBLISHED['photos-small'].megabytes} MB)"
 
