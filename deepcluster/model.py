@@ -1,7 +1,9 @@
 """The model that places new images: network, reduction and centroids."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from deepcluster.images.given_features import read_features
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network
+from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.given import FEATURES
 from deepcluster.nets.shapes import working_memory
 from deepcluster.runtime.memory import check_fits
@@ -76,7 +79,10 @@ class Model:
                 path, reason = store.skipped[0]
                 raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
             images = store.images
-        features = extract(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
+        features = extract(
+            self.network, images, size=self.image_size, batch_size=self.batch_size, compute=self._features,
+            progress=progress,
+        )  # fmt: skip
         return self.measure_features(features)
 
     @property
@@ -98,6 +104,11 @@ class Model:
         if not torch.isfinite(reduced).all():
             raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
         return reduced, self.reduction.lengths(features)
+
+    @cached_property
+    def _features(self) -> Callable[[Tensor], Tensor]:
+        """Prepared once, as images come in batches."""
+        return features_pass(self.network.eval())
 
     def check_room(self) -> None:
         """OutOfMemoryError where not even one batch of images fits into memory."""

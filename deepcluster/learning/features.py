@@ -22,6 +22,7 @@ def extract(
     embedded: bool = False,
     dtype: torch.dtype = torch.float32,
     where: torch.device = CPU,
+    compute: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """f_i = Phi(x_i; theta) for all images, in evaluation mode.
@@ -35,6 +36,7 @@ def extract(
         embedded: The network's projection of the features, where it has one: what the rounds cluster.
         dtype: Of the network's operations.
         where: The device that keeps the features.
+        compute: ``features_pass`` of the network, by whoever extracts again and again from one that stays as it is.
         progress: Called with the images done and in all.
 
     Returns:
@@ -53,7 +55,7 @@ def extract(
         return begin, begin + len(batch), views.contiguous(memory_format=torch.channels_last)
 
     network.eval()
-    compute = features_pass(network, dtype)
+    compute = compute or features_pass(network, dtype)
     try:
         with (
             torch.no_grad(),

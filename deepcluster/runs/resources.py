@@ -113,13 +113,15 @@ def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]
 
 
 def _outputs(network: Network, size: int) -> int:
-    """The size of all layer outputs for one image of ``size`` px, in numbers."""
-    total = 0
+    """The size of all layer outputs for one image of ``size`` px, in numbers.
+
+    Each once: a layer that works in place, or an identity, of which transformers are full, hands on what it is given.
+    """
+    outputs: dict[int, Tensor] = {}  # by address; kept, so that none is used twice
 
     def add(layer: nn.Module, given: Any, output: Any) -> None:
-        nonlocal total
-        if isinstance(output, Tensor) and not getattr(layer, "inplace", False):
-            total += output.numel()
+        if isinstance(output, Tensor):
+            outputs.setdefault(output.data_ptr(), output)
 
     hooks = [layer.register_forward_hook(add) for layer in network.modules() if not list(layer.children())]
     training = network.training
@@ -131,7 +133,7 @@ def _outputs(network: Network, size: int) -> int:
         network.train(training)
         for hook in hooks:
             hook.remove()
-    return total
+    return sum(output.numel() for output in outputs.values())
 
 
 def check(needed: Memory, free: float, recipe: Recipe) -> None:
