@@ -50,10 +50,10 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     """Up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the best first.
 
     They are those of the cuts of Ward's tree of an embedding (embedding.py) with the largest silhouette there (Lowe et
-    al. 2024) times the root of the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
-    modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than three
-    numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a guess.
-    Empty where there are fewer than 4 distinct rows.
+    al. 2024) times the root of the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups,
+    the modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than
+    three numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a
+    guess. Empty where there are fewer than 4 distinct rows.
     """
     random = generator(seed, "number of groups")
     rows = reduced[torch.randperm(len(reduced), generator=random)[:ROWS]]
