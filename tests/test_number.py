@@ -1,11 +1,11 @@
-from itertools import pairwise
-
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch.nn import functional as F
 
 from deepcluster.groups import choose_k
-from deepcluster.groups.choose_k import candidates
+from deepcluster.groups.choose_k import best_apart, candidates, modularity
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
 
@@ -16,7 +16,6 @@ def test_a_clear_number_is_the_first_candidate(count):
     assert found[0].k == count
     assert found[0].stability > 0.9
     assert len(found) == 3
-    assert all(one.gap >= other.gap for one, other in pairwise(found))
     assert max(found, key=lambda candidate: candidate.silhouette).k == count
 
 
@@ -49,3 +48,27 @@ def test_few_rows(rows):
 
 def test_equal_rows_have_no_number():
     assert candidates(torch.ones(50, 3)) == []
+
+
+def test_better_than_both_beside_it_comes_first():
+    scores = np.array([0.5, 0.6, 0.55, 0.2, 0.3, 0.1])
+    assert best_apart(scores, 3) == [1, 4, 2]
+    assert best_apart(scores, 9) == [1, 4, 2, 0, 3, 5]
+    assert best_apart(np.array([0.5, 0.5]), 1) == [0]
+    assert best_apart(np.array([]), 3) == []
+
+
+def test_modularity_by_hand():
+    """Two triangles and a bridge: 12 of 14 ends are inside, and half of random ones would be."""
+    ties = np.zeros((6, 6))
+    for a, b in ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5), (2, 3)):
+        ties[a, b] = ties[b, a] = 1
+    assert modularity(csr_array(ties), np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(12 / 14 - 1 / 2)
+    assert modularity(csr_array(ties), np.zeros(6, np.int64)) == pytest.approx(0)
+
+
+def test_halves_of_groups_are_not_all_there_is():
+    """Nine groups in two families: the silhouette of two is good, too, and the answer is nine."""
+    rows = blobs([60] * 9, width=12)
+    families = torch.eye(12)[[10] * 240 + [11] * 300]
+    assert candidates(F.normalize(rows + 0.5 * families))[0].k == 9

@@ -32,7 +32,7 @@ class Candidate:
     """A number of groups.
 
     k: The number.
-    score: Silhouette times modularity.
+    score: Silhouette times the root of the modularity.
     silhouette: Of that many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
     modularity: The share of the graph's ties inside the groups, less that of random ties, below 1: do they hold
         together?
@@ -50,10 +50,10 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     """Up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the best first.
 
     They are those of the cuts of Ward's tree of an embedding (embedding.py) with the largest silhouette there (Lowe et
-    al. 2024) times the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
-    modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than three
-    numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a guess.
-    Empty where there are fewer than 4 distinct rows.
+    al. 2024) times the root of the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups,
+    the modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than
+    three numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a
+    guess. Empty where there are fewer than 4 distinct rows.
     """
     random = generator(seed, "number of groups")
     rows = reduced[torch.randperm(len(reduced), generator=random)[:ROWS]]
@@ -66,7 +66,7 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     labelings = cut_tree(linkage(places, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings])
-    scores = silhouettes * modularities
+    scores = silhouettes * np.sqrt(modularities.clip(0))
     return [
         Candidate(
             int(numbers[i]),
