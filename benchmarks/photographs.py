@@ -3,8 +3,8 @@
     python benchmarks/photographs.py NAME IMAGES K WEIGHTS [NAME IMAGES K WEIGHTS ...] [--backbone timm:NAME]
                                      [--methods ...] [--seeds 0 1 2] [-- options of deepcluster fit]
 
-IMAGES has a folder a class, which only scores. WEIGHTS is a file for ``--backbone``; ``auto`` gives the command none,
-so that it takes what it chooses itself (and there is nothing to compare it with).
+IMAGES has a folder a class, which only scores. WEIGHTS is a file for ``--backbone``; ``auto`` gives the command
+neither, so that it takes what it chooses itself (and there is nothing to compare it with).
 
 plain: `deepcluster fit IMAGES -k K`. frozen, frozen-umap: k-means (10 starts) on the frozen features of length 1, or on
 10 dimensions of UMAP of them (pip install umap-learn), each in a process of its own that reads the images. Seconds and
