@@ -39,6 +39,13 @@ def test_what_a_step_keeps_grows_with_its_batch_views_and_pixels():
     assert training(views=2, view_size=16) > training(view_size=16)
 
 
+def test_a_network_whose_images_stay_apart_keeps_a_part_of_the_batch():
+    frozen = build("compact", image_size=32)
+    frozen.frozen_statistics = True
+    large = Recipe(**{**SMALL.__dict__, "view_size": 64})  # 256 images of 64 px are 4 parts
+    assert memory(frozen, large, 10_000).training < 0.4 * memory(NETWORK, large, 10_000).training
+
+
 def test_processes_share_images_features_and_steps_but_not_the_tables():
     whole, shared = memory(NETWORK, SMALL, 10_000), memory(NETWORK, SMALL, 10_000, processes=4)
     assert shared.images == whole.images / 4

@@ -409,3 +409,49 @@ def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
     images, kinds = drawings(4)
     train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6)
     assert calls == ["cpu", "double"] * 2
+
+
+def taken_in_parts(
+    monkeypatch: pytest.MonkeyPatch, net: Network, part: int, **options: object
+) -> tuple[float, set[int]]:
+    """The loss of a training step by step, and the numbers of images that went through the network at a time."""
+    monkeypatch.setattr(pseudo_labels, "PART", part)
+    images, labels = drawings(16)
+    sizes: set[int] = set()
+    hook = net.body.register_forward_pre_hook(lambda module, given: sizes.add(len(given[0])))
+    loss = train(net, images[:48], torch.tensor(labels[:48]), **{"epochs": 1, "batch_size": 48, **options})
+    hook.remove()
+    return loss, sizes
+
+
+def test_a_step_in_parts_is_the_step_on_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = with_head(), with_head()
+    whole.frozen_statistics = parts.frozen_statistics = True
+    loss, sizes = taken_in_parts(monkeypatch, whole, 1 << 30)
+    assert sizes == {48}
+    loss_of_parts, sizes = taken_in_parts(monkeypatch, parts, 16 * 24 * 24)
+    assert sizes == {16} and loss_of_parts == pytest.approx(loss, rel=1e-5)
+    start = with_head().state_dict()
+    for name, value in whole.state_dict().items():
+        if value.is_floating_point():
+            moved = (value - start[name]).abs().max()
+            assert (value - parts.state_dict()[name]).abs().max() <= 1e-3 * moved + 1e-7, name
+
+
+def test_views_and_memory_of_a_step_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = []
+    for part in (1 << 30, 16 * 2 * 24 * 24):
+        net, memory = with_head(), torch.zeros(48, network().feature_dim)
+        net.frozen_statistics = True
+        taken_in_parts(monkeypatch, net, part, views=[STILL, STILL], memory=memory, sample=each_once)
+        memories.append(memory)
+    assert memories[0].abs().sum() > 0 and torch.allclose(*memories, atol=1e-4)
+
+
+def test_no_parts_where_images_have_an_effect_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert taken_in_parts(monkeypatch, with_head(), 24 * 24)[1] == {48}  # batch normalisation learns
+    frozen = with_head()
+    frozen.frozen_statistics = True
+    assert taken_in_parts(monkeypatch, frozen, 24 * 24)[1] == {8}  # no fewer than FEWEST
+    settings = {"loss": WithInstances(0.2), "views": [STILL, STILL]}
+    assert taken_in_parts(monkeypatch, frozen, 24 * 24, **settings)[1] == {96}

@@ -25,6 +25,7 @@ class WithInstances:
     """
 
     temperature: float
+    sums_images = False  # every other image of the batch is in its denominator
 
     def cluster_weight(self, previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
         return repeated_weight(previous, current, seed, round)

@@ -33,7 +33,12 @@ class Outputs:
 
 
 class Loss(Protocol):
-    """What step 5 minimises."""
+    """What step 5 minimises.
+
+    sums_images: It is a sum over the images of a batch, which no two of them share a term of.
+    """
+
+    sums_images: bool
 
     def cluster_weight(self, previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
         """The weight (0 to 1) of this round's pseudo-labels.
@@ -49,6 +54,8 @@ class Loss(Protocol):
 
 class CrossEntropy:
     """The paper's: the cross-entropy of the pseudo-labels, which count in full."""
+
+    sums_images = True
 
     def cluster_weight(self, previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
         return 1.0

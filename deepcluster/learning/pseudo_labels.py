@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
@@ -21,6 +22,10 @@ from deepcluster.records import Trained
 from deepcluster.runtime.devices import moved
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator, lent_global
+
+# Pixels of views that go through a network on a CPU at a time where they can, and images at least: a step keeps the
+# outputs of all layers, in EfficientNet-Lite0 some 470 numbers for a pixel.
+PART, FEWEST = 1 << 18, 8
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 LearningRate = float | Callable[[float], float]  # a function of the time in rounds
@@ -156,25 +161,30 @@ def train_on_pseudo_labels(
         samples = ((step, drawn[step]) for step in range(done % steps, steps))
         for batch, seen, targets, numbers in batches(images, partition, samples, prepare, device):
             _set_learning_rates(optimizers, learning, round + (epoch + batch.step / steps) / epochs)
-            # Dropout draws from the global generator.
-            with (
-                lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device),
-                torch.autocast(device.type, learning.dtype, enabled=learning.dtype != torch.float32),
-            ):
-                embeddings, logits = model(*seen)
-            if memory is not None:
-                new = new_images(len(batch.drawn), processes.world_size)
-                kept = embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0)[: new[processes.rank]]
-                rows = [part[:n] for part, n in zip(batch.parts, new, strict=True)]
-                _remember(memory, *partition.put_rows(kept, rows))
-            outputs = Outputs(embeddings, logits, targets, clusters, numbers)
-            objective, loss = learning.loss(outputs, cluster_weight, processes)
             for each in optimizers:
                 each.zero_grad()
-            objective.backward()
+            parts = number_of_parts(
+                network, len(targets), sum(view.shape[-1] ** 2 for view in seen), learning.loss, processes.world_size
+            )
+            loss, seen_as = torch.zeros((), device=device), []
+            # Dropout draws from the global generator.
+            with lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device):
+                for *some, some_targets in zip(*(each.tensor_split(parts) for each in (*seen, targets)), strict=True):
+                    with torch.autocast(device.type, learning.dtype, enabled=learning.dtype != torch.float32):
+                        embeddings, logits = model(*some)
+                    outputs = Outputs(embeddings, logits, some_targets, clusters, numbers)
+                    objective, part_loss = learning.loss(outputs, cluster_weight, processes)
+                    objective.backward()
+                    loss = loss + part_loss.detach()
+                    seen_as.append(embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0))
+            if memory is not None:
+                new = new_images(len(batch.drawn), processes.world_size)
+                kept = torch.cat(seen_as)[: new[processes.rank]]
+                rows = [part[:n] for part, n in zip(batch.parts, new, strict=True)]
+                _remember(memory, *partition.put_rows(kept, rows))
             for each in optimizers:
                 each.step()
-            epoch_loss = epoch_loss + loss.detach() * (len(batch.drawn) / count)
+            epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
             done += 1
             if batch.step + 1 == steps:
                 epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
@@ -203,6 +213,25 @@ def _check_finite(loss: Tensor, round: int, epoch: int, optimizer: SGD) -> None:
             f"the loss is no longer finite in round {round}, epoch {epoch}, with a learning rate of"
             f" {optimizer.param_groups[0]['lr']:g}: try a tenth of it (--lr)"
         )
+
+
+def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, processes: int = 1) -> int:
+    """In how many parts a step takes its images, one after the other, to keep the layers of one part only.
+
+    One, unless their gradients add up to that of the batch: no image has an effect on another, neither by batch
+    normalisation nor by the loss. (Then the number changes the last bits, so it depends on sizes alone.)
+
+    Args:
+        network: Of the step.
+        images: Its images.
+        pixels: Of all views of an image.
+        loss: What it minimises.
+        processes: Those that share a step.
+    """
+    apart = network.frozen_statistics or not any(isinstance(module, _BatchNorm) for module in network.body.modules())
+    if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):
+        return 1
+    return max(1, min(-(-images * pixels // PART), images // FEWEST))
 
 
 class _Pass(nn.Module):

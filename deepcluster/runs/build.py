@@ -14,7 +14,7 @@ from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.learning.instances import WithInstances
-from deepcluster.learning.losses import CrossEntropy
+from deepcluster.learning.losses import CrossEntropy, Loss
 from deepcluster.learning.pseudo_labels import Learning, LearningRate
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.memory_format import channels_last
@@ -101,7 +101,6 @@ def clustering_of(recipe: Recipe) -> ClusteringStep:
 
 
 def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learning:
-    temperature = recipe.instance_temperature
     return by_name(
         Learning,
         recipe,
@@ -110,9 +109,13 @@ def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learn
         views=views_of(recipe),
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
-        loss=WithInstances(temperature) if temperature else CrossEntropy(),
+        loss=loss_of(recipe),
         dtype=choose_precision(recipe.precision, device),
     )
+
+
+def loss_of(recipe: Recipe) -> Loss:
+    return WithInstances(recipe.instance_temperature) if recipe.instance_temperature else CrossEntropy()
 
 
 def views_of(recipe: Recipe) -> tuple[Augmentation, ...]:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from deepcluster.errors import OutOfMemoryError
 from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.learning.pseudo_labels import number_of_parts
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
-from deepcluster.runs.build import rounds_of
+from deepcluster.runs.build import loss_of, rounds_of
 from deepcluster.runtime.devices import holds_rows
 from deepcluster.runtime.memory import CERTAIN
 from deepcluster.runtime.memory import available as available
@@ -84,13 +85,16 @@ def memory(
     sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
     by_size = {size: _outputs(network, size) for size in set(sizes)}
     outputs = sum(by_size[size] for size in sizes)
+    pixels = sum(size**2 for size in sizes)
+    device = device or next(network.parameters()).device
+    parts = number_of_parts(network, batch, pixels, loss_of(recipe), processes) if device.type == "cpu" else 1
+    at_once = -(-batch // parts)
     weights = sum(parameter.numel() for parameter in network.parameters())
     heads = sum(recipe.clusters) * network.embedding_dim
     # The features, those of the result, and both reduced.
     dims = min(recipe.dims, network.feature_dim)
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
-    training = 4 * (3 * (weights + heads) + KEPT * outputs * batch)
-    device = device or next(network.parameters()).device
+    training = 4 * (3 * (weights + heads) + KEPT * outputs * at_once)
     on_gpu = 0.0
     if device.type == "cuda":
         width = max(network.embedding_dim, network.feature_dim) + dims
