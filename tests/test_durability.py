@@ -100,7 +100,9 @@ WINDOWS = {
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
     "between the rounds": ("deepcluster.runs.train:history_row", 2),
-    "before the result": ("deepcluster.runs.finish:conclude", 1),
+    "before the first result": ("deepcluster.runs.finish:conclude", 1),
+    "before the result": ("deepcluster.runs.finish:Results.final", 1),
+    "before a result is current": ("deepcluster.storage.generation:Stage.commit", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
     "the report": ("deepcluster.runs.report:render", 1),
 }

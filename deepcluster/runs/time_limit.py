@@ -19,10 +19,10 @@ from deepcluster.records import Work
 from deepcluster.seeding import generator
 
 KEPT_BACK = 0.05  # of a limit: nothing is planned for it, as no estimate is exact
-# Seconds of the files of a result: graph, cut, signs, tree, map, report. Measured on one core with 1,000 to 50,000
-# images; it only counts until the first result is written.
-RESULT, RESULT_EACH = 8.0, 1e-3
-SHARE_OF_TIME = 0.1  # that the preliminary results after the first may take
+# Seconds of the files of a result (graph, cut, signs, tree, map, report), and for each image with its digest and the
+# search for duplicates. Measured on one core with 1,000 to 10,000 images; only until the first result is written.
+RESULT, RESULT_EACH = 8.0, 1.5e-3
+SHARE_OF_TIME = 0.08  # that the preliminary results after the first may take
 BACKWARD = 3.0  # a training step in forward passes
 LEAST, WORTH = 0.1, 0.5  # shares of a round: less is no round, less than WORTH no reason to begin one more
 TRIAL = 32  # images that are read, and seen by the network, to tell how long all take
