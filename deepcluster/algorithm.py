@@ -79,15 +79,13 @@ def alternate(
         clusters: Number of pseudo-labels, or one for each of several clusterings that are learnt together.
         size: Side of what the network sees of an image, px. None: S.
         reuse_features: After the first round cluster the features that training saw (DeepCluster-v2), without a pass.
-        tolerance: Largest 1 - NMI to the previous round of assignments that have settled.
-        patience: End after so many settled rounds in a row.
+        tolerance, patience: End where 1 - NMI to the previous round is at most ``tolerance``, ``patience`` times in a row.
         state: Go on from here, to the same result.
         on_state: Called at the start of a round, when it has clustered, after each step, and at the end; see OnState.
     """
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
-    images = as_images(images)
-    size, partition = size or images.shape[-1], Partition.of(processes, len(images))
-    network = as_network(network, size)
+    network, images, size = _as_network_and_images(network, images, size)
+    partition = Partition.of(processes, len(images))
     optimizer = body_optimizer(network, momentum=learning.momentum, weight_decay=learning.weight_decay)
     features_on, cluster_on = devices(network, len(images), network.embedding_dim, reduction.dims, processes)
     state = _on_device(state or State(), features_on)
@@ -133,6 +131,14 @@ def alternate(
         settled = state.settled + 1 if 1 - work.agreement <= tolerance + SLACK else 0
         state = State(index + 1, targets(work.clusterings), settled, state.memory, momenta(optimizer))
     on_state(state)
+
+
+def _as_network_and_images(
+    network: nn.Module, images: Tensor | npt.NDArray[Any], size: int | None
+) -> tuple[Network, Tensor, int]:
+    images = as_images(images)
+    size = size or images.shape[-1]
+    return as_network(network, size), images, size
 
 
 def devices(
@@ -248,9 +254,8 @@ def conclude(
 
     ``features``: those that :func:`extract` would give, where they are known already; it saves the pass.
     """
-    images = as_images(images)
-    size, partition = size or images.shape[-1], Partition.of(processes, len(images))
-    network = as_network(network, size)
+    network, images, size = _as_network_and_images(network, images, size)
+    partition = Partition.of(processes, len(images))
     features_on, cluster_on = devices(network, len(images), network.feature_dim, reduction.dims, processes)
     if features is None:
         features = extract(
