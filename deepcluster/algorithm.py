@@ -79,7 +79,7 @@ def alternate(
         clusters: Number of pseudo-labels, or one for each of several clusterings that are learnt together.
         size: Side of what the network sees of an image, px. None: S.
         reuse_features: After the first round cluster the features that training saw (DeepCluster-v2), without a pass.
-        tolerance, patience: End where 1 - NMI to the previous round is at most ``tolerance``, ``patience`` times in a row.
+        tolerance, patience: End where 1 - NMI to the previous round is at most the first, so many times in a row.
         state: Go on from here, to the same result.
         on_state: Called at the start of a round, when it has clustered, after each step, and at the end; see OnState.
     """
