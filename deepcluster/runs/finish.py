@@ -166,7 +166,7 @@ def write_outcome(
     folder.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
     if job.request.report:
         write_map(folder, result.reduced, seed)
-        write_report(folder, job.source)
+        write_report(folder, job.source, model.groups, result.reduced)
     job.stop.too_late()  # it must not be called stopped when it is done
     record = replace(record, status="done")  # the last thing: a run that was killed before it is not finished
     folder.write_record(record)
