@@ -107,7 +107,7 @@ def write_report(
 
 
 def _called(run: Path) -> str:
-    """What a command calls the run, typed where this one was. Of an absolute path the name alone: pages are passed on."""
+    """What a command calls the run, typed where this one was. Absolute ones lose their folders: pages are passed on."""
     return run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix()
 
 

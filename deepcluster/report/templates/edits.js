@@ -173,13 +173,12 @@ function recall() {
 }
 
 function makeCard(number) {
-  const about = clusters.get(number), card = [...cards.values()][0].cloneNode(true);
+  const card = [...cards.values()][0].cloneNode(true);
   card.id = `cluster-${number}`;
   card.dataset.number = number;
   card.className = "cluster made";
-  const list = $(".about ul", card);
-  list.replaceChildren(element("li", {}, element("strong", {className: "size"})),
-    element("li", {}, about.moved ? "new, of moved images" : `new, of ${callOf(about.from)}`));
+  $("h3", card).firstChild.data = `Cluster ${number}`;
+  $(".about ul", card).replaceChildren(element("li", {}, element("strong", {className: "size"})), element("li", {className: "origin"}));
   $(".sheet", card).replaceChildren(element("figure", {className: "many"}, element("ul")));
   $(".rename", card)?.remove();
   cards.set(number, card);
@@ -213,6 +212,8 @@ function paint(number) {
   if (!where) return;
   for (const tile of $$("[data-image]", card)) tile.classList.toggle("away", !gone && root(where[tile.dataset.image]) !== number);
   if (!base.has(number)) {
+    const {from} = clusters.get(number);
+    $(".origin", card).textContent = from === undefined ? "new, of moved images" : `new, of ${callOf(from)}`;
     const all = imagesOf(number), shown = Math.min(12, all.length);
     $(".sheet ul", card).replaceChildren(...Array.from({length: shown}, (_, k) => {
       const i = all[Math.floor(k * all.length / shown)], tile = element("li", {}, picture(tileOf(i), 72));
