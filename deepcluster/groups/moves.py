@@ -20,13 +20,12 @@ def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
         wanted: The group of each row (int64, N). Groups that have no centroid yet may be among them.
     """
     own, other = torch.full((len(reduced),), torch.inf), torch.full((len(reduced),), torch.inf)
-    centroids, numbers = [groups.centroids], [groups.groups]
+    centroids, numbers = [groups.centroids], [_taken_along(reduced, groups, wanted)]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
         for begin in range(0, len(reduced), 4096):
             rows = slice(begin, begin + 4096)
-            # As in cut.place: an image is compared with itself, and only the exact sum makes that a distance of 0.
-            distances = torch.cdist(reduced[rows], centroids[-1], compute_mode="donot_use_mm_for_euclid_dist")
+            distances = _distances(reduced[rows], centroids[-1])
             same = numbers[-1] == wanted[rows].unsqueeze(1)
             own[rows] = own[rows].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             other[rows] = other[rows].minimum(distances.masked_fill(same, torch.inf).amin(1))
@@ -37,3 +36,18 @@ def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
         added[chosen] = True
         centroids.append(reduced[chosen])
         numbers.append(wanted[chosen])
+
+
+def _taken_along(reduced: Tensor, groups: Cut, wanted: Tensor) -> Tensor:
+    """The groups of the centroids; one that is an image itself, as of an earlier move, goes where the image goes."""
+    numbers = groups.groups.clone()
+    for rows, wishes in zip(reduced.split(4096), wanted.split(4096), strict=True):
+        distance, nearest = _distances(rows, groups.centroids).min(1)
+        away = (distance == 0) & (groups.groups[nearest] != wishes)
+        numbers[nearest[away]] = wishes[away]
+    return numbers
+
+
+def _distances(rows: Tensor, centroids: Tensor) -> Tensor:
+    """As in cut.place: only the exact sum makes the distance of an image to itself 0."""
+    return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")

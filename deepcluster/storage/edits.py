@@ -163,8 +163,10 @@ def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -
     parts = [parts_of(groups, counts, number) for number, _ in splits]
     for (number, count), each in zip(splits, parts, strict=True):
         if not 2 <= count <= len(each.sizes):
-            most = f"2 to {len(each.sizes)}" if len(each.sizes) > 1 else "no"
-            raise UsageError(f"cluster {number} has {most} parts, and the edits split it into {count}")
+            raise UsageError(
+                f"cluster {number} has {_count(len(each.sizes), 'part')} at most, and the edits split it into {count}:"
+                " move images to a new cluster instead"
+            )
         groups = split(groups, each, count)
     return groups
 
