@@ -78,7 +78,7 @@ def test_charts_of_the_page() -> None:
         f"Sizes of the {kind}: 2 with images, 20 each in the mean" for kind in ("fine clusters", "clusters")
     ]
     texts = [text for _, text in parsed.all("text")]
-    assert texts[:7] == ["0", "1.5", "3", "0", "1", "2", "round"]
+    assert texts[:7] == ["0", "1.5", "3", "1", "2", "3", "round"]
 
 
 # Pictures
@@ -236,7 +236,7 @@ def test_history_table() -> None:
     ]
     _, parsed = page(history=history)
     table = parsed.all("table", class_="figures history")
-    assert table[0][1].startswith("RoundLossChangedInertianew 00.12350.0%1,234,568x 1")
+    assert table[0][1].startswith("RoundLossChangedInertianew 10.12350.0%1,234,568x 2")
     assert len(parsed.all("tr")) == 41
     assert [attributes for attributes, _ in parsed.all("details", class_="rounds")] == [{"class": "rounds"}]
     assert page()[1].all("details", class_="rounds")[0][0] == {"class": "rounds", "open": None}

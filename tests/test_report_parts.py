@@ -85,15 +85,16 @@ def test_curve_by_hand(values: list[float | None], expected: str) -> None:
     assert curve(values, width=100, height=50, high=2) == expected
 
 
-def test_a_chart_for_every_series_that_has_a_value() -> None:
+def test_a_chart_for_every_series_that_is_a_line() -> None:
     history = [
-        {"round": "0", "loss": "nan", "chance_loss": "", "largest_share": "0.5", "nmi_labels": "0.25"},
-        {"round": "1", "loss": "inf", "chance_loss": "2", "largest_share": "", "nmi_labels": ""},
+        {"round": "0", "loss": "nan", "chance_loss": "", "changed": "", "largest_share": "0.5", "nmi_labels": "0.25"},
+        {"round": "1", "loss": "inf", "chance_loss": "2", "changed": "1", "largest_share": "0.25", "nmi_labels": "0.5"},
+        {"round": "2", "loss": "inf", "chance_loss": "2", "changed": "", "largest_share": "", "nmi_labels": ""},
     ]
     share, nmi = training_charts(history)
-    assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 h0", "50.0%")
-    assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 h0", "0.250")
-    assert nmi.line.end == (0.0, 90.0)
+    assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 L132,60", "25.0%")
+    assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 L132,60", "0.500")
+    assert nmi.line.end == (132.0, 60.0) and [text for _, text in nmi.x_ticks] == ["1", "2", "3"]
     assert nmi.chance is None
     assert share.y_ticks == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
     assert training_charts([]) == []

@@ -30,6 +30,7 @@ from deepcluster.report.charts import (
     QUALITY_WIDTH,
     SHARES,
     WIDTH,
+    counted,
     histograms,
     quality_curves,
     training_charts,
@@ -327,6 +328,8 @@ def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
     def cell(key: str, text: str) -> str:
         value = number(text)
+        if key == "round":
+            return counted(text)
         if value is None:
             return text
         return percent(value) if key in SHARES else figure(value)
