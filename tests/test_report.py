@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from deepcluster.errors import DiskError
 from deepcluster.report import sprite as sheet
 from deepcluster.report import thumbnails
+from deepcluster.report.script_data import on_page
 from deepcluster.report.terms import TERMS
 from deepcluster.report.text import inert
 from tests.helpers.report import VOID, Page, drawn, page, picture, row, summary_of
@@ -111,7 +113,7 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(thumbnails, "thumbnail", lambda image, side, limit: bytes(limit))
     names = [(c, f"{'n' * 150}/{c}/{i}.png") for c in range(100) for i in range(100)]
     rows = [row(name, c, distance=str(i), label=str(c), is_outlier="1") for i, (c, name) in enumerate(names)]
-    text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
+    text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)} | beside(rows))
     assert len(parsed.all("img")) == 1100
     assert 2_300_000 < len(text.encode()) <= 5_000_000
     noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
@@ -119,6 +121,21 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch)
     text, parsed = page(clusters=rows, filters=sheets, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
     assert len(parsed.all("img")) == 1104
     assert 2_300_000 < len(text.encode()) <= 5_000_000
+
+
+def beside(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """What is most like each image in the page, and the part that each is in."""
+    count = len(on_page(rows)[0])
+    return {"similar": np.zeros((count, min(8, 80_000 // count)), np.int64), "part": np.zeros(count, np.int64)}
+
+
+@pytest.mark.slow
+def test_a_page_of_very_many_images_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thumbnails, "thumbnail", lambda image, side, limit: bytes(limit))
+    # As many as are in a page, with names as long as leave them there.
+    rows = [row(f"{'n' * 25}{i:05}", i % 100, label=str(i % 100), is_outlier="1") for i in range(20_000)]
+    text, _ = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)} | beside(rows))
+    assert len(on_page(rows)[0]) == 20_000 and 3_000_000 < len(text.encode()) <= 5_000_000
 
 
 def test_sheets_of_filters() -> None:

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
@@ -114,7 +113,8 @@ class RunData:
         filters: Layers and their sheets of filters.
         name: What commands call the run.
         similar: n x m, the images most like each of the n that are in the page (``on_page``), as numbers among these.
-        parts: What each cluster can be split into, and the part of each usable image.
+        parts: What each cluster can be split into.
+        part: The part of its cluster that each of the n images is in.
         originals: The way from the page to the folder that the paths are relative to; empty: no links.
     """
 
@@ -133,7 +133,8 @@ class RunData:
     filters: Sequence[tuple[str, Image.Image]] = ()
     name: str = "RUN"
     similar: npt.NDArray[np.int64] | None = None
-    parts: Mapping[int, tuple[Parts, Tensor]] = field(default_factory=dict)
+    parts: Mapping[int, Parts] = field(default_factory=dict)
+    part: npt.NDArray[np.int64] | None = None
     originals: str = ""
 
 
@@ -263,6 +264,7 @@ def _page(data: RunData, name: str) -> dict[str, Any]:
                 sheet=data.sheet,
                 similar=data.similar,
                 parts=data.parts,
+                part=data.part,
                 originals=data.originals,
             )
         ),

@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
@@ -31,7 +30,8 @@ def script_data(
     tree: tuple[Tree, Sequence[Level]] | None,
     sheet: bytes = b"",
     similar: npt.NDArray[np.int64] | None = None,
-    parts: Mapping[int, tuple[Parts, Tensor]] | None = None,
+    parts: Mapping[int, Parts] | None = None,
+    part: npt.NDArray[np.int64] | None = None,
     originals: str = "",
 ) -> str:
     """The JSON. ``clusters`` are the usable rows, in the order of the ``positions``; the rest as in ``RunData``."""
@@ -49,7 +49,7 @@ def script_data(
             **_images(clusters, summary, chosen, every),
             "alike": 0 if similar is None else similar.shape[1],
             "similar": None if similar is None else _shorts(similar),
-            "part": _shorts(_part_of_each(parts, len(clusters))[chosen]) if parts else None,
+            "part": None if part is None else _shorts(part),
         }
         if chosen
         else None,
@@ -64,7 +64,7 @@ def harmless(text: str) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _cluster(row: Row, parts: tuple[Parts, Tensor] | None) -> dict[str, Any]:
+def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
     return {
         "number": int(row["cluster"]),
         "name": inert(row["name"]) if row["name"] != row["cluster"] else "",
@@ -72,17 +72,8 @@ def _cluster(row: Row, parts: tuple[Parts, Tensor] | None) -> dict[str, Any]:
         "distance": number(row["mean_distance"]),
         "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
         "junk": row.get("junk") == "1",
-        "parts": {"sizes": parts[0].sizes, "merges": parts[0].merges} if parts else None,
+        "parts": {"sizes": parts.sizes, "merges": parts.merges} if parts else None,
     }
-
-
-def _part_of_each(parts: Mapping[int, tuple[Parts, Tensor]], images: int) -> npt.NDArray[np.int64]:
-    """The part of its own cluster that each image would be in."""
-    part = np.zeros(images, np.int64)
-    for _, part_of_row in parts.values():
-        inside = part_of_row.numpy() >= 0
-        part[inside] = part_of_row.numpy()[inside]
-    return part
 
 
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:

@@ -1,8 +1,10 @@
 """The report page of a run."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from deepcluster.clustering.assignment import assigner
 from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.split import Parts, parts_of
+from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, pillow_limits
 from deepcluster.images.named import cache_folder
@@ -23,7 +25,7 @@ from deepcluster.report.page import RunData, render
 from deepcluster.report.script_data import on_page
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.thumbnails import THUMBNAIL
-from deepcluster.runs.results import Rows, read_run, write_map, write_tree
+from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.ownership import OLD_CHARTS
@@ -98,7 +100,7 @@ def write_report(
         filters=drawn.read_filters(folder),
         name=_called(folder.path),
         similar=most_alike(reduced[chosen]) if reduced is not None and chosen else None,
-        parts=_parts(groups, reduced) if groups is not None and reduced is not None else {},
+        **_parts(groups, reduced, chosen),
         originals=_originals(folder.path, source),
     )
     folder.write_text("report.html", render(data))
@@ -116,12 +118,15 @@ def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
     return nearest(reduced, max(1, min(ALIKE, ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
 
 
-def _parts(groups: Cut, reduced: Tensor) -> dict[int, tuple[Parts, Tensor]]:
-    """The parts of each group, and which each row would be in (int64, N)."""
+def _parts(groups: Cut | None, reduced: Tensor | None, chosen: Sequence[int]) -> dict[str, Any]:
+    """The parts of each group, and which of its own each chosen row is in."""
+    if groups is None or reduced is None or groups.count > MOST_IN_TREE:
+        return {}
     closest = assigner(groups.centroids)(reduced)
     counts = torch.bincount(closest, minlength=len(groups.centroids))
-    found = {group: parts_of(groups, counts, group) for group in sorted(set(groups.groups.tolist()))}
-    return {group: (parts, parts.of_centroid[closest]) for group, parts in found.items() if len(parts.sizes) > 1}
+    found = {group: parts_of(groups, counts, group) for group in groups.groups.unique().tolist()}
+    part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[closest[list(chosen)]]
+    return {"parts": {group: each for group, each in found.items() if len(each.sizes) > 1}, "part": part.numpy()}
 
 
 def _originals(run: Path, source: Source | None) -> str:
@@ -130,8 +135,7 @@ def _originals(run: Path, source: Source | None) -> str:
     if source is None or source.file is None or not Path(source.location).is_dir():
         return ""
     here, there = run.resolve(), Path(source.location).resolve()
-    common = os.path.commonpath([here, there]) if here.anchor == there.anchor else ""
-    if len(Path(common).parts) < 2 or Path(common) == Path.home().parent:
+    if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
         return ""
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
