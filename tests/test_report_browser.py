@@ -437,6 +437,36 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
     assert run_command(["apply", str(copied), "--undo"]) == 2
 
 
+BROKEN = [
+    "{",
+    "[]",
+    '{"names": [[99, "x"]], "into": [[0, 99]], "splits": [[0, 99]], "moves": [[99999, 0]], "junk": [99]}',
+]
+
+
+@pytest.mark.slow
+def test_what_the_browser_remembers_is_not_trusted(run: Path, browser: Any) -> None:
+    record = json.loads((run / "run.json").read_text())
+    with opened(browser, run / "report.html", loads=1 + len(BROKEN)) as page:
+        for text in BROKEN:
+            key = f"deepcluster {record['run']} {record['cut']}"
+            page.evaluate("([key, text]) => localStorage.setItem(key, text)", [key, text])
+            page.reload()
+            assert page.locator("#pending").inner_text() == "" and page.locator(".cluster").count() == 3
+
+
+@pytest.mark.slow
+def test_a_browser_that_keeps_nothing_asks_before_it_closes(run: Path, browser: Any) -> None:
+    with opened(browser, run / "report.html", loads=2) as page:
+        page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }})")
+        page.reload()
+        page.locator("#cluster-0").get_by_role("button", name="Junk").click()
+        assert page.locator("#pending").inner_text() == "1 edit pending"
+        assert page.evaluate("dispatchEvent(new Event('beforeunload', {cancelable: true}))") is False
+        page.locator("#undo").click()
+        assert page.evaluate("dispatchEvent(new Event('beforeunload', {cancelable: true}))") is True
+
+
 def test_without_script_everything_can_be_read(run: Path, browser: Any) -> None:
     with opened(browser, run / "report.html", java_script_enabled=False) as page:
         assert shown_part(page) == ["clusters", "map", "groups", "training", "problems", "labels", "run"]

@@ -162,13 +162,15 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
     assert len(thumbnail(noise, side, limit)) <= limit
 
 
-def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[RunData, list[str]]:
-    """What ``write_report`` gives to the page for the images in ``tmp_path``, and the files that it removes."""
+def written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Path | None = None, images: Any = None
+) -> tuple[RunData, list[str]]:
+    """What ``write_report`` gives to the page of ``run`` for ``images``, and the files that it removes."""
     given: list[RunData] = []
     removed: list[str] = []
     monkeypatch.setattr(run_report, "render", lambda data: given.append(data) or "")
     folder: Any = SimpleNamespace(
-        path=tmp_path,
+        path=run or tmp_path,
         read_record=lambda: RunRecord(images="a", location="a", seed=0),
         read_clusters=list,
         read_rows=lambda *_: [],
@@ -177,7 +179,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[RunData, l
         write_text=lambda *_: None,
         remove=removed.append,
     )
-    run_report.write_report(folder, find(tmp_path / "images"))
+    run_report.write_report(folder, find(images or tmp_path / "images"))
     return given[0], removed
 
 
@@ -185,6 +187,24 @@ def test_charts_of_an_older_report_go(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images/a.png")
     assert written(monkeypatch, tmp_path)[1] == ["curves.png", "sizes.png"]
+
+
+def test_commands_and_links_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "my photos/a.png")
+    photos = tmp_path / "my photos"
+    monkeypatch.chdir(tmp_path)
+    for run, name, originals in (
+        (Path("runs/pre"), "runs/pre", "../../my photos/"),
+        (tmp_path / "runs/pre", "pre", "../../my photos/"),
+        (Path("../x"), "x", f"../{tmp_path.name}/my photos/"),
+        (Path("/pre"), "pre", ""),  # the way would be all of the absolute path
+    ):
+        data = written(monkeypatch, tmp_path, run, photos)[0]
+        assert (data.name, data.originals) == (name, originals)
+    # A list of paths, or one file, has no folder to link into.
+    (tmp_path / "list.txt").write_text("my photos/a.png")
+    assert written(monkeypatch, tmp_path, images=tmp_path / "list.txt")[0].originals == ""
 
 
 def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

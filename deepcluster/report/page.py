@@ -39,7 +39,7 @@ from deepcluster.report.problems import problems
 from deepcluster.report.script_data import on_page, script_data
 from deepcluster.report.sections import Picture, check_rows, sections
 from deepcluster.report.summary import grade, statements
-from deepcluster.report.terms import TERMS
+from deepcluster.report.terms import HEADS, TERMS
 from deepcluster.report.text import (
     MINUS,
     NOTHING,
@@ -161,7 +161,7 @@ def render(data: RunData) -> str:
     return (
         templates()
         .get_template("report.html.j2")
-        .render(**parts, tabs=_tabs(parts), page=_page(data, name), terms=TERMS)
+        .render(**parts, tabs=_tabs(parts), page=_page(data, name), terms=TERMS, heads=HEADS)
     )
 
 

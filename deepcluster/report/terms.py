@@ -62,3 +62,13 @@ TERMS = {
     "reseeded": ("reseeded", "Fine clusters that had become empty and were given new images."),
     "largest": ("largest share", "The share of the largest fine cluster. Near 100% means that the training collapsed."),
 }
+# Heads of the table of rounds that are such words.
+HEADS = {
+    "Round": "round",
+    "Loss": "loss",
+    "Chance loss": "chance",
+    "Inertia": "inertia",
+    "NMI to previous": "nmi",
+    "Largest share": "largest",
+    "Reseeded": "reseeded",
+}
