@@ -397,8 +397,16 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
         page.keyboard.press("Enter")
         page.locator("#cluster-0").get_by_role("button", name="Junk").click()
         page.get_by_role("button", name="Undo", exact=True).click()
+        # Out to a new cluster, and back with it: nothing to do.
+        tick(page, 2, [0])
+        page.locator("#images").get_by_role("button", name="Move to").click()
+        page.locator("#merge-list").get_by_text("A new cluster").click()
+        page.keyboard.press("Escape")
+        page.locator("#cluster-5").get_by_role("button", name="Merge into").click()
+        page.locator("#merge-filter").fill("2")
+        page.keyboard.press("Enter")
         pending = page.locator("#pending").inner_text()
-        assert pending == "6 edits pending"
+        assert pending == "8 edits pending"
         page.reload()
         assert page.locator("#pending").inner_text() == pending
         with page.expect_download() as download:

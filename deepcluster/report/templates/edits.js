@@ -10,7 +10,7 @@ let state = {
   junk: new Set(data.clusters.filter(cluster => cluster.junk).map(cluster => cluster.number)),
 };
 const past = [];
-let clusters = base, where = null, sizes = new Map(), saved = true, remembered = false;
+let clusters = base, home = null, where = null, sizes = new Map(), saved = true, remembered = false;
 
 const copied = from => ({
   names: new Map(from.names), into: new Map(from.into), splits: new Map(from.splits), moves: new Map(from.moves), junk: new Set(from.junk),
@@ -28,7 +28,8 @@ function partsAt({sizes, merges}, count) {
   return [...nodes.values()].sort((a, b) => total(b) - total(a) || a[0] - b[0]);
 }
 
-/* The clusters as they are with the edits, the cluster of each image before merges, and how many images each has. */
+/* The clusters as they are with the edits, how many images each has, and where each image is before merges: its home, and
+   where a move put it. */
 function derive() {
   clusters = new Map(base);
   sizes = new Map(data.clusters.map(cluster => [cluster.number, cluster.size]));
@@ -46,7 +47,8 @@ function derive() {
     next += count - 1;
   }
   if (!imageData) return;
-  where = imageData.cluster.map((each, i) => ofPart.get(imageData.numbers[each])?.get(imageData.part[i]) ?? imageData.numbers[each]);
+  home = imageData.cluster.map((each, i) => ofPart.get(imageData.numbers[each])?.get(imageData.part[i]) ?? imageData.numbers[each]);
+  where = [...home];
   for (const [i, number] of state.moves) {
     if (!clusters.has(number)) made(number, {moved: true});
     sizes.set(where[i], sizes.get(where[i]) - 1);
@@ -86,15 +88,16 @@ const roots = () => [...clusters.keys()].filter(number => !state.into.has(number
 
 function edits() {
   const kept = roots();
+  const moves = [...state.moves].filter(([i, number]) => root(number) !== root(home[i]));
   return {
     schema_version: 1,
     cut: data.cut,
     names: Object.fromEntries(kept.filter(number => state.names.has(number)).map(number => [number, state.names.get(number)])),
-    merge: kept.map(number => [number, ...members(number).filter(other => other !== number)])
+    merge: kept.map(number => [number, ...members(number).filter(other => other !== number && !clusters.get(other).moved)])
       .filter(merged => merged.length > 1),
     junk: kept.filter(number => state.junk.has(number)),
     ...(state.splits.size ? {split: [...state.splits]} : {}),
-    ...(state.moves.size ? {move: [...state.moves].map(([i, number]) => [i * imageData.step, root(number)])} : {}),
+    ...(moves.length ? {move: moves.map(([i, number]) => [i * imageData.step, root(number)])} : {}),
   };
 }
 
@@ -350,7 +353,9 @@ function openMove(list, back = () => {}) {
   if (!list.length) return;
   const from = new Set(list.map(i => root(where[i])));
   choose({
-    title: `Move ${images(list.length)} to`, hint: "The other images of their clusters stay where they are.",
+    title: `Move ${images(list.length)} to`, hint: imageData.step > 1
+      ? "These alone: the page has not all images. Whole groups are merged or split instead."
+      : "The other images of their clusters stay where they are.",
     others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(),
     done: target => {
       edit(() => {
@@ -359,10 +364,7 @@ function openMove(list, back = () => {}) {
           state.moves.set(i, target);
         }
         /* Back to where it was: nothing to do. */
-        const moves = state.moves;
-        state.moves = new Map();
-        derive();
-        state.moves = new Map([...moves].filter(([i, number]) => where[i] !== number));
+        for (const i of list) if (home[i] === target) state.moves.delete(i);
       });
       tick([]);
     },
