@@ -327,6 +327,13 @@ def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
     assert "kept" in said and "start anew" in said and "--undo" in said
     assert run_command(["apply", str(finished), "--undo"]) == 0
     assert same() == once
+    # Names that came over from an earlier cut, too.
+    apply(finished, Edits("", {number: f"name {number}" for number in range(5)}, (), (0,)))
+    recut(finished, 5)
+    assert record(finished).get("edits") is None
+    assert run_command(["recut", str(finished), "-k", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dropped, as their clusters did not survive: 'name" in said and "start anew" not in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["edits.json", "--undo"]])

@@ -62,8 +62,9 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple
     after = place(rows.reduced, groups, model.fine_centroids)
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
     new = replace(model, groups=groups, names=names, junk=junk)
-    if record.edits is not None:
-        display.say("Edits", f"{carried_text(model, new)}; merges, splits and moves start anew. {_way_back(folder)}")
+    if record.edits is not None or any(model.names) or model.junk:
+        anew = "; merges, splits and moves start anew" if record.edits is not None else ""
+        display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
     record = replace(record, edits=None)  # they were of the clusters before
     new = _write(folder, new, after, rows, record, {})
     return new, rows

@@ -225,7 +225,7 @@ function showOne() {
   place.replaceChildren(shown);
   const link = $("#one-original");
   link.hidden = true;
-  if (data.originals) {
+  if (data.originals && location.protocol === "file:") {
     const url = data.originals + pathOf(i).split("/").map(encodeURIComponent).join("/");
     const original = element("img", {alt: pathOf(i)});
     original.onload = () => {
