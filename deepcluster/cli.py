@@ -337,19 +337,26 @@ def recut(
 @app.command
 def apply(
     run_: RunArgument,
-    edits: Annotated[Path, Parameter(help="The edits.json that the report made.", allow_leading_hyphen=False)],
+    edits: Annotated[
+        Path | None, Parameter(help="The edits.json that the report made.", allow_leading_hyphen=False)
+    ] = None,
     /,
     *,
+    undo: Annotated[bool, Parameter(negative=(), help="Take back the last apply or recut.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Merge, name and mark clusters as edits.json says; numbers stay, and `predict` gives the names too."""
+    """Merge, split, name and mark clusters and move images as edits.json says; numbers stay, and `predict` follows."""
+    if (edits is None) is not undo:
+        raise UsageError("give an edits.json to apply, or --undo to take the last one back" + " (not both)" * undo)
     _warn_of_preliminary(run_)
 
     from deepcluster.runs.recut import apply as apply_run
+    from deepcluster.runs.recut import undo as undo_run
     from deepcluster.storage.edits import read_edits
 
-    folder = apply_run(run_, read_edits(edits))
+    with Terminal(quiet, to_stderr=as_json) as terminal:
+        folder = undo_run(run_, terminal) if edits is None else apply_run(run_, read_edits(edits), terminal)
     _print_result(folder, quiet, as_json)
 
 

@@ -3,17 +3,25 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
+from deepcluster.groups.cut import Cut, place
+from deepcluster.groups.moves import pinned
+from deepcluster.groups.split import parts_of, split
+from deepcluster.model import Model
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
-from deepcluster.storage.edits import Edits, carried_over, edited, read_edits
+from deepcluster.storage.edits import Edits, carried_over, carried_text, edited, read_edits, told
+from deepcluster.storage.safe_read import json_sha256
 from tests.helpers.runs import contents, record, rows
 from tests.predicting import predicted
 from tests.tiny import sign, tiny_model
@@ -79,6 +87,99 @@ def test_a_number_that_was_merged_away_is_no_cluster_any_more():
         edited(once, Edits("", {1: "x"}, (), None))
 
 
+def test_a_split_by_hand() -> None:
+    # Seven centroids on a line, in two groups; the three of group 0 have 5, 1 and 4 images.
+    points = torch.tensor([[0.0], [1.0], [5.0], [20.0], [21.0], [22.0], [0.9]])
+    groups = Cut(points, torch.tensor([0, 0, 0, 1, 1, 1, 0]))
+    parts = parts_of(groups, torch.tensor([5, 1, 4, 1, 1, 1, 0]), 0)
+    # 0.9, without an image, is with 1.
+    assert parts.of_centroid.tolist() == [0, 1, 2, -1, -1, -1, 1] and parts.sizes == (5, 1, 4)
+    assert parts.at(3) == [[0], [2], [1]] and parts.at(2) == [[0, 1], [2]]
+    assert split(groups, parts, 2).groups.tolist() == [0, 0, 2, 1, 1, 1, 0]
+    assert split(groups, parts, 3).groups.tolist() == [0, 3, 2, 1, 1, 1, 3]
+    assert torch.equal(split(groups, parts, 3).centroids, points)
+
+
+def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
+    random = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(400, 6, generator=random))
+    groups = Cut(torch.randn(20, 6, generator=random), torch.arange(20) % 4)
+    placed = place(rows, groups, rows[:1]).cluster
+    wanted = placed.clone()
+    wanted[100:160] = torch.randint(6, (60,), generator=random)  # some of them in groups that are new
+    found = pinned(rows, groups, wanted)
+    assert torch.equal(place(rows, found, rows[:1]).cluster, wanted)
+    # Moved again, and back.
+    again = pinned(rows, found, placed)
+    assert torch.equal(place(rows, again, rows[:1]).cluster, placed)
+    assert torch.equal(pinned(rows, groups, placed).groups, groups.groups)  # nothing to do
+
+
+def test_an_image_that_equals_a_moved_one_goes_with_it() -> None:
+    rows = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
+    groups = Cut(rows[[0, 3]], torch.tensor([0, 1]))
+    found = pinned(rows, groups, torch.tensor([0, 1, 0, 1]))
+    assert place(rows, found, rows[:1]).cluster.tolist() == [0, 1, 1, 1]
+
+
+def moving(model: Model, **changes: Any) -> Model:
+    """``model`` with edits, of a run whose images are its centroids."""
+    paths = [f"{i}.png" for i in range(len(model.groups.groups))]
+    return edited(model, replace(Edits("", {}, (), None), **changes), model.groups.centroids, paths)
+
+
+def test_moves_and_what_follows_from_them_by_hand() -> None:
+    model = tiny_model(names=("a", "b", "c"))  # centroids, and rows, of groups 0 1 2 0
+    rows = model.groups.centroids
+    found = moving(model, move=((1, 2), ("3.png", 3)), names={3: "new"}, junk=(3,))
+    assert found.place(rows).cluster.tolist() == [0, 2, 2, 3]
+    assert (found.names, found.junk) == (("a", "", "c", "new"), (3,))  # the last image has left b
+    after_merge = moving(model, merge=((1, 2),), move=((0, 1),))
+    assert after_merge.place(rows).cluster.tolist() == [1, 1, 1, 0]
+    away = moving(model, move=((2, 0),))
+    assert (away.groups.count, away.names) == (2, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"move": ((4, 0),)}, "the edits move row 4, and the run has rows 0 to 3"),
+        ({"move": (("x.png", 0),)}, "the edits move 'x.png', which is no image of the run"),
+        ({"move": ((1, 0), ("1.png", 2))}, r"row 1 \('1.png'\) is moved twice"),
+        ({"move": ((1, 2000),)}, "cluster 2000 is none of 0, 1, 2, and new ones have the numbers 3 to 1002"),
+        ({"move": ((1, 2),), "merge": ((0, 2),)}, "cluster 2 is merged into another one"),
+        ({"split": ((7, 2),)}, "there is no cluster 7"),
+        ({"split": ((0, 3),)}, "cluster 0 has 2 parts at most, and the edits split it into 3"),
+        (
+            {"split": ((1, 2),)},
+            "cluster 1 has 1 part at most, .* into 2: move images to a new cluster",
+        ),
+        ({"split": ((0, 2), (0, 2))}, "a cluster is split twice"),
+    ],
+)
+def test_moves_and_splits_that_do_not_fit(changes, said):
+    with pytest.raises(UsageError, match=said):
+        moving(tiny_model(names=("", "", "")), **changes)
+
+
+def test_the_digest_of_the_edits_of_version_0_1_is_the_same() -> None:
+    old = Edits("c", {1: "a"}, ((0, 2),), (1,))
+    assert old.digest == json_sha256(["c", [(1, "a")], ((0, 2),), (1,)])
+    assert len({old.digest, replace(old, move=((0, 1),)).digest, replace(old, split=((0, 2),)).digest}) == 3
+
+
+def test_what_was_done_in_words() -> None:
+    before = tiny_model(names=("a", "", ""))
+    edits = Edits("", {0: "a", 1: "b"}, ((1, 2),), (0,), split=((0, 2),))
+    assert told(edits, before, replace(before, junk=(0,)), 1200) == (
+        "1 name, 1 merge, cluster 0 split into 2, 1,200 images moved, 1 junk mark changed"
+    )
+    assert told(Edits("", {0: "a"}, (), None), before, before, 0) == "nothing that was not so before"
+    assert carried_text(replace(before, junk=(0,)), tiny_model(names=("", "b"))) == (
+        "1 name kept; dropped, as their clusters did not survive: 'a'; 1 junk mark dropped"
+    )
+
+
 NO_EDITS = [
     '"schema_version": 2',
     '"schema_version": 1, "colour": 3',
@@ -97,6 +198,16 @@ NO_EDITS = [
     '"schema_version": 1, "junk": [-1]',
     '"schema_version": 1, "junk": 3',
     '"schema_version": 1, "cut": 3',
+    '"schema_version": 1, "move": {}',
+    '"schema_version": 1, "move": [[1]]',
+    '"schema_version": 1, "move": [[1, -1]]',
+    '"schema_version": 1, "move": [[1.0, 1]]',
+    '"schema_version": 1, "move": [[true, 1]]',
+    '"schema_version": 1, "move": [[null, 1]]',
+    '"schema_version": 1, "split": [[1, 1]]',
+    '"schema_version": 1, "split": [[1, 13]]',
+    '"schema_version": 1, "split": [[1, 2, 3]]',
+    '"schema_version": 1, "split": [["1", 2]]',
 ]
 
 
@@ -192,6 +303,61 @@ def test_the_same_cut_again_keeps_all_names(finished, tmp_path):
     model = models.load(finished)
     recut(finished, 5)
     assert (models.load(finished).names, models.load(finished).junk) == (model.names, model.junk)
+
+
+def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
+    def same() -> dict[str, bytes]:
+        names = ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "model/config.json", "report.html")
+        return {name: (finished / name).read_bytes() for name in names}
+
+    apply(finished, read_edits(written(tmp_path, names={"0": "a", "1": "b"}, junk=[1])))
+    once, its_record = same(), record(finished)
+    edits = written(tmp_path, merge=[[1, 3]], move=[[0, 6]], names={"6": "c"})
+    assert run_command(["apply", str(finished), str(edits)]) == 0
+    assert "1 name, 1 merge, 1 image moved" in " ".join(capsys.readouterr().out.split())
+    assert rows(finished / "clusters.csv")[0]["cluster"] == "6" and same() != once
+    assert run_command(["apply", str(finished), "--undo"]) == 0
+    assert same() == once and record(finished) == its_record
+    assert run_command(["apply", str(finished), "--undo"]) == 2
+    assert "nothing to take back" in capsys.readouterr().err
+    # What a recut drops is said, and can be had back.
+    capsys.readouterr()
+    assert run_command(["recut", str(finished), "-k", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "kept" in said and "start anew" in said and "--undo" in said
+    assert run_command(["apply", str(finished), "--undo"]) == 0
+    assert same() == once
+    # Names that came over from an earlier cut, too.
+    apply(finished, Edits("", {number: f"name {number}" for number in range(5)}, (), (0,)))
+    recut(finished, 5)
+    assert record(finished).get("edits") is None
+    assert run_command(["recut", str(finished), "-k", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dropped, as their clusters did not survive: 'name" in said and "start anew" not in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["edits.json", "--undo"]])
+def test_apply_takes_edits_or_takes_them_back(arguments, capsys, tmp_path):
+    assert run_command(["apply", str(tmp_path), *arguments]) == 2
+    assert "--undo" in capsys.readouterr().err
+
+
+def test_a_damaged_former_state_is_named(finished, tmp_path, capsys):
+    apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
+    path = finished / "former.safetensors"
+    good = load_file(path)
+    about = json.loads(good["about"].numpy().tobytes())
+    bad = [
+        good | {"groups": good["groups"] + 1},
+        good | {"centroids": good["centroids"] * torch.nan},
+        good | {"centroids": good["centroids"][:, 1:].contiguous()},
+        good | {"about": torch.frombuffer(bytearray(json.dumps(about | {"junk": [99]}).encode()), dtype=torch.uint8)},
+        {name: value for name, value in good.items() if name != "about"},
+    ]
+    for tensors in bad:
+        save_file(tensors, path)
+        assert run_command(["apply", str(finished), "--undo"]) == 5
+        assert "former.safetensors is damaged" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_model_of_version_0_1_has_no_marks(finished):

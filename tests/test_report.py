@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 from deepcluster.errors import DiskError
 from deepcluster.report import sprite as sheet
 from deepcluster.report import thumbnails
+from deepcluster.report.script_data import on_page
+from deepcluster.report.terms import TERMS
 from deepcluster.report.text import inert
 from tests.helpers.report import VOID, Page, drawn, page, picture, row, summary_of
 
@@ -21,14 +24,14 @@ TAGS = VOID | {
     *("dl", "dt", "dd", "div", "span", "strong", "a", "code", "figure", "figcaption", "details", "summary"),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "g", "line", "path", "text", "circle"),
     *("script", "noscript", "button", "label", "select", "option", "fieldset", "legend", "canvas", "output", "ol"),
-    *("dialog", "form", "kbd"),
+    *("dialog", "form", "kbd", "h4"),
 }
 ATTRIBUTES = {
     *("lang", "charset", "name", "content", "http-equiv", "id", "class", "href", "src", "alt", "title", "decoding"),
     *("style", "scope", "open", "aria-label", "role", "viewbox", "transform", "x", "y", "x1", "x2", "y1", "y2"),
     *("d", "cx", "cy", "r", "text-anchor", "hidden", "type", "value", "for", "min", "max", "step", "checked"),
     *("placeholder", "autocomplete", "method", "visibility", "aria-hidden", "aria-pressed", "aria-labelledby"),
-    *("data-number", "data-act", "data-tile"),
+    *("data-number", "data-act", "data-tile", "data-image", "data-ticked", "tabindex", "target", "rel"),
 }
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",
@@ -77,7 +80,7 @@ def test_charts_of_the_page() -> None:
         f"Sizes of the {kind}: 2 with images, 20 each in the mean" for kind in ("fine clusters", "clusters")
     ]
     texts = [text for _, text in parsed.all("text")]
-    assert texts[:7] == ["0", "1.5", "3", "0", "1", "2", "round"]
+    assert texts[:7] == ["0", "1.5", "3", "1", "2", "3", "round"]
 
 
 # Pictures
@@ -110,7 +113,7 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(thumbnails, "thumbnail", lambda image, side, limit: bytes(limit))
     names = [(c, f"{'n' * 150}/{c}/{i}.png") for c in range(100) for i in range(100)]
     rows = [row(name, c, distance=str(i), label=str(c), is_outlier="1") for i, (c, name) in enumerate(names)]
-    text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
+    text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)} | beside(rows))
     assert len(parsed.all("img")) == 1100
     assert 2_300_000 < len(text.encode()) <= 5_000_000
     noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
@@ -118,6 +121,21 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch)
     text, parsed = page(clusters=rows, filters=sheets, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
     assert len(parsed.all("img")) == 1104
     assert 2_300_000 < len(text.encode()) <= 5_000_000
+
+
+def beside(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """What is most like each image in the page, and the part that each is in."""
+    count = len(on_page(rows)[0])
+    return {"similar": np.zeros((count, min(8, 80_000 // count)), np.int64), "part": np.zeros(count, np.int64)}
+
+
+@pytest.mark.slow
+def test_a_page_of_very_many_images_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thumbnails, "thumbnail", lambda image, side, limit: bytes(limit))
+    # As many as are in a page, with names as long as leave them there.
+    rows = [row(f"{'n' * 25}{i:05}", i % 100, label=str(i % 100), is_outlier="1") for i in range(20_000)]
+    text, _ = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)} | beside(rows))
+    assert len(on_page(rows)[0]) == 20_000 and 3_000_000 < len(text.encode()) <= 5_000_000
 
 
 def test_sheets_of_filters() -> None:
@@ -148,10 +166,16 @@ def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
     assert len(parsed.all("figure", class_="one")) == 2
 
 
-def test_header_tells_the_facts() -> None:
+def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> None:
     _, parsed = page()
+    assert [text for _, text in parsed.all("header")] == ["Holidays 40 images · 2 clusters"]
+    for signs, word in (((0.9, 0.9), "clear"), ((0.9, 0.7), "mixed"), ((0.5, 0.5), "weak")):
+        run = {"signs": dict(zip(("agreement", "stability"), signs, strict=True)), "verdict": "Look."}
+        header = page(run=run)[1]
+        assert header.all("header")[0][1] == f"Holidays 40 images · 2 clusters · {word} groups"
+        assert header.all("span", class_=f"grade {word}")[0][0]["title"] == "Look."
     facts = dict(zip([t for _, t in parsed.all("dt")], [t for _, t in parsed.all("dd")], strict=True))
-    assert facts == {
+    assert {name: text for name, text in facts.items() if name not in {word for word, _ in TERMS.values()}} == {
         "Images": "photos",
         "Number of images": "1,797",
         "Clusters": "2",
@@ -163,6 +187,19 @@ def test_header_tells_the_facts() -> None:
     assert "3 rounds of clustering and training; in the last, 20.0% of the images changed pseudo-label." in told
     assert told.endswith("Every file could be used.")
     assert [text for _, text in parsed.all("title")] == ["Holidays"]
+
+
+def test_every_word_that_is_underlined_is_explained_in_the_page() -> None:
+    labelled = [row(f"{i}.png", i % 2, label="cat", is_outlier="1") for i in range(40)]
+    metrics = {"nmi": 0.5, "acc": 0.8, "ari": 0.1, "ami": 0.2}
+    _, parsed = page(clusters=labelled, metrics=metrics, **drawn(40))
+    used = {str(attributes["href"]) for attributes, _ in parsed.all("a", class_="term")}
+    explained = {f"#{attributes['id']}" for attributes, _ in parsed.all("div") if "id" in attributes}
+    assert len(used) > 10 and used <= explained
+    assert all(name and sentence[0].isupper() and sentence.endswith(".") for name, sentence in TERMS.values())
+    # Of many equal cards only the first one's words are stops of the Tab key.
+    stops = [a["href"] for a, _ in parsed.all("a", class_="term") if "tabindex" not in a]
+    assert stops.count("#word-medoid") == 1
 
 
 def test_only_known_keys_of_the_run_are_shown() -> None:
@@ -216,7 +253,7 @@ def test_history_table() -> None:
     ]
     _, parsed = page(history=history)
     table = parsed.all("table", class_="figures history")
-    assert table[0][1].startswith("RoundLossChangedInertianew 00.12350.0%1,234,568x 1")
+    assert table[0][1].startswith("RoundLossChangedInertianew 10.12350.0%1,234,568x 2")
     assert len(parsed.all("tr")) == 41
     assert [attributes for attributes, _ in parsed.all("details", class_="rounds")] == [{"class": "rounds"}]
     assert page()[1].all("details", class_="rounds")[0][0] == {"class": "rounds", "open": None}
@@ -246,7 +283,7 @@ def test_the_largest_clusters_are_shown_in_order_of_their_numbers() -> None:
     assert note.startswith("Shown are the 100 largest clusters; 2 more, with 2 images, are not shown.")
     # Every link leads somewhere: the cluster nearest to 101, 100, is only named.
     targets = {attributes["id"] for _, attributes, _ in parsed.elements if "id" in attributes}
-    assert {str(attributes["href"])[1:] for attributes, _ in parsed.all("a")} <= targets
+    assert {str(attributes["href"])[1:] for attributes, _ in parsed.all("a") if "href" in attributes} <= targets
     assert "nearest: cluster 100 " in parsed.text()
 
 
@@ -279,29 +316,31 @@ def test_the_page_is_self_contained() -> None:
     policy = [a["content"] for a, _ in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy == [f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"]
+    assert policy == [
+        f"default-src 'none'; img-src data: file:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    ]
     assert [a for a, _ in parsed.all("script")] == [{}, {"type": "application/json", "id": "data"}]
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe", text.replace(allowed, ""))
     assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|fetch|XMLHttp|Storage", script
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|fetch|XMLHttp|sessionStorage", script
     )
     assert "prefers-color-scheme: dark" in text and "@media print" in text
 
 
 def test_tabs_are_links_to_the_parts_that_there_are() -> None:
     def parts(parsed: Page) -> list[str]:
-        links = [str(a["href"])[1:] for a, _ in parsed.all("a")]
+        links = [str(a["href"])[1:] for a, _ in parsed.all("a") if "href" in a and a.get("class") != "term"]
         ids = [str(a["id"]) for a, _ in parsed.all("section", class_="part")]
         assert links[: len(ids)] == ids
         return ids
 
-    assert parts(page()[1]) == ["clusters", "training", "problems"]
+    assert parts(page()[1]) == ["clusters", "training", "problems", "run"]
     labelled = [row(f"{i}.png", i % 2, label="cat") for i in range(40)]
-    everything = ["clusters", "map", "groups", "training", "problems", "labels"]
+    everything = ["clusters", "map", "groups", "training", "problems", "labels", "run"]
     assert parts(page(clusters=labelled, **drawn(40))[1]) == everything
     drawn_filters = {"filters": [("conv1", Image.new("RGB", (4, 4)))]}
-    assert parts(page(**drawn_filters)[1]) == ["clusters", "training", "filters", "problems"]
-    assert parts(page(clusters=[], summary=[])[1]) == ["clusters", "training", "problems"]
+    assert parts(page(**drawn_filters)[1]) == ["clusters", "training", "filters", "problems", "run"]
+    assert parts(page(clusters=[], summary=[])[1]) == ["clusters", "training", "problems", "run"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -336,9 +375,9 @@ def test_hostile_names_are_inert(name: str) -> None:
     # In what the script reads, too.
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert data.isascii() and not set("<>&") & set(data)
-    points = json.loads(data)["points"]
-    assert points["folders"][0] + points["names"][0] == inert(name)
-    assert json.loads(data)["clusters"][0]["name"] == inert(name) and inert(name) in points["labels"]
+    images = json.loads(data)["images"]
+    assert images["folders"][0] + images["names"][0] == inert(name)
+    assert json.loads(data)["clusters"][0]["name"] == inert(name) and inert(name) in images["labels"]
 
 
 def test_very_long_names_keep_their_ends() -> None:

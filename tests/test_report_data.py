@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from deepcluster.groups.quality_by_k import Level
+from deepcluster.groups.split import Parts
 from deepcluster.report import script_data as data
 from deepcluster.report import sprite as sheets
 from deepcluster.report.charts import QUALITY_HEIGHT as HEIGHT
@@ -18,7 +19,7 @@ from deepcluster.report.charts import QUALITY_WIDTH as WIDTH
 from deepcluster.report.charts import quality_curves
 from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import MAX_OUTLIERS, problems
-from deepcluster.report.script_data import harmless, on_map, script_data
+from deepcluster.report.script_data import harmless, on_page, script_data
 from deepcluster.report.sprite import columns, on_sheet, sprite_sheet, tile, tiny_pictures
 from tests.helpers.report import drawn, row, summary_of
 
@@ -29,6 +30,7 @@ def shorts(text: str) -> list[int]:
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
     arguments = {
+        "run": "r",
         "cut": "c",
         "recut": "deepcluster recut run -k ",
         "clusters": clusters,
@@ -48,21 +50,24 @@ def test_points_by_hand() -> None:
     summary = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in summary_of(rows)]
     rows = [each | {"cluster": str(4 * int(each["cluster"]) + 3)} for each in rows]  # numbers with gaps: 3 and 7
     positions = np.array([[-1, 0], [3, 1], [1, 2]], dtype=np.float32)
-    points = read(rows, summary=summary, positions=positions)["points"]
-    assert (points["folders"], points["names"]) == (["a/", ""], ["x.png", "y.png", "z.png"])
-    assert shorts(points["folder"]) == [0, 0, 1] and shorts(points["cluster"]) == [0, 1, 0]
+    found = read(rows, summary=summary, positions=positions)
+    images, points = found["images"], found["points"]
+    assert (images["folders"], images["names"]) == (["a/", ""], ["x.png", "y.png", "z.png"])
+    assert shorts(images["folder"]) == [0, 0, 1] and shorts(images["cluster"]) == [0, 1, 0]
     # The wider side goes from 0 to 65535, the other one with the same scale.
     assert shorts(points["x"]) == [0, 65535, 32768] and shorts(points["y"]) == [0, 16384, 32768]
-    assert points["farthest"] == 2 and shorts(points["distance"]) == [16384, 65535, 32768]
-    assert points["outlier"] == [2] and points["every"] == points["step"] == 1
-    assert points["labels"] == ["", "cat"] and shorts(points["label"]) == [1, 0, 0]
-    assert read([row("a.png")], positions=positions[:1])["points"]["label"] is None
-    assert read([], summary=[], positions=positions[:0])["points"] is None
+    assert images["farthest"] == 2 and shorts(images["distance"]) == [16384, 65535, 32768]
+    assert images["outlier"] == [2] and images["every"] == images["step"] == 1
+    assert images["labels"] == ["", "cat"] and shorts(images["label"]) == [1, 0, 0]
+    assert read([row("a.png")], positions=positions[:1])["images"]["label"] is None
+    nothing = read([], summary=[], positions=positions[:0])
+    assert nothing["points"] is None and nothing["images"] is None
+    assert read([row("a.png")])["points"] is None and read([row("a.png")])["images"]["names"] == ["a.png"]
 
 
 def test_folders_of_absolute_paths_are_not_told() -> None:
-    points = read([row("/home/me/photos/a.png"), row("b/c.png")], positions=np.zeros((2, 2), np.float32))["points"]
-    assert (points["folders"], points["names"]) == ([".../", "b/"], ["a.png", "c.png"])
+    images = read([row("/home/me/photos/a.png"), row("b/c.png")])["images"]
+    assert (images["folders"], images["names"]) == ([".../", "b/"], ["a.png", "c.png"])
 
 
 def test_clusters_and_tree_by_hand() -> None:
@@ -71,8 +76,8 @@ def test_clusters_and_tree_by_hand() -> None:
     summary[1] |= {"name": "1", "junk": "0", "nearest_cluster": "", "mean_distance": ""}
     found = read(rows, summary=summary, **drawn(4) | {"sheet": b""})
     assert found["clusters"] == [
-        {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "nearest": 1, "junk": True},
-        {"number": 1, "name": "", "size": 2, "distance": None, "nearest": None, "junk": False},
+        {"number": 0, "name": "beach", "size": 2, "distance": 1.5, "nearest": 1, "junk": True, "parts": None},
+        {"number": 1, "name": "", "size": 2, "distance": None, "nearest": None, "junk": False, "parts": None},
     ]
     assert found["tree"] == {
         "groups": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "tiles": [0, 1, 2, 0, 2],
@@ -81,19 +86,30 @@ def test_clusters_and_tree_by_hand() -> None:
     assert (found["cut"], found["recut"], found["sheet"]) == ("c", "deepcluster recut run -k ", None)
 
 
+def test_what_is_like_an_image_and_what_a_cluster_splits_into_by_hand() -> None:
+    rows = [row("a#1/x.png", 0), row("y.png", 1), row("z.png", 0)]
+    parts = Parts(of_centroid=torch.tensor([0, 1, -1]), sizes=(1, 1), merges=((0, 1),))
+    similar = np.array([[2, 1], [0, 2], [0, 1]])
+    found = read(rows, similar=similar, parts={0: parts}, part=np.array([1, 0, 0]), originals="../my photos/")
+    assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
+    assert shorts(found["images"]["part"]) == [1, 0, 0]
+    assert [each["parts"] for each in found["clusters"]] == [{"sizes": [1, 1], "merges": [[0, 1]]}, None]
+    assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
+
+
 def test_odd_distances_are_none() -> None:
     rows = [row("a", distance="nan"), row("b", distance="")]
-    points = read(rows, summary=summary_of([row("a")]), positions=np.zeros((2, 2), np.float32))["points"]
-    assert shorts(points["distance"]) == [0, 0] and shorts(points["x"]) == [0, 0]
+    found = read(rows, summary=summary_of([row("a")]), positions=np.zeros((2, 2), np.float32))
+    assert shorts(found["images"]["distance"]) == [0, 0] and shorts(found["points"]["x"]) == [0, 0]
 
 
-def test_long_names_make_the_points_fewer(monkeypatch: Any) -> None:
+def test_long_names_make_the_images_fewer(monkeypatch: Any) -> None:
     monkeypatch.setattr(data, "NAMES", 100)
     rows = [row("n" * 20 + str(i)) for i in range(10)]  # 210 characters: every third
-    assert on_map(rows) == ([0, 3, 6, 9], 3)
-    points = read(rows, positions=np.zeros((10, 2), np.float32))["points"]
-    assert [name[-1] for name in points["names"]] == ["0", "3", "6", "9"]
-    assert points["every"] == points["step"] == 3
+    assert on_page(rows) == ([0, 3, 6, 9], 3)
+    images = read(rows)["images"]
+    assert [name[-1] for name in images["names"]] == ["0", "3", "6", "9"]
+    assert images["every"] == images["step"] == 3
 
 
 def test_harmless_json_is_the_same_json() -> None:

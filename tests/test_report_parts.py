@@ -85,15 +85,16 @@ def test_curve_by_hand(values: list[float | None], expected: str) -> None:
     assert curve(values, width=100, height=50, high=2) == expected
 
 
-def test_a_chart_for_every_series_that_has_a_value() -> None:
+def test_a_chart_for_every_series_that_is_a_line() -> None:
     history = [
-        {"round": "0", "loss": "nan", "chance_loss": "", "largest_share": "0.5", "nmi_labels": "0.25"},
-        {"round": "1", "loss": "inf", "chance_loss": "2", "largest_share": "", "nmi_labels": ""},
+        {"round": "0", "loss": "nan", "chance_loss": "", "changed": "", "largest_share": "0.5", "nmi_labels": "0.25"},
+        {"round": "1", "loss": "inf", "chance_loss": "2", "changed": "1", "largest_share": "0.25", "nmi_labels": "0.5"},
+        {"round": "2", "loss": "inf", "chance_loss": "2", "changed": "", "largest_share": "", "nmi_labels": ""},
     ]
     share, nmi = training_charts(history)
-    assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 h0", "50.0%")
-    assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 h0", "0.250")
-    assert nmi.line.end == (0.0, 90.0)
+    assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 L132,60", "25.0%")
+    assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 L132,60", "0.500")
+    assert nmi.line.end == (132.0, 60.0) and [text for _, text in nmi.x_ticks] == ["1", "2", "3"]
     assert nmi.chance is None
     assert share.y_ticks == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
     assert training_charts([]) == []
@@ -161,13 +162,15 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
     assert len(thumbnail(noise, side, limit)) <= limit
 
 
-def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[RunData, list[str]]:
-    """What ``write_report`` gives to the page for the images in ``tmp_path``, and the files that it removes."""
+def written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Path | None = None, images: Any = None
+) -> tuple[RunData, list[str]]:
+    """What ``write_report`` gives to the page of ``run`` for ``images``, and the files that it removes."""
     given: list[RunData] = []
     removed: list[str] = []
     monkeypatch.setattr(run_report, "render", lambda data: given.append(data) or "")
     folder: Any = SimpleNamespace(
-        path=tmp_path,
+        path=run or tmp_path,
         read_record=lambda: RunRecord(images="a", location="a", seed=0),
         read_clusters=list,
         read_rows=lambda *_: [],
@@ -176,7 +179,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[RunData, l
         write_text=lambda *_: None,
         remove=removed.append,
     )
-    run_report.write_report(folder, find(tmp_path / "images"))
+    run_report.write_report(folder, find(images or tmp_path / "images"))
     return given[0], removed
 
 
@@ -184,6 +187,24 @@ def test_charts_of_an_older_report_go(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images/a.png")
     assert written(monkeypatch, tmp_path)[1] == ["curves.png", "sizes.png"]
+
+
+def test_commands_and_links_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "my photos/a.png")
+    photos = tmp_path / "my photos"
+    monkeypatch.chdir(tmp_path)
+    for run, name, originals in (
+        (Path("runs/pre"), "runs/pre", "../../my photos/"),
+        (tmp_path / "runs/pre", "pre", "../../my photos/"),
+        (Path("../x"), "x", f"../{tmp_path.name}/my photos/"),
+        (Path("/pre"), "pre", ""),  # the way would be all of the absolute path
+    ):
+        data = written(monkeypatch, tmp_path, run, photos)[0]
+        assert (data.name, data.originals) == (name, originals)
+    # A list of paths, or one file, has no folder to link into.
+    (tmp_path / "list.txt").write_text("my photos/a.png")
+    assert written(monkeypatch, tmp_path, images=tmp_path / "list.txt")[0].originals == ""
 
 
 def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

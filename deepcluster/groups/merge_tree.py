@@ -55,7 +55,7 @@ def merge_tree(reduced: Tensor, groups: Cut) -> tuple[Tree, Tensor]:
     order = _order(centroids, weights, group_of)
     count = len(np.unique(group_of))
     pieces = min(len(used), max(MOST_PIECES, 2 * count if count <= MOST_GROUPS_IN_TWO else count))
-    piece_of, merges = _numbered(order, len(used), pieces)
+    piece_of, merges = numbered(order, len(used), pieces)
     piece_of_centroid = torch.full((len(counts),), -1)
     piece_of_centroid[used] = torch.from_numpy(piece_of)
     piece = piece_of_centroid[nearest]
@@ -118,7 +118,7 @@ def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]
     return [(a, b) for _, a, b in sorted(inside, key=lambda merge: merge[0])] + above
 
 
-def _numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:
+def numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:
     """The piece of each of ``count`` centroids, and the merges of the pieces as pairs of nodes."""
     cluster = np.arange(count)
     for a, b in order[: count - pieces]:

@@ -79,15 +79,15 @@ class Curve:
 
 
 def training_charts(history: Sequence[Row]) -> list[Chart]:
-    """A chart for each of ``SERIES`` that has a value in the rows of history.csv."""
+    """A chart for each of ``SERIES`` that has two values in the rows of history.csv."""
     charts = []
     for name, title, top in SERIES:
         values = [number(row.get(name)) for row in history]
-        if all(value is None for value in values):
+        if sum(value is not None for value in values) < 2:  # a dot is no line: the table has the number
             continue
         chance = [number(row.get("chance_loss")) for row in history] if name == "loss" else []
         high = top or ceiling(max(value for value in (*values, *chance) if value is not None))
-        rounds = [row["round"] for row in history]
+        rounds = [counted(row["round"]) for row in history]
         charts.append(
             Chart(
                 title=title,
@@ -104,6 +104,11 @@ def training_charts(history: Sequence[Row]) -> list[Chart]:
             )
         )
     return charts
+
+
+def counted(index: str) -> str:
+    """A round's number for people, who count from 1 as the lines of a fit do; history.csv counts from 0."""
+    return str(int(index) + 1) if index.isdecimal() else index
 
 
 def _line(values: Sequence[float | None], high: float, *, share: bool) -> Line:

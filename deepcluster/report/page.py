@@ -10,7 +10,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
+from deepcluster.groups.split import Parts
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.charts import (
     HEIGHT,
@@ -29,16 +30,18 @@ from deepcluster.report.charts import (
     QUALITY_WIDTH,
     SHARES,
     WIDTH,
+    counted,
     histograms,
     quality_curves,
     training_charts,
 )
 from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import problems
-from deepcluster.report.script_data import on_map, script_data
+from deepcluster.report.script_data import on_page, script_data
 from deepcluster.report.sections import Picture, check_rows, sections
 from deepcluster.report.suggestions import suggestions
-from deepcluster.report.summary import statements
+from deepcluster.report.summary import grade, statements
+from deepcluster.report.terms import HEADS, TERMS
 from deepcluster.report.text import (
     MINUS,
     NOTHING,
@@ -111,6 +114,10 @@ class RunData:
         sheet: WebP of tiny pictures of the usable images.
         filters: Layers and their sheets of filters.
         name: What commands call the run.
+        similar: n x m, the images most like each of the n that are in the page (``on_page``), as numbers among these.
+        parts: What each cluster can be split into.
+        part: The part of its cluster that each of the n images is in.
+        originals: The way from the page to the folder that the paths are relative to; empty: no links.
     """
 
     title: str
@@ -127,6 +134,10 @@ class RunData:
     sheet: bytes = b""
     filters: Sequence[tuple[str, Image.Image]] = ()
     name: str = "RUN"
+    similar: npt.NDArray[np.int64] | None = None
+    parts: Mapping[int, Parts] = field(default_factory=dict)
+    part: npt.NDArray[np.int64] | None = None
+    originals: str = ""
 
 
 def render(data: RunData) -> str:
@@ -149,13 +160,21 @@ def render(data: RunData) -> str:
         "problems": problems(data.skipped, data.clusters, data.duplicates),
         "labels": _labels(data),
     }
-    return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=_page(data, name))
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(**parts, tabs=_tabs(parts), page=_page(data, name), terms=TERMS, heads=HEADS)
+    )
 
 
 def _run(data: RunData, name: str) -> dict[str, Any]:
     return {
         "title": data.title,
         "preliminary": _preliminary(data.run),
+        "images": count(len(data.clusters), "image"),
+        "clusters": count(len(data.summary), "cluster"),
+        "grade": grade(data.run),
+        "verdict": str(data.run.get("verdict") or ""),
         "name": name,
         "facts": _facts(data.run),
         "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
@@ -180,7 +199,7 @@ def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:
     shown = sorted(by_size[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = by_size[MAX_CLUSTERS:]
     return {
-        "sections": sections(shown, data.clusters, data.picture, taken=taken),
+        "sections": sections(shown, data.clusters, data.picture, taken=taken, in_page=on_page(data.clusters)[0]),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
@@ -190,7 +209,7 @@ def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:
 def _map(data: RunData) -> dict[str, int] | None:
     if data.positions is None or not data.clusters:
         return None
-    return {"images": len(data.clusters), "shown": len(on_map(data.clusters)[0])}
+    return {"images": len(data.clusters), "shown": len(on_page(data.clusters)[0])}
 
 
 def _groups(data: RunData) -> dict[str, Any] | None:
@@ -236,19 +255,21 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
         ("filters", "Filters", None, parts["filters"]),
         ("problems", "Problems", parts["problems"].count, True),
         ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
+        ("run", "Run", None, True),
     ]
     return [(id, text, count) for id, text, count, present in tabs if present]
 
 
 def _page(data: RunData, name: str) -> dict[str, Any]:
     """Style, script and the script's data, which are not escaped."""
-    script = _file("report.js")
+    script = Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), _file("report.js"), flags=re.MULTILINE))
     return {
         "style": _file("report.css"),
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "data": Markup(
             script_data(
+                run=str(data.run.get("run") or ""),
                 cut=str(data.run.get("cut") or ""),
                 recut=f"deepcluster recut {name} -k ",
                 clusters=data.clusters,
@@ -256,6 +277,10 @@ def _page(data: RunData, name: str) -> dict[str, Any]:
                 positions=data.positions,
                 tree=data.tree,
                 sheet=data.sheet,
+                similar=data.similar,
+                parts=data.parts,
+                part=data.part,
+                originals=data.originals,
             )
         ),
     }
@@ -320,6 +345,8 @@ def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
     def cell(key: str, text: str) -> str:
         value = number(text)
+        if key == "round":
+            return counted(text)
         if value is None:
             return text
         return percent(value) if key in SHARES else figure(value)

@@ -4,21 +4,24 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
+from deepcluster.groups.split import Parts
 from deepcluster.report.sprite import columns, on_sheet, tile
 from deepcluster.report.text import Row, bare, inert, number
 
-NAMES = 600_000  # characters of file names, above which fewer images are on the map
+NAMES = 600_000  # characters of file names, above which fewer images are in the page
 STEPS = 65_535  # between the least and the greatest coordinate or distance
 
 
 def script_data(
     *,
+    run: str,
     cut: str,
     recut: str,
     clusters: Sequence[Row],
@@ -26,16 +29,31 @@ def script_data(
     positions: npt.NDArray[np.float32] | None,
     tree: tuple[Tree, Sequence[Level]] | None,
     sheet: bytes = b"",
+    similar: npt.NDArray[np.int64] | None = None,
+    parts: Mapping[int, Parts] | None = None,
+    part: npt.NDArray[np.int64] | None = None,
+    originals: str = "",
 ) -> str:
-    """The JSON. ``clusters`` are the usable rows, in the order of the ``positions``."""
+    """The JSON. ``clusters`` are the usable rows, in the order of the ``positions``; the rest as in ``RunData``."""
     across = columns(len(on_sheet(len(clusters))))
+    chosen, every = on_page(clusters)
     value = {
+        "run": run,
         "cut": cut,
         "recut": recut,
         "columns": across,
         "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
-        "clusters": [_cluster(row) for row in summary],
-        "points": _points(clusters, summary, positions) if positions is not None and len(clusters) else None,
+        "originals": quote(originals) or None,
+        "clusters": [_cluster(row, (parts or {}).get(int(row["cluster"]))) for row in summary],
+        "images": {
+            **_images(clusters, summary, chosen, every),
+            "alike": 0 if similar is None else similar.shape[1],
+            "similar": None if similar is None else _shorts(similar),
+            "part": None if part is None else _shorts(part),
+        }
+        if chosen
+        else None,
+        "points": _points(positions[chosen]) if positions is not None and chosen else None,
         "tree": _tree(*tree, len(clusters)) if tree else None,
     }
     return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
@@ -46,7 +64,7 @@ def harmless(text: str) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _cluster(row: Row) -> dict[str, Any]:
+def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
     return {
         "number": int(row["cluster"]),
         "name": inert(row["name"]) if row["name"] != row["cluster"] else "",
@@ -54,35 +72,33 @@ def _cluster(row: Row) -> dict[str, Any]:
         "distance": number(row["mean_distance"]),
         "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
         "junk": row.get("junk") == "1",
+        "parts": {"sizes": parts.sizes, "merges": parts.merges} if parts else None,
     }
 
 
-def on_map(clusters: Sequence[Row]) -> tuple[list[int], int]:
-    """The rows that are on the map, every n-th of those with a picture on the sheet, and n."""
+def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:
+    """The rows whose images are in the page, every n-th of those with a picture on the sheet, and n."""
     rows = on_sheet(len(clusters))
     every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // NAMES))
     return rows[::every], every
 
 
-def _points(clusters: Sequence[Row], summary: Sequence[Row], positions: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Columns of the images on the map, which are ``every`` pictures of the sheet, or ``step`` rows, apart."""
-    chosen, every = on_map(clusters)
+def _images(clusters: Sequence[Row], summary: Sequence[Row], chosen: Sequence[int], every: int) -> dict[str, Any]:
+    """Columns of the images in the page, which are ``every`` pictures of the sheet, or ``step`` rows, apart."""
     rows = [clusters[i] for i in chosen]
     paths = [inert(bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
     numbers = {row["cluster"]: i for i, row in enumerate(summary)}
-    corner, width = positions.min(0), max(1e-9, float(np.ptp(positions, axis=0).max()))
     distances = np.array([number(row["distance"]) or 0.0 for row in rows])
+    margins = np.array([number(row["margin"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))
-    x, y = ((positions[chosen] - corner) / width).T
     return {
         "every": every,
         "step": chosen[1] if len(chosen) > 1 else 1,
-        "x": _packed(x),
-        "y": _packed(y),
         "distance": _packed(distances / farthest),
         "farthest": farthest,
+        "margin": _packed(margins),
         "cluster": _shorts([numbers[row["cluster"]] for row in rows]),
         "outlier": [i for i, row in enumerate(rows) if row["is_outlier"] == "1"],
         "folder": _shorts([min(STEPS, folders[folder + slash]) for folder, slash, _ in paths]),
@@ -91,6 +107,13 @@ def _points(clusters: Sequence[Row], summary: Sequence[Row], positions: npt.NDAr
         "label": _shorts([min(STEPS, labels[row["label"]]) for row in rows]) if any(labels) else None,
         "labels": [inert(label) for label in labels],
     }
+
+
+def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Where the images in the page are on the map."""
+    corner, width = positions.min(0), max(1e-9, float(np.ptp(positions, axis=0).max()))
+    x, y = ((positions - corner) / width).T
+    return {"x": _packed(x), "y": _packed(y)}
 
 
 def _tree(tree: Tree, levels: Sequence[Level], images: int) -> Mapping[str, Any]:

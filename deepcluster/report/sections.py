@@ -20,13 +20,18 @@ MEDOID = 2  # times as wide and high as the others
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a contact sheet. ``source`` is a data URI, or empty if the image could not be read again."""
+    """One image of a contact sheet.
+
+    ``source`` is a data URI, or empty if the image could not be read again; ``image`` its number among those that the
+    script has.
+    """
 
     path: str
     kind: Kind
     source: str
     title: str
     outlier: bool
+    image: int | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
             )
 
 
-def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, taken: int = 0) -> list[Section]:
+def sections(
+    shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, taken: int = 0, in_page: Sequence[int] = ()
+) -> list[Section]:
     """A section for each cluster.
 
     Args:
@@ -71,7 +78,9 @@ def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *,
         clusters: The usable rows of clusters.csv.
         picture: As in ``page.RunData``.
         taken: Characters of the page's other pictures.
+        in_page: The rows whose images the script has.
     """
+    images = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
     members: dict[str, list[Row]] = {row["cluster"]: [] for row in shown}
     for row in clusters:
         if row["cluster"] in members:
@@ -96,13 +105,16 @@ def sections(shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *,
             outliers=sum(member["is_outlier"] == "1" for member in members[row["cluster"]]),
             labels=_frequent_labels(members[row["cluster"]]),
             junk=row.get("junk") == "1",
-            tiles=tuple(_tile(member, kind, picture, share) for member, kind in chosen[row["cluster"]]),
+            tiles=tuple(
+                _tile(member, kind, picture, share, images.get(member["path"]))
+                for member, kind in chosen[row["cluster"]]
+            ),
         )
         for row in shown
     ]
 
 
-def _tile(row: Row, kind: Kind, picture: Picture, share: int) -> Tile:
+def _tile(row: Row, kind: Kind, picture: Picture, share: int, number_in_page: int | None) -> Tile:
     image = picture(row["path"])
     about = (
         short(row["path"].rpartition("/")[2]),
@@ -118,6 +130,7 @@ def _tile(row: Row, kind: Kind, picture: Picture, share: int) -> Tile:
         source=data_uri(image, share, scale=MEDOID if kind == "medoid" else 1) if image is not None else "",
         title=" · ".join(part for part in about if part),
         outlier=row["is_outlier"] == "1",
+        image=number_in_page,
     )
 
 

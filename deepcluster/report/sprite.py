@@ -10,9 +10,9 @@ from torch import Tensor
 from deepcluster.report.thumbnails import webp
 
 MAX_PICTURES = 20_000  # images on a sheet, evenly chosen where there are more
-PIXELS = 5_000_000  # of a sheet
-SIDES = (16, 48)  # least and greatest side of a picture, px
-BYTES = 750_000
+PIXELS = 8_000_000  # of a sheet
+SIDES = (16, 72)  # least and greatest side of a picture, px
+BYTES = 1_200_000
 
 
 def on_sheet(images: int) -> list[int]:

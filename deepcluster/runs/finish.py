@@ -29,7 +29,7 @@ from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of, shares_pass
 from deepcluster.runs.groups import choose_number, groups_of
 from deepcluster.runs.job import ImagesRead, Job
-from deepcluster.runs.report import write_report
+from deepcluster.runs.report import rewrite_report, write_report
 from deepcluster.runs.results import Rows, write_groups, write_map
 from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
@@ -37,7 +37,7 @@ from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
-from deepcluster.storage.run_folder import GRAPH, LENGTHS, RunFolder
+from deepcluster.storage.run_folder import FORMER, GRAPH, LENGTHS, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 
@@ -143,7 +143,7 @@ class Results:
             ).with_phase("result", self.job.clock.lap())
             staged.write_record(record)
             if self.job.request.report:
-                write_report(staged, self.job.source)
+                rewrite_report(staged, self.job.source)
             self.job.stop.too_late()
         self.on_disk = record
 
@@ -205,7 +205,7 @@ class Results:
                 staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
             if self.job.request.report:
                 write_map(staged, outcome.result.reduced, self.job.request.seed)
-                write_report(staged, self.job.source)
+                write_report(staged, self.job.source, model.groups, outcome.result.reduced)
             if record.result == FINAL:
                 self.job.stop.too_late()  # it must not be called stopped when it is done
                 record = replace(record, status="done")
@@ -245,6 +245,7 @@ class Results:
             folder.write_graph(outcome.graph)
         else:
             folder.remove(GRAPH)
+        folder.remove(FORMER)  # of a recut of an earlier result
         folder.write_array("features.npy", result.reduced.numpy())
         folder.write_array(LENGTHS, result.lengths.unsqueeze(1).numpy())
         if record.result == FINAL:

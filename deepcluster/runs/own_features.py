@@ -167,7 +167,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
     if request.report:
         write_map(folder, reduced, seed)
-        write_report(folder, source)
+        write_report(folder, source, groups, reduced)
     job.stop.too_late()
     record = replace(record.with_phase("result", job.clock.lap()), status="done", result=FINAL)
     folder.write_record(record)

@@ -1,6 +1,7 @@
 """Other groups for a run that has ended: another number of them, or what a person decided about them."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from deepcluster.runs.results import Rows, read_run, write_groups
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.edits import Edits, carried_over, edited
+from deepcluster.storage.edits import Edits, carried_over, carried_text, edited, moved_rows, told
+from deepcluster.storage.former_file import Former, read_former, write_former
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
 
@@ -42,15 +44,16 @@ def recut(
     """
     files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged:
-        _recut(staged, n_clusters, display or Silent())
+        recut_run = _recut(staged, n_clusters, display or Silent())
         if report or staged.has("report.html"):
-            rewrite_report(staged, source)
+            rewrite_report(staged, source, recut_run)
     return files.open_run(run)
 
 
-def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
+def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple[Model, Rows]:
     record, model, rows = read_run(folder)
     check_groups(n_clusters, len(rows.paths))
+    _keep(folder, model, record)
     n_clusters, record = choose_number(n_clusters, rows.reduced, record, display)
     before = model.place(rows.reduced)
     sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
@@ -58,29 +61,81 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> None:
     groups = groups_of(rows.reduced, fine, n_clusters, record.seed, folder.read_graph(len(rows.paths)))
     after = place(rows.reduced, groups, model.fine_centroids)
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
+    new = replace(model, groups=groups, names=names, junk=junk)
+    if record.edits is not None or any(model.names) or model.junk:
+        anew = "; merges, splits and moves start anew" if record.edits is not None else ""
+        display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
     record = replace(record, edits=None)  # they were of the clusters before
-    _write(folder, replace(model, groups=groups, names=names, junk=junk), after, rows, record, {})
+    new = _write(folder, new, after, rows, record, {})
+    return new, rows
 
 
-def apply(run: Path, edits: Edits) -> RunFolder:
-    """Merge, name and mark clusters of a run; edits that it has already change nothing.
+def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
+    """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
-    UsageError where the edits are not for its present clusters.
+    Args:
+        run: The run folder.
+        edits: What to do.
+        display: Shows what was done.
+
+    Raises:
+        UsageError: The edits are not for its present clusters.
     """
+    display = display or Silent()
     files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
         if record.edits == edits.digest:
+            display.say("Edits", "the run has them already")
             return folder
         if edits.cut and edits.cut != record.cut:
-            raise UsageError(f"the edits are for other clusters than {run} has now: edit those of its report.html")
+            raise UsageError(
+                f"the edits are for other clusters than {run} has now (cut {edits.cut[:80]!a}, and the run's is"
+                f" {record.cut!a}): edit those of its report.html"
+            )
         with folder.next_state() as staged:
-            baseline = {} if edits.merge else _baseline(folder)
-            model = edited(model, edits)
-            record = replace(record, edits=edits.digest)
-            _write(staged, model, model.place(rows.reduced), rows, record, baseline)
-            rewrite_report(staged, None)
+            baseline = {} if edits.changes_clusters else _baseline(folder)
+            _keep(staged, model, record)
+            new = edited(model, edits, rows.reduced, rows.paths)
+            placement = new.place(rows.reduced)
+            wanted = moved_rows(edits, rows.paths)
+            reached = sum(int(placement.cluster[row]) == number for row, number in wanted.items())
+            text = told(edits, model, new, reached)
+            if reached < len(wanted):
+                text += f"; {len(wanted) - reached:,} could not move, as they equal an image that stays"
+            display.say("Edits", f"{text}. {_way_back(folder)}")
+            new = _write(staged, new, placement, rows, replace(record, edits=edits.digest), baseline)
+            rewrite_report(staged, None, (new, rows))
     return files.open_run(run)
+
+
+def undo(run: Path, display: Display | None = None) -> RunFolder:
+    """Take back the last :func:`apply` or :func:`recut`. UsageError where there is none to take back."""
+    files.open_run(run)
+    with files.locked(run) as folder:
+        record, model, rows = read_run(folder)
+        former = read_former(folder, rows.reduced.shape[1])
+        with folder.next_state() as staged:
+            old = replace(model, groups=former.groups, names=former.names, junk=former.junk)
+            record = replace(record, edits=former.edits, candidates=former.candidates)
+            (display or Silent()).say(
+                "Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before"
+            )
+            old = _write(staged, old, old.place(rows.reduced), rows, record, former.baseline)
+            staged.remove(files.FORMER)
+            rewrite_report(staged, None, (old, rows))
+    return files.open_run(run)
+
+
+def _keep(folder: RunFolder, model: Model, record: RunRecord) -> None:
+    """Keep the groups that the run has now, for :func:`undo`."""
+    candidates = None if record.candidates is None else tuple(record.candidates)
+    former = Former(model.groups, model.names, model.junk, record.edits, candidates, _baseline(folder))
+    write_former(folder, former)
+
+
+def _way_back(folder: RunFolder) -> str:
+    return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 
 def _baseline(folder: RunFolder) -> dict[str, float]:
@@ -91,8 +146,9 @@ def _baseline(folder: RunFolder) -> dict[str, float]:
 
 def _write(
     folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
-) -> None:
+) -> Model:
     """The model with other groups than before, and the files that depend on them."""
     model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, placement, rows, record, baseline)
+    return model

@@ -1,22 +1,37 @@
 """The report page of a run."""
 
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
+from deepcluster.clustering.assignment import assigner
+from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DataError, DeepClusterError
+from deepcluster.groups.cut import Cut
+from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, pillow_limits
 from deepcluster.images.named import cache_folder
+from deepcluster.model import Model
 from deepcluster.report.page import RunData, render
+from deepcluster.report.script_data import on_page
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.thumbnails import THUMBNAIL
-from deepcluster.runs.results import read_run, write_map, write_tree
+from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
+
+ALIKE, ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
 
 
 def report(run: Path, source: Source | None = None) -> Path:
@@ -27,28 +42,48 @@ def report(run: Path, source: Source | None = None) -> Path:
     return run / "report.html"
 
 
-def rewrite_report(folder: RunFolder, source: Source | None) -> None:
-    """Write the report of a run that has ended, with the map and the tree where they are missing."""
+def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model, Rows] | None = None) -> None:
+    """Write the report of a run that has ended, with the map and the tree where they are missing.
+
+    Args:
+        folder: The run.
+        source: Its images, where the caller has them at hand.
+        state: Its model and rows, where the caller has read them.
+    """
     with folder.as_disk_errors():
-        if not (folder.has(drawn.MAP) and folder.has(drawn.TREE)):
-            _draw(folder)
-        write_report(folder, source or found_again(folder))
+        if state is None:
+            with suppress(DeepClusterError):  # the report can do without what is drawn from them
+                state = read_run(folder)[1:]
+        if state:
+            _draw(folder, *state)
+        write_report(folder, source or found_again(folder), *((state[0].groups, state[1].reduced) if state else ()))
 
 
-def _draw(folder: RunFolder) -> None:
-    """Map and tree, where a fit left them out or the run is of version 0.1; the report can do without them."""
-    with suppress(DeepClusterError):
-        record, model, rows = read_run(folder)
-        if not folder.has(drawn.MAP):
-            write_map(folder, rows.reduced, record.seed)
-        write_tree(folder, model, rows.reduced, record.seed)
+def _draw(folder: RunFolder, model: Model, rows: Rows) -> None:
+    """Map and tree, where a fit left them out or the run is of version 0.1."""
+    seed = folder.read_record().seed
+    if not folder.has(drawn.MAP):
+        write_map(folder, rows.reduced, seed)
+    if not folder.has(drawn.TREE):
+        write_tree(folder, model, rows.reduced, seed)
 
 
-def write_report(folder: RunFolder, source: Source | None) -> None:
-    """Write report.html, without the charts that version 0.1 put beside it: they would be of the report before."""
+def write_report(
+    folder: RunFolder, source: Source | None, groups: Cut | None = None, reduced: Tensor | None = None
+) -> None:
+    """Write report.html, without the charts that version 0.1 put beside it: they would be of the report before.
+
+    Args:
+        folder: The run.
+        source: Its images; None where they are not at hand.
+        groups: Its cut, and the features it was made of: without them, no image shows those most like it, and no
+            cluster can be split.
+        reduced: N x d features of the images in the run.
+    """
     record = folder.read_record()
     clusters = folder.read_clusters()
     used = [row for row in clusters if row["status"] == "ok"]
+    chosen = on_page(used)[0]
     data = RunData(
         title=record.images,
         run=record.to_json(),
@@ -63,11 +98,46 @@ def write_report(folder: RunFolder, source: Source | None) -> None:
         tree=drawn.read_tree(folder, len(used)),
         sheet=drawn.read_sheet(folder),
         filters=drawn.read_filters(folder),
-        name=folder.path.resolve().name,
+        name=_called(folder.path),
+        similar=most_alike(reduced[chosen]) if reduced is not None and chosen else None,
+        **_parts(groups, reduced, chosen),
+        originals=_originals(folder.path, source),
     )
     folder.write_text("report.html", render(data))
     for name in OLD_CHARTS:
         folder.remove(name)
+
+
+def _called(run: Path) -> str:
+    """What a command calls the run, typed where this one was. Absolute ones lose their folders: pages are passed on."""
+    return run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix()
+
+
+def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
+    """The nearest of the rows to each (N x n, nearest first); fewer where there are many, as all are in the page."""
+    return nearest(reduced, max(1, min(ALIKE, ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
+
+
+def _parts(groups: Cut | None, reduced: Tensor | None, chosen: Sequence[int]) -> dict[str, Any]:
+    """The parts of each group, and which of its own each chosen row is in."""
+    if groups is None or reduced is None or groups.count > MOST_IN_TREE:
+        return {}
+    closest = assigner(groups.centroids)(reduced)
+    counts = torch.bincount(closest, minlength=len(groups.centroids))
+    found = {group: parts_of(groups, counts, group) for group in groups.groups.unique().tolist()}
+    part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[closest[list(chosen)]]
+    return {"parts": {group: each for group, each in found.items() if len(each.sizes) > 1}, "part": part.numpy()}
+
+
+def _originals(run: Path, source: Source | None) -> str:
+    """The way from the run to the folder of its images, for links; empty where a link would tell too much or lead
+    nowhere: the images are no files of one folder, or nothing but the root is above both."""
+    if source is None or source.file is None or not Path(source.location).is_dir():
+        return ""
+    here, there = run.resolve(), Path(source.location).resolve()
+    if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
+        return ""
+    return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
 def found_again(folder: RunFolder) -> Source | None:

@@ -1,7 +1,7 @@
-"""What a person decides about the clusters: names, merges and marks, as the report writes them into edits.json."""
+"""What a person decides about the clusters: names, merges, splits, moves and marks, as the report writes them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,36 +9,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.assignment import assigner
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut
+from deepcluster.groups.moves import pinned
+from deepcluster.groups.split import MOST_PARTS, parts_of, split
 from deepcluster.model import Model
 from deepcluster.storage.safe_read import json_sha256, read_json
 
 SCHEMA_VERSION = 1
-KEYS = {"schema_version", "cut", "names", "merge", "junk"}
+KEYS = {"schema_version", "cut", "names", "merge", "junk", "split", "move"}
 LONGEST_NAME = 200  # characters
+MOST_NEW = 1000  # clusters made by moves at a time
 
 
 @dataclass(frozen=True)
 class Edits:
-    """What a person has decided.
+    """What a person has decided: first the splits, then the merges, the moves, the names and the marks.
 
     Attributes:
         cut: the ``cut`` of run.json that the edits were made for; "" fits any.
-        names: of clusters, as they are after the merges; "" removes a name.
+        names: of clusters, as they are in the end; "" removes a name.
         merge: the clusters of each tuple become one, with the number of the first.
         junk: all clusters that are marked as junk from now on; None leaves the marks as they are.
+        split: (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in
+            this order.
+        move: (row of features.npy or path, cluster as it is after the merges). Numbers from the next free one on make
+            new clusters.
     """
 
     cut: str
     names: Mapping[int, str]
     merge: tuple[tuple[int, ...], ...]
     junk: tuple[int, ...] | None
+    split: tuple[tuple[int, int], ...] = ()
+    move: tuple[tuple[int | str, int], ...] = ()
 
     @property
     def digest(self) -> str:
         """Recorded in run.json, so that the same edits are not applied twice."""
-        return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk])
+        later = [self.split, self.move] if self.split or self.move else []  # version 0.1 knew neither
+        return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk, *later])
+
+    @property
+    def changes_clusters(self) -> bool:
+        """Whether an image may be in another cluster afterwards."""
+        return bool(self.merge or self.split or self.move)
 
 
 def read_edits(path: Path) -> Edits:
@@ -58,6 +74,8 @@ def read_edits(path: Path) -> Edits:
             names={_number(key): _name(name) for key, name in _of(table.get("names", {}), dict, "names").items()},
             merge=tuple(_numbers(clusters, "merge") for clusters in _of(table.get("merge", []), list, "merge")),
             junk=_numbers(table["junk"], "junk") if "junk" in table else None,
+            split=tuple(_split(pair) for pair in _of(table.get("split", []), list, "split")),
+            move=tuple(_move(pair) for pair in _of(table.get("move", []), list, "move")),
         )
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
@@ -65,35 +83,130 @@ def read_edits(path: Path) -> Edits:
         raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
 
 
-def edited(model: Model, edits: Edits) -> Model:
-    """The model with these edits; the outlier distances of merged clusters are still to be computed.
+def edited(model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = ()) -> Model:
+    """The model with these edits; the outlier distances of changed clusters are still to be computed.
 
     Clusters keep their numbers: of merged ones all but the first have no images from then on.
 
+    Args:
+        model: The model.
+        edits: The edits.
+        reduced: N x d features of the run's images, for splits and moves.
+        paths: The paths of these images.
+
     Raises:
-        UsageError: where there is no cluster of a number, or one is merged twice.
+        UsageError: where there is no cluster or image of a name, one is merged or moved twice, or a cluster has no such
+            number of parts.
     """
-    present = set(model.groups.groups.tolist())
+    groups = model.groups
+    if edits.split and reduced is not None:
+        groups = _split_up(groups, edits.split, reduced)
+    moves = moved_rows(edits, paths)
+    present = set(groups.groups.tolist())
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
-    _check_present([*merged, *edits.names, *(edits.junk or ())], present)
+    new = _new(moves.values(), present, groups.count)
+    _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
-    if left := sorted(set(edits.names) & gone):
+    if left := sorted((edits.names.keys() | set(moves.values())) & gone):
         raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
 
-    target = torch.arange(model.groups.count)
+    target = torch.arange(max([groups.count - 1, *new]) + 1)
     for first, *others in edits.merge:
         target[others] = first
-    groups = Cut(model.groups.centroids, target[model.groups.groups])
-    names, junk = list(model.names), set(model.junk)
+    names, junk = [*model.names, *[""] * (len(target) - len(model.names))], set(model.junk)
     for clusters in edits.merge:
         names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
+    groups = Cut(groups.centroids, target[groups.groups])
+    if moves and reduced is not None:
+        groups = _moved(replace(model, groups=groups), moves, reduced)
     for number, name in edits.names.items():
         names[number] = name
-    junk = (junk if edits.junk is None else set(edits.junk)) - gone
-    names = [name if number not in gone else "" for number, name in enumerate(names)]
+    present = set(groups.groups.tolist())
+    junk = (junk if edits.junk is None else set(edits.junk)) & present
+    names = [name if number in present else "" for number, name in enumerate(names)]
     return replace(model, groups=groups, names=tuple(names[: groups.count]), junk=tuple(sorted(junk)))
+
+
+def told(edits: Edits, before: Model, after: Model, moved: int) -> str:
+    """What the edits changed, in words: ``3 names, 1 merge, 12 images moved``.
+
+    Args:
+        edits: The edits.
+        before: The model without them.
+        after: The model with them.
+        moved: Images that are in another cluster because a person moved them.
+    """
+    was = dict(enumerate(before.names))
+    named = sum(name != was.get(number, "") for number, name in edits.names.items())
+    marks = len(set(before.junk) ^ set(after.junk))
+    counts = [
+        *([f"{_count(named, 'name')}"] if named else []),
+        *([f"{_count(sum(len(clusters) - 1 for clusters in edits.merge), 'merge')}"] if edits.merge else []),
+        *(f"cluster {number} split into {count}" for number, count in edits.split),
+        *([f"{_count(moved, 'image')} moved"] if moved else []),
+        *([f"{_count(marks, 'junk mark')} changed"] if marks else []),
+    ]
+    return ", ".join(counts) or "nothing that was not so before"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:
+    counts = torch.bincount(assigner(groups.centroids)(reduced), minlength=len(groups.centroids))
+    _check_present([number for number, _ in splits], set(groups.groups.tolist()))
+    if len({number for number, _ in splits}) < len(splits):
+        raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
+    parts = [parts_of(groups, counts, number) for number, _ in splits]
+    for (number, count), each in zip(splits, parts, strict=True):
+        if not 2 <= count <= len(each.sizes):
+            raise UsageError(
+                f"cluster {number} has {_count(len(each.sizes), 'part')} at most, and the edits split it into {count}:"
+                " move images to a new cluster instead"
+            )
+        groups = split(groups, each, count)
+    return groups
+
+
+def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
+    """The new cluster of each row that moves. UsageError where there is no such image, or one moves twice."""
+    named = any(isinstance(image, str) for image, _ in edits.move)
+    by_path = {path: row for row, path in enumerate(paths)} if named else {}
+    moves: dict[int, int] = {}
+    for image, number in edits.move:
+        row = by_path.get(image, -1) if isinstance(image, str) else image
+        if row < 0:
+            raise UsageError(f"the edits move {str(image)[:200]!a}, which is no image of the run: see clusters.csv")
+        if row >= len(paths):
+            raise UsageError(f"the edits move row {row}, and the run has rows 0 to {len(paths) - 1}")
+        if row in moves:
+            raise UsageError(f"row {row} ({paths[row][:200]!a}) is moved twice: move it once")
+        moves[row] = number
+    return moves
+
+
+def _new(numbers: Iterable[int], present: set[int], count: int) -> set[int]:
+    """The clusters that moves make."""
+    new = {number for number in numbers if number >= count}
+    if new and max(new) >= count + MOST_NEW:
+        raise UsageError(
+            f"cluster {max(new)} is none of {_shown(sorted(present))}, and new ones have the numbers {count} to"
+            f" {count + MOST_NEW - 1}"
+        )
+    return new
+
+
+def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
+    """The cut with the moved rows where they belong; a cluster that all images have left is no more."""
+    wanted = model.place(reduced).cluster
+    before = set(wanted.tolist())
+    wanted[list(moves)] = torch.tensor(list(moves.values()))
+    left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
+    stays = ~torch.isin(model.groups.groups, left)
+    return pinned(reduced, Cut(model.groups.centroids[stays], model.groups.groups[stays]), wanted)
 
 
 def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -114,6 +227,19 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
         names[heir] = model.names[number]
         junk += [heir] if number in marked else []
     return tuple(names), tuple(sorted(junk))
+
+
+def carried_text(before: Model, after: Model) -> str:
+    """Which names and marks :func:`carried_over` kept, and which it dropped."""
+    kept = [name for name in after.names if name]
+    dropped = sorted((Counter(name for name in before.names if name) - Counter(kept)).elements())
+    marks = len(before.junk) - len(after.junk)
+    texts = [
+        f"{_count(len(kept), 'name')} kept",
+        *([f"dropped, as their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
+        *([f"{_count(marks, 'junk mark')} dropped"] if marks else []),
+    ]
+    return "; ".join(texts)
 
 
 def _check_present(numbers: list[int], present: set[int]) -> None:
@@ -144,9 +270,34 @@ def _number(key: str) -> int:
 
 def _numbers(value: Any, key: str) -> tuple[int, ...]:
     numbers = _of(value, list, key)
-    if not all(type(number) is int and 0 <= number < 10**9 for number in numbers) or (key == "merge" and not numbers):
+    if not all(map(_is_number, numbers)) or (key == "merge" and not numbers):
         raise ValueError(f"{key} is not made of numbers of clusters")
     return tuple(numbers)
+
+
+def _split(value: Any) -> tuple[int, int]:
+    number, count = _pair(value, "split", "[cluster, number of parts]")
+    if not (_is_number(number) and _is_number(count) and 2 <= count <= MOST_PARTS):
+        raise ValueError(f"{str(value)[:80]!a} in split is not [cluster, number of parts from 2 to {MOST_PARTS}]")
+    return number, count
+
+
+def _move(value: Any) -> tuple[int | str, int]:
+    image, number = _pair(value, "move", "[row or path, cluster]")
+    if not (_is_number(number) and (type(image) is str or _is_number(image))):
+        raise ValueError(f"{str(value)[:80]!a} in move is not [row or path, cluster]")
+    return image, number
+
+
+def _pair(value: Any, key: str, form: str) -> list[Any]:
+    pair = _of(value, list, f"an entry of {key}")
+    if len(pair) != 2:
+        raise ValueError(f"an entry of {key} has {len(pair)} parts and not 2: {form}")
+    return list(pair)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 10**9
 
 
 def _name(value: Any) -> str:

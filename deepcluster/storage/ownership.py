@@ -21,7 +21,7 @@ OLD_CHARTS = ("curves.png", "sizes.png")  # version 0.1 drew the report's charts
 PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
 # images.u8: the pixels that a killed run of version 0.1 left.
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "metrics.json"}
-ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "images.u8"}
+ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "former.safetensors", "images.u8"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp", *OLD_CHARTS}
 MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
 CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}

@@ -17,7 +17,7 @@ from deepcluster.storage.run_folder import RunFolder, filters
 from deepcluster.storage.safe_read import check_file
 
 MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
-MOST_SHEET = 1 << 20  # bytes
+MOST_SHEET = 1 << 21  # bytes
 MOST_FILTERS = (1 << 26, 1 << 26)  # bytes and pixels of a sheet of filters
 SCHEMA_VERSION = 1
 

@@ -56,6 +56,7 @@ HISTORY = (
     "images_per_second",
 )
 GRAPH = "neighbours.safetensors"
+FORMER = "former.safetensors"  # the groups before the last apply or recut
 LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 # A run can be read without these files, which some runs do not have.
 SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json")

@@ -1,0 +1,418 @@
+/* ---- edits: one state, changed in one place, remembered by the browser ------------------------------------------- */
+
+const base = new Map(data.clusters.map(cluster => [cluster.number, cluster]));
+const cards = new Map($$(".cluster").map(card => [Number(card.dataset.number), card]));
+const firstFree = Math.max(-1, ...base.keys()) + 1;
+/* names: number -> another name than it had; into: number -> the cluster that it is merged into; splits: number -> how
+   many parts; moves: image -> its new cluster. */
+let state = {
+  names: new Map(), into: new Map(), splits: new Map(), moves: new Map(),
+  junk: new Set(data.clusters.filter(cluster => cluster.junk).map(cluster => cluster.number)),
+};
+const past = [];
+let clusters = base, home = null, where = null, sizes = new Map(), saved = true, remembered = false;
+
+const copied = from => ({
+  names: new Map(from.names), into: new Map(from.into), splits: new Map(from.splits), moves: new Map(from.moves), junk: new Set(from.junk),
+});
+
+/* The parts inside each of so many groups, the largest first: as groups/split.py orders them. */
+function partsAt({sizes, merges}, count) {
+  const nodes = new Map(sizes.map((_, part) => [part, [part]]));
+  merges.slice(0, sizes.length - count).forEach(([a, b], j) => {
+    nodes.set(sizes.length + j, [...nodes.get(a), ...nodes.get(b)].sort((x, y) => x - y));
+    nodes.delete(a);
+    nodes.delete(b);
+  });
+  const total = parts => parts.reduce((sum, part) => sum + sizes[part], 0);
+  return [...nodes.values()].sort((a, b) => total(b) - total(a) || a[0] - b[0]);
+}
+
+/* The clusters as they are with the edits, how many images each has, and where each image is before merges: its home, and
+   where a move put it. */
+function derive() {
+  clusters = new Map(base);
+  sizes = new Map(data.clusters.map(cluster => [cluster.number, cluster.size]));
+  const made = (number, about) => clusters.set(number, {number, name: "", size: 0, distance: null, nearest: null, junk: false, parts: null, ...about});
+  const ofPart = new Map();
+  let next = firstFree;
+  for (const [number, count] of state.splits) {
+    const groups = partsAt(base.get(number).parts, count);
+    ofPart.set(number, new Map(groups.flatMap((parts, i) => parts.map(part => [part, i ? next + i - 1 : number]))));
+    groups.forEach((parts, i) => {
+      const to = i ? next + i - 1 : number, size = parts.reduce((sum, part) => sum + base.get(number).parts.sizes[part], 0);
+      if (i) made(to, {from: number});
+      sizes.set(to, size);
+    });
+    next += count - 1;
+  }
+  if (!imageData) return;
+  home = imageData.cluster.map((each, i) => ofPart.get(imageData.numbers[each])?.get(imageData.part[i]) ?? imageData.numbers[each]);
+  where = [...home];
+  for (const [i, number] of state.moves) {
+    if (!clusters.has(number)) made(number, {moved: true});
+    sizes.set(where[i], sizes.get(where[i]) - 1);
+    sizes.set(number, (sizes.get(number) ?? 0) + 1);
+    where[i] = number;
+  }
+}
+
+/* The first number that no split has taken. New clusters of moved images follow. */
+const afterSplits = () => firstFree + [...state.splits.values()].reduce((sum, count) => sum + count - 1, 0);
+
+/* Splits take their numbers first: those of new clusters move up. */
+function splitUp(number, count) {
+  const from = afterSplits(), up = n => n >= from ? n + count - 1 : n;
+  state.names = new Map([...state.names].map(([n, name]) => [up(n), name]));
+  state.into = new Map([...state.into].map(pair => pair.map(up)));
+  state.moves = new Map([...state.moves].map(([i, n]) => [i, up(n)]));
+  state.junk = new Set([...state.junk].map(up));
+  state.splits.set(number, count);
+}
+
+const nextFree = () => Math.max(-1, ...clusters.keys()) + 1;
+
+function root(number) {
+  while (state.into.has(number)) number = state.into.get(number);
+  return number;
+}
+
+const members = number => [...clusters.keys()].filter(other => root(other) === number);
+const nameOf = number => state.names.get(number) ?? clusters.get(number)?.name ?? "";
+const titleOf = number => `Cluster ${number}` + (nameOf(number) ? ` · ${nameOf(number)}` : "");
+/* The same inside a sentence: the name stays as it was typed. */
+const callOf = number => titleOf(number).replace(/^C/, "c");
+const sizeOf = number => members(number).reduce((sum, other) => sum + (sizes.get(other) ?? 0), 0);
+const imagesOf = number => where ? [...where.keys()].filter(i => root(where[i]) === number) : [];
+const roots = () => [...clusters.keys()].filter(number => !state.into.has(number));
+
+function edits() {
+  const kept = roots();
+  const moves = [...state.moves].filter(([i, number]) => root(number) !== root(home[i]));
+  return {
+    schema_version: 1,
+    cut: data.cut,
+    names: Object.fromEntries(kept.filter(number => state.names.has(number)).map(number => [number, state.names.get(number)])),
+    merge: kept.map(number => [number, ...members(number).filter(other => other !== number && !clusters.get(other).moved)])
+      .filter(merged => merged.length > 1),
+    junk: kept.filter(number => state.junk.has(number)),
+    ...(state.splits.size ? {split: [...state.splits]} : {}),
+    ...(moves.length ? {move: moves.map(([i, number]) => [i * imageData.step, root(number)])} : {}),
+  };
+}
+
+function pendingCount() {
+  const kept = roots();
+  return state.into.size + state.splits.size + state.moves.size + kept.filter(number => state.names.has(number)).length
+    + kept.filter(number => state.junk.has(number) !== clusters.get(number).junk).length;
+}
+
+/* Every edit goes through here, so that each can be taken back. */
+function edit(change) {
+  past.push(copied(state));
+  change();
+  refresh();
+}
+
+function takeBack() {
+  if (!past.length) return;
+  state = past.pop();
+  refresh();
+}
+
+function refresh() {
+  saved = false;
+  derive();
+  /* A cluster that moves had made and that has no image left is no more. */
+  for (const number of [...state.names.keys(), ...state.junk, ...state.into.keys()]) {
+    if (clusters.has(number)) continue;
+    state.names.delete(number);
+    state.junk.delete(number);
+    state.into.delete(number);
+  }
+  for (const [number, card] of cards) {
+    if (clusters.has(number)) continue;
+    card.remove();
+    cards.delete(number);
+  }
+  for (const number of clusters.keys()) if (!base.has(number) && !cards.has(number)) makeCard(number);
+  for (const number of cards.keys()) paint(number);
+  const count = pendingCount();
+  $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
+  $("#download").hidden = count === 0;
+  $("#undo").hidden = !past.length;
+  remember();
+  arrange();
+  whenEdited.forEach(call => call());
+}
+
+/* Where the browser keeps nothing (it may not for a file), the edits are lost with the page, and it asks before. */
+const memory = `deepcluster ${data.run} ${data.cut}`;
+
+function remember() {
+  try {
+    const kept = {names: [...state.names], into: [...state.into], splits: [...state.splits], moves: [...state.moves], junk: [...state.junk]};
+    if (pendingCount()) localStorage.setItem(memory, JSON.stringify(kept));
+    else localStorage.removeItem(memory);
+    remembered = true;
+  } catch { remembered = false; }
+}
+
+function recall() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(memory));
+    if (!kept) return;
+    const number = value => Number.isInteger(value) && value >= 0;
+    const splits = new Map(kept.splits.filter(([n, count]) => base.get(n)?.parts?.sizes.length >= count && count > 1));
+    const moves = new Map(kept.moves.filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
+    state = {splits, moves, names: new Map(), into: new Map(), junk: new Set()};
+    derive();
+    const known = n => clusters.has(n);
+    state.names = new Map(kept.names.filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name).map(([n, name]) => [n, plain(name).slice(0, 200)]));
+    for (const [a, b] of kept.into) if (known(a) && known(b) && root(b) !== a) state.into.set(a, b);
+    state.junk = new Set(kept.junk.filter(known));
+    refresh();
+  } catch { /* nothing is kept, or not by this page */ }
+}
+
+function makeCard(number) {
+  const card = [...cards.values()][0].cloneNode(true);
+  card.id = `cluster-${number}`;
+  card.dataset.number = number;
+  card.className = "cluster made";
+  $("h3", card).firstChild.data = `Cluster ${number}`;
+  $(".about ul", card).replaceChildren(element("li", {}, element("strong", {className: "size"})), element("li", {className: "origin"}));
+  $(".sheet", card).replaceChildren(element("figure", {className: "many"}, element("ul")));
+  $(".rename", card)?.remove();
+  cards.set(number, card);
+  $("#cluster-list").append(card);
+}
+
+function paint(number) {
+  const card = cards.get(number), gone = state.into.has(number), total = sizeOf(number);
+  const others = gone ? [] : members(number).filter(other => other !== number);
+  card.classList.toggle("gone", gone);
+  card.classList.toggle("junk", state.junk.has(number) && !gone);
+  $(".name", card).textContent = nameOf(number) ? ` · ${nameOf(number)}` : "";
+  $(".junk-mark", card).hidden = !state.junk.has(number) || gone;
+  $("[data-act=junk]", card).setAttribute("aria-pressed", state.junk.has(number));
+  $(".size", card).textContent = images(sizes.get(number));
+  $(".all", card).textContent = total === 1 ? "Its image" : `All ${images(total)}`;
+  const note = $(".note", card);
+  const split = !gone && state.splits.get(number);
+  const told = [
+    ...(gone ? [`Merged into ${callOf(root(number))}.`] : []),
+    ...(others.length ? [`With ${others.map(other => `cluster ${other}`).join(", ")}: ${images(total)}.`] : []),
+    ...(split ? [`Split into ${split}: with ${[...clusters.values()].filter(each => each.from === number).map(each => `cluster ${each.number}`).join(", ")}.`] : []),
+    ...(gone ? [] : movesOf(number)),
+  ];
+  note.hidden = !told.length;
+  note.textContent = told.join(" ");
+  for (const button of $$("[data-act]", card)) {
+    button.hidden = gone !== (button.dataset.act === "unmerge")
+      || (button.dataset.act === "split" && !maySplit(number)) || (button.dataset.act === "all" && !where);
+  }
+  if (!where) return;
+  for (const tile of $$("[data-image]", card)) tile.classList.toggle("away", !gone && root(where[tile.dataset.image]) !== number);
+  if (!base.has(number)) {
+    const {from} = clusters.get(number);
+    $(".origin", card).textContent = from === undefined ? "new, of moved images" : `new, of ${callOf(from)}`;
+    const all = imagesOf(number), shown = Math.min(12, all.length);
+    $(".sheet ul", card).replaceChildren(...Array.from({length: shown}, (_, k) => {
+      const i = all[Math.floor(k * all.length / shown)], tile = element("li", {}, picture(tileOf(i), 72));
+      tile.dataset.image = i;
+      return tile;
+    }));
+  }
+}
+
+function movesOf(number) {
+  let here = 0, away = 0;
+  for (const [i, to] of state.moves) {
+    const from = imageData.numbers[imageData.cluster[i]];
+    here += root(to) === number && base.has(number);
+    away += from === number && root(to) !== number;
+  }
+  return [...(here ? [`${images(here)} moved here.`] : []), ...(away ? [`${images(away)} moved away.`] : [])];
+}
+
+const maySplit = number => Boolean(base.get(number)?.parts && where && !state.splits.has(number) && !state.into.has(number) && members(number).length < 2);
+
+/* As the table of clusters takes them: one line of printable text. */
+function plain(text) {
+  return text.replace(/\p{Z}/gu, " ").replace(/\p{C}/gu, "").trim();
+}
+
+function rename(number) {
+  const card = cards.get(number), shown = $(".name", card);
+  if ($("input", card) || state.into.has(number)) return;
+  const input = element("input", {
+    className: "rename", value: nameOf(number), maxLength: 200, placeholder: "name", ariaLabel: `Name of cluster ${number}`,
+  });
+  let open = true;
+  const close = keep => {
+    if (!open) return;
+    open = false;
+    const name = plain(input.value);
+    input.remove();
+    shown.hidden = false;
+    if (keep && name !== nameOf(number)) edit(() => {
+      if (name === clusters.get(number).name) state.names.delete(number);
+      else state.names.set(number, name);
+    });
+    card.focus({preventScroll: true});
+  };
+  input.addEventListener("keydown", event => {
+    if (event.key === "Enter") close(true);
+    if (event.key === "Escape") close(false);
+  });
+  input.addEventListener("blur", () => close(true));
+  shown.hidden = true;
+  shown.after(input);
+  input.select();
+}
+
+function mark(number) {
+  if (state.into.has(number)) return;
+  edit(() => { if (!state.junk.delete(number)) state.junk.add(number); });
+}
+
+const unmerge = number => edit(() => state.into.delete(number));
+
+/* Ask for a cluster, by its picture, its number or its whole name. */
+function choose({title, hint, others, nearest = null, made = null, done, back}) {
+  const dialog = $("#merge"), list = $("#merge-list"), filter = $("#merge-filter");
+  $("#merge-title").textContent = title;
+  $("#merge-hint").textContent = hint;
+  others = [...others].sort((a, b) => (b === nearest) - (a === nearest) || a - b);
+  const entry = (value, face, text, about) => element("li", {}, element("button", {type: "submit", value: String(value)}, face,
+    element("span", {}, text), element("span", {className: "quiet"}, about)));
+  list.replaceChildren(...(made === null ? [] : [entry(made, element("span", {className: "tile"}, "+"), "A new cluster", `number ${made}`)]),
+    ...others.map(other => {
+      const medoid = cards.has(other) ? $(".medoid img", cards.get(other)) : null;
+      const first = medoid || !where ? -1 : where.findIndex(each => root(each) === other);
+      const face = medoid ? element("img", {src: medoid.src, alt: ""}) : first < 0 ? element("span", {className: "tile"}) : picture(tileOf(first), 44);
+      return entry(other, face, titleOf(other), images(sizeOf(other)) + (other === nearest ? ", nearest" : ""));
+    }));
+  const button = other => $(`button[value="${other}"]`, list);
+  const typed = () => plain(filter.value).toLowerCase();
+  const called = other => plain(nameOf(other)).toLowerCase();
+  /* The one cluster that what was typed is the number or the whole name of. A number is that of a cluster first. */
+  const meant = () => {
+    const text = typed(), number = text.replace(/^cluster /, "");
+    if (clusters.has(Number(number)) && /^\d+$/.test(number)) return others.find(other => other === Number(number));
+    const named = others.filter(other => text && [called(other), titleOf(other).toLowerCase()].includes(text));
+    return named.length === 1 ? named[0] : undefined;
+  };
+  filter.value = "";
+  filter.oninput = () => {
+    const text = typed(), one = meant();
+    if (made !== null) button(made).parentElement.hidden = Boolean(text);
+    for (const other of others) {
+      const like = /^\d+$/.test(text) ? String(other).startsWith(text) || called(other).includes(text)
+        : titleOf(other).toLowerCase().includes(text);
+      button(other).parentElement.hidden = !like;
+      button(other).classList.toggle("meant", other === one);
+    }
+    if (one !== undefined) list.prepend(button(one).parentElement);
+  };
+  filter.onkeydown = event => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    const one = meant();
+    if (one !== undefined && !event.isComposing) button(one).click();
+  };
+  dialog.onkeydown = event => {
+    const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const stops = [filter, ...$$("li:not([hidden]) button", list)];
+    stops[Math.max(0, Math.min(stops.length - 1, stops.indexOf(document.activeElement) + step))].focus();
+  };
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value !== "") done(Number(event.submitter.value));
+  };
+  dialog.onclose = back;
+  dialog.showModal();
+  filter.focus();
+}
+
+function openMerge(number) {
+  const others = roots().filter(other => other !== number && sizeOf(other));
+  if (state.into.has(number) || !others.length) return;
+  choose({
+    title: `Merge ${callOf(number)} into`, hint: "It keeps the number of the cluster that you choose.",
+    others, nearest: base.get(number)?.nearest ?? null,
+    done: target => edit(() => state.into.set(number, target)),
+    back: () => cards.get(number).focus({preventScroll: true}),
+  });
+}
+
+/* Move images to a cluster that is asked for. */
+function openMove(list, back = () => {}) {
+  if (!list.length) return;
+  const from = new Set(list.map(i => root(where[i])));
+  choose({
+    title: `Move ${images(list.length)} to`, hint: imageData.step > 1
+      ? "These alone: the page has not all images. Whole groups are merged or split instead."
+      : "The other images of their clusters stay where they are.",
+    others: roots().filter(number => sizeOf(number) && !(from.size === 1 && from.has(number))), made: nextFree(),
+    done: target => {
+      edit(() => {
+        for (const i of list) {
+          state.moves.delete(i);
+          state.moves.set(i, target);
+        }
+        /* Back to where it was: nothing to do. */
+        for (const i of list) if (home[i] === target) state.moves.delete(i);
+      });
+      tick([]);
+    },
+    back,
+  });
+}
+
+function openSplit(number) {
+  if (!maySplit(number)) return;
+  const dialog = $("#split"), slider = $("#split-count"), parts = base.get(number).parts, own = imagesOf(number);
+  $("#split-title").textContent = `Split ${callOf(number)}`;
+  slider.max = parts.sizes.length;
+  slider.value = 2;
+  const update = () => {
+    const count = Number(slider.value), next = afterSplits();
+    $("#split-value").textContent = count;
+    $("#split-parts").replaceChildren(...partsAt(parts, count).map((inside, i) => {
+      const some = own.filter(image => inside.includes(imageData.part[image])), shown = Math.min(9, some.length);
+      return element("li", {}, element("span", {}, `${i ? next + i - 1 : number}`, element("br"),
+        element("span", {className: "quiet"}, images(inside.reduce((sum, part) => sum + parts.sizes[part], 0)))),
+      element("span", {className: "row"}, ...Array.from({length: shown}, (_, k) => picture(tileOf(some[Math.floor(k * some.length / shown)]), 44))));
+    }));
+  };
+  slider.oninput = update;
+  $("form", dialog).onsubmit = event => {
+    if (event.submitter.value === "split") edit(() => splitUp(number, Number(slider.value)));
+  };
+  dialog.onclose = () => cards.get(number).focus({preventScroll: true});
+  update();
+  dialog.showModal();
+  slider.focus();
+}
+
+const acts = {rename, merge: openMerge, split: openSplit, junk: mark, unmerge, all: openCluster};
+$("#clusters").addEventListener("click", event => {
+  const card = event.target.closest(".cluster"), button = event.target.closest("[data-act]");
+  if (card) mind(card, false);
+  if (button) return acts[button.dataset.act](Number(card.dataset.number));
+  const tile = event.target.closest("[data-image]");
+  if (tile) openOne(Number(tile.dataset.image), $$("[data-image]", card).map(each => Number(each.dataset.image)));
+});
+$("#undo").addEventListener("click", takeBack);
+$("#download").addEventListener("click", () => {
+  save("edits.json", JSON.stringify(edits(), null, 2) + "\n", "application/json");
+  saved = true;
+});
+addEventListener("beforeunload", event => {
+  if (!saved && !remembered && pendingCount()) event.preventDefault();
+});
+
+derive();

@@ -1,0 +1,330 @@
+/* ---- the map ---------------------------------------------------------------------------------------------------- */
+
+function map(points) {
+  const x = shorts(points.x), y = shorts(points.y), {far, label, numbers} = imageData;
+  const count = x.length;
+  const highest = y.reduce((most, value) => Math.max(most, value), 1), widest = x.reduce((most, value) => Math.max(most, value), 1);
+  const plane = $("#plane"), canvas = $("#points"), marks = $("#marks"), tip = $("#tip");
+  let colour = "cluster", selected = null, size = [0, 0], zoom = 1, shift = [0, 0], lasso = null, under = -1, moving = null;
+  const fingers = new Map();
+  let pinch = null;
+
+  /* Distances by rank, so that a few far ones do not make all others look alike. */
+  const ranks = new Float32Array(count);
+  [...far.keys()].sort((a, b) => far[a] - far[b]).forEach((i, rank) => { ranks[i] = rank / Math.max(1, count - 1); });
+
+  const scale = () => Math.min((size[0] - 32) / widest, (size[1] - 32) / highest);
+  const left = i => (x[i] - widest / 2) * scale() * zoom + size[0] / 2 + shift[0];
+  const top = i => (y[i] - highest / 2) * scale() * zoom + size[1] / 2 + shift[1];
+  const radius = () => (count < 300 ? 4.5 : count < 1000 ? 3.4 : count < 4000 ? 2.5 : 1.8) * Math.min(2, zoom ** 0.4);
+
+  function category(i) {
+    if (colour === "distance") return Math.floor(ranks[i] * 31.99);
+    return colour === "label" ? label[i] : clusterOf(i);
+  }
+
+  /* A cluster that an edit made gets the next colour. */
+  const rank = number => { const at = numbers.indexOf(number); return at < 0 ? numbers.length + number - firstFree : at; };
+  const paintOf = kind => colour === "distance" ? between(kind / 31) : colour === "label" && !imageData.labels[kind] ? "#8886" : colour === "label" ? colourOf(kind) : colourOf(rank(kind));
+
+  function draw() {
+    const pen = canvas.getContext("2d"), ratio = canvas.width / size[0];
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, ...size);
+    const layers = new Map();
+    for (let i = 0; i < count; i++) {
+      const key = category(i) * 2 + (selected && !selected.has(i) ? 0 : 1);
+      if (!layers.has(key)) layers.set(key, []);
+      layers.get(key).push(i);
+    }
+    const r = radius();
+    for (const strong of [0, 1]) {
+      pen.globalAlpha = strong ? 0.82 : 0.2;
+      for (const [key, which] of layers) {
+        if (key % 2 !== strong) continue;
+        pen.fillStyle = paintOf(key >> 1);
+        pen.beginPath();
+        for (const i of which) {
+          const px = left(i), py = top(i);
+          pen.moveTo(px + r, py);
+          pen.arc(px, py, r, 0, 7);
+        }
+        pen.fill();
+      }
+    }
+    pen.globalAlpha = 1;
+    if (sheetIsReady && zoom >= PICTURES_FROM) drawPictures(pen);
+    if (colour !== "distance") drawNames(pen);
+    drawMarks();
+  }
+
+  /* Where the map is zoomed in, pictures lie on the points: as many as do not cover each other. */
+  const PICTURES_FROM = 1.8;
+  let sheetIsReady = false;
+  sheetReady.then(ready => { sheetIsReady = ready; });
+
+  function drawPictures(pen) {
+    const own = sheet.naturalWidth / data.columns, side = Math.min(64, 22 + 6 * zoom), taken = new Set();
+    for (let i = 0; i < count; i++) {
+      const px = left(i), py = top(i);
+      if (px < -side || py < -side || px > size[0] + side || py > size[1] + side) continue;
+      const column = Math.floor(px / side), row = Math.floor(py / side);
+      if (taken.has(`${column},${row}`)) continue;
+      taken.add(`${column},${row}`);
+      const tile = tileOf(i), dx = px - side / 2 + 1, dy = py - side / 2 + 1;
+      pen.globalAlpha = selected && !selected.has(i) ? 0.35 : 1;
+      pen.fillStyle = paintOf(category(i));
+      pen.fillRect(dx - 2, dy - 2, side + 2, side + 2);
+      pen.drawImage(sheet, (tile % data.columns) * own, Math.floor(tile / data.columns) * own, own, own, dx, dy, side - 2, side - 2);
+    }
+    pen.globalAlpha = 1;
+  }
+
+  /* The name or number of each cluster where most of its images are, the largest first, none over another. */
+  function drawNames(pen) {
+    const style = getComputedStyle(document.documentElement), boxes = [];
+    pen.font = `600 13px ${style.fontFamily}`;
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    pen.lineJoin = "round";
+    pen.lineWidth = 4;
+    pen.strokeStyle = style.getPropertyValue("--paper");
+    pen.fillStyle = style.getPropertyValue("--ink");
+    for (const [number, [mx, my]] of middles()) {
+      const px = (mx - widest / 2) * scale() * zoom + size[0] / 2 + shift[0], py = (my - highest / 2) * scale() * zoom + size[1] / 2 + shift[1];
+      const name = nameOf(number), text = name.length > 28 ? `${number} ${name.slice(0, 27)}…` : name ? `${number} ${name}` : String(number);
+      const half = pen.measureText(text).width / 2 + 3;
+      if (boxes.some(([x, y, other]) => Math.abs(x - px) < half + other && Math.abs(y - py) < 18)) continue;
+      boxes.push([px, py, half]);
+      pen.strokeText(text, px, py);
+      pen.fillText(text, px, py);
+    }
+  }
+
+  let places = null;
+  whenEdited.push(() => { places = null; });
+
+  function middles() {
+    if (places) return places;
+    const inside = new Map();
+    for (let i = 0; i < count; i++) {
+      const number = clusterOf(i);
+      if (!inside.has(number)) inside.set(number, []);
+      inside.get(number).push(i);
+    }
+    const middle = (which, axis) => which.map(i => axis[i]).sort((a, b) => a - b)[which.length >> 1];
+    places = [...inside].sort((a, b) => b[1].length - a[1].length).map(([number, which]) => [number, [middle(which, x), middle(which, y)]]);
+    return places;
+  }
+
+  function drawMarks() {
+    const pen = marks.getContext("2d"), ratio = marks.width / size[0];
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, ...size);
+    const style = getComputedStyle(document.documentElement);
+    pen.strokeStyle = style.getPropertyValue("--ink");
+    pen.fillStyle = style.getPropertyValue("--veil");
+    pen.lineWidth = 1.5;
+    if (lasso) {
+      pen.beginPath();
+      lasso.forEach(([px, py]) => pen.lineTo(px, py));
+      pen.closePath();
+      pen.fill();
+      pen.stroke();
+    }
+    if (under >= 0) {
+      pen.beginPath();
+      pen.arc(left(under), top(under), radius() + 3, 0, 7);
+      pen.stroke();
+    }
+  }
+
+  function nearest(px, py, within) {
+    let found = -1, least = within * within;
+    for (let i = 0; i < count; i++) {
+      const d = (left(i) - px) ** 2 + (top(i) - py) ** 2;
+      if (d < least && (!selected || selected.has(i) || d < least / 4)) [found, least] = [i, d];
+    }
+    return found;
+  }
+
+  function inside(polygon, px, py) {
+    let is = false;
+    for (let i = 0, j = polygon.length - 1; i < polygon.length; j = i++) {
+      const [ax, ay] = polygon[i], [bx, by] = polygon[j];
+      if (ay > py !== by > py && px < (bx - ax) * (py - ay) / (by - ay) + ax) is = !is;
+    }
+    return is;
+  }
+
+  function tell(event) {
+    const at = place(event);
+    under = lasso || moving ? -1 : nearest(...at, 12);
+    tip.hidden = under < 0;
+    if (under >= 0) {
+      tip.replaceChildren(
+        ...(sheet ? [picture(tileOf(under), 80)] : []),
+        element("div", {}, element("strong", {}, imageData.names[under]), element("br"), titleOf(clusterOf(under)), element("br"),
+          `distance ${distanceOf(under).toFixed(3)}${imageData.outliers.has(under) ? ", outlier" : ""}`,
+          ...(labelOf(under) ? [element("br"), `label ${labelOf(under)}`] : [])));
+      tip.style.left = `${Math.min(at[0] + 14, Math.max(0, size[0] - tip.offsetWidth - 4))}px`;
+      tip.style.top = `${at[1] + 14 + tip.offsetHeight > size[1] ? Math.max(0, at[1] - tip.offsetHeight - 10) : at[1] + 14}px`;
+    }
+    drawMarks();
+  }
+
+  const place = event => {
+    const box = plane.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
+
+  plane.addEventListener("pointerdown", event => {
+    if (event.button) return;
+    plane.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, place(event));
+    if (fingers.size === 2) {
+      const [a, b] = [...fingers.values()];
+      pinch = Math.hypot(a[0] - b[0], a[1] - b[1]);
+      lasso = moving = null;
+      return drawMarks();
+    }
+    if ($("[name=drag]:checked").value === "move") moving = [event.clientX - shift[0], event.clientY - shift[1]];
+    else lasso = [place(event)];
+  });
+  plane.addEventListener("pointermove", event => {
+    if (fingers.has(event.pointerId)) fingers.set(event.pointerId, place(event));
+    if (pinch) {
+      if (fingers.size < 2) return;
+      const [a, b] = [...fingers.values()], now = Math.hypot(a[0] - b[0], a[1] - b[1]);
+      zoomAt(now / Math.max(1, pinch), [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2]);
+      pinch = now;
+      return;
+    }
+    if (moving) {
+      shift = [event.clientX - moving[0], event.clientY - moving[1]];
+      draw();
+    } else if (lasso) {
+      lasso.push(place(event));
+    }
+    tell(event);
+  });
+  const lift = event => {
+    fingers.delete(event.pointerId);
+    const drawn = lasso, moved = moving, pinched = pinch;
+    lasso = moving = null;
+    if (!fingers.size) pinch = null;
+    if (pinched || event.type === "pointercancel") return drawMarks();
+    if (drawn) {
+      const across = axis => Math.max(...drawn.map(at => at[axis])) - Math.min(...drawn.map(at => at[axis]));
+      if (across(0) + across(1) < 8) {
+        const one = nearest(...place(event), 12);
+        select(one < 0 ? null : [one]);
+        tell(event);
+      } else {
+        const found = [];
+        for (let i = 0; i < count; i++) if (inside(drawn, left(i), top(i))) found.push(i);
+        select(found);
+        quiet();
+      }
+    } else if (moved) tell(event);
+  };
+  plane.addEventListener("pointerup", lift);
+  plane.addEventListener("pointercancel", lift);
+  const quiet = () => {
+    under = -1;
+    tip.hidden = true;
+    drawMarks();
+  };
+  /* A finger that is lifted leaves, too: what it tapped stays told. */
+  plane.addEventListener("pointerleave", event => { if (event.pointerType !== "touch") quiet(); });
+  plane.addEventListener("wheel", event => {
+    event.preventDefault();
+    zoomAt(Math.exp(-event.deltaY / 400), place(event));
+  }, {passive: false});
+
+  function zoomAt(factor, [px, py] = [size[0] / 2, size[1] / 2]) {
+    const before = zoom;
+    zoom = Math.min(40, Math.max(1, zoom * factor));
+    shift = zoom === 1 ? [0, 0] : [px, py].map((at, axis) => at - size[axis] / 2 - (at - size[axis] / 2 - shift[axis]) * zoom / before);
+    draw();
+  }
+
+  $("#zoom-in").addEventListener("click", () => zoomAt(1.6));
+  $("#zoom-out").addEventListener("click", () => zoomAt(1 / 1.6));
+  $("#zoom-all").addEventListener("click", () => zoomAt(0));
+
+  /* The images that were chosen on the map: an array, or null for none. They are listed beside it, and selected. */
+  let listed = [], grid = null;
+
+  function select(which, keep = null) {
+    selected = which ? new Set(which) : null;
+    listed = which ?? [];
+    for (const button of $$("#legend button")) button.setAttribute("aria-pressed", button === keep);
+    $("#selection").hidden = !which;
+    $("#hint").hidden = Boolean(which);
+    tick(listed);
+    tellSelected();
+    if (which) sheetReady.then(() => {
+      grid ??= makeGrid($("#selected-grid"), 60);
+      grid.show(listed);
+    });
+    draw();
+  }
+
+  function tellSelected() {
+    $("#selected").textContent = `${images(listed.length)} selected`;
+    const counts = new Map();
+    for (const i of listed) counts.set(clusterOf(i), (counts.get(clusterOf(i)) ?? 0) + 1);
+    const ordered = [...counts].sort((a, b) => b[1] - a[1]);
+    $("#selected-clusters").textContent = ordered.slice(0, 6).map(([number, n]) => `${grouped(n)} in ${callOf(number)}`).join(", ")
+      + (ordered.length > 6 ? `, and in ${ordered.length - 6} more` : "");
+    for (const button of $$("#selection [data-ticked]:not([data-ticked=move]), #enlarge-grid")) button.disabled = !listed.length;
+  }
+
+  $("#clear").addEventListener("click", () => select(null));
+  $("#enlarge-grid").addEventListener("click", () => openImages(() => [...listed], () => "Selected on the map", () => listed.length, () => {}, true));
+  whenEdited.push(tellSelected);
+
+  function legend() {
+    const list = $("#legend");
+    $("#legend-title").textContent = {cluster: "Clusters", label: "Labels", distance: "Distance to the centroid"}[colour];
+    if (colour === "distance") {
+      const bar = element("div", {className: "ramp"});
+      bar.style.background = `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map(between).join(", ")})`;
+      return list.replaceChildren(element("li", {}, bar, element("span", {className: "quiet ends"}, element("span", {}, "nearest"), element("span", {}, "farthest"))));
+    }
+    const kinds = new Map();
+    for (let i = 0; i < count; i++) {
+      const kind = category(i);
+      if (!kinds.has(kind)) kinds.set(kind, []);
+      kinds.get(kind).push(i);
+    }
+    list.replaceChildren(...[...kinds].sort((a, b) => a[0] - b[0]).map(([kind, which]) => {
+      const swatch = element("span", {className: "swatch"});
+      swatch.style.background = paintOf(kind);
+      const text = colour === "label" ? imageData.labels[kind] || "no label" : titleOf(kind).replace("Cluster ", "");
+      const button = element("button", {type: "button", ariaPressed: "false"}, swatch, element("span", {className: "path"}, text),
+        element("span", {className: "quiet"}, grouped(which.length)));
+      button.addEventListener("click", () => button.getAttribute("aria-pressed") === "true" ? select(null) : select(which, button));
+      return element("li", {}, button);
+    }));
+  }
+
+  for (const radio of $$("[name=colour]")) radio.addEventListener("change", () => {
+    colour = radio.value;
+    legend();
+    draw();
+  });
+  for (const radio of $$("[name=drag]")) radio.addEventListener("change", () => plane.classList.toggle("moves", radio.value === "move"));
+  whenEdited.push(legend, draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  new ResizeObserver(() => {
+    size = [plane.clientWidth, plane.clientHeight];
+    for (const each of [canvas, marks]) [each.width, each.height] = size.map(side => Math.round(side * devicePixelRatio));
+    if (size[0]) draw();
+  }).observe(plane);
+  legend();
+  return {clear: () => select(null), list: () => listed};
+}
+
+const mapped = data.points && $("#map") ? map(data.points) : null;
