@@ -106,7 +106,7 @@ def load_body(
         convert: From another layout to that of ``body``, for a file that does not fit as it is.
 
     Returns:
-        The modules in the file that have no place in ``body``, in words.
+        The modules in the file that have no place in ``body``, in words; the heads, which never have one, left out.
 
     Raises:
         ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
@@ -132,7 +132,7 @@ def load_body(
                 " that made it had failed; give other --weights"
             )
     body.load_state_dict(expected | given)
-    return ", ".join(_left_out(state, given))
+    return ", ".join(module for module in _left_out(state, given) if module not in heads)
 
 
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
