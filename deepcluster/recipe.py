@@ -154,7 +154,7 @@ class Recipe(Options):
 
     backbone: str = _network(
         "alexnet",
-        "The convnet; photos, photos-ssl and photos-small are published networks with their weights.",
+        "The convnet; photos, photos-ssl, photos-pair and photos-small are published ones with their weights.",
         choices=("compact", "alexnet", "vgg16", *PUBLISHED, "timm:NAME"),
         flag=True,
     )
