@@ -132,7 +132,7 @@ def test_every_name_through_the_command(corpus: Path, tmp_path: Path, locale: st
     assert len(shown_page.all("script")) == 2  # its own, and the data
     assert not shown_page.all("iframe") and not shown_page.all("b")
     policy = [a["content"] for a, _ in shown_page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
-    allowed = r"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-[\w+/]{43}='"
+    allowed = r"default-src 'none'; img-src data: file:; style-src 'unsafe-inline'; script-src 'sha256-[\w+/]{43}='"
     assert re.fullmatch(allowed, *policy)
 
     # predict: rows on standard output, the others on standard error, a line each.

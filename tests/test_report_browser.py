@@ -409,6 +409,12 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
         assert pending == "8 edits pending"
         page.reload()
         assert page.locator("#pending").inner_text() == pending
+        page.get_by_role("button", name="Undo", exact=True).click()
+        assert page.locator("#pending").inner_text() == "7 edits pending"
+        page.locator("#cluster-5").get_by_role("button", name="Merge into").click()
+        page.locator("#merge-filter").fill("2")
+        page.keyboard.press("Enter")
+        assert page.locator("#pending").inner_text() == pending
         with page.expect_download() as download:
             page.get_by_role("button", name="Download edits.json").click()
         download.value.save_as(tmp_path / "edits.json")
@@ -448,7 +454,8 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
 BROKEN = [
     "{",
     "[]",
-    '{"names": [[99, "x"]], "into": [[0, 99]], "splits": [[0, 99]], "moves": [[99999, 0]], "junk": [99]}',
+    '{"names": [[0, "x"]], "past": [], "into": [], "splits": [], "moves": 3, "junk": []}',
+    '{"past": [], "names": [[99, "x"]], "into": [[0, 99]], "splits": [[0, 99]], "moves": [[99999, 0]], "junk": [99]}',
 ]
 
 

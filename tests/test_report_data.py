@@ -95,6 +95,7 @@ def test_what_is_like_an_image_and_what_a_cluster_splits_into_by_hand() -> None:
     assert shorts(found["images"]["part"]) == [1, 0, 0]
     assert [each["parts"] for each in found["clusters"]] == [{"sizes": [1, 1], "merges": [[0, 1]]}, None]
     assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
+    assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
 
 
 def test_odd_distances_are_none() -> None:

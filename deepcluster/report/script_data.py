@@ -43,7 +43,7 @@ def script_data(
         "recut": recut,
         "columns": across,
         "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
-        "originals": quote(originals) or None,
+        "originals": quote(originals, errors="surrogateescape") or None,
         "clusters": [_cluster(row, (parts or {}).get(int(row["cluster"]))) for row in summary],
         "images": {
             **_images(clusters, summary, chosen, every),

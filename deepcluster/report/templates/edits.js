@@ -149,30 +149,46 @@ function refresh() {
 /* Where the browser keeps nothing (it may not for a file), the edits are lost with the page, and it asks before. */
 const memory = `deepcluster ${data.run} ${data.cut}`;
 
+const MOST_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the past is not kept */
+const packed = ({names, into, splits, moves, junk}) => ({names: [...names], into: [...into], splits: [...splits], moves: [...moves], junk: [...junk]});
+
 function remember() {
   try {
-    const kept = {names: [...state.names], into: [...state.into], splits: [...state.splits], moves: [...state.moves], junk: [...state.junk]};
+    const kept = {...packed(state), past: state.moves.size > MANY_MOVES ? [] : past.slice(-MOST_PAST).map(packed)};
     if (pendingCount()) localStorage.setItem(memory, JSON.stringify(kept));
     else localStorage.removeItem(memory);
     remembered = true;
   } catch { remembered = false; }
 }
 
+/* A state as it was kept, without what does not fit this page. */
+function trusted(kept) {
+  const number = value => Number.isInteger(value) && value >= 0;
+  const splits = new Map(kept.splits.filter(([n, count]) => base.get(n)?.parts?.sizes.length >= count && count > 1));
+  const moves = new Map(kept.moves.filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
+  state = {splits, moves, names: new Map(), into: new Map(), junk: new Set()};
+  derive();
+  const known = n => clusters.has(n);
+  state.names = new Map(kept.names.filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name)
+    .map(([n, name]) => [n, plain(name).slice(0, 200)]));
+  for (const [a, b] of kept.into) if (known(a) && known(b) && root(b) !== a) state.into.set(a, b);
+  state.junk = new Set(kept.junk.filter(known));
+  return state;
+}
+
 function recall() {
+  const fresh = copied(state);
   try {
     const kept = JSON.parse(localStorage.getItem(memory));
     if (!kept) return;
-    const number = value => Number.isInteger(value) && value >= 0;
-    const splits = new Map(kept.splits.filter(([n, count]) => base.get(n)?.parts?.sizes.length >= count && count > 1));
-    const moves = new Map(kept.moves.filter(([i, n]) => number(i) && i < (imageData?.count ?? 0) && number(n) && n < firstFree + 1000));
-    state = {splits, moves, names: new Map(), into: new Map(), junk: new Set()};
-    derive();
-    const known = n => clusters.has(n);
-    state.names = new Map(kept.names.filter(([n, name]) => known(n) && typeof name === "string" && plain(name) !== clusters.get(n).name).map(([n, name]) => [n, plain(name).slice(0, 200)]));
-    for (const [a, b] of kept.into) if (known(a) && known(b) && root(b) !== a) state.into.set(a, b);
-    state.junk = new Set(kept.junk.filter(known));
+    const before = kept.past.map(trusted);
+    state = trusted(kept);
+    past.push(...before);
     refresh();
-  } catch { /* nothing is kept, or not by this page */ }
+  } catch {  /* nothing is kept, or not by this page */
+    state = fresh;
+    derive();
+  }
 }
 
 function makeCard(number) {
