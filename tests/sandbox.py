@@ -118,7 +118,7 @@ class Sandbox:
             return
         target = arguments.pop() if ">" in arguments else ""
         arguments = [word for word in arguments if word != ">"]
-        if arguments[0] == "fit" and "--dry-run" not in arguments:
+        if arguments[0] == "fit" and not {"--dry-run", "--features"} & {*arguments}:
             arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
         if arguments[0] == "apply":
             self._write_edits(*arguments[1:3])

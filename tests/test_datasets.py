@@ -45,11 +45,15 @@ def test_items(item, expected):
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (torch.zeros(3, 4, 4), "float32 and not uint8: leave out ToTensor and Normalize"),
+        (
+            torch.full((3, 4, 4), -1.0),
+            r"float32 from -1 to -1, and neither uint8 nor .*: leave out Normalize",
+        ),
         (np.zeros((5, 4, 5), np.uint8), r"shape \(5, 4, 5\)"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
-        ({"image": GREY}, "of type dict"),
+        ({"picture": GREY}, "a dict with the keys 'picture' and no 'image'"),
+        ({"image": None}, "of type NoneType"),
         ((), "of type tuple"),
         (None, "of type NoneType"),
     ],
