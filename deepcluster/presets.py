@@ -426,6 +426,7 @@ def _gentle(size: int, facts: Facts) -> Choices:
         "rounds": (rounds, "a pretrained network needs few"),
         "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
         **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64, dims=128),
+        "grouping": ("consensus", "embeddings tell more of what a pretrained network knows"),
         "view_size": (round(size * 0.75), "crops look larger: 3/4 of the side keeps their scale, and is faster"),
     }
 

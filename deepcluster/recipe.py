@@ -264,6 +264,11 @@ class Recipe(Options):
         "Features whose neighbour graph is cut: the final ones, the clearer of initial and final, or of all rounds.",
         choices=("final", "clearer", "rounds"),
     )
+    grouping: str = _result(
+        "cut",
+        "How that graph becomes groups: its normalised cut, or the consensus of that and of clusterings of embeddings.",
+        choices=("cut", "consensus"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -69,7 +69,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "small_crop_min": (0.06, {"small_view.crop": (0.06, 0.14)}, {"small_views": 1}),
     "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
 }
-ELSEWHERE = {"neighbours"}  # how the groups are cut: test_adapting
+ELSEWHERE = {"neighbours", "grouping"}  # how the groups are made: test_adapting, test_consensus
 
 
 def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:

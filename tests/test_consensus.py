@@ -8,11 +8,14 @@ from sklearn.datasets import make_circles, make_moons
 from torch.nn import functional as F
 
 from deepcluster.clustering.agreement import ari
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.groups import consensus
 from deepcluster.groups.consensus import agreed, consensus_cut, ward_labels
 from deepcluster.groups.cut import cut, place
 from deepcluster.groups.embedding import embedding
 from deepcluster.groups.neighbour_graph import neighbour_ties, normalised_cut
+from deepcluster.runs.groups import groups_of
+from deepcluster.seeding import derive, generator
 from tests.helpers.features import blobs
 
 
@@ -30,7 +33,7 @@ def raised(points: np.ndarray) -> torch.Tensor:
 def test_moons_and_rings(shape, seed):
     rows, labels = raised(shape[0]), torch.from_numpy(shape[1])
     assert ari(labels, consensus_cut(neighbour_ties(rows), 2, seed)) == 1
-    assert ari(labels, place(rows, cut(rows, 2, seed=seed), rows[:1]).cluster) > 0.98
+    assert ari(labels, place(rows, cut(rows, 2, seed=seed, parts_of=consensus_cut), rows[:1]).cluster) > 0.98
 
 
 def test_groups_of_different_densities():
@@ -53,7 +56,7 @@ def test_the_order_of_the_rows_and_the_seed_change_nothing_that_is_clear():
 
 def test_equal_rows_are_together():
     rows = torch.cat([blobs([40, 40]), blobs([40, 40])])
-    found = place(rows, cut(rows, 2), rows[:1]).cluster
+    found = place(rows, cut(rows, 2, parts_of=consensus_cut), rows[:1]).cluster
     assert torch.equal(found[:80], found[80:])
     assert found.bincount().tolist() == [80, 80]
 
@@ -86,3 +89,13 @@ def test_an_embedding_brings_neighbours_together():
     spread = np.linalg.norm(places.reshape(3, 50, 10) - middles[:, None], axis=2).max()
     assert min(np.linalg.norm(middles[a] - middles[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 2 * spread
     assert embedding(neighbour_ties(rows[:4]), 10, 0).shape == (4, 2)  # no more than eigenvectors
+
+
+@pytest.mark.parametrize(("grouping", "parts_of"), [("cut", normalised_cut), ("consensus", consensus_cut)])
+def test_the_option_decides(grouping, parts_of):
+    """Two blobs that touch: both ways cut them, each in its own way."""
+    rows = F.normalize(torch.randn(200, 8, generator=generator(0, "rows")) + torch.eye(8)[[0, 1]].repeat(100, 1), dim=1)
+    fine = kmeans(rows, 4)
+    groups = groups_of(rows, fine, 2, 0, grouping)
+    expected = cut(rows, 2, seed=derive(0, "groups"), parts_of=parts_of)
+    assert torch.equal(groups.groups, expected.groups) and torch.equal(groups.centroids, expected.centroids)

@@ -155,11 +155,11 @@ def test_place_alone_and_among_others_is_bit_identical():
 def test_as_many_groups_as_fine_clusters_are_a_cut_too(seed):
     """With up to 20 images for each group wanted there are no more pseudo-labels than groups."""
     x, labels = ring_and_cap()
-    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed), x[:1])
+    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, "cut"), x[:1])
     assert nmi(labels, found.cluster) > 0.95
     rows = torch.arange(len(x))
     other = Graph(rows, neighbour_ties(x[torch.randperm(len(x), generator=generator(seed, "order"))]))
-    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, other), x[:1])
+    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, "cut", other), x[:1])
     assert nmi(labels, found.cluster) < 0.5  # by the graph that was passed, which is of other rows
 
 
@@ -167,8 +167,8 @@ def test_too_many_groups_for_a_cut_are_the_last_clustering(monkeypatch):
     monkeypatch.setattr(run_groups, "MOST_IN_CUT", 1)
     x, _ = ring_and_cap()
     fine = kmeans(x, 2)
-    assert torch.equal(run_groups.groups_of(x, fine, 2, 0).centroids, as_groups(fine).centroids)
-    assert len(run_groups.groups_of(x, fine, 3, 0).centroids) > 3
+    assert torch.equal(run_groups.groups_of(x, fine, 2, 0, "cut").centroids, as_groups(fine).centroids)
+    assert len(run_groups.groups_of(x, fine, 3, 0, "cut").centroids) > 3
 
 
 def test_outliers_by_hand():

@@ -16,7 +16,7 @@ from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import cut, place
 from deepcluster.groups.embedding import embedding
-from deepcluster.groups.neighbour_graph import neighbour_ties, normalised_cut
+from deepcluster.groups.neighbour_graph import neighbour_ties
 from deepcluster.seeding import derive, generator
 
 MOST = 30
@@ -99,7 +99,7 @@ def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
     labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: max(k, round(SHARE * len(rows)))]
-        groups = cut(rows[part], k, seed=derive(seed, "cut", i), parts_of=normalised_cut)
+        groups = cut(rows[part], k, seed=derive(seed, "cut", i))
         labelings.append(place(rows, groups, groups.centroids[:1]).cluster)
     agreement = mean(ari(one, other) for one, other in combinations(labelings, 2))
     proper = [labels for labels in labelings if 1 < len(labels.unique()) < len(rows)]

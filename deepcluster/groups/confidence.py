@@ -150,7 +150,7 @@ def clarity(before: Tensor, after: Tensor, k: int, seed: int) -> Clarity | None:
         return None if all(collapsed) else Clarity(*(MOST if each else 1.0 for each in collapsed))
     groups = []
     for rows, graph in zip((before, after), graphs, strict=True):
-        parts = cut(rows, k, seed=seed, graph=graph, parts_of=normalised_cut)
+        parts = cut(rows, k, seed=seed, graph=graph)
         groups.append(place(rows, parts, parts.centroids[:1]).cluster)
 
     def torn(graph: Graph, foreign: Tensor, native: Tensor) -> float:

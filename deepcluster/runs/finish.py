@@ -215,7 +215,8 @@ class Results:
 
     def _write_model(self, folder: RunFolder, trained: Trained, outcome: Outcome, record: RunRecord) -> Model:
         result = outcome.result
-        groups = groups_of(result.reduced, result.clustering, outcome.n_clusters, self.job.request.seed, outcome.graph)
+        seed, grouping = self.job.request.seed, self.images.recipe.grouping
+        groups = groups_of(result.reduced, result.clustering, outcome.n_clusters, seed, grouping, outcome.graph)
         if groups.count < outcome.n_clusters:
             text = (
                 f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images have"
@@ -266,7 +267,8 @@ class Results:
             return {}
         if n_clusters not in self._baseline:
             reduced, clustering = trained.start
-            groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed)
+            seed, grouping = self.job.request.seed, self.images.recipe.grouping
+            groups = groups_of(reduced, clustering, n_clusters, seed, grouping)
             self._baseline[n_clusters] = metrics(truth, place(reduced, groups, clustering.centroids))
         return self._baseline[n_clusters]
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.groups.choose_k import candidates
+from deepcluster.groups.consensus import consensus_cut
 from deepcluster.groups.cut import Cut, as_groups, cut
-from deepcluster.groups.neighbour_graph import Graph
+from deepcluster.groups.neighbour_graph import Graph, normalised_cut
 from deepcluster.records import Clustering
 from deepcluster.runtime.display import Display
 from deepcluster.seeding import derive
@@ -24,12 +25,15 @@ def check_groups(n_clusters: int | None, count: int) -> None:
         raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
 
 
-def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, graph: Graph | None = None) -> Cut:
-    """A cut of the features, or of a ``graph`` of the images. Of very many groups it would take longer than a run: then
-    it is the last clustering itself, if that has as many."""
+def groups_of(
+    reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, grouping: str, graph: Graph | None = None
+) -> Cut:
+    """Groups of the features, or of a ``graph`` of the images, by the option ``grouping``. Very many would take longer
+    than a run: then they are the last clustering itself, if that has as many."""
     if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
-    return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph)
+    parts_of = consensus_cut if grouping == "consensus" else normalised_cut
+    return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph, parts_of=parts_of)
 
 
 def choose_number(

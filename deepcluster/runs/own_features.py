@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from deepcluster.storage.run_folder import LENGTHS, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
-OPTIONS = {"dims", "whitening", "pseudo_labels", "empty", "kmeans_iterations", "spherical"}
+OPTIONS = {"dims", "whitening", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}
 THUMBNAIL = 48  # px
 
 
@@ -106,7 +107,13 @@ def _check_request(request: Request) -> None:
 def _recipe(request: Request, count: int) -> Recipe:
     """Half whitening, and as many fine clusters as ``auto`` takes: docs/decisions.md."""
     clusters = max(5 * (request.n_clusters or 0), count // 100, 2)
-    chosen = {"whitening": 0.5, "dims": 128, "pseudo_labels": min(clusters, max(1, count // 20)), "rounds": 0}
+    chosen: dict[str, Any] = {
+        "whitening": 0.5,
+        "dims": 128,
+        "pseudo_labels": min(clusters, max(1, count // 20)),
+        "rounds": 0,
+        "grouping": "consensus",  # features from elsewhere are of pretrained networks, as a rule
+    }
     options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     recipe = Recipe(**{**chosen, **options})
     return replace(recipe, pseudo_labels=max(1, min(recipe.pseudo_labels, count)))
@@ -132,7 +139,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
     n_clusters, record = choose_number(request.n_clusters, reduced, record, job.display)
-    groups = groups_of(reduced, fine, n_clusters, seed)
+    groups = groups_of(reduced, fine, n_clusters, seed, recipe.grouping)
     if groups.count < n_clusters:
         warnings.warn(
             f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values",

@@ -12,6 +12,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement, outlier_distances, place
 from deepcluster.images import Source
 from deepcluster.model import Model
+from deepcluster.recipe import read_toml
 from deepcluster.records import Clustering
 from deepcluster.runs.groups import check_groups, choose_number, groups_of
 from deepcluster.runs.report import rewrite_report
@@ -58,7 +59,8 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple
     before = model.place(rows.reduced)
     sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
     fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
-    groups = groups_of(rows.reduced, fine, n_clusters, record.seed, folder.read_graph(len(rows.paths)))
+    graph = folder.read_graph(len(rows.paths))
+    groups = groups_of(rows.reduced, fine, n_clusters, record.seed, _grouping(folder), graph)
     after = place(rows.reduced, groups, model.fine_centroids)
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
     new = replace(model, groups=groups, names=names, junk=junk)
@@ -68,6 +70,12 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple
     record = replace(record, edits=None)  # they were of the clusters before
     new = _write(folder, new, after, rows, record, {})
     return new, rows
+
+
+def _grouping(folder: RunFolder) -> str:
+    """The option of the run's recipe; those of version 0.1 did not have it."""
+    options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+    return str(options.get("grouping", "cut"))
 
 
 def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
