@@ -31,12 +31,12 @@ Labels = npt.NDArray[np.int64]
 class Candidate:
     """A number of groups.
 
-    k: The number.
-    score: Silhouette times the root of the modularity.
-    silhouette: Of that many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
-    modularity: The share of the graph's ties inside the groups, less that of random ties, below 1: do they hold
-        together?
-    stability: Mean adjusted Rand index between cuts of several samples with several seeds, at most 1.
+    Attributes:
+        k: The number.
+        score: Silhouette times the root of the modularity.
+        silhouette: Of that many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
+        modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
+        stability: Mean adjusted Rand index between cuts of several samples with several seeds, at most 1.
     """
 
     k: int
