@@ -49,6 +49,7 @@ ALLOWED = {
         "nets/legacy_pickle.py",
         "pickletools",
     ): "parses the pickles of Python 2, executes nothing; torch reads what comes of it",
+    ("report/script_data.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
     ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
 }
 
