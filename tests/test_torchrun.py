@@ -127,8 +127,9 @@ def killed(images: Path, run: Path, whole: Path, draw: int, choose: Callable[[li
 def test_kill_a_random_process(images, whole, tmp_path, draw):
     victim = 1 + random.Random(f"victim {draw}").randrange(2)
     said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim])
-    assert said.count("error: ") == 1, said
-    assert "another process of this run has ended without a word" in said
+    (error,) = re.findall("^.*error: .*$", said, re.M)
+    # The launcher sends SIGTERM to the other one, which may meet it first: while it writes a result, it waits for nobody.
+    assert re.search("another process of this run has ended without a word|stopped .* --resume", error)
 
 
 @pytest.mark.slow
