@@ -128,7 +128,7 @@ def test_kill_a_random_process(images, whole, tmp_path, draw):
     victim = 1 + random.Random(f"victim {draw}").randrange(2)
     said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim])
     (error,) = re.findall("^.*error: .*$", said, re.M)
-    # The launcher sends SIGTERM to the other one, which may meet it first: while it writes a result, it waits for nobody.
+    # The launcher sends SIGTERM to the other one, which may meet it first: writing a result, it waits for nobody.
     assert re.search("another process of this run has ended without a word|stopped .* --resume", error)
 
 
