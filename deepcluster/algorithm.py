@@ -261,9 +261,25 @@ def conclude(
         features = extract(
             network, images, size=size, batch_size=batch_size, where=features_on, progress=partial(progress, "features")
         )
-    mapping = reduction.fit(features, processes, cluster_on)
+    return result_of(
+        features, clusters, seed=seed, reduction=reduction, clustering=clustering, where=cluster_on, partition=partition
+    )
+
+
+def result_of(
+    features: Tensor,
+    clusters: int,
+    *,
+    seed: int,
+    reduction: Reduction,
+    clustering: KMeans,
+    where: torch.device,
+    partition: Partition,
+) -> Result:
+    """Reduce the final features (n x D, this rank's) and cluster them on the device ``where``."""
+    mapping = reduction.fit(features, partition.processes, where)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
     features = features.cpu()
     reduced = mapping(features)
-    final = clustering.exact(reduced.to(cluster_on), clusters, derive(seed, "k-means final"), partition)
+    final = clustering.exact(reduced.to(where), clusters, derive(seed, "k-means final"), partition)
     return Result(mapping, reduced, mapping.lengths(features), final)

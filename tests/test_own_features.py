@@ -110,6 +110,12 @@ def test_what_are_no_features(array: np.ndarray, words: str, tmp_path: Path) -> 
     assert words in str(error.value) and "f.npy" in str(error.value) and error.value.exit_code == 3
 
 
+def test_numbers_too_large_to_be_compared(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(5e37))
+    with pytest.raises(DataError, match="scale them"), np.errstate(all="ignore"):
+        fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=2))
+
+
 def test_paths_that_are_not_as_many(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.ones((5, 2)))
     (tmp_path / "f.txt").write_text("a.jpg\nb.jpg\n")

@@ -1,8 +1,8 @@
 """The candidates of a run without -k, on its page."""
 
-from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.merge_tree import Tree, nodes_at
 from deepcluster.report.sprite import MAX_PICTURES
-from deepcluster.report.suggestions import Suggestion, nodes_of, suggestions
+from deepcluster.report.suggestions import Suggestion, suggestions
 from tests.helpers.report import drawn, page
 
 # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
@@ -12,7 +12,12 @@ TREE = Tree(
 
 
 def test_the_groups_of_each_candidate_are_a_cut_of_the_tree() -> None:
-    assert [nodes_of(TREE, k) for k in (4, 3, 2, 1)] == [[0, 1, 2, 3], [1, 3, 4], [4, 5], [6]]
+    assert [[*nodes_at(len(TREE.groups), TREE.merges, k)] for k in (4, 3, 2, 1)] == [
+        [0, 1, 2, 3],
+        [1, 3, 4],
+        [4, 5],
+        [6],
+    ]
 
 
 def test_largest_groups_first_by_the_image_in_their_middle() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.images import find
 from deepcluster.learning.pseudo_labels import Learning, body_optimizer
 from deepcluster.nets.backbone import build
@@ -170,7 +171,8 @@ def test_an_alternation_ends_where_it_is_told_to_before_a_training():
 def test_a_limit_that_nothing_fits_into_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(time_limit, "FEWEST", 30)
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=0.01)
-    folder = run.fit(photos, replace(request, labels="folders")).path
+    with pytest.warns(DeepClusterWarning, match=r"all 48 images do not fit into 0 s: 30 of them are.*skipped\.csv"):
+        folder = run.fit(photos, replace(request, labels="folders")).path
     told = record(folder)
     assert (told["status"], told["result"], told["rounds"]) == ("done", "final", 0)
     assert told["stopped_because"] == "time limit"

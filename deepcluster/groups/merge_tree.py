@@ -74,6 +74,14 @@ def cuts(tree: Tree) -> Iterator[tuple[int, ...]]:
         yield tuple(nodes)
 
 
+def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list[int]]:
+    """The nodes that are the ``count`` groups of a tree, each with the pieces inside it, ascending."""
+    nodes = {piece: [piece] for piece in range(pieces)}
+    for made, (a, b) in enumerate(merges[: pieces - count], pieces):
+        nodes[made] = sorted(nodes.pop(a) + nodes.pop(b))
+    return nodes
+
+
 def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
     """Ward's hierarchical clustering of n x d weighted points, by nearest-neighbour chains (Murtagh, 1983; O(n^2 d)).
 

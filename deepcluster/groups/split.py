@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.merge_tree import Merge, numbered, ward
+from deepcluster.groups.merge_tree import Merge, nodes_at, numbered, ward
 
 MOST_PARTS = 12  # more are no longer told apart at a glance
 
@@ -28,9 +28,7 @@ class Parts:
 
     def at(self, count: int) -> list[list[int]]:
         """The parts inside each of ``count`` groups, the largest group first; of equal ones that of the lowest part."""
-        nodes = {i: [i] for i in range(len(self.sizes))}
-        for j, (a, b) in enumerate(self.merges[: len(self.sizes) - count]):
-            nodes[len(self.sizes) + j] = sorted(nodes.pop(a) + nodes.pop(b))
+        nodes = nodes_at(len(self.sizes), self.merges, count)
         return sorted(nodes.values(), key=lambda parts: (-sum(self.sizes[part] for part in parts), parts[0]))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.merge_tree import Tree, nodes_at
 from deepcluster.report.sprite import tile
 from deepcluster.report.text import figure
 
@@ -28,17 +28,8 @@ def suggestions(candidates: Sequence[Mapping[str, float]], tree: Tree, images: i
         k = int(each["k"])
         if not 1 < k <= len(tree.groups):
             continue
-        nodes = sorted(nodes_of(tree, k), key=lambda node: -tree.sizes[node])
+        nodes = sorted(nodes_at(len(tree.groups), tree.merges, k), key=lambda node: (-tree.sizes[node], node))
         about = ", ".join(f"{name} {figure(each[name])}" for name in ("silhouette", "stability") if name in each)
         shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_PICTURES]]
         found.append(Suggestion(k, about, shown, len(nodes) - len(shown)))
     return found
-
-
-def nodes_of(tree: Tree, k: int) -> list[int]:
-    """The nodes that are the groups of the tree cut into ``k``."""
-    pieces = len(tree.groups)
-    nodes = set(range(pieces))
-    for made, pair in enumerate(tree.merges[: pieces - k], pieces):
-        nodes = nodes - set(pair) | {made}
-    return sorted(nodes)

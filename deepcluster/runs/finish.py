@@ -226,7 +226,7 @@ class Results:
                 warnings.warn(text, DeepClusterWarning, stacklevel=2)
             else:
                 self._unsaid.warnings.append(text)
-        model = _model(self.network, result, groups, self.images.recipe)
+        model = model_of(self.network, result, groups, self.images.recipe)
         with nullcontext() if outcome.kept else _body(self.network, trained.given):
             model_files.save_in_run(model, folder)
         return model
@@ -346,7 +346,8 @@ def _clearer(
     return clarity(before, reduced[rows], n_clusters, seed)
 
 
-def _model(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
+def model_of(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
+    """The model that places images as the ``groups`` of a result say."""
     return Model(
         network=network,
         reduction=result.reduction,

@@ -3,6 +3,7 @@
 import os
 import secrets
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, astuple, replace
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 import torch
 
 import deepcluster
-from deepcluster.errors import DeepClusterError, Stopped, UsageError
+from deepcluster.errors import DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
@@ -120,11 +121,13 @@ def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
         first = job.clock.elapsed() + time_limit.first_result(pace, total)
         job.display.say("Time", f"the first groups after about {time_limit.in_minutes(first)}")
         return job
-    job.display.say(
-        "Time",
-        f"all {total:,} images do not fit into {time_limit.in_minutes(limit)}: {count:,} of them are used, drawn at"
-        " random, and the others are in skipped.csv; deepcluster predict places them afterwards",
-    )
+    if processes.is_main:  # a warning, as --quiet shows no more, and the result is of a part of the images
+        warnings.warn(
+            f"all {total:,} images do not fit into {time_limit.in_minutes(limit)}: {count:,} of them are used, drawn at"
+            " random, and the others are in skipped.csv; deepcluster predict places them afterwards",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
     rows = time_limit.sample(total, count, job.request.seed)
     labels = None if job.labels is None else [job.labels[i] for i in rows]
     return replace(job, source=time_limit.only(source, rows), labels=labels)

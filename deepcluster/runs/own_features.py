@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.errors import DataError, DeepClusterWarning, UsageError
-from deepcluster.groups.cut import outlier_distances, outlier_length
+from deepcluster.algorithm import result_of
+from deepcluster.errors import DataError, DeepClusterWarning, NonFiniteError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.given_features import GivenFeatures, read_features
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview
 from deepcluster.images.store import read_once
-from deepcluster.model import Model
 from deepcluster.nets.given import FEATURES, no_network
 from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
-from deepcluster.runs.finish import peak_memory_mb
+from deepcluster.runs.finish import model_of, peak_memory_mb
 from deepcluster.runs.fit import check_not_inside, first_record, free_path
 from deepcluster.runs.groups import check_groups, choose_number, groups_of
 from deepcluster.runs.job import Clock, Job, Request
@@ -32,7 +31,6 @@ from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from deepcluster.runtime.signals import Stop
-from deepcluster.seeding import derive
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
@@ -121,13 +119,20 @@ def _recipe(request: Request, count: int) -> Recipe:
 
 def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:
     request, source, seed = job.request, given.source, job.request.seed
-    reduction = reduction_of(recipe).fit(given.features)
-    reduced, lengths = reduction(given.features), reduction.lengths(given.features)
-    if not torch.isfinite(reduced).all():
-        raise DataError("these features are too large or too small to be compared: scale them, say to length 1")
+    try:
+        result = result_of(
+            given.features,
+            recipe.pseudo_labels,
+            seed=seed,
+            reduction=reduction_of(recipe),
+            clustering=kmeans_of_result(recipe),
+            where=job.device,
+            partition=Partition.single(len(given.features)),
+        )
+    except NonFiniteError as error:
+        raise DataError("these features are too large to be compared: scale them, say to length 1") from error
+    reduced, lengths = result.reduced, result.lengths
     job.stop.check()
-    partition = Partition.single(len(reduced))
-    fine = kmeans_of_result(recipe).exact(reduced, recipe.pseudo_labels, derive(seed, "k-means final"), partition)
     record = replace(
         first_record(job, None, 0),
         images_count=len(reduced),
@@ -139,25 +144,15 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
     n_clusters, record = choose_number(request.n_clusters, reduced, record, job.display)
-    groups = groups_of(reduced, fine, n_clusters, seed, recipe.grouping)
+    groups = groups_of(reduced, result.clustering, n_clusters, seed, recipe.grouping)
     if groups.count < n_clusters:
         warnings.warn(
             f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values",
             DeepClusterWarning,
             stacklevel=2,
         )
-    model = Model(
-        network=no_network(given.features.shape[1]),
-        reduction=reduction,
-        fine_centroids=fine.centroids,
-        groups=groups,
-        outlier_distance=outlier_distances(reduced, groups),
-        outlier_length=outlier_length(lengths),
-        names=("",) * groups.count,
-        image_size=1,
-        store_size=1,
-        batch_size=recipe.batch_size,
-    )
+    network = no_network(given.features.shape[1])
+    model = replace(model_of(network, result, groups, recipe), image_size=1, store_size=1)
     job.stop.check()
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
