@@ -19,6 +19,11 @@ def test_a_clear_number_is_the_first_candidate(count):
     assert max(found, key=lambda candidate: candidate.silhouette).k == count
 
 
+def test_the_score_needs_both_signs():
+    for candidate in candidates(blobs([60, 40, 20, 5])):
+        assert candidate.score == pytest.approx(candidate.silhouette * candidate.modularity**0.5)
+
+
 def test_rows_without_groups_are_cut_unstably():
     rows = F.normalize(torch.randn(400, 16, generator=generator(0, "rows")))
     assert all(each.stability < 0.5 for each in candidates(rows))

@@ -45,6 +45,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_recut_groups_as_the_fit_did(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    groups_of = recut.__globals__["groups_of"]
+
+    def recorded(reduced, fine, n_clusters, seed, grouping, graph):
+        asked.append(grouping)
+        return groups_of(reduced, fine, n_clusters, seed, grouping, graph)
+
+    monkeypatch.setitem(recut.__globals__, "groups_of", recorded)
+    recut(made / "run", GROUPS)
+    assert asked == ["consensus"]
+
+
 def test_groups_labels_and_files(made: Path) -> None:
     table = rows(made / "run" / "clusters.csv")
     assert [row["path"] for row in table] == (made / "f.txt").read_text().split("\n")

@@ -122,16 +122,18 @@ def test_every_round_replaces_the_result_and_the_last_needs_no_more_than_one_pas
     monkeypatch.setattr(algorithm, "extract", extract)
     monkeypatch.setattr(Results, "_write", written)
     monkeypatch.setattr(finish, "SHARE_OF_TIME", float("inf"))
-    monkeypatch.setattr(finish.Guard, "kept", property(lambda self: False))  # the network before training is better
+    monkeypatch.setattr(finish.Guard, "kept", property(lambda self: len(results) < 2))  # the last round is harmful
     options = {**OPTIONS, "rounds": 2, "backbone": "compact", "weights": str(weights), "view_size": 0}
     folder = run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options=options))
-    assert results == [("preliminary", 0, True), ("preliminary", 1, False), ("final", 2, False)]
+    assert results == [("preliminary", 0, True), ("preliminary", 1, True), ("final", 2, False)]
     assert passes == [48, 48, 48]  # of the first round, the second and the result: those of the given network are kept
     given = build("compact", image_size=16, seed=3).body.state_dict()
     kept = folder.path / "model" / "model.safetensors"
     from safetensors.torch import load_file
 
     assert all(torch.equal(load_file(kept)[f"body.{name}"], value) for name, value in given.items())
+    untrained = run.fit(photos, Request(out=tmp_path / "untrained", n_clusters=3, options={**options, "rounds": 0}))
+    assert np.array_equal(np.load(folder.path / "features.npy"), np.load(untrained.path / "features.npy"))
 
 
 def test_whether_groups_got_better_is_said_in_words():

@@ -131,6 +131,13 @@ def test_the_learning_rate_takes_a_part_of_a_training_for_the_whole():
     assert seconds.time(0.5) == (0.5, 1)
 
 
+def test_a_part_of_a_training_is_enough_after_its_share_of_the_steps():
+    seconds = TimeLimit(100, Time(), RECIPE, 1000)
+    assert not seconds.is_enough(39, 40)
+    seconds.schedule = Schedule(1, 0.5)
+    assert [seconds.is_enough(steps, 40) for steps in (19, 20)] == [False, True]
+
+
 def test_a_training_ends_where_it_is_told_to():
     images, labels = drawings(8, 16)
     steps: list[Trained] = []
