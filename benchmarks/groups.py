@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import candidates
+from deepcluster.groups.consensus import consensus_cut
 from deepcluster.groups.cut import cut, place
 from deepcluster.groups.neighbour_graph import normalised_cut
 from deepcluster.images import find
@@ -66,7 +67,7 @@ def contenders(features: list[Tensor], k: int) -> dict[str, Callable[[int], Tens
     found = {
         "k-means": lambda seed: kmeans(plain, seed),
         "normalised cut": lambda seed: ours(seed, parts_of=normalised_cut),
-        "consensus": ours,
+        "consensus": lambda seed: ours(seed, parts_of=consensus_cut),
     }
     try:
         from umap import UMAP
