@@ -33,9 +33,11 @@ def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) ->
     """The :func:`nmi` of two assignments (int64) of this and the other ranks' rows, and what :func:`changed` says."""
     one, other, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
     table = csr_array((counts, (one, other)))
+    alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
+    if any(alone):
+        return float(all(alone)), _share_changed(table)
     information = float(mutual_info_score(None, None, contingency=table))
-    chance = math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0)))
-    return (information / chance if chance else 1.0), _share_changed(table)
+    return information / math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0))), _share_changed(table)
 
 
 def _entropy(sizes: npt.NDArray[np.int64]) -> float:

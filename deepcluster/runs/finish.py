@@ -35,6 +35,7 @@ from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
 from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
@@ -181,7 +182,8 @@ class Results:
         thumbnails = None
         if not self._has_thumbnails:
             own = tiny_pictures(images.store.images, partition.local.start, partition.total)
-            thumbnails, self._has_thumbnails = partition.gather(own), True
+            thumbnails = Partition.of(job.processes, len(own)).gather(own)
+            self._has_thumbnails = True
         return Outcome(result, sample, n_clusters, graph, thumbnails, kept), record
 
     def _conclude(self, features: Tensor | None) -> Result:
