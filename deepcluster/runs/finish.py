@@ -36,7 +36,7 @@ from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
@@ -331,7 +331,7 @@ class Judged:
         return Confidence(**self.signs).word if self.signs else "unknown"
 
 
-def change(before: Judged, after: Judged, processes: Processes) -> str:
+def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
     """Whether groups got better, in words. A collective."""
     moved = compared(before.cluster, after.cluster, processes)[1]
     return f"{before.word} -> {after.word}, {moved:.0%} of the images moved"
