@@ -65,7 +65,9 @@ def test_medoids_by_hand(ranks):
         assert ranks[count](medoids, distances, groups) == [[1, 3, -1, 6]] * count
 
 
-def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, object]], Tree, Tensor, dict[str, float]]:
+def described(
+    processes: Processes, x: Tensor, few: int
+) -> tuple[list[dict[str, object]], Tree, Tensor, dict[str, float]]:
     """All that the tables say of the groups of a sample."""
     reduced = own(x, processes)
     partition = Partition.of(processes, len(reduced))

@@ -119,6 +119,7 @@ def _ties(band: Tensor, turn: int, processes: Processes) -> Tensor:
 def _spanning(pairs: Tensor) -> Tensor:
     """(first, row) for each row that is in a pair (n x 2), with the first row that pairs tie it to: groups in the order
     of their first rows, and rows ascending."""
+    rows: Tensor
     rows, place = torch.unique(pairs, return_inverse=True)
     row, column = place.reshape(-1, 2).T.numpy()
     ties = coo_array((np.ones(len(row), bool), (row, column)), (len(rows), len(rows)))
@@ -126,8 +127,7 @@ def _spanning(pairs: Tensor) -> Tensor:
     _, lowest, component = np.unique(component, return_index=True, return_inverse=True)
     first = lowest[component]
     order = np.lexsort((np.arange(len(rows)), first))
-    pairs = rows[torch.from_numpy(np.stack([first[order], order], 1))]
-    return pairs
+    return rows[torch.from_numpy(np.stack([first[order], order], 1))]
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
