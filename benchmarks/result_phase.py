@@ -3,8 +3,8 @@
     python benchmarks/result_phase.py 200000 1000000
 
 Rows of 64 numbers around 20 centres (one thread), grouped as `deepcluster fit FILE --features` does it: groups,
-placement, tables, map and report. The peak is over what the process has when features, reduction and k-means are there. Results go
-to results/result_phase.json.
+placement, tables, map and report. The peak is over what the process has when features, reduction and k-means are
+there. Results go to results/result_phase.json.
 """
 
 import argparse
