@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.agreement import nmi, pair_counts, scores
+from deepcluster.clustering.agreement import compared, pair_counts, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.cut import Cut, Placement
 from deepcluster.groups.medoids import distances_to, least_of_each
@@ -37,9 +37,16 @@ def history_row(round: Round, truth: Sequence[str] | None) -> dict[str, Any]:
         "images_per_second": round_to(round.images_per_second, 1),
     }
     if truth is not None:
-        known = [i for i, label in enumerate(truth) if label]
-        row["nmi_labels"] = round_to(nmi([truth[i] for i in known], round.clustering.labels[known]), 5)
+        labels, known = _numbers(truth, sorted(set(truth)))
+        row["nmi_labels"] = round_to(compared(labels[known], round.clustering.labels[known])[0], 5)
     return row
+
+
+def _numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The place of each label among the ``words`` (int64), and whether there is one (an empty label is none)."""
+    number = {label: i for i, label in enumerate(words)}
+    codes = torch.tensor([number[label] for label in truth], dtype=torch.int64)
+    return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
 
 
 def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition | None = None) -> dict[str, float]:
@@ -52,14 +59,12 @@ def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition | None =
     """
     partition = partition or Partition.single(len(cluster))
     words = sorted({label for part in partition.processes.all_gather_json(sorted(set(truth))) for label in part})
-    number = {label: i for i, label in enumerate(words)}
-    codes = torch.tensor([number[label] for label in truth], dtype=torch.int64)
-    known = torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
-    pairs = pair_counts(codes[known], cluster[known], partition.processes)
+    labels, known = _numbers(truth, words)
+    pairs = pair_counts(labels[known], cluster[known], partition.processes)
     if not partition.processes.is_main:
         return {}
-    labels, clusters, counts = pairs.T
-    found = scores(labels.repeat_interleave(counts), clusters.repeat_interleave(counts))
+    one, other, counts = pairs.T
+    found = scores(one.repeat_interleave(counts), other.repeat_interleave(counts))
     return {name: round_to(value, 5) for name, value in found.items()}
 
 
