@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from deepcluster.clustering.agreement import changed, nmi
+from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.images.arrays import as_images
@@ -112,7 +112,7 @@ def alternate(
 
             # Step 5, learning, with a new classifier on top.
             learning.head(network, features, found[0], partition, generator(seed, "head", index))
-            work = _compared(state, features, reduced, *found, learning, seed, clocks)
+            work = _compared(state, features, reduced, *found, learning, seed, clocks, partition)
             state = replace(state, memory=features if reuse_features else None)
             del features, reduced
         if on_state(replace(state, work=work)):
@@ -181,7 +181,7 @@ def renumbered(labels: Tensor) -> Tensor:
 
 def _compared(
     state: State, features: Tensor, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor,
-    learning: Learning, seed: int, clocks: Sequence[float],
+    learning: Learning, seed: int, clocks: Sequence[float], partition: Partition,
 ) -> Work:  # fmt: skip
     """How much has changed since the previous round? (Of step 6; the loss may depend on it.)
 
@@ -189,12 +189,15 @@ def _compared(
         current: What the first clustering of the previous round has become in the features of this one.
         clocks: Before and after the features, and after the clustering.
     """
-    previous = None if state.previous is None else state.previous[:, 0]
+    previous, agreement, moved = None, math.nan, math.nan
+    if state.previous is not None:
+        previous, own = state.previous[:, 0], partition.local
+        agreement, moved = compared(previous[own], current[own], partition.processes)
     return Work(
         reduced=reduced.cpu(),
         clusterings=clusterings,
-        agreement=math.nan if previous is None else nmi(previous, current),
-        moved=math.nan if previous is None else changed(previous, current),
+        agreement=agreement,
+        moved=moved,
         cluster_weight=learning.loss.cluster_weight(previous, current, seed, state.round),
         seconds=(clocks[1] - clocks[0], clocks[2] - clocks[1]),
         features=features if state.memory is None else None,

@@ -255,7 +255,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         folder = RunFolder(self.run_)
         title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
-            used = [row for row in folder.read_clusters() if row["status"] == "ok"]
+            used = folder.read_clusters().where("status", "ok")
             summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
             return gallery(title, used, summary, pictures(self._images_at_hand(), THUMBNAIL))
 
@@ -326,7 +326,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         folder = RunFolder(self.run_)
         record, model, rows = read_run(folder)
         with folder.as_disk_errors():
-            clusters = torch.tensor([int(row["cluster"]) for row in folder.read_clusters() if row["status"] == "ok"])
+            used = folder.read_clusters().where("status", "ok")
+            clusters = torch.tensor([int(cell) for cell in used.column("cluster")])
         self._take(model)
         self.labels_ = clusters.numpy()
         self.embedding_ = rows.reduced.numpy()

@@ -10,7 +10,7 @@ import deepcluster
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A room may import itself and the rooms of lower levels.
 LEVELS = (
-    {"errors", "seeding", "records"},
+    {"errors", "seeding", "records", "table"},
     {"runtime"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},

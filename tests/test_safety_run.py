@@ -265,7 +265,7 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, monkeypa
     for row, path in zip(table, PATHS, strict=False):
         row["path"] = row["label"] = path
     files.RunFolder(run).write_rows("clusters.csv", files.CLUSTERS, table)
-    change_record(run, rows=files.rows_digest(table))
+    change_record(run, rows=files.Digests.of(table).rows)
     for path in PATHS[:2]:
         change_config(run / "model", names=[path, path, path])
         ends_well(["predict", run, photos, "-o", "out.csv", "--overwrite"], 0)

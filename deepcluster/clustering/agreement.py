@@ -4,11 +4,20 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import (
+    adjusted_mutual_info_score,
+    adjusted_rand_score,
+    mutual_info_score,
+    normalized_mutual_info_score,
+)
 from torch import Tensor
+
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE, Processes
 
 NMI_AVERAGE = "geometric"  # I(A;B) / sqrt(H(A) H(B)), as in the paper (equation 5)
 
@@ -18,6 +27,22 @@ Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 def nmi(a: Assignment, b: Assignment) -> float:
     """Normalised mutual information, geometric mean. High by chance when clusters are many: see :func:`ami`."""
     return float(normalized_mutual_info_score(np.asarray(a), np.asarray(b), average_method=NMI_AVERAGE))
+
+
+def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) -> tuple[float, float]:
+    """The :func:`nmi` of two assignments (int64) of this and the other ranks' rows, and what :func:`changed` says."""
+    one, other, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
+    table = csr_array((counts, (one, other)))
+    alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
+    if any(alone):
+        return float(all(alone)), _share_changed(table)
+    information = float(mutual_info_score(None, None, contingency=table))
+    return information / math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0))), _share_changed(table)
+
+
+def _entropy(sizes: npt.NDArray[np.int64]) -> float:
+    shares = sizes[sizes > 0] / sizes.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> float:
@@ -53,7 +78,10 @@ def changed(previous: Assignment, current: Assignment) -> float:
     The numbers of two clusterings have nothing in common, so each previous cluster is followed to where most of its
     images went. Linear in the number of images, where a one-to-one matching of 10,000 clusters would take hours.
     """
-    table = contingency(previous, current)
+    return _share_changed(contingency(previous, current))
+
+
+def _share_changed(table: csr_array) -> float:
     return float(1.0 - table.max(axis=1).sum() / table.sum())
 
 
@@ -62,6 +90,19 @@ def contingency(a: Assignment, b: Assignment) -> csr_array:
     _, rows = np.unique(np.asarray(a), return_inverse=True)
     _, columns = np.unique(np.asarray(b), return_inverse=True)
     return csr_array((np.ones(len(rows), dtype=np.int64), (rows, columns)))
+
+
+def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
+    """The pairs of values (int64, of at least 0) that occur in this and the other ranks' rows, ascending, each with its
+    number of rows (int64, M x 3), on every rank."""
+    width = 1 + max(processes.all_gather_json(int(b.max()) if len(b) else 0))
+    found, counts = torch.unique(a * width + b, return_counts=True)
+    if not processes.alone:
+        partition = Partition.of(processes, len(found))
+        gathered = partition.all_gather(torch.stack([found, counts], 1))
+        found, place = torch.unique(gathered[:, 0], return_inverse=True)
+        counts = torch.zeros_like(found).index_add_(0, place, gathered[:, 1])
+    return torch.stack([found // width, found % width, counts], 1)
 
 
 def scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:

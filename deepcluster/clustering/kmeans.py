@@ -136,10 +136,16 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     return min(map(once, range(starts)), key=lambda clustering: clustering.inertia)
 
 
-def means(x: Tensor, labels: Tensor, k: int, processes: Processes = ALONE) -> Tensor:
-    """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none."""
+def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None) -> Tensor:
+    """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none.
+
+    With a ``partition``, ``x`` and ``labels`` are this rank's; the means are the same for any number of ranks.
+    """
+    partition = partition or Partition.single(len(x))
     with shared_out(matrix(x), None) as walk:
-        totals = processes.all_reduce(label_sums(walk, labels.to(walk.x.device), k))
+        blocks = in_whole_blocks(walk, partition, least_block(k))
+        labels = extended(labels.to(walk.x.device), blocks, partition)
+        totals = partition.processes.all_reduce(label_sums(blocks, labels, k))
     return (totals[:, :-1] / totals[:, -1:].clamp(min=1)).float()
 
 

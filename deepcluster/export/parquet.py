@@ -10,6 +10,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.destination import check_no_file, write_file
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.table import Table
 
 
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
@@ -27,7 +28,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     check_no_file(out)
 
-    def read(folder: RunFolder) -> tuple[list[dict[str, str]], Any]:
+    def read(folder: RunFolder) -> tuple[Table, Any]:
         rows = folder.read_clusters()
         dims = models.load_of_run(folder).reduction.projection.shape[1]
         used = np.array([row["status"] == "ok" for row in rows], bool)

@@ -11,6 +11,8 @@ from torch import Tensor
 from deepcluster.clustering.assignment import assigner
 from deepcluster.clustering.kmeans import means
 from deepcluster.groups.cut import Cut
+from deepcluster.groups.medoids import ROWS_AT_ONCE, first_of_ranks
+from deepcluster.runtime.partition import Partition
 
 MOST_PIECES = 30  # or twice the groups, where that is more
 MOST_GROUPS_IN_TWO = 50  # up to so many groups there are at least two pieces for each
@@ -35,7 +37,9 @@ class Tree:
     medoids: tuple[int, ...]
 
 
-def merge_tree(reduced: Tensor, groups: Cut) -> tuple[Tree, Tensor]:
+def merge_tree(
+    reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None
+) -> tuple[Tree, Tensor]:
     """Ward's tree (1963) above ``groups``: first the centroids inside each group merge, then the groups.
 
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
@@ -43,12 +47,24 @@ def merge_tree(reduced: Tensor, groups: Cut) -> tuple[Tree, Tensor]:
     Args:
         reduced: N x d features.
         groups: their cut; centroids that no row is nearest to are left out.
+        nearest: The centroid of the cut that each row is nearest to (None: it is looked for).
+        partition: Which rank has which rows (None: this one has all).
 
     Returns:
         The tree, and the piece of each row (int64, N).
     """
-    nearest = assigner(groups.centroids)(reduced)
-    counts = torch.bincount(nearest, minlength=len(groups.centroids))
+    partition = partition or Partition.single(len(reduced))
+    nearest = assigner(groups.centroids)(reduced) if nearest is None else nearest
+    counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(groups.centroids)))
+    pieces = partition.processes.broadcast_json(lambda: _pieces(groups, counts))
+    piece_of, group_of, merges = torch.tensor(pieces[0]), pieces[1], tuple((a, b) for a, b in pieces[2])
+    piece = piece_of[nearest]
+    sizes, medoids = _sizes_and_medoids(reduced, piece, merges, len(group_of), partition)
+    return Tree(tuple(group_of), merges, sizes, medoids), piece
+
+
+def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
+    """The piece of each centroid (-1: of none), the group of each piece, and the merges of the pieces."""
     used = counts.nonzero().flatten()
     centroids, weights = groups.centroids[used].double().numpy(), counts[used].double().numpy()
     group_of = groups.groups[used].numpy()
@@ -58,11 +74,9 @@ def merge_tree(reduced: Tensor, groups: Cut) -> tuple[Tree, Tensor]:
     piece_of, merges = numbered(order, len(used), pieces)
     piece_of_centroid = torch.full((len(counts),), -1)
     piece_of_centroid[used] = torch.from_numpy(piece_of)
-    piece = piece_of_centroid[nearest]
     group_of_piece = np.zeros(pieces, dtype=np.int64)
     group_of_piece[piece_of] = group_of
-    sizes, medoids = _sizes_and_medoids(reduced, piece, merges, pieces)
-    return Tree(tuple(group_of_piece.tolist()), merges, sizes, medoids), piece
+    return piece_of_centroid.tolist(), group_of_piece.tolist(), [list(pair) for pair in merges]
 
 
 def cuts(tree: Tree) -> Iterator[tuple[int, ...]]:
@@ -140,15 +154,22 @@ def numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArr
 
 
 def _sizes_and_medoids(
-    reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int
+    reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int, partition: Partition
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Those of every node."""
-    sizes = torch.bincount(piece, minlength=pieces).tolist()
-    middles = list(means(reduced, piece, pieces))
-    rows = [(piece == i).nonzero().flatten() for i in range(pieces)]
+    sizes = partition.processes.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
+    middles = list(means(reduced, piece, pieces, partition))
     for a, b in merges:
         sizes.append(sizes[a] + sizes[b])
         middles.append((sizes[a] * middles[a] + sizes[b] * middles[b]) / sizes[-1])
-        rows.append(torch.cat([rows[a], rows[b]]))
-    nearest = [(reduced[images] - mean).norm(dim=1).argmin() for images, mean in zip(rows, middles, strict=True)]
-    return tuple(sizes), tuple(int(images[i]) for images, i in zip(rows, nearest, strict=True))
+    inside = torch.eye(pieces, dtype=torch.bool)
+    for a, b in merges:
+        inside = torch.cat([inside, (inside[a] | inside[b]).unsqueeze(0)])
+    least, first = torch.full((len(middles),), torch.inf), torch.full((len(middles),), partition.total)
+    for node, middle in enumerate(middles):
+        images = inside[node][piece].nonzero().flatten()
+        if len(images):
+            distances = torch.cat([(reduced[part] - middle).norm(dim=1) for part in images.split(ROWS_AT_ONCE)])
+            least[node], nearest = distances.min(0)
+            first[node] = images[nearest] + partition.local.start
+    return tuple(sizes), tuple(first_of_ranks(least, first, partition).tolist())

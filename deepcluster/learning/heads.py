@@ -43,7 +43,7 @@ class CentroidHead:
     ) -> None:
         rows = unit_rows(features)
         centroids = [
-            means(rows, clustering.labels[partition.local], len(clustering.centroids), partition.processes)
+            means(rows, clustering.labels[partition.local], len(clustering.centroids), partition)
             for clustering in clusterings
         ]
         network.centroid_head(torch.cat(centroids), self.temperature)

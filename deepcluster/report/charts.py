@@ -8,8 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from deepcluster.groups.quality_by_k import Level
 from deepcluster.report.text import MINUS, Row, figure, number, percent
+from deepcluster.table import Table
 
 WIDTH, HEIGHT = 264.0, 120.0  # of the plots of the training
 QUALITY_WIDTH, QUALITY_HEIGHT = 400.0, 110.0
@@ -122,7 +125,8 @@ def _line(values: Sequence[float | None], high: float, *, share: bool) -> Line:
 
 def histograms(clusters: Sequence[Row]) -> list[Histogram]:
     """The sizes of the fine clusters and of the clusters that have images, from the usable rows of clusters.csv."""
-    sizes = {title: [*Counter(row[column] for row in clusters).values()] for column, title in SIZES}
+    table = Table.of(clusters)
+    sizes = {title: np.unique(table.words(column)[1], return_counts=True)[1].tolist() for column, title in SIZES}
     return [histogram(title, counts) for title, counts in sizes.items() if len(counts) > 1]
 
 

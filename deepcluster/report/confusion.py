@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from deepcluster.report.text import Row
+from deepcluster.table import Table
 
 MAX_ROWS = 30  # labels, and clusters
 
@@ -32,25 +33,32 @@ def confusion(clusters: Sequence[Row]) -> Confusion | None:
 
     None if no row has a label.
     """
-    pairs = Counter((row["label"], row["cluster"]) for row in clusters if row["label"])
+    table = Table.of(clusters)
+    (words, label), (groups, cluster) = table.words("label"), table.words("cluster")
+    known = np.array([bool(word) for word in words], bool)[label]
+    both = (label * len(groups) + cluster)[known]
+    found, first, counts = np.unique(both, return_index=True, return_counts=True)
+    pairs = Counter(
+        {(words[found[i] // len(groups)], groups[found[i] % len(groups)]): int(counts[i]) for i in np.argsort(first)}
+    )
     if not pairs:
         return None
     by_label, by_cluster = Counter[str](), Counter[str]()
-    for (label, cluster), count in pairs.items():
-        by_label[label] += count
-        by_cluster[cluster] += count
-    labels = [label for label, _ in sorted(by_label.most_common(MAX_ROWS))]
-    numbers = [number for number, _ in by_cluster.most_common(MAX_ROWS)]
-    counts = np.array([[pairs[label, number] for number in numbers] for label in labels])
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    for (name, group), count in pairs.items():
+        by_label[name] += count
+        by_cluster[group] += count
+    labels = [name for name, _ in sorted(by_label.most_common(MAX_ROWS))]
+    numbers = [group for group, _ in by_cluster.most_common(MAX_ROWS)]
+    shown = np.array([[pairs[name, group] for group in numbers] for name in labels])
+    rows, columns = linear_sum_assignment(shown, maximize=True)
     matched = dict(zip(rows.tolist(), columns.tolist(), strict=True))
-    first = [matched[i] for i in range(len(labels)) if i in matched]
-    order = first + [j for j in range(len(numbers)) if j not in first]
+    ahead = [matched[i] for i in range(len(labels)) if i in matched]
+    order = ahead + [j for j in range(len(numbers)) if j not in ahead]
     return Confusion(
         clusters=tuple(numbers[j] for j in order),
         rows=tuple(
-            (label, by_label[label], tuple((int(counts[i, j]), float(counts[i, j] / by_label[label])) for j in order))
-            for i, label in enumerate(labels)
+            (name, by_label[name], tuple((int(shown[i, j]), float(shown[i, j] / by_label[name])) for j in order))
+            for i, name in enumerate(labels)
         ),
-        hidden=int(pairs.total() - counts.sum()),
+        hidden=int(pairs.total() - shown.sum()),
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from deepcluster.report.page import templates
 from deepcluster.report.representatives import representatives
-from deepcluster.report.sections import Picture
+from deepcluster.report.sections import Picture, members_of
 from deepcluster.report.text import Row, count, percent, short
 from deepcluster.report.thumbnails import data_uri
 
@@ -23,10 +23,7 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         picture: As in ``page.RunData``.
     """
     by_size = sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
-    members: dict[str, list[Row]] = {row["cluster"]: [] for row in by_size[:MAX_CLUSTERS]}
-    for row in clusters:
-        if row["cluster"] in members:
-            members[row["cluster"]].append(row)
+    members = members_of(clusters, [row["cluster"] for row in by_size[:MAX_CLUSTERS]])
 
     def tile(path: str) -> tuple[str, str]:
         image = picture(path)

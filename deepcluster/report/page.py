@@ -58,6 +58,7 @@ from deepcluster.report.text import (
     three,
 )
 from deepcluster.report.thumbnails import sheet_uris
+from deepcluster.table import Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
@@ -109,7 +110,7 @@ class RunData:
         skipped: Rows of skipped.csv.
         picture: Gives the decoded RGB image of a path, or None if it cannot be read again.
         duplicates: Rows of duplicates.csv; None if duplicates were not searched for.
-        positions: N x 2, where each usable image is on the map; None leaves the map out.
+        positions: M x 2, where each image on the sheet is on the map; None leaves the map out.
         tree: Merge tree of the clusters and its levels; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
         filters: Layers and their sheets of filters.
@@ -146,7 +147,7 @@ def render(data: RunData) -> str:
     Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
     pictures lose quality instead.
     """
-    data = replace(data, clusters=[row for row in data.clusters if row["status"] == "ok"])
+    data = replace(data, clusters=Table.of(data.clusters).where("status", "ok"))
     check_rows(data.summary, data.clusters)
     name = shlex.quote(inert(data.name))
     filters = sheet_uris([image for _, image in data.filters])

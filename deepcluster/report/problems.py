@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from deepcluster.report.sprite import tile
 from deepcluster.report.text import Row, figure, number
+from deepcluster.table import Table
 
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100
@@ -43,26 +46,30 @@ class Problems:
 
 def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequence[Row] | None) -> Problems:
     """From the rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv."""
-    outliers = [(row, i) for i, row in enumerate(clusters) if row["is_outlier"] == "1"]
-    outliers.sort(key=lambda pair: -(number(pair[0]["distance"]) or 0.0))
-    groups = _groups(duplicates or [], clusters)
+    table = Table.of(clusters)
+    words, outlier = table.words("is_outlier")
+    far = np.flatnonzero(np.array([word == "1" for word in words], bool)[outlier])
+    distances = [number(cell) or 0.0 for cell in table.at(far).column("distance")]
+    farthest = far[np.argsort(-np.array(distances), kind="stable")[:MAX_OUTLIERS]].tolist()
+    groups = _groups(duplicates or [], table)
     shown = [(images[:MAX_IN_GROUP], len(images)) for images in groups[:MAX_GROUPS]]
     return Problems(
         skipped=skipped[:MAX_SKIPPED],
         skipped_count=len(skipped),
         outliers=[
-            Suspect(row["path"], tile(i, len(clusters)), row["cluster"], f"distance {figure(number(row['distance']))}")
-            for row, i in outliers[:MAX_OUTLIERS]
+            Suspect(row["path"], tile(i, len(table)), row["cluster"], f"distance {figure(number(row['distance']))}")
+            for i, row in zip(farthest, table.at(farthest), strict=True)
         ],
-        outliers_count=len(outliers),
+        outliers_count=len(far),
         duplicates=None if duplicates is None else shown,
         groups_count=len(groups),
         duplicates_count=len(duplicates or []),
     )
 
 
-def _groups(duplicates: Sequence[Row], clusters: Sequence[Row]) -> list[list[Suspect]]:
-    indices = {row["path"]: i for i, row in enumerate(clusters)}
+def _groups(duplicates: Sequence[Row], clusters: Table) -> list[list[Suspect]]:
+    wanted = {row["path"] for row in duplicates}
+    indices = {path: i for i, path in enumerate(clusters.column("path")) if path in wanted} if wanted else {}
     groups: dict[str, list[Suspect]] = {}
     for row in duplicates:
         i = indices.get(row["path"])

@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from deepcluster.report.text import Row, number
+from deepcluster.table import Table
 
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
 
@@ -19,31 +22,31 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones, with
     the largest distances, the most extreme first. A row without a margin is never borderline.
     """
-    places = min(count, len(rows))
+    table = Table.of(rows)
+    places = min(count, len(table))
     if places < 1:
         return []
-    ranked = sorted(rows, key=_distance)
-    first = next((row for row in ranked if row["path"] == medoid), ranked[0])
-    ranked = [row for row in ranked if row is not first]
+    # A row without a distance counts as the farthest.
+    distances, margins = (
+        np.array([math.inf if (value := number(cell)) is None else value for cell in table.column(name)])
+        for name in ("distance", "margin")
+    )
+    ranked = np.argsort(distances, kind="stable")
+    medoids = np.array([path == medoid for path in table.column("path")])[ranked]
+    first = ranked[medoids.argmax()]  # the first of all, where none is called so
+    ranked = ranked[ranked != first]
 
-    doubtful = [row for row in ranked if number(row["margin"]) is not None]
-    borderline = sorted(doubtful, key=lambda row: float(row["margin"]))[: places // 4]
-    taken = {id(row) for row in borderline}  # by identity: two rows may have equal cells
-    ranked = [row for row in ranked if id(row) not in taken]
+    doubtful = ranked[margins[ranked] < math.inf]
+    borderline = doubtful[np.argsort(margins[doubtful], kind="stable")][: places // 4]
+    ranked = ranked[~np.isin(ranked, borderline)]
 
     outlying = ranked[::-1][: places // 4]
     rest = ranked[: len(ranked) - len(outlying)]
     left = places - 1 - len(borderline) - len(outlying)
     diverse = [rest[i * len(rest) // left] for i in range(left)]
 
-    chosen: list[tuple[Row, Kind]] = [(first, "medoid")]
-    chosen += [(row, "diverse") for row in diverse]
-    chosen += [(row, "borderline") for row in borderline]
-    chosen += [(row, "outlying") for row in outlying]
+    chosen: list[tuple[Row, Kind]] = [(table[int(first)], "medoid")]
+    chosen += [(table[int(i)], "diverse") for i in diverse]
+    chosen += [(table[int(i)], "borderline") for i in borderline]
+    chosen += [(table[int(i)], "outlying") for i in outlying]
     return chosen
-
-
-def _distance(row: Row) -> float:
-    """The distance to the centroid; a row without one counts as the farthest."""
-    distance = number(row["distance"])
-    return math.inf if distance is None else distance

@@ -34,7 +34,7 @@ def script_data(
     part: npt.NDArray[np.int64] | None = None,
     originals: str = "",
 ) -> str:
-    """The JSON. ``clusters`` are the usable rows, in the order of the ``positions``; the rest as in ``RunData``."""
+    """The JSON. ``clusters`` are the usable rows, the ``positions`` those of the sheet; the rest as in ``RunData``."""
     across = columns(len(on_sheet(len(clusters))))
     chosen, every = on_page(clusters)
     value = {
@@ -53,7 +53,7 @@ def script_data(
         }
         if chosen
         else None,
-        "points": _points(positions[chosen]) if positions is not None and chosen else None,
+        "points": _points(positions[::every]) if positions is not None and chosen else None,
         "tree": _tree(*tree, len(clusters)) if tree else None,
     }
     return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from deepcluster.errors import DiskError
 from deepcluster.report.representatives import Kind, representatives
 from deepcluster.report.text import Row, figure, number, percent, short
 from deepcluster.report.thumbnails import data_uri, fair_share
+from deepcluster.table import Table
 
 Picture = Callable[[str], Image.Image | None]
 
@@ -60,8 +62,11 @@ def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
                 f"cluster_summary.csv: cluster {row['cluster']!r} of size {row['size']!r} should both be whole numbers"
             )
     numbers = {row["cluster"] for row in summary}
-    for row in clusters:
-        if row["cluster"] not in numbers:
+    table = Table.of(clusters)
+    words, cluster = table.words("cluster")
+    for i, word in enumerate(words):
+        if word not in numbers and (cluster == i).any():
+            row = table[int((cluster == i).argmax())]
             raise DiskError(
                 f"clusters.csv puts {row['path']!r} into cluster {row['cluster']!r}, which is not one of the "
                 f"{len(numbers)} in cluster_summary.csv; are both of the same run?"
@@ -81,10 +86,7 @@ def sections(
         in_page: The rows whose images the script has.
     """
     images = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
-    members: dict[str, list[Row]] = {row["cluster"]: [] for row in shown}
-    for row in clusters:
-        if row["cluster"] in members:
-            members[row["cluster"]].append(row)
+    members = members_of(clusters, [row["cluster"] for row in shown])
     count = IMAGES if len(shown) <= MANY else FEWER
     chosen = {
         row["cluster"]: representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in shown
@@ -102,7 +104,7 @@ def sections(
             mean_distance=figure(number(row["mean_distance"])),
             nearest=row["nearest_cluster"],
             linked=row["nearest_cluster"] in members,
-            outliers=sum(member["is_outlier"] == "1" for member in members[row["cluster"]]),
+            outliers=len(members[row["cluster"]].where("is_outlier", "1")),
             labels=_frequent_labels(members[row["cluster"]]),
             junk=row.get("junk") == "1",
             tiles=tuple(
@@ -112,6 +114,16 @@ def sections(
         )
         for row in shown
     ]
+
+
+def members_of(clusters: Sequence[Row], numbers: Sequence[str]) -> dict[str, Table]:
+    """The rows of each cluster that has one of the ``numbers``."""
+    table = Table.of(clusters)
+    words, cluster = table.words("cluster")
+    order = np.argsort(cluster, kind="stable")
+    ends = np.bincount(cluster, minlength=len(words)).cumsum()
+    parts = {word: table.at(part) for word, part in zip(words, np.split(order, ends[:-1]), strict=True)}
+    return {number: parts.get(number, table.at([])) for number in numbers}
 
 
 def _tile(row: Row, kind: Kind, picture: Picture, share: int, number_in_page: int | None) -> Tile:
@@ -134,9 +146,11 @@ def _tile(row: Row, kind: Kind, picture: Picture, share: int, number_in_page: in
     )
 
 
-def _frequent_labels(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+def _frequent_labels(rows: Table) -> tuple[tuple[str, str], ...]:
     """The most frequent label of the labelled rows, and up to two more that reach a tenth."""
-    counts = Counter(row["label"] for row in rows if row["label"])
+    words, label = rows.words("label")
+    found, first, sizes = np.unique(label, return_index=True, return_counts=True)
+    counts = Counter({words[found[i]]: int(sizes[i]) for i in np.argsort(first) if words[found[i]]})
     return tuple(
         (label, percent(count / counts.total()))
         for i, (label, count) in enumerate(counts.most_common(3))

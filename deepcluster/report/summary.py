@@ -5,6 +5,7 @@ from typing import Any
 
 from deepcluster.groups.confidence import CLEAR, MIXED
 from deepcluster.report.text import Row, count, figure, number, percent
+from deepcluster.table import Table
 
 
 def grade(run: Mapping[str, Any]) -> str:
@@ -27,7 +28,7 @@ def statements(
 ) -> list[str]:
     """The sentences in the order of the page, among them the run's ``conclusions``; no value, no sentence."""
     sizes = [int(row["size"]) for row in summary]
-    outliers = sum(row["is_outlier"] == "1" for row in clusters)
+    outliers = len(Table.of(clusters).where("is_outlier", "1"))
     return [
         _division(sizes),
         *conclusions,

@@ -263,13 +263,13 @@ def _clustering(job: _Evaluation) -> Prepared:
         return clustering(clusters, labels, options, seed=job.request.seed, once=once)
 
     if job.request.images is None:
-        rows = [row for row in job.folder.read_clusters() if row["status"] == "ok"]
-        paths = [row["path"] for row in rows]
+        rows = job.folder.read_clusters().where("status", "ok")
+        paths = list(rows.column("path"))
         source = job.run_images() if job.labels == "folders" else find(paths)
         by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
-            clusters = [int(row["cluster"]) for row in rows]
+            clusters = [int(cell) for cell in rows.column("cluster")]
         return Prepared(options, {"clusters": json_sha256([clusters, labels])}, partial(figures, clusters, labels))
     source = find(job.request.images, stdin=job.stdin)
     all_labels = true_labels(job.labels, source)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.algorithm import Result, conclude
-from deepcluster.clustering.agreement import changed
+from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import ROWS
@@ -27,25 +27,29 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of, shares_pass
-from deepcluster.runs.groups import choose_number, groups_of
+from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import ImagesRead, Job
-from deepcluster.runs.report import rewrite_report, write_report
-from deepcluster.runs.results import Rows, write_groups, write_map
+from deepcluster.runs.report import Shown, shown_of, write_report
+from deepcluster.runs.results import Rows, write_features, write_groups, write_map
+from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
 from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
-from deepcluster.storage.run_folder import FORMER, GRAPH, LENGTHS, RunFolder
+from deepcluster.storage.run_folder import FORMER, GRAPH, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Step 7, for the main rank.
+    """Step 7; what is not of this rank's images is the main rank's.
 
-    result: The final features of all images, and their clustering.
+    result: The final features of this rank's images, and the clustering of all.
+    sample: Of these features.
     n_clusters: Groups to cut them into.
     graph: The graph to cut (None: that of the features).
     thumbnails: Tiny pictures of all images (None: they are written already).
@@ -53,6 +57,7 @@ class Outcome:
     """
 
     result: Result
+    sample: Sample
     n_clusters: int
     graph: Graph | None
     thumbnails: Tensor | None
@@ -85,6 +90,7 @@ class Results:
         self._rounds = -1  # before the last preliminary result
         self._unsaid = Unsaid()  # with it
         self._judged: list[Judged] = []  # the first result, and the last two
+        self._shown: Shown | None = None  # of the last one
         self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
 
     def preliminary(self, features: Tensor, trained: Trained) -> str:
@@ -112,7 +118,9 @@ class Results:
             self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
         self._last, self._rounds = time.perf_counter(), trained.rounds
         self._took = self._last - begin
-        return change(*self._judged[-2:]) if len(self._judged) > 1 else ""
+        if len(self._judged) < 2:
+            return ""
+        return change(self._judged[-2], self._judged[-1], self.job.processes)
 
     def final(self, trained: Trained) -> RunRecord:
         """Conclude, by the network as it was given where the trained one is worse. Returns run.json at the end."""
@@ -124,7 +132,8 @@ class Results:
             outcome, record = self._outcome(trained, self.job.display, features)
             self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
         if len(self._judged) > 1 and trained.rounds:
-            self.job.display.say("Groups", f"{change(self._judged[0], self._judged[-1])} from the first to the last")
+            text = change(self._judged[0], self._judged[-1], self.job.processes)
+            self.job.display.say("Groups", f"{text} from the first to the last")
         return self.on_disk
 
     def _make_final(self, trained: Trained) -> None:
@@ -143,22 +152,24 @@ class Results:
             ).with_phase("result", self.job.clock.lap())
             staged.write_record(record)
             if self.job.request.report:
-                rewrite_report(staged, self.job.source)
+                write_report(staged, self.job.source, self._shown)
             self.job.stop.too_late()
         self.on_disk = record
 
     def _outcome(self, trained: Trained, display: Display, features: Tensor | None) -> tuple[Outcome, RunRecord]:
         """The features and the number of groups, and run.json with what was judged on the way."""
         job, network, images, record = self.job, self.network, self.images, self.record
+        seed, partition = job.request.seed, images.store.partition
         result = self._conclude(features)
+        sample = sample_of(result.reduced, partition, seed)
         n_clusters, graph = 0, None
         judged: Guard | Clarity | None = None
         if job.processes.is_main:
-            n_clusters, record = choose_number(job.request.n_clusters, result.reduced, record, display)
+            n_clusters, record = choose_number(job.request.n_clusters, sample.reduced, record, display)
             if images.recipe.neighbours == "clearer":
                 judged = _clearer(job, network, images, result.reduced, trained, n_clusters)
             else:
-                graph, judged = _guarded(job, result.reduced, trained, n_clusters)
+                graph, judged = _guarded(job, sample, trained, n_clusters)
             if judged:
                 display.say("Guard", judged.text)
                 figures = {name: round_to(value, 4) for name, value in asdict(judged).items()}
@@ -167,17 +178,18 @@ class Results:
         if not kept:
             with _body(network, trained.given):
                 result = self._as_given or self._conclude(None)
+            sample = sample_of(result.reduced, partition, seed)
         thumbnails = None
         if not self._has_thumbnails:
-            partition = images.store.partition
             own = tiny_pictures(images.store.images, partition.local.start, partition.total)
-            thumbnails, self._has_thumbnails = partition.gather(own), True
-        return Outcome(result, n_clusters, graph, thumbnails, kept), record
+            thumbnails = Partition.of(job.processes, len(own)).gather(own)
+            self._has_thumbnails = True
+        return Outcome(result, sample, n_clusters, graph, thumbnails, kept), record
 
     def _conclude(self, features: Tensor | None) -> Result:
-        """Step 7; the main rank gets the features of all images."""
+        """Step 7."""
         job, recipe, store = self.job, self.images.recipe, self.images.store
-        result = conclude(
+        return conclude(
             self.network,
             store.images,
             clusters=recipe.pseudo_labels,
@@ -190,86 +202,103 @@ class Results:
             processes=job.processes,
             features=features,
         )
-        gather = store.partition.gather
-        return replace(result, reduced=gather(result.reduced), lengths=gather(result.lengths))
 
     def _write(self, trained: Trained, outcome: Outcome, record: RunRecord) -> None:
-        """The result in files: the model, the features, the clusters, the report."""
-        if not self.job.processes.is_main:
-            return
-        with self.folder.next_state() as staged:
-            model = self._write_model(staged, trained, outcome, record)
-            placement = model.place(outcome.result.reduced)
-            record = self._write_groups(staged, model, placement, trained, outcome, record)
-            if outcome.thumbnails is not None:
+        """The result in files: the model, the features, the clusters, the report. All ranks have a part in it."""
+        is_main, store, result = self.job.processes.is_main, self.images.store, outcome.result
+        seed = self.job.request.seed
+        with self.folder.next_state() if is_main else nullcontext(self.folder) as staged:
+            groups = self._groups(outcome, record)
+            groups, placement = placed(
+                groups, result.reduced, result.clustering.centroids, outcome.sample, store.partition
+            )
+            lengths = store.partition.to_main(result.lengths, outcome.sample.rows)
+            rows = Rows(
+                paths=[self.job.source.paths[i] for i in store.kept],
+                labels=self.job.truth(store),
+                skipped=store.skipped,
+                reduced=result.reduced,
+                sample=outcome.sample,
+                partition=store.partition,
+                lengths=result.lengths,
+            )
+            model = model_of(self.network, result, groups, outcome.sample.reduced, lengths, self.images.recipe)
+            if is_main:
+                with nullcontext() if outcome.kept else _body(self.network, trained.given):
+                    model_files.save_in_run(model, staged)
+            record = self._write_groups(staged, model, placement, rows, trained, outcome, record)
+            if is_main and outcome.thumbnails is not None:
                 staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
             if self.job.request.report:
-                write_map(staged, outcome.result.reduced, self.job.request.seed)
-                write_report(staged, self.job.source, model.groups, outcome.result.reduced)
-            if record.result == FINAL:
+                self._shown = shown_of(rows, model.groups, placement.centroid)
+                if is_main:
+                    write_map(staged, self._shown.reduced, seed)
+                    write_report(staged, self.job.source, self._shown)
+            if is_main and record.result == FINAL:
                 self.job.stop.too_late()  # it must not be called stopped when it is done
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
         self.on_disk = record
         self._judged = [*self._judged[:1], *self._judged[1:][-1:], Judged(placement.cluster, self.on_disk.signs)]
 
-    def _write_model(self, folder: RunFolder, trained: Trained, outcome: Outcome, record: RunRecord) -> Model:
-        result = outcome.result
-        seed, grouping = self.job.request.seed, self.images.recipe.grouping
-        groups = groups_of(result.reduced, result.clustering, outcome.n_clusters, seed, grouping, outcome.graph)
-        if groups.count < outcome.n_clusters:
-            text = (
-                f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images have"
-                " no more distinct values (are many images equal?)"
-            )
-            if record.result == FINAL:
-                warnings.warn(text, DeepClusterWarning, stacklevel=2)
-            else:
-                self._unsaid.warnings.append(text)
-        model = model_of(self.network, result, groups, self.images.recipe)
-        with nullcontext() if outcome.kept else _body(self.network, trained.given):
-            model_files.save_in_run(model, folder)
-        return model
+    def _groups(self, outcome: Outcome, record: RunRecord) -> Cut:
+        """The groups of the sample, on every rank."""
+
+        def found() -> dict[str, Tensor]:
+            seed, sample = self.job.request.seed, outcome.sample
+            grouping, graph = self.images.recipe.grouping, sample.own_graph(outcome.graph)
+            groups = groups_of(sample.reduced, outcome.result.clustering, outcome.n_clusters, seed, grouping, graph)
+            if groups.count < outcome.n_clusters:
+                text = (
+                    f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images"
+                    " have no more distinct values (are many images equal?)"
+                )
+                if record.result == FINAL:
+                    warnings.warn(text, DeepClusterWarning, stacklevel=2)
+                else:
+                    self._unsaid.warnings.append(text)
+            return {"centroids": groups.centroids, "groups": groups.groups}
+
+        return Cut(**self.job.processes.broadcast_tensors(found))
 
     def _write_groups(
         self,
         folder: RunFolder,
         model: Model,
         placement: Placement,
+        rows: Rows,
         trained: Trained,
         outcome: Outcome,
         record: RunRecord,
     ) -> RunRecord:
-        job, store, result = self.job, self.images.store, outcome.result
-        truth = job.truth(store)
-        if outcome.graph:
-            folder.write_graph(outcome.graph)
-        else:
-            folder.remove(GRAPH)
-        folder.remove(FORMER)  # of a recut of an earlier result
-        folder.write_array("features.npy", result.reduced.numpy())
-        folder.write_array(LENGTHS, result.lengths.unsqueeze(1).numpy())
+        if rows.is_main:
+            if outcome.graph:
+                folder.write_graph(outcome.graph)
+            else:
+                folder.remove(GRAPH)
+            folder.remove(FORMER)  # of a recut of an earlier result
+        write_features(folder, rows)
         if record.result == FINAL:
-            record = record.with_phase("result", job.clock.lap())
+            record = record.with_phase("result", self.job.clock.lap())
         record = replace(
             record,
             rounds=trained.rounds,
             peak_memory_mb=peak_memory_mb(),
-            seconds=round_to(job.clock.elapsed(), 2),
+            seconds=round_to(self.job.clock.elapsed(), 2),
         )
-        paths = tuple(job.source.paths[i] for i in store.kept)
-        rows = Rows(paths=paths, labels=truth, skipped=store.skipped, reduced=result.reduced, lengths=result.lengths)
-        baseline = self._metrics_at_start(truth, trained, outcome.n_clusters)
+        baseline = self._metrics_at_start(rows, trained, outcome.n_clusters) if rows.is_main else {}
         return write_groups(folder, model, placement, rows, record, baseline)
 
-    def _metrics_at_start(self, truth: list[str] | None, trained: Trained, n_clusters: int) -> Mapping[str, float]:
-        if truth is None or trained.start is None:
+    def _metrics_at_start(self, rows: Rows, trained: Trained, n_clusters: int) -> Mapping[str, float]:
+        """Of the sample."""
+        if rows.labels is None or trained.start is None:
             return {}
         if n_clusters not in self._baseline:
             reduced, clustering = trained.start
             seed, grouping = self.job.request.seed, self.images.recipe.grouping
             groups = groups_of(reduced, clustering, n_clusters, seed, grouping)
-            self._baseline[n_clusters] = metrics(truth, place(reduced, groups, clustering.centroids))
+            labels = [rows.labels[i] for i in rows.sample.rows.tolist()]
+            self._baseline[n_clusters] = metrics(labels, place(reduced, groups, clustering.centroids).cluster)
         return self._baseline[n_clusters]
 
 
@@ -292,7 +321,7 @@ class Unsaid(Silent):
 
 @dataclass(frozen=True)
 class Judged:
-    """The groups of a result (int64, N), and the signs of how far they can be trusted."""
+    """The groups of this rank's images (int64), and the signs of how far they can be trusted."""
 
     cluster: Tensor
     signs: Mapping[str, float] | None
@@ -302,9 +331,9 @@ class Judged:
         return Confidence(**self.signs).word if self.signs else "unknown"
 
 
-def change(before: Judged, after: Judged) -> str:
-    """Whether groups got better, in words."""
-    moved = changed(before.cluster, after.cluster)
+def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
+    """Whether groups got better, in words. A collective."""
+    moved = compared(before.cluster, after.cluster, processes)[1]
     return f"{before.word} -> {after.word}, {moved:.0%} of the images moved"
 
 
@@ -319,12 +348,12 @@ def _body(network: Network, weights: Mapping[str, Tensor]) -> Iterator[None]:
         network.body.load_state_dict(own)
 
 
-def _guarded(job: Job, reduced: Tensor, trained: Trained, n_clusters: int) -> tuple[Graph | None, Guard | None]:
+def _guarded(job: Job, sample: Sample, trained: Trained, n_clusters: int) -> tuple[Graph | None, Guard | None]:
     """The graph of all rounds, where the recipe joins them, and the judgement on the trained network."""
     if not trained.graphs:
         return None, None
     seed = job.request.seed
-    last = neighbour_graph(reduced, derive(seed, "graph"))
+    last = sample.graph(neighbour_graph(sample.reduced, derive(seed, "graph")))
     graph = joined_graphs(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
     if n_clusters < 2 or len(graph.rows) < ROWS_EACH * n_clusters:
         return graph, None
@@ -346,15 +375,24 @@ def _clearer(
     return clarity(before, reduced[rows], n_clusters, seed)
 
 
-def model_of(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
-    """The model that places images as the ``groups`` of a result say."""
+def model_of(network: Network, result: Result, groups: Cut, reduced: Tensor, lengths: Tensor, recipe: Recipe) -> Model:
+    """The model that places images as the ``groups`` of a result say; what an outlier is it has from a sample.
+
+    Args:
+        network: Of the result.
+        result: Its reduction and its fine clusters.
+        groups: Its groups.
+        reduced: Features of the sample; none on other ranks than the main rank.
+        lengths: Of these, before they had length 1.
+        recipe: The sizes of images and batches.
+    """
     return Model(
         network=network,
         reduction=result.reduction,
         fine_centroids=result.clustering.centroids,
         groups=groups,
-        outlier_distance=outlier_distances(result.reduced, groups),
-        outlier_length=outlier_length(result.lengths),
+        outlier_distance=outlier_distances(reduced, groups),
+        outlier_length=outlier_length(lengths),
         names=("",) * groups.count,
         image_size=recipe.image_size,
         store_size=recipe.store_size,

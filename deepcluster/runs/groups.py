@@ -2,15 +2,18 @@
 
 from dataclasses import asdict, replace
 
+import torch
 from torch import Tensor
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.groups.choose_k import candidates
 from deepcluster.groups.consensus import consensus_cut
-from deepcluster.groups.cut import Cut, as_groups, cut
+from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
 from deepcluster.groups.neighbour_graph import Graph, normalised_cut
 from deepcluster.records import Clustering
+from deepcluster.runs.sample import Sample
 from deepcluster.runtime.display import Display
+from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_record import RunRecord
@@ -28,18 +31,31 @@ def check_groups(n_clusters: int | None, count: int) -> None:
 def groups_of(
     reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, grouping: str, graph: Graph | None = None
 ) -> Cut:
-    """Groups of the features, or of a ``graph`` of the images, by the option ``grouping``. Very many would take longer
-    than a run: then they are the last clustering itself, if that has as many."""
+    """Groups of the features of a sample, or of a ``graph`` of it, by the option ``grouping``. Very many would take
+    longer than a run: then they are the last clustering itself, if that has as many."""
     if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
     parts_of = consensus_cut if grouping == "consensus" else normalised_cut
     return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph, parts_of=parts_of)
 
 
+def placed(
+    groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition
+) -> tuple[Cut, Placement]:
+    """Where groups of a ``sample`` put this rank's rows; the groups get their numbers by the sizes that come of it."""
+    placement = place(reduced, groups, fine_centroids)
+    if len(sample.rows) == partition.total:  # they have them
+        return groups, placement
+    sizes = partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
+    number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
+    numbered = replace(placement, cluster=number[placement.cluster])
+    return Cut(groups.centroids, number[groups.groups]), numbered
+
+
 def choose_number(
     n_clusters: int | None, reduced: Tensor, record: RunRecord, display: Display
 ) -> tuple[int, RunRecord]:
-    """The number of groups, and run.json with the candidates where none was asked for."""
+    """The number of groups by the features of a sample, and run.json with the candidates where none was asked for."""
     if n_clusters is not None:
         return n_clusters, record
     found = candidates(reduced, seed=derive(record.seed, "number of groups"))

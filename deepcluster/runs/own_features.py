@@ -22,10 +22,11 @@ from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.finish import model_of, peak_memory_mb
 from deepcluster.runs.fit import check_not_inside, first_record, free_path
-from deepcluster.runs.groups import check_groups, choose_number, groups_of
+from deepcluster.runs.groups import check_groups, choose_number, groups_of, placed
 from deepcluster.runs.job import Clock, Job, Request
-from deepcluster.runs.report import write_report
-from deepcluster.runs.results import Rows, write_groups, write_map
+from deepcluster.runs.report import shown_of, write_report
+from deepcluster.runs.results import Rows, write_features, write_groups, write_map
+from deepcluster.runs.sample import sample_of
 from deepcluster.runtime.devices import choose_device, working_on
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
@@ -35,7 +36,7 @@ from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.generation import check_places
-from deepcluster.storage.run_folder import LENGTHS, RunFolder
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
@@ -131,11 +132,14 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         )
     except NonFiniteError as error:
         raise DataError("these features are too large to be compared: scale them, say to length 1") from error
-    reduced, lengths = result.reduced, result.lengths
+    partition = Partition.single(len(result.reduced))
+    sample = sample_of(result.reduced, partition, seed)
+    truth = [*job.labels] if job.labels is not None and any(job.labels) else None
+    rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.lengths)
     job.stop.check()
     record = replace(
         first_record(job, None, 0),
-        images_count=len(reduced),
+        images_count=partition.total,
         skipped_count=0,
         backbone=FEATURES,
         pseudo_labels=recipe.pseudo_labels,
@@ -143,8 +147,8 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         rounds=0,
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
-    n_clusters, record = choose_number(request.n_clusters, reduced, record, job.display)
-    groups = groups_of(reduced, result.clustering, n_clusters, seed, recipe.grouping)
+    n_clusters, record = choose_number(request.n_clusters, sample.reduced, record, job.display)
+    groups = groups_of(sample.reduced, result.clustering, n_clusters, seed, recipe.grouping)
     if groups.count < n_clusters:
         warnings.warn(
             f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values",
@@ -152,24 +156,24 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
             stacklevel=2,
         )
     network = no_network(given.features.shape[1])
-    model = replace(model_of(network, result, groups, recipe), image_size=1, store_size=1)
+    groups, placement = placed(groups, result.reduced, result.clustering.centroids, sample, partition)
+    model = model_of(network, result, groups, sample.reduced, result.lengths[sample.rows], recipe)
+    model = replace(model, image_size=1, store_size=1)
     job.stop.check()
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])
     folder.write_rows("history.csv", files.HISTORY, [])
     model_files.save_in_run(model, folder)
-    folder.write_array("features.npy", reduced.numpy())
-    folder.write_array(LENGTHS, lengths.unsqueeze(1).numpy())
-    truth = [*job.labels] if job.labels is not None and any(job.labels) else None
-    rows = Rows(paths=source.paths, labels=truth, skipped=(), reduced=reduced, lengths=lengths)
+    write_features(folder, rows)
     record = replace(record, peak_memory_mb=peak_memory_mb(), seconds=round_to(job.clock.elapsed(), 2))
-    record = write_groups(folder, model, model.place(reduced), rows, record, {})
+    record = write_groups(folder, model, placement, rows, record, {})
     if (pictures := _pictures(source)) is not None:
         folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
     if request.report:
-        write_map(folder, reduced, seed)
-        write_report(folder, source, groups, reduced)
+        shown = shown_of(rows, groups, placement.centroid)
+        write_map(folder, shown.reduced, seed)
+        write_report(folder, source, shown)
     job.stop.too_late()
     record = replace(record.with_phase("result", job.clock.lap()), status="done", result=FINAL)
     folder.write_record(record)

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Placement, outlier_distances, place
+from deepcluster.groups.cut import Placement, outlier_distances
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.recipe import read_toml
 from deepcluster.records import Clustering
-from deepcluster.runs.groups import check_groups, choose_number, groups_of
+from deepcluster.runs.groups import check_groups, choose_number, groups_of, placed
 from deepcluster.runs.report import rewrite_report
 from deepcluster.runs.results import Rows, read_run, write_groups
+from deepcluster.runs.sample import Sample
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -55,13 +56,17 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple
     record, model, rows = read_run(folder)
     check_groups(n_clusters, len(rows.paths))
     _keep(folder, model, record)
-    n_clusters, record = choose_number(n_clusters, rows.reduced, record, display)
+    sample, partition = rows.sample, rows.partition
+    n_clusters, record = choose_number(n_clusters, sample.reduced, record, display)
     before = model.place(rows.reduced)
     sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
     fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
     graph = folder.read_graph(len(rows.paths))
-    groups = groups_of(rows.reduced, fine, n_clusters, record.seed, _grouping(folder), graph)
-    after = place(rows.reduced, groups, model.fine_centroids)
+    if graph is not None and not torch.isin(graph.rows, sample.rows).all():  # of another sample
+        sample = Sample(graph.rows, rows.reduced[graph.rows])
+    own_graph = sample.own_graph(graph)
+    groups = groups_of(sample.reduced, fine, n_clusters, record.seed, _grouping(folder), own_graph)
+    groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition)
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
     new = replace(model, groups=groups, names=names, junk=junk)
     if record.edits is not None or any(model.names) or model.junk:
@@ -156,7 +161,7 @@ def _write(
     folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
 ) -> Model:
     """The model with other groups than before, and the files that depend on them."""
-    model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
+    model = replace(model, outlier_distance=outlier_distances(rows.sample.reduced, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, placement, rows, record, baseline)
     return model

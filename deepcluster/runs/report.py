@@ -1,8 +1,8 @@
 """The report page of a run."""
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from deepcluster.model import Model
 from deepcluster.report.page import RunData, render
 from deepcluster.report.script_data import on_page
 from deepcluster.report.sections import MEDOID, Picture
+from deepcluster.report.sprite import on_sheet
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.table import Table
 
 ALIKE, ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
 
@@ -40,6 +42,30 @@ def report(run: Path, source: Source | None = None) -> Path:
     with files.locked(run) as folder, folder.next_state() as staged:
         rewrite_report(staged, source)
     return run / "report.html"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page is made of beside tables: the images on the sheet of tiny pictures (M), on the main rank.
+
+    groups: The cut.
+    reduced: Their features (M x d).
+    nearest: The centroid of the cut that each is nearest to (int64, M).
+    counts: How many of all images are nearest to each centroid.
+    """
+
+    groups: Cut
+    reduced: Tensor
+    nearest: Tensor
+    counts: Tensor
+
+
+def shown_of(rows: Rows, groups: Cut, nearest: Tensor | None = None) -> Shown:
+    """A collective. ``nearest``: The centroid of each of this rank's rows, where it is known."""
+    partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
+    nearest = assigner(groups.centroids)(rows.reduced) if nearest is None else nearest
+    counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(groups.centroids)))
+    return Shown(groups, partition.to_main(rows.reduced, on_map), partition.to_main(nearest, on_map), counts)
 
 
 def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model, Rows] | None = None) -> None:
@@ -54,53 +80,47 @@ def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model,
         if state is None:
             with suppress(DeepClusterError):  # the report can do without what is drawn from them
                 state = read_run(folder)[1:]
+        shown = None
         if state:
-            _draw(folder, *state)
-        write_report(folder, source or found_again(folder), *((state[0].groups, state[1].reduced) if state else ()))
+            model, rows = state
+            shown = shown_of(rows, model.groups)
+            seed = folder.read_record().seed
+            # A fit may have left them out, and so did version 0.1.
+            if not folder.has(drawn.MAP):
+                write_map(folder, shown.reduced, seed)
+            if not folder.has(drawn.TREE):
+                write_tree(folder, model, rows, None, seed)
+        write_report(folder, source or found_again(folder), shown)
 
 
-def _draw(folder: RunFolder, model: Model, rows: Rows) -> None:
-    """Map and tree, where a fit left them out or the run is of version 0.1."""
-    seed = folder.read_record().seed
-    if not folder.has(drawn.MAP):
-        write_map(folder, rows.reduced, seed)
-    if not folder.has(drawn.TREE):
-        write_tree(folder, model, rows.reduced, seed)
-
-
-def write_report(
-    folder: RunFolder, source: Source | None, groups: Cut | None = None, reduced: Tensor | None = None
-) -> None:
+def write_report(folder: RunFolder, source: Source | None, shown: Shown | None = None) -> None:
     """Write report.html, without the charts that version 0.1 put beside it: they would be of the report before.
 
     Args:
         folder: The run.
         source: Its images; None where they are not at hand.
-        groups: Its cut, and the features it was made of: without them, no image shows those most like it, and no
-            cluster can be split.
-        reduced: N x d features of the images in the run.
+        shown: Without it, no image shows those most like it, and no cluster can be split.
     """
     record = folder.read_record()
-    clusters = folder.read_clusters()
-    used = [row for row in clusters if row["status"] == "ok"]
-    chosen = on_page(used)[0]
+    used = Table.of(folder.read_clusters()).where("status", "ok")
+    every = on_page(used)[1]
     data = RunData(
         title=record.images,
         run=record.to_json(),
-        clusters=clusters,
+        clusters=used,
         summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
         history=folder.read_rows("history.csv", files.HISTORY),
         metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
         picture=pictures(source, MEDOID * THUMBNAIL),
-        positions=drawn.read_map(folder, len(used)),
+        positions=drawn.read_map(folder, len(used), on_sheet(len(used))),
         tree=drawn.read_tree(folder, len(used)),
         sheet=drawn.read_sheet(folder),
         filters=drawn.read_filters(folder),
         name=_called(folder.path),
-        similar=most_alike(reduced[chosen]) if reduced is not None and chosen else None,
-        **_parts(groups, reduced, chosen),
+        similar=most_alike(shown.reduced[::every]) if shown and len(used) else None,
+        **_parts(shown, every),
         originals=_originals(folder.path, source),
     )
     folder.write_text("report.html", render(data))
@@ -118,14 +138,13 @@ def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
     return nearest(reduced, max(1, min(ALIKE, ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
 
 
-def _parts(groups: Cut | None, reduced: Tensor | None, chosen: Sequence[int]) -> dict[str, Any]:
-    """The parts of each group, and which of its own each chosen row is in."""
-    if groups is None or reduced is None or groups.count > MOST_IN_TREE:
+def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
+    """The parts of each group, and which of its own each image in the page is in."""
+    if shown is None or shown.groups.count > MOST_IN_TREE:
         return {}
-    closest = assigner(groups.centroids)(reduced)
-    counts = torch.bincount(closest, minlength=len(groups.centroids))
-    found = {group: parts_of(groups, counts, group) for group in groups.groups.unique().tolist()}
-    part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[closest[list(chosen)]]
+    groups = shown.groups
+    found = {group: parts_of(groups, shown.counts, group) for group in groups.groups.unique().tolist()}
+    part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[shown.nearest[::every]]
     return {"parts": {group: each for group, each in found.items() if len(each.sizes) > 1}, "part": part.numpy()}
 
 
@@ -145,7 +164,7 @@ def found_again(folder: RunFolder) -> Source | None:
     location = folder.read_record().location
     with suppress(DeepClusterError, OSError):
         if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
-            return find([row["path"] for row in folder.read_clusters()])
+            return find([*folder.read_clusters().column("path")])
         return find(location) if _is_at_hand(location) else None
     return None
 

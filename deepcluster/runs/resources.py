@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import OutOfMemoryError
+from deepcluster.groups.neighbour_graph import SAMPLE
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.pseudo_labels import number_of_parts
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
+from deepcluster.report.sprite import MAX_PICTURES
 from deepcluster.runs.build import loss_of, rounds_of
 from deepcluster.runtime.devices import holds_rows
 from deepcluster.runtime.memory import CERTAIN
@@ -21,8 +23,9 @@ from deepcluster.runtime.memory import available as available
 # step keeps for backward, as a multiple of all layer outputs.
 BASE = 500e6
 KEPT = 1.5
-# Bytes an image that tables and report of the result take: runs of 5,000 to 40,000 images (benchmarks/scaling.py).
-TABLES = 7e3
+# Bytes that tables and report of the result take: for each image, and for each of those that are in the page
+# (benchmarks/result_phase.py).
+TABLES, PAGE = 300.0, 6e3
 TRIAL = 128  # images
 
 
@@ -69,7 +72,7 @@ def memory(
     decoding: float = 0.0,
     device: torch.device | None = None,
 ) -> Memory:
-    """The estimate of the main rank's memory, which gets the reduced features of all.
+    """The estimate of the main rank's memory, which has the tables of all.
 
     Args:
         network: It sees one image of each size of view.
@@ -91,15 +94,17 @@ def memory(
     at_once = -(-batch // parts)
     weights = sum(parameter.numel() for parameter in network.parameters())
     heads = sum(recipe.clusters) * network.embedding_dim
-    # The features, those of the result, and both reduced.
+    # The features, those of the result, and both reduced; of several ranks' those that the main rank decides by.
     dims = min(recipe.dims, network.feature_dim)
-    features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + dims) + total * dims)
+    sample = min(total, SAMPLE) if processes > 1 else 0
+    features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)
+    tables = TABLES * total + PAGE * min(total, MAX_PICTURES)
     training = 4 * (3 * (weights + heads) + KEPT * outputs * at_once)
     on_gpu = 0.0
     if device.type == "cuda":
         width = max(network.embedding_dim, network.feature_dim) + dims
         on_gpu = BASE + training + (4 * count * width if holds_rows(device, count, width) else 0)
-    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, TABLES * total, decoding, on_gpu)
+    return Memory(images if images <= MEMORY_BUDGET else 0, features, training, tables, decoding, on_gpu)
 
 
 def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:

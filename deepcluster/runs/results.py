@@ -1,7 +1,9 @@
 """Every file of a run that depends on its groups."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from deepcluster.groups.map2d import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.groups.quality_by_k import levels
 from deepcluster.model import Model
+from deepcluster.runs.sample import Sample, sample_of
+from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models
@@ -28,13 +32,26 @@ MOST_IN_TREE = 500
 
 @dataclass(frozen=True)
 class Rows:
-    """The images of a run: those that were used, in row order, and those that were not."""
+    """The images of a run: those that were used, in row order, and those that were not.
+
+    paths, labels, skipped: Of all ranks' images.
+    reduced: Their features (N x d); with several processes, this rank's.
+    sample: What the main rank decides by.
+    partition: Which rank has which rows.
+    lengths: Of the whitened features of this rank's rows; no run of version 0.1 has them.
+    """
 
     paths: Sequence[str]
     labels: Sequence[str] | None
     skipped: Sequence[tuple[str, str]]
     reduced: Tensor
-    lengths: Tensor | None = None  # of the whitened features; no run of version 0.1 has them
+    sample: Sample
+    partition: Partition
+    lengths: Tensor | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.partition.processes.is_main
 
 
 def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
@@ -42,13 +59,17 @@ def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
     record = folder.read_record({"rounds": int})
     model = models.load_of_run(folder)
     table = folder.read_clusters()
-    used = [row for row in table if row["status"] == "ok"]
+    used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]
+    reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
+    partition = Partition.single(len(used))
     rows = Rows(
-        paths=[row["path"] for row in used],
-        labels=[row["label"] for row in used] if any(row["label"] for row in used) else None,
-        skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
-        reduced=torch.from_numpy(folder.read_array("features.npy", len(used), dims)),
+        paths=list(used.column("path")),
+        labels=list(used.column("label")) if any(used.words("label")[0]) else None,
+        skipped=[(path, "") for path in table.where("status", "skipped").column("path")],
+        reduced=reduced,
+        sample=sample_of(reduced, partition, record.seed),
+        partition=partition,
         lengths=_lengths(folder, len(used)),
     )
     return record, model, rows
@@ -60,15 +81,28 @@ def _lengths(folder: RunFolder, rows: int) -> Tensor | None:
     return torch.from_numpy(folder.read_array(files.LENGTHS, rows, 1)).squeeze(1)
 
 
+def write_features(folder: RunFolder, rows: Rows) -> None:
+    """features.npy and the lengths, a block of rows at a time. A collective."""
+    for name, numbers in (("features.npy", rows.reduced), (files.LENGTHS, rows.lengths)):
+        if numbers is not None:
+            table = numbers.unsqueeze(1) if numbers.ndim == 1 else numbers
+            blocks = rows.partition.blocks(table)
+            if rows.is_main:
+                folder.write_blocks(name, (rows.partition.total, table.shape[1]), blocks)
+            deque(blocks, maxlen=0)  # the other ranks only send
+
+
 def write_groups(
     folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
 ) -> RunRecord:
     """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, tree.json and run.json.
 
+    A collective; the main rank writes.
+
     Args:
         folder: The run.
         model: The model with these groups.
-        placement: Where it puts ``rows``.
+        placement: Where it puts this rank's ``rows``.
         rows: The images.
         record: run.json so far.
         baseline: The metrics of the network at the start, where there are any.
@@ -76,24 +110,29 @@ def write_groups(
     Returns:
         run.json as it was written.
     """
-    confidence = confidence_of(rows.reduced, placement.cluster, seed=derive(record.seed, "verdict"))
-    summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
-    table = [*_used_rows(model, placement, rows), *({"path": path, "status": "skipped"} for path, _ in rows.skipped)]
-    folder.write_rows("clusters.csv", files.CLUSTERS, table)
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
+    partition = rows.partition
+    clusters_of_sample = partition.to_main(placement.cluster, rows.sample.rows)
+    summary = tables.summary_rows(model.groups, placement, rows.reduced, partition)
+    digests = _write_clusters(folder, model, placement, rows)
+    metrics = {}
     if rows.labels is not None and any(rows.labels):
-        metrics = tables.metrics(rows.labels, placement)
+        metrics = tables.metrics(rows.labels[partition.local], placement.cluster, partition)
+    write_tree(folder, model, rows, placement.centroid, record.seed)
+    if not rows.is_main:
+        return record
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows) for row in summary))
+    if metrics:
         baseline = baseline or (metrics if record.rounds == 0 else {})
         metrics_at_start = {f"baseline_{name}": value for name, value in baseline.items()}
-        labelled = sum(1 for label in rows.labels if label)
+        labelled = sum(1 for label in rows.labels or () if label)
         folder.write_json(
             "metrics.json", {**metrics, **metrics_at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
         )
-    write_tree(folder, model, rows.reduced, record.seed)
+    confidence = confidence_of(rows.sample.reduced, clusters_of_sample, seed=derive(record.seed, "verdict"))
     record = replace(
         record,
-        cut=files.cut_digest(table),  # what edits are for: this assignment, and no later one
-        rows=files.rows_digest(table),
+        cut=digests.cut,  # what edits are for: this assignment, and no later one
+        rows=digests.rows,
         clusters=len(summary),
         signs={name: round_to(value, 4) for name, value in asdict(confidence).items()} if confidence else {},
         verdict=confidence_text(confidence),
@@ -102,21 +141,62 @@ def write_groups(
     return record
 
 
-def _used_rows(model: Model, placement: Placement, rows: Rows) -> Iterator[dict[str, Any]]:
-    labels = rows.labels if rows.labels is not None else [""] * len(rows.paths)
-    placed = tables.placement_rows(model, placement, rows.lengths)
-    for path, fine, label, columns in zip(rows.paths, placement.fine_cluster.tolist(), labels, placed, strict=True):
-        yield {"path": path, "status": "ok", "fine_cluster": fine, "label": label, **columns}
+def _described(row: Mapping[str, Any], model: Model, rows: Rows) -> dict[str, Any]:
+    """A row of the summary as it is in the file."""
+    row = dict(row)
+    medoid = row.pop("medoid")
+    group = row["cluster"]
+    return {
+        **row,
+        "name": model.names[group],
+        "medoid_path": "" if medoid is None else rows.paths[medoid],
+        "junk": int(group in model.junk),
+    }
 
 
-def write_tree(folder: RunFolder, model: Model, reduced: Tensor, seed: int) -> None:
-    """The merge tree of up to ``MOST_IN_TREE`` groups; larger trees are unreadable, and take minutes."""
+def _write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:
+    """clusters.csv, a block of rows at a time."""
+    lengths = torch.zeros_like(placement.distance) if rows.lengths is None else rows.lengths
+    integers = [column.int() for column in (placement.cluster, placement.fine_cluster)]
+    floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, lengths)]
+    blocks = rows.partition.blocks(torch.stack([*integers, *floats], 1))
+    digests = files.Digests()
+    if rows.is_main:
+        skipped = ({"path": path, "status": "skipped"} for path, _ in rows.skipped)
+        table = digests.passing(chain(_used_rows(blocks, model, rows), skipped))
+        folder.write_rows("clusters.csv", files.CLUSTERS, table)
+    deque(blocks, maxlen=0)  # the other ranks only send
+    return digests
+
+
+def _used_rows(blocks: Iterator[Tensor], model: Model, rows: Rows) -> Iterator[dict[str, Any]]:
+    row = 0
+    for block in blocks:
+        cluster, fine, *floats = block.T.contiguous()
+        distance, margin, lengths = (column.view(torch.float32) for column in floats)
+        known = None if rows.lengths is None else lengths
+        placed = tables.prediction_rows(model, cluster.long(), distance, margin, known)
+        for number, columns in zip(fine.tolist(), placed, strict=True):
+            label = "" if rows.labels is None else rows.labels[row]
+            yield {"path": rows.paths[row], "status": "ok", "fine_cluster": number, "label": label, **columns}
+            row += 1
+
+
+def write_tree(folder: RunFolder, model: Model, rows: Rows, nearest: Tensor | None, seed: int) -> None:
+    """The merge tree of up to ``MOST_IN_TREE`` groups; larger trees are unreadable, and take minutes. A collective.
+
+    nearest: The centroid that each of this rank's rows is nearest to, where it is known.
+    """
     if model.groups.count > MOST_IN_TREE:
-        folder.remove(drawn.TREE)
+        if rows.is_main:
+            folder.remove(drawn.TREE)
         return
-    tree, piece = merge_tree(reduced, model.groups)
-    drawn.write_tree(folder, tree, levels(reduced, tree, piece, seed=derive(seed, "levels")))
+    tree, piece = merge_tree(rows.reduced, model.groups, nearest, rows.partition)
+    piece = rows.partition.to_main(piece, rows.sample.rows)
+    if rows.is_main:
+        drawn.write_tree(folder, tree, levels(rows.sample.reduced, tree, piece, seed=derive(seed, "levels")))
 
 
 def write_map(folder: RunFolder, reduced: Tensor, seed: int) -> None:
+    """The map of the images on the sheet of tiny pictures, of these ``reduced`` features."""
     drawn.write_map(folder, layout(reduced, derive(seed, "map")))

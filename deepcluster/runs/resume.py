@@ -89,7 +89,7 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
         return False
     asked = n_clusters if record.n_clusters == 0 else record.n_clusters
     check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
-    then = {row["path"] for row in folder.read_clusters()}
+    then = set(folder.read_clusters().column("path"))
     now = {*source.paths, *(path for path, _ in source.skipped)}
     if then != now:
         raise _differing({"added": sorted(now - then), "removed": sorted(then - now)})

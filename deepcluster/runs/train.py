@@ -16,6 +16,7 @@ from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, rounds_of
 from deepcluster.runs.checkpointing import Checkpointer, scattered
 from deepcluster.runs.job import ImagesRead, Job
+from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import Schedule, TimeLimit
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -31,7 +32,8 @@ class Trained:
 
     rounds: Their number.
     stopped_because: Why there were no more.
-    start: The reduced features and the clustering of the first round, for what the network was worth before training.
+    start: The reduced features of a sample and the clustering of the first round, for what the network was worth before
+        training.
     graphs: The neighbour graph of each round's features, where the recipe joins them.
     weights: How much each of these counts.
     given: The body of the network before the rounds.
@@ -83,13 +85,13 @@ class Kept:
     def needs_features(self, round: Round) -> bool:
         return self.joins_graphs or round.index == 0
 
-    def add(self, round: Round, reduced: Tensor, groups: str, rounds: int) -> None:
-        """Keep one of ``rounds``; ``reduced``: the features of all images; ``groups``: whether these got better."""
-        if self.start is None and round.index == 0:
-            self.start = (reduced, round.clustering)
+    def add(self, round: Round, sample: Sample | None, groups: str, rounds: int) -> None:
+        """Keep one of ``rounds``; ``sample``: its features, where needed; ``groups``: whether these got better."""
+        if sample and self.start is None and round.index == 0:
+            self.start = (sample.reduced, round.clustering)
             self.checkpoints.add("start", _tensors_of_start(*self.start))
-        if self.joins_graphs:
-            self.graphs.append(neighbour_graph(reduced, derive(self.job.request.seed, "graph")))
+        if sample and self.joins_graphs:
+            self.graphs.append(sample.graph(neighbour_graph(sample.reduced, derive(self.job.request.seed, "graph"))))
             self.checkpoints.add(f"graph{round.index}", graph_tensors(self.graphs[-1]))
             self.weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
         row = history_row(round, self.truth)
@@ -206,9 +208,10 @@ def train(
         done = round.index + 1
         if kept.joins_graphs:  # a graph takes many seconds, and may be left where it is once the training is saved
             checkpointer.rest()
-        reduced = store.partition.gather(round.reduced) if kept.needs_features(round) else round.reduced
+        needed = kept.needs_features(round)
+        sample = sample_of(round.reduced, store.partition, job.request.seed) if needed else None
         if processes.is_main:
-            kept.add(round, reduced, groups, limit.schedule.rounds if limit else recipe.rounds)
+            kept.add(round, sample, groups, limit.schedule.rounds if limit else recipe.rounds)
         groups = ""
         if limit:
             limit.end_round(done)

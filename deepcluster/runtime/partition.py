@@ -1,6 +1,6 @@
 """A matrix whose rows are partitioned over the ranks: which rank owns which rows, and how rows move between ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.runtime.processes import ALONE, DTYPES, Processes
+
+BLOCK = 1 << 16  # rows
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,18 @@ class Partition:
             torch.bincount(owners, minlength=self.processes.world_size).tolist(),
         )
         return received.index_select(0, torch.argsort(order).to(local.device))
+
+    def to_main(self, local: Tensor, rows: Tensor) -> Tensor:
+        """The ``rows`` (numbers, the same on every rank), on the main rank; none on the others."""
+        return self.get_rows(local, [rows, *[rows[:0]] * (self.processes.world_size - 1)])
+
+    def blocks(self, local: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+        """All rows, ``size`` at a time, on the main rank; blocks of none on the others, which must take as many."""
+        if self.processes.alone:
+            yield from local.split(size)
+            return
+        for begin in range(0, self.total, size):
+            yield self.to_main(local, torch.arange(begin, min(begin + size, self.total)))
 
     def put_rows(self, values: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Send values to the ranks that own their rows.

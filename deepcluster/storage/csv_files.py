@@ -34,12 +34,12 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 def guarded(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row as it is to be written: numbers, and text that begins harmlessly, stay as they are."""
-    return {column: _guarded(column, cell) for column, cell in row.items()}
+    return {**row, **{column: _guarded(column, row[column]) for column in GUARDS if column in row}}
 
 
 def unguarded(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row as it was before :func:`guarded`."""
-    return {column: _unguarded(column, cell) for column, cell in row.items()}
+    return {**row, **{column: _unguarded(column, row[column]) for column in GUARDS if column in row}}
 
 
 def _guarded(column: str, cell: Any) -> Any:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.agreement import nmi, scores
+from deepcluster.clustering.agreement import compared, pair_counts, scores
 from deepcluster.clustering.kmeans import means
-from deepcluster.groups.cut import Placement
+from deepcluster.groups.cut import Cut, Placement
+from deepcluster.groups.medoids import distances_to, least_of_each
 from deepcluster.model import Model
 from deepcluster.records import Round
+from deepcluster.runtime.partition import Partition
 
 
 def history_row(round: Round, truth: Sequence[str] | None) -> dict[str, Any]:
@@ -35,14 +37,34 @@ def history_row(round: Round, truth: Sequence[str] | None) -> dict[str, Any]:
         "images_per_second": round_to(round.images_per_second, 1),
     }
     if truth is not None:
-        known = [i for i, label in enumerate(truth) if label]
-        row["nmi_labels"] = round_to(nmi([truth[i] for i in known], round.clustering.labels[known]), 5)
+        labels, known = _numbers(truth, sorted(set(truth)))
+        row["nmi_labels"] = round_to(compared(labels[known], round.clustering.labels[known])[0], 5)
     return row
 
 
-def metrics(truth: Sequence[str], placement: Placement) -> dict[str, float]:
-    known = [i for i, label in enumerate(truth) if label]
-    found = scores([truth[i] for i in known], placement.cluster[known])
+def _numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The place of each label among the ``words`` (int64), and whether there is one (an empty label is none)."""
+    number = {label: i for i, label in enumerate(words)}
+    codes = torch.tensor([number[label] for label in truth], dtype=torch.int64)
+    return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
+
+
+def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition | None = None) -> dict[str, float]:
+    """The measures against the true labels, on the main rank; none on the others.
+
+    Args:
+        truth: The labels of this rank's rows, empty where one has none.
+        cluster: Their groups (int64).
+        partition: Which rank has which rows (None: this one has all).
+    """
+    partition = partition or Partition.single(len(cluster))
+    words = sorted({label for part in partition.processes.all_gather_json(sorted(set(truth))) for label in part})
+    labels, known = _numbers(truth, words)
+    pairs = pair_counts(labels[known], cluster[known], partition.processes)
+    if not partition.processes.is_main:
+        return {}
+    one, other, counts = pairs.T
+    found = scores(one.repeat_interleave(counts), other.repeat_interleave(counts))
     return {name: round_to(value, 5) for name, value in found.items()}
 
 
@@ -51,46 +73,52 @@ def placement_rows(
 ) -> Iterator[dict[str, Any]]:
     """The columns of predictions: cluster (-1 where ``reject`` leaves out outliers and junk), name, distance, margin,
     is_outlier: too far from its group, or by the ``lengths`` of its features from all images."""
-    outlier = placement.distance > model.outlier_distance[placement.cluster]
+    return prediction_rows(model, placement.cluster, placement.distance, placement.margin, lengths, reject=reject)
+
+
+def prediction_rows(
+    model: Model, cluster: Tensor, distance: Tensor, margin: Tensor, lengths: Tensor | None, *, reject: bool = False
+) -> Iterator[dict[str, Any]]:
+    """:func:`placement_rows` of the columns of a placement."""
+    outlier = distance > model.outlier_distance[cluster]
     if lengths is not None:
         outlier |= lengths > model.outlier_length
-    columns = (placement.cluster, placement.distance, placement.margin, outlier)
-    for cluster, distance, margin, out in zip(*(column.tolist() for column in columns), strict=True):
-        rejected = reject and (out or cluster in model.junk)
+    for group, away, ahead, out in zip(*(each.tolist() for each in (cluster, distance, margin, outlier)), strict=True):
+        rejected = reject and (out or group in model.junk)
         yield {
-            "cluster": -1 if rejected else cluster,
-            "name": "" if rejected else model.names[cluster],
-            "distance": f"{distance:.6f}",
-            "margin": f"{margin:.6f}",
+            "cluster": -1 if rejected else group,
+            "name": "" if rejected else model.names[group],
+            "distance": f"{away:.6f}",
+            "margin": f"{ahead:.6f}",
             "is_outlier": int(out),
         }
 
 
-def summary_rows(model: Model, placement: Placement, reduced: Tensor, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each group. A group may have many centroids: what stands for all of it is the mean of its features."""
-    middles = means(reduced, placement.cluster, model.groups.count)
+def summary_rows(
+    groups: Cut, placement: Placement, reduced: Tensor, partition: Partition | None = None
+) -> list[dict[str, Any]]:
+    """A row for each group, with the row of its medoid (None: it has none). A group may have many centroids: what
+    stands for all of it is the mean of its features."""
+    partition = partition or Partition.single(len(reduced))
+    cluster, all_reduce = placement.cluster, partition.processes.all_reduce
+    sizes = all_reduce(torch.bincount(cluster, minlength=groups.count)).tolist()
+    distances = all_reduce(torch.bincount(cluster, placement.distance.double(), minlength=groups.count)).tolist()
+    middles = means(reduced, cluster, groups.count, partition)
+    medoids = least_of_each(distances_to(middles, reduced, cluster), cluster, groups.count, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
-    present = model.groups.groups.unique().tolist()
-    between[:, [group for group in range(model.groups.count) if group not in present]] = torch.inf
-    to_middle = (reduced - middles[placement.cluster]).norm(dim=1)
-    summary = []
-    for group in present:
-        members = torch.nonzero(placement.cluster == group).flatten()
-        distances = placement.distance[members]
-        medoid = members[to_middle[members].argmin()].item() if len(members) else None
-        summary.append(
-            {
-                "cluster": group,
-                "name": model.names[group],
-                "size": len(members),
-                "share": f"{len(members) / len(paths):.6f}",
-                "mean_distance": f"{distances.mean().item():.6f}" if len(members) else "",
-                "nearest_cluster": between[group].argmin().item() if len(present) > 1 else "",
-                "medoid_path": paths[int(medoid)] if medoid is not None else "",
-                "junk": int(group in model.junk),
-            }
-        )
-    return summary
+    present = groups.groups.unique().tolist()
+    between[:, [group for group in range(groups.count) if group not in present]] = torch.inf
+    return [
+        {
+            "cluster": group,
+            "size": sizes[group],
+            "share": f"{sizes[group] / partition.total:.6f}",
+            "mean_distance": f"{distances[group] / sizes[group]:.6f}" if sizes[group] else "",
+            "nearest_cluster": between[group].argmin().item() if len(present) > 1 else "",
+            "medoid": medoids[group] if sizes[group] else None,
+        }
+        for group in present
+    ]
 
 
 def round_to(value: float, digits: int) -> float:

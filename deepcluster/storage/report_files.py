@@ -26,9 +26,13 @@ def write_map(folder: RunFolder, places: Points) -> None:
     folder.write_array(MAP, places)
 
 
-def read_map(folder: RunFolder, images: int) -> npt.NDArray[Any] | None:
-    """The places of all images (float32, N x 2); None where the run has none."""
-    return folder.read_array(MAP, images, 2) if folder.has(MAP) else None
+def read_map(folder: RunFolder, images: int, shown: Sequence[int] = ()) -> npt.NDArray[Any] | None:
+    """The places of the ``images`` of a run (float32, N x 2), or of those ``shown``; None where the run has none."""
+    if not folder.has(MAP):
+        return None
+    count = len(shown) or images
+    places = folder.read_array(MAP, (count, images), 2)
+    return places if len(places) == count else places[shown]  # version 0.2 wrote those of all
 
 
 def read_sheet(folder: RunFolder) -> bytes:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +35,7 @@ from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
+from deepcluster.table import Table
 
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
@@ -130,19 +132,7 @@ class RunFolder:
     def read_rows(self, name: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         """The rows of a table, every one with a cell for each column; ``columns`` are those that must be there."""
         with self._read(name) as path:
-            check_file(path, MOST_CSV)
-            # A spreadsheet puts a byte order mark in front.
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                table = csv.DictReader(file, strict=True)
-                names = list(table.fieldnames or [])
-                if missing := [column for column in columns if column not in names]:
-                    raise ValueError(f"it has no column {missing[0]}")
-                rows = []
-                for row in table:
-                    if len(row) != len(names) or None in row.values():
-                        raise ValueError(f"line {table.line_num} has not {len(names)} cells")
-                    rows.append(unguarded(row))
-                return rows
+            return list(_rows(path, columns))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
@@ -166,13 +156,15 @@ class RunFolder:
     def write_record(self, record: RunRecord) -> None:
         self.write_json(RUN, record.to_json())
 
-    def read_clusters(self) -> list[dict[str, str]]:
+    def read_clusters(self) -> Table:
         """The rows of clusters.csv. DiskError where they are not those that were written: other files go by them."""
-        rows = self.read_rows("clusters.csv", CLUSTERS)
+        with self._read("clusters.csv") as path:
+            rows = Table.of(_rows(path, CLUSTERS))
         record = self.read_record()
         with self.as_disk_errors():
             # Version 0.1 wrote only the digest of the clusters.
-            if record.rows != rows_digest(rows) if record.rows else record.cut not in (None, "", cut_digest(rows)):
+            found = Digests.of(rows.only("path", "status", "cluster"))
+            if record.rows != found.rows if record.rows else record.cut not in (None, "", found.cut):
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
@@ -198,6 +190,16 @@ class RunFolder:
     def write_array(self, name: str, array: np.ndarray) -> None:
         self._write(name, lambda file: np.save(file, array), binary=True)
 
+    def write_blocks(self, name: str, shape: tuple[int, int], blocks: Iterable[Tensor]) -> None:
+        """Write a matrix of float32 numbers whose rows come in ``blocks``."""
+
+        def write(file: Any) -> None:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for block in blocks:
+                file.write(block.contiguous().numpy().astype("<f4", copy=False).data)
+
+        self._write(name, write, binary=True)
+
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
         write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
 
@@ -209,15 +211,16 @@ class RunFolder:
         assert not self.read_only, "only the main rank writes"
         return self.stage.path(name) if self.stage else self.path / name
 
-    def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """A matrix of finite float32 numbers of this shape."""
+    def read_array(self, name: str, rows: int | tuple[int, ...], columns: int) -> npt.NDArray[np.float32]:
+        """A matrix of finite float32 numbers of this shape; several numbers of ``rows``: of one of these."""
+        shapes = [(count, columns) for count in (rows if isinstance(rows, tuple) else (rows,))]
         with self._read(name) as path:
             check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
             array: Any = load_array(path, mmap_mode="r")
-            if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (np.float32, (rows, columns)):
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape not in shapes:
                 found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
-                raise ValueError(f"it holds {found} instead of float32 {(rows, columns)}")
+                raise ValueError(f"it holds {found} instead of float32 {shapes[0]}")
             # Read, and not mapped: where a mapped file shrinks the process dies without a word.
             read: npt.NDArray[np.float32] = load_array(path)
             if not np.isfinite(read).all():
@@ -246,19 +249,53 @@ class RunFolder:
             raise _damaged(self.path / name, error) from error
 
 
-def rows_digest(rows: Iterable[Row]) -> str:
-    """SHA-256 of the images in clusters.csv, in their order, and their clusters."""
-    digest = hashlib.sha256()
-    for row in rows:
-        text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
-        digest.update(text.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+class Digests:
+    """Digests of the rows of clusters.csv that have passed by.
+
+    Attributes:
+        rows: SHA-256 of the images, in their order, and their clusters.
+        cut: Which assignment it is: of the clusters of the images that were used.
+    """
+
+    def __init__(self) -> None:
+        self._rows, self._cut = hashlib.sha256(), hashlib.sha256()
+
+    def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
+            self._rows.update(text.encode(errors="surrogateescape"))
+            if row["status"] == "ok":
+                self._cut.update(int(row["cluster"]).to_bytes(8, sys.byteorder, signed=True))
+            yield row
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Digests":
+        digests = cls()
+        for _ in digests.passing(rows):
+            pass
+        return digests
+
+    @property
+    def rows(self) -> str:
+        return self._rows.hexdigest()
+
+    @property
+    def cut(self) -> str:
+        return self._cut.hexdigest()[:16]
 
 
-def cut_digest(rows: Iterable[Row]) -> str:
-    """Which assignment clusters.csv holds: a digest of the clusters of the images that were used."""
-    clusters = np.array([int(row["cluster"]) for row in rows if row["status"] == "ok"], np.int64)
-    return hashlib.sha256(clusters.tobytes()).hexdigest()[:16]
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    check_file(path, MOST_CSV)
+    # A spreadsheet puts a byte order mark in front.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        table = csv.DictReader(file, strict=True)
+        names = list(table.fieldnames or [])
+        if missing := [column for column in columns if column not in names]:
+            raise ValueError(f"it has no column {missing[0]}")
+        for row in table:
+            if len(row) != len(names) or None in row.values():
+                raise ValueError(f"line {table.line_num} has not {len(names)} cells")
+            yield unguarded(row)
 
 
 def _damaged(path: Path, error: Exception) -> DiskError:

@@ -1,0 +1,164 @@
+"""The result that several processes make of the images that each of them has, against that of one process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from deepcluster.clustering.agreement import changed, compared, nmi
+from deepcluster.groups.cut import cut, place
+from deepcluster.groups.medoids import least_of_each
+from deepcluster.groups.merge_tree import Tree, merge_tree
+from deepcluster.images.duplicates import near_duplicates
+from deepcluster.report import sprite
+from deepcluster.runs import fit as run
+from deepcluster.runs import sample as samples
+from deepcluster.runs.groups import placed
+from deepcluster.runs.sample import Sample, sample_of
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import Processes
+from deepcluster.storage.csv_rows import metrics, summary_rows
+from tests.helpers.runs import record, rows
+from tests.helpers.shared import OPTIONS, pixels
+
+ROWS = 2000
+
+
+def features() -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(5, 8, generator=random)
+    kinds = torch.randint(5, (ROWS,), generator=random)
+    return normalize(centres[kinds] + torch.randn(ROWS, 8, generator=random), dim=1)
+
+
+def own(x: Tensor, processes: Processes) -> Tensor:
+    share = processes.part(len(x))
+    return x[share.start : share.stop]
+
+
+def blocks_of(processes: Processes) -> tuple[list[int], list[int]]:
+    local = own(torch.arange(23), processes)
+    partition = Partition.of(processes, len(local))
+    blocks = list(partition.blocks(local, 5))
+    return [len(block) for block in blocks], torch.cat(blocks).tolist()
+
+
+def test_blocks_come_to_the_main_rank_in_order(ranks):
+    for count in (1, 2, 3):
+        first, *others = ranks[count](blocks_of)
+        assert first == ([5, 5, 5, 5, 3], list(range(23)))
+        assert all(each == ([0] * 5, []) for each in others)
+
+
+def medoids(processes: Processes, distances: Tensor, groups: Tensor) -> list[int]:
+    part = own(distances, processes)
+    return least_of_each(part, own(groups, processes), 4, Partition.of(processes, len(part))).tolist()
+
+
+def test_medoids_by_hand(ranks):
+    distances = torch.tensor([0.5, 0.2, 0.2, 0.1, 0.3, 0.1, 0.7])
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 3])  # of equal ones the first, and none in group 2
+    for count in (1, 2, 3):
+        assert ranks[count](medoids, distances, groups) == [[1, 3, -1, 6]] * count
+
+
+def described(
+    processes: Processes, x: Tensor, few: int
+) -> tuple[list[dict[str, object]], Tree, Tensor, dict[str, float]]:
+    """All that the tables say of the groups of a sample."""
+    reduced = own(x, processes)
+    partition = Partition.of(processes, len(reduced))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE", few)
+        sample = sample_of(reduced, partition, 3)
+    assert len(sample.rows) == few and len(sample.reduced) == (few if processes.is_main else 0)
+    groups = cut(x[sample.rows], 5)
+    groups, placement = placed(groups, reduced, x[:3], sample, partition)
+    truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
+    tree, _ = merge_tree(reduced, groups, placement.centroid, partition)
+    measures = metrics(truth, placement.cluster, partition)
+    return summary_rows(groups, placement, reduced, partition), tree, placement.cluster, measures
+
+
+@pytest.mark.parametrize("few", [400, ROWS])
+def test_groups_and_tables_are_those_of_one_process(ranks, few):
+    x = features()
+    ((summary, tree, cluster, measures),) = ranks[1](described, x, few)
+    sizes = [row["size"] for row in summary]
+    assert sum(sizes) == ROWS and sizes == sorted(sizes, reverse=True) and tree.sizes[-1] == ROWS
+    assert sizes == torch.bincount(cluster).tolist()
+    for count in (2, 3):
+        found = ranks[count](described, x, few)
+        assert [each[:2] for each in found] == [(summary, tree)] * count
+        assert torch.equal(torch.cat([each[2] for each in found]), cluster)
+        assert found[0][3] == measures and measures["acc"] > 0.2
+
+
+def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, float]:
+    return compared(own(before, processes), own(after, processes), processes)
+
+
+@pytest.mark.parametrize("kinds", [1, 7])
+def test_assignments_are_compared_by_the_counts_of_each(ranks, kinds):
+    random = torch.Generator().manual_seed(1)
+    before = torch.randint(kinds, (501,), generator=random)
+    after = torch.where(torch.rand(501, generator=random) < 0.3, torch.randint(9, (501,), generator=random), before)
+    for count in (1, 2, 3):
+        for agreement, moved in ranks[count](judged, before, after):
+            assert agreement == pytest.approx(nmi(before, after), abs=1e-12) and moved == changed(before, after)
+            assert judged(Processes(), before, before) == (pytest.approx(1), 0)
+
+
+def alike(processes: Processes, images: Tensor) -> list[list[tuple[int, float]]]:
+    part = own(images, processes)
+    return near_duplicates(part, Partition.of(processes, len(part)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_near_duplicates_are_those_of_one_process(ranks, count):
+    random = torch.Generator().manual_seed(2)
+    base = interpolate(torch.rand(max(1, count // 2), 3, 4, 4, generator=random), size=(12, 12), mode="bicubic")
+    images = base[torch.randint(len(base), (count,), generator=random)].clamp(0, 1)
+    images = (images + 0.01 * torch.randn(images.shape, generator=random)).clamp(0, 1).mul(255).byte()
+    images[::7] = images[0].clone()  # more than a window of equal ones
+    (whole,) = ranks[1](alike, images)
+    assert len(whole) == {1: 0, 2: 1, 300: len(whole)}[count] and (count < 3 or len(whole) > 30)
+    for processes in (2, 3):
+        assert ranks[processes](alike, images) == [whole] + [[]] * (processes - 1)
+
+
+def shared(processes: Processes, out: Path) -> None:
+    """A run whose groups are of fewer images than it has, and whose map has fewer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE", 30)
+        patch.setattr(sprite, "MAX_PICTURES", 20)
+        options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
+        labels = [str(row % 4) for row in range(40)]
+        file = out.parent / f"{out.name}-{processes.rank}.csv"
+        file.write_text("path,label\n" + "".join(f"{row:02},{label}\n" for row, label in enumerate(labels)))
+        request = run.Request(out=out, n_clusters=4, options=options, labels=str(file))
+        run.fit(pixels(), request, processes=processes)
+
+
+def test_a_run_of_more_images_than_the_sample_is_that_of_one_process(ranks, tmp_path):
+    for count in (1, 2, 3):
+        ranks[count](shared, tmp_path / str(count))
+    names = ("clusters.csv", "features.npy", "lengths.npy", "cluster_summary.csv", "map.npy", "tree.json")
+    for name in (*names, "metrics.json", "model/model.safetensors"):
+        assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1, name
+    assert np.load(tmp_path / "1/map.npy").shape == (20, 2) and len(rows(tmp_path / "1/clusters.csv")) == 40
+    assert record(tmp_path / "1")["signs"] == record(tmp_path / "3")["signs"]
+    sizes = [int(row["size"]) for row in rows(tmp_path / "1/cluster_summary.csv")]
+    assert sizes == sorted(sizes, reverse=True) and sum(sizes) == 40
+
+
+def test_a_sample_of_all_is_all():
+    x = features()
+    whole = sample_of(x, Partition.single(ROWS), 0)
+    assert torch.equal(whole.rows, torch.arange(ROWS)) and torch.equal(whole.reduced, x)
+    part = Sample(torch.tensor([2, 5, 9]), x[[2, 5, 9]])
+    groups = cut(x, 3)
+    assert torch.equal(place(part.reduced, groups, x[:1]).cluster, place(x, groups, x[:1]).cluster[part.rows])
