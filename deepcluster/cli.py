@@ -9,22 +9,24 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import time
 import warnings
 import webbrowser
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 import deepcluster
 from deepcluster.errors import (
+    DataError,
     DeepClusterError,
     DeepClusterWarning,
     DiskError,
@@ -93,6 +95,9 @@ Json = Annotated[
     Parameter(name="--json", negative=(), help="Result as JSON on standard output, messages on standard error."),
 ]
 Open = Annotated[bool, Parameter(name="--open", negative=(), help="Open the report in a browser.")]
+OutOfTable = Annotated[
+    str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
+]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the file at -o.")]
 Assignments = Annotated[
     list[str] | None,
@@ -263,9 +268,7 @@ def predict(
     images: ImagesArgument,
     /,
     *,
-    out: Annotated[
-        str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
-    ] = "-",
+    out: OutOfTable = "-",
     reject: Annotated[
         bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster, or in one marked as junk.")
     ] = False,
@@ -280,14 +283,7 @@ def predict(
         target = None if out == "-" or not is_main_rank() else _output(Path(out), run_, images, overwrite)
         return _found(run_, images), target
 
-    def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
-        if as_json:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
-            write_csv(file, PREDICTIONS, rows)
-
     with _session(images, found, quiet, to_stderr=True) as (processes, terminal, (source, target)):
-        from deepcluster.storage.csv_files import write_csv
         from deepcluster.storage.csv_rows import placement_rows
         from deepcluster.storage.run_folder import PREDICTIONS
 
@@ -305,15 +301,10 @@ def predict(
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
         if not processes.is_main:  # its share is computed, and the main rank writes
             return
-        rows = chain(first, rows)
+        _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
         if target:
-            target.write(lambda file: write(file, rows))
-            in_each = ", ".join(f"{number}: {size:,}" for number, size in sizes.most_common(12))
-            more = ", ..." if len(sizes) > 12 else ""
-            terminal.say("Done", f"{sizes.total():,} images placed (cluster: images) {in_each}{more}: {out}")
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-            write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, rows)
+            in_each = ", ".join(f"{size:,} in {number}" for number, size in sorted(sizes.items())[:12])
+            terminal.say("Done", f"{out}: {sizes.total():,} images, by cluster {in_each}{', ...' * (len(sizes) > 12)}")
 
 
 @app.command
@@ -413,6 +404,43 @@ def report(run_: RunArgument, /, *, open_: Open = False) -> None:
     say(str(page))
     if open_:
         _open(page)
+
+
+@app.command
+def similar(
+    run_: RunArgument,
+    image: Annotated[
+        str, Parameter(help="An image file, or the path of an image in clusters.csv.", allow_leading_hyphen=True)
+    ],
+    /,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--number"], help="How many.", validator=validators.Number(gte=1))] = 20,
+    out: OutOfTable = "-",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    open_: Annotated[bool, Parameter(name="--open", negative=(), help="Show them as a page in a browser.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the images of a run that are most like one: path, cluster, name, similarity (the cosine of the features)."""
+    from deepcluster.storage.run_folder import open_run
+
+    _check_run(run_)
+    if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
+        raise DataError(f"{_short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
+    target = None if out == "-" else _output(Path(out), run_, image, overwrite)
+    with Terminal(quiet, to_stderr=True):
+        from deepcluster.runs.similar import COLUMNS, similar_page
+        from deepcluster.runs.similar import similar as most_similar
+
+        found = most_similar(run_, image, n, device)
+        _write_table(target, COLUMNS, ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in found))
+        if open_:
+            with tempfile.NamedTemporaryFile(
+                "w", suffix=".html", prefix="deepcluster-similar-", encoding="utf-8", delete=False
+            ) as page:  # the browser reads it later
+                page.write(similar_page(run_, image, found))
+    if open_:
+        _open(Path(page.name))
 
 
 @app.command
@@ -754,6 +782,25 @@ def _predictions(
             for path in (*part.paths, *(path for path, _ in part.skipped)):
                 check_apart(target.path, Path(path))
         yield model, part
+
+
+def _write_table(
+    target: "Output | None", columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
+) -> None:
+    """Rows as CSV, or as a line of JSON each, to a file or (None) to standard output."""
+    from deepcluster.storage.csv_files import write_csv
+
+    def write(file: Any) -> None:
+        if as_json:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            write_csv(file, columns, rows)
+
+    if target:
+        target.write(write)
+    else:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
+        write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout)
 
 
 def _print_result(folder: "RunFolder", quiet: bool, as_json: bool, open_: bool = False) -> None:
