@@ -41,6 +41,7 @@ from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, opt
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime import streams
+from deepcluster.runtime.completion import with_paths
 from deepcluster.runtime.signals import listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, paragraph, printable, say
 from deepcluster.runtime.torchrun import is_main_rank, world_size
@@ -56,7 +57,15 @@ if TYPE_CHECKING:
     from deepcluster.storage.run_folder import RunFolder
     from deepcluster.storage.run_record import RunRecord
 
-app = App(
+
+class Program(App):
+    """The parser, whose shell completion completes paths."""
+
+    def generate_completion(self, *, prog_name: str | None = None, shell: Any = None) -> str:
+        return with_paths(super().generate_completion(prog_name=prog_name, shell=shell), shell)
+
+
+app = Program(
     name="deepcluster",
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
@@ -71,8 +80,18 @@ Value = TypeVar("Value")
 RunArgument = Annotated[
     Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)
 ]
+if TYPE_CHECKING:
+    PathText = str
+    DeviceText = str
+    RecipeText = str
+    LabelsText = str
+else:  # text, as that is what fits first or always; the rest is for the shell's completion
+    PathText = str | Path
+    DeviceText = Literal["auto", "cpu", "cuda", "mps"] | str
+    RecipeText = Literal[tuple(PRESETS)] | str
+    LabelsText = Literal["folders"] | str
 ImagesArgument = Annotated[
-    str,
+    PathText,
     Parameter(
         help="A folder (searched recursively; of images or of .tar shards), a text file of paths, an .npy/.npz array, a"
         " .tar shard, several as 'train-{000..146}.tar', - for paths on standard input, sklearn:digits,"
@@ -88,7 +107,7 @@ def _check_device(_: object, name: str) -> None:
         raise ValueError("Choose auto, cpu, cuda or mps.")
 
 
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device)]
+Device = Annotated[DeviceText, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device, show_choices=False)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
 Json = Annotated[
     bool,
@@ -96,7 +115,7 @@ Json = Annotated[
 ]
 Open = Annotated[bool, Parameter(name="--open", negative=(), help="Open the report in a browser.")]
 OutOfTable = Annotated[
-    str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
+    PathText, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
 ]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the file at -o.")]
 Assignments = Annotated[
@@ -110,9 +129,13 @@ def _recipe_flags() -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, option in declared(Recipe).items():
         if option.flag:
-            closed = option.choices and not option.choices[-1].endswith(ANY)
-            kind: Any = Literal[option.choices] if closed else str if option.auto else type(option.default)
-            flags[name] = Annotated[kind, Parameter(help=option.help)]
+            names = tuple(choice for choice in option.choices if not choice.endswith(ANY))
+            kind: Any = str if option.auto else type(option.default)
+            if names:
+                kind = Literal[names] if names == option.choices else Literal[names] | str
+            elif name == "weights":
+                kind = Literal["timm", "none"] | str
+            flags[name] = Annotated[kind, Parameter(help=option.help, show_choices=name != "weights")]
     return flags
 
 
@@ -151,7 +174,7 @@ def fit(
         Path | None, Parameter(name=["-o", "--out"], help="The run folder to make (default: runs/NAME-DATE).")
     ] = None,
     k: NumberOfClusters = "auto",
-    recipe: Annotated[str, Parameter(help="auto, classic, v1, ... (see `deepcluster recipes`) or FILE.toml.")] = "auto",
+    recipe: Annotated[RecipeText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto",
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     set_: Assignments = None,
     device: Device = "auto",
@@ -165,7 +188,11 @@ def fit(
         str | None, Parameter(help="Be done by then, with as many rounds as fit: 90s, 30m, 2h.")
     ] = None,
     labels: Annotated[
-        str | None, Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label.")
+        LabelsText | None,
+        Parameter(
+            show_choices=False,
+            help="For metrics only: folders (or what comes with the source), or a CSV of path,label.",
+        ),
     ] = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False,
     resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False,
@@ -410,7 +437,7 @@ def report(run_: RunArgument, /, *, open_: Open = False) -> None:
 def similar(
     run_: RunArgument,
     image: Annotated[
-        str, Parameter(help="An image file, or the path of an image in clusters.csv.", allow_leading_hyphen=True)
+        PathText, Parameter(help="An image file, or the path of an image in clusters.csv.", allow_leading_hyphen=True)
     ],
     /,
     *,
@@ -447,20 +474,21 @@ def similar(
 def evaluate(
     run_: RunArgument,
     images: Annotated[
-        str | None,
+        PathText | None,
         Parameter(help="What is scored, as for fit; without it the images of the run.", allow_leading_hyphen=True),
     ] = None,
     /,
     *,
     labels: Annotated[
-        str | None, Parameter(help="folders (what comes with the source) or a CSV of path,label.")
+        LabelsText | None,
+        Parameter(show_choices=False, help="folders (what comes with the source) or a CSV of path,label."),
     ] = None,
     protocol: Annotated[
         Literal["clustering", "knn", "linear", "few", "retrieval", "voc07", "filters"],
         Parameter(help="See docs/protocols.md."),
     ] = "clustering",
     train: Annotated[
-        str | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
+        PathText | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
     ] = None,
     flags: Annotated[ProtocolFlags | None, Parameter(name="*")] = None,
     set_: Assignments = None,
@@ -522,7 +550,11 @@ def export(
         Literal["symlink", "hardlink", "copy"] | None,
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
-    images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    outliers: Annotated[
+        Literal["keep", "separate", "leave"] | None,
+        Parameter(help="Images far from all others: in their cluster (keep, the default), apart, or left out."),
+    ] = None,
+    images: Annotated[PathText | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
     strip_metadata: Annotated[
         bool | None,
         Parameter(
@@ -542,13 +574,15 @@ def export(
 
     if fold_sobel and to != "official":
         raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
-    options: dict[str, Any] = {"mode": mode, "images": images, "strip_metadata": strip_metadata}
+    options: dict[str, Any] = {
+        "mode": mode, "images": images, "strip_metadata": strip_metadata, "outliers": outliers,
+    }  # fmt: skip
     options["dry_run"] = dry_run or None
     options = {name: value for name, value in options.items() if value is not None}
     if options and to not in IMAGE_EXPORTS:
         raise UsageError(
-            f"--mode, --images, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to} writes none,"
-            " so leave them out"
+            f"--mode, --images, --outliers, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to}"
+            " writes none, so leave them out"
         )
     if fold_sobel:
         options["fold_sobel"] = True
