@@ -70,7 +70,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in each fit.
         image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
-        verbose: 0: silent; 1: show progress.
+        verbose: 0: silent; 1: show progress; 2: also every choice with its reason.
 
     Attributes:
         labels_: The cluster of each of the N usable images.
@@ -153,6 +153,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             options=options,
             device=device_name(self.device),
             seed=seed,
+            verbose=self.verbose > 1,
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:

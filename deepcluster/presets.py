@@ -85,10 +85,11 @@ class Plan:
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
+    """An error where so many images cannot have so many groups."""
     if n_clusters is not None and n_clusters < 1:
         raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
     if n_clusters is not None and n_clusters > count:
-        raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
+        raise DataError(f"-k {n_clusters} is more than the {_plural(count, 'image')}: give at most -k {count}")
 
 
 def check_weights(options: Given) -> None:
@@ -220,7 +221,10 @@ def _values(choices: Choices) -> dict[str, Any]:
 
 
 def _reasons(choices: Choices) -> tuple[str, ...]:
-    return tuple(f"{name} {value}: {why}" for name, (value, why) in choices.items())
+    return tuple(
+        f"{name} {f'{value:.4g}' if isinstance(value, float) else value}: {why}"
+        for name, (value, why) in choices.items()
+    )
 
 
 # ---- as published ---------------------------------------------------------------------------------------------------
