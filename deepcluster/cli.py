@@ -1,6 +1,7 @@
 """The command line: parser and printing.
 
-What imports torch is imported inside the commands, after their arguments are checked.
+What imports torch is imported inside the commands, after all is checked and said that can be without it: arguments,
+paths, runs, the number of images.
 """
 
 import json
@@ -8,20 +9,24 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+import webbrowser
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 import deepcluster
 from deepcluster.errors import (
+    DataError,
     DeepClusterError,
     DeepClusterWarning,
     DiskError,
@@ -32,14 +37,17 @@ from deepcluster.errors import (
 )
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.nets.published import PUBLISHED
-from deepcluster.presets import PRESETS, Facts, read_recipe, resolve
+from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime import streams
+from deepcluster.runtime.completion import with_paths
 from deepcluster.runtime.signals import listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, paragraph, printable, say
+from deepcluster.runtime.torchrun import is_main_rank, world_size
 
 if TYPE_CHECKING:
+    from deepcluster.images import Source
     from deepcluster.model import Model
     from deepcluster.runs.job import Request
     from deepcluster.runs.predict import Prediction
@@ -47,8 +55,17 @@ if TYPE_CHECKING:
     from deepcluster.runtime.processes import Processes
     from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
+    from deepcluster.storage.run_record import RunRecord
 
-app = App(
+
+class Program(App):
+    """The parser, whose shell completion completes paths."""
+
+    def generate_completion(self, *, prog_name: str | None = None, shell: Any = None) -> str:
+        return with_paths(super().generate_completion(prog_name=prog_name, shell=shell), shell)
+
+
+app = Program(
     name="deepcluster",
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
@@ -58,12 +75,23 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 LONGEST = 1e9  # seconds of a time limit: 30 years
+Value = TypeVar("Value")
 
 RunArgument = Annotated[
     Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)
 ]
+if TYPE_CHECKING:
+    PathText = str
+    DeviceText = str
+    RecipeText = str
+    LabelsText = str
+else:  # text, as that is what fits first or always; the rest is for the shell's completion
+    PathText = str | Path
+    DeviceText = Literal["auto", "cpu", "cuda", "mps"] | str
+    RecipeText = Literal[tuple(PRESETS)] | str
+    LabelsText = Literal["folders"] | str
 ImagesArgument = Annotated[
-    str,
+    PathText,
     Parameter(
         help="A folder (searched recursively; of images or of .tar shards), a text file of paths, an .npy/.npz array, a"
         " .tar shard, several as 'train-{000..146}.tar', - for paths on standard input, sklearn:digits,"
@@ -79,11 +107,15 @@ def _check_device(_: object, name: str) -> None:
         raise ValueError("Choose auto, cpu, cuda or mps.")
 
 
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device)]
+Device = Annotated[DeviceText, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device, show_choices=False)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
 Json = Annotated[
     bool,
     Parameter(name="--json", negative=(), help="Result as JSON on standard output, messages on standard error."),
+]
+Open = Annotated[bool, Parameter(name="--open", negative=(), help="Open the report in a browser.")]
+OutOfTable = Annotated[
+    PathText, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
 ]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the file at -o.")]
 Assignments = Annotated[
@@ -97,9 +129,13 @@ def _recipe_flags() -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, option in declared(Recipe).items():
         if option.flag:
-            closed = option.choices and not option.choices[-1].endswith(ANY)
-            kind: Any = Literal[option.choices] if closed else str if option.auto else type(option.default)
-            flags[name] = Annotated[kind, Parameter(help=option.help)]
+            names = tuple(choice for choice in option.choices if not choice.endswith(ANY))
+            kind: Any = str if option.auto else type(option.default)
+            if names:
+                kind = Literal[names] if names == option.choices else Literal[names] | str
+            elif name == "weights":
+                kind = Literal["timm", "none"] | str
+            flags[name] = Annotated[kind, Parameter(help=option.help, show_choices=name != "weights")]
     return flags
 
 
@@ -134,9 +170,11 @@ def fit(
     images: ImagesArgument,
     /,
     *,
-    out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="The run folder to make.")] = None,
+    out: Annotated[
+        Path | None, Parameter(name=["-o", "--out"], help="The run folder to make (default: runs/NAME-DATE).")
+    ] = None,
     k: NumberOfClusters = "auto",
-    recipe: Annotated[str, Parameter(help="auto, classic, v1, ... (see `deepcluster recipes`) or FILE.toml.")] = "auto",
+    recipe: Annotated[RecipeText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto",
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     set_: Assignments = None,
     device: Device = "auto",
@@ -150,7 +188,11 @@ def fit(
         str | None, Parameter(help="Be done by then, with as many rounds as fit: 90s, 30m, 2h.")
     ] = None,
     labels: Annotated[
-        str | None, Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label.")
+        LabelsText | None,
+        Parameter(
+            show_choices=False,
+            help="For metrics only: folders (or what comes with the source), or a CSV of path,label.",
+        ),
     ] = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False,
     resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False,
@@ -169,55 +211,82 @@ def fit(
         ),
     ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False,
+    verbose: Annotated[
+        bool, Parameter(name=["--verbose", "-v"], negative=(), help="Print every choice with its reason.")
+    ] = False,
+    open_: Open = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
     begun = time.perf_counter()
     options = read_options(Recipe, {**(flags or {}), **_assignments(set_)})
-    read_recipe(recipe)
+    check_weights(options_of(recipe, options)[1])
     n_clusters = _n_clusters(k)
     limit = None if time_limit is None else _seconds("--time-limit", time_limit)
     interval = _seconds("--checkpoint-every", checkpoint_every)
     if resume and (overwrite or out is None):
         raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
-
-    from deepcluster.runs import fit as runs
-    from deepcluster.runs.job import Request
-    from deepcluster.runs.own_features import fit_features
-
-    request = Request(
-        out=out,
-        n_clusters=n_clusters,
-        recipe=recipe,
-        options=options,
-        device=device,
-        deterministic=deterministic,
-        seed=seed,
-        time_limit=limit,
-        begun=begun,
-        labels=labels,
-        overwrite=overwrite,
-        resume=resume,
-        checkpoint_every=interval,
-        command=shlex.join(["deepcluster", *sys.argv[1:]]),
-    )
     if dry_run and features:
         raise UsageError("--dry-run is for images: features are grouped at once; leave it out")
-    if dry_run:
-        _print_plan(images, request)
-        return
-    with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
+
+    def found(terminal: Terminal) -> "Source | str":
+        from deepcluster.images import find
+        from deepcluster.images.given_features import check_features_there
+        from deepcluster.images.labels import check_labels_there
+        from deepcluster.storage.run_folder import check_free
+
+        if out is not None and not dry_run:
+            check_free(out, overwrite=overwrite, resume=resume)
+        if labels is not None:
+            check_labels_there(labels)
+        if features:
+            check_features_there(images)
+            return images
+        source = find(images, stdin=sys.stdin)
+        check_groups(n_clusters, len(source.paths))
+        terminal.say("Images", f"{len(source.paths):,} in {source.location}")
+        return source
+
+    def request() -> "Request":
+        from deepcluster.runs.job import Request
+
+        return Request(
+            out=out,
+            n_clusters=n_clusters,
+            recipe=recipe,
+            options=options,
+            device=device,
+            deterministic=deterministic,
+            seed=seed,
+            time_limit=limit,
+            begun=begun,
+            labels=labels,
+            overwrite=overwrite,
+            resume=resume,
+            checkpoint_every=interval,
+            verbose=verbose,
+            command=shlex.join(["deepcluster", *sys.argv[1:]]),
+        )
+
+    with _session(images, found, quiet, to_stderr=as_json) as (processes, terminal, source):
+        if dry_run:
+            _show_plan(source, request(), terminal)
+            return
+        from deepcluster.runs import fit as runs
+        from deepcluster.runs.own_features import fit_features
+
         try:
             with listening() as stop:
-                if features:
-                    folder = fit_features(images, request, terminal, stop)
+                if isinstance(source, str):
+                    folder = fit_features(source, request(), terminal, stop)
                 else:
-                    folder = runs.fit(images, request, terminal, sys.stdin, stop, processes, terminal.ask)
+                    folder = runs.fit(source, request(), terminal, sys.stdin, stop, processes, terminal.ask)
         except Stopped as error:
             raise Stopped(f"{error}{_so_far(terminal.run)}; to go on: {_resuming(terminal.run)}") from None
-        if processes.is_main:
-            _print_result(folder, quiet, as_json)
+        is_main = processes.is_main
+    if is_main:
+        _print_result(folder, quiet, as_json, open_)
 
 
 @app.command
@@ -226,9 +295,7 @@ def predict(
     images: ImagesArgument,
     /,
     *,
-    out: Annotated[
-        str, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
-    ] = "-",
+    out: OutOfTable = "-",
     reject: Annotated[
         bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster, or in one marked as junk.")
     ] = False,
@@ -238,41 +305,33 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
-    _warn_of_preliminary(run_)
 
-    from deepcluster.runs.predict import files_read
-    from deepcluster.storage.csv_files import write_csv
-    from deepcluster.storage.csv_rows import placement_rows
-    from deepcluster.storage.output import output
-    from deepcluster.storage.run_folder import PREDICTIONS
+    def found(_: Terminal) -> "tuple[Source | str, Output | None]":
+        target = None if out == "-" or not is_main_rank() else _output(Path(out), run_, images, overwrite)
+        return _found(run_, images), target
 
-    def write(file: Any, rows: Iterator[dict[str, Any]]) -> None:
-        if as_json:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
-            write_csv(file, PREDICTIONS, rows)
+    with _session(images, found, quiet, to_stderr=True) as (processes, terminal, (source, target)):
+        from deepcluster.storage.csv_rows import placement_rows
+        from deepcluster.storage.run_folder import PREDICTIONS
 
-    with _session(images, quiet, to_stderr=True) as (processes, terminal):
-        target = None
-        if out != "-" and processes.is_main:
-            target = output(Path(out), overwrite=overwrite, inputs=lambda: files_read(run_, images))
+        sizes: Counter[int] = Counter()
 
         def placed() -> Iterator[dict[str, Any]]:
-            for model, part in _predictions(run_, images, device, processes, terminal, target):
+            for model, part in _predictions(run_, source, device, processes, terminal, target):
                 placements = placement_rows(model, model.place(part.reduced), part.lengths, reject=reject)
-                yield from ({"path": path, **row} for path, row in zip(part.paths, placements, strict=True))
+                for path, row in zip(part.paths, placements, strict=True):
+                    sizes[row["cluster"]] += 1
+                    yield {"path": path, **row}
                 sys.stdout.flush()
 
         rows = placed()
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
         if not processes.is_main:  # its share is computed, and the main rank writes
             return
-        rows = chain(first, rows)
+        _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
         if target:
-            target.write(lambda file: write(file, rows))
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-            write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, rows)
+            in_each = ", ".join(f"{size:,} in {number}" for number, size in sorted(sizes.items())[:12])
+            terminal.say("Done", f"{out}: {sizes.total():,} images, by cluster {in_each}{', ...' * (len(sizes) > 12)}")
 
 
 @app.command
@@ -289,20 +348,17 @@ def embed(
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
-    _warn_of_preliminary(run_)
 
+    def found(_: Terminal) -> "tuple[Source | str, list[Output]]":
+        paths = (out, out.with_suffix(".csv")) if is_main_rank() else ()
+        return _found(run_, images), [_output(path, run_, images, overwrite) for path in paths]
+
+    with _session(images, found, quiet, to_stderr=True) as (processes, terminal, (source, targets)):
+        parts = [part for _, part in _predictions(run_, source, device, processes, terminal, *targets)]
     import numpy as np
 
-    from deepcluster.runs.predict import files_read
     from deepcluster.storage.csv_files import write_csv
-    from deepcluster.storage.output import output
 
-    with _session(images, quiet, to_stderr=True) as (processes, terminal):
-        targets = [
-            output(path, overwrite=overwrite, inputs=lambda: files_read(run_, images))
-            for path in ((out, out.with_suffix(".csv")) if processes.is_main else ())
-        ]
-        parts = [part for _, part in _predictions(run_, images, device, processes, terminal, *targets)]
     if not processes.is_main:
         return
     features_file, paths_file = targets
@@ -320,18 +376,20 @@ def recut(
     /,
     *,
     k: NumberOfClusters,
+    open_: Open = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
     n_clusters = _n_clusters(k)
-    _warn_of_preliminary(run_)
-
-    from deepcluster.runs.recut import recut as recut_run
-
+    record = _check_run(run_)
+    if record and record.images_count is not None:
+        check_groups(n_clusters, record.images_count)
     with Terminal(quiet, to_stderr=as_json) as terminal:
+        from deepcluster.runs.recut import recut as recut_run
+
         folder = recut_run(run_, n_clusters, terminal)
-    _print_result(folder, quiet, as_json)
+    _print_result(folder, quiet, as_json, open_)
 
 
 @app.command
@@ -343,51 +401,94 @@ def apply(
     /,
     *,
     undo: Annotated[bool, Parameter(negative=(), help="Take back the last apply or recut.")] = False,
+    open_: Open = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Merge, split, name and mark clusters and move images as edits.json says; numbers stay, and `predict` follows."""
     if (edits is None) is not undo:
         raise UsageError("give an edits.json to apply, or --undo to take the last one back" + " (not both)" * undo)
-    _warn_of_preliminary(run_)
+    _check_run(run_)
+    from deepcluster.storage.edits_file import read_edits
 
-    from deepcluster.runs.recut import apply as apply_run
-    from deepcluster.runs.recut import undo as undo_run
-    from deepcluster.storage.edits import read_edits
-
+    wanted = None if edits is None else read_edits(edits)
     with Terminal(quiet, to_stderr=as_json) as terminal:
-        folder = undo_run(run_, terminal) if edits is None else apply_run(run_, read_edits(edits), terminal)
-    _print_result(folder, quiet, as_json)
+        from deepcluster.runs.recut import apply as apply_run
+        from deepcluster.runs.recut import undo as undo_run
+
+        folder = undo_run(run_, terminal) if wanted is None else apply_run(run_, wanted, terminal)
+    _print_result(folder, quiet, as_json, open_)
 
 
 @app.command
-def report(run_: RunArgument, /) -> None:
+def report(run_: RunArgument, /, *, open_: Open = False) -> None:
     """Write the report.html of a run again."""
-    _warn_of_preliminary(run_)
+    _check_run(run_)
+    with Terminal(quiet=False):
+        from deepcluster.runs.report import report as report_run
 
-    from deepcluster.runs.report import report as report_run
+        page = report_run(run_)
+    say(str(page))
+    if open_:
+        _open(page)
 
-    say(str(report_run(run_)))
+
+@app.command
+def similar(
+    run_: RunArgument,
+    image: Annotated[
+        PathText, Parameter(help="An image file, or the path of an image in clusters.csv.", allow_leading_hyphen=True)
+    ],
+    /,
+    *,
+    n: Annotated[int, Parameter(name=["-n", "--number"], help="How many.", validator=validators.Number(gte=1))] = 20,
+    out: OutOfTable = "-",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    open_: Annotated[bool, Parameter(name="--open", negative=(), help="Show them as a page in a browser.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the images of a run that are most like one: path, cluster, name, similarity (the cosine of the features)."""
+    from deepcluster.storage.run_folder import open_run
+
+    _check_run(run_)
+    if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
+        raise DataError(f"{_short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
+    target = None if out == "-" else _output(Path(out), run_, image, overwrite)
+    with Terminal(quiet, to_stderr=True):
+        from deepcluster.runs.similar import COLUMNS, similar_page
+        from deepcluster.runs.similar import similar as most_similar
+
+        found = most_similar(run_, image, n, device)
+        _write_table(target, COLUMNS, ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in found))
+        if open_:
+            with tempfile.NamedTemporaryFile(
+                "w", suffix=".html", prefix="deepcluster-similar-", encoding="utf-8", delete=False
+            ) as page:  # the browser reads it later
+                page.write(similar_page(run_, image, found))
+    if open_:
+        _open(Path(page.name))
 
 
 @app.command
 def evaluate(
     run_: RunArgument,
     images: Annotated[
-        str | None,
+        PathText | None,
         Parameter(help="What is scored, as for fit; without it the images of the run.", allow_leading_hyphen=True),
     ] = None,
     /,
     *,
     labels: Annotated[
-        str | None, Parameter(help="folders (what comes with the source) or a CSV of path,label.")
+        LabelsText | None,
+        Parameter(show_choices=False, help="folders (what comes with the source) or a CSV of path,label."),
     ] = None,
     protocol: Annotated[
         Literal["clustering", "knn", "linear", "few", "retrieval", "voc07", "filters"],
         Parameter(help="See docs/protocols.md."),
     ] = "clustering",
     train: Annotated[
-        str | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
+        PathText | None, Parameter(help="Images that a protocol learns from, instead of those of the run.")
     ] = None,
     flags: Annotated[ProtocolFlags | None, Parameter(name="*")] = None,
     set_: Assignments = None,
@@ -400,15 +501,24 @@ def evaluate(
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(flags or {}), **_assignments(set_)})
     kind(**options)  # checks what the options must be together
-    _warn_of_preliminary(run_)
 
-    from deepcluster.runs.evaluate import EvaluationRequest, evaluate
+    def found(_: Terminal) -> None:
+        from deepcluster.images.find import check_there
+        from deepcluster.images.labels import check_labels_there
 
-    request = EvaluationRequest(
-        protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
-    )
+        _check_run(run_)
+        for text in filter(None, (images, train)):
+            check_there(text)
+        if labels is not None:
+            check_labels_there(labels)
+
     values = {}
-    with _session(images, quiet, to_stderr=as_json) as (processes, terminal):
+    with _session(images, found, quiet, to_stderr=as_json) as (processes, terminal, _):
+        from deepcluster.runs.evaluate import EvaluationRequest, evaluate
+
+        request = EvaluationRequest(
+            protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
+        )
         try:
             for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes):
                 values[name] = value
@@ -440,7 +550,11 @@ def export(
         Literal["symlink", "hardlink", "copy"] | None,
         Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
     ] = None,
-    images: Annotated[str | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
+    outliers: Annotated[
+        Literal["keep", "separate", "leave"] | None,
+        Parameter(help="Images far from all others: in their cluster (keep, the default), apart, or left out."),
+    ] = None,
+    images: Annotated[PathText | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
     strip_metadata: Annotated[
         bool | None,
         Parameter(
@@ -456,24 +570,29 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
+    from deepcluster.storage.destination import check_no_file, check_no_folder
+
     if fold_sobel and to != "official":
         raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
-    options: dict[str, Any] = {"mode": mode, "images": images, "strip_metadata": strip_metadata}
+    options: dict[str, Any] = {
+        "mode": mode, "images": images, "strip_metadata": strip_metadata, "outliers": outliers,
+    }  # fmt: skip
     options["dry_run"] = dry_run or None
     options = {name: value for name, value in options.items() if value is not None}
     if options and to not in IMAGE_EXPORTS:
         raise UsageError(
-            f"--mode, --images, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to} writes none,"
-            " so leave them out"
+            f"--mode, --images, --outliers, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to}"
+            " writes none, so leave them out"
         )
     if fold_sobel:
         options["fold_sobel"] = True
-    _warn_of_preliminary(run_)
-
-    from deepcluster import export as exports
-    from deepcluster.research.official_layout import official
-
+    _check_run(run_)
+    if not dry_run:
+        (check_no_folder if to in (*IMAGE_EXPORTS, "hub") else check_no_file)(out)
     with Terminal(quiet) as terminal:
+        from deepcluster import export as exports
+        from deepcluster.research.official_layout import official
+
         write = official if to == "official" else getattr(exports, to)
         write(run_, out, display=terminal, **options)
 
@@ -565,36 +684,36 @@ def _print_options() -> None:
         print(f"  {name:20} {default:11} {option.values}\n      {option.help}")
 
 
-def _print_plan(images: str, request: "Request") -> None:
+def _show_plan(source: "Source | str", request: "Request", terminal: Terminal) -> None:
     """What a fit would do, and how long it would take."""
     from deepcluster.images import find
     from deepcluster.images.preview import preview
     from deepcluster.runs.build import network_of
+    from deepcluster.runs.forecast import forecast
     from deepcluster.runs.job import facts_of, plan
-    from deepcluster.runs.resources import memory, seconds
+    from deepcluster.runs.resources import memory
     from deepcluster.runs.weights import choose
     from deepcluster.runtime.devices import choose_device
 
-    source = find(images, stdin=sys.stdin)
-    skipped = f", {len(source.skipped):,} skipped" if source.skipped else ""
-    print(paragraph("Images", f"{len(source.paths):,} of {source.name}{skipped}"))
+    source = find(source)
     seen = preview(source)
     start = choose(request, facts_of(source, seen, request))
     if not start.here:
-        print(paragraph("Weights", _missing(start)))
+        terminal.say("Weights", _missing(start))
     request = replace(request, published=start.name if start.here or start.wanted else "")
     chosen = plan(source, seen, request)
-    for line in chosen.by_reason():
-        print(paragraph("Plan", line))
-    recipe = chosen.recipe
+    recipe, device = chosen.recipe, choose_device(request.device)
     if "timm" in recipe.weights.split("+"):  # time and memory do not depend on them, and nothing is fetched here
         recipe = replace(recipe, weights="")
-    network, device = network_of(recipe, request.seed, choose_device("cpu")), choose_device(request.device)
-    needed = memory(network, chosen.recipe, len(source.paths), decoding=seen.decoding, device=device)
-    print(paragraph("Memory", needed.text))
-    total, per_round = seconds(network.to(device), chosen.recipe, len(source.paths))
-    print(paragraph("Time", f"about {_duration(total)}: {chosen.recipe.rounds} rounds of {_duration(per_round)}"))
-    print("\n" + to_toml(chosen.recipe), end="")
+    network = network_of(recipe, request.seed, choose_device("cpu"))
+    needed = memory(network, recipe, len(source.paths), decoding=seen.decoding, device=device)
+    for heading, text in forecast(chosen, request.n_clusters, source, network.to(device), needed, device):
+        terminal.say(heading, text)
+    if request.verbose:
+        terminal.say("Memory", needed.text)
+        for line in chosen.by_reason():
+            terminal.say("Plan", line)
+        print("\n" + to_toml(chosen.recipe), end="")
 
 
 def _missing(start: "Start") -> str:
@@ -608,20 +727,75 @@ def _missing(start: "Start") -> str:
 
 
 @contextmanager
-def _session(images: str | None, quiet: bool, *, to_stderr: bool) -> "Iterator[tuple[Processes, Terminal]]":
-    """The processes of torchrun, and a display that only the main rank's shows anything."""
-    from deepcluster.runtime.processes import init_processes
+def _session(
+    images: str | None, prepare: Callable[[Terminal], Value], quiet: bool, *, to_stderr: bool
+) -> "Iterator[tuple[Processes, Terminal, Value]]":
+    """The processes of torchrun, a display that only the main rank's shows anything, and what ``prepare`` returns.
 
-    with init_processes() as processes, Terminal(quiet or not processes.is_main, to_stderr=to_stderr) as terminal:
-        if images == "-" and not processes.alone:
-            raise UsageError(
-                "several processes cannot share standard input: write the paths to a .txt file, and give that"
-            )
-        yield processes, terminal
+    That is called before torch is imported; with several processes, once they have found each other, so that only one
+    of them speaks of what is wrong.
+    """
+    several = world_size() > 1
+    if several and images == "-":
+        raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
+    with Terminal(quiet or not is_main_rank(), to_stderr=to_stderr) as terminal:
+        prepared = [] if several else [prepare(terminal)]
+        from deepcluster.runtime.processes import init_processes
+
+        with init_processes() as processes:
+            yield processes, terminal, prepared[0] if prepared else prepare(terminal)
+
+
+def _check_run(run: Path) -> "RunRecord | None":
+    """The record of a run, where it is a whole one; a warning where the result is preliminary.
+
+    Raises:
+        DiskError: There is no run.
+    """
+    from deepcluster.images.run_folders import is_run
+    from deepcluster.records import PRELIMINARY
+    from deepcluster.storage.run_folder import open_run, read_state
+
+    open_run(run)
+    if not is_run(run):
+        return None
+    record = read_state(run, lambda folder: folder.read_record())
+    if record.result == PRELIMINARY:
+        warnings.warn(
+            f"the result in {run} is preliminary, after {record.rounds} rounds: going on replaces it, with any"
+            " edits (the command of the fit with --resume goes on)",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    return record
+
+
+def _found(run: Path, images: str) -> "Source | str":
+    """The images that the model of a run is for; those of standard input are left to come, part by part."""
+    from deepcluster.images import find
+    from deepcluster.images.given_features import check_features_there
+    from deepcluster.nets.sizes import FEATURES
+
+    record = _check_run(run)
+    if record and record.backbone == FEATURES:
+        check_features_there(images)
+        return images
+    return images if images == "-" else find(images)
+
+
+def _output(path: Path, run: Path, images: str, overwrite: bool) -> "Output":
+    from deepcluster.storage.output import files_read, output
+
+    return output(path, overwrite=overwrite, inputs=lambda: files_read(run, images))
 
 
 def _predictions(
-    run_: Path, images: str, device: str, processes: "Processes", terminal: Terminal, *targets: "Output | None"
+    run_: Path,
+    images: "Source | str",
+    device: str,
+    processes: "Processes",
+    terminal: Terminal,
+    *targets: "Output | None",
 ) -> Iterator[tuple["Model", "Prediction"]]:
     """The model of a run with what it predicts, part by part; unusable images are named on standard error.
 
@@ -644,25 +818,38 @@ def _predictions(
         yield model, part
 
 
-def _warn_of_preliminary(run: Path) -> None:
-    from deepcluster.images.run_folders import is_run
-    from deepcluster.records import PRELIMINARY
-    from deepcluster.storage.run_folder import read_state
+def _write_table(
+    target: "Output | None", columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
+) -> None:
+    """Rows as CSV, or as a line of JSON each, to a file or (None) to standard output."""
+    from deepcluster.storage.csv_files import write_csv
 
-    if is_run(run) and (record := read_state(run, lambda folder: folder.read_record())).result == PRELIMINARY:
-        warnings.warn(
-            f"the result in {run} is preliminary, after {record.rounds} rounds: going on replaces it, with any"
-            " edits (the command of the fit with --resume goes on)",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
+    def write(file: Any) -> None:
+        if as_json:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            write_csv(file, columns, rows)
+
+    if target:
+        target.write(write)
+    else:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
+        write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout)
 
 
-def _print_result(folder: "RunFolder", quiet: bool, as_json: bool) -> None:
+def _print_result(folder: "RunFolder", quiet: bool, as_json: bool, open_: bool = False) -> None:
     """What came out of a fit, recut or apply: for a person, or as one object of JSON."""
     text = _result(folder, as_json)
     if as_json or not quiet:
         print(text)
+    if open_:
+        _open(folder.path / "report.html")
+
+
+def _open(page: Path) -> None:
+    """Show a page in the user's browser."""
+    if not webbrowser.open(page.absolute().as_uri()):
+        complain(f"no browser could be opened: open {page.absolute().as_uri()} yourself")
 
 
 def _result(folder: "RunFolder", as_json: bool) -> str:
@@ -685,7 +872,8 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
     run = shlex.quote(str(path))
     paths_and_commands = [
         f"{'Files':9} {path / 'clusters.csv'}  {path / 'report.html'}",
-        f"{'Next':9} deepcluster predict {run} NEW_IMAGES",
+        f"{'Next':9} open {(path / 'report.html').absolute().as_uri()}",
+        f"{'':9} deepcluster predict {run} NEW_IMAGES",
         f"{'':9} deepcluster recut {run} -k N",
         f"{'Run':9} {path}",
     ]
@@ -724,18 +912,11 @@ def _program() -> list[str]:
     return [*torchrun, "deepcluster"]
 
 
-def _duration(seconds: float) -> str:
-    unit, name = next(
-        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
-    )
-    return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
-
-
 def _n_clusters(k: str) -> int | None:
     if k == "auto":
         return None
-    if not re.fullmatch(r"\d{1,12}", k) or int(k) < 1:
-        raise UsageError(f"-k {_short(k)}: give a whole number of at least 1, or auto")
+    if not re.fullmatch(r"\d{1,12}", k) or int(k) < 2:
+        raise UsageError(f"-k {_short(k)}: give a whole number of at least 2, or auto")
     return int(k)
 
 

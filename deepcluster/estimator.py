@@ -37,6 +37,7 @@ from deepcluster.runs import predict, recut, report
 from deepcluster.runs.job import Request
 from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
+from deepcluster.runs.similar import most_similar
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.notebook import Notebook, in_notebook
@@ -69,7 +70,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in each fit.
         image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
-        verbose: 0: silent; 1: show progress.
+        verbose: 0: silent; 1: show progress; 2: also every choice with its reason.
 
     Attributes:
         labels_: The cluster of each of the N usable images.
@@ -152,6 +153,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             options=options,
             device=device_name(self.device),
             seed=seed,
+            verbose=self.verbose > 1,
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
@@ -184,6 +186,28 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
         """
         return self._clusters(self._reduced(X, errors)).numpy()
+
+    @in_words_of_python()
+    def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The images of the fit that are most like each image of X.
+
+        Args:
+            X: Images; None: those of the fit, each without itself.
+            n: How many; fewer are returned where the fit had fewer.
+
+        Returns:
+            Similarities (the cosines of the features, descending) and numbers of the images, as in ``paths_`` and
+            ``labels_``: two arrays of a row for each image of X, in the order of scikit-learn's ``kneighbors``.
+
+        Raises:
+            DataError: An image is unusable.
+        """
+        self._check_run("nearest")
+        if n < 1:
+            raise UsageError(f"n={n!r}: give a whole number of at least 1")
+        queries = None if X is None else self._reduced(X, "raise")
+        similarities, numbers = most_similar(torch.from_numpy(self.embedding_), n, queries)
+        return similarities.numpy(), numbers.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the sum of the squared distances to ``cluster_centers_``, as of KMeans."""

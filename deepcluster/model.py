@@ -21,8 +21,8 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.fast_pass import features_pass
-from deepcluster.nets.given import FEATURES
 from deepcluster.nets.shapes import working_memory
+from deepcluster.nets.sizes import FEATURES
 from deepcluster.runtime.memory import check_fits
 
 LARGE = 1024  # px: from here on it is asked first whether images fit into memory

@@ -5,11 +5,12 @@ Nothing here imports torch, except for a timm network or a file of weights.
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deepcluster.errors import DataError, UsageError
+from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.published import PUBLISHED, backbone_of
 from deepcluster.nets.sizes import PAPER_NETWORKS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
@@ -69,6 +70,33 @@ class Plan:
             what, _, why = line.partition(": ")
             options_of.setdefault(why, []).append(what)
         return [f"{', '.join(what)}: {why}" for why, what in options_of.items()]
+
+    def in_short(self, n_clusters: int | None) -> str:
+        """What is done with which network and why, in a sentence or two; ``n_clusters`` as in :class:`Facts`."""
+        recipe = self.recipe
+        published = next((one for one in PUBLISHED.values() if one.backbone == recipe.backbone), None)
+        network = f"{published.name} ({published.title}, {published.trained_on})" if published else recipe.backbone
+        start, work = ("pretrained", "adapted") if recipe.weights else ("random weights", "trained")
+        rounds = f"{work} in at most {_plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
+        groups = "as many clusters as the images suggest" if n_clusters is None else _plural(n_clusters, "cluster")
+        whys = [reason.partition(": ")[2] for reason in self.reasons if _option(reason) == "backbone"]
+        why = "" if published or not whys or whys[0] == "given" else f" ({whys[0]})"
+        return f"{groups}; network {network}, {start}, {rounds} at {recipe.image_size} px{why}"
+
+
+def check_groups(n_clusters: int | None, count: int) -> None:
+    """An error where so many images cannot have so many groups."""
+    if n_clusters is not None and n_clusters < 1:
+        raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
+    if n_clusters is not None and n_clusters > count:
+        raise DataError(f"-k {n_clusters} is more than the {_plural(count, 'image')}: give at most -k {count}")
+
+
+def check_weights(options: Given) -> None:
+    """ModelError where the option ``weights`` names no file."""
+    weights = options.get("weights", "")
+    if weights not in ("", "timm", "none") and not os.path.exists(weights):  # noqa: PTH110 (the name may be too long)
+        raise ModelError(f"{weights}: there is no such weights file; or give timm or none")
 
 
 def resolve(base: str, given: Given, facts: Facts) -> Plan:
@@ -140,6 +168,10 @@ def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
     return base, options
 
 
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def _option(reason: str) -> str:
     """The option that a reason is about."""
     return reason.split(" ")[0]
@@ -189,7 +221,10 @@ def _values(choices: Choices) -> dict[str, Any]:
 
 
 def _reasons(choices: Choices) -> tuple[str, ...]:
-    return tuple(f"{name} {value}: {why}" for name, (value, why) in choices.items())
+    return tuple(
+        f"{name} {f'{value:.4g}' if isinstance(value, float) else value}: {why}"
+        for name, (value, why) in choices.items()
+    )
 
 
 # ---- as published ---------------------------------------------------------------------------------------------------

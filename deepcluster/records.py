@@ -1,9 +1,12 @@
 """Plain frozen values that pass between the steps."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A result of a run: its rounds go on and replace it, or have ended.
 PRELIMINARY, FINAL = "preliminary", "final"
@@ -33,7 +36,7 @@ class Clustering:
     @property
     def occupied(self) -> int:
         """Number of clusters that are not empty."""
-        return int(torch.count_nonzero(self.sizes))
+        return int(self.sizes.count_nonzero())
 
 
 @dataclass(frozen=True)

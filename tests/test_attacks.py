@@ -142,7 +142,7 @@ def test_images_that_would_be_removed_are_refused(images, proj, tmp_path, listed
     (tmp_path / "a link.png").symlink_to(proj / "thumbnails.webp")
     (tmp_path / "list.txt").write_text(f"{tmp_path / listed}\n{images / '0/00.png'}\n")
     before = contents(proj)
-    assert run_command(["fit", str(tmp_path / "list.txt"), "-o", str(proj), "-k", "1", *FAST, "--overwrite"]) == 2
+    assert run_command(["fit", str(tmp_path / "list.txt"), "-o", str(proj), "-k", "2", *FAST, "--overwrite"]) == 2
     assert "is one of IMAGES" in capsys.readouterr().err
     assert contents(proj) == before
 

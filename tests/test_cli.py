@@ -27,12 +27,13 @@ def finished(fitted) -> Path:
     return fitted("--labels", "folders")
 
 
-def test_fit_prints_the_run_first_and_last(photos, tmp_path, capsys):
+def test_fit_prints_a_short_plan_and_the_run_last(photos, tmp_path, capsys):
     out = tmp_path / "run"
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", *QUICK]) == 0
     printed = capsys.readouterr().out
     lines = printed.strip().splitlines()
-    assert lines[0].split() == ["Run", str(out)]
+    assert lines[0].split() == ["Images", "48", "in", str(photos)]
+    assert ["Run", str(out)] in [line.split() for line in lines[:6]]
     assert lines[-1].split() == ["Run", str(out)]
     assert any(line.startswith("1/1 ") and "loss" in line and "changed -" in line for line in lines)
     assert any(line.startswith("Metrics") and "NMI" in line for line in lines)
@@ -113,7 +114,12 @@ def test_embed(finished, photos, tmp_path):
 
 
 def test_dry_run_writes_nothing(photos, tmp_path, capsys):
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]) == 0
+    dry = ["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]
+    assert run_command(dry) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == ["Images", "Plan", "Time"]
+    assert printed.count("\n") <= 6
+    assert run_command([*dry, "--verbose"]) == 0
     assert "backbone = " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -158,7 +164,8 @@ def test_recipes_and_doctor(capsys):
     [
         (["fti", "x"], 2, "fit"),
         (["fit", "{photos}", "-k", "3", "--round", "2"], 2, "--rounds"),
-        (["fit", "{photos}", "-k", "0"], 2, "at least 1"),
+        (["fit", "{photos}", "-k", "0"], 2, "at least 2"),
+        (["fit", "{photos}", "-k", "1"], 2, "at least 2"),
         (["fit", "{photos}", "--set", "dims"], 2, "OPTION=VALUE"),
         (["fit", "{photos}", "--backbone", "alexnet", "--image-size", "96"], 2, "224"),
         (["fit", "{photos}", "-k", "49"], 3, "-k 48"),
@@ -182,7 +189,8 @@ def test_recipes_and_doctor(capsys):
 def test_exit_codes_and_messages(finished, photos, tmp_path, monkeypatch, capsys, arguments, code, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("hello")
+    for name in "abc":
+        (tmp_path / "texts" / f"{name}.txt").write_text("hello")
     monkeypatch.chdir(tmp_path)
     filled = [argument.format(photos=photos, tmp=tmp_path, run=finished) for argument in arguments]
     assert run_command(filled) == code
@@ -230,8 +238,9 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("Next"))
-    assert shlex.split(lines[first]) == ["Next", "deepcluster", "predict", str(folder), "NEW_IMAGES"]
-    assert shlex.split(lines[first + 1]) == ["deepcluster", "recut", str(folder), "-k", "N"]
+    assert lines[first].split() == ["Next", "open", (folder / "report.html").as_uri()]
+    assert shlex.split(lines[first + 1]) == ["deepcluster", "predict", str(folder), "NEW_IMAGES"]
+    assert shlex.split(lines[first + 2]) == ["deepcluster", "recut", str(folder), "-k", "N"]
     assert "\x1b" not in shown and "\\x1b[31mred" in shown
 
 

@@ -20,7 +20,8 @@ from deepcluster.model import Model
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
-from deepcluster.storage.edits import Edits, carried_over, carried_text, edited, read_edits, told
+from deepcluster.storage.edits import carried_over, carried_text, edited, told
+from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.safe_read import json_sha256
 from tests.helpers.runs import contents, record, rows
 from tests.predicting import predicted

@@ -348,6 +348,32 @@ def test_dry_run(holiday, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("outliers", ["keep", "separate", "leave"])
+def test_outliers(holiday, tmp_path, outliers):
+    """Every second image of ``hand_run`` is one: sea/a.png of cluster 0, and sky/A.PNG; those of junk are junk."""
+    out = tmp_path / "out"
+    folders(holiday, out, outliers=outliers)
+    lie = {row["path"]: row["exported_path"] or row["how"] for row in inventory(out)}
+    assert lie["a.png"] == "000-be_ach/a.png" and lie["sky/c.png"] == "_junk/002/c.png"
+    apart = {
+        "keep": ("000-be_ach/a-2.png", "000-be_ach/A-3.PNG"),
+        "separate": ("_outliers/000-be_ach/a.png", "_outliers/000-be_ach/A-2.PNG"),
+        "leave": ("outlier", "outlier"),
+    }[outliers]
+    assert (lie["sea/a.png"], lie["sky/A.PNG"]) == apart
+    assert lie["notes.doc"] == "skipped"
+
+
+def test_nothing_but_outliers(holiday, tmp_path):
+    clusters = (holiday / "clusters.csv").read_text().replace(",0,\n", ",1,\n").replace(",2,,2,", ",1,,2,")
+    (holiday / "clusters.csv").write_text(clusters)
+    with pytest.raises(DataError, match="all images are outliers"):
+        folders(holiday, tmp_path / "out", outliers="leave")
+    with pytest.raises(UsageError, match="keep or separate or leave"):
+        folders(holiday, tmp_path / "out", outliers="move")
+    assert leftovers(tmp_path) == []
+
+
 def test_command(holiday, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_command(["export", str(holiday), "--to", "folders", "-o", str(out)]) == 0
@@ -356,6 +382,7 @@ def test_command(holiday, tmp_path, capsys):
         (["--to", "folders", "-o", str(out)], 5, "exists already"),
         (["--to", "parquet", "-o", str(tmp_path / "x"), "--mode", "copy"], 2, "leave them out"),
         (["--to", "hub", "-o", str(tmp_path / "x"), "--dry-run"], 2, "leave them out"),
+        (["--to", "parquet", "-o", str(tmp_path / "x"), "--outliers", "keep"], 2, "leave them out"),
         (["--to", "nowhere", "-o", str(tmp_path / "x")], 2, "nowhere"),
         (["--to", "folders", "-o", str(tmp_path / "x"), "--mode", "move"], 2, "move"),
         (["--to", "folders", "-o", str(tmp_path / "x"), "--images", str(tmp_path / "none")], 3, "no such file"),

@@ -51,6 +51,18 @@ def test_the_folder(tmp_path):
     assert [row["junk"] for row in metadata(tmp_path / "out")] == ["0", "0", "1", "1"]
 
 
+@pytest.mark.parametrize(
+    ("outliers", "second"), [("keep", "000/b.png"), ("separate", "outliers/000/b.png"), ("leave", "")]
+)
+def test_outliers(tmp_path, outliers, second):
+    for i, path in enumerate(["a.png", "b.png"]):
+        write_image(tmp_path / "photos" / path, i)
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0, "b.png": 0})
+    imagefolder(run, tmp_path / "out", outliers=outliers)
+    assert [row["file_name"] for row in metadata(tmp_path / "out")] == ["000/a.png", *([second] if second else [])]
+    assert (tmp_path / "out/train" / second).exists()
+
+
 def test_the_column_of_labels_is_there_where_labels_are(tmp_path):
     write_image(tmp_path / "photos" / "a.png", 0)
     imagefolder(hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0}), tmp_path / "out")

@@ -11,7 +11,7 @@ from deepcluster.cli import run_command
 from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
 from deepcluster.runs.recut import apply
-from deepcluster.storage.edits import Edits
+from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import pixels, state, tree
 

@@ -16,10 +16,22 @@ from deepcluster.recipe import Recipe, declared, read_options
 from deepcluster.runs.evaluate import PROTOCOLS
 from tests.other_values import other_value
 from tests.pages import ROOT
+from tests.tiny import RECORD
 
 
 class Asked(Exception):
     """A command that goes no further than what it asks the engine for."""
+
+
+@pytest.fixture
+def at_hand(tmp_path, monkeypatch):
+    """What the command lines here name: images, weights and a run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "run"):
+        (tmp_path / name).mkdir()
+    for name in ("photos/a.png", other_value(declared(Recipe)["weights"])):
+        (tmp_path / name).write_bytes(b"0")
+    (tmp_path / "run/run.json").write_text(json.dumps(RECORD))
 
 
 def asked(monkeypatch, engine: str, *arguments: str) -> Any:
@@ -35,7 +47,7 @@ def asked(monkeypatch, engine: str, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("name", declared(Recipe))
-def test_every_option_has_a_way_from_the_command_line(name, monkeypatch):
+def test_every_option_has_a_way_from_the_command_line(name, monkeypatch, at_hand):
     option = declared(Recipe)[name]
     value, flag = other_value(option), f"--{name.replace('_', '-')}"
     ways = [["--set", f"{name}={value}"], ["--set", "sobel=true", f"{name.replace('_', '-')}={value}"]]
@@ -47,7 +59,7 @@ def test_every_option_has_a_way_from_the_command_line(name, monkeypatch):
         assert run_command(["fit", "photos", flag, str(value)]) == 2
 
 
-def test_what_was_not_given_is_left_to_the_recipe(monkeypatch):
+def test_what_was_not_given_is_left_to_the_recipe(monkeypatch, at_hand):
     engine = "deepcluster.runs.fit.fit"
     assert asked(monkeypatch, engine, "fit", "photos").options == {}
     assert asked(monkeypatch, engine, "fit", "photos", "--pseudo-labels", "auto").options == {}
@@ -55,7 +67,7 @@ def test_what_was_not_given_is_left_to_the_recipe(monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch):
+def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch, at_hand):
     options = {name: option for name, option in declared(PROTOCOL_OPTIONS[protocol]).items() if option.flag}
     given = [part for name, each in options.items() for part in (f"--{name.replace('_', '-')}", str(other_value(each)))]
     request = asked(

@@ -20,7 +20,7 @@ from deepcluster.cli import run_command
 from deepcluster.runs import fit as runs
 from deepcluster.runs.job import Request
 from deepcluster.runs.recut import apply, recut
-from deepcluster.storage.edits import Edits
+from deepcluster.storage.edits_file import Edits
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deepcluster.errors import DataError, DeepClusterWarning
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export.filenames import distinct
 from deepcluster.export.run_images import Row, RunImages
 from deepcluster.export.transfer import WORDS, Transfer, Unavailable
@@ -20,15 +20,24 @@ INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how")
 NAMED = 5  # missing images that are named on the screen
 
-Target = Callable[[Row], tuple[str, str]]  # the folder of an image, and its preferred name there
+OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
+
+Target = Callable[[Row], tuple[str, str] | None]  # the folder of an image, and its preferred name there; None: left out
+
+
+def is_apart(row: Row, outliers: str) -> bool:
+    """Whether an image is not to lie with its cluster. UsageError where ``outliers`` is none of ``OUTLIERS``."""
+    if outliers not in OUTLIERS:
+        raise UsageError(f"outliers={outliers!r}: choose {' or '.join(OUTLIERS)}")
+    return outliers != "keep" and row["is_outlier"] == "1"
 
 
 def targets_of(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
-    """FOLDER/NAME for each row of clusters.csv, all different; "" for files that were skipped."""
+    """FOLDER/NAME for each row of clusters.csv, all different; "" for files that were skipped or are left out."""
     members: dict[str, list[tuple[int, str]]] = {}
     for i, row in enumerate(rows):
-        if row["status"] == "ok":
-            folder, name = target(row)
+        if row["status"] == "ok" and (place := target(row)):
+            folder, name = place
             members.setdefault(folder, []).append((i, name))
     targets = [""] * len(rows)
     for folder, inside in members.items():
@@ -72,7 +81,7 @@ def write_folders(
         for inside in {Path(target).parent for target in targets if target}:
             (folder / inside).mkdir(parents=True, exist_ok=True)
         for row, target in zip(members.rows, targets, strict=True):
-            exported, how = "", "skipped"
+            exported, how = "", "outlier" if row["status"] == "ok" else "skipped"
             if target:
                 try:
                     exported, how = target, transfer(members.number(row), folder / target)
@@ -83,6 +92,8 @@ def write_folders(
             cells = (path, cluster, name, exported, how)
             inventory.append(dict(zip(INVENTORY_COLUMNS, cells, strict=True)))
             display.progress("exporting", len(inventory), len(targets))
+        if not transfer.files and not missing:
+            raise DataError("all images are outliers, and these are left out: nothing is left to export")
         if not transfer.files:
             raise DataError(f"none of the {len(missing):,} images exists any more: {_some(missing)}")
         write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))

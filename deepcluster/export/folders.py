@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from deepcluster.export.filenames import cluster_folder, fitting, split
-from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
+from deepcluster.export.folder_tree import is_apart, show_folders, targets_of, write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
 from deepcluster.runtime.display import Display, Silent
 
-JUNK = "_junk"
+JUNK, APART = "_junk", "_outliers"
 
 
 def folders(
@@ -20,6 +20,7 @@ def folders(
     mode: str | None = None,
     images: Images | None = None,
     strip_metadata: bool = False,
+    outliers: str = "keep",
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
@@ -32,6 +33,8 @@ def folders(
         out: The folder to make.
         mode: symlink, hardlink or copy; default: for each file the first of these that works.
         images: Where the images are, if no longer where the run found them.
+        outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Those in junk
+            clusters are junk.
         strip_metadata: Write copies without EXIF, comments and the like (metadata.py).
         dry_run: Write nothing, only say what would be done.
         display: Where progress and the outcome go.
@@ -41,9 +44,14 @@ def folders(
     """
     members = read_run_images(run, images)
 
-    def target(row: Row) -> tuple[str, str]:
+    def target(row: Row) -> tuple[str, str] | None:
         folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
-        folder = f"{JUNK}/{folder}" if row["cluster"] in members.junk else folder
+        if row["cluster"] in members.junk:
+            folder = f"{JUNK}/{folder}"
+        elif is_apart(row, outliers):
+            if outliers == "leave":
+                return None
+            folder = f"{APART}/{folder}"
         as_png = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
         return folder, fitting(name, ".png") if as_png else name
 

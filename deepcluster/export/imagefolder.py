@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from deepcluster.export.filenames import cluster_folder, fitting, plain, split
-from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
+from deepcluster.export.folder_tree import is_apart, show_folders, targets_of, write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
@@ -27,6 +27,7 @@ def imagefolder(
     mode: str | None = "copy",
     images: Images | None = None,
     strip_metadata: bool | None = None,
+    outliers: str = "keep",
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
@@ -34,16 +35,20 @@ def imagefolder(
 
     Names of files are made plain, and those of clusters are in the metadata only: `datasets` takes a folder called
     test, or 003-test, for another split. Arguments and result are those of ``folders``, except that
-    ``strip_metadata`` is the default for copies.
+    ``strip_metadata`` is the default for copies, and that outliers apart go to ``out``/train/outliers/NUMBER.
     """
     members = read_run_images(run, images)
     strip = mode in (None, "copy") if strip_metadata is None else strip_metadata
     suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
 
-    def target(row: Row) -> tuple[str, str]:
+    def target(row: Row) -> tuple[str, str] | None:
+        apart = is_apart(row, outliers)
+        if apart and outliers == "leave":
+            return None
         name = plain(PurePosixPath(row["path"]).name)
         as_png = members.source.file is None or split(name)[1].lower() not in suffixes
-        return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", fitting(name, ".png") if as_png else name
+        folder = f"{SPLIT}/{'outliers/' if apart else ''}{cluster_folder(int(row['cluster']))}"
+        return folder, fitting(name, ".png") if as_png else name
 
     def finish(folder: Path, inventory: Sequence[Row]) -> None:
         labelled = any(row["label"] for row in members.rows)

@@ -1,9 +1,30 @@
 """From files to one uint8 tensor, and from that to batches: images are found, decoded and resized once."""
 
-from deepcluster.images.augment import Augmentation
+from typing import TYPE_CHECKING, Any
+
 from deepcluster.images.find import Images, find, find_in_parts
-from deepcluster.images.sampling import uniform_over_clusters
 from deepcluster.images.source import Source
-from deepcluster.images.store import Store, read_once
+
+if TYPE_CHECKING:
+    from deepcluster.images.augment import Augmentation
+    from deepcluster.images.sampling import uniform_over_clusters
+    from deepcluster.images.store import Store, read_once
 
 __all__ = ["Augmentation", "Images", "Source", "Store", "find", "find_in_parts", "read_once", "uniform_over_clusters"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import at first use what needs torch: to find images, or not to find them, takes none of it."""
+    if name == "Augmentation":
+        from deepcluster.images.augment import Augmentation
+
+        return Augmentation
+    if name == "uniform_over_clusters":
+        from deepcluster.images.sampling import uniform_over_clusters
+
+        return uniform_over_clusters
+    if name in ("Store", "read_once"):
+        from deepcluster.images import store
+
+        return getattr(store, name)
+    raise AttributeError(f"module 'deepcluster.images' has no attribute {name!r}")

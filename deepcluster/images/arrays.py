@@ -6,19 +6,20 @@ import os
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from deepcluster.errors import DataError
-from deepcluster.images.datasets import CHANNELS, as_uint8, is_unit, value_range
+from deepcluster.images.datasets import CHANNELS, as_uint8, is_tensor, is_unit, value_range
 from deepcluster.images.decode import as_rgb, explain, is_empty, one_line
 from deepcluster.images.source import Source, numbered
 from deepcluster.runtime.memory import check_fits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOLDS_OBJECTS = ValueError("it holds Python objects and not numbers: save numbers of type uint8")
 # An .npz member of more than UNPACKED bytes is refused if it unpacks to more than DENSEST times its size in the file.
@@ -161,7 +162,7 @@ def _images_and_labels(headers: dict[str, _Header], file: Path) -> tuple[_Header
     return headers[name] if name else next(iter(headers.values())), labels
 
 
-def as_images(images: Tensor | npt.NDArray[Any]) -> Tensor:
+def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
     """Pixels as the loop takes them.
 
     Args:
@@ -173,9 +174,11 @@ def as_images(images: Tensor | npt.NDArray[Any]) -> Tensor:
     Raises:
         DataError: Another shape, or other numbers.
     """
-    if isinstance(images, Tensor) and images.dtype != torch.uint8:
+    import torch
+
+    if is_tensor(images) and images.dtype != torch.uint8:
         images = images.detach().cpu().numpy()
-    if not isinstance(images, Tensor):
+    if not is_tensor(images):
         if not all(map(is_unit, images)):
             raise DataError(f"images of {images.dtype}{value_range(images)}: pass uint8, or floats in [0, 1]")
         images = torch.from_numpy(np.ascontiguousarray(as_uint8(images)))

@@ -1,18 +1,22 @@
 """Images by number from other libraries: a ``Dataset`` of torch or Hugging Face, or a list of images."""
 
+import sys
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from deepcluster.errors import DataError
 from deepcluster.images.decode import Undecodable, decode, explain, one_line, upright
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import TypeIs
 
 CHANNELS = (1, 3, 4)
 IMAGE_KEY = "image"  # where the items of a data set are dicts: torch's and Hugging Face's usual name
@@ -54,11 +58,17 @@ def picture(item: Any) -> Image.Image:
         item = item[0]
     if isinstance(item, Image.Image):
         return upright(item)
-    if isinstance(item, Tensor):
+    if is_tensor(item):
         item = item.detach().cpu().numpy()
     if isinstance(item, np.ndarray):
         return upright(Image.fromarray(_pixels(item)))
     raise Undecodable(f"not an image but of type {type(item).__name__}")
+
+
+def is_tensor(value: object) -> "TypeIs[Tensor]":
+    """Whether it is a tensor. There is none before somebody has imported torch, which takes a second or more."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_unit(array: npt.NDArray[Any]) -> bool:

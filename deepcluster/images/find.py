@@ -12,17 +12,17 @@ from typing import Any, Protocol, TextIO, TypeGuard
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, files, named, webdataset
-from deepcluster.images.datasets import reader
+from deepcluster.images.datasets import is_tensor, reader
 from deepcluster.images.decode import SUFFIXES, explain, not_a_file, one_line
 from deepcluster.images.source import WHAT_TO_TYPE, Source, numbered
 
 
 class Dataset(Protocol):
-    """Images by number, as in ``datasets.reader``: a Dataset of torch or Hugging Face, or a list of images."""
+    """Images by number, as in ``datasets.reader``: a Dataset of torch or Hugging Face, a list of
+    images, or a tensor."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class Dataset(Protocol):
 
 
 # What :func:`find` takes.
-Images = str | Path | npt.NDArray[Any] | Tensor | Sequence[str | Path] | Dataset
+Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
 
 def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
@@ -49,13 +49,16 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
     """Find images without decoding them.
 
     Args:
-        images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line.
+        images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line; what was
+            found already stays as it is.
         stdin: Read for ``-``; default: ``sys.stdin``.
 
     Raises:
         DataError: Nothing is there, or it cannot hold images.
     """
-    if isinstance(images, Tensor):
+    if isinstance(images, Source):
+        return images
+    if is_tensor(images):
         images = images.detach().cpu().numpy()
     if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or what looks like it
         names = ", ".join(f"[{name!r}]" for name in list(images)[:5])
@@ -79,7 +82,7 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
     """Whether it gives images by number; the first item of a list decides."""
     if isinstance(images, list | tuple):
-        return bool(images) and isinstance(images[0], Image.Image | np.ndarray | Tensor)
+        return bool(images) and (isinstance(images[0], Image.Image | np.ndarray) or is_tensor(images[0]))
     indexed = hasattr(images, "__len__") and hasattr(images, "__getitem__")
     return indexed and not isinstance(images, str | bytes | bytearray | Mapping)
 
@@ -97,6 +100,15 @@ def _from_text(text: str, stdin: TextIO | None) -> Source:
     if scheme == "hf":
         return named.from_hugging_face(name)
     return _from_path(text)
+
+
+def check_there(text: str) -> None:
+    """DataError where a text as for IMAGES names no file or folder; nothing is opened, nor looked for elsewhere."""
+    if text == "-" or text.partition(":")[0] in ("sklearn", "torchvision", "hf"):
+        return
+    path = files.absolute(os.path.expanduser(text))  # noqa: PTH111
+    if not os.path.lexists(path):
+        _from_path(text)
 
 
 def _from_path(text: str) -> Source:

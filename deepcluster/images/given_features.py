@@ -4,19 +4,21 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from deepcluster.errors import DataError, missing_extra
 from deepcluster.images.arrays import load_array
+from deepcluster.images.datasets import is_tensor
 from deepcluster.images.decode import Undecodable, explain, is_empty, one_line
 from deepcluster.images.files import PATH_COLUMNS, absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".npy", ".parquet")
 WHAT_FEATURES_ARE = (
@@ -29,11 +31,11 @@ WHAT_FEATURES_ARE = (
 class GivenFeatures:
     """Features (float32, N x D), and the images that they are of: paths alone where there are no files."""
 
-    features: Tensor
+    features: "Tensor"
     source: Source
 
 
-def read_features(given: str | Path | npt.NDArray[Any] | Tensor) -> GivenFeatures:
+def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatures:
     """Features from an .npy or .parquet file, or from an array.
 
     Of a table the columns of numbers are the features, or the one column of lists; its column ``path`` has the paths.
@@ -43,7 +45,7 @@ def read_features(given: str | Path | npt.NDArray[Any] | Tensor) -> GivenFeature
         DataError: They are no N x D finite numbers, or their paths are not as many.
         UsageError: A .parquet file needs the extra ``parquet``.
     """
-    if isinstance(given, Tensor):
+    if is_tensor(given):
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray):
         return GivenFeatures(_checked(given, "the array"), _rows_alone(len(given), "features", "python:array"))
@@ -66,7 +68,16 @@ def read_features(given: str | Path | npt.NDArray[Any] | Tensor) -> GivenFeature
     return GivenFeatures(features, _source(file, paths, len(features)))
 
 
-def _checked(array: npt.NDArray[Any], name: str) -> Tensor:
+def check_features_there(given: str) -> None:
+    """DataError where there is no such file, or one of another kind."""
+    file = absolute(given)
+    if file.suffix.lower() not in SUFFIXES or not file.is_file():
+        read_features(given)
+
+
+def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
+    import torch
+
     if array.dtype.kind not in "fiu":
         raise DataError(f"{name} holds {array.dtype}, and features are numbers: save them as float32")
     if array.ndim != 2 or 0 in array.shape:

@@ -43,6 +43,12 @@ def true_labels(spec: str, source: Source) -> list[str]:
     return labels
 
 
+def check_labels_there(spec: str) -> None:
+    """UsageError where the file of labels is missing."""
+    if spec != "folders" and not Path(spec).exists():
+        _read_csv(Path(spec))
+
+
 def _read_csv(file: Path) -> dict[str, str]:
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:

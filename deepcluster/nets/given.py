@@ -3,8 +3,7 @@
 from torch import nn
 
 from deepcluster.nets.backbone import Network
-
-FEATURES = "features"  # its name where others have that of their backbone
+from deepcluster.nets.sizes import FEATURES
 
 
 def no_network(feature_dim: int) -> Network:

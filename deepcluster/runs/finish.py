@@ -26,6 +26,7 @@ from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
+from deepcluster.report.text import count
 from deepcluster.runs.build import kmeans_of_result, reduction_of, shares_pass
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import ImagesRead, Job
@@ -405,8 +406,8 @@ def summary(folder: RunFolder, record: RunRecord) -> str:
     rows = folder.read_rows("cluster_summary.csv")
     shares = [float(row["share"]) for row in rows]
     return (
-        f"{len(rows)} clusters (largest {max(shares):.0%}, smallest {min(shares):.1%}) after {record.rounds} rounds:"
-        f" {record.stopped_because}"
+        f"{count(len(rows), 'cluster')} (largest {max(shares):.0%}, smallest {min(shares):.1%}) after"
+        f" {count(record.rounds or 0, 'round')}: {record.stopped_because}"
     )
 
 

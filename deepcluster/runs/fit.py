@@ -20,6 +20,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
+from deepcluster.images.skipped import counted
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.learning.precision import network_precision
 from deepcluster.nets.backbone import Network
@@ -29,13 +30,15 @@ from deepcluster.runs import resources, time_limit
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.finish import Results, summary
+from deepcluster.runs.forecast import forecast
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import Ask, nobody, recorded, settle
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.runtime.display import Display, Silent
-from deepcluster.runtime.processes import ALONE, Processes, local_world_size
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import Stop, temporary_folder
+from deepcluster.runtime.torchrun import local_world_size
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.generation import check_places
@@ -93,6 +96,14 @@ def fit(
         job = _within_limit(job, network, recipe)
         recipe = job.plan().recipe
         needed = _check_memory(job, network, recipe)
+        if job.shows:
+            timed = request.time_limit is None and not (request.resume and resuming.has_begun(request.out))
+            lines = forecast(
+                job.plan(), request.n_clusters, job.source, network, needed, device,
+                ranks=processes.world_size, timed=timed,
+            )  # fmt: skip
+            for heading, line in lines:
+                display.say(heading, line)
         with files.shared_lock(free_path(job), processes, make=True) as folder:
             _run(job, folder, network, needed)
         return files.open_run(folder.path)
@@ -113,7 +124,7 @@ def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
         return job
     total = len(source.paths)
     reading, features = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
-    pace = time_limit.Pace(reading / processes.world_size, features / processes.world_size)
+    pace = time_limit.Pace(reading, features).shared(processes.world_size)
     count = processes.broadcast_json(
         lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total, job.request.n_clusters or 0)
     )
@@ -218,7 +229,8 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         job.display.say("Run", str(folder.path))
     if network.origin:
         job.display.say("Weights", network.origin)
-    job.display.say("Memory", f"{needed.text}, {_free_memory() / 1e9:.1f} GB are free")
+    if request.verbose:
+        job.display.say("Memory", f"{needed.text}, {_free_memory() / 1e9:.1f} GB are free")
     try:
         with folder.next_state(anew=replacing) if staged else nullcontext(folder) as reading:
             read, record = _read(job, reading, network, record)
@@ -285,9 +297,10 @@ def _read(job: Job, folder: RunFolder, network: Network, record: RunRecord) -> t
         progress=partial(display.progress, "reading"),
     )
     count, skipped = len(store.kept), store.skipped
-    display.say("Images", f"{count:,} of {source.name}, {len(skipped):,} skipped (skipped.csv)")
+    aside = f", {len(skipped):,} skipped: {counted(why for _, why in skipped)} (skipped.csv)" if skipped else ""
+    display.say("Images", f"{count:,} of {source.name}{aside}")
     settled = _with_precision(job.plan(count), network)
-    for line in settled.by_reason():
+    for line in settled.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
     duplicates = near_duplicates(store.images, store.partition)
     digests = resuming.digests(source, store)

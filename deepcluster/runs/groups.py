@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from deepcluster.errors import DataError, UsageError
 from deepcluster.groups.choose_k import candidates
 from deepcluster.groups.consensus import consensus_cut
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
@@ -19,13 +18,6 @@ from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_record import RunRecord
 
 MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take too long
-
-
-def check_groups(n_clusters: int | None, count: int) -> None:
-    if n_clusters is not None and n_clusters < 1:
-        raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
-    if n_clusters is not None and n_clusters > count:
-        raise DataError(f"-k {n_clusters} is more than the {count} images: give at most -k {count}")
 
 
 def groups_of(

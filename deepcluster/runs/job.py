@@ -11,11 +11,10 @@ import torch
 from deepcluster.images import Source
 from deepcluster.images.preview import Preview
 from deepcluster.images.store import Store
-from deepcluster.presets import Facts, Plan, resolve
+from deepcluster.presets import Facts, Plan, check_groups, resolve
 from deepcluster.recipe import Recipe
-from deepcluster.runs.groups import check_groups
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display
+from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.signals import Stop
 
@@ -37,6 +36,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
+    verbose: bool = False  # every choice with its reason, instead of a line about all
     report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
     published: str | None = None  # what photographs may start from (weights.py); None: not settled
@@ -82,6 +82,11 @@ class Job:
     def plan(self, usable: int | None = None) -> Plan:
         """The recipe, where ``usable`` of the images can be used (None: all)."""
         return plan(self.source, self.seen, self.request, usable)
+
+    @property
+    def shows(self) -> bool:
+        """Whether somebody sees what this rank displays."""
+        return not isinstance(self.display, Silent)
 
     def truth(self, store: Store) -> list[str] | None:
         """The true labels in the order of the store's rows; None where no usable image has one."""

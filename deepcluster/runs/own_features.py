@@ -15,14 +15,16 @@ from deepcluster.images.given_features import GivenFeatures, read_features
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import Preview
 from deepcluster.images.store import read_once
-from deepcluster.nets.given import FEATURES, no_network
+from deepcluster.nets.given import no_network
+from deepcluster.nets.sizes import FEATURES
+from deepcluster.presets import check_groups
 from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.finish import model_of, peak_memory_mb
 from deepcluster.runs.fit import check_not_inside, first_record, free_path
-from deepcluster.runs.groups import check_groups, choose_number, groups_of, placed
+from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import Clock, Job, Request
 from deepcluster.runs.report import shown_of, write_report
 from deepcluster.runs.results import Rows, write_features, write_groups, write_map

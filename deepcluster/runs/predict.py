@@ -1,26 +1,22 @@
 """New images through the model of a run."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
 from deepcluster.images import Images, Source, find, find_in_parts
-from deepcluster.images.given_features import SUFFIXES, read_features
+from deepcluster.images.given_features import read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
-from deepcluster.images.webdataset import files_of, is_pattern
 from deepcluster.model import Model
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage.ownership import own_files
 
 
 @dataclass(frozen=True)
@@ -65,24 +61,6 @@ def predict(
             yield found
     if processes.is_main and not used:
         raise nothing_readable(location, tried, reasons)
-
-
-def files_read(run: Path, images: str) -> Iterator[Path]:
-    """The files that :func:`predict` reads with the model of a run, as far as their names are known before: no output
-    may be one of them. (Of ``-`` they come with the images.)"""
-    yield from (run / name for name in own_files(run))
-    place = Path(images)
-    if is_pattern(images) and not os.path.lexists(place):
-        yield from files_of(place).values()
-    elif images != "-" and os.path.lexists(place):
-        yield place
-        if place.suffix.lower() in SUFFIXES:  # it may hold features, which are no images
-            return
-        source = find(place)
-        if source.file is not None:
-            yield from map(source.file, range(len(source.paths)))
-        elif place.is_dir():
-            yield from place.rglob("*.tar")
 
 
 def _of_features(model: Model, features: Any) -> Prediction:

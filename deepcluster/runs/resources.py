@@ -1,7 +1,6 @@
-"""Estimates of the memory and the time that a run takes."""
+"""Estimates of the memory that a run takes."""
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from deepcluster.learning.pseudo_labels import number_of_parts
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 from deepcluster.report.sprite import MAX_PICTURES
-from deepcluster.runs.build import loss_of, rounds_of
+from deepcluster.runs.build import loss_of
 from deepcluster.runtime.devices import holds_rows
 from deepcluster.runtime.memory import CERTAIN
 from deepcluster.runtime.memory import available as available
@@ -26,7 +25,6 @@ KEPT = 1.5
 # Bytes that tables and report of the result take: for each image, and for each of those that are in the page
 # (benchmarks/result_phase.py).
 TABLES, PAGE = 300.0, 6e3
-TRIAL = 128  # images
 
 
 @dataclass(frozen=True)
@@ -105,20 +103,6 @@ def memory(
         width = max(network.embedding_dim, network.feature_dim) + dims
         on_gpu = BASE + training + (4 * count * width if holds_rows(device, count, width) else 0)
     return Memory(images if images <= MEMORY_BUDGET else 0, features, training, tables, decoding, on_gpu)
-
-
-def seconds(network: Network, recipe: Recipe, count: int) -> tuple[float, float]:
-    """Estimated seconds of all rounds, and of one, with ``count`` images; without reading and without the result.
-
-    Two short rounds on noise are timed, and the second one counts; the network is left as it was.
-    """
-    few = min(count, TRIAL)
-    side = recipe.store_size
-    noise = torch.randint(0, 256, (few, side, side, 3), generator=torch.Generator().manual_seed(0)).byte()
-    trial = replace(recipe, rounds=2, epochs=1, batch_size=min(recipe.batch_size, few), tolerance=0.0)
-    *_, timed = rounds_of(copy.deepcopy(network), noise.permute(0, 3, 1, 2), trial, 0.0, seed=0)
-    each = count / few * (timed.features_seconds + recipe.epochs * timed.training_seconds)
-    return recipe.rounds * each, each
 
 
 def _outputs(network: Network, size: int) -> int:

@@ -37,6 +37,10 @@ class Pace:
     reading: float
     features: float
 
+    def shared(self, ranks: int) -> "Pace":
+        """Of all ranks together, where each reads its share."""
+        return Pace(self.reading / ranks, self.features / ranks)
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -105,6 +109,12 @@ def training_cost(recipe: Recipe, features: float) -> float:
     """Seconds of a round's training, by those of a pass: until they are measured."""
     sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
     return features * recipe.epochs * BACKWARD * sum((side / recipe.image_size) ** 2 for side in sides)
+
+
+def round_cost(pace: Pace, count: int, recipe: Recipe) -> float:
+    """Seconds of a round of ``count`` images: its training, and the pass after it."""
+    features = count * pace.features
+    return features + training_cost(recipe, features)
 
 
 def measured(source: Source, network: Network, recipe: Recipe) -> Pace:

@@ -80,6 +80,15 @@ def settle(
     Raises:
         ModelError: The run makes no sense without a network that is not here, and nobody agreed; or a download failed.
     """
+    options = options_of(request.recipe, request.options or {})[1]
+    backbone = options.get("backbone", "")
+    if backbone.startswith("timm:") and "weights" not in options and not request.resume and processes.is_main:
+        warnings.warn(
+            f"{backbone} begins with random weights: weights timm takes those that timm has, which are mostly better,"
+            " and weights none keeps this quiet",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
     start = choose(request, facts, lambda name: all(processes.all_gather_json(is_here(name))))
     if start.here:
         return replace(request, published=start.name)

@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError, first_line
+from deepcluster.runtime.torchrun import local_world_size, world_size
 
 Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string keys only
 
@@ -201,19 +202,6 @@ def _checked(sizes: list[int]) -> list[int]:
 
 def _decoded(data: Tensor, sizes: list[int]) -> list[Value]:
     return [json.loads(part.numpy().tobytes()) for part in data.split(sizes)]
-
-
-def world_size() -> int:
-    """How many processes torchrun has started; 1 where it was not used."""
-    try:
-        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError:
-        raise UsageError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment is no number: unset it") from None
-
-
-def local_world_size() -> int:
-    """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 @contextmanager

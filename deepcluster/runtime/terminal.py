@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from deepcluster.errors import DiskError
 
@@ -66,6 +67,13 @@ class PipeConsole(Console):
         raise
 
 
+class _Count(MofNCompleteColumn):
+    """done/total, where there is a total."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
 class Terminal:
     """Shows a run: a line per message and round, and on a terminal a live bar.
 
@@ -78,7 +86,7 @@ class Terminal:
         self.bar = Progress(
             TextColumn("{task.description:9}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -89,6 +97,7 @@ class Terminal:
         self.run = ""
 
     def __enter__(self) -> "Terminal":
+        self.progress("starting", 0, None)  # until something is: torch takes seconds to import
         self.bar.start()
         return self
 
@@ -114,7 +123,7 @@ class Terminal:
         finally:
             self.bar.start()
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int | None) -> None:
         if self.bar.disable:
             return
         if self.task is None or phase != self.phase:

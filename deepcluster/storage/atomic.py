@@ -8,24 +8,26 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save as as_bytes
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.runtime import signals as stopping
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, scratch: Path | None = None) -> str:
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path | None = None) -> str:
     """Write a safetensors file whole, and return its SHA-256."""
+    from safetensors.torch import save  # imports torch, which nobody needs to see what is there
+
     parts: dict[str, Tensor] = {}
     for name, value in tensors.items():
         part = value.detach().cpu().contiguous()
         shared = any(part.numel() and part.data_ptr() == other.data_ptr() for other in parts.values())
         parts[name] = part.clone() if shared else part  # safetensors refuses two names of one memory
     # Not by safetensors' own writer: it makes files that only their owner can read.
-    data = as_bytes(parts)
+    data = save(parts)
     write_whole(path, lambda file: file.write(data), binary=True, scratch=scratch)
     return hashlib.sha256(data).hexdigest()
 

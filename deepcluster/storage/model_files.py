@@ -27,10 +27,10 @@ from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.backbone import REVISION, Network, build
-from deepcluster.nets.given import FEATURES, no_network
+from deepcluster.nets.given import no_network
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
-from deepcluster.nets.sizes import MOST_JOINED, PLUS
+from deepcluster.nets.sizes import FEATURES, MOST_JOINED, PLUS
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
+from deepcluster.images import find
+from deepcluster.images.given_features import SUFFIXES
+from deepcluster.images.webdataset import files_of, is_pattern
 from deepcluster.storage.atomic import scratch_name, write_whole
+from deepcluster.storage.ownership import own_files
 
 # What lies here belongs to the system, also a plain file that is standard output: written into, and never replaced.
 SYSTEM = ("/dev", "/proc", "/sys")
@@ -73,6 +77,24 @@ def output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[Path]])
         raise DiskError(f"{path} exists already, and is left as it is: give another -o, or --overwrite to replace it")
     _try(path)
     return Output(path, whole=True)
+
+
+def files_read(run: Path, images: str) -> Iterator[Path]:
+    """The files that `predict` reads with the model of a run, as far as their names are known before: no output
+    may be one of them. (Of ``-`` they come with the images.)"""
+    yield from (run / name for name in own_files(run))
+    place = Path(images)
+    if is_pattern(images) and not os.path.lexists(place):
+        yield from files_of(place).values()
+    elif images != "-" and os.path.lexists(place):
+        yield place
+        if place.suffix.lower() in SUFFIXES:  # it may hold features, which are no images
+            return
+        source = find(place)
+        if source.file is not None:
+            yield from map(source.file, range(len(source.paths)))
+        elif place.is_dir():
+            yield from place.rglob("*.tar")
 
 
 def check_apart(path: Path, other: Path) -> None:

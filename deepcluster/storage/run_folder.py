@@ -11,31 +11,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from torch import Tensor
 
 from deepcluster.errors import DeepClusterError, DiskError
-from deepcluster.groups.neighbour_graph import Graph
 from deepcluster.images.arrays import load_array
 from deepcluster.images.run_folders import RECORD as RECORD
 from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
 from deepcluster.runtime import signals as stopping
-from deepcluster.runtime.processes import Processes
 from deepcluster.storage import generation
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.csv_files import Row, unguarded, write_csv
 from deepcluster.storage.generation import Stage
-from deepcluster.storage.graph_file import graph_of, graph_tensors
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
 from deepcluster.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deepcluster.groups.neighbour_graph import Graph
+    from deepcluster.runtime.processes import Processes
 
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
@@ -174,13 +176,17 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text))
 
-    def write_graph(self, graph: Graph) -> None:
+    def write_graph(self, graph: "Graph") -> None:
+        from deepcluster.storage.graph_file import graph_tensors  # imports torch
+
         self.write_tensors(GRAPH, graph_tensors(graph))
 
-    def read_graph(self, images: int) -> Graph | None:
+    def read_graph(self, images: int) -> "Graph | None":
         """The graph of ``images`` images that the groups were cut from; None where it is that of the features."""
         if not self.has(GRAPH):
             return None
+        from deepcluster.storage.graph_file import graph_of  # imports torch
+
         with self._read(GRAPH) as path:
             return graph_of(read_tensors(path), images)
 
@@ -203,7 +209,7 @@ class RunFolder:
     def _write(self, name: str, write: Any, *, binary: bool = False) -> None:
         write_whole(self._place(name), write, binary=binary, scratch=self.scratch)
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+    def write_tensors(self, name: str, tensors: "Mapping[str, Tensor]") -> str:
         """Write a safetensors file, and return its SHA-256."""
         return write_tensors(self._place(name), tensors, scratch=self.scratch)
 
@@ -339,7 +345,7 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iterator[RunFolder]:
+def shared_lock(path: Path, processes: "Processes", *, make: bool = False) -> Iterator[RunFolder]:
     """:func:`locked` by the main rank for all of them; each rank has a scratch folder of its own."""
     if processes.is_main:
         with locked(path, make=make) as folder:
@@ -363,12 +369,12 @@ def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> 
         return
     if path.is_dir() and all(entry.name == LOCK or is_scratch(entry) for entry in path.iterdir()):
         return
+    if not is_run(path):
+        raise DiskError(f"{path} is not a run folder, so it is left alone (it has no {RUN} of a run): give another -o")
     if not (overwrite or resume):
         raise DiskError(
             f"{path} exists already: give another -o, --overwrite to replace that run, or --resume to go on with it"
         )
-    if not is_run(path):
-        raise DiskError(f"{path} is not a run folder, so it is left alone (it has no {RUN} of a run): give another -o")
     open_run(path)
 
 

@@ -6,12 +6,12 @@ import json
 import math
 import stat
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from deepcluster.runtime.memory import check_fits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Python's objects take up to 25 times as much memory as the JSON they come from.
 MOST_JSON = 4 << 20  # bytes
@@ -71,7 +71,7 @@ def _end(header: Any) -> int:
         raise ValueError("no header of a safetensors file") from None
 
 
-def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, mapped and not yet read; with its SHA-256 the file is checked first.
 
     Raises OSError, ValueError or SafetensorError with the reason, or OutOfMemoryError.
@@ -88,6 +88,8 @@ def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     check_fits(str(path), size, "use a machine with more memory")
     if digest is not None and digest != sha256(path):
         raise ValueError("changed since it was written, by its SHA-256")
+    from safetensors.torch import load_file  # imports torch
+
     return load_file(path)
 
 

@@ -1,0 +1,110 @@
+"""The images of a run that are most like one image."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from deepcluster.clustering.nearest import nearest
+from deepcluster.errors import UsageError
+from deepcluster.images import find
+from deepcluster.images.decode import one_line
+from deepcluster.model import Model
+from deepcluster.report.gallery import page_of_similar
+from deepcluster.report.thumbnails import THUMBNAIL
+from deepcluster.runs.predict import predict
+from deepcluster.runs.report import found_again, pictures
+from deepcluster.runs.results import read_run
+from deepcluster.runtime.devices import choose_device
+from deepcluster.storage.run_folder import RunFolder, open_run, read_state
+
+COLUMNS = ("path", "cluster", "name", "similarity")
+
+
+@dataclass(frozen=True)
+class Similar:
+    """An image of a run, and its similarity to the one that was asked about: the cosine of their features."""
+
+    path: str
+    cluster: int
+    name: str
+    similarity: float
+
+
+def most_similar(reduced: Tensor, n: int, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The ``n`` rows of ``reduced`` (N x d, of length 1) that are most like each query.
+
+    Args:
+        reduced: The rows.
+        n: How many; fewer are returned where there are fewer.
+        queries: Q x d, of length 1; None: the rows themselves, each without itself.
+
+    Returns:
+        Cosines (Q x n, descending) and the numbers of the rows (int64, Q x n).
+    """
+    if queries is None:
+        return nearest(reduced, n)
+    return nearest(queries, n, reduced)
+
+
+def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
+    """The images of a run that are most like an image, most similar first.
+
+    Args:
+        run: The run folder.
+        image: An image file, or the path of an image in clusters.csv; one of the run is not among the result.
+        n: How many.
+        device: Where the network sees an image that the run does not have.
+
+    Raises:
+        DataError: The image cannot be read.
+        UsageError: It is not one image.
+    """
+    _, model, rows = read_state(run, read_run)
+    row = row_of(open_run(run), rows.paths, image)
+    if row is None:
+        model.network.to(choose_device(device))
+        scores, numbers = most_similar(rows.reduced, n, _features(model, image))
+    else:
+        scores, numbers = most_similar(rows.reduced, n + 1, rows.reduced[row : row + 1])
+        others = numbers != row  # one that is the same to the last bit may come before it
+        scores, numbers = scores[others].unsqueeze(0), numbers[others].unsqueeze(0)
+    chosen = numbers[0, :n].tolist()
+    clusters = model.place(rows.reduced[chosen]).cluster.tolist()
+    return [
+        Similar(rows.paths[number], cluster, model.names[cluster], score)
+        for number, cluster, score in zip(chosen, clusters, scores[0].tolist(), strict=False)
+    ]
+
+
+def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
+    """The row of the run's images that ``image`` names, as a file or by its path; None where it is another image."""
+    names = [image]
+    if os.path.lexists(image):
+        there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
+        names.append(str(there))
+        location = Path(folder.read_record().location)
+        if there.is_relative_to(location):
+            names.append(there.relative_to(location).as_posix())
+    return next((paths.index(name) for name in reversed(names) if name in paths), None)
+
+
+def _features(model: Model, image: str) -> Tensor:
+    source = find(image)
+    if len(source.paths) != 1:
+        raise UsageError(f"{one_line(image)} has {len(source.paths):,} images: name one")
+    (found,) = predict(model, source)
+    return found.reduced
+
+
+def similar_page(run: Path, image: str, found: Sequence[Similar]) -> str:
+    """A page, whole in itself, with the image and those most like it."""
+    folder = open_run(run)
+    picture = pictures(found_again(folder), 2 * THUMBNAIL)
+    asked = picture(image)
+    if asked is None and os.path.lexists(image):
+        asked = pictures(find(image), 2 * THUMBNAIL)(find(image).paths[0])
+    tiles = [(one.path, f"{one.cluster} {one.name}".strip(), one.similarity) for one in found]
+    return page_of_similar(image, asked, tiles, picture)

@@ -1,0 +1,111 @@
+"""The images of a run most like one: in a table, as a page, from the estimator."""
+
+import csv
+import io
+import shutil
+import webbrowser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster import DeepCluster
+from deepcluster.cli import run_command
+from deepcluster.errors import UsageError
+from deepcluster.runs.similar import COLUMNS, most_similar
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def expected(run: Path, row: int) -> np.ndarray:
+    """The other rows by their cosine to ``row``, descending."""
+    features = np.load(run / "features.npy")
+    order = np.argsort(-(features @ features[row]), kind="stable")
+    return order[order != row]
+
+
+def paths_of(run: Path) -> list[str]:
+    with (run / "clusters.csv").open(newline="") as file:
+        return [row["path"] for row in csv.DictReader(file)]
+
+
+def test_rows_most_like_others():
+    rows = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(1)))
+    scores, numbers = most_similar(rows, 3, rows[:2])
+    assert numbers[:, 0].tolist() == [0, 1] and torch.allclose(scores[:, 0], torch.ones(2))
+    others, without = most_similar(rows, 3)
+    assert torch.equal(without[:2, :2], numbers[:, 1:]) and torch.allclose(others[:2, :2], scores[:, 1:])
+    assert most_similar(rows, 99)[1].shape == (30, 29)
+
+
+@pytest.mark.parametrize("named_as", ["path", "file", "copy"])
+def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, capsys, named_as):
+    paths = paths_of(finished)
+    image = {"path": paths[5], "file": str(photos / paths[5]), "copy": str(tmp_path / "copy.png")}[named_as]
+    shutil.copy(photos / paths[5], tmp_path / "copy.png")
+    assert run_command(["similar", str(finished), image, "-n", "6"]) == 0
+    rows = table(capsys.readouterr().out)
+    assert list(rows[0]) == list(COLUMNS)
+    wanted = [paths[row] for row in expected(finished, 5)]
+    found = [row["path"] for row in rows]
+    assert found == ([paths[5], *wanted[:5]] if named_as == "copy" else wanted[:6])  # the copy is another image
+    similarities = [float(row["similarity"]) for row in rows]
+    assert similarities == sorted(similarities, reverse=True) and len(rows) == 6
+    clusters = {row["path"]: row["cluster"] for row in table((finished / "clusters.csv").read_text())}
+    assert all(row["cluster"] == clusters[row["path"]] for row in rows)
+
+
+def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, capsys):
+    out = tmp_path / "near.csv"
+    assert run_command(["similar", str(finished), paths_of(finished)[0], "-n", "1000", "-o", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    assert len(table(out.read_text())) == len(paths_of(finished)) - 1
+    assert run_command(["similar", str(finished), paths_of(finished)[0], "-o", str(out)]) == 5  # it is there already
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "code", "message"),
+    [
+        ("none.png", (), 3, "none.png is no file, and no path in"),
+        ("{photos}", (), 2, "48 images: name one"),
+        ("{tmp}/bad.png", (), 3, "not an image"),
+        ("{photos}/bars/00.png", ("-n", "0"), 2, "-n"),
+    ],
+)
+def test_what_is_wrong_is_said(finished, photos, tmp_path, capsys, image, options, code, message):
+    (tmp_path / "bad.png").write_text("no image")
+    assert run_command(["similar", str(finished), image.format(photos=photos, tmp=tmp_path), *options]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_is_whole_in_itself_and_opened(finished, tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run_command(["similar", str(finished), paths_of(finished)[0], "-n", "3", "--open"]) == 0
+    (page,) = tmp_path.glob("deepcluster-similar-*.html")
+    assert opened == [page.as_uri()]
+    text = page.read_text()
+    assert text.count('<img src="data:image/webp;base64,') == 4  # the image and the three
+    assert "http:" not in text and "https:" not in text and "<script" not in text
+    for row in table(capsys.readouterr().out):
+        assert row["path"] in text
+
+
+def test_nearest_of_the_estimator(finished, photos, tmp_path):
+    model = DeepCluster.load(finished)
+    similarities, numbers = model.nearest(None, 4)
+    assert similarities.shape == numbers.shape == (48, 4)
+    assert numbers[5].tolist() == expected(finished, 5)[:4].tolist()
+    of_file, with_itself = model.nearest([photos / model.paths_[5]], 4)
+    assert with_itself[0].tolist() == [5, *expected(finished, 5)[:3]]
+    assert of_file[0, 0] == pytest.approx(1, abs=1e-5) and (np.diff(of_file) <= 0).all()
+    assert model.nearest(None, 99)[1].shape == (48, 47)
+    with pytest.raises(UsageError, match="n=0"):
+        model.nearest(None, 0)
+    alone = DeepCluster.load(model.save(tmp_path / "model"))
+    with pytest.raises(UsageError, match="nearest needs the features of a run"):
+        alone.nearest([photos / model.paths_[5]])
