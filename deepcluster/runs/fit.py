@@ -89,7 +89,7 @@ def fit(
         request = settle(request, facts_of(source, seen, request), display=display, ask=ask, processes=processes)
         job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
-        network = network_of(recipe, request.seed, device)
+        network = network_of(recipe, request.seed, device, request.module)
         job = _within_limit(job, network, recipe)
         recipe = job.plan().recipe
         needed = _check_memory(job, network, recipe)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from deepcluster.images import Source
 from deepcluster.images.preview import Preview
@@ -39,6 +40,7 @@ class Request:
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
     report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
+    module: nn.Module | None = None  # the network, where the backbone is one of the user's
     published: str | None = None  # what photographs may start from (weights.py); None: not settled
 
 

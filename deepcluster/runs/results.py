@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.groups.confidence import confidence_of, confidence_text
@@ -37,10 +37,10 @@ class Rows:
     lengths: Tensor | None = None  # of the whitened features; no run of version 0.1 has them
 
 
-def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
-    """run.json, the model, and the images with their reduced features."""
+def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
+    """run.json, the model (of the user's own ``backbone``), and the images with their reduced features."""
     record = folder.read_record({"rounds": int})
-    model = models.load_of_run(folder)
+    model = models.load_of_run(folder, backbone=backbone)
     table = folder.read_clusters()
     used = [row for row in table if row["status"] == "ok"]
     dims = model.reduction.projection.shape[1]
