@@ -1,8 +1,6 @@
 """The result of a run: the features, the groups, and the files that hold them."""
 
 import math
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,6 +32,7 @@ from deepcluster.runs.results import Rows, write_groups, write_map
 from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
 from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.memory import peak_mb
 from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
@@ -254,7 +253,7 @@ class Results:
         record = replace(
             record,
             rounds=trained.rounds,
-            peak_memory_mb=peak_memory_mb(),
+            peak_memory_mb=peak_mb(),
             seconds=round_to(job.clock.elapsed(), 2),
         )
         paths = tuple(job.source.paths[i] for i in store.kept)
@@ -370,9 +369,3 @@ def summary(folder: RunFolder, record: RunRecord) -> str:
         f"{len(rows)} clusters (largest {max(shares):.0%}, smallest {min(shares):.1%}) after {record.rounds} rounds:"
         f" {record.stopped_because}"
     )
-
-
-def peak_memory_mb() -> int:
-    """The most memory that this process has had, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
