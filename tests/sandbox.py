@@ -46,6 +46,7 @@ NEEDS = {
     "--to parquet": "pyarrow",
     "--to onnx": "onnxscript",
     "import datasets": "datasets",
+    "pd.read_parquet": "pyarrow",
     "import onnxruntime": "onnx",
 }
 SHELL = ("cat", "cp", "find", "head", "ls", "mkdir", "rm", "tar")

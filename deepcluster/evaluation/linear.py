@@ -69,8 +69,8 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
     if not raw:
         rows = torch.randperm(partition.total, generator=generator(task.seed, "linear scale"))[:SAMPLE]
         sample = partition.index_select(task.train.images, rows).split(options.batch_size)
-        views = (as_numbers(centre_crop(part, size).to(device)) for part in sample)
-        shift, scale = normalisation(torch.cat([pooled(part) for part in views]))
+        numbers = [pooled(as_numbers(centre_crop(part, size).to(device))) for part in sample]
+        shift, scale = normalisation(torch.cat(numbers))
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
     model = processes.data_parallel(head)
     optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
