@@ -160,6 +160,9 @@ def fit(
             help="Interval between checkpoints (also one per round): 90s, 10m, ...; 0s: after every optimizer step."
         ),
     ] = "10m",
+    log: Annotated[
+        Literal["tensorboard"] | None, Parameter(help="tensorboard: the numbers of each round, in RUN/tensorboard.")
+    ] = None,
     features: Annotated[
         bool,
         Parameter(
@@ -200,6 +203,7 @@ def fit(
         overwrite=overwrite,
         resume=resume,
         checkpoint_every=interval,
+        log=log or "",
         command=shlex.join(["deepcluster", *sys.argv[1:]]),
     )
     if dry_run and features:

@@ -39,7 +39,7 @@ from deepcluster.runs.job import Request
 from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.notebook import Notebook, in_notebook
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
@@ -126,13 +126,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
     @in_words_of_python()
-    def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None, display: Display | None = None) -> Self:
         """Train and cluster.
 
         Args:
             X: The images; unusable ones are left out with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
+            display: Is told of each round (docs/python.md); ``verbose`` shows it beside.
 
         Raises:
             DeepClusterError: With what to do about it.
@@ -159,8 +160,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
-            with self._display() as display:
-                runs.fit(images, request, display)
+            with self._display() as shown:
+                runs.fit(images, request, Several(shown, display) if display else shown)
             tables.save(rows, out / "model")
         except BaseException:
             if temporary:

@@ -33,9 +33,10 @@ from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import Ask, nobody, recorded, settle
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.processes import ALONE, Processes, local_world_size
 from deepcluster.runtime.signals import Stop, temporary_folder
+from deepcluster.runtime.tensorboard import TensorBoard
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
 from deepcluster.storage.generation import check_places
@@ -73,6 +74,8 @@ def fit(
     clock = Clock(request.begun)
     device = choose_device(request.device)
     display = display if display and processes.is_main else Silent()
+    if request.log and processes.is_main:
+        display = Several(display, TensorBoard())
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
         source = find(images, stdin=stdin)

@@ -38,6 +38,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
+    log: str = ""  # where the rounds go beside the display: tensorboard
     report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
     module: nn.Module | None = None  # the network, where the backbone is one of the user's
