@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
 class Writer:
     """In the place of torch.utils.tensorboard's."""
 
-    made: "ClassVar[list[Writer]]" = []
+    made: ClassVar[list] = []
 
     def __init__(self, folder, purge_step):
         self.folder, self.purge_step, self.scalars = folder, purge_step, []
