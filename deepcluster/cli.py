@@ -202,6 +202,9 @@ def fit(
             help="Interval between checkpoints (also one per round): 90s, 10m, ...; 0s: after every optimizer step."
         ),
     ] = "10m",
+    log: Annotated[
+        Literal["tensorboard"] | None, Parameter(help="tensorboard: the numbers of each round, in RUN/tensorboard.")
+    ] = None,
     features: Annotated[
         bool,
         Parameter(
@@ -266,6 +269,7 @@ def fit(
             resume=resume,
             checkpoint_every=interval,
             verbose=verbose,
+            log=log or "",
             command=shlex.join(["deepcluster", *sys.argv[1:]]),
         )
 

@@ -19,7 +19,7 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import means
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError, in_words_of_python
@@ -28,6 +28,7 @@ from deepcluster.images.decode import one_line
 from deepcluster.images.files import PATH_COLUMNS
 from deepcluster.images.tabular import PixelScale, pixel_scale
 from deepcluster.model import Model
+from deepcluster.nets.sizes import MODULE
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
@@ -39,7 +40,7 @@ from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
 from deepcluster.runs.similar import most_similar
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.notebook import Notebook, in_notebook
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
@@ -65,7 +66,9 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         n_clusters: Number of clusters, or "auto".
         recipe: A name, a .toml file, or a dict as such a file has it: {"base": "v1", "lr": 0.1}.
         backbone, weights, pseudo_labels, rounds, epochs, image_size, batch_size, lr: Options of the recipe
-            (``deepcluster recipes --options``); None leaves them to it.
+            (``deepcluster recipes --options``); None leaves them to it. ``backbone`` may be any module from images
+            in [0, 1], normalised as ImageNet's, to features, N x D, or maps: a copy is fitted, from the weights that it
+            has (weights="none": these are random, so it is trained from nothing).
         options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
         random_state: The seed: an int, a RandomState to draw it from, or None for a new one in each fit.
@@ -91,7 +94,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         *,
         n_clusters: int | str | None = "auto",
         recipe: str | Path | Mapping[str, Any] = "auto",
-        backbone: str | None = None,
+        backbone: str | nn.Module | None = None,
         weights: str | Path | None = None,
         pseudo_labels: int | str | None = None,
         rounds: int | None = None,
@@ -124,13 +127,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
     @in_words_of_python()
-    def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None, display: Display | None = None) -> Self:
         """Train and cluster.
 
         Args:
             X: The images; unusable ones are left out with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
+            display: Is told of each round (docs/python.md); ``verbose`` shows it beside.
 
         Raises:
             DeepClusterError: With what to do about it.
@@ -154,11 +158,12 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             device=device_name(self.device),
             seed=seed,
             verbose=self.verbose > 1,
+            module=self._module,
             report=run is not None,  # a parameter search fits many estimators and reads no report
         )
         try:
-            with self._display() as display:
-                runs.fit(images, request, display)
+            with self._display() as shown:
+                runs.fit(images, request, Several(shown, display) if display else shown)
             tables.save(rows, out / "model")
         except BaseException:
             if temporary:
@@ -241,17 +246,25 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     @classmethod
     @in_words_of_python()
-    def load(cls, folder: str | Path, *, device: str | int | torch.device = "auto") -> Self:
+    def load(
+        cls, folder: str | Path, *, device: str | int | torch.device = "auto", backbone: nn.Module | None = None
+    ) -> Self:
         """A fitted estimator from a run folder (which ``recut`` then changes) or the folder of a model.
 
         With a model alone it has ``predict``, ``transform``, ``score`` and ``save``.
+
+        Args:
+            folder: What ``fit`` or ``save`` made.
+            device: As in the class.
+            backbone: The module, where it was one: the files have its weights, and no code. Without it what needs
+                images is a ModelError.
 
         Raises:
             ModelError: The model is missing or damaged.
             DiskError: The run folder is damaged.
         """
         folder = Path(folder)
-        loaded = cls(device=device)
+        loaded = cls(device=device, backbone=backbone)
         loaded._open(folder)
         if hasattr(loaded, "run_"):  # with the parameters that make the same run
             seed = RunFolder(folder).read_record().seed
@@ -310,10 +323,16 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _module(self) -> nn.Module | None:
+        return self.backbone if isinstance(self.backbone, nn.Module) else None
+
     def _recipe(self) -> tuple[str, dict[str, Any]]:
         """The name of the recipe, and the options given as parameters, in ``options`` or in a dict as recipe."""
         parameters = {name: value for name, value in self.get_params(deep=False).items() if name in declared(Recipe)}
         options = {name: value for name, value in parameters.items() if value is not None} | dict(self.options or {})
+        if self._module is not None:
+            options["backbone"] = MODULE
         if not isinstance(self.recipe, Mapping):
             return str(self.recipe), options
         recipe = dict(self.recipe)
@@ -342,13 +361,13 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             self.run_ = folder.absolute()
             self._read_results()
         else:
-            self._take(models.load(folder))
+            self._take(models.load(folder, backbone=self._module))
         if delete_previous:
             delete_previous()
 
     def _read_results(self) -> None:
         folder = RunFolder(self.run_)
-        record, model, rows = read_run(folder)
+        record, model, rows = read_run(folder, self._module)
         with folder.as_disk_errors():
             used = folder.read_clusters().where("status", "ok")
             clusters = torch.tensor([int(cell) for cell in used.column("cluster")])

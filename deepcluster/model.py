@@ -112,7 +112,7 @@ class Model:
 
     def check_room(self) -> None:
         """OutOfMemoryError where not even one batch of images fits into memory."""
-        if not self.of_features and self.image_size > LARGE and next(self.network.parameters()).device.type == "cpu":
+        if not self.of_features and self.image_size > LARGE and self.network.mean.device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:

@@ -12,7 +12,7 @@ from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.published import PUBLISHED, backbone_of
-from deepcluster.nets.sizes import PAPER_NETWORKS, only_size
+from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
 IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
@@ -148,6 +148,8 @@ def _spelt_out(options: Given) -> dict[str, Any]:
         options["weights"] = ""
     if options.get("backbone") in PUBLISHED:
         options = {"weights": "timm", **options, "backbone": backbone_of(options["backbone"])}
+    if options.get("backbone") == MODULE:
+        options = {"weights": MODULE, **options}
     return options
 
 
@@ -179,7 +181,7 @@ def _option(reason: str) -> str:
 
 def _of_weights(base: str, options: Given) -> dict[str, Any]:
     """The network and Sobel filter that weights in a published layout are for, unless given."""
-    if options.get("weights", "") in ("", "timm") or "backbone" in options:
+    if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
     from deepcluster.nets.official import official_network  # imports torch
 

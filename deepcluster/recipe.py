@@ -17,6 +17,7 @@ from typing import Any
 
 from deepcluster.errors import UsageError
 from deepcluster.nets.published import PUBLISHED
+from deepcluster.nets.sizes import MODULE
 
 AUTO = "auto"  # in place of a value: the recipe decides
 ANY = "NAME"  # at the end of a choice: any name
@@ -154,8 +155,9 @@ class Recipe(Options):
 
     backbone: str = _network(
         "alexnet",
-        "The convnet; photos, photos-ssl, photos-pair and photos-small are published ones with their weights.",
-        choices=("compact", "alexnet", "vgg16", *PUBLISHED, "timm:NAME"),
+        "The convnet; photos, photos-ssl, photos-pair and photos-small are published ones with their weights; module:"
+        " one of your own (in Python).",
+        choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,
     )
     weights: str = _network(

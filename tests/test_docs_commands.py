@@ -5,15 +5,17 @@ Each page has a sandbox of its own with what its reader would have: ``photos/`` 
 the page does not set, and a Python block ``rounds=1``. A comment ``exit code N`` is part of what a page promises.
 """
 
+import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from deepcluster import errors
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage import run_folder as files
-from tests.pages import FENCE, PAGES, ROOT, blocks, commands, of_deepcluster, pages_with, prose, text_of
+from tests.pages import FENCE, PAGES, ROOT, TRANSLATED, blocks, commands, of_deepcluster, pages_with, prose, text_of
 from tests.sandbox import SHARED, Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 
@@ -25,7 +27,7 @@ def page_of(page: Path) -> object:
     return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name == SHARED else ())
 
 
-@pytest.mark.parametrize("page", [page_of(page) for page in pages_with("console", "python")])
+@pytest.mark.parametrize("page", [page_of(page) for page in pages_with("console", "python") if page != TRANSLATED])
 def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     sandbox = Sandbox(tmp_path, page)
@@ -37,6 +39,29 @@ def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             sandbox.execute(block)
     for named in re.findall(r"`(runs/[\w./-]+)`", prose(page)):
         assert Path(named).exists(), f"{page.name} names {named}, which its commands do not make"
+
+
+def test_a_translation_has_the_same_commands_code_links_and_figures():
+    """So it is true where the original is."""
+    pages = [text_of(page) for page in (ROOT / "README.md", TRANSLATED)]
+    for what in (r"\]\(([^)]+)\)", r"`[^`\n]+`", r"[\d.,]*\d"):  # links, code, numbers
+        found = [sorted(re.findall(what, text)) for text in pages]
+        names = {"README.md", TRANSLATED.name}
+        assert [name for name in found[0] if name not in names] == [name for name in found[1] if name not in names]
+    lines = [[re.sub(r"\s+# .*", "", line) for block in blocks(ROOT / name) for line in block.lines()]
+             for name in ("README.md", TRANSLATED.name)]  # fmt: skip
+    assert lines[0] == lines[1]
+
+
+def test_the_figures_of_the_digits_are_those_measured():
+    measured = json.loads(text_of(ROOT / "benchmarks/results/digits.json"))
+    for name, runs in (("k-means on the pixels", measured["pixels"]), ("`deepcluster fit`", measured["runs"])):
+        acc = f"{mean(run['acc'] for run in runs):.3f}".lstrip("0")
+        (row,) = re.findall(rf"^\| {re.escape(name)} \|.*", text_of(ROOT / "README.md"), re.MULTILINE)
+        assert row.split("|")[2].split()[0] == acc
+        other = name if "pixels" in name else "`auto`"
+        (row,) = re.findall(rf"^\| {re.escape(other)} \| .*", text_of(ROOT / "docs/comparison.md"), re.MULTILINE)
+        assert row.split("|")[3].strip() == acc
 
 
 def test_commands_are_found():

@@ -217,6 +217,88 @@ def test_a_device_may_be_a_number_or_torch_s(device, name):
     assert estimator.device_name(device) == name
 
 
+def own_network() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 16, 3, 2))
+
+
+@pytest.fixture(scope="module")
+def of_module() -> DeepCluster:
+    """For tests that change nothing; the module gives maps."""
+    return DeepCluster(**QUICK, backbone=own_network()).fit(pixels())
+
+
+def test_the_backbone_may_be_a_module(of_module):
+    assert np.array_equal(of_module.predict(pixels()), of_module.labels_)
+    assert of_module._model.network.feature_dim == 16
+    given = own_network().state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in of_module.backbone.state_dict().items())
+    gently, anew = (
+        [line for line in (fit.run_ / "recipe.toml").read_text().splitlines() if line.startswith(("weights", "lr"))]
+        for fit in (of_module, DeepCluster(**QUICK, backbone=own_network(), weights="none").fit(pixels()))
+    )
+    assert gently == ['weights = "module"', "lr = 0.001"]
+    assert anew == ['weights = ""', "lr = 0.25"]
+
+
+def test_a_module_that_gives_features_is_the_same_as_one_that_gives_maps(of_module):
+    pooled = torch.nn.Sequential(own_network(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    assert same(DeepCluster(**QUICK, backbone=pooled).fit(pixels()), of_module)
+
+
+def test_copies_with_a_module_are_the_same(of_module):
+    assert clone(of_module).backbone is not of_module.backbone
+    for copied in (clone(of_module).fit(pixels()), copy.deepcopy(of_module), pickle.loads(pickle.dumps(of_module))):
+        assert np.array_equal(copied.predict(pixels()), of_module.labels_)
+
+
+def test_a_saved_module_is_to_be_given_again(of_module, tmp_path):
+    for folder in (of_module.save(tmp_path), of_module.run_):
+        with_module = DeepCluster.load(folder, backbone=own_network().apply(zeroed))  # whatever its weights are
+        assert np.array_equal(with_module.predict(pixels()), of_module.labels_)
+        assert np.array_equal(load(folder, backbone=own_network()).predict(pixels()), of_module.labels_)
+        for without in (DeepCluster.load(folder), load(folder)):
+            with pytest.raises(ModelError, match="give the module"):
+                without.predict(pixels())
+        with pytest.raises(ModelError, match=r"body.0.0.weight is .*\(8, 3, 3, 3\) instead of .* give the module"):
+            load(folder, backbone=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+
+
+def zeroed(module: torch.nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data.zero_()
+
+
+def test_a_run_of_a_module_is_cut_anew_without_it(of_module):
+    copied = copy.deepcopy(of_module)
+    assert run_command(["recut", str(copied.run_), "-k", "4", "--quiet"]) == 0
+    assert run_command(["report", str(copied.run_)]) == 0
+    again = DeepCluster.load(copied.run_, backbone=own_network())
+    assert again.n_clusters_ == 4 and np.array_equal(again.predict(pixels()), again.labels_)
+    assert np.array_equal(again.transform(pixels()), of_module.embedding_)
+    assert run_command(["predict", str(copied.run_), str(copied.run_)]) != 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"backbone": "module"}, r"give it in Python, DeepCluster\(backbone=module\)"),
+        ({"backbone": own_network(), "weights": "x.safetensors"}, "put it into the module"),
+        ({"backbone": own_network(), "options": {"sobel": True}}, "put it into the module"),
+        ({"backbone": torch.nn.Flatten()}, "Flatten has no weights"),
+        ({"backbone": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2))}, r"but \(1, 4, 196\)"),
+    ],
+)
+def test_backbones_that_are_refused(parameters, words):
+    with pytest.raises(UsageError, match=words):
+        DeepCluster(**QUICK | parameters).fit(pixels())
+
+
+def test_a_model_with_a_name_takes_no_module(fitted, tmp_path):
+    with pytest.raises(ModelError, match="its network is compact"):
+        load(fitted.save(tmp_path), backbone=own_network())
+
+
 def test_a_model_is_shown_in_a_line(fitted, tmp_path):
     fitted.save(tmp_path)
     assert repr(load(tmp_path)) == f"Model(3 clusters, compact at 16 px, {fitted.embedding_.shape[1]} dimensions)"

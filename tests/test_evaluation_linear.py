@@ -8,7 +8,15 @@ from torch import nn
 from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
-from deepcluster.evaluation.linear import linear, lr_at, mean_probabilities, random_crops, ten_crops
+from deepcluster.evaluation.linear import (
+    STEEPEST,
+    linear,
+    lr_at,
+    mean_probabilities,
+    normalisation,
+    random_crops,
+    ten_crops,
+)
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.shapes import shapes_only
@@ -201,6 +209,44 @@ def test_a_loss_above_that_of_guessing_is_said():
         said, task = Said(), ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
         dict(linear(task, LinearOptions(epochs=3, lr=lr), display=said))
         assert any("block1" in line and f"lr={lr / 10:g}" in line for line in said.lines) is expected
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_it_converges_whatever_the_size_of_the_maps(size):
+    """Maps of pretrained networks are up to a thousand times as large as AlexNet's."""
+    train, test, network = colours(300, 25, 0), colours(300, 25, 1), plain_network()
+    with torch.no_grad():
+        network.body[0].weight.mul_(size * torch.tensor([1.0, 3.0, 0.1]).view(3, 1, 1, 1))
+    task, found = ProbeTask(network, train, test, "abc", 7, 32, 0), {}
+    for maps in ("auto", "raw"):
+        found[maps] = dict(linear(task, LinearOptions(epochs=20, batch_size=32, maps=maps)))
+    assert found["auto"]["block1_maps"] == "normalised"
+    assert found["auto"]["block1_loss"] < 0.6 and found["auto"]["block1_top1"] > 0.7
+    assert size == 1 or found["raw"]["block1_loss"] > 1
+
+
+def test_normalised_by_hand():
+    random = torch.Generator().manual_seed(0)
+    sample = torch.randn(500, 4, generator=random) * torch.tensor([1.0, 100.0, 3.0, 1e-9]) + 7
+    shift, scale = normalisation(sample)
+    rows = (sample - shift) * scale
+    assert torch.allclose(rows.mean(0), torch.zeros(4), atol=1e-4)
+    deviation = rows.std(0)
+    assert deviation[1] == pytest.approx(float(deviation.max())) and deviation[3] < 1e-3 * deviation[1]
+    covariance = rows.T @ rows / len(rows)
+    assert torch.linalg.eigvalsh(covariance)[-1] == pytest.approx(STEEPEST, rel=1e-4)
+    assert torch.equal(normalisation(torch.ones(5, 2))[0], torch.ones(2))  # all alike: finite
+    assert torch.isfinite(normalisation(torch.ones(5, 2))[1]).all()
+
+
+def test_the_published_networks_keep_their_published_protocol():
+    images = torch.randint(0, 256, (12, 3, 73, 73), generator=torch.Generator().manual_seed(0)).byte()
+    every = Labelled(images, torch.arange(12) % 3)
+    task = ProbeTask(build("alexnet", image_size=224).eval(), every, every, "abc", 64, 12, 0)
+    options = {"epochs": 1, "layers": "conv5", "ten_crops": False}
+    found = {maps: dict(linear(task, LinearOptions(**options, maps=maps))) for maps in ("auto", "raw", "normalised")}
+    assert found["auto"] == found["raw"] != found["normalised"]
+    assert found["auto"]["conv5_maps"] == "raw"
 
 
 def test_a_step_that_is_too_large():

@@ -29,6 +29,13 @@ def test_own_loop(output_of):
     assert float(last.split()[3]) > 0.5  # NMI
 
 
+def test_own_network(output_of):
+    *rounds, score, same = output_of("own_network.py", "1")
+    assert [line.split(":")[0] for line in rounds] == ["round 0"]
+    assert float(score.split()[1]) > 0.3
+    assert same == "loaded: True"
+
+
 def test_use_the_model(output_of, tmp_path):
     run = tmp_path / "run"
     arguments = ["-k", "10", "--rounds", "0", "--quiet", "-o", str(run)]

@@ -22,6 +22,7 @@ def run(tmp_path):
     )
     models.save(tiny_model(), run / "model")
     features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
     RunFolder(run).write_array("features.npy", features)
     return run
 
@@ -32,10 +33,12 @@ def test_read_back(run, tmp_path):
     parquet(run, out)
     table = pq.read_table(out)
     rows = RunFolder(run).read_rows("clusters.csv")
-    assert table.column_names == [*CLUSTERS, "features"]
+    assert table.column_names == [*CLUSTERS, "confidence", "map_x", "map_y", "neighbors", "features"]
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
         "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",
-        "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string",
+        "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string", "confidence": "string",
+        "map_x": "float", "map_y": "float",
+        "neighbors": "struct<ids: list<element: int64>, distances: list<element: float>>",
         "features": "fixed_size_list<element: float>[4]",
     }  # fmt: skip
     found = table.to_pylist()
@@ -48,6 +51,29 @@ def test_read_back(run, tmp_path):
     features = np.load(run / "features.npy")
     assert np.isnan(found[4]["features"]).all()
     assert np.array_equal(np.array([row["features"] for row in found[:4]], np.float32), features)
+
+
+def test_what_viewers_need(run, tmp_path):
+    """In embedding-atlas' form: zero-based rows of the table, the nearest first, and not the image itself."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    folder = RunFolder(run)
+    rows = folder.read_rows("clusters.csv")
+    folder.write_rows("clusters.csv", CLUSTERS, [rows[4], *rows[:4]])  # the skipped one first
+    summary = [{"cluster": 0, "confidence": "clear"}, {"cluster": 1, "confidence": ""}]
+    folder.write_rows("cluster_summary.csv", ("cluster", "confidence"), summary)
+    places = np.arange(8, dtype=np.float32).reshape(4, 2)
+    folder.write_array("map.npy", places)
+    parquet(run, tmp_path / "x.parquet")
+    skipped, *found = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [skipped[name] for name in ("map_x", "map_y", "neighbors", "confidence", "cluster")] == [None] * 5
+    assert [[row["map_x"], row["map_y"]] for row in found] == places.tolist()
+    assert [row["confidence"] for row in found] == ["clear", None, "clear", None]
+    features = np.load(run / "features.npy")
+    between = np.linalg.norm(features[:, None] - features[None], axis=2)
+    for i, row in enumerate(found):
+        nearest = [j for j in np.argsort(between[i]) if j != i]
+        assert row["neighbors"]["ids"] == [1 + j for j in nearest]
+        assert np.allclose(row["neighbors"]["distances"], between[i][nearest], atol=1e-3)
 
 
 def test_without_the_package(run, tmp_path, monkeypatch, capsys):

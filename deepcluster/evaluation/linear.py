@@ -19,14 +19,21 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
+from deepcluster.nets.paper import PaperNet
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
+
+SAMPLE = 1024  # images by which maps are normalised
+HARDLY = 0.1  # a number whose standard deviation is a smaller share of the usual one is not blown up to variance 1
+# The Hessian of the cross-entropy is at most half the covariance, so lr=0.01 times its largest eigenvalue is at most 1;
+# SGD with momentum .9 diverges from 3.8 on.
+STEEPEST = 200.0
 
 
 def linear(
     task: ProbeTask, options: LinearOptions | None = None, *, once: Once = anew, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """Yield for each layer its ``_pooling``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
+    """Yield for each layer its ``_pooling``, ``_maps``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
 
     Of more than 5 classes also ``_top5``. ``chance`` is the accuracy of the most frequent class.
     """
@@ -48,12 +55,22 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
         maps = maps_at(task.network, layer, one)
     pooling = pooling_of(layer, maps.shape, size)
 
-    def features(views: Tensor) -> Tensor:
+    def pooled(views: Tensor) -> Tensor:
         with torch.no_grad():
-            pooled: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
-            return pooled
+            numbers: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
+            return numbers
 
-    dims = features(one).shape[1]
+    def features(views: Tensor) -> Tensor:
+        return (pooled(views) - shift) * scale
+
+    dims = pooled(one).shape[1]
+    shift, scale = torch.zeros(dims, device=device), torch.ones(dims, device=device)
+    raw = isinstance(task.network.body, PaperNet) if options.maps == "auto" else options.maps == "raw"
+    if not raw:
+        rows = torch.randperm(partition.total, generator=generator(task.seed, "linear scale"))[:SAMPLE]
+        sample = partition.index_select(task.train.images, rows).split(options.batch_size)
+        numbers = [pooled(as_numbers(centre_crop(part, size).to(device))) for part in sample]
+        shift, scale = normalisation(torch.cat(numbers))
     head = reset_linear(dims, len(task.names), generator(task.seed, "linear head")).to(device)
     model = processes.data_parallel(head)
     optimizer = SGD(head.parameters(), lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
@@ -84,10 +101,11 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
 
     mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
     if options.epochs and mean_loss > guessing:
+        way_out = "maps=normalised" if raw else f"lr={options.lr / 10:g}"
         display.say(
             "Rate",
             f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
-            f" lr={options.lr:g} is too large for its maps, try --set lr={options.lr / 10:g}",
+            f" lr={options.lr:g} is too large for its maps, try --set {way_out}",
         )
     scores = [torch.empty(0, len(task.names))]
     with torch.no_grad():
@@ -97,9 +115,25 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
-    figures: dict[str, Figure] = {"pooling": pooling.text, "dims": dims, "loss": mean_loss}
+    figures: dict[str, Figure] = {"pooling": pooling.text, "maps": "raw" if raw else "normalised"}
+    figures |= {"dims": dims, "loss": mean_loss}
     figures |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in figures.items()}
+
+
+def normalisation(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """What to subtract from each of N x d numbers, and what to multiply the rest by, so that SGD converges.
+
+    Each number gets variance 1, those that hardly vary less. Then all get one scale: the largest eigenvalue of their
+    covariance becomes ``STEEPEST``.
+    """
+    shift = sample.mean(0)
+    deviation = (sample - shift).square().mean(0).sqrt()
+    least = HARDLY * deviation.square().mean().sqrt()
+    scale = 1 / deviation.clamp_min(max(float(least), torch.finfo(sample.dtype).tiny))
+    rows = (sample - shift) * scale
+    steepest = torch.linalg.eigvalsh(rows @ rows.T)[-1] / len(rows)
+    return shift, scale * (STEEPEST / steepest).sqrt() if steepest > 0 else scale
 
 
 def lr_at(t: int, lr: float, weight_decay: float) -> float:

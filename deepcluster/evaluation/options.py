@@ -28,6 +28,12 @@ class LinearOptions(Options):
     layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
     epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
     batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
+    maps: str = option(
+        "auto",
+        "raw: pooled maps as they are, as published; normalised: each number at mean 0 and variance 1, and all of them"
+        " at the scale that lr suits; auto: raw of AlexNet and VGG-16, for which it was published, else normalised.",
+        choices=("auto", "raw", "normalised"),
+    )
     lr: float = option(0.01, "Learning rate; of iteration t it is lr / sqrt(1 + lr weight_decay t).")
     momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
     weight_decay: float = option(1e-7, "Weight decay of SGD.")

@@ -1,5 +1,6 @@
 """The contract that every backbone meets, and the names that build one."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
 from deepcluster.nets.joined import Joined
 from deepcluster.nets.of_timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
-from deepcluster.nets.sizes import MOST_JOINED, PAPER_NETWORKS, PLUS
+from deepcluster.nets.sizes import MODULE, MOST_JOINED, PAPER_NETWORKS, PLUS
 from deepcluster.nets.weights import HEADS, load_body, read_state
 from deepcluster.seeding import derive, generator, lent_global
 
@@ -223,6 +224,8 @@ def _joined(parts: Sequence[_Part]) -> _Part:
 def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int, revision: int) -> _Part:
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
+    if name == MODULE:
+        raise UsageError("the backbone is a module of your own: give it in Python, DeepCluster(backbone=module)")
     if weights == "timm":
         if not name.startswith("timm:"):
             raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
@@ -296,7 +299,21 @@ def from_official(path: str | Path) -> Network:
 
 
 def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
-    """The number of features of one image, measured.
+    """The number of features of one image, measured."""
+    return _width(_trial(body, name, image_size), name)
+
+
+def _width(features: object, name: str) -> int:
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UsageError(
+            f"{name} does not give one vector of features for an image, but {shape}: choose another --backbone"
+        )
+    return features.shape[1]
+
+
+def _trial(body: nn.Module, name: str, image_size: int) -> object:
+    """What a network gives for one image.
 
     timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features. The trial also
     finds an image size that does not fit before any work is done.
@@ -308,19 +325,37 @@ def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise size_does_not_fit(name, image_size, error) from error
     body.train()
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        raise UsageError(f"{name} does not give one vector of features for an image: choose another --backbone")
-    return features.shape[1]
+    return features
 
 
 def as_network(body: nn.Module, image_size: int) -> Network:
-    """The network around any module that gives one vector of features for an image; a ``Network`` is returned as it is.
+    """The network around any module that gives features, N x D, or maps, of which it takes the means.
 
-    Its images are normalised as ImageNet's are: for another mean and deviation make the ``Network`` yourself.
+    Its images are normalised as ImageNet's are: for another mean and deviation make the ``Network`` yourself, which is
+    returned as it is.
     """
     if isinstance(body, Network):
         return body
-    return Network(body, _feature_dim(body, type(body).__name__, image_size)).to(_device(body))
+    name = type(body).__name__
+    if next(body.parameters(), None) is None:
+        raise UsageError(f"{name} has no weights, and so nothing that could learn")
+    features = _trial(body, name, image_size)
+    if isinstance(features, Tensor) and features.dim() == 4:
+        body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        features = features[:, :, 0, 0]
+    return Network(body, _width(features, name)).to(_device(body))
+
+
+def copy_of_module(
+    module: nn.Module, *, image_size: int, projection: tuple[int, int] | None = None, seed: int = 0
+) -> Network:
+    """What :func:`build` gives, of a copy of a module with the weights that it has."""
+    network = as_network(copy.deepcopy(module), image_size)
+    network.architecture = {"name": MODULE, "image_size": image_size, "sobel": False, "revision": 1}
+    if projection:
+        network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
+        network.embedding_dim = projection[1]
+    return network
 
 
 def _device(body: nn.Module) -> torch.device:

@@ -6,6 +6,7 @@ from deepcluster.errors import UsageError
 
 PAPER_NETWORKS = ("alexnet", "vgg16")
 FEATURES = "features"  # the name of no network at all, where the features came from elsewhere
+MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
 PLUS = "+"  # between the names of networks that are joined, and between their files of weights
 MOST_JOINED = 4
 USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size

@@ -6,18 +6,20 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.algorithm import OnState, Progress, alternate, ignore_progress, ignore_state
 from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction, power_iteration
+from deepcluster.errors import UsageError
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.learning.instances import WithInstances
 from deepcluster.learning.losses import CrossEntropy, Loss
 from deepcluster.learning.pseudo_labels import Learning, LearningRate
-from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.backbone import Network, build, copy_of_module
 from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.sizes import MODULE
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.runtime.devices import choose_precision
@@ -136,10 +138,18 @@ def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:
     return recipe.lr * rising * falling
 
 
-def network_of(recipe: Recipe, seed: int, device: torch.device) -> Network:
-    network = build(
-        recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
-        projection=(recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None, seed=seed,
-    )  # fmt: skip
+def network_of(recipe: Recipe, seed: int, device: torch.device, module: nn.Module | None = None) -> Network:
+    """Step 1; ``module``: what the user gave in place of a name."""
+    projection = (recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None
+    if module is None:
+        network = build(
+            recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
+            projection=projection, seed=seed,
+        )  # fmt: skip
+    else:
+        if recipe.weights not in ("", MODULE) or recipe.sobel:
+            what = "sobel" if recipe.sobel else f"--weights {recipe.weights}"
+            raise UsageError(f"{what} is for backbones that have a name: put it into the module itself")
+        network = copy_of_module(module, image_size=recipe.image_size, projection=projection, seed=seed)
     network.frozen_statistics = recipe.frozen_statistics
     return channels_last(network.to(device))

@@ -1,8 +1,6 @@
 """The result of a run: the features, the groups, and the files that hold them."""
 
 import math
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -36,6 +34,7 @@ from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
 from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
@@ -284,7 +283,7 @@ class Results:
         record = replace(
             record,
             rounds=trained.rounds,
-            peak_memory_mb=peak_memory_mb(),
+            peak_memory_mb=peak_mb(),
             seconds=round_to(self.job.clock.elapsed(), 2),
         )
         baseline = self._metrics_at_start(rows, trained, outcome.n_clusters) if rows.is_main else {}
@@ -409,9 +408,3 @@ def summary(folder: RunFolder, record: RunRecord) -> str:
         f"{count(len(rows), 'cluster')} (largest {max(shares):.0%}, smallest {min(shares):.1%}) after"
         f" {count(record.rounds or 0, 'round')}: {record.stopped_because}"
     )
-
-
-def peak_memory_mb() -> int:
-    """The most memory that this process has had, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))

@@ -35,9 +35,10 @@ from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import Ask, nobody, recorded, settle
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import Stop, temporary_folder
+from deepcluster.runtime.tensorboard import TensorBoard
 from deepcluster.runtime.torchrun import local_world_size
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
@@ -76,6 +77,8 @@ def fit(
     clock = Clock(request.begun)
     device = choose_device(request.device)
     display = display if display and processes.is_main else Silent()
+    if request.log and processes.is_main:
+        display = Several(display, TensorBoard())
     with working_on(device, deterministic=request.deterministic):
         keep_freed_memory()
         source = find(images, stdin=stdin)
@@ -92,7 +95,7 @@ def fit(
         request = settle(request, facts_of(source, seen, request), display=display, ask=ask, processes=processes)
         job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
-        network = network_of(recipe, request.seed, device)
+        network = network_of(recipe, request.seed, device, request.module)
         job = _within_limit(job, network, recipe)
         recipe = job.plan().recipe
         needed = _check_memory(job, network, recipe)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from deepcluster.images import Source
 from deepcluster.images.preview import Preview
@@ -37,8 +38,10 @@ class Request:
     resume: bool = False
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
     verbose: bool = False  # every choice with its reason, instead of a line about all
+    log: str = ""  # where the rounds go beside the display: tensorboard
     report: bool = True  # False: map and report are made when they are asked for
     command: str = ""
+    module: nn.Module | None = None  # the network, where the backbone is one of the user's
     published: str | None = None  # what photographs may start from (weights.py); None: not settled
 
 

@@ -22,7 +22,7 @@ from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
-from deepcluster.runs.finish import model_of, peak_memory_mb
+from deepcluster.runs.finish import model_of
 from deepcluster.runs.fit import check_not_inside, first_record, free_path
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import Clock, Job, Request
@@ -31,6 +31,7 @@ from deepcluster.runs.results import Rows, write_features, write_groups, write_m
 from deepcluster.runs.sample import sample_of
 from deepcluster.runtime.devices import choose_device, working_on
 from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from deepcluster.runtime.signals import Stop
@@ -168,7 +169,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     folder.write_rows("history.csv", files.HISTORY, [])
     model_files.save_in_run(model, folder)
     write_features(folder, rows)
-    record = replace(record, peak_memory_mb=peak_memory_mb(), seconds=round_to(job.clock.elapsed(), 2))
+    record = replace(record, peak_memory_mb=peak_mb(), seconds=round_to(job.clock.elapsed(), 2))
     record = write_groups(folder, model, placement, rows, record, {})
     if (pictures := _pictures(source)) is not None:
         folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.groups.confidence import confidence_of, confidence_text
@@ -54,10 +54,10 @@ class Rows:
         return self.partition.processes.is_main
 
 
-def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
-    """run.json, the model, and the images with their reduced features."""
+def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
+    """run.json, the model (of the user's own ``backbone``), and the images with their reduced features."""
     record = folder.read_record({"rounds": int})
-    model = models.load_of_run(folder)
+    model = models.load_of_run(folder, backbone=backbone)
     table = folder.read_clusters()
     used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]

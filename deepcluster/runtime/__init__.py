@@ -1,1 +1,5 @@
 """The machine: devices, threads, signals, processes and how they share images, terminal, notebook."""
+
+from deepcluster.runtime.display import Display, Silent
+
+__all__ = ["Display", "Silent"]

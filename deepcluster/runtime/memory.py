@@ -1,10 +1,13 @@
 """How much memory there is, and what cannot fit into it."""
 
-import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from deepcluster.errors import OutOfMemoryError
+
+if sys.platform != "win32":
+    import resource
 
 # How far an estimate may be above what is really taken.
 CERTAIN = 0.7
@@ -22,10 +25,19 @@ def available() -> float:
     ):
         with suppress(OSError, ValueError):  # "max" where there is no limit
             found.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
-    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if soft != resource.RLIM_INFINITY:
-        found.append(float(soft))
+    if sys.platform != "win32":
+        soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if soft != resource.RLIM_INFINITY:
+            found.append(float(soft))
     return max(0.0, min(found))
+
+
+def peak_mb() -> int | None:
+    """The most memory that this process has had, in MB; None on Windows."""
+    if sys.platform == "win32":
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
 
 
 def check_fits(what: str, needed: float, advice: str) -> None:

@@ -1,14 +1,30 @@
 """A lock that one process at a time has, and that says who has it."""
 
-import fcntl
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from deepcluster.errors import DiskError
+
+if sys.platform == "win32":
+    import msvcrt
+
+    BEHIND = 1 << 30  # the byte that is locked, as nobody else can read such a one; the file ends long before it
+
+    def _lock(file: BinaryIO) -> None:
+        file.seek(BEHIND)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        file.seek(0)
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -25,6 +41,8 @@ def hold(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if sys.platform == "win32":  # removes no file that is open, so none that somebody else waits for
+            file.close()
         with suppress(OSError):
             path.unlink(missing_ok=True)
         file.close()
@@ -35,8 +53,9 @@ def _locked(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         file = os.fdopen(descriptor, "r+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "another process"
             file.close()
             raise DiskError(f"{path.parent} is in use by {holder}: wait for it, or stop it") from None

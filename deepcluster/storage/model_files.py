@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import (
@@ -26,11 +26,11 @@ from deepcluster.errors import (
 from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
-from deepcluster.nets.backbone import REVISION, Network, build
-from deepcluster.nets.given import no_network
+from deepcluster.nets.backbone import REVISION, Network, build, copy_of_module
+from deepcluster.nets.given import absent_module, no_network
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
-from deepcluster.nets.sizes import FEATURES, MOST_JOINED, PLUS
+from deepcluster.nets.sizes import FEATURES, MODULE, MOST_JOINED, PLUS
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
@@ -101,26 +101,34 @@ def _config(model: Model, weights_sha256: str) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def load(folder: str | Path, device: torch.device | None = None) -> Model:
+def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn.Module | None = None) -> Model:
     """Read a model from ``folder``, or from ``folder``/model.
 
     It takes memory in proportion to the files. ModelError names the file that is missing, damaged or does not fit.
+
+    Args:
+        folder: A run folder, or the folder of a model.
+        device: Where its network goes; None: the CPU.
+        backbone: The network, where it was a module of your own; its weights are those of the file. Without it the
+            model takes no images.
     """
     folder = Path(folder)
     if is_run(folder):
-        return read_state(folder, lambda run: load_of_run(run, device))
+        return read_state(folder, lambda run: load_of_run(run, device, backbone))
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return _load(folder, folder / CONFIG, folder / WEIGHTS, device)
+    return _load(folder, folder / CONFIG, folder / WEIGHTS, device, backbone)
 
 
-def load_of_run(run: RunFolder, device: torch.device | None = None) -> Model:
+def load_of_run(run: RunFolder, device: torch.device | None = None, backbone: nn.Module | None = None) -> Model:
     """Read the model of a run, as :func:`load` does."""
     if not run.has(f"model/{CONFIG}") and (status := run.read_record().status) != "done":
         raise ModelError(f"{run.path} has no model yet (its status is {status}): go on with `deepcluster fit --resume`")
-    return _load(run.path / "model", run.file(f"model/{CONFIG}"), run.file(f"model/{WEIGHTS}"), device)
+    return _load(run.path / "model", run.file(f"model/{CONFIG}"), run.file(f"model/{WEIGHTS}"), device, backbone)
 
 
-def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.device | None) -> Model:
+def _load(
+    folder: Path, config_path: Path, weights_path: Path, device: torch.device | None, backbone: nn.Module | None
+) -> Model:
     path = config_path
     try:
         config = _read_config(path)
@@ -128,15 +136,26 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
         tensors = read_tensors(path, config.get("weights_sha256"))
         feature_dim = _claimed_feature_dim(tensors)
         path = config_path
-        given = config["architecture"]["name"] == FEATURES
-        with shapes_only():
-            shapes = no_network(feature_dim) if given else build(**config["architecture"], feature_dim=feature_dim)
+        name, size = config["architecture"]["name"], config["image_size"]
+        is_absent = name == MODULE and backbone is None
+        if backbone is not None:
+            if name != MODULE:
+                raise ValueError(f"its network is {name}, and is built without a backbone")
+            shapes = copy_of_module(backbone, image_size=size)
+        elif is_absent:
+            shapes = absent_module(_of_body(tensors), feature_dim, size)
+        elif name == FEATURES:
+            shapes = no_network(feature_dim)
+        else:
+            with shapes_only():
+                shapes = build(**config["architecture"], feature_dim=feature_dim)
         _check_constants(shapes)
-        check_batch_fits(shapes, config["image_size"])
+        if not is_absent:
+            check_batch_fits(shapes, size)
         path = weights_path
         _check_shapes(tensors, shapes, len(config["names"]))
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        network = no_network(feature_dim) if given else build(**config["architecture"])
+        network = shapes if name in (MODULE, FEATURES) else build(**config["architecture"])
         if network.feature_dim != shapes.feature_dim:
             raise ValueError(f"features of {shapes.feature_dim} numbers, and the network gives {network.feature_dim}")
         _check_values(tensors, len(config["names"]))
@@ -145,8 +164,10 @@ def _load(folder: Path, config_path: Path, weights_path: Path, device: torch.dev
     except OutOfMemoryError:
         raise
     except (OSError, ValueError, DeepClusterError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or take a copy of it") from None
-    network.body.load_state_dict(_of_body(tensors))
+        way_out = "take a copy of it" if backbone is None else "give the module that it was fitted with"
+        raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or {way_out}") from None
+    if not is_absent:
+        network.body.load_state_dict(_of_body(tensors))
     channels_last(network.eval().to(device or torch.device("cpu")))
     return Model(
         network=network,
@@ -182,7 +203,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     _check_types(architecture, ARCHITECTURE)
     if not 1 <= architecture["revision"] <= REVISION:
         raise ValueError(f"its features are computed in a way ({str(architecture['revision'])[:12]}) not known here")
-    if architecture["name"] != FEATURES and not BACKBONE.fullmatch(architecture["name"]):
+    if architecture["name"] not in (FEATURES, MODULE) and not BACKBONE.fullmatch(architecture["name"]):
         raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
     sizes = (config["image_size"], config["store_size"], config["batch_size"])
     if not (1 <= sizes[0] <= sizes[1] <= 8192 and 1 <= sizes[2] <= 1 << 20):

@@ -1,0 +1,92 @@
+"""Who is told what a run does: displays of one's own, beside those of the package, and TensorBoard."""
+
+import sys
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from deepcluster import DeepCluster
+from deepcluster.cli import run_command
+from deepcluster.runtime import Display, Silent
+from deepcluster.runtime.tensorboard import TensorBoard
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
+
+
+class Writer:
+    """In the place of torch.utils.tensorboard's."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, folder, purge_step):
+        self.folder, self.purge_step, self.scalars = folder, purge_step, []
+        Writer.made.append(self)
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, value, step))
+
+    def flush(self):
+        pass
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(Writer, "made", [])
+
+
+class Told(Silent):
+    def __init__(self):
+        self.said, self.phases, self.rows = [], set(), []
+
+    def say(self, heading, text):
+        self.said.append(heading)
+
+    def progress(self, phase, done, total):
+        assert 0 <= done <= total
+        self.phases.add(phase)
+
+    def round(self, row, rounds, groups):
+        self.rows.append((row, rounds))
+
+
+def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
+    told: Display = Told()
+    dc = DeepCluster(n_clusters=3, rounds=2, epochs=1, image_size=16, verbose=1)
+    dc.fit(PIXELS, run=tmp_path / "run", display=told)
+    assert [row["round"] for row, rounds in told.rows if rounds == 2] == [0, 1]
+    assert [row["loss"] for row, _ in told.rows] == [row["loss"] for row in dc.history_]
+    assert {"Run", "Images", "Done"} <= {*told.said} and {"reading", "training"} <= told.phases
+    assert "Done" in capsys.readouterr().out  # verbose shows it, too
+
+
+def test_numbers_of_a_row_become_scalars(tensorboard):
+    display = TensorBoard()
+    display.say("Run", "runs/x")
+    display.round({"round": 3, "loss": 1.5, "changed": "", "reseeded": 2}, 10, "")
+    display.round({"round": 4, "loss": 1.25, "changed": 0.5, "reseeded": 0}, 10, "better")
+    (writer,) = Writer.made
+    assert writer.folder.replace("\\", "/") == "runs/x/tensorboard" and writer.purge_step == 3
+    assert writer.scalars == [
+        ("loss", 1.5, 3), ("reseeded", 2, 3), ("loss", 1.25, 4), ("changed", 0.5, 4), ("reseeded", 0, 4)
+    ]  # fmt: skip
+
+
+def test_the_command_writes_for_tensorboard(tensorboard, tmp_path):
+    np.save(tmp_path / "x.npy", PIXELS)
+    command = f"fit {tmp_path}/x.npy -k 3 --rounds 1 --epochs 1 --image-size 16 -o {tmp_path}/run --quiet"
+    assert run_command([*command.split(), "--log", "tensorboard"]) == 0
+    assert [writer.folder for writer in Writer.made] == [str(tmp_path / "run" / "tensorboard")]
+    assert "loss" in {name for name, _, step in Writer.made[0].scalars if step == 0}
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    np.save(tmp_path / "x.npy", PIXELS)
+    assert run_command(["fit", f"{tmp_path}/x.npy", "-o", f"{tmp_path}/run", "--log", "tensorboard"]) == 2
+    assert "pip install 'deepcluster[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
