@@ -196,7 +196,7 @@ class RunFolder:
     def write_array(self, name: str, array: np.ndarray) -> None:
         self._write(name, lambda file: np.save(file, array), binary=True)
 
-    def write_blocks(self, name: str, shape: tuple[int, int], blocks: Iterable[Tensor]) -> None:
+    def write_blocks(self, name: str, shape: tuple[int, int], blocks: "Iterable[Tensor]") -> None:
         """Write a matrix of float32 numbers whose rows come in ``blocks``."""
 
         def write(file: Any) -> None:
