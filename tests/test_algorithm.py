@@ -210,7 +210,7 @@ def test_k_means_may_start_from_the_previous_clusters(clusters):
 
 def test_the_rounding_of_an_nmi_is_no_change(monkeypatch):
     images, _ = drawings(4)
-    monkeypatch.setattr(algorithm, "nmi", lambda *_: 1 - 4e-16)
+    monkeypatch.setattr(algorithm, "compared", lambda *_: (1 - 4e-16, 0.0))
     assert len(list(loop(network(), images, rounds=9, **OPTIONS, patience=1))) == 2
 
 

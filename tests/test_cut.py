@@ -142,6 +142,35 @@ def test_one_group_has_no_border():
     assert found.margin.tolist() == [1, 1]
 
 
+def placed_by_all_distances(x, groups):
+    distances = torch.cdist(x, groups.centroids, compute_mode="donot_use_mm_for_euclid_dist")
+    by_group = torch.full((len(x), groups.count), torch.inf)
+    by_group.scatter_reduce_(1, groups.groups.expand(len(x), -1), distances, "amin")
+    distance, cluster = by_group.min(1)
+    others = by_group.scatter(1, cluster.unsqueeze(1), torch.inf).min(1).values
+    return cluster, distance, 1 - distance / others.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@pytest.mark.parametrize(("width", "count"), [(1, 3), (2, 1), (64, 10), (128, 40), (2048, 7)])
+def test_the_nearest_of_few_candidates_are_the_nearest_of_all(width, count):
+    x = F.normalize(torch.randn(400, width, generator=generator(0, "rows")), dim=1)
+    x[::50] = 0
+    centroids = x[:100] * torch.rand(100, 1, generator=generator(0, "lengths"))
+    centroids[3] = centroids[4] = x[5]  # a tie, in two groups
+    groups = Cut(
+        centroids,
+        torch.cat([torch.arange(count), torch.randint(count, (100 - count,), generator=generator(0, "groups"))]),
+    )
+    found = place(x, groups, x[:3])
+    for one, other in zip(
+        (found.cluster, found.distance, found.margin), placed_by_all_distances(x, groups), strict=True
+    ):
+        assert torch.equal(one, other)
+    own = (x - centroids[found.centroid]).norm(dim=1)
+    assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(groups.groups[found.centroid], found.cluster)
+    assert len(place(x[:0], groups, x[:3]).centroid) == 0
+
+
 def test_place_alone_and_among_others_is_bit_identical():
     x, _ = groups_of((50, 50), spread=0.4, width=20)
     groups = cut(x, 7)

@@ -1,6 +1,9 @@
 """The result that several processes make of the images that each of them has, against that of one process."""
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from deepcluster.clustering.agreement import changed, compared, nmi
-from deepcluster.groups.cut import cut, place
+from deepcluster.groups.cut import Placement, cut, place
 from deepcluster.groups.medoids import least_of_each
 from deepcluster.groups.merge_tree import Tree, merge_tree
 from deepcluster.images.duplicates import near_duplicates
@@ -17,10 +20,12 @@ from deepcluster.report import sprite
 from deepcluster.runs import fit as run
 from deepcluster.runs import sample as samples
 from deepcluster.runs.groups import placed
+from deepcluster.runs.results import Rows, write_clusters
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.csv_rows import metrics, summary_rows
+from deepcluster.storage.run_folder import Digests, RunFolder
 from tests.helpers.runs import record, rows
 from tests.helpers.shared import OPTIONS, pixels
 
@@ -162,3 +167,26 @@ def test_a_sample_of_all_is_all():
     part = Sample(torch.tensor([2, 5, 9]), x[[2, 5, 9]])
     groups = cut(x, 3)
     assert torch.equal(place(part.reduced, groups, x[:1]).cluster, place(x, groups, x[:1]).cluster[part.rows])
+
+
+def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(Partition.blocks, "__defaults__", (500,))
+    count = 10_000
+    numbers, x = torch.arange(count), torch.rand(count)
+    model: Any = SimpleNamespace(outlier_distance=torch.ones(5), outlier_length=1.0, names=("",) * 5, junk=())
+    paths = tuple(f"{row:05}.png" for row in range(count))
+    partition = Partition.single(count)
+    table = Rows(paths, None, [("bad.png", "")], x[:, None], Sample(numbers, x[:, None]), partition, x)
+    placement = Placement(numbers % 5, numbers % 7, x, x, numbers % 5)
+    tracemalloc.start()
+    digests = write_clusters(RunFolder(tmp_path), model, placement, table)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 100 * count  # a dictionary and its cells take 900 bytes
+    written = rows(tmp_path / "clusters.csv")
+    assert len(written) == count + 1 and written[-1]["status"] == "skipped" and digests.cut == Digests.of(written).cut
+    assert digests.rows == Digests.of(written).rows
+    assert written[7] == {
+        "path": "00007.png", "status": "ok", "cluster": "2", "name": "", "fine_cluster": "0", "label": "",
+        "distance": f"{x[7]:.6f}", "margin": f"{x[7]:.6f}", "is_outlier": "0",
+    }  # fmt: skip

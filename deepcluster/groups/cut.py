@@ -162,7 +162,7 @@ def _candidates(groups: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.addmm(offset, rows, centroids.T).numpy()
         best = np.maximum.reduceat(scores, begins, axis=1)  # of each group
-        error = ROUNDING * longest * (float(rows.norm(dim=1).max()) + longest)
+        error = ROUNDING * longest * (float(rows.norm(dim=1).numpy().max(initial=0)) + longest)
         least = np.full_like(best, -np.inf)
         if len(present) > 1:
             least[:] = np.partition(best, -2, axis=1)[:, -2:-1] - error

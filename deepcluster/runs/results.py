@@ -113,7 +113,7 @@ def write_groups(
     partition = rows.partition
     clusters_of_sample = partition.to_main(placement.cluster, rows.sample.rows)
     summary = tables.summary_rows(model.groups, placement, rows.reduced, partition)
-    digests = _write_clusters(folder, model, placement, rows)
+    digests = write_clusters(folder, model, placement, rows)
     metrics = {}
     if rows.labels is not None and any(rows.labels):
         metrics = tables.metrics(rows.labels[partition.local], placement.cluster, partition)
@@ -154,8 +154,8 @@ def _described(row: Mapping[str, Any], model: Model, rows: Rows) -> dict[str, An
     }
 
 
-def _write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:
-    """clusters.csv, a block of rows at a time."""
+def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:
+    """Write clusters.csv, a block of rows at a time, and return its digests. A collective."""
     lengths = torch.zeros_like(placement.distance) if rows.lengths is None else rows.lengths
     integers = [column.int() for column in (placement.cluster, placement.fine_cluster)]
     floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, lengths)]
