@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
@@ -358,6 +358,29 @@ def apply(
     with Terminal(quiet, to_stderr=as_json) as terminal:
         folder = undo_run(run_, terminal) if edits is None else apply_run(run_, read_edits(edits), terminal)
     _print_result(folder, quiet, as_json)
+
+
+@app.command
+def update(
+    run_: RunArgument,
+    images: ImagesArgument,
+    /,
+    *,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Add images to a finished run without training: they get places in its clusters, which keep numbers and names."""
+    from deepcluster.runs.update import update as update_run
+    from deepcluster.runtime.devices import choose_device
+    from deepcluster.storage.run_folder import open_run
+
+    with Terminal(quiet, to_stderr=as_json) as terminal:
+        done = update_run(run_, images, terminal, device=choose_device(device), stdin=sys.stdin)
+    if as_json:
+        print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
+    else:
+        _print_result(open_run(run_), quiet, as_json)
 
 
 @app.command

@@ -53,14 +53,16 @@ def recut(
 
 def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple[Model, Rows]:
     record, model, rows = read_run(folder)
-    check_groups(n_clusters, len(rows.paths))
+    fitted = rows.fitted
+    check_groups(n_clusters, len(fitted))
     _keep(folder, model, record)
-    n_clusters, record = choose_number(n_clusters, rows.reduced, record, display)
+    n_clusters, record = choose_number(n_clusters, fitted, record, display)
     before = model.place(rows.reduced)
-    sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
-    fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
-    graph = folder.read_graph(len(rows.paths))
-    groups = groups_of(rows.reduced, fine, n_clusters, record.seed, _grouping(folder), graph)
+    labels = before.fine_cluster[: len(fitted)]
+    sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
+    fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
+    graph = folder.read_graph(len(fitted))
+    groups = groups_of(fitted, fine, n_clusters, record.seed, _grouping(folder), graph)
     after = place(rows.reduced, groups, model.fine_centroids)
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
     new = replace(model, groups=groups, names=names, junk=junk)
@@ -102,9 +104,9 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
                 f" {record.cut!a}): edit those of its report.html"
             )
         with folder.next_state() as staged:
-            baseline = {} if edits.changes_clusters else _baseline(folder)
+            baseline = {} if edits.changes_clusters else figures_at_start(folder)
             _keep(staged, model, record)
-            new = edited(model, edits, rows.reduced, rows.paths)
+            new = edited(model, edits, rows.reduced, rows.paths, len(rows.fitted))
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
             reached = sum(int(placement.cluster[row]) == number for row, number in wanted.items())
@@ -138,7 +140,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
 def _keep(folder: RunFolder, model: Model, record: RunRecord) -> None:
     """Keep the groups that the run has now, for :func:`undo`."""
     candidates = None if record.candidates is None else tuple(record.candidates)
-    former = Former(model.groups, model.names, model.junk, record.edits, candidates, _baseline(folder))
+    former = Former(model.groups, model.names, model.junk, record.edits, candidates, figures_at_start(folder))
     write_former(folder, former)
 
 
@@ -146,7 +148,7 @@ def _way_back(folder: RunFolder) -> str:
     return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 
-def _baseline(folder: RunFolder) -> dict[str, float]:
+def figures_at_start(folder: RunFolder) -> dict[str, float]:
     """The figures of the network at the start, of which the groups at the end of the fit are the measure."""
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}
@@ -156,7 +158,7 @@ def _write(
     folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
 ) -> Model:
     """The model with other groups than before, and the files that depend on them."""
-    model = replace(model, outlier_distance=outlier_distances(rows.reduced, model.groups))
+    model = replace(model, outlier_distance=outlier_distances(rows.fitted, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, placement, rows, record, baseline)
     return model

@@ -19,6 +19,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.images.files import with_files
 from deepcluster.images.named import cache_folder
 from deepcluster.model import Model
 from deepcluster.report.page import RunData, render
@@ -100,7 +101,7 @@ def write_report(
         filters=drawn.read_filters(folder),
         name=_called(folder.path),
         similar=most_alike(reduced[chosen]) if reduced is not None and chosen else None,
-        **_parts(groups, reduced, chosen),
+        **_parts(groups, reduced, chosen, len(used) - len(folder.read_added())),
         originals=_originals(folder.path, source),
     )
     folder.write_text("report.html", render(data))
@@ -118,12 +119,12 @@ def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
     return nearest(reduced, max(1, min(ALIKE, ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
 
 
-def _parts(groups: Cut | None, reduced: Tensor | None, chosen: Sequence[int]) -> dict[str, Any]:
-    """The parts of each group, and which of its own each chosen row is in."""
+def _parts(groups: Cut | None, reduced: Tensor | None, chosen: Sequence[int], fitted: int) -> dict[str, Any]:
+    """The parts of each group by the first ``fitted`` rows, and which of its own each chosen row is in."""
     if groups is None or reduced is None or groups.count > MOST_IN_TREE:
         return {}
     closest = assigner(groups.centroids)(reduced)
-    counts = torch.bincount(closest, minlength=len(groups.centroids))
+    counts = torch.bincount(closest[:fitted], minlength=len(groups.centroids))
     found = {group: parts_of(groups, counts, group) for group in groups.groups.unique().tolist()}
     part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[closest[list(chosen)]]
     return {"parts": {group: each for group, each in found.items() if len(each.sizes) > 1}, "part": part.numpy()}
@@ -146,8 +147,15 @@ def found_again(folder: RunFolder) -> Source | None:
     with suppress(DeepClusterError, OSError):
         if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
             return find([row["path"] for row in folder.read_clusters()])
-        return find(location) if _is_at_hand(location) else None
+        if _is_at_hand(location):
+            return with_files(find(location), folder_of(location), [row["path"] for row in folder.read_added()])
     return None
+
+
+def folder_of(location: str) -> Path | None:
+    """The folder that the paths of a run's images are relative to; None where they are relative to none."""
+    place = Path(location)
+    return place if place.is_absolute() and place.is_dir() else None
 
 
 def _is_at_hand(location: str) -> bool:

@@ -35,6 +35,14 @@ class Rows:
     skipped: Sequence[tuple[str, str]]
     reduced: Tensor
     lengths: Tensor | None = None  # of the whitened features; no run of version 0.1 has them
+    added: int = (
+        0  # images that came after the fit, the last rows: they have a place, and no say in what the groups are
+    )
+
+    @property
+    def fitted(self) -> Tensor:
+        """The features of the images of the fit."""
+        return self.reduced[: len(self.reduced) - self.added]
 
 
 def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
@@ -50,8 +58,17 @@ def read_run(folder: RunFolder) -> tuple[RunRecord, Model, Rows]:
         skipped=[(row["path"], "") for row in table if row["status"] == "skipped"],
         reduced=torch.from_numpy(folder.read_array("features.npy", len(used), dims)),
         lengths=_lengths(folder, len(used)),
+        added=_added(folder, used),
     )
     return record, model, rows
+
+
+def _added(folder: RunFolder, used: Sequence[Mapping[str, str]]) -> int:
+    added = [row["path"] for row in folder.read_added()]
+    with folder.as_disk_errors(files.ADDED):
+        if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
+            raise ValueError("its images are not the last ones of clusters.csv")
+    return len(added)
 
 
 def _lengths(folder: RunFolder, rows: int) -> Tensor | None:

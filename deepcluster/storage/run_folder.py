@@ -39,6 +39,8 @@ CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "ma
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
+ADDED = "added.csv"  # the images that came after the fit
+ADDED_COLUMNS = ("path", "sha256", "added")
 HISTORY = (
     "round",
     "loss",
@@ -178,6 +180,10 @@ class RunFolder:
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
                 )
         return rows
+
+    def read_added(self) -> list[dict[str, str]]:
+        """The images that came after the fit, the last ones that were used; none where it has no such file."""
+        return self.read_rows(ADDED, ADDED_COLUMNS) if self.has(ADDED) else []
 
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text))
