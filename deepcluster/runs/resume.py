@@ -105,8 +105,9 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
         return False
     asked = n_clusters if record.n_clusters == 0 else record.n_clusters
     check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
-    then = {row["path"] for row in folder.read_clusters()} - {*_added(folder)}
-    now = {*source.paths, *(path for path, _ in source.skipped)}
+    added = {*_added(folder)}
+    then = {row["path"] for row in folder.read_clusters()} - added
+    now = {*source.paths, *(path for path, _ in source.skipped)} - added
     if then != now:
         raise _differing({"added": sorted(now - then), "removed": sorted(then - now)})
     return True

@@ -284,10 +284,20 @@ def _judged(done: Update, folder: RunFolder) -> Update:
     """With the outliers, and whether a new fit is due, by the tables as they are now."""
     outlier = [row["is_outlier"] == "1" for row in folder.read_clusters() if row["status"] == "ok"]
     fitted = len(outlier) - len(folder.read_added())
-    usual, share = (sum(part) / max(1, len(part)) for part in (outlier[:fitted], outlier[fitted:]))
-    due = ""
-    if len(outlier) - fitted >= FEW and share > 2 * usual + MORE:
-        due = f"{share:.0%} of the images that came after the fit fit nowhere, and {usual:.1%} of its own"
-    elif len(outlier) - fitted > fitted:
-        due = f"{len(outlier) - fitted:,} images came after the fit, which had {fitted:,}"
+    due = new_fit_due(sum(outlier[:fitted]), fitted, sum(outlier[fitted:]), len(outlier) - fitted)
     return replace(done, outliers=sum(outlier[len(outlier) - done.added :]), due=due)
+
+
+def new_fit_due(outliers: int, fitted: int, outliers_added: int, added: int) -> str:
+    """Why a new fit is due; empty where it is not.
+
+    Args:
+        outliers: Among the images of the fit.
+        fitted: Images of the fit.
+        outliers_added: Among those that came after it.
+        added: Images that came after it.
+    """
+    usual, share = outliers / max(1, fitted), outliers_added / max(1, added)
+    if added >= FEW and share > 2 * usual + MORE:
+        return f"{share:.0%} of the images that came after the fit fit nowhere, and {usual:.1%} of its own"
+    return f"{added:,} images came after the fit, which had {fitted:,}" if added > fitted else ""
