@@ -37,7 +37,7 @@ from deepcluster.storage.run_record import RunRecord
 # A new fit is due where the share of outliers among the images added since the fit, at least FEW, is above twice that
 # among the images of the fit, plus MORE; or where more were added than the fit had.
 FEW, MORE = 20, 0.05
-LIKELY = 0.9  # cosine of the features from which an image of the run is looked at, as it may be nearly the same
+LIKELY = 0.8  # cosine of the features from which an image of the run is looked at, as it may be nearly the same
 MOST_ALIKE = 2  # images of the run that each new one is compared with
 
 Failures = Sequence[tuple[str, str]]  # (path, reason)
