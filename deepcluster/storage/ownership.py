@@ -28,7 +28,7 @@ CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}
 EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
 NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
 FOLDERS = ("model", "checkpoints")
-_CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}\.(json|safetensors)|graph\d{1,6}\.safetensors)")
+_CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}(\.json|(-\d{1,6})?\.safetensors)|graph\d{1,6}\.safetensors)")
 # A sheet of filters is called after its layer, so it says itself whose it is: in the text at its beginning.
 SHEET_MARK = "deepcluster filters"
 _SCRATCH = re.compile(r"\.deepcluster-[0-9a-f]{16}")

@@ -321,6 +321,14 @@ def shared_lock(path: Path, processes: Processes, *, make: bool = False) -> Iter
         yield RunFolder(path, read_only=True, scratch=place)
 
 
+def check_shared(folder: RunFolder, processes: Processes) -> None:
+    """DiskError where a rank does not see the folder that the main rank has, and so its files. A collective."""
+    assert folder.scratch is not None
+    name = processes.broadcast_json(lambda: str(folder.scratch and folder.scratch.name))
+    if processes.any(not (folder.path / name).is_dir()):
+        raise DiskError(f"the processes do not see one folder at {folder.path}: give an -o that all of them share")
+
+
 def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:
     advice = "give another -o" if make else "make it writable, or work on a copy of the run"
     return DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}")
