@@ -147,8 +147,9 @@ def found_again(folder: RunFolder) -> Source | None:
     with suppress(DeepClusterError, OSError):
         if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
             return find([row["path"] for row in folder.read_clusters()])
-        if _is_at_hand(location):
-            return with_files(find(location), folder_of(location), [row["path"] for row in folder.read_added()])
+        source = find(location) if _is_at_hand(location) else None
+        added = [row["path"] for row in folder.read_added()]
+        return source and with_files(source, folder_of(location), added)
     return None
 
 
