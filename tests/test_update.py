@@ -175,7 +175,7 @@ def test_nearly_equal_images_come_into_the_groups_of_the_run(run, photos, more):
 
 WINDOWS = {
     "reading": ("deepcluster.runs.update:read_once", 1),
-    "the features": ("deepcluster.storage.run_folder:RunFolder.write_array", 2),
+    "the features": ("deepcluster.storage.run_folder:RunFolder._write", 5),
     "the tables": ("deepcluster.runs.update:write_groups", 1),
     "before it is current": ("deepcluster.storage.generation:Stage.commit", 1),
     "when it is": ("deepcluster.storage.generation:finish", 2),
