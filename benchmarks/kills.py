@@ -36,7 +36,7 @@ OPTIONS = (
 ).split()
 PHASES = ("reading", "rounds", "result")
 SAME = ("clusters.csv", "features.npy", "model/model.safetensors", "model/config.json", "cluster_summary.csv")
-HANG = 120  # seconds
+GRACE, HANG = 3, 120  # seconds until the ranks that are left are told to end, and until they must have
 
 
 def images(folder: Path) -> Path:
@@ -79,13 +79,18 @@ def start(arguments: list[str], count: int, log: Path) -> list[int]:
 def ended(ranks: list[int]) -> list[int]:
     """The exit codes of all of them, at the latest after ``HANG`` seconds."""
     codes: dict[int, int] = {}
-    until = time.monotonic() + HANG
+    until, told = time.monotonic() + HANG, False
     while len(codes) < len(ranks):
         for pid in ranks:
             if pid not in codes and (status := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(status[1])
+        left = set(ranks) - set(codes)
+        if any(codes.values()) and left and time.monotonic() > until - HANG + GRACE and not told:
+            told = True  # as torchrun does: one that waits for the others to begin does not notice that one is gone
+            for pid in left:
+                os.kill(pid, signal.SIGTERM)
         if time.monotonic() > until:
-            sys.exit(f"{sorted(set(ranks) - set(codes))} hang")
+            sys.exit(f"{sorted(left)} hang")
         time.sleep(0.005)
     return [codes[pid] for pid in ranks]
 
