@@ -425,6 +425,31 @@ def apply(
 
 
 @app.command
+def update(
+    run_: RunArgument,
+    images: ImagesArgument,
+    /,
+    *,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Add images to a finished run without training: they get places in its clusters, which keep numbers and names."""
+    from deepcluster.storage.run_folder import open_run
+
+    _check_run(run_)
+    with Terminal(quiet, to_stderr=as_json) as terminal:
+        from deepcluster.runs.update import update as update_run
+        from deepcluster.runtime.devices import choose_device
+
+        done = update_run(run_, images, terminal, device=choose_device(device), stdin=sys.stdin)
+    if as_json:
+        print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
+    else:
+        _print_result(open_run(run_), quiet, as_json)
+
+
+@app.command
 def report(run_: RunArgument, /, *, open_: Open = False) -> None:
     """Write the report.html of a run again."""
     _check_run(run_)

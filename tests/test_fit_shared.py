@@ -195,7 +195,12 @@ def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count
         assert not list(out.glob("images*"))
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+OTHERS = [(first, second) for first in (1, 2, 3) for second in (1, 2, 3) if first != second]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(*pair, marks=() if pair == (3, 2) else pytest.mark.slow) for pair in OTHERS]
+)
 def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, first, second):
     out, difference = tmp_path / "run", f"processes {first} then, {second} now"
     ranks[first](fitted, out, "auto", 9, False)

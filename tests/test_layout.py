@@ -60,7 +60,7 @@ def test_beyond_the_landmarks(monkeypatch):
     assert KNeighborsClassifier(5).fit(places, kinds).score(places, kinds) == 1
     assert np.array_equal(places, layout(rows))
     # Between landmarks at 0 and 9, twice as near to the first: weights 4 to 1.
-    found = layouts._between(
+    found = layouts.between(
         torch.tensor([[0.6, 0.8]]), torch.tensor([[1.0, 0], [0.6, -0.8]]), torch.tensor([[0.0, 0], [9, 9]])
     )
     near, far = 0.8, 2.56  # squared distances

@@ -282,7 +282,7 @@ def test_behind_a_training_work_can_be_left_as_it_is_in_a_checkpoint():
         def __init__(self) -> None:
             self.written: list[Any] = []
 
-        def write(self, state: Any, network: Any, about: Any) -> None:
+        def write(self, state: Any, network: Any, about: Any, partition: Any) -> None:
             self.written.append(state)
 
     checkpoints, stop, none = Checkpoints(), Stop(), torch.zeros(0)

@@ -37,7 +37,7 @@ def layout(reduced: Tensor, seed: int = 0) -> Points:
     others = torch.ones(len(reduced), dtype=torch.bool)
     others[rows] = False
     if others.any():
-        places[others] = _between(reduced[others], reduced[rows], places[rows])
+        places[others] = between(reduced[others], reduced[rows], places[rows])
     return places.numpy()
 
 
@@ -77,7 +77,7 @@ def _start(rows: Tensor) -> Points:
     return places
 
 
-def _between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
+def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
     """The mean position of each row's nearest landmarks, weighted by the inverse squared distance."""
     cosines, neighbours = nearest(rows, BETWEEN, landmarks)
     weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)

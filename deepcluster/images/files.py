@@ -4,6 +4,7 @@ import codecs
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -141,6 +142,28 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
         skipped=(),
         short_side=lambda i: short_side(files[i][1]),
         file=lambda i: files[i][1],
+    )
+
+
+def with_files(source: Source, folder: Path | None, paths: Sequence[str]) -> Source:
+    """The source and, behind its images, those of these files that it does not have; relative paths start at
+    ``folder``."""
+    present, count = {*source.paths}, len(source.paths)
+    files = [(path, located(path, folder)) for path in paths if path not in present]
+    files = [(path, file) for path, file in files if file.is_file()]
+    if not files:
+        return source
+    more = from_files(files, source.name, source.location)
+    labels, side, file = source.labels, source.short_side, source.file
+    assert more.labels is not None and more.short_side is not None and more.file is not None
+    more_side, more_file = more.short_side, more.file
+    return replace(
+        source,
+        paths=source.paths + more.paths,
+        read=lambda i, size=None: source.read(i, size) if i < count else more.read(i - count, size),
+        labels=None if labels is None else labels + more.labels,
+        short_side=None if side is None else lambda i: side(i) if i < count else more_side(i - count),
+        file=None if file is None else lambda i: file(i) if i < count else more_file(i - count),
     )
 
 

@@ -1,6 +1,7 @@
 """A sheet of tiny pictures of all images, for the map: one file instead of thousands."""
 
 import math
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -47,13 +48,40 @@ def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
     Returns:
         uint8 m x side x side x 3, of the images that are on the sheet; empty if none is.
     """
-    side = min(images.shape[2], SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
+    side = _side(images.shape[2], total)
     pictures = []
     for row, image in enumerate(images, begin):
         if tile(row, total) >= 0:
             whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
             pictures.append(np.asarray(whole.resize((side, side), Image.Resampling.BOX)))
     return torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0)
+
+
+def _side(store: int, total: int) -> int:
+    """Of a picture on the sheet of ``total`` images, px; images of ``store`` px are not enlarged."""
+    return min(store, SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
+
+
+def extended(sheet: bytes, images: int, more: Tensor) -> bytes:
+    """The sheet of ``images`` images with more of them. Rows that it did not show, and does now, are grey.
+
+    Args:
+        sheet: The WebP so far.
+        images: How many images it is of.
+        more: uint8 n x 3 x S x S, those that come behind.
+    """
+    mosaic = Image.open(BytesIO(sheet), formats=["WEBP"]).convert("RGB")
+    across, total = columns(len(on_sheet(images))), images + len(more)
+    before, side = mosaic.width // across, _side(more.shape[2], total)
+    pictures = torch.full((len(on_sheet(total)), side, side, 3), 128, dtype=torch.uint8)
+    for place, row in enumerate(on_sheet(total)):
+        if row < images and (old := tile(row, images)) >= 0:
+            x, y = old % across * before, old // across * before
+            box = mosaic.crop((x, y, x + before, y + before)).resize((side, side), Image.Resampling.BOX)
+            pictures[place] = torch.from_numpy(np.array(box))
+    new = tiny_pictures(more, images, total)
+    pictures[len(pictures) - len(new) :] = new
+    return sprite_sheet(pictures)
 
 
 def sprite_sheet(pictures: Tensor) -> bytes:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from deepcluster.nets.backbone import Network
 from deepcluster.records import State, Trained
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop
-from deepcluster.storage.checkpoint import Checkpoints, state_of, tensors_of, values_of
+from deepcluster.storage.checkpoint import Checkpoints
 
 
 class Checkpointer:
     """Saves states: at the start of each round and at the end, every ``interval`` seconds of training, and on a stop.
 
-    The main rank writes and decides when; a stop signal on any rank stops all.
+    Each rank writes its rows, and the main rank decides when; a stop signal on any rank stops all.
 
     Args:
         checkpoints: Where the states go.
@@ -78,9 +77,7 @@ class Checkpointer:
 
     def _write(self) -> None:
         assert self._unsaved is not None
-        whole = gathered(self._unsaved, self.partition)
-        if self.partition.processes.is_main:
-            self.checkpoints.write(whole, self.network.state_dict(), self.about())
+        self.checkpoints.write(self._unsaved, self.network.state_dict(), self.about(), self.partition)
         self.last = time.monotonic()
         self._unsaved = None
 
@@ -93,46 +90,3 @@ class Checkpointer:
         asked = processes.all_reduce(torch.tensor([self.stop.wanted, due, enough]).int()).bool()
         stopping, due, enough = asked.tolist()
         return stopping, due, enough
-
-
-def gathered(state: State, partition: Partition) -> State:
-    """The state for the main rank, with the rows of all ranks; the losses of the ranks side by side."""
-    if partition.processes.alone:
-        return state
-    memory = None if state.memory is None else partition.gather(state.memory)
-    work = state.work and replace(state.work, reduced=partition.gather(state.work.reduced))
-    if work and work.trained:
-        loss = work.trained.epoch_loss
-        # A float takes float32 exactly.
-        losses = torch.tensor(partition.processes.all_gather_json(loss.item()), dtype=loss.dtype)
-        work = replace(work, trained=replace(work.trained, epoch_loss=losses))
-    return replace(state, memory=memory, work=work)
-
-
-def scattered(state: State | None, partition: Partition) -> State:
-    """The state that :func:`gathered` made, of the main rank, back on the ranks that own its rows."""
-    processes = partition.processes
-
-    def without_rows() -> State:
-        assert state is not None, "the main rank has it"
-        none = torch.empty(0)
-        return replace(
-            state,
-            memory=None if state.memory is None else none,
-            work=state.work and replace(state.work, reduced=none),
-        )
-
-    if processes.alone and state:
-        shared = state
-    else:
-        tensors = processes.broadcast_tensors(lambda: tensors_of(without_rows()))
-        shared = state_of(processes.broadcast_json(lambda: values_of(without_rows())), tensors)
-    work = shared.work and replace(
-        shared.work, reduced=partition.scatter(state.work.reduced if state and state.work else None)
-    )
-    if work and work.trained:
-        losses = work.trained.epoch_loss
-        own = losses.reshape(-1)[processes.rank] if losses.numel() == processes.world_size else losses.mean()
-        work = replace(work, trained=replace(work.trained, epoch_loss=own))
-    memory = None if shared.memory is None else partition.scatter(state.memory if state else None)
-    return replace(shared, memory=memory, work=work)

@@ -222,8 +222,9 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
     before = None if replacing else before
     record = first_record(job, before, needed.total)
     results: Results | None = None
-    checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch)
-    checkpoint = checkpoints.latest() if is_main and request.resume else None
+    files.check_shared(folder, job.processes)
+    checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch, job.processes)
+    checkpoint = checkpoints.latest() if request.resume else None
     # What is there stays whole until the new images are read, and are those that the checkpoint is of.
     staged = replacing or checkpoint is not None
     if is_main and not staged:

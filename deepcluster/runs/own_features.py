@@ -171,8 +171,8 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     write_features(folder, rows)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round_to(job.clock.elapsed(), 2))
     record = write_groups(folder, model, placement, rows, record, {})
-    if (pictures := _pictures(source)) is not None:
-        folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
+    if (images := pictures_of(source)) is not None:
+        folder.write_bytes(report_files.SHEET, sprite_sheet(tiny_pictures(images, 0, len(images))))
     if request.report:
         shown = shown_of(rows, groups, placement.centroid)
         write_map(folder, shown.reduced, seed)
@@ -183,8 +183,8 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     return record
 
 
-def _pictures(source: Source) -> Tensor | None:
-    """A tiny picture for each row, grey where there is no image; None where there is none at all."""
+def pictures_of(source: Source) -> Tensor | None:
+    """A small picture for each row (uint8, N x 3 x S x S), grey where there is no image; None where there is none."""
     if source.file is None:
         return None
     store = read_once(source, THUMBNAIL, none_is_fine=True)
@@ -192,4 +192,4 @@ def _pictures(source: Source) -> Tensor | None:
         return None
     images = torch.full((len(source.paths), THUMBNAIL, THUMBNAIL, 3), 128, dtype=torch.uint8).permute(0, 3, 1, 2)
     images[torch.tensor(store.kept)] = store.images
-    return tiny_pictures(images, 0, len(images))
+    return images

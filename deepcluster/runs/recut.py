@@ -56,14 +56,15 @@ def recut(
 
 def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple[Model, Rows]:
     record, model, rows = read_run(folder)
-    check_groups(n_clusters, len(rows.paths))
+    check_groups(n_clusters, rows.fitted)
     _keep(folder, model, record)
     sample, partition = rows.sample, rows.partition
     n_clusters, record = choose_number(n_clusters, sample.reduced, record, display)
     before = model.place(rows.reduced)
-    sizes = torch.bincount(before.fine_cluster, minlength=len(model.fine_centroids))
-    fine = Clustering(before.fine_cluster, model.fine_centroids, sizes, math.nan, 0, 0)
-    graph = folder.read_graph(len(rows.paths))
+    labels = before.fine_cluster[: rows.fitted]
+    sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
+    fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
+    graph = folder.read_graph(rows.fitted)
     if graph is not None and not torch.isin(graph.rows, sample.rows).all():  # of another sample
         sample = Sample(graph.rows, rows.reduced[graph.rows])
     own_graph = sample.own_graph(graph)
@@ -109,9 +110,9 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
                 f" {record.cut!a}): edit those of its report.html"
             )
         with folder.next_state() as staged:
-            baseline = {} if edits.changes_clusters else _baseline(folder)
+            baseline = {} if edits.changes_clusters else figures_at_start(folder)
             _keep(staged, model, record)
-            new = edited(model, edits, rows.reduced, rows.paths)
+            new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
             reached = sum(int(placement.cluster[row]) == number for row, number in wanted.items())
@@ -145,7 +146,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
 def _keep(folder: RunFolder, model: Model, record: RunRecord) -> None:
     """Keep the groups that the run has now, for :func:`undo`."""
     candidates = None if record.candidates is None else tuple(record.candidates)
-    former = Former(model.groups, model.names, model.junk, record.edits, candidates, _baseline(folder))
+    former = Former(model.groups, model.names, model.junk, record.edits, candidates, figures_at_start(folder))
     write_former(folder, former)
 
 
@@ -153,7 +154,7 @@ def _way_back(folder: RunFolder) -> str:
     return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
 
 
-def _baseline(folder: RunFolder) -> dict[str, float]:
+def figures_at_start(folder: RunFolder) -> dict[str, float]:
     """The figures of the network at the start, of which the groups at the end of the fit are the measure."""
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}

@@ -19,6 +19,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.images.files import with_files
 from deepcluster.images.named import cache_folder
 from deepcluster.model import Model
 from deepcluster.report.page import RunData, render
@@ -51,7 +52,7 @@ class Shown:
     groups: The cut.
     reduced: Their features (M x d).
     nearest: The centroid of the cut that each is nearest to (int64, M).
-    counts: How many of all images are nearest to each centroid.
+    counts: How many of the fit's images are nearest to each centroid.
     """
 
     groups: Cut
@@ -64,7 +65,8 @@ def shown_of(rows: Rows, groups: Cut, nearest: Tensor | None = None) -> Shown:
     """A collective. ``nearest``: The centroid of each of this rank's rows, where it is known."""
     partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
     nearest = assigner(groups.centroids)(rows.reduced) if nearest is None else nearest
-    counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(groups.centroids)))
+    counts = torch.bincount(nearest[: len(nearest) - rows.added], minlength=len(groups.centroids))
+    counts = partition.processes.all_reduce(counts)
     return Shown(groups, partition.to_main(rows.reduced, on_map), partition.to_main(nearest, on_map), counts)
 
 
@@ -165,8 +167,16 @@ def found_again(folder: RunFolder) -> Source | None:
     with suppress(DeepClusterError, OSError):
         if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
             return find([*folder.read_clusters().column("path")])
-        return find(location) if _is_at_hand(location) else None
+        source = find(location) if _is_at_hand(location) else None
+        added = [row["path"] for row in folder.read_added()]
+        return source and with_files(source, folder_of(location), added)
     return None
+
+
+def folder_of(location: str) -> Path | None:
+    """The folder that the paths of a run's images are relative to; None where they are relative to none."""
+    place = Path(location)
+    return place if place.is_absolute() and place.is_dir() else None
 
 
 def _is_at_hand(location: str) -> bool:

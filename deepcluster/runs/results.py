@@ -26,6 +26,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
+from deepcluster.table import Table
 
 MOST_IN_TREE = 500
 
@@ -39,6 +40,7 @@ class Rows:
     sample: What the main rank decides by.
     partition: Which rank has which rows.
     lengths: Of the whitened features of this rank's rows; no run of version 0.1 has them.
+    added: Images that came after the fit, the last rows: they have a place, and no say in what the groups are.
     """
 
     paths: Sequence[str]
@@ -48,6 +50,12 @@ class Rows:
     sample: Sample
     partition: Partition
     lengths: Tensor | None = None
+    added: int = 0
+
+    @property
+    def fitted(self) -> int:
+        """How many images the fit had."""
+        return self.partition.total - self.added
 
     @property
     def is_main(self) -> bool:
@@ -62,17 +70,27 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
     used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
-    partition = Partition.single(len(used))
+    added = _added(folder, used)
+    fitted = len(used) - added
     rows = Rows(
         paths=list(used.column("path")),
         labels=list(used.column("label")) if any(used.words("label")[0]) else None,
         skipped=[(path, "") for path in table.where("status", "skipped").column("path")],
         reduced=reduced,
-        sample=sample_of(reduced, partition, record.seed),
-        partition=partition,
+        sample=sample_of(reduced[:fitted], Partition.single(fitted), record.seed),
+        partition=Partition.single(len(used)),
         lengths=_lengths(folder, len(used)),
+        added=added,
     )
     return record, model, rows
+
+
+def _added(folder: RunFolder, used: Table) -> int:
+    added = [row["path"] for row in folder.read_added()]
+    with folder.as_disk_errors(files.ADDED):
+        if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
+            raise ValueError("its images are not the last ones of clusters.csv")
+    return len(added)
 
 
 def _lengths(folder: RunFolder, rows: int) -> Tensor | None:

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
@@ -23,10 +25,19 @@ SHOWN = 5
 
 def digests(source: Source, store: Store) -> dict[str, str]:
     """The SHA-256 of the pixels of each image that is used, by its path; the main rank gets those of all."""
-    rows = store.images.permute(0, 2, 3, 1)
-    of_rank = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
+    of_rank = pixel_digests(store.images)
     of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
     return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
+
+
+def pixel_digests(images: Tensor) -> list[str]:
+    """The SHA-256 of each image of a store."""
+    return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in images.permute(0, 2, 3, 1)]
+
+
+def feature_digests(features: Tensor) -> list[str]:
+    """The SHA-256 of each row."""
+    return [hashlib.sha256(row.tobytes()).hexdigest() for row in features.numpy()]
 
 
 def fingerprint(images: Mapping[str, str]) -> str:
@@ -49,10 +60,15 @@ def has_begun(out: Path | None) -> bool:
 
 
 def left_out(out: Path) -> list[str]:
-    """The images that a run leaves out, as they did not fit into its time limit."""
+    """The images that a fit leaves out: they did not fit into its time limit, or were added when it was done."""
     if not has_begun(out):
         return []
-    return [row["path"] for row in RunFolder(out).read_rows("skipped.csv", SKIPPED) if row["reason"] == LEFT_OUT]
+    skipped = RunFolder(out).read_rows("skipped.csv", SKIPPED)
+    return [*(row["path"] for row in skipped if row["reason"] == LEFT_OUT), *_added(RunFolder(out))]
+
+
+def _added(folder: RunFolder) -> list[str]:
+    return [row["path"] for row in folder.read_added()]
 
 
 def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
@@ -89,8 +105,9 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
         return False
     asked = n_clusters if record.n_clusters == 0 else record.n_clusters
     check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
-    then = set(folder.read_clusters().column("path"))
-    now = {*source.paths, *(path for path, _ in source.skipped)}
+    added = {*_added(folder)}
+    then = set(folder.read_clusters().column("path")) - added
+    now = {*source.paths, *(path for path, _ in source.skipped)} - added
     if then != now:
         raise _differing({"added": sorted(now - then), "removed": sorted(then - now)})
     return True

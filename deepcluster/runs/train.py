@@ -14,13 +14,13 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, rounds_of
-from deepcluster.runs.checkpointing import Checkpointer, scattered
+from deepcluster.runs.checkpointing import Checkpointer
 from deepcluster.runs.job import ImagesRead, Job
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import Schedule, TimeLimit
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
-from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
+from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.csv_rows import history_row
 from deepcluster.storage.graph_file import graph_of, graph_tensors
 from deepcluster.storage.run_folder import HISTORY, RunFolder
@@ -71,7 +71,7 @@ class Kept:
 
     def restore(self, checkpoint: Checkpoint, images: int) -> None:
         """Take over what an earlier process kept."""
-        self.history = resuming.history(self.folder, self.columns, checkpoint.state.round)
+        self.history = resuming.history(self.folder, self.columns, checkpoint.round)
         self.start = _start_of(checkpoint.parts["start"]) if "start" in checkpoint.parts else None
         self.weights = list(checkpoint.about["weights"])
         self.graphs = [graph_of(checkpoint.parts[f"graph{i}"], images) for i in range(len(self.weights))]
@@ -144,7 +144,7 @@ def train(
         clock.add(checkpoint.about["elapsed"])
         if limit:
             limit.schedule = _schedule(checkpoint.about.get("schedule", [recipe.rounds, 1.0]))
-        job.display.say("Resumed", f"in round {checkpoint.state.round + 1}, from {checkpoints.folder}")
+        job.display.say("Resumed", f"in round {checkpoint.round + 1}, from {checkpoints.folder}")
     if processes.is_main:
         kept.write_history()
     state = _restored(network, checkpoint, recipe, store.partition)
@@ -238,4 +238,4 @@ def _restored(network: Network, checkpoint: Checkpoint | None, recipe: Recipe, p
         return None
     tensors = processes.broadcast_tensors(lambda: checkpoint.network if checkpoint else {})
     network.restore(tensors, recipe.temperature or None)
-    return scattered(checkpoint.state if checkpoint else None, partition)
+    return restored(checkpoint, partition)

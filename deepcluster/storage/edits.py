@@ -18,7 +18,9 @@ from deepcluster.storage.edits_file import Edits
 MOST_NEW = 1000  # clusters made by moves at a time
 
 
-def edited(model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = ()) -> Model:
+def edited(
+    model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = (), fitted: int | None = None
+) -> Model:
     """The model with these edits; the outlier distances of changed clusters are still to be computed.
 
     Clusters keep their numbers: of merged ones all but the first have no images from then on.
@@ -28,6 +30,7 @@ def edited(model: Model, edits: Edits, reduced: Tensor | None = None, paths: Seq
         edits: The edits.
         reduced: N x d features of the run's images, for splits and moves.
         paths: The paths of these images.
+        fitted: How many of them the groups were made of, the first ones: they say what the parts are (None: all).
 
     Raises:
         UsageError: where there is no cluster or image of a name, one is merged or moved twice, or a cluster has no such
@@ -35,7 +38,7 @@ def edited(model: Model, edits: Edits, reduced: Tensor | None = None, paths: Seq
     """
     groups = model.groups
     if edits.split and reduced is not None:
-        groups = _split_up(groups, edits.split, reduced)
+        groups = _split_up(groups, edits.split, reduced[:fitted])
     moves = moved_rows(edits, paths)
     present = set(groups.groups.tolist())
     merged = [number for clusters in edits.merge for number in clusters]

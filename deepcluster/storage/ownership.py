@@ -20,15 +20,15 @@ LOCK = ".lock"
 OLD_CHARTS = ("curves.png", "sizes.png")  # version 0.1 drew the report's charts into them
 PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
 # images.u8: the pixels that a killed run of version 0.1 left.
-TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "metrics.json"}
+TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
 ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "former.safetensors", "images.u8"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp", *OLD_CHARTS}
 MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
 CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}
 EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
-NAMES = frozenset({RUN, "recipe.toml"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
+NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
 FOLDERS = ("model", "checkpoints")
-_CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}\.(json|safetensors)|graph\d{1,6}\.safetensors)")
+_CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}(\.json|(-\d{1,6})?\.safetensors)|graph\d{1,6}\.safetensors)")
 # A sheet of filters is called after its layer, so it says itself whose it is: in the text at its beginning.
 SHEET_MARK = "deepcluster filters"
 _SCRATCH = re.compile(r"\.deepcluster-[0-9a-f]{16}")

@@ -43,6 +43,8 @@ CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "ma
 SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
+ADDED = "added.csv"  # the images that came after the fit
+ADDED_COLUMNS = ("path", "sha256", "added")
 HISTORY = (
     "round",
     "loss",
@@ -172,6 +174,10 @@ class RunFolder:
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
                 )
         return rows
+
+    def read_added(self) -> list[dict[str, str]]:
+        """The images that came after the fit, the last ones that were used; none where it has no such file."""
+        return self.read_rows(ADDED, ADDED_COLUMNS) if self.has(ADDED) else []
 
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text))
@@ -356,6 +362,14 @@ def shared_lock(path: Path, processes: "Processes", *, make: bool = False) -> It
     path.mkdir(parents=True, exist_ok=True)  # on another machine than the main rank's it may be missing
     with scratch(path) as place:
         yield RunFolder(path, read_only=True, scratch=place)
+
+
+def check_shared(folder: RunFolder, processes: Processes) -> None:
+    """DiskError where a rank does not see the folder that the main rank has, and so its files. A collective."""
+    assert folder.scratch is not None
+    name = processes.broadcast_json(lambda: str(folder.scratch and folder.scratch.name))
+    if processes.any(not (folder.path / name).is_dir()):
+        raise DiskError(f"the processes do not see one folder at {folder.path}: give an -o that all of them share")
 
 
 def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:

@@ -1,0 +1,317 @@
+"""More images for a run that has ended: placed by its model in its clusters, and nothing is trained."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from deepcluster.clustering.nearest import nearest
+from deepcluster.errors import UsageError
+from deepcluster.groups.map2d import between
+from deepcluster.images import Images, Source, find
+from deepcluster.images.duplicates import near_duplicates
+from deepcluster.images.given_features import GivenFeatures, read_features
+from deepcluster.images.source import nothing_readable, numbered
+from deepcluster.images.store import MEMORY_BUDGET, gather, read_once
+from deepcluster.model import Model
+from deepcluster.report.sprite import extended, on_sheet
+from deepcluster.runs.own_features import pictures_of
+from deepcluster.runs.recut import figures_at_start
+from deepcluster.runs.report import folder_of, found_again, rewrite_report
+from deepcluster.runs.results import Rows, read_run, write_features, write_groups
+from deepcluster.runs.resume import COLUMNS, IMAGES_READ, feature_digests, pixel_digests
+from deepcluster.runtime.devices import CPU
+from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.partition import Partition
+from deepcluster.storage import report_files as drawn
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_record import RunRecord
+
+# A new fit is due where the share of outliers among the images added since the fit, at least FEW, is above twice that
+# among the images of the fit, plus MORE; or where more were added than the fit had.
+FEW, MORE = 20, 0.05
+LIKELY = 0.8  # cosine of the features from which an image of the run is looked at, as it may be nearly the same
+MOST_ALIKE = 2  # images of the run that each new one is compared with
+
+Failures = Sequence[tuple[str, str]]  # (path, reason)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What :func:`update` did.
+
+    Attributes:
+        added: Images that are in the run now.
+        known: Images that it had already, by path or pixels.
+        skipped: Files that cannot be used.
+        outliers: Added images that fit nowhere.
+        due: Why a new fit is due; empty where it is not.
+    """
+
+    added: int
+    known: int
+    skipped: int
+    outliers: int = 0
+    due: str = ""
+
+
+@dataclass(frozen=True)
+class _New:
+    """Images that the run does not have: what they are called, their features, pixels (None: there are no files) and
+    digests."""
+
+    paths: Sequence[str]
+    reduced: Tensor
+    lengths: Tensor
+    images: Tensor | None
+    digests: Sequence[str]
+
+
+def update(
+    run: Path,
+    images: Images | GivenFeatures,
+    display: Display | None = None,
+    *,
+    device: torch.device = CPU,
+    stdin: TextIO | None = None,
+) -> Update:
+    """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
+
+    Args:
+        run: The run folder.
+        images: What to add, as for ``find``; features for a run of features.
+        display: Shows what was done.
+        device: Where the network computes.
+        stdin: Where the paths come from if ``images`` is "-".
+
+    Raises:
+        UsageError: The run is not finished.
+        DataError: None of the images can be used.
+    """
+    files.open_run(run)
+    display = display or Silent()
+    with files.locked(run) as folder:
+        record, model, rows = read_run(folder)
+        if record.status not in (None, "done"):
+            raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
+        if model.of_features:
+            given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
+            source, features = given.source, given.features
+        else:
+            source, features = find(images, stdin=stdin), None  # type: ignore[arg-type]
+        source = _called_as(source, record.location, len(rows.paths) + len(rows.skipped))
+        present = {*rows.paths}
+        first = {path: i for i, path in reversed([*enumerate(source.paths)])}
+        fresh = sorted(i for path, i in first.items() if path not in present)
+        if features is not None:
+            new, failed = _of_features(model, source.rows(fresh), features[fresh], _digests(folder))
+        else:
+            model.network.to(device)
+            new, failed = _of_images(model, source.rows(fresh), _digests(folder), folder, display)
+        skipped = (*source.skipped, *failed)
+        known = len(source.paths) - len(failed) - len(new.paths)
+        if not (known or new.paths):
+            raise nothing_readable(source.location, len(source.paths), failed)
+        done = Update(len(new.paths), known, len(skipped))
+        display.say(
+            "Images",
+            f"{done.added:,} added, {done.known:,} in the run already, {done.skipped:,} skipped (skipped.csv)",
+        )
+        if new.paths:
+            with folder.next_state() as staged:
+                _write(staged, record, model, rows, new, skipped)
+                done = _judged(done, staged)
+            text = f"{done.outliers:,} of them fit nowhere (is_outlier in clusters.csv)"
+            display.say("Placed", f"{text}; a new fit is {f'due: {done.due}' if done.due else 'not due'}")
+    return done
+
+
+def _called_as(source: Source, location: str, count: int) -> Source:
+    """The source with its images called as in a run on ``location``, which has ``count`` rows so far: relative to the
+    folder of the run's images where that is near, and absolute elsewhere. Images without a name get the next numbers.
+    """
+    if source.file is None and source.paths == numbered(len(source.paths)):
+        return replace(source, paths=tuple(str(count + i) for i in range(len(source.paths))))
+    if source.file is None or source.location == location:
+        return source
+    base, here = folder_of(location), Path(source.location)
+    return replace(
+        source,
+        paths=tuple(_called(source.file(i), base) for i in range(len(source.paths))),
+        skipped=tuple((_called(here / path, base), reason) for path, reason in source.skipped),
+    )
+
+
+def _called(file: Path, base: Path | None) -> str:
+    if base is None or file.anchor != base.anchor:
+        return file.as_posix()
+    near = Path(os.path.relpath(file, base))
+    if near.parts[0] != "..":
+        return near.as_posix()
+    # Not where that would name all folders, or lead elsewhere as the folder is a link.
+    shared = len(Path(os.path.commonpath([file, base])).parts) > 1 and os.path.realpath(base) == str(base)
+    return near.as_posix() if shared else file.as_posix()
+
+
+def _digests(folder: RunFolder) -> set[str]:
+    """Of the images in the run, as far as it has them."""
+    fitted = folder.read_rows(IMAGES_READ, COLUMNS) if folder.has(IMAGES_READ) else []
+    return {row["sha256"] for row in [*fitted, *folder.read_added()]}
+
+
+def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
+    """The numbers of those that are not known, and of equal ones the first."""
+    return [i for digest, i in {each: i for i, each in reversed([*enumerate(digests)])}.items() if digest not in known]
+
+
+def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> tuple[_New, Failures]:
+    digests = feature_digests(features)
+    kept = sorted(_unknown(digests, known))
+    reduced, lengths = model.measure_features(features[kept])
+    source = source.rows(kept)
+    return _New(source.paths, reduced, lengths, pictures_of(source), [digests[i] for i in kept]), ()
+
+
+def _of_images(
+    model: Model, source: Source, known: set[str], folder: RunFolder, display: Display
+) -> tuple[_New, Failures]:
+    """The new images, and (path, reason) of those that cannot be used."""
+    model.check_room()
+    store = read_once(
+        source,
+        model.store_size,
+        folder=folder.scratch,
+        none_is_fine=True,
+        progress=partial(display.progress, "reading"),
+    )
+    digests = pixel_digests(store.images)
+    kept = sorted(_unknown(digests, known))
+    images = store.images
+    if len(kept) < len(images):
+        images = gather(images, torch.tensor(kept, dtype=torch.int64))
+    reduced, lengths = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
+    if kept:
+        reduced, lengths = model.measure(images, partial(display.progress, "features"))
+    paths = [source.paths[store.kept[i]] for i in kept]
+    return _New(paths, reduced, lengths, images, [digests[i] for i in kept]), store.skipped
+
+
+def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: _New, skipped: Failures) -> None:
+    """The next state of the run, with the new images behind the others."""
+    source = found_again(folder)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    added: list[Mapping[str, Any]] = [*folder.read_added()]
+    added += [
+        {"path": path, "sha256": digest, "added": now} for path, digest in zip(new.paths, new.digests, strict=True)
+    ]
+    total = len(rows.paths) + len(new.paths)
+    every = Rows(
+        paths=[*rows.paths, *new.paths],
+        labels=None if rows.labels is None else [*rows.labels, *[""] * len(new.paths)],
+        skipped=_skipped(folder, new, skipped),
+        reduced=torch.cat([rows.reduced, new.reduced]),
+        sample=rows.sample,
+        partition=Partition.single(total),
+        lengths=None if rows.lengths is None else torch.cat([rows.lengths, new.lengths]),
+        added=len(added),
+    )
+    if folder.has("duplicates.csv") and new.images is not None:
+        alike = _alike(folder, rows, new, new.images, source)
+        folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
+    if sheet := drawn.read_sheet(folder):
+        pictures = new.images if new.images is not None else torch.full((len(new.paths), 3, 16, 16), 128).byte()
+        with folder.as_disk_errors(drawn.SHEET):
+            folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures))
+    shown = on_sheet(len(rows.paths))
+    if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
+        drawn.write_map(folder, _extended(torch.from_numpy(places), torch.tensor(shown), every.reduced).numpy())
+    folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
+    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
+    write_features(folder, every)
+    written = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
+    written = write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
+    folder.write_record(replace(written, cut=record.cut))  # edits of the clusters before are edits of these
+    if folder.has("report.html"):
+        rewrite_report(folder, source, (model, every))
+
+
+def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
+    """The map with more images: those that were ``shown`` stay at their ``places``, others come between them."""
+    rows = torch.tensor(on_sheet(len(reduced)))
+    before = torch.full((len(reduced),), -1)
+    before[shown] = torch.arange(len(shown))
+    index = before[rows]
+    extended = places[index.clamp_min(0)]
+    others = index < 0
+    if others.any():
+        extended[others] = between(reduced[rows[others]], reduced[shown], places)
+    return extended
+
+
+def _skipped(folder: RunFolder, new: _New, skipped: Failures) -> Failures:
+    """(path, reason) of all files that are not used; one that was skipped may have been added now."""
+    before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
+    added = {*new.paths}
+    every = {path: reason for path, reason in (before | dict(skipped)).items() if path not in added}
+    return sorted(every.items(), key=lambda pair: os.fsencode(pair[0]))
+
+
+def _alike(
+    folder: RunFolder, rows: Rows, new: _New, images: Tensor, source: Source | None
+) -> Sequence[Mapping[str, Any]]:
+    """The rows of duplicates.csv. Of the run's images those are looked at again that a new one may be a copy of."""
+    table: list[Mapping[str, Any]] = [*folder.read_rows("duplicates.csv", files.DUPLICATES)]
+    group_of = {row["path"]: int(row["group"]) for row in table}
+    firsts = {int(row["group"]): row["path"] for row in reversed(table)}
+    cosines, near = nearest(new.reduced, MOST_ALIKE, rows.reduced)
+    likely = {rows.paths[i] for i in near[cosines > LIKELY].tolist()}
+    likely |= {firsts[group_of[path]] for path in likely & group_of.keys()}
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+    room = max(0, MEMORY_BUDGET // (images[0].numel()) - len(images))
+    again = [index[path] for path in rows.paths if path in likely and path in index][:room]
+    paths = list(new.paths)
+    if source and again:
+        store = read_once(source.rows(again), images.shape[2], none_is_fine=True)
+        paths = [*(source.paths[again[i]] for i in store.kept), *paths]
+        images = torch.cat([store.images, images])
+    before = len(paths) - len(new.paths)
+    for members in near_duplicates(images):
+        if members[-1][0] < before:  # all of the run, which has them already
+            continue
+        groups = [group_of[paths[row]] for row, _ in members if paths[row] in group_of]
+        number = groups[0] if groups else max(group_of.values(), default=-1) + 1
+        for row, distance in members:
+            if paths[row] not in group_of:
+                group_of[paths[row]] = number
+                table.append({"group": number, "path": paths[row], "distance": f"{distance:.4f}"})
+    return sorted(table, key=lambda row: int(row["group"]))
+
+
+def _judged(done: Update, folder: RunFolder) -> Update:
+    """With the outliers, and whether a new fit is due, by the tables as they are now."""
+    outlier = [row["is_outlier"] == "1" for row in folder.read_clusters() if row["status"] == "ok"]
+    fitted = len(outlier) - len(folder.read_added())
+    due = new_fit_due(sum(outlier[:fitted]), fitted, sum(outlier[fitted:]), len(outlier) - fitted)
+    return replace(done, outliers=sum(outlier[len(outlier) - done.added :]), due=due)
+
+
+def new_fit_due(outliers: int, fitted: int, outliers_added: int, added: int) -> str:
+    """Why a new fit is due; empty where it is not.
+
+    Args:
+        outliers: Among the images of the fit.
+        fitted: Images of the fit.
+        outliers_added: Among those that came after it.
+        added: Images that came after it.
+    """
+    usual, share = outliers / max(1, fitted), outliers_added / max(1, added)
+    if added >= FEW and share > 2 * usual + MORE:
+        return f"{share:.0%} of the images that came after the fit fit nowhere, and {usual:.1%} of its own"
+    return f"{added:,} images came after the fit, which had {fitted:,}" if added > fitted else ""

@@ -1,0 +1,253 @@
+"""More images for a finished run: placed where `predict` puts them, and nothing else changes."""
+
+import json
+import shutil
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepcluster.cli import run_command
+from deepcluster.errors import DataError, UsageError
+from deepcluster.report.sprite import columns, extended, sprite_sheet, tiny_pictures
+from deepcluster.runs.job import Request
+from deepcluster.runs.own_features import fit_features
+from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.report import found_again
+from deepcluster.runs.update import FEW, Update, new_fit_due, update
+from deepcluster.storage.edits import Edits
+from deepcluster.storage.run_folder import open_run
+from tests.drawings import drawings, save_drawings
+from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
+from tests.predicting import predicted
+
+FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
+
+
+@pytest.fixture
+def run(fitted, tmp_path: Path) -> Path:
+    """A copy of a run with five clusters; its images are elsewhere."""
+    return Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    return save_drawings(tmp_path / "more", 4, seed=11)
+
+
+def used(run: Path) -> list[dict[str, str]]:
+    return [row for row in rows(run / "clusters.csv") if row["status"] == "ok"]
+
+
+def features(run: Path) -> np.ndarray:
+    return np.load(run / "features.npy")
+
+
+def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
+    before, old, model = used(run), features(run), contents(run / "model")
+    predictions = predicted(run, str(more))
+    assert update(run, str(more)) == Update(added=12, known=0, skipped=0)
+    after, new = used(run), used(run)[len(before) :]
+    assert after[: len(before)] == before
+    assert [int(row["cluster"]) for row in new] == predictions.model.place(predictions.reduced).cluster.tolist()
+    assert [Path(row["path"]).name for row in new] == [Path(path).name for path in predictions.paths]
+    assert np.array_equal(features(run), np.concatenate([old, predictions.reduced.numpy()]))
+    assert len(np.load(run / "lengths.npy")) == len(np.load(run / "map.npy")) == len(after)
+    assert contents(run / "model") == model
+    sizes = {row["cluster"]: int(row["size"]) for row in rows(run / "cluster_summary.csv")}
+    assert sizes == Counter(row["cluster"] for row in after)
+    assert record(run)["images_count"] == len(after) and record(run)["skipped_count"] == 0
+    assert state_of(run) is not None
+    assert [row["path"] for row in rows(run / "added.csv")] == [row["path"] for row in new]
+    assert "/more/0/" in (run / "report.html").read_text()
+
+
+def test_predict_gives_the_numbers_of_the_table(run, more):
+    update(run, str(more))
+    found = predicted(run, str(more))
+    placed = found.model.place(found.reduced)
+    new = rows(run / "added.csv")
+    table = {row["path"]: row for row in used(run)}
+    assert [table[row["path"]]["cluster"] for row in new] == [str(each) for each in placed.cluster.tolist()]
+    assert [table[row["path"]]["distance"] for row in new] == [f"{each:.6f}" for each in placed.distance.tolist()]
+
+
+def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, monkeypatch):
+    for i, file in enumerate(sorted(photos.rglob("*.png"))[:3]):
+        shutil.copy(file, more / f"copy{i}.png")  # the same content under another name
+    (more / "twice.png").write_bytes((more / "0" / "00.png").read_bytes())
+    assert update(run, str(more)) == Update(added=12, known=4, skipped=0)
+    before = contents(run)
+    assert update(run, str(more)) == Update(added=0, known=16, skipped=0)
+    assert contents(run) == before
+
+    def no_reading(*_: object) -> None:
+        raise AssertionError("an image was read that the run has by its path")
+
+    monkeypatch.setattr("deepcluster.images.files.decode", no_reading)
+    assert update(run, str(photos)).known == 48
+
+
+def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    run = tmp_path / "run"
+    assert run_command(["fit", str(images), "-o", str(run), *small_fit()]) == 0
+    shutil.copytree(more / "1", images / "new")
+    assert update(run, str(images)) == Update(added=4, known=48, skipped=0)
+    assert {row["path"] for row in rows(run / "added.csv")} == {f"new/{i:02}.png" for i in range(4, 8)}
+    assert update(run, str(more)).added == 8
+    assert [row["path"] for row in rows(run / "added.csv")][-1] == "../more/2/11.png"
+    assert state_of(run) is not None
+    # The fit is still the one that it was.
+    before = contents(run)
+    assert run_command(["fit", str(images), "-o", str(run), *small_fit(), "--resume"]) == 0
+    assert contents(run) == before
+
+
+def test_what_cannot_be_used_is_named_and_may_be_added_later(run, more):
+    (more / "broken.png").write_bytes(b"broken")
+    assert update(run, str(more)) == Update(added=12, known=0, skipped=1)
+    (skipped,) = rows(run / "skipped.csv")
+    assert skipped["path"].endswith("more/broken.png") and skipped["reason"]
+    assert rows(run / "clusters.csv")[-1]["status"] == "skipped" and record(run)["skipped_count"] == 1
+    Image.fromarray(drawings(1, seed=5)[0][0].permute(1, 2, 0).numpy()).save(more / "broken.png")
+    assert update(run, str(more)) == Update(added=1, known=12, skipped=0)
+    assert rows(run / "skipped.csv") == [] and len(used(run)) == 48 + 13
+    with pytest.raises(DataError, match="no readable image"):
+        update(run, [str(more / "nowhere.png")])
+
+
+def test_edits_stay_and_can_be_made_before_and_after(run, more):
+    table = used(run)
+    apply(run, Edits("", {1: "one"}, ((0, 2),), (3,), (), ((table[5]["path"], 4),)))
+    cut, former = record(run)["cut"], contents(run)["former.safetensors"]
+    update(run, str(more))
+    assert record(run)["cut"] == cut and contents(run)["former.safetensors"] == former
+    assert used(run)[5]["cluster"] == "4" and not any(row["cluster"] == "2" for row in used(run))
+    assert all(row["name"] == "one" for row in used(run) if row["cluster"] == "1")
+    assert [row["junk"] for row in rows(run / "cluster_summary.csv") if row["cluster"] == "3"] == ["1"]
+    # Edits of the page before are edits of this one, and an added image can be moved.
+    apply(run, Edits(cut, {4: "four"}, (), None, (), ((len(used(run)) - 1, 1),)))
+    assert used(run)[-1]["cluster"] == "1"
+    undo(run)
+    assert all(row["name"] != "four" for row in used(run)) and len(used(run)) == 60
+    assert state_of(run) is not None
+
+
+def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    recut(alone, 3)
+    update(run, str(more))
+    recut(run, 3)
+    assert used(run)[:48] == used(alone)
+    found = predicted(run, str(more))
+    assert [int(row["cluster"]) for row in used(run)[48:]] == found.model.place(found.reduced).cluster.tolist()
+    assert torch.equal(found.model.outlier_distance, predicted(alone, str(more)).model.outlier_distance)
+
+
+def test_the_images_are_found_again(run, photos, more, tmp_path):
+    update(run, str(more))
+    source = found_again(open_run(run))
+    assert source is not None and len(source.paths) == 60
+    assert source.file is not None and source.file(59) == more / "2" / "11.png"
+    assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+
+
+def test_nearly_equal_images_come_into_the_groups_of_the_run(run, photos, more):
+    of_run = used(run)[7]["path"]
+    image = Image.open(photos / of_run)
+    image.save(more / "saved_again.jpg", quality=90)
+    Image.open(more / "0" / "00.png").save(more / "of_new.jpg", quality=90)
+    before = rows(run / "duplicates.csv")
+    update(run, str(more))
+    table = rows(run / "duplicates.csv")
+    groups: dict[str, set[str]] = {}
+    for row in table:
+        groups.setdefault(row["group"], set()).add(Path(row["path"]).name)
+    assert {"07.png", "saved_again.jpg"} in groups.values() and {"00.png", "of_new.jpg"} in groups.values()
+    assert [row for row in table if row in before] == before
+
+
+WINDOWS = {
+    "reading": ("deepcluster.runs.update:read_once", 1),
+    "the features": ("deepcluster.storage.run_folder:RunFolder._write", 5),
+    "the tables": ("deepcluster.runs.update:write_groups", 1),
+    "before it is current": ("deepcluster.storage.generation:Stage.commit", 1),
+    "when it is": ("deepcluster.storage.generation:finish", 2),
+    "half moved": ("deepcluster.storage.generation:sync_folder", 6),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_killed_at_any_moment_there_is_the_old_state_or_the_new_one(command, run, more, window):
+    code, _ = command("update", run, more, trap=("SIGKILL", *WINDOWS[window]))
+    assert code == -9
+    open_run(run)
+    assert len(used(run)) == (60 if window in ("when it is", "half moved") else 48)
+    assert state_of(run) is not None
+    assert command("update", run, more)[0] == 0
+    assert len(used(run)) == 60 and state_of(run) is not None
+    assert not list(run.glob(".deepcluster*"))
+
+
+def test_a_run_that_is_not_finished_is_refused(run, more):
+    change_record(run, status="stopped")
+    before = contents(run)
+    with pytest.raises(UsageError, match=r"is not finished \(its status is stopped\): go on with its fit and --resume"):
+        update(run, str(more))
+    assert contents(run) == before
+
+
+@pytest.fixture
+def of_features(tmp_path) -> tuple[Path, np.ndarray]:
+    """A run of features, and these."""
+    chance = np.random.default_rng(0)
+    middles = chance.normal(size=(3, 8)) * 4
+    given = (middles[np.arange(90) % 3] + chance.normal(size=(90, 8))).astype(np.float32)
+    np.save(tmp_path / "given.npy", given)
+    return fit_features(tmp_path / "given.npy", Request(out=tmp_path / "run", n_clusters=3)).path, given
+
+
+def test_rows_of_features(of_features, tmp_path):
+    run, given = of_features
+    np.save(tmp_path / "more.npy", given[:6] + np.float32(0.01))
+    assert update(run, str(tmp_path / "more.npy")) == Update(added=6, known=0, skipped=0)
+    assert [row["path"] for row in used(run)[88:92]] == ["88", "89", "90", "91"]
+    assert [row["cluster"] for row in used(run)[90:]] == [row["cluster"] for row in used(run)[:6]]
+    assert update(run, str(tmp_path / "more.npy")).added == 0
+    assert state_of(run) is not None
+
+
+def test_when_a_new_fit_is_due():
+    assert new_fit_due(10, 1000, FEW - 1, FEW - 1) == ""
+    assert new_fit_due(10, 1000, 7, 100) == ""  # 7 %, twice 1 % and 5 more
+    assert new_fit_due(10, 1000, 8, 100).startswith("8% of the images that came after the fit")
+    assert new_fit_due(100, 1000, 24, 100) == ""
+    assert new_fit_due(10, 1000, 0, 1001) == "1,001 images came after the fit, which had 1,000"
+
+
+def test_other_images_make_a_new_fit_due(of_features, tmp_path, capsys):
+    run, given = of_features
+    np.save(tmp_path / "far.npy", 20 * given[:30])
+    assert run_command(["update", str(run), str(tmp_path / "far.npy"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["added"] == said["outliers"] == 30
+    assert said["due"].startswith("100% of the images that came after the fit fit nowhere")
+
+
+def test_a_longer_sheet_has_the_pictures_of_both():
+    images = drawings(7, size=32)[0]  # 21
+    sheet = extended(sprite_sheet(tiny_pictures(images[:15], 0, 15)), 15, images[15:])
+    whole = sprite_sheet(tiny_pictures(images, 0, 21))
+    found, wanted = (np.asarray(open_sheet(each)).astype(float) for each in (sheet, whole))
+    assert found.shape == wanted.shape and columns(21) * 32 == found.shape[1]
+    assert np.abs(found - wanted).mean() < 6
+
+
+def open_sheet(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data)).convert("RGB")
