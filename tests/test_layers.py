@@ -12,13 +12,14 @@ from tests.tiny import RECORD
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A room may import itself and the rooms of lower levels.
 LEVELS = (
-    {"errors", "seeding", "records", "table"},
+    {"errors", "seeding", "records"},
     {"runtime"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
     {"algorithm", "recipe", "model"},
     {"evaluation"},
-    {"storage", "report", "presets"},
+    {"storage", "presets"},
+    {"report"},
     {"research"},
     {"runs"},
     {"export"},

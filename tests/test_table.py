@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepcluster import table as tables
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 CELLS = ["", "a", "ü\ud83d\ude00", "\udcff.png", "a\nb", "-1.5", "a"]
 

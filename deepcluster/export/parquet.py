@@ -17,7 +17,7 @@ from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.destination import check_no_file, write_file
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 NEIGHBOURS = 10  # of each image
 MOST_WITH_NEIGHBOURS = 200_000  # images: each is compared with each

@@ -12,7 +12,7 @@ import numpy as np
 
 from deepcluster.groups.quality_by_k import Level
 from deepcluster.report.text import MINUS, Row, figure, number, percent
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 WIDTH, HEIGHT = 264.0, 120.0  # of the plots of the training
 QUALITY_WIDTH, QUALITY_HEIGHT = 400.0, 110.0

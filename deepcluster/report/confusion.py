@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from deepcluster.report.text import Row
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 MAX_ROWS = 30  # labels, and clusters
 

@@ -58,7 +58,7 @@ from deepcluster.report.text import (
     three,
 )
 from deepcluster.report.thumbnails import sheet_uris
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded

@@ -7,7 +7,7 @@ import numpy as np
 
 from deepcluster.report.sprite import tile
 from deepcluster.report.text import Row, figure, number
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 MAX_SKIPPED = 200
 MAX_OUTLIERS = 100

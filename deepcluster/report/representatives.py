@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from deepcluster.report.text import Row, number
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
 

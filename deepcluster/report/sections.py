@@ -11,7 +11,7 @@ from deepcluster.errors import DiskError
 from deepcluster.report.representatives import Kind, representatives
 from deepcluster.report.text import Row, figure, number, percent, short
 from deepcluster.report.thumbnails import data_uri, fair_share
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 Picture = Callable[[str], Image.Image | None]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from deepcluster.groups.confidence import CLEAR, MIXED
 from deepcluster.report.text import Row, count, figure, number, percent
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 
 def grade(run: Mapping[str, Any]) -> str:

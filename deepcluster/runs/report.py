@@ -32,7 +32,7 @@ from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 ALIKE, ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
 

@@ -26,7 +26,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 MOST_IN_TREE = 500
 

@@ -31,7 +31,7 @@ from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
-from deepcluster.table import Table
+from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -364,7 +364,7 @@ def shared_lock(path: Path, processes: "Processes", *, make: bool = False) -> It
         yield RunFolder(path, read_only=True, scratch=place)
 
 
-def check_shared(folder: RunFolder, processes: Processes) -> None:
+def check_shared(folder: RunFolder, processes: "Processes") -> None:
     """DiskError where a rank does not see the folder that the main rank has, and so its files. A collective."""
     assert folder.scratch is not None
     name = processes.broadcast_json(lambda: str(folder.scratch and folder.scratch.name))
