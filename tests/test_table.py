@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from deepcluster import table as tables
+from deepcluster.storage import table as tables
 from deepcluster.storage.table import Table
 
 CELLS = ["", "a", "ü\ud83d\ude00", "\udcff.png", "a\nb", "-1.5", "a"]
