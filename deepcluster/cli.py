@@ -16,7 +16,7 @@ import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from deepcluster.model import Model
     from deepcluster.runs.job import Request
     from deepcluster.runs.predict import Prediction
-    from deepcluster.runs.weights import Start
     from deepcluster.runtime.processes import Processes
     from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
@@ -275,7 +274,11 @@ def fit(
 
     with _session(images, found, quiet, to_stderr=as_json) as (processes, terminal, source):
         if dry_run:
-            _show_plan(source, request(), terminal)
+            from deepcluster.runs.dry_run import dry_run as show_plan
+
+            chosen = show_plan(source, request(), terminal)
+            if verbose:
+                print("\n" + to_toml(chosen), end="")
             return
         from deepcluster.runs import fit as runs
         from deepcluster.runs.own_features import fit_features
@@ -711,48 +714,6 @@ def _print_options() -> None:
             group = option.group
         default = json.dumps(round(option.default, 4) if isinstance(option.default, float) else option.default)
         print(f"  {name:20} {default:11} {option.values}\n      {option.help}")
-
-
-def _show_plan(source: "Source | str", request: "Request", terminal: Terminal) -> None:
-    """What a fit would do, and how long it would take."""
-    from deepcluster.images import find
-    from deepcluster.images.preview import preview
-    from deepcluster.runs.build import network_of
-    from deepcluster.runs.forecast import forecast
-    from deepcluster.runs.job import facts_of, plan
-    from deepcluster.runs.resources import memory
-    from deepcluster.runs.weights import choose
-    from deepcluster.runtime.devices import choose_device
-
-    source = find(source)
-    seen = preview(source)
-    start = choose(request, facts_of(source, seen, request))
-    if not start.here:
-        terminal.say("Weights", _missing(start))
-    request = replace(request, published=start.name if start.here or start.wanted else "")
-    chosen = plan(source, seen, request)
-    recipe, device = chosen.recipe, choose_device(request.device)
-    if "timm" in recipe.weights.split("+"):  # time and memory do not depend on them, and nothing is fetched here
-        recipe = replace(recipe, weights="")
-    network = network_of(recipe, request.seed, choose_device("cpu"))
-    needed = memory(network, recipe, len(source.paths), decoding=seen.decoding, device=device)
-    for heading, text in forecast(chosen, request.n_clusters, source, network.to(device), needed, device):
-        terminal.say(heading, text)
-    if request.verbose:
-        terminal.say("Memory", needed.text)
-        for line in chosen.by_reason():
-            terminal.say("Plan", line)
-        print("\n" + to_toml(chosen.recipe), end="")
-
-
-def _missing(start: "Start") -> str:
-    """What a fit would do about a published network that is not on this machine."""
-    network = PUBLISHED[start.name]
-    what = f"{start.name} is not on this machine ({network.description}); deepcluster fetch {start.name} fetches it."
-    if start.agreed:
-        return f"{what} So does a fit"
-    otherwise = "ends with an error" if start.wanted else "trains from nothing, as planned here"
-    return f"{what} A fit asks on a terminal whether it may, and elsewhere it {otherwise}"
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Plan:
         recipe = self.recipe
         published = next((one for one in PUBLISHED.values() if one.backbone == recipe.backbone), None)
         network = f"{published.name} ({published.title}, {published.trained_on})" if published else recipe.backbone
-        start, work = ("pretrained", "adapted") if recipe.weights else ("random weights", "trained")
+        start, work = ("pretrained weights", "adapted") if recipe.weights else ("random weights", "trained")
         rounds = f"{work} in at most {_plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else _plural(n_clusters, "cluster")
         whys = [reason.partition(": ")[2] for reason in self.reasons if _option(reason) == "backbone"]

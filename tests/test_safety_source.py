@@ -37,6 +37,7 @@ STARTS = ("os.exec", "os.spawn", "os.posix_spawn", "os.fork", "torch.hub.", "tor
 SAFE_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
 
 ALLOWED = {
+    ("cli.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
     (
         "runtime/devices.py",

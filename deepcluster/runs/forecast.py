@@ -35,7 +35,8 @@ def forecast(
         timed: Also how long it takes, by a pass over a few of the images.
     """
     yield "Plan", plan.in_short(n_clusters)
-    memory = f"{needed.total / 1e9:.1f} GB of memory on {device}"
+    on_gpu = f", {needed.on_gpu / 1e9:.1f} GB on {device}" if needed.on_gpu else f" on {device}"
+    memory = f"{needed.total / 1e9:.1f} GB of memory{on_gpu}"
     if not timed:
         yield "Memory", memory
         return

@@ -89,7 +89,7 @@ class Job:
     @property
     def shows(self) -> bool:
         """Whether somebody sees what this rank displays."""
-        return not isinstance(self.display, Silent)
+        return not isinstance(self.display, Silent) and not getattr(self.display, "quiet", False)
 
     def truth(self, store: Store) -> list[str] | None:
         """The true labels in the order of the store's rows; None where no usable image has one."""
