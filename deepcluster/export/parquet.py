@@ -40,11 +40,8 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     check_no_file(out)
 
-    def read(folder: RunFolder) -> tuple[list[dict[str, str]], Any, Any]:
+    def read(folder: RunFolder) -> tuple[list[dict[str, str]], Any, Any, Any]:
         rows = folder.read_clusters()
-        confidence = {row["cluster"]: row.get("confidence", "") for row in folder.read_rows("cluster_summary.csv")}
-        for row in rows:
-            row["confidence"] = confidence.get(row["cluster"], "")
         dims = models.load_of_run(folder).reduction.projection.shape[1]
         used = np.array([row["status"] == "ok" for row in rows], bool)
         features = np.full((len(rows), dims), np.nan, np.float32)
@@ -53,9 +50,10 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         drawn_then = drawn.read_map(folder, int(used.sum()))
         seed = derive(folder.read_record().seed, "map")
         places[used] = layout(torch.from_numpy(features[used]), seed) if drawn_then is None else drawn_then
-        return rows, features, places
+        summary = folder.read_rows("cluster_summary.csv")
+        return rows, features, places, {row["cluster"]: row.get("confidence") or None for row in summary}
 
-    rows, features, places = files.read_state(run, read)
+    rows, features, places, confidence = files.read_state(run, read)
     used = ~np.isnan(features[:, 0])
     dims = features.shape[1]
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
@@ -74,7 +72,8 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         )
 
     with files.open_run(run).as_disk_errors():
-        columns = {name: column(name) for name in (*files.CLUSTERS, "confidence")}
+        columns = {name: column(name) for name in files.CLUSTERS}
+    columns["confidence"] = pa.array([confidence.get(row["cluster"]) for row in rows], pa.string())
     for name, axis in (("map_x", 0), ("map_y", 1)):
         columns[name] = pa.array(places[:, axis], mask=~used)
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
