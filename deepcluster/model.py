@@ -21,6 +21,7 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.fast_pass import features_pass
+from deepcluster.nets.given import Absent
 from deepcluster.nets.shapes import working_memory
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.runtime.memory import check_fits
@@ -91,7 +92,9 @@ class Model:
         return self.network.architecture.get("name") == FEATURES
 
     def check_network(self, what: str) -> None:
-        """UsageError where there is no network, which ``what`` needs."""
+        """An error where there is no network, which ``what`` needs."""
+        if isinstance(self.network.body, Absent):
+            self.network.body()
         if self.of_features:
             raise UsageError(f"{what} needs a network, and this model is of features that came from elsewhere")
 

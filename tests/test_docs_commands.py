@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from PIL import Image
 
 from deepcluster import errors
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
@@ -98,6 +99,16 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(page)):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_pictures_are_shown_somewhere_and_small():
+    shown = "".join(map(text_of, PAGES))
+    for picture in (ROOT / "docs").glob("*.*p*g"):
+        assert picture.name in shown, picture
+    for picture in (ROOT / "docs").glob("*.webp"):
+        assert picture.name in shown and picture.stat().st_size <= 150_000, picture
+        with Image.open(picture) as image:
+            assert image.size == (1280, 800)
 
 
 def test_the_columns_in_the_pages_are_those_of_the_files():

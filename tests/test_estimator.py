@@ -269,14 +269,20 @@ def zeroed(module: torch.nn.Module) -> None:
         parameter.data.zero_()
 
 
-def test_a_run_of_a_module_is_cut_anew_without_it(of_module):
+def test_a_run_of_a_module_is_cut_anew_without_it(of_module, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
     copied = copy.deepcopy(of_module)
     assert run_command(["recut", str(copied.run_), "-k", "4", "--quiet"]) == 0
     assert run_command(["report", str(copied.run_)]) == 0
     again = DeepCluster.load(copied.run_, backbone=own_network())
     assert again.n_clusters_ == 4 and np.array_equal(again.predict(pixels()), again.labels_)
     assert np.array_equal(again.transform(pixels()), of_module.embedding_)
-    assert run_command(["predict", str(copied.run_), str(copied.run_)]) != 0
+    as_files(tmp_path)
+    for command in ("predict RUN .", "export RUN --to onnx -o x.onnx", "export RUN --to hub -o card"):
+        capsys.readouterr()
+        assert run_command(command.replace("RUN", str(copied.run_)).split()) == ModelError.exit_code
+        assert "give the module in Python" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
-from deepcluster.nets.paper import PaperNet
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 
@@ -65,7 +64,7 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
 
     dims = pooled(one).shape[1]
     shift, scale = torch.zeros(dims, device=device), torch.ones(dims, device=device)
-    raw = isinstance(task.network.body, PaperNet) if options.maps == "auto" else options.maps == "raw"
+    raw = options.maps == "raw"
     if not raw:
         rows = torch.randperm(partition.total, generator=generator(task.seed, "linear scale"))[:SAMPLE]
         sample = partition.index_select(task.train.images, rows).split(options.batch_size)
@@ -115,7 +114,7 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
-    figures: dict[str, Figure] = {"pooling": pooling.text, "maps": "raw" if raw else "normalised"}
+    figures: dict[str, Figure] = {"pooling": pooling.text, "maps": options.maps}
     figures |= {"dims": dims, "loss": mean_loss}
     figures |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in figures.items()}

@@ -29,10 +29,10 @@ class LinearOptions(Options):
     epochs: int = option(90, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
     batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
     maps: str = option(
-        "auto",
+        "normalised",
         "raw: pooled maps as they are, as published; normalised: each number at mean 0 and variance 1, and all of them"
-        " at the scale that lr suits; auto: raw of AlexNet and VGG-16, for which it was published, else normalised.",
-        choices=("auto", "raw", "normalised"),
+        " at the scale that lr suits.",
+        choices=("normalised", "raw"),
     )
     lr: float = option(0.01, "Learning rate; of iteration t it is lr / sqrt(1 + lr weight_decay t).")
     momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)

@@ -10,6 +10,7 @@ from torch import Tensor
 from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import missing_extra
 from deepcluster.groups.map2d import layout
+from deepcluster.report.sprite import on_sheet
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
@@ -26,7 +27,7 @@ MOST_WITH_NEIGHBOURS = 200_000  # images: each is compared with each
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     """Write the columns of clusters.csv with their types, and what viewers need, to a file.
 
-    ``map_x`` and ``map_y`` are the places on the map of the report, ``neighbors`` the nearest images in the form of
+    ``map_x`` and ``map_y`` are the places on the map of the report (of more than 20,000 images, of those on it), ``neighbors`` the nearest images in the form of
     embedding-atlas, ``confidence`` that in the image's cluster, ``features`` lists of fixed length.
 
     Empty cells become null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list of fixed
@@ -41,20 +42,24 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     check_no_file(out)
 
-    def read(folder: RunFolder) -> tuple[Table, dict[str, str], Any, Any]:
+    def read(folder: RunFolder) -> tuple[Table, Any, Any, dict[str, str | None]]:
         rows = folder.read_clusters()
-        confidence = {row["cluster"]: row.get("confidence", "") for row in folder.read_rows("cluster_summary.csv")}
         dims = models.load_of_run(folder).reduction.projection.shape[1]
         used = np.array([row["status"] == "ok" for row in rows], bool)
         features = np.full((len(rows), dims), np.nan, np.float32)
         features[used] = folder.read_array("features.npy", int(used.sum()), dims)
         places = np.full((len(rows), 2), np.nan, np.float32)
-        drawn_then = drawn.read_map(folder, int(used.sum()))
+        on_map = on_sheet(int(used.sum()))
+        on_map_rows = np.flatnonzero(used)[on_map]
+        drawn_then = drawn.read_map(folder, int(used.sum()), on_map)
         seed = derive(folder.read_record().seed, "map")
-        places[used] = layout(torch.from_numpy(features[used]), seed) if drawn_then is None else drawn_then
-        return rows, confidence, features, places
+        places[on_map_rows] = (
+            layout(torch.from_numpy(features[on_map_rows]), seed) if drawn_then is None else drawn_then
+        )
+        summary = folder.read_rows("cluster_summary.csv")
+        return rows, features, places, {row["cluster"]: row.get("confidence") or None for row in summary}
 
-    rows, confidence, features, places = files.read_state(run, read)
+    rows, features, places, confidence = files.read_state(run, read)
     used = ~np.isnan(features[:, 0])
     dims = features.shape[1]
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
@@ -74,11 +79,9 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     with files.open_run(run).as_disk_errors():
         columns = {name: column(name) for name in files.CLUSTERS}
-    columns["confidence"] = pa.array(
-        [confidence.get(cluster) or None for cluster in rows.column("cluster")], pa.string()
-    )
+    columns["confidence"] = pa.array([confidence.get(cluster) for cluster in rows.column("cluster")], pa.string())
     for name, axis in (("map_x", 0), ("map_y", 1)):
-        columns[name] = pa.array(places[:, axis], mask=~used)
+        columns[name] = pa.array(places[:, axis], mask=np.isnan(places[:, axis]))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
     columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features), torch.from_numpy(used)), kind)
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)

@@ -27,7 +27,8 @@ class Absent(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination |= {prefix + name: value for name, value in self.weights.items()}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *images: Tensor) -> Tensor:
+        """ModelError: say what is missing."""
         raise ModelError(
             "the network of this model is a module of your own, of which it has the weights alone: give the module in"
             " Python, DeepCluster.load(path, backbone=module)"
