@@ -17,7 +17,7 @@ from deepcluster.clustering.agreement import changed
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import ROWS
-from deepcluster.groups.confidence import Clarity, Confidence, Guard, clarity, guard
+from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
 from deepcluster.groups.cut import ROWS_EACH, Cut, Placement, outlier_distances, outlier_length, place
 from deepcluster.groups.neighbour_graph import Graph, joined_graphs, neighbour_graph
 from deepcluster.learning.features import extract
@@ -211,7 +211,11 @@ class Results:
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
         self.on_disk = record
-        self._judged = [*self._judged[:1], *self._judged[1:][-1:], Judged(placement.cluster, self.on_disk.signs)]
+        self._judged = [
+            *self._judged[:1],
+            *self._judged[1:][-1:],
+            Judged(placement.cluster, self.on_disk.grade or "unknown"),
+        ]
 
     def _write_model(self, folder: RunFolder, trained: Trained, outcome: Outcome, record: RunRecord) -> Model:
         result = outcome.result
@@ -292,20 +296,16 @@ class Unsaid(Silent):
 
 @dataclass(frozen=True)
 class Judged:
-    """The groups of a result (int64, N), and the signs of how far they can be trusted."""
+    """The groups of a result (int64, N), and the confidence in them, in a word."""
 
     cluster: Tensor
-    signs: Mapping[str, float] | None
-
-    @property
-    def word(self) -> str:
-        return Confidence(**self.signs).word if self.signs else "unknown"
+    grade: str
 
 
 def change(before: Judged, after: Judged) -> str:
     """Whether groups got better, in words."""
     moved = changed(before.cluster, after.cluster)
-    return f"{before.word} -> {after.word}, {moved:.0%} of the images moved"
+    return f"{before.grade} -> {after.grade}, {moved:.0%} of the images moved"
 
 
 @contextmanager

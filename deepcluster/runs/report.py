@@ -88,7 +88,7 @@ def write_report(
         title=record.images,
         run=record.to_json(),
         clusters=clusters,
-        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-1]),  # version 0.1 knew no junk
+        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY[:-2]),  # junk and confidence came later
         history=folder.read_rows("history.csv", files.HISTORY),
         metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.groups.confidence import confidence_of, confidence_text
+from deepcluster.groups.confidence import Confidence, confidence_of, confidence_text, next_step
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.map2d import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.groups.quality_by_k import levels
 from deepcluster.model import Model
+from deepcluster.nets.given import FEATURES
+from deepcluster.recipe import read_toml
 from deepcluster.seeding import derive
 from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models
@@ -77,7 +79,7 @@ def write_groups(
         run.json as it was written.
     """
     confidence = confidence_of(rows.reduced, placement.cluster, seed=derive(record.seed, "verdict"))
-    summary = tables.summary_rows(model, placement, rows.reduced, rows.paths)
+    summary = tables.summary_rows(model, placement, rows.reduced, rows.paths, confidence.grades if confidence else ())
     table = [*_used_rows(model, placement, rows), *({"path": path, "status": "skipped"} for path, _ in rows.skipped)]
     folder.write_rows("clusters.csv", files.CLUSTERS, table)
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
@@ -95,11 +97,26 @@ def write_groups(
         cut=files.cut_digest(table),  # what edits are for: this assignment, and no later one
         rows=files.rows_digest(table),
         clusters=len(summary),
-        signs={name: round_to(value, 4) for name, value in asdict(confidence).items()} if confidence else {},
-        verdict=confidence_text(confidence),
+        **_judged(confidence, folder, record),
     )
     folder.write_record(record)
     return record
+
+
+def _judged(confidence: Confidence | None, folder: RunFolder, record: RunRecord) -> dict[str, Any]:
+    """What run.json says of the confidence: the signs, a grade, the verdict, and the command to type next."""
+    text = confidence_text(confidence)
+    if confidence is None:
+        return {"signs": {}, "grade": None, "verdict": text, "next_step": None}
+    signs = {name: round_to(value, 4) for name, value in asdict(confidence).items() if name != "by_group"}
+    recipe = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+    advice, command = next_step(
+        confidence.grade,
+        pretrained=bool(recipe.get("weights")) or record.backbone == FEATURES,
+        n_clusters=record.n_clusters or None,
+        other=next((int(each["k"]) for each in (record.candidates or [])[1:]), None),
+    )
+    return {"signs": signs, "grade": confidence.grade.word, "verdict": f"{text} {advice}", "next_step": command}
 
 
 def _used_rows(model: Model, placement: Placement, rows: Rows) -> Iterator[dict[str, Any]]:

@@ -66,8 +66,13 @@ def placement_rows(
         }
 
 
-def summary_rows(model: Model, placement: Placement, reduced: Tensor, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each group. A group may have many centroids: what stands for all of it is the mean of its features."""
+def summary_rows(
+    model: Model, placement: Placement, reduced: Tensor, paths: Sequence[str], grades: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """A row for each group. A group may have many centroids: what stands for all of it is the mean of its features.
+
+    ``grades``: the confidence in each, in a word.
+    """
     middles = means(reduced, placement.cluster, model.groups.count)
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
     present = model.groups.groups.unique().tolist()
@@ -88,6 +93,7 @@ def summary_rows(model: Model, placement: Placement, reduced: Tensor, paths: Seq
                 "nearest_cluster": between[group].argmin().item() if len(present) > 1 else "",
                 "medoid_path": paths[int(medoid)] if medoid is not None else "",
                 "junk": int(group in model.junk),
+                "confidence": grades[group] if grades else "",
             }
         )
     return summary

@@ -36,7 +36,7 @@ from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import check_file, read_json, read_tensors
 
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
-SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
+SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk", "confidence")
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 HISTORY = (
