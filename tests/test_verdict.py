@@ -54,15 +54,15 @@ def test_groups_by_chance_are_poor_whatever_the_features_are():
     rows = kinds(2, 2, 2, 2)
     random = torch.randint(0, 4, (len(rows),), generator=generator(0, "labels"))
     found = confidence_of(rows, random)
-    assert abs(found.agreement) < 0.1 and abs(found.halves) < 0.1
+    assert abs(found.agreement) < 0.1 and abs(found.kept) < 0.1 and found.halves > 0.9
     assert found.grade.word == "poor" and set(found.grades) == {"poor"}
 
 
 def test_the_farther_groups_are_apart_the_better_the_grade():
     """From one Gaussian blob to five that nothing lies between; with as many ties cut, each has its own grade."""
-    found = [of(kinds(*[apart] * 5), 5) for apart in (0, 0.5, 0.6, 1.5)]
+    found = [of(kinds(*[apart] * 5), 5) for apart in (0, 0.5, 0.6, 0.8)]
     assert [each.grade.word for each in found] == ["poor", "weak", "useful", "strong"]
-    scores = [each.halves for each in found]
+    scores = [each.score for each in found]
     assert scores == sorted(scores)
 
 
@@ -84,21 +84,19 @@ def test_of_a_group_that_is_hardly_in_the_sample_nothing_is_said():
 
 
 def test_the_parts_of_groups_in_the_rand_index():
-    one = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    one = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 3, 3, 3, 3])
     other = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 1, 2, 1, 2])
-    parts = ari_by_group(one, other, 4)
-    assert ari_by_group(one, one, 3).tolist() == [1, 1, 1]
-    assert parts[0] == 1 and parts[3] == 0  # nobody is in the last
-    assert parts[2] < 0.2 and parts[1] == parts[2]
-    even = parts[:3].mean().item()
-    assert even == pytest.approx(ari(one, other), abs=0.15)
+    assert ari_by_group(one, other, torch.zeros_like(one)).item() == pytest.approx(ari(one, other))
+    assert ari_by_group(one, one, one).tolist() == [1, 1, 0, 1]  # nobody is in the third
+    parts = ari_by_group(one, other, one)
+    assert parts[0] == 1 and parts[1] == parts[3] < 0.2
 
 
 def test_no_two_grades_have_one_sentence_and_each_says_what_to_do():
     texts, commands = set(), set()
     for word in ("poor", "weak", "useful", "strong"):
         (degree,) = (each for each in GRADES if each.word == word)
-        text = confidence_text(Confidence(0.9, 0.9, 0.1, max(degree.least, 0.0), [None]))
+        text = confidence_text(Confidence(0.9, 0.9, 0.1, max(degree.least, 0.0), 0.9, [None]))
         assert text.startswith(f"The groups are {word}, ")
         texts.add(text.partition("(")[0])
         commands.add(next_step(degree, pretrained=True, n_clusters=7)[1])

@@ -38,9 +38,9 @@ class Grade:
 # From the worst to the best.
 GRADES = (
     Grade("poor", -math.inf, "hardly better than chance: do not rely on them"),
-    Grade("weak", 0.28, "a first sorting: most of them mix several kinds of images"),
-    Grade("useful", 0.45, "most of them hold, but some mix several kinds of images"),
-    Grade("strong", 0.66, "they are there even in half of what the network sees"),
+    Grade("weak", 0.08, "a first sorting: most of them mix several kinds of images"),
+    Grade("useful", 0.25, "most of them hold, but some mix several kinds of images"),
+    Grade("strong", 0.5, "they are there even in half of what the network sees"),
 )
 
 
@@ -55,19 +55,26 @@ class Confidence:
     agreement: The share of nearest neighbours that are in one group; 0: as by chance, 1: all.
     stability: How well the cuts of several samples agree, at most 1 (choose_k.py).
     silhouette: -1 to 1 (choose_k.py).
-    halves: How well the groups agree with cuts by half of the features' numbers each, at most 1.
-    by_group: ``halves`` of each group; None where too few of its rows are in the sample.
+    halves: How well the cuts by one and by the other half of the features' numbers agree (ARI), at most 1.
+    kept: How well the groups agree with these two cuts (ARI), at most 1.
+    by_group: The score of each group alone; None where too few of its rows are in the sample.
     """
 
     agreement: float
     stability: float
     silhouette: float
     halves: float
+    kept: float
     by_group: Sequence[float | None]
 
     @property
+    def score(self) -> float:
+        """``halves``, of all signs the one that follows true labels; but groups that are not in them are none."""
+        return min(self.halves, self.kept)
+
+    @property
     def grade(self) -> Grade:
-        return grade(self.halves)
+        return grade(self.score)
 
     @property
     def grades(self) -> list[str]:
@@ -89,18 +96,22 @@ def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confide
     """
     chosen = torch.randperm(len(reduced), generator=generator(seed, "signs"))[:ROWS]
     rows, groups = reduced[chosen], cluster[chosen]
-    count = int(cluster.max()) + 1
+    count = len(cluster.unique())
     few = len(rows) < max(LEAST_ROWS, LEAST_EACH * count) or rows.shape[1] < LEAST_WIDTH
     if few or len(groups.unique()) < 2:
         return None
-    by_halves = [cut_again(half, count, derive(seed, "half")) for half in in_halves(rows)]
-    by_group = torch.stack([ari_by_group(groups, other, count) for other in by_halves]).mean(0).tolist()
-    sizes = torch.bincount(groups, minlength=count).tolist()
+    one, other = (cut_again(half, count, derive(seed, "half")) for half in in_halves(rows))
+    pairs = (one, other), (groups, one), (groups, other)
+    halves, *kept = (ari(*pair) for pair in pairs)
+    halves_by_group, *kept_by_group = (ari_by_group(*pair, groups) for pair in pairs)
+    by_group = torch.minimum(halves_by_group, torch.stack(kept_by_group).mean(0))
+    sizes = torch.bincount(groups, minlength=int(cluster.max()) + 1).tolist()
     return Confidence(
         beyond_chance(groups, nearest(rows, NEIGHBOURS)[1]),
         *stability(rows, count, derive(seed, "stability")),
-        mean(ari(groups, other) for other in by_halves),
-        [value if size >= LEAST_OF_GROUP else None for value, size in zip(by_group, sizes, strict=True)],
+        halves,
+        mean(kept),
+        [by_group[i].item() if size >= LEAST_OF_GROUP else None for i, size in enumerate(sizes)],
     )
 
 
@@ -122,18 +133,20 @@ def in_halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(rows[:, ::2], dim=1), F.normalize(rows[:, 1::2], dim=1)
 
 
-def ari_by_group(groups: Tensor, others: Tensor, count: int) -> Tensor:
-    """The part of each of the ``count`` groups in the adjusted Rand index with another assignment of the same rows.
+def ari_by_group(one: Tensor, other: Tensor, groups: Tensor) -> Tensor:
+    """The part that the rows of each group have in the adjusted Rand index of ``one`` and ``other``.
 
-    Of all pairs of a row of the group and another row: are they together here and there?
+    Of all pairs of a row of the group and any other row: are they together in both? (With all rows in one group: ARI.)
     """
-    table = torch.zeros(count, int(others.max()) + 1, dtype=torch.float64)
-    table.index_put_((groups, others), torch.ones((), dtype=torch.float64), accumulate=True)
-    sizes, other_sizes, total = table.sum(1), table.sum(0), len(groups)
-    here, there = sizes * (sizes - 1), table @ (other_sizes - 1)
-    by_chance = here * (other_sizes @ (other_sizes - 1)) / (total * (total - 1))
-    both = (table * (table - 1)).sum(1)
-    return (both - by_chance) / ((here + there) / 2 - by_chance).clamp(min=1e-9)
+    table = torch.zeros(int(one.max()) + 1, int(other.max()) + 1, dtype=torch.float64)
+    table.index_put_((one, other), torch.ones((), dtype=torch.float64), accumulate=True)
+    both = table[one, other] - 1
+    here, there = table.sum(1)[one] - 1, table.sum(0)[other] - 1
+    by_chance = (here * there.mean() + there * here.mean()) / (2 * max(1, len(one) - 1))
+    parts = torch.stack([both - by_chance, (here + there) / 2 - by_chance])
+    found, most = torch.zeros(2, int(groups.max()) + 1, dtype=torch.float64).index_add_(1, groups, parts)
+    part: Tensor = found / most.clamp(min=1e-9)
+    return part
 
 
 def confidence_text(confidence: Confidence | None) -> str:
@@ -142,8 +155,8 @@ def confidence_text(confidence: Confidence | None) -> str:
         return "Too few images, groups, images in a group or numbers in a feature to say how far to trust the groups."
     grade, weaker = confidence.grade, confidence.weaker
     text = (
-        f"The groups are {grade.word}, {grade.meaning} ({confidence.halves:.0%} of them stay where only half of the"
-        f" features are seen; beyond chance {confidence.agreement:.0%} of nearest neighbours share a group)."
+        f"The groups are {grade.word}, {grade.meaning} ({confidence.score:.0%} of them show in either half of"
+        f" the features; beyond chance {confidence.agreement:.0%} of nearest neighbours share a group)."
     )
     if not weaker:
         return text
