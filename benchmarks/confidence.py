@@ -11,17 +11,20 @@ twice as many. Labels only judge. The features are made once, in half an hour of
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from common import save
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import ari, nmi
-from deepcluster.groups.confidence import ari_by_group, confidence_of
+from deepcluster.groups.confidence import GRADES, ari_by_group, confidence_of, grade
 from deepcluster.groups.consensus import consensus_cut
 from deepcluster.groups.cut import cut, place
 from deepcluster.groups.neighbour_graph import normalised_cut
@@ -32,9 +35,12 @@ from deepcluster.images.store import read_once
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.build import kmeans_of_result, learning_rate, network_of, reduction_of, rounds_of
 from deepcluster.seeding import generator
+from deepcluster.storage.csv_rows import round_to
 
 LITE0, LITE2 = "timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite2"
 NOISE = "noise"
+RANGES = (0.1, 0.3, 0.6)  # of the ARI
+SIGNS = ("agreement", "stability", "silhouette", "halves", "kept", "score")
 COUNTS = {"digits": 1797, "mnist": 2500, "cifar": 3000, "flowers": 1000, "steel": 900, NOISE: 600}
 
 
@@ -162,6 +168,39 @@ def table(cache: Path) -> dict[str, Any]:
     return states
 
 
+def correlation(states: Iterable[Mapping[str, Any]], sign: str) -> float:
+    """Spearman's, of a sign with the NMI."""
+    return float(spearmanr([(each[sign], each["nmi"]) for each in states])[0])
+
+
+def graded(pairs: Iterable[tuple[float, float]]) -> list[list[int]]:
+    """How many of (score, ARI) there are, by the range of the ARI (rows) and the grade."""
+    table = np.zeros((4, 4), int)
+    for score, value in pairs:
+        table[np.searchsorted(RANGES, value, "right"), GRADES.index(grade(score))] += 1
+    return [*map(list, table.tolist())]
+
+
+def summary(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The correlations, the grades by the ARI, and both without each of the sets."""
+    sets = sorted({name.partition("-")[0] for name in states})
+    clusters = [pair for each in states.values() for pair in zip(each["by_group"], each["ari_by_group"], strict=True)]
+    clusters = [pair for pair in clusters if pair[0] is not None]
+    return {
+        "states": len(states),
+        "correlation with the NMI": {sign: correlation(states.values(), sign) for sign in SIGNS},
+        "without a set": {
+            left: correlation((each for name, each in states.items() if not name.startswith(left)), "score")
+            for left in sets
+        },
+        "grades by ARI": graded((each["score"], each["ari"]) for each in states.values()),
+        "clusters": len(clusters),
+        "correlation of clusters with their ARI": float(spearmanr(clusters)[0]),
+        "grades of clusters by ARI": graded(clusters),
+        "seconds at most": max(each["seconds"] for each in states.values()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="+", metavar="NAME=IMAGES")
@@ -170,7 +209,11 @@ def main() -> None:
     arguments = parser.parse_args()
     sets = {NOISE: ""} | dict(each.split("=", 1) for each in arguments.sets)
     make(sets, arguments.weights, arguments.cache)
-    table(arguments.cache)
+    states = table(arguments.cache)
+    found = summary(states)
+    print(json.dumps(found, indent=1))
+    short = {name: {key: round_to(each[key], 4) for key in ("nmi", "ari", *SIGNS)} for name, each in states.items()}
+    save("confidence", {**found, "by state": short})
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class Grade:
     meaning: str
 
 
-# From the worst to the best; the scores, by states of runs whose labels are known, part an ARI of .1, .3 and .6 from what
-# is below (benchmarks/confidence.py).
+# From the worst to the best. The scores were read off states of runs with known labels, so that an ARI of .1, .3 and .6
+# is where the next grade begins (benchmarks/confidence.py).
 GRADES = (
     Grade("poor", -math.inf, "hardly better than chance: do not rely on them"),
     Grade("weak", 0.07, "a first sorting: most of them mix several kinds of images"),
@@ -156,8 +156,8 @@ def confidence_text(confidence: Confidence | None) -> str:
         return "Too few images, groups, images in a group or numbers in a feature to say how far to trust the groups."
     grade, weaker = confidence.grade, confidence.weaker
     text = (
-        f"The groups are {grade.word}, {grade.meaning} (either half of the features makes"
-        f" them to {confidence.score:.0%}; beyond chance {confidence.agreement:.0%} of nearest neighbours share a group)."
+        f"The groups are {grade.word}, {grade.meaning} (either half of the features makes them"
+        f" to {confidence.score:.0%}; beyond chance {confidence.agreement:.0%} of nearest neighbours share a group)."
     )
     if not weaker:
         return text
