@@ -156,8 +156,8 @@ def confidence_text(confidence: Confidence | None) -> str:
         return "Too few images, groups, images in a group or numbers in a feature to say how far to trust the groups."
     grade, weaker = confidence.grade, confidence.weaker
     text = (
-        f"The groups are {grade.word}, {grade.meaning} (either half of the features makes them"
-        f" to {confidence.score:.0%}; beyond chance {confidence.agreement:.0%} of nearest neighbours share a group)."
+        f"The groups are {grade.word}, {grade.meaning} (cut from either half of the features they agree to"
+        f" {confidence.score:.0%}; chance is 0%)."
     )
     if not weaker:
         return text
