@@ -847,7 +847,7 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
     record = folder.read_json("run.json", {"verdict": str})
     values = folder.read_json("metrics.json") if (path / "metrics.json").is_file() else {}
     if as_json:
-        names = ("clusters", "images_count", "skipped_count", "rounds", "verdict")
+        names = ("clusters", "images_count", "skipped_count", "rounds", "grade", "verdict")
         summary = {name: record.get(name) for name in names}
         return json.dumps({"run": str(path), **summary, "metrics": values or None}, indent=2)
     lines = []
@@ -862,14 +862,29 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
     run = shlex.quote(str(path))
     paths_and_commands = [
         f"{'Files':9} {path / 'clusters.csv'}  {path / 'report.html'}",
-        f"{'Next':9} open {(path / 'report.html').absolute().as_uri()}",
-        f"{'':9} deepcluster predict {run} NEW_IMAGES",
-        f"{'':9} deepcluster recut {run} -k N",
+        *(
+            f"{'' if i else 'Next':9} {line}"
+            for i, line in enumerate(
+                [f"open {(path / 'report.html').absolute().as_uri()}", *_next_commands(record, run)]
+            )
+        ),
         f"{'Run':9} {path}",
     ]
     return "\n".join(
         [*map(printable, lines), paragraph("Verdict", record["verdict"]), *map(printable, paths_and_commands)]
     )
+
+
+def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
+    """What to type next: first what makes the most of groups of this grade, with the images where they are files."""
+    location = str(record.get("location", ""))
+    images = "IMAGES"
+    if Path(location).is_absolute():
+        images = shlex.quote(min(location, os.path.relpath(location), key=len))
+    words = {"RUN": run, "IMAGES": images}
+    first = " ".join(words.get(word, word) for word in str(record.get("next_step", "")).split())
+    others = (f"deepcluster predict {run} NEW_IMAGES", f"deepcluster recut {run} -k N")
+    return [*filter(None, dict.fromkeys((first, *others)))]
 
 
 def _so_far(run_: str) -> str:

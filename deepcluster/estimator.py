@@ -293,7 +293,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         title = f"{self.n_clusters_} clusters of {count(len(self.labels_), 'image')}, {count(self.n_iter_, 'round')}"
         with folder.as_disk_errors():
             used = folder.read_clusters().where("status", "ok")
-            summary = folder.read_rows("cluster_summary.csv", files.SUMMARY)
+            summary = folder.read_rows("cluster_summary.csv", files.SUMMARY[:-2])
             return gallery(title, used, summary, pictures(self._images_at_hand(), THUMBNAIL))
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:

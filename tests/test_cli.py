@@ -230,7 +230,9 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     """Whatever the name of the folder has: the shell must see one word."""
     folder = tmp_path / "a $(touch PWNED) it's"
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(RECORD | {"verdict": "x"}))
+    images = str(tmp_path / "my IMAGES; RUN")
+    advised = {"location": images, "next_step": "deepcluster fit IMAGES -k 3"}
+    (folder / "run.json").write_text(json.dumps(RECORD | advised | {"verdict": "x"}))
     (folder / "metrics.json").write_text(
         json.dumps({"acc": 1, "nmi": 1, "ami": 1, "ari": 1, "nmi_average": "\x1b[31mred", "labelled": 3})
     )
@@ -239,8 +241,11 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     lines = shown.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("Next"))
     assert lines[first].split() == ["Next", "open", (folder / "report.html").as_uri()]
-    assert shlex.split(lines[first + 1]) == ["deepcluster", "predict", str(folder), "NEW_IMAGES"]
-    assert shlex.split(lines[first + 2]) == ["deepcluster", "recut", str(folder), "-k", "N"]
+    told, *others = (shlex.split(line) for line in lines[first + 1 : first + 4])
+    assert told[:2] == ["deepcluster", "fit"] and told[3:] == ["-k", "3"]
+    assert Path(told[2]).resolve() == Path(images)
+    assert others[0] == ["deepcluster", "predict", str(folder), "NEW_IMAGES"]
+    assert others[1] == ["deepcluster", "recut", str(folder), "-k", "N"]
     assert "\x1b" not in shown and "\\x1b[31mred" in shown
 
 

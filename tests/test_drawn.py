@@ -86,14 +86,14 @@ def test_a_damaged_one_is_an_error_and_what_the_report_can_do_without(
 
 
 def test_a_run_of_version_0_1(run: Path) -> None:
-    """It had no map, tree or thumbnails, no cut, and no junk."""
+    """It had no map, tree or thumbnails, no cut, no junk and no confidence of a cluster."""
     before = {name: (run / name).read_bytes() for name in ("map.npy", "tree.json")}
     for name in (*before, "thumbnails.webp", "duplicates.csv"):
         (run / name).unlink()
     (run / "run.json").write_text(json.dumps({key: value for key, value in record(run).items() if key != "cut"}))
     summary = rows(run / "cluster_summary.csv")
     with (run / "cluster_summary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, SUMMARY[:-1], extrasaction="ignore")
+        writer = csv.DictWriter(file, SUMMARY[:-2], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(summary)
     assert run_command(["report", str(run)]) == 0

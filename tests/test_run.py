@@ -17,6 +17,7 @@ from deepcluster import load
 from deepcluster.algorithm import alternate
 from deepcluster.clustering import steps, two_level_kmeans
 from deepcluster.errors import DataError, DiskError, NonFiniteError, Stopped
+from deepcluster.groups.confidence import GRADES
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
@@ -63,7 +64,11 @@ def test_the_files_and_their_columns(finished):
     found = record(finished)
     assert found["status"] == "done"
     assert found["rounds"] == 2
-    assert set(found["signs"]) == {"agreement", "stability", "silhouette"}
+    assert set(found["signs"]) == {"agreement", "stability", "silhouette", "halves", "kept"}
+    assert found["verdict"].startswith(f"The groups are {found['grade']}, ")
+    assert found["next_step"].startswith("deepcluster ")
+    words = {grade.word for grade in GRADES}
+    assert {row["confidence"] for row in rows(finished / "cluster_summary.csv")} <= {*words, ""}
     assert found["verdict"].startswith("The groups are ")
     assert found["verdict"][:30] in (finished / "report.html").read_text()
     assert not list(finished.glob(".*"))  # nothing half-written stays

@@ -2,19 +2,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deepcluster.clustering.agreement import ari
 from deepcluster.groups.confidence import (
-    CLEAR,
+    GRADES,
     HARDLY,
-    MIXED,
     Clarity,
     Confidence,
+    ari_by_group,
     clarity,
     confidence_of,
     confidence_text,
+    grade,
+    next_step,
 )
 from deepcluster.groups.cut import cut, place
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
+
+WIDTH = 32
 
 
 def of(rows: torch.Tensor, k: int) -> Confidence:
@@ -23,9 +28,17 @@ def of(rows: torch.Tensor, k: int) -> Confidence:
     return found
 
 
+def kinds(*apart: float, each: int = 40) -> torch.Tensor:
+    """Rows of as many kinds, each as far from all others, in every number, as told; 0: like any other."""
+    random = generator(0, "rows")
+    means = torch.randn(len(apart), WIDTH, generator=random) * torch.tensor(apart).unsqueeze(1)
+    noise = torch.randn(each * len(apart), WIDTH, generator=random)
+    return F.normalize(means.repeat_interleave(each, 0) + noise, dim=1)
+
+
 def test_agreement_by_hand():
     """Two blobs of 30 far apart, and ten of each counted as the other: the share of neighbours that agree is known."""
-    rows = blobs([30] * 2, spread=0.02)
+    rows = blobs([30] * 2, width=WIDTH, spread=0.02)
     truth = torch.arange(2).repeat_interleave(30)
     assert confidence_of(rows, truth).agreement == pytest.approx(1)
     mixed = truth.clone()
@@ -37,21 +50,75 @@ def test_agreement_by_hand():
     assert confidence_of(rows, mixed).agreement == pytest.approx((alike - chance) / (1 - chance), abs=1e-5)
 
 
-def test_labels_by_chance_have_no_agreement():
-    rows = blobs([100] * 4)
-    random = torch.randint(0, 4, (400,), generator=generator(0, "labels"))
-    assert abs(confidence_of(rows, random).agreement) < 0.1
+def test_groups_by_chance_are_poor_whatever_the_features_are():
+    rows = kinds(2, 2, 2, 2)
+    random = torch.randint(0, 4, (len(rows),), generator=generator(0, "labels"))
+    found = confidence_of(rows, random)
+    assert abs(found.agreement) < 0.1 and abs(found.kept) < 0.1 and found.halves > 0.9
+    assert found.grade.word == "poor" and set(found.grades) == {"poor"}
 
 
-def test_clear_groups_and_none():
-    clear, none = of(blobs([60] * 5), 5), of(F.normalize(torch.randn(400, 32, generator=generator(0, "rows"))), 5)
-    assert clear.score > CLEAR
-    assert clear.stability > none.stability + 0.2
-    assert none.score < MIXED
-    assert "clear" in confidence_text(clear)
-    assert "weak" in confidence_text(none)
-    assert "mixed" in confidence_text(Confidence(0.95, 0.8, 0.1))  # the score is the product
-    assert "clear" in confidence_text(Confidence(0.95, 0.9, 0.1))
+def test_the_farther_groups_are_apart_the_better_the_grade():
+    """From one Gaussian blob to five that nothing lies between; with as many ties cut, each has its own grade."""
+    found = [of(kinds(*[apart] * 5), 5) for apart in (0, 0.55, 0.65, 0.8)]
+    assert [each.grade.word for each in found] == ["poor", "weak", "useful", "strong"]
+    scores = [each.score for each in found]
+    assert scores == sorted(scores)
+
+
+def test_each_group_has_its_grade():
+    """Of six kinds two are as one: whatever divides them is weaker than the other four."""
+    rows = kinds(2, 2, 2, 2, 0, 0)
+    found = confidence_of(rows, torch.arange(6).repeat_interleave(40))
+    assert found.grades[:4] == ["strong"] * 4
+    assert set(found.grades[4:]) <= {"poor", "weak"}
+    assert set(found.weaker) == {4, 5}
+    assert f"Weakest: clusters {found.weaker[0]}, {found.weaker[1]}." in confidence_text(found)
+
+
+def test_of_a_group_that_is_hardly_in_the_sample_nothing_is_said():
+    rows = kinds(2, 2, 2)
+    cluster = torch.arange(3).repeat_interleave(40)
+    cluster[:3] = 3
+    assert confidence_of(rows, cluster).grades[3] == ""
+
+
+def test_the_parts_of_groups_in_the_rand_index():
+    one = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 3, 3, 3, 3])
+    other = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 1, 2, 1, 2])
+    assert ari_by_group(one, other, torch.zeros_like(one)).item() == pytest.approx(ari(one, other))
+    assert ari_by_group(one, one, one).tolist() == [1, 1, 0, 1]  # nobody is in the third
+    parts = ari_by_group(one, other, one)
+    assert parts[0] == 1 and parts[1] == parts[3] < 0.2
+
+
+def test_no_two_grades_have_one_sentence_and_each_says_what_to_do():
+    texts, commands = set(), set()
+    for word in ("poor", "weak", "useful", "strong"):
+        (degree,) = (each for each in GRADES if each.word == word)
+        text = confidence_text(Confidence(0.9, 0.9, 0.1, max(degree.least, 0.0), 0.9, [None]))
+        assert text.startswith(f"The groups are {word}, ")
+        texts.add(text.partition("(")[0])
+        commands.add(next_step(degree, pretrained=True, n_clusters=7)[1])
+    assert len(texts) == len(commands) == len(GRADES) == 4
+    assert grade(-1).word == "poor" and grade(1).word == "strong"
+
+
+@pytest.mark.parametrize(
+    ("word", "pretrained", "n_clusters", "command"),
+    [
+        ("poor", False, 10, "deepcluster fit IMAGES -k 10 --backbone photos"),
+        ("weak", False, None, "deepcluster fit IMAGES --backbone photos"),
+        ("poor", True, 10, "deepcluster fit IMAGES -k 10 --backbone photos-ssl"),
+        ("weak", True, 10, "deepcluster recut RUN -k auto"),
+        ("weak", True, None, "deepcluster recut RUN -k 4"),
+        ("useful", False, 10, "deepcluster apply RUN edits.json"),
+        ("strong", True, 10, "deepcluster predict RUN NEW_IMAGES"),
+    ],
+)
+def test_the_next_step(word, pretrained, n_clusters, command):
+    (degree,) = (each for each in GRADES if each.word == word)
+    assert next_step(degree, pretrained=pretrained, n_clusters=n_clusters, other=4)[1] == command
 
 
 @pytest.mark.parametrize(("rows", "k"), [(60, 1), (20, 2)])
@@ -61,12 +128,18 @@ def test_of_too_little_nothing_is_said(rows, k):
     assert "Too few" in confidence_text(found)
 
 
+def test_of_few_numbers_nothing_is_said():
+    """Half of them need not show what all do."""
+    rows = blobs([40] * 2, width=8)
+    assert confidence_of(rows, torch.arange(2).repeat_interleave(40)) is None
+
+
 @pytest.mark.parametrize(("rows", "k"), [(3200, 3200), (3200, 1501), (40, 21)])
 def test_of_more_groups_than_the_sample_can_show_nothing_is_said(rows, k):
     """The sample of 3,000 rows cannot be cut into more groups; with a row or less for each no neighbour can agree."""
-    found = confidence_of(F.normalize(torch.randn(rows, 4, generator=generator(0, "rows"))), torch.arange(rows) % k)
+    found = confidence_of(F.normalize(torch.randn(rows, WIDTH, generator=generator(0, "rows"))), torch.arange(rows) % k)
     assert found is None
-    assert "too few images a group" in confidence_text(found)
+    assert "images in a group" in confidence_text(found)
 
 
 def test_the_trained_network_is_kept_unless_it_is_clearly_worse():

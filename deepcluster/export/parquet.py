@@ -27,8 +27,9 @@ MOST_WITH_NEIGHBOURS = 200_000  # images: each is compared with each
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     """Write the columns of clusters.csv with their types, and what viewers need, to a file.
 
-    ``map_x`` and ``map_y`` are the places on the map of the report (of more than 20,000 images, of those on it), ``neighbors`` the nearest images in the form of
-    embedding-atlas, ``confidence`` that in the image's cluster, ``features`` lists of fixed length.
+    ``map_x`` and ``map_y`` are the places on the map of the report (of more than 20,000 images only some are on it),
+    ``neighbors`` the nearest images in the form of embedding-atlas, ``confidence`` that in the image's cluster,
+    ``features`` lists of fixed length.
 
     Empty cells become null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list of fixed
     length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra ``parquet``.

@@ -40,7 +40,7 @@ from deepcluster.report.problems import problems
 from deepcluster.report.script_data import on_page, script_data
 from deepcluster.report.sections import Picture, check_rows, sections
 from deepcluster.report.suggestions import suggestions
-from deepcluster.report.summary import grade, statements
+from deepcluster.report.summary import statements
 from deepcluster.report.terms import HEADS, TERMS
 from deepcluster.report.text import (
     MINUS,
@@ -174,8 +174,9 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
         "preliminary": _preliminary(data.run),
         "images": count(len(data.clusters), "image"),
         "clusters": count(len(data.summary), "cluster"),
-        "grade": grade(data.run),
+        "grade": str(data.run.get("grade") or ""),
         "verdict": str(data.run.get("verdict") or ""),
+        "next_step": _next_step(data.run, data.name),
         "name": name,
         "facts": _facts(data.run),
         "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
@@ -183,6 +184,12 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
             data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, _conclusions(data.run)
         ),
     }
+
+
+def _next_step(run: Mapping[str, Any], name: str) -> str:
+    """The command that the verdict advises; of the way to the images only the end is told."""
+    words = {"RUN": name, "IMAGES": str(run.get("location") or "IMAGES")}
+    return retold(shlex.join(words.get(word, word) for word in str(run.get("next_step") or "").split()))
 
 
 def _preliminary(run: Mapping[str, Any]) -> str:

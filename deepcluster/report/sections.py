@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """One cluster. ``nearest`` is the number of another, which is on the page too if ``linked``."""
+    """One cluster. ``nearest`` is the number of another, which is on the page too if ``linked``; ``grade``: a word."""
 
     number: int
     name: str
@@ -51,6 +51,7 @@ class Section:
     outliers: int
     labels: tuple[tuple[str, str], ...]
     junk: bool
+    grade: str
     tiles: tuple[Tile, ...]
 
 
@@ -107,6 +108,7 @@ def sections(
             outliers=len(members[row["cluster"]].where("is_outlier", "1")),
             labels=_frequent_labels(members[row["cluster"]]),
             junk=row.get("junk") == "1",
+            grade=row.get("confidence", ""),
             tiles=tuple(
                 _tile(member, kind, picture, share, images.get(member["path"]))
                 for member, kind in chosen[row["cluster"]]

@@ -1,21 +1,9 @@
 """The main facts of a run, one plain sentence each, the good and the bad in the same tone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from deepcluster.groups.confidence import CLEAR, MIXED
 from deepcluster.report.text import Row, count, figure, number, percent
 from deepcluster.storage.table import Table
-
-
-def grade(run: Mapping[str, Any]) -> str:
-    """The confidence of run.json in a word: clear, mixed or weak; empty where nothing could be said."""
-    signs = run.get("signs") or {}
-    agreement, stability = number(signs.get("agreement")), number(signs.get("stability"))
-    if agreement is None or stability is None:
-        return ""
-    score = agreement * stability
-    return "clear" if score >= CLEAR else "mixed" if score >= MIXED else "weak"
 
 
 def statements(

@@ -15,7 +15,7 @@ from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import ROWS
-from deepcluster.groups.confidence import Clarity, Confidence, Guard, clarity, guard
+from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
 from deepcluster.groups.cut import ROWS_EACH, Cut, Placement, outlier_distances, outlier_length, place
 from deepcluster.groups.neighbour_graph import Graph, joined_graphs, neighbour_graph
 from deepcluster.learning.features import extract
@@ -239,7 +239,11 @@ class Results:
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
         self.on_disk = record
-        self._judged = [*self._judged[:1], *self._judged[1:][-1:], Judged(placement.cluster, self.on_disk.signs)]
+        self._judged = [
+            *self._judged[:1],
+            *self._judged[1:][-1:],
+            Judged(placement.cluster, self.on_disk.grade or "unknown"),
+        ]
 
     def _groups(self, outcome: Outcome, record: RunRecord) -> Cut:
         """The groups of the sample, on every rank."""
@@ -321,20 +325,16 @@ class Unsaid(Silent):
 
 @dataclass(frozen=True)
 class Judged:
-    """The groups of this rank's images (int64), and the signs of how far they can be trusted."""
+    """The groups of this rank's images (int64), and the confidence in them, in a word."""
 
     cluster: Tensor
-    signs: Mapping[str, float] | None
-
-    @property
-    def word(self) -> str:
-        return Confidence(**self.signs).word if self.signs else "unknown"
+    grade: str
 
 
 def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
     """Whether groups got better, in words. A collective."""
     moved = compared(before.cluster, after.cluster, processes)[1]
-    return f"{before.word} -> {after.word}, {moved:.0%} of the images moved"
+    return f"{before.grade} -> {after.grade}, {moved:.0%} of the images moved"
 
 
 @contextmanager

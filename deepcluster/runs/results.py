@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.groups.confidence import confidence_of, confidence_text
+from deepcluster.groups.confidence import Confidence, confidence_of, confidence_text, next_step
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.map2d import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.groups.quality_by_k import levels
 from deepcluster.model import Model
+from deepcluster.nets.sizes import FEATURES
+from deepcluster.recipe import read_toml
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -138,7 +140,9 @@ def write_groups(
     write_tree(folder, model, rows, placement.centroid, record.seed)
     if not rows.is_main:
         return record
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows) for row in summary))
+    confidence = confidence_of(rows.sample.reduced, clusters_of_sample, seed=derive(record.seed, "verdict"))
+    grades = confidence.grades if confidence else ()
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows, grades) for row in summary))
     if metrics:
         baseline = baseline or (metrics if record.rounds == 0 else {})
         metrics_at_start = {f"baseline_{name}": value for name, value in baseline.items()}
@@ -146,21 +150,19 @@ def write_groups(
         folder.write_json(
             "metrics.json", {**metrics, **metrics_at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
         )
-    confidence = confidence_of(rows.sample.reduced, clusters_of_sample, seed=derive(record.seed, "verdict"))
     record = replace(
         record,
         cut=digests.cut,  # what edits are for: this assignment, and no later one
         rows=digests.rows,
         clusters=len(summary),
-        signs={name: round_to(value, 4) for name, value in asdict(confidence).items()} if confidence else {},
-        verdict=confidence_text(confidence),
+        **_judged(confidence, folder, record),
     )
     folder.write_record(record)
     return record
 
 
-def _described(row: Mapping[str, Any], model: Model, rows: Rows) -> dict[str, Any]:
-    """A row of the summary as it is in the file."""
+def _described(row: Mapping[str, Any], model: Model, rows: Rows, grades: Sequence[str]) -> dict[str, Any]:
+    """A row of the summary as it is in the file, with the confidence in each group in a word."""
     row = dict(row)
     medoid = row.pop("medoid")
     group = row["cluster"]
@@ -169,7 +171,24 @@ def _described(row: Mapping[str, Any], model: Model, rows: Rows) -> dict[str, An
         "name": model.names[group],
         "medoid_path": "" if medoid is None else rows.paths[medoid],
         "junk": int(group in model.junk),
+        "confidence": grades[group] if grades else "",
     }
+
+
+def _judged(confidence: Confidence | None, folder: RunFolder, record: RunRecord) -> dict[str, Any]:
+    """What run.json says of the confidence: the signs, a grade, the verdict, and the command to type next."""
+    text = confidence_text(confidence)
+    if confidence is None:
+        return {"signs": {}, "grade": None, "verdict": text, "next_step": None}
+    signs = {name: round_to(value, 4) for name, value in asdict(confidence).items() if name != "by_group"}
+    recipe = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+    advice, command = next_step(
+        confidence.grade,
+        pretrained=bool(recipe.get("weights")) or record.backbone == FEATURES,
+        n_clusters=record.n_clusters or None,
+        other=next((int(each["k"]) for each in (record.candidates or [])[1:]), None),
+    )
+    return {"signs": signs, "grade": confidence.grade.word, "verdict": f"{text} {advice}", "next_step": command}
 
 
 def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:

@@ -46,7 +46,9 @@ class RunRecord:
     rows: str | None = None
     clusters: int | None = None
     signs: Mapping[str, float] | None = None
+    grade: str | None = None
     verdict: str | None = None
+    next_step: str | None = None
     edits: str | None = None
     error: str | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
@@ -76,5 +78,5 @@ class RunRecord:
 # What a result adds to the record of a run.
 _RESULT = (
     "result", "candidates", "guard", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
-    "clusters", "signs", "verdict", "edits",
+    "clusters", "signs", "grade", "verdict", "next_step", "edits",
 )  # fmt: skip
