@@ -32,11 +32,12 @@ def groups_of(
 
 
 def placed(
-    groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition
+    groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition, added: int = 0
 ) -> tuple[Cut, Placement]:
-    """Where groups of a ``sample`` put this rank's rows; the groups get their numbers by the sizes that come of it."""
+    """Where groups of a ``sample`` of all rows but the ``added`` last put this rank's rows; the groups get their numbers
+    by the sizes that come of it."""
     placement = place(reduced, groups, fine_centroids)
-    if len(sample.rows) == partition.total:  # they have them
+    if len(sample.rows) == partition.total - added:  # they have them
         return groups, placement
     sizes = partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))

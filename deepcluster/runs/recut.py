@@ -69,7 +69,7 @@ def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple
         sample = Sample(graph.rows, rows.reduced[graph.rows])
     own_graph = sample.own_graph(graph)
     groups = groups_of(sample.reduced, fine, n_clusters, record.seed, _grouping(folder), own_graph)
-    groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition)
+    groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition, rows.added)
     names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
     new = replace(model, groups=groups, names=names, junk=junk)
     if record.edits is not None or any(model.names) or model.junk:
