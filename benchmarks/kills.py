@@ -36,7 +36,7 @@ OPTIONS = (
 ).split()
 PHASES = ("reading", "rounds", "result")
 SAME = ("clusters.csv", "features.npy", "model/model.safetensors", "model/config.json", "cluster_summary.csv")
-GRACE, HANG = 3, 120  # seconds until the ranks that are left are told to end, and until they must have
+GRACE, HANG = (0, 30, 5), 120  # seconds until the ranks that are left get SIGKILL, SIGTERM; until they must have ended
 
 
 def images(folder: Path) -> Path:
@@ -77,20 +77,21 @@ def start(arguments: list[str], count: int, log: Path) -> list[int]:
 
 
 def ended(ranks: list[int]) -> list[int]:
-    """The exit codes of all of them, at the latest after ``HANG`` seconds."""
+    """The exit codes of all of them. Where one fails, the others are told to end as torchrun does, by SIGTERM and later
+    by SIGKILL: one that waits in torch for the others to begin does not notice that one is gone."""
     codes: dict[int, int] = {}
-    until, told = time.monotonic() + HANG, False
+    begun, sent = time.monotonic(), [signal.SIGKILL, signal.SIGTERM]
     while len(codes) < len(ranks):
         for pid in ranks:
             if pid not in codes and (status := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(status[1])
-        left = set(ranks) - set(codes)
-        if any(codes.values()) and left and time.monotonic() > until - HANG + GRACE and not told:
-            told = True  # as torchrun does: one that waits for the others to begin does not notice that one is gone
+        left = sorted(set(ranks) - set(codes))
+        if any(codes.values()) and sent and time.monotonic() - begun > GRACE[len(sent)]:
+            what = sent.pop()
             for pid in left:
-                os.kill(pid, signal.SIGTERM)
-        if time.monotonic() > until:
-            sys.exit(f"{sorted(left)} hang")
+                os.kill(pid, what)
+        if time.monotonic() - begun > HANG:
+            sys.exit(f"{left} hang")
         time.sleep(0.005)
     return [codes[pid] for pid in ranks]
 

@@ -223,6 +223,20 @@ def test_rows_of_features(of_features, tmp_path):
     assert state_of(run) is not None
 
 
+def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path):
+    """However many images one of the parts has got since."""
+    run, given = of_features
+    edits = Edits(str(record(run)["cut"]), {}, (), None, ((0, 2),))
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    apply(alone, edits)
+    smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
+    more = np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)])
+    np.save(tmp_path / "more.npy", more)
+    update(run, str(tmp_path / "more.npy"))
+    apply(run, edits)
+    assert [row["cluster"] for row in used(run)[:90]] == [row["cluster"] for row in used(alone)]
+
+
 def test_when_a_new_fit_is_due():
     assert new_fit_due(10, 1000, FEW - 1, FEW - 1) == ""
     assert new_fit_due(10, 1000, 7, 100) == ""  # 7 %, twice 1 % and 5 more
