@@ -233,7 +233,7 @@ def fit(
         raise UsageError("--dry-run is for images: features are grouped at once; leave it out")
 
     def found(terminal: Terminal) -> "Source | str":
-        from deepcluster.images import find
+        from deepcluster.images.find import find, is_named
         from deepcluster.images.given_features import check_features_there
         from deepcluster.images.labels import check_labels_there
         from deepcluster.storage.run_folder import check_free
@@ -245,6 +245,8 @@ def fit(
         if features:
             check_features_there(images)
             return images
+        if is_named(images):
+            terminal.say("Loading", images)
         source = find(images, stdin=sys.stdin)
         check_groups(n_clusters, len(source.paths))
         terminal.say("Images", f"{len(source.paths):,} in {source.location}")

@@ -107,3 +107,9 @@ def test_what_the_package_offers_is_listed():
     import deepcluster
 
     assert {"DeepCluster", "load", "__version__"} == set(dir(deepcluster))
+
+
+def test_the_name_of_a_data_set_is_said_before_its_library_is_loaded(capsys):
+    assert run_command(["fit", "sklearn:none", "-k", "3"]) == 3
+    said = capsys.readouterr()
+    assert said.out == "Loading   sklearn:none\n" and "only sklearn:digits is available" in said.err

@@ -102,9 +102,14 @@ def _from_text(text: str, stdin: TextIO | None) -> Source:
     return _from_path(text)
 
 
+def is_named(text: str) -> bool:
+    """Whether a text as for IMAGES is the name of a data set, which its library loads: that may take a while."""
+    return text.partition(":")[0] in ("sklearn", "torchvision", "hf")
+
+
 def check_there(text: str) -> None:
     """DataError where a text as for IMAGES names no file or folder; nothing is opened, nor looked for elsewhere."""
-    if text == "-" or text.partition(":")[0] in ("sklearn", "torchvision", "hf"):
+    if text == "-" or is_named(text):
         return
     path = files.absolute(os.path.expanduser(text))  # noqa: PTH111
     if not os.path.lexists(path):
