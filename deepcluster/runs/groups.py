@@ -34,8 +34,10 @@ def groups_of(
 def placed(
     groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition, added: int = 0
 ) -> tuple[Cut, Placement]:
-    """Where groups of a ``sample`` of all rows but the ``added`` last put this rank's rows; the groups get their numbers
-    by the sizes that come of it."""
+    """Where groups of a ``sample`` put this rank's rows; the groups get their numbers by the sizes that come of it.
+
+    added: The last rows, which no sample has.
+    """
     placement = place(reduced, groups, fine_centroids)
     if len(sample.rows) == partition.total - added:  # they have them
         return groups, placement
