@@ -140,7 +140,8 @@ def signs_of(reduced: Tensor, labels: Tensor, k: int, grouping: str) -> dict[str
     seconds = time.process_time() - begin
     assert found
     return {
-        "k": k, "classes": len(labels.unique()), "images": len(reduced), "nmi": nmi(labels, cluster), "ari": ari(labels, cluster),
+        "k": k, "classes": len(labels.unique()), "images": len(reduced),
+        "nmi": nmi(labels, cluster), "ari": ari(labels, cluster),
         **asdict(found), "score": found.score, "grade": found.grade.word, "seconds": seconds,
         "ari_by_group": ari_by_group(cluster, labels, cluster).tolist(),
     }  # fmt: skip
