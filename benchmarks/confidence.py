@@ -64,7 +64,6 @@ RUNS = (
     Run("lite2", (*SMALL, *PHOTOGRAPHS), (0,), network=LITE2),
     Run("classic", (*PHOTOGRAPHS, *SMALL), (4,), recipe="classic"),
     Run("adapted", PHOTOGRAPHS, (1,), network=LITE0),
-    Run("longer", PHOTOGRAPHS, (8,)),
 )
 
 
@@ -141,7 +140,8 @@ def signs_of(reduced: Tensor, labels: Tensor, k: int, grouping: str) -> dict[str
     seconds = time.process_time() - begin
     assert found
     return {
-        "k": k, "images": len(reduced), "nmi": nmi(labels, cluster), "ari": ari(labels, cluster),
+        "k": k, "classes": len(labels.unique()), "images": len(reduced),
+        "nmi": nmi(labels, cluster), "ari": ari(labels, cluster),
         **asdict(found), "score": found.score, "grade": found.grade.word, "seconds": seconds,
         "ari_by_group": ari_by_group(cluster, labels, cluster).tolist(),
     }  # fmt: skip
@@ -210,7 +210,8 @@ def main() -> None:
     sets = {NOISE: ""} | dict(each.split("=", 1) for each in arguments.sets)
     make(sets, arguments.weights, arguments.cache)
     states = table(arguments.cache)
-    found = summary(states)
+    right = {name: each for name, each in states.items() if each["k"] == each["classes"]}
+    found = {"right k": summary(right), "right and wrong k": summary(states)}
     print(json.dumps(found, indent=1))
     short = {name: {key: round_to(each[key], 4) for key in ("nmi", "ari", *SIGNS)} for name, each in states.items()}
     save("confidence", {**found, "by state": short})

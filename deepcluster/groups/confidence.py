@@ -39,9 +39,9 @@ class Grade:
 # is where the next grade begins (benchmarks/confidence.py).
 GRADES = (
     Grade("poor", -math.inf, "hardly better than chance: do not rely on them"),
-    Grade("weak", 0.07, "a first sorting: most of them mix several kinds of images"),
-    Grade("useful", 0.2, "most of them hold, but some mix several kinds of images"),
-    Grade("strong", 0.5, "images that belong together are together, with few exceptions"),
+    Grade("weak", 0.05, "a first sorting: most of them mix several kinds of images"),
+    Grade("useful", 0.15, "most of them hold, but some mix several kinds of images"),
+    Grade("strong", 0.4, "images that belong together are together, with few exceptions"),
 )
 
 
@@ -70,8 +70,8 @@ class Confidence:
 
     @property
     def score(self) -> float:
-        """``halves``, of all signs the one that follows true labels; but groups that are not in them are none."""
-        return min(self.halves, self.kept)
+        """Do the groups stay with half of the features (and are they these groups), and with other samples?"""
+        return min(self.halves, self.kept) * self.stability
 
     @property
     def grade(self) -> Grade:
@@ -107,12 +107,14 @@ def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confide
     halves_by_group, *kept_by_group = (ari_by_group(*pair, groups) for pair in pairs)
     by_group = torch.minimum(halves_by_group, torch.stack(kept_by_group).mean(0))
     sizes = torch.bincount(groups, minlength=int(cluster.max()) + 1).tolist()
+    stable, silhouette = stability(rows, count, derive(seed, "stability"))
     return Confidence(
         beyond_chance(groups, nearest(rows, NEIGHBOURS)[1]),
-        *stability(rows, count, derive(seed, "stability")),
+        stable,
+        silhouette,
         halves,
         mean(kept),
-        [by_group[i].item() if size >= LEAST_OF_GROUP else None for i, size in enumerate(sizes)],
+        [by_group[i].item() * stable if size >= LEAST_OF_GROUP else None for i, size in enumerate(sizes)],
     )
 
 
@@ -155,9 +157,10 @@ def confidence_text(confidence: Confidence | None) -> str:
     if confidence is None:
         return "Too few images, groups, images in a group or numbers in a feature to say how far to trust the groups."
     grade, weaker = confidence.grade, confidence.weaker
+    same = min(confidence.halves, confidence.kept)
     text = (
-        f"The groups are {grade.word}, {grade.meaning} (cut from either half of the features they agree to"
-        f" {confidence.score:.0%}; chance is 0%)."
+        f"The groups are {grade.word}, {grade.meaning} (cut from either half of the features they agree to {same:.0%},"
+        f" from other samples to {confidence.stability:.0%}; chance is 0%)."
     )
     if not weaker:
         return text

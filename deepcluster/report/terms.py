@@ -4,7 +4,8 @@ TERMS = {
     "confidence": (
         "confidence",
         "How far the groups can be trusted, judged without labels: whether the clusters stay where only half of the"
-        " features are seen. From best to worst: strong, useful, weak, poor (hardly better than chance).",
+        " features, or other samples of the images, are seen. From best to worst: strong, useful, weak, poor (hardly"
+        " better than chance).",
     ),
     "cluster": ("cluster", "A group of images that the network finds alike. Its number stays, whatever you call it."),
     "medoid": ("medoid", "The most typical image: the one nearest to the mean of its cluster."),
