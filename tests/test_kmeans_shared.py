@@ -10,6 +10,7 @@ from torch import Tensor
 from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.whitening import Whitening, whiten
 from deepcluster.records import Clustering
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 
 
@@ -101,7 +102,8 @@ def test_whitening_is_that_of_one_process(ranks, count, rows, width):
 
 
 def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
-    return means(part(x, processes), part(labels, processes), k, processes)
+    own = part(x, processes)
+    return means(own, part(labels, processes), k, Partition.of(processes, len(own)))
 
 
 def test_means_are_those_of_all_rows(ranks):

@@ -1,4 +1,4 @@
-"""A table of text with very many rows, kept by columns: some bytes a cell, where dictionaries take 2 kB a row."""
+"""A table of text with very many rows, kept by columns: some bytes a cell, where dictionaries take .6 kB a row."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
