@@ -226,7 +226,7 @@ def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
     columns = {*files.CLUSTERS, *files.SUMMARY, *files.SKIPPED, *files.HISTORY, *files.PREDICTIONS}
     numbers = {"status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "size", "share", "junk"}
-    numbers |= {"mean_distance", "nearest_cluster", *files.HISTORY}
+    numbers |= {"mean_distance", "nearest_cluster", "confidence", *files.HISTORY}
     assert columns - numbers == set(TEXT_COLUMNS)
 
 
