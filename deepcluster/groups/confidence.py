@@ -21,6 +21,9 @@ LEAST_ROWS = 30
 LEAST_WIDTH = 16  # numbers of a row: groups may show in few of them, and then half of these tell nothing
 LEAST_EACH = 2  # rows of the sample for each group, on average: of a lone row no neighbour can share the group
 MOST_WEAKER = 3  # groups, that are named
+# Of few images the halves of the features agree less, however good the groups are: by about the power LESS of their
+# number (200 to 1,000 images of five sets by a pretrained network, of three by an untrained one; docs/decisions.md).
+MANY, LESS = 1000, 0.7
 LEAST_OF_GROUP = 10  # rows of the sample, to judge a group alone
 HARDLY = 1.4  # times as many ties cut: groups of one network that are real in the other, too
 MOST = 1000.0  # times
@@ -59,6 +62,7 @@ class Confidence:
     halves: How well the cuts by one and by the other half of the features' numbers agree (ARI), at most 1.
     kept: How well the groups agree with these two cuts (ARI), at most 1.
     by_group: The score of each group alone; None where too few of its rows are in the sample.
+    rows: How many images the sample had.
     """
 
     agreement: float
@@ -67,11 +71,12 @@ class Confidence:
     halves: float
     kept: float
     by_group: Sequence[float | None]
+    rows: int = MANY
 
     @property
     def score(self) -> float:
         """Do the groups stay with half of the features (and are they these groups), and with other samples?"""
-        return min(self.halves, self.kept) * self.stability
+        return min(self.halves, self.kept) * self.stability * for_few(self.rows)
 
     @property
     def grade(self) -> Grade:
@@ -114,8 +119,17 @@ def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confide
         silhouette,
         halves,
         mean(kept),
-        [by_group[i].item() * stable if size >= LEAST_OF_GROUP else None for i, size in enumerate(sizes)],
+        [
+            by_group[i].item() * stable * for_few(len(rows)) if size >= LEAST_OF_GROUP else None
+            for i, size in enumerate(sizes)
+        ],
+        len(rows),
     )
+
+
+def for_few(rows: int) -> float:
+    """What a score of so few rows is multiplied by, to compare with one of many."""
+    return float(max(1.0, MANY / max(1, rows)) ** LESS)
 
 
 def cut_again(rows: Tensor, count: int, seed: int) -> Tensor:
