@@ -50,7 +50,7 @@ def features_of(images: str, networks: list[str], size: int, cache: Path | None)
 
 
 def reduced(features: list[Tensor]) -> Tensor:
-    """As ``auto`` reduces them, each part of length 1."""
+    """Half whitened, each part of length 1, without square roots (option ``root``)."""
     return F.normalize(torch.cat([whiten(part, 128, 0.5)(part) for part in features], 1))
 
 

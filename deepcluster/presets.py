@@ -12,7 +12,7 @@ from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
 from deepcluster.nets.published import PUBLISHED, backbone_of
-from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, only_size
+from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, PLUS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
 IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
@@ -21,6 +21,8 @@ AUTO_PASSES = 90  # over the images, over all rounds
 CLASSIC_PASSES = 30
 SMALLEST_PHOTOGRAPH = 96  # px: below that a network of this size learns from the images themselves
 MOST_PHOTOGRAPHS = 100_000  # more can teach a network of their own
+# Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
+RECTIFIED = "timm:tf_efficientnet_lite"
 TO_FIT = ("auto", "classic")  # the recipes that look at the images
 
 Given = Mapping[str, Any]  # options from the user or a recipe file
@@ -53,7 +55,7 @@ class Facts:
         return self.short_side >= SMALLEST_PHOTOGRAPH and self.count <= MOST_PHOTOGRAPHS
 
 
-Learning = Callable[[int, Facts], Choices]  # how to learn, from the side of the images, px, and the facts
+Learning = Callable[[int, Facts, str], Choices]  # how to learn, from the side of the images, px, facts and backbone
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,7 @@ def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Lear
         "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
     }
-    choices |= (adapting if pretrained else from_scratch)(options.get("image_size", size), facts)
+    choices |= (adapting if pretrained else from_scratch)(options.get("image_size", size), facts, backbone)
     if facts.grey:
         why = "the images are grey: shapes count, and left is not right"
         views = {"crop_min": 0.5, "crop_max": 1.2, "stretch": 1.2, "flip": 0.0, "rotation": 15.0}
@@ -410,15 +412,18 @@ def _because(why: str, **values: Any) -> Choices:
     return {name: (value, why) for name, value in values.items()}
 
 
-def _adapting(size: int, facts: Facts) -> Choices:
+def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """A pretrained network: few, gentle rounds on cluster means, none of which can spoil the clusters alone."""
-    return _gentle(size, facts) | {
+    choices = _gentle(size, facts) | {
         "temperature": (0.07, _GENTLY),
         "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
     }
+    if all(part.startswith(RECTIFIED) for part in backbone.split(PLUS)):
+        choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")
+    return choices
 
 
-def _from_scratch(size: int, facts: Facts) -> Choices:
+def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
     """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
     return _untrained(size, facts, AUTO_PASSES) | _because(
         _FROM_NOTHING,
@@ -435,12 +440,12 @@ def _from_scratch(size: int, facts: Facts) -> Choices:
     )
 
 
-def _classic_from_scratch(size: int, facts: Facts) -> Choices:
+def _classic_from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
     """A new linear classifier of one clustering of the whitened features of a pass."""
     return _untrained(size, facts, CLASSIC_PASSES) | _SEVEN_STEPS
 
 
-def _classic_adapting(size: int, facts: Facts) -> Choices:
+def _classic_adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """The same for a pretrained network."""
     return _gentle(size, facts) | _SEVEN_STEPS | _GUARDED
 

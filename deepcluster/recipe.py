@@ -204,6 +204,7 @@ class Recipe(Options):
     reduce: bool = _features(True, "Reduce in the rounds too, and not only for the result.")
     dims: int = _features(256, "Principal components kept.", low=1, high=10**5)
     whitening: float = _features(1.0, "1: whiten; 0: plain PCA; between: leading directions weigh more.", high=1)
+    root: bool = _features(False, "Square roots of the features are reduced, with their signs and of length 1.")
 
     pseudo_labels: int = _clustering(
         10_000, "Number of fine clusters trained on, or auto.", low=1, flag=True, auto=True

@@ -34,6 +34,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "features": ("memory", {"reuse_features": True}),
     "dims": (9, {"reduction.dims": 9, "final_reduction.dims": 9}),
     "whitening": (0.5, {"reduction.whitening": 0.5, "final_reduction.whitening": 0.5}),
+    "root": (True, {"reduction.root": True, "final_reduction.root": True}),
     "reduce": (False, {"reduction.dims": None}),
     "spherical": (True, {"clustering.spherical": True}),
     "clustering": ("pic", {"clustering": power_iteration}),

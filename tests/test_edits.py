@@ -17,6 +17,7 @@ from deepcluster.groups.cut import Cut, place
 from deepcluster.groups.moves import pinned
 from deepcluster.groups.split import parts_of, split
 from deepcluster.model import Model
+from deepcluster.runs.evaluate import model_digest
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
@@ -365,6 +366,20 @@ def test_a_model_of_version_0_1_has_no_marks(finished):
     config = json.loads((finished / "model" / "config.json").read_text())
     sign(finished / "model", {key: value for key, value in config.items() if key != "junk"})
     assert models.load(finished).junk == ()
+
+
+def test_a_model_keeps_whether_it_takes_square_roots(tmp_path):
+    plain = tiny_model()
+    model = replace(plain, reduction=replace(plain.reduction, root=True))
+    images = torch.randint(0, 256, (9, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    models.save(model, tmp_path / "model")
+    found = models.load(tmp_path / "model")
+    assert torch.equal(found.transform(images), model.transform(images))
+    assert not torch.allclose(found.transform(images), plain.transform(images), atol=1e-3)
+    assert model_digest(found) == model_digest(model) != model_digest(plain)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    sign(tmp_path / "model", {key: value for key, value in config.items() if key != "root"})
+    assert not models.load(tmp_path / "model").reduction.root  # as in models of before
 
 
 class Counted(int):

@@ -28,11 +28,11 @@ from tests.tiny import tiny_model
 WEIGHTS = os.environ.get("DEEPCLUSTER_WEIGHTS", "")  # tf_efficientnet_lite0.safetensors
 
 
-def model_on(images, name, image_size, **options):
+def model_on(images, name, image_size, root=False, **options):
     """A model whose features, whitening and centroids come from these images; group 1 has none (it was merged)."""
     network = build(name, image_size=image_size, seed=0, **options).eval()
     features = extract(network, images, size=image_size, batch_size=16)
-    reduction = whiten(features, 16)
+    reduction = whiten(features, 16, root=root)
     reduced = reduction(features)
     # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.
     centroids = torch.cat([reduced[:8], F.normalize(reduced[8:16] + 1e-3 * reduced[16:24])])
@@ -79,9 +79,10 @@ def small(photos):
     return read_once(find(photos), 36).images
 
 
-def test_distances_agree_with_torch(small, tmp_path):
+@pytest.mark.parametrize("root", [False, True])
+def test_distances_agree_with_torch(small, tmp_path, root):
     """With a margin around the fixed view, images on a centroid, and a group that was merged into another."""
-    session = check(model_on(small, "compact", 32), small, tmp_path)
+    session = check(model_on(small, "compact", 32, root), small, tmp_path)
     about = session.get_modelmeta().custom_metadata_map
     assert about["deepcluster_version"] == deepcluster.__version__
     assert json.loads(about["names"]) == ["", "", "a", 'b"\n', ""]
@@ -97,7 +98,7 @@ def test_distances_agree_with_torch(small, tmp_path):
         pytest.param("timm:test_vit+timm:test_efficientnet", 64, {}, marks=pytest.mark.slow),
         pytest.param("alexnet", 224, {"sobel": True}, marks=pytest.mark.slow),
         pytest.param("timm:vit_tiny_patch16_224", 64, {}, marks=pytest.mark.slow),
-        pytest.param("timm:tf_efficientnet_lite0", 96, {"weights": WEIGHTS}, marks=pytest.mark.slow),
+        pytest.param("timm:tf_efficientnet_lite0", 96, {"weights": WEIGHTS, "root": True}, marks=pytest.mark.slow),
     ],
 )
 def test_distances_agree_with_torch_for_other_networks(photos, tmp_path, name, image_size, options):

@@ -31,8 +31,8 @@ def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, opt
     return kmeans(part(x, processes), k, start=start, processes=processes, **options)
 
 
-def whitened(processes: Processes, x: Tensor, dims: int) -> Whitening:
-    return whiten(part(x, processes), dims, processes=processes)
+def whitened(processes: Processes, x: Tensor, dims: int, root: bool) -> Whitening:
+    return whiten(part(x, processes), dims, processes=processes, root=root)
 
 
 def labels_of(found: list[Clustering]) -> Tensor:
@@ -91,11 +91,13 @@ def test_no_cluster_is_empty_and_all_processes_agree(ranks, data):
 @pytest.mark.parametrize(
     ("count", "rows", "width"), [(2, 3000, 40), (3, 3000, 300), (3, 30, 40), (2, 2, 5), (3, 2, 5), (2, 1, 4)]
 )
-def test_whitening_is_that_of_one_process(ranks, count, rows, width):
+@pytest.mark.parametrize("root", [False, True])
+def test_whitening_is_that_of_one_process(ranks, count, rows, width, root):
     x = blobs(rows, width, 7) * torch.linspace(1, 3, width)
-    (alone,) = ranks[1](whitened, x, 16)
-    found = ranks[count](whitened, x, 16)
+    (alone,) = ranks[1](whitened, x, 16, root)
+    found = ranks[count](whitened, x, 16, root)
     for each in found:
+        assert each.root == root
         assert torch.equal(each.projection, found[0].projection)
         assert torch.equal(each.mean, found[0].mean)
     np.testing.assert_allclose(found[0].project(x), alone.project(x), rtol=1e-6, atol=1e-6)

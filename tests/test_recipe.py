@@ -209,6 +209,29 @@ def test_a_pretrained_network_gets_fewer_rounds_on_many_images(count, device, ro
     assert resolve("auto", {"weights": "w.safetensors", "backbone": "timm:resnet18"}, facts).recipe.rounds == rounds
 
 
+LITE = "timm:tf_efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "root"),
+    [
+        ("auto", {"backbone": "photos-small"}, True),
+        ("auto", {"backbone": "photos-pair"}, True),
+        ("auto", {"backbone": LITE, "weights": "w.safetensors"}, True),
+        ("auto", {"backbone": "photos-small", "root": "false"}, False),
+        ("auto", {"backbone": LITE}, False),  # from nothing
+        ("auto", {"backbone": f"{LITE}+timm:resnet18", "weights": "timm"}, False),
+        ("auto", {"backbone": "photos"}, False),
+        ("auto", {"backbone": "compact"}, False),
+        ("classic", {"backbone": "photos-small"}, False),
+        ("v1", {}, False),
+        ("v2", {}, False),
+    ],
+)
+def test_auto_takes_square_roots_of_features_that_are_never_negative(name, options, root):
+    assert resolve(name, options, PHOTOS).recipe.root == root
+
+
 def test_more_pseudo_labels_than_images():
     with pytest.raises(DataError, match=r"60000 .* 50000"):
         resolve("auto", {"pseudo_labels": "60000"}, PHOTOS)

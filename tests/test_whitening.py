@@ -88,6 +88,19 @@ def test_less_than_whitening_by_hand(strength):
     assert torch.allclose(projected, torch.tensor([2 / (2 * s) ** strength, 1 / s**strength]))
 
 
+@pytest.mark.parametrize("rows", [9, 3])  # more than columns, and fewer
+def test_square_roots_by_hand(rows):
+    """Each number's root, with its sign, divided by the length of its row; then as ever."""
+    x = torch.tensor([[4.0, 0, -9, 16]]) * torch.arange(1.0, 10).unsqueeze(1)
+    x = (x + correlated(9, 4))[:rows]
+    roots = np.sign(x.numpy()) * np.sqrt(np.abs(x.numpy()))
+    roots /= np.linalg.norm(roots, axis=1, keepdims=True)
+    fitted, by_hand = whiten(x, 3, 0.5, root=True), whiten(roots, 3, 0.5)
+    for found, wanted in ((fitted(x), by_hand(roots)), (fitted.project(x), by_hand.project(roots))):
+        assert torch.allclose(found.abs(), wanted.abs(), atol=1e-4)
+    assert torch.allclose(fitted(7 * x), fitted(x), atol=1e-4)  # the length of a row counts no more
+
+
 def test_not_finite():
     x = correlated(20, 4)
     x[3, 1] = torch.nan

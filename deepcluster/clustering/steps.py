@@ -26,10 +26,12 @@ class Reduction:
     Attributes:
         dims: Number of principal components at most. None: no PCA, only L2.
         whitening: Each component is divided by its standard deviation to this power: 1 whitens, 0 only rotates.
+        root: The square roots of the features are reduced, as rows of length 1.
     """
 
     dims: int | None = 256
     whitening: float = 1.0
+    root: bool = False
 
     def __call__(self, features: Tensor, processes: Processes = ALONE, device: torch.device | None = None) -> Tensor:
         """The features (N x D) as rows of length 1 (N x d), on ``device``."""
@@ -41,7 +43,7 @@ class Reduction:
         """The map, for new images too. Needs ``dims``."""
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
-        return whiten(features, self.dims, self.whitening, processes, device)
+        return whiten(features, self.dims, self.whitening, processes, device, root=self.root)
 
 
 class ClusteringStep(Protocol):

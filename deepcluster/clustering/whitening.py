@@ -30,10 +30,14 @@ Directions = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Whitening:
-    """An affine map to whitened rows, fitted by :func:`whiten`: ``mean`` (D), ``projection`` (D x d)."""
+    """An affine map to whitened rows, fitted by :func:`whiten`: ``mean`` (D), ``projection`` (D x d).
+
+    ``root``: it takes :func:`square_roots` of the rows.
+    """
 
     mean: Tensor
     projection: Tensor
+    root: bool = False
 
     def project(self, x: Tensor) -> Tensor:
         """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
@@ -55,7 +59,8 @@ class Whitening:
         multiply = product(weight, weight.new_zeros(len(weight)))
 
         def work(begin: int, rows: Tensor) -> None:
-            out = multiply(rows.to(device) - mean)
+            rows = rows.to(device)
+            out = multiply((square_roots(rows) if self.root else rows) - mean)
             reduced[begin : begin + len(rows)] = F.normalize(out, eps=1e-12) if normalise else out
 
         with shared_out(x) as walk:
@@ -65,7 +70,13 @@ class Whitening:
 
 
 def whiten(
-    x: Tensor, dims: int = 256, strength: float = 1.0, processes: Processes = ALONE, device: torch.device | None = None
+    x: Tensor,
+    dims: int = 256,
+    strength: float = 1.0,
+    processes: Processes = ALONE,
+    device: torch.device | None = None,
+    *,
+    root: bool = False,
 ) -> Whitening:
     """Fit the PCA-whitening of N x D features.
 
@@ -77,6 +88,7 @@ def whiten(
             only rotates, and in between the leading directions keep some of their weight.
         processes: Those that share the rows. They exchange one D x D sum, and the main rank's map.
         device: Where products are computed, a block of rows at a time. None: that of x.
+        root: Of the :func:`square_roots` of the features.
 
     Raises:
         NonFiniteError: NaN or infinity in the features.
@@ -91,19 +103,20 @@ def whiten(
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
-        return _broadcast(processes, lambda: _scaled(*_of_few(x, count), strength))
-    mean, covariance = _covariance(x, partition, device or x.device)
-    return _broadcast(processes, lambda: _scaled(mean, *_leading(covariance, count), strength))
+        few = square_roots(x.float()) if root else x
+        return _broadcast(processes, root, lambda: _scaled(*_of_few(few, count), strength))
+    mean, covariance = _covariance(x, partition, device or x.device, root)
+    return _broadcast(processes, root, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 
-def _broadcast(processes: Processes, make: Callable[[], Whitening]) -> Whitening:
+def _broadcast(processes: Processes, root: bool, make: Callable[[], Whitening]) -> Whitening:
     """The map that the main rank makes, on all ranks."""
 
     def tensors() -> dict[str, Tensor]:
         made = make()
         return {"mean": made.mean, "projection": made.projection}
 
-    return Whitening(**processes.broadcast_tensors(tensors))
+    return Whitening(**processes.broadcast_tensors(tensors), root=root)
 
 
 def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> Whitening:
@@ -112,6 +125,14 @@ def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: flo
     scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
     projection = (vectors * scale)[:, keep]
     return Whitening(mean.float(), torch.from_numpy(np.ascontiguousarray(projection)).float())
+
+
+def square_roots(rows: Tensor) -> Tensor:
+    """The square roots of float32 features, with their signs, as rows of length 1 (power normalisation).
+
+    Few large features then decide less; where none is negative, products of rows compare them as shares (Hellinger).
+    """
+    return F.normalize(rows.sign() * rows.abs().sqrt(), eps=1e-12)
 
 
 def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
@@ -128,19 +149,23 @@ def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
     return units
 
 
-def _covariance(x: Tensor, partition: Partition, device: torch.device) -> tuple[Tensor, Directions]:
+def _covariance(x: Tensor, partition: Partition, device: torch.device, root: bool) -> tuple[Tensor, Directions]:
     """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
     One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
     """
     rows, width = partition.total, x.shape[1]
-    shift = partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float().mean(0).to(device)
+
+    def prepared(block: Tensor) -> Tensor:
+        return square_roots(block.to(device)) if root else block.to(device)
+
+    shift = prepared(partition.index_select(x, torch.arange(min(SHIFT_ROWS, rows))).float()).mean(0)
     with shared_out(x) as walk:
         total = torch.zeros(width, dtype=torch.float64)
         products = np.zeros((width, width))
         least = max(1 << 12, 2 * width)  # the products of a block are as large however few its rows are
         blocks = in_whole_blocks(walk, partition, least)
-        for block_total, block_products in blocks.blocks(lambda begin, block: _products(block.to(device) - shift)):
+        for block_total, block_products in blocks.blocks(lambda begin, block: _products(prepared(block) - shift)):
             total += block_total
             products += block_products
         total = partition.processes.all_reduce(total)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deepcluster
+from deepcluster.clustering.whitening import square_roots
 from deepcluster.errors import ModelError, missing_extra
 from deepcluster.images.augment import fixed_view
 from deepcluster.model import Model
@@ -49,6 +50,7 @@ class Placing(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.network, self.size, self.count = model.network, model.image_size, model.groups.count
+        self.root = model.reduction.root
         centroids = model.groups.centroids.double()
         self.register_buffer("mean", model.reduction.mean)
         self.register_buffer("projection", model.reduction.projection)
@@ -58,6 +60,7 @@ class Placing(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.network.features(fixed_view(images, self.size))
+        features = square_roots(features) if self.root else features
         reduced = F.normalize((features - self.mean) @ self.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
         # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.

@@ -501,7 +501,7 @@ def body_digest(model: Model) -> str:
 def model_digest(model: Model) -> str:
     """SHA-256 of all that places an image in a cluster."""
     reduction, groups = model.reduction, model.groups
-    digest = hashlib.sha256(body_digest(model).encode())
+    digest = hashlib.sha256(f"{body_digest(model)}{' root' if reduction.root else ''}".encode())
     for part in (reduction.mean, reduction.projection, model.fine_centroids, groups.centroids, groups.groups):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

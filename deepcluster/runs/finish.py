@@ -12,7 +12,6 @@ from torch import Tensor
 
 from deepcluster.algorithm import Result, conclude
 from deepcluster.clustering.agreement import compared
-from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import ROWS
 from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
@@ -371,7 +370,7 @@ def _clearer(
     rows = torch.randperm(len(store.images), generator=generator(seed, "sample"))[:ROWS].sort().values
     with _body(network, trained.given):
         features = extract(network, store.images[rows], size=recipe.image_size, batch_size=recipe.batch_size).cpu()
-    before = whiten(features, recipe.dims, recipe.whitening)(features)
+    before = reduction_of(recipe)(features)
     return clarity(before, reduced[rows], n_clusters, seed)
 
 

@@ -43,7 +43,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
-OPTIONS = {"dims", "whitening", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}
+OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}
 THUMBNAIL = 48  # px
 
 

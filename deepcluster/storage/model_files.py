@@ -48,7 +48,7 @@ TYPES = {
     "names": list,
 }
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
-OPTIONAL = {"junk": list}  # missing in models of version 0.1
+OPTIONAL = {"junk": list, "root": bool}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool, "revision": int}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
@@ -95,6 +95,7 @@ def _config(model: Model, weights_sha256: str) -> str:
         "batch_size": model.batch_size,
         "names": list(model.names),
         "junk": list(model.junk),
+        "root": model.reduction.root,
         "weights_sha256": weights_sha256,
     }
     config["config_sha256"] = json_sha256(config)
@@ -171,7 +172,7 @@ def _load(
     channels_last(network.eval().to(device or torch.device("cpu")))
     return Model(
         network=network,
-        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"]),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.get("root", False)),
         fine_centroids=tensors["fine_centroids"],
         groups=Cut(tensors["groups.centroids"], tensors["groups.groups"]),
         outlier_distance=tensors["outlier_distance"],
