@@ -181,12 +181,12 @@ def confidence_text(confidence: Confidence | None) -> str:
     return f"{text} Weakest: {'clusters' if weaker[1:] else 'cluster'} {', '.join(map(str, weaker[:MOST_WEAKER]))}."
 
 
-def next_step(grade: Grade, *, pretrained: bool, n_clusters: int | None, other: int | None = None) -> tuple[str, str]:
+def next_step(grade: Grade, *, has_weights: bool, n_clusters: int | None, other: int | None = None) -> tuple[str, str]:
     """What makes the most of groups of this grade: a sentence, and the command for it.
 
     Args:
         grade: Of all groups.
-        pretrained: Whether the features are of a network that had learnt from other images, or from elsewhere.
+        has_weights: Whether the features are of a network that had learnt from other images, or from elsewhere.
         n_clusters: The number of groups that was asked for; None: it was chosen.
         other: Another number that is plausible.
 
@@ -194,7 +194,7 @@ def next_step(grade: Grade, *, pretrained: bool, n_clusters: int | None, other: 
         In the command RUN and IMAGES stand for the run and its images.
     """
     fit = f"deepcluster fit IMAGES{'' if n_clusters is None else f' -k {n_clusters}'} --backbone"
-    match grade.word, pretrained:
+    match grade.word, has_weights:
         case "poor" | "weak", False:
             return "Start from a network that knows photographs; more rounds alone help less.", f"{fit} photos"
         case "poor", True:

@@ -184,7 +184,7 @@ def _judged(confidence: Confidence | None, folder: RunFolder, record: RunRecord)
     recipe = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
     advice, command = next_step(
         confidence.grade,
-        pretrained=bool(recipe.get("weights")) or record.backbone == FEATURES,
+        has_weights=bool(recipe.get("weights")) or record.backbone == FEATURES,
         n_clusters=record.n_clusters or None,
         other=next((int(each["k"]) for each in (record.candidates or [])[1:]), None),
     )
