@@ -110,7 +110,7 @@ def test_a_model_of_an_older_version_computes_as_it_did(tmp_path):
     """Its features are those of the network itself; a new model's are those of clusters.csv."""
     small = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
     images = small.repeat(8, 1).repeat(8, 2)
-    options = {"backbone": "timm:test_efficientnet", "rounds": 0, "batch_size": 8, "image_size": 48}
+    options = {"backbone": "timm:test_efficientnet", "rounds": 0, "batch_size": 8, "image_size": 48, "weights": "none"}
     folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=3, options=options, device="cpu")).path
     model = models.load(folder)
     assert features_pass(model.network) != model.network.features
