@@ -60,7 +60,7 @@ SAMPLE = EDGES + random.Random(0).sample(sorted(set(PAIRS) - set(EDGES)), 8)
 
 def check_pair(count: int, k: int, rounds: int, out: Path) -> None:
     if k > count:
-        with pytest.raises(DataError, match=rf"^-k {k} is more than the {count} images: give at most -k {count}$"):
+        with pytest.raises(DataError, match=rf"^-k {k} is more than the {count} images?: give at most -k {count}$"):
             clusters(noise(count), k, out, rounds=rounds)
         assert not out.exists() or not any(out.iterdir())  # it is said before anything is written
     else:
