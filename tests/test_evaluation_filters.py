@@ -278,7 +278,7 @@ def said_again(run: Path, capsys) -> str:
     ("arguments", "message"),
     [
         (["--labels", "folders"], "leave --labels and --train out"),
-        (["--train", "photos"], "leave --labels and --train out"),
+        (["--train", "sklearn:digits"], "leave --labels and --train out"),
         (["--layers", "conv1"], "block1"),
         (["--set", "count=0"], "count"),
         (["--set", "blur_every=0"], "blur_every"),
