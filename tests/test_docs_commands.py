@@ -24,8 +24,9 @@ HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or o
 
 
 def page_of(page: Path) -> object:
-    """A page to test; that on which torchrun is run takes most of a minute."""
-    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name == SHARED else ())
+    """A page to test; that on which torchrun is run, and that of many benchmarks, take most of a minute."""
+    slow = page.name in (SHARED, "quality.md")
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if slow else ())
 
 
 @pytest.mark.parametrize("page", [page_of(page) for page in pages_with("console", "python") if page != TRANSLATED])
