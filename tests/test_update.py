@@ -18,6 +18,7 @@ from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.report import found_again
+from deepcluster.runs.similar import similar
 from deepcluster.runs.update import FEW, Update, new_fit_due, update
 from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import open_run
@@ -156,6 +157,15 @@ def test_the_images_are_found_again(run, photos, more, tmp_path):
     assert source.file is not None and source.file(59) == more / "2" / "11.png"
     assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+
+
+def test_an_added_image_is_one_of_the_run(run, more):
+    """Named as a file or as in the table, it is not among the images most like it."""
+    update(run, more)
+    path = rows(run / "clusters.csv")[-1]["path"]
+    by_path = similar(run, path, 3)
+    assert by_path == similar(run, str(more / "2" / Path(path).name), 3)
+    assert path not in [one.path for one in by_path]
 
 
 def test_nearly_equal_images_come_into_the_groups_of_the_run(run, photos, more):

@@ -179,6 +179,18 @@ def folder_of(location: str) -> Path | None:
     return place if place.is_absolute() and place.is_dir() else None
 
 
+def name_in_run(file: Path, base: Path | None) -> str:
+    """What a run on the images in ``base`` calls a file: by the way from there where that is near, else absolute."""
+    if base is None or file.anchor != base.anchor:
+        return file.as_posix()
+    near = Path(os.path.relpath(file, base))
+    if near.parts[0] != "..":
+        return near.as_posix()
+    # Not where that would name all folders, or lead elsewhere as the folder is a link.
+    shared = len(Path(os.path.commonpath([file, base])).parts) > 1 and os.path.realpath(base) == str(base)
+    return near.as_posix() if shared else file.as_posix()
+
+
 def _is_at_hand(location: str) -> bool:
     """Not passed from Python; nor a data set that would be downloaded: nobody asked for that."""
     scheme, _, name = location.partition(":")

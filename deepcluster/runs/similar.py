@@ -15,7 +15,7 @@ from deepcluster.model import Model
 from deepcluster.report.gallery import page_of_similar
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.predict import predict
-from deepcluster.runs.report import found_again, pictures
+from deepcluster.runs.report import folder_of, found_again, name_in_run, pictures
 from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
@@ -84,10 +84,7 @@ def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
     names = [image]
     if os.path.lexists(image):
         there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
-        names.append(str(there))
-        location = Path(folder.read_record().location)
-        if there.is_relative_to(location):
-            names.append(there.relative_to(location).as_posix())
+        names += [str(there), name_in_run(there, folder_of(folder.read_record().location))]
     return next((paths.index(name) for name in reversed(names) if name in paths), None)
 
 

@@ -23,7 +23,7 @@ from deepcluster.model import Model
 from deepcluster.report.sprite import extended, on_sheet
 from deepcluster.runs.own_features import pictures_of
 from deepcluster.runs.recut import figures_at_start
-from deepcluster.runs.report import folder_of, found_again, rewrite_report
+from deepcluster.runs.report import folder_of, found_again, name_in_run, rewrite_report
 from deepcluster.runs.results import Rows, read_run, write_features, write_groups
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, feature_digests, pixel_digests
 from deepcluster.runtime.devices import CPU
@@ -144,20 +144,9 @@ def _called_as(source: Source, location: str, count: int) -> Source:
     base, here = folder_of(location), Path(source.location)
     return replace(
         source,
-        paths=tuple(_called(source.file(i), base) for i in range(len(source.paths))),
-        skipped=tuple((_called(here / path, base), reason) for path, reason in source.skipped),
+        paths=tuple(name_in_run(source.file(i), base) for i in range(len(source.paths))),
+        skipped=tuple((name_in_run(here / path, base), reason) for path, reason in source.skipped),
     )
-
-
-def _called(file: Path, base: Path | None) -> str:
-    if base is None or file.anchor != base.anchor:
-        return file.as_posix()
-    near = Path(os.path.relpath(file, base))
-    if near.parts[0] != "..":
-        return near.as_posix()
-    # Not where that would name all folders, or lead elsewhere as the folder is a link.
-    shared = len(Path(os.path.commonpath([file, base])).parts) > 1 and os.path.realpath(base) == str(base)
-    return near.as_posix() if shared else file.as_posix()
 
 
 def _digests(folder: RunFolder) -> set[str]:
