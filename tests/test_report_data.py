@@ -88,12 +88,15 @@ def test_clusters_and_tree_by_hand() -> None:
 
 def test_what_is_like_an_image_and_what_a_cluster_splits_into_by_hand() -> None:
     rows = [row("a#1/x.png", 0), row("y.png", 1), row("z.png", 0)]
-    parts = Parts(of_centroid=torch.tensor([0, 1, -1]), sizes=(1, 1), merges=((0, 1),))
+    parts = Parts(of_centroid=torch.tensor([0, 1, -1]), sizes=(1, 1), merges=((0, 1),), images=(1, 1))
     similar = np.array([[2, 1], [0, 2], [0, 1]])
     found = read(rows, similar=similar, parts={0: parts}, part=np.array([1, 0, 0]), originals="../my photos/")
     assert found["images"]["alike"] == 2 and shorts(found["images"]["similar"]) == similar.flatten().tolist()
     assert shorts(found["images"]["part"]) == [1, 0, 0]
-    assert [each["parts"] for each in found["clusters"]] == [{"sizes": [1, 1], "merges": [[0, 1]]}, None]
+    assert [each["parts"] for each in found["clusters"]] == [
+        {"sizes": [1, 1], "images": [1, 1], "merges": [[0, 1]]},
+        None,
+    ]
     assert found["originals"] == "../my%20photos/" and read(rows)["originals"] is None
     assert read(rows, originals="../caf\udce9 #1/")["originals"] == "../caf%E9%20%231/"
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.runs.similar import COLUMNS, most_similar
+from deepcluster.runs.job import Request
+from deepcluster.runs.own_features import fit_features
+from deepcluster.runs.similar import COLUMNS, most_similar, similar
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -71,6 +74,7 @@ def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, capsys):
     [
         ("none.png", (), 3, "none.png is no file, and no path in"),
         ("{photos}", (), 2, "48 images: name one"),
+        ("{photos}/bars", (), 2, "16 images: name one"),
         ("{tmp}/bad.png", (), 3, "not an image"),
         ("{photos}/bars/00.png", ("-n", "0"), 2, "-n"),
     ],
@@ -109,3 +113,19 @@ def test_nearest_of_the_estimator(finished, photos, tmp_path):
     alone = DeepCluster.load(model.save(tmp_path / "model"))
     with pytest.raises(UsageError, match="nearest needs the features of a run"):
         alone.nearest([photos / model.paths_[5]])
+
+
+def test_a_file_of_another_folder_with_the_name_of_one_of_the_run(finished, photos, tmp_path, monkeypatch):
+    (tmp_path / "bars").mkdir()
+    shutil.copy(photos / paths_of(finished)[20], tmp_path / "bars/00.png")
+    monkeypatch.chdir(tmp_path)
+    assert similar(finished, "bars/00.png", 1)[0].path == paths_of(finished)[20]
+
+
+def test_of_a_run_of_features_only_its_own_images(tmp_path):
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(40, 8)))
+    run = fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=3)).path
+    assert len(similar(run, "07", 3)) == 3
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="a run of features sees no other images"):
+        similar(run, str(tmp_path / "a.png"))

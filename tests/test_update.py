@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -13,11 +14,17 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
-from deepcluster.report.sprite import columns, extended, sprite_sheet, tiny_pictures
+from deepcluster.groups.split import parts_of
+from deepcluster.images import find
+from deepcluster.report import sprite
+from deepcluster.report.sprite import columns, extended, not_on_sheet, sprite_sheet, tiny_pictures
+from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.report import found_again
+from deepcluster.runs.report import found_again, shown_of
+from deepcluster.runs.results import read_run
+from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
 from deepcluster.runs.update import FEW, Update, new_fit_due, update
 from deepcluster.storage.edits import Edits
@@ -233,6 +240,74 @@ def test_rows_of_features(of_features, tmp_path):
     assert state_of(run) is not None
 
 
+def test_rows_that_grow_count_once(of_features, tmp_path):
+    """Rows without names get the next numbers, whatever was known among them, and none is lost."""
+    run, given = of_features
+    assert update(run, str(tmp_path / "given.npy")) == Update(added=0, known=90, skipped=0)
+    for added, rows_then in ((5, given[:5]), (5, given[:10]), (7, given[:7] + 1)):
+        np.save(tmp_path / "more.npy", np.concatenate([given, rows_then + np.float32(0.01)]))
+        assert update(run, str(tmp_path / "more.npy")).added == added
+    assert [int(row["path"]) for row in used(run)] == list(range(107))
+
+
+def test_a_name_of_another_place_is_another_image(tmp_path):
+    given = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    for name, these in (("a", given[:40]), ("b", given[40:])):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "f.npy", these)
+        (tmp_path / name / "f.txt").write_text("\n".join(f"{i}.jpg" for i in range(len(these))))
+    run = fit_features(tmp_path / "a/f.npy", Request(out=tmp_path / "run", n_clusters=3)).path
+    assert update(run, str(tmp_path / "b/f.npy")).added == 20
+    paths = [row["path"] for row in used(run)]
+    assert len(set(paths)) == 60 and paths[40] == f"{tmp_path}/b/0.jpg"
+
+
+def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path):
+    for folder, seed in (("a", 1), ("b", 2)):
+        images = save_drawings(tmp_path / "png" / folder, 8, seed=seed)
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "0.tar", "w") as shard:
+            for path in sorted(images.rglob("*.png")):
+                shard.add(path, f"{path.parent.name}{path.name}")
+    options = {"rounds": 0, "image_size": 16, "pseudo_labels": 6, "backbone": "compact"}
+    run = fit(str(tmp_path / "a"), Request(out=tmp_path / "run", n_clusters=3, options=options)).path
+    before = used(run)
+    assert update(run, str(tmp_path / "b")) == Update(added=24, known=0, skipped=0)
+    assert used(run)[24]["path"] == f"{tmp_path / 'b'}/{before[0]['path']}"
+    assert update(run, str(tmp_path / "b")) == Update(added=0, known=24, skipped=0)
+
+
+def test_an_added_image_can_be_moved_alone_into_a_new_cluster(of_features, tmp_path):
+    """It is in no sample, so the confidence says nothing of its cluster."""
+    run, given = of_features
+    np.save(tmp_path / "more.npy", given[:2] + np.float32(0.01))
+    update(run, str(tmp_path / "more.npy"))
+    apply(run, Edits(record(run)["cut"], {}, (), None, (), ((91, 3),)))
+    (new,) = [row for row in rows(run / "cluster_summary.csv") if row["cluster"] == "3"]
+    assert (new["size"], new["confidence"]) == ("1", "")
+
+
+def test_parts_of_a_split_tell_of_all_images(of_features, tmp_path):
+    run, given = of_features
+    np.save(tmp_path / "more.npy", given + np.float32(0.01))
+    update(run, str(tmp_path / "more.npy"))
+    _, model, all_rows = read_run(open_run(run))
+    shown = shown_of(all_rows, model.groups)
+    for row in rows(run / "cluster_summary.csv"):
+        parts = parts_of(model.groups, shown.counts, int(row["cluster"]), shown.all_counts)
+        assert (sum(parts.sizes), sum(parts.images)) == (int(row["size"]) // 2, int(row["size"]))
+
+
+def test_what_an_update_skipped_is_not_missed_by_a_fit_that_goes_on(fitted, photos, tmp_path, more):
+    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+    (more / "broken.png").write_bytes(b"none")
+    update(run, str(more))
+    seed = record(run)["seed"]
+    assert is_finished(run, find(str(photos)), 5, seed)
+    with pytest.raises(DataError, match="48 removed"):
+        is_finished(run, find(str(more)), 5, seed)
+
+
 def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path):
     """However many images one of the parts has got since."""
     run, given = of_features
@@ -266,11 +341,25 @@ def test_other_images_make_a_new_fit_due(of_features, tmp_path, capsys):
 
 def test_a_longer_sheet_has_the_pictures_of_both():
     images = drawings(7, size=32)[0]  # 21
-    sheet = extended(sprite_sheet(tiny_pictures(images[:15], 0, 15)), 15, images[15:])
+    sheet = extended(sprite_sheet(tiny_pictures(images[:15], 0, 15)), 15, images[15:], {})
     whole = sprite_sheet(tiny_pictures(images, 0, 21))
     found, wanted = (np.asarray(open_sheet(each)).astype(float) for each in (sheet, whole))
     assert found.shape == wanted.shape and columns(21) * 32 == found.shape[1]
     assert np.abs(found - wanted).mean() < 6
+
+
+def test_where_the_sheet_takes_every_second_row_those_in_between_are_read_again(monkeypatch):
+    monkeypatch.setattr(sprite, "MAX_PICTURES", 10)
+    images = drawings(11, size=32)[0]  # 33: before 21, every third, then every fourth
+    sheet = sprite_sheet(tiny_pictures(images[:21], 0, 21))
+    assert not_on_sheet(21, 33) == [4, 8, 16, 20]
+    again = {row: images[row] for row in not_on_sheet(21, 33)}
+    found, wanted = (
+        np.asarray(open_sheet(each)).astype(float)
+        for each in (extended(sheet, 21, images[21:], again), sprite_sheet(tiny_pictures(images, 0, 33)))
+    )
+    assert np.abs(found - wanted).mean() < 8
+    assert np.abs(np.asarray(open_sheet(extended(sheet, 21, images[21:], {}))) - wanted).mean() > 20
 
 
 def open_sheet(data: bytes) -> Image.Image:

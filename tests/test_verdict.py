@@ -98,7 +98,7 @@ def test_no_two_grades_have_one_sentence_and_each_says_what_to_do():
     texts, commands = set(), set()
     for word in ("poor", "weak", "useful", "strong"):
         (degree,) = (each for each in GRADES if each.word == word)
-        text = confidence_text(Confidence(0.9, 1.0, 0.1, max(degree.least, 0.0), 0.9, [None]))
+        text = confidence_text(Confidence(0.9, 1.0, 0.1, max(degree.least, 0.0), 0.9, [None], 1000))
         assert text.startswith(f"The groups are {word}, ")
         texts.add(text.partition("(")[0])
         commands.add(next_step(degree, has_weights=True, n_clusters=7)[1])
@@ -169,7 +169,10 @@ def test_collapsed_features_are_no_groups():
 
 def test_a_score_of_few_images_counts_for_more():
     """By the power law it was read off: a quarter of the images is worth 4 ** .7 times as much."""
-    many = Confidence(0.9, 0.5, 0.1, 0.2, 0.3, [])
+    many = Confidence(0.9, 0.5, 0.1, 0.2, 0.3, [], 1000)
     assert many.score == pytest.approx(0.1)
     assert replace(many, rows=3000).score == many.score
     assert replace(many, rows=250).score == pytest.approx(0.1 * 4**0.7)
+    assert replace(many, rows=10).score == 1
+    assert "with only 250 images" in confidence_text(replace(many, rows=250))
+    assert "with only" not in confidence_text(many)

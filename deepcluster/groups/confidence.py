@@ -71,12 +71,12 @@ class Confidence:
     halves: float
     kept: float
     by_group: Sequence[float | None]
-    rows: int = MANY
+    rows: int
 
     @property
     def score(self) -> float:
         """Do the groups stay with half of the features (and are they these groups), and with other samples?"""
-        return min(self.halves, self.kept) * self.stability * for_few(self.rows)
+        return min(1.0, min(self.halves, self.kept) * self.stability * for_few(self.rows))
 
     @property
     def grade(self) -> Grade:
@@ -120,7 +120,7 @@ def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confide
         halves,
         mean(kept),
         [
-            by_group[i].item() * stable * for_few(len(rows)) if size >= LEAST_OF_GROUP else None
+            min(1.0, by_group[i].item() * stable * for_few(len(rows))) if size >= LEAST_OF_GROUP else None
             for i, size in enumerate(sizes)
         ],
         len(rows),
@@ -172,9 +172,10 @@ def confidence_text(confidence: Confidence | None) -> str:
         return "Too few images, groups, images in a group or numbers in a feature to say how far to trust the groups."
     grade, weaker = confidence.grade, confidence.weaker
     same = min(confidence.halves, confidence.kept)
+    few = f"; with only {confidence.rows} images both are low, and the grade is rough" if confidence.rows < MANY else ""
     text = (
         f"The groups are {grade.word}, {grade.meaning} (cut from either half of the features they agree to {same:.0%},"
-        f" from other samples to {confidence.stability:.0%}; chance is 0%)."
+        f" from other samples to {confidence.stability:.0%}; chance is 0%{few})."
     )
     if not weaker:
         return text

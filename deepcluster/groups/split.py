@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,13 +17,15 @@ class Parts:
 
     Attributes:
         of_centroid: The part of each centroid of the cut (int64, M); -1: it belongs to another group.
-        sizes: The number of images in each part (P).
+        sizes: The number of images of the fit in each part (P), by which the parts are ordered.
+        images: The number of all images in each, those that came after the fit too.
         merges: ``merges[j]`` joins two nodes into node P + j; part i is node i (P - 1).
     """
 
     of_centroid: Tensor
     sizes: tuple[int, ...]
     merges: tuple[Merge, ...]
+    images: tuple[int, ...]
 
     def at(self, count: int) -> list[list[int]]:
         """The parts inside each of ``count`` groups, the largest group first; of equal ones that of the lowest part."""
@@ -32,13 +33,14 @@ class Parts:
         return sorted(nodes.values(), key=lambda parts: (-sum(self.sizes[part] for part in parts), parts[0]))
 
 
-def parts_of(groups: Cut, counts: Tensor, group: int) -> Parts:
+def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
     """The parts of ``group`` by Ward's tree of its centroids.
 
     Args:
         groups: The cut.
         counts: How many images are nearest to each centroid (int64, M). A centroid without any goes with the nearest.
         group: Its number.
+        all_counts: The same, with those that came after the fit (None: none did).
     """
     own = torch.nonzero(groups.groups == group).flatten()
     used = own[counts[own] > 0]
@@ -51,8 +53,11 @@ def parts_of(groups: Cut, counts: Tensor, group: int) -> Parts:
     nearest = torch.cdist(groups.centroids[own].double(), points).argmin(1)
     of_centroid[own] = torch.from_numpy(part_of)[nearest]
     of_centroid[used] = torch.from_numpy(part_of)
-    sizes = np.bincount(part_of, weights=counts[used].numpy(), minlength=int(part_of.max()) + 1)
-    return Parts(of_centroid, tuple(int(size) for size in sizes), merges)
+    sizes, images = (
+        tuple(torch.bincount(of_centroid[own], each[own].double()).long().tolist())
+        for each in (counts, counts if all_counts is None else all_counts)
+    )
+    return Parts(of_centroid, sizes, merges, images)
 
 
 def split(groups: Cut, parts: Parts, count: int) -> Cut:

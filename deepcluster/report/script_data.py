@@ -72,7 +72,7 @@ def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
         "distance": number(row["mean_distance"]),
         "nearest": int(row["nearest_cluster"]) if row["nearest_cluster"].isdecimal() else None,
         "junk": row.get("junk") == "1",
-        "parts": {"sizes": parts.sizes, "merges": parts.merges} if parts else None,
+        "parts": {"sizes": parts.sizes, "images": parts.images, "merges": parts.merges} if parts else None,
     }
 
 

@@ -1,6 +1,7 @@
 """A sheet of tiny pictures of all images, for the map: one file instead of thousands."""
 
 import math
+from collections.abc import Mapping
 from io import BytesIO
 
 import numpy as np
@@ -52,9 +53,13 @@ def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
     pictures = []
     for row, image in enumerate(images, begin):
         if tile(row, total) >= 0:
-            whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-            pictures.append(np.asarray(whole.resize((side, side), Image.Resampling.BOX)))
-    return torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0)
+            pictures.append(_tiny(image, side))
+    return torch.stack(pictures) if pictures else torch.empty(0)
+
+
+def _tiny(image: Tensor, side: int) -> Tensor:
+    whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    return torch.from_numpy(np.array(whole.resize((side, side), Image.Resampling.BOX)))
 
 
 def _side(store: int, total: int) -> int:
@@ -62,13 +67,19 @@ def _side(store: int, total: int) -> int:
     return min(store, SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
 
 
-def extended(sheet: bytes, images: int, more: Tensor) -> bytes:
-    """The sheet of ``images`` images with more of them. Rows that it did not show, and does now, are grey.
+def not_on_sheet(images: int, total: int) -> list[int]:
+    """The rows of ``images`` that their sheet does not show, and that of ``total`` does."""
+    return [row for row in on_sheet(total) if row < images and tile(row, images) < 0]
+
+
+def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
+    """The sheet of ``images`` images with more of them.
 
     Args:
         sheet: The WebP so far.
         images: How many images it is of.
         more: uint8 n x 3 x S x S, those that come behind.
+        again: By row, uint8 3 x S x S: of the rows that it did not show, and does now; others stay grey.
     """
     mosaic = Image.open(BytesIO(sheet), formats=["WEBP"]).convert("RGB")
     across, total = columns(len(on_sheet(images))), images + len(more)
@@ -79,6 +90,8 @@ def extended(sheet: bytes, images: int, more: Tensor) -> bytes:
             x, y = old % across * before, old // across * before
             box = mosaic.crop((x, y, x + before, y + before)).resize((side, side), Image.Resampling.BOX)
             pictures[place] = torch.from_numpy(np.array(box))
+        elif row in again:
+            pictures[place] = _tiny(again[row], side)
     new = tiny_pictures(more, images, total)
     pictures[len(pictures) - len(new) :] = new
     return sprite_sheet(pictures)

@@ -28,6 +28,7 @@ from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import Clock, Job, Request
 from deepcluster.runs.report import shown_of, write_report
 from deepcluster.runs.results import Rows, write_features, write_groups, write_map
+from deepcluster.runs.resume import feature_digests, remember
 from deepcluster.runs.sample import sample_of
 from deepcluster.runtime.devices import choose_device, working_on
 from deepcluster.runtime.display import Display, Silent
@@ -101,8 +102,8 @@ def _check_request(request: Request) -> None:
             f"{', '.join(others)}: for images; with --features no network is trained. What counts there: -k, --seed,"
             f" --labels and --set {', '.join(sorted(OPTIONS))}"
         )
-    if request.resume or request.time_limit is not None:
-        name = "--resume" if request.resume else "--time-limit"
+    if request.resume or request.time_limit is not None or request.log:
+        name = "--resume" if request.resume else "--log" if request.log else "--time-limit"
         raise UsageError(f"{name} is for rounds of training: features are grouped at once; leave it out")
 
 
@@ -168,6 +169,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     folder.write_rows("skipped.csv", files.SKIPPED, [])
     folder.write_rows("history.csv", files.HISTORY, [])
     model_files.save_in_run(model, folder)
+    remember(folder, dict(zip(source.paths, feature_digests(given.features), strict=True)))
     write_features(folder, rows)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round_to(job.clock.elapsed(), 2))
     record = write_groups(folder, model, placement, rows, record, {})

@@ -53,21 +53,26 @@ class Shown:
     reduced: Their features (M x d).
     nearest: The centroid of the cut that each is nearest to (int64, M).
     counts: How many of the fit's images are nearest to each centroid.
+    all_counts: The same of all images.
     """
 
     groups: Cut
     reduced: Tensor
     nearest: Tensor
     counts: Tensor
+    all_counts: Tensor
 
 
 def shown_of(rows: Rows, groups: Cut, nearest: Tensor | None = None) -> Shown:
     """A collective. ``nearest``: The centroid of each of this rank's rows, where it is known."""
     partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
     nearest = assigner(groups.centroids)(rows.reduced) if nearest is None else nearest
-    counts = torch.bincount(nearest[: len(nearest) - rows.added], minlength=len(groups.centroids))
-    counts = partition.processes.all_reduce(counts)
-    return Shown(groups, partition.to_main(rows.reduced, on_map), partition.to_main(nearest, on_map), counts)
+    counts, all_counts = (
+        partition.processes.all_reduce(torch.bincount(each, minlength=len(groups.centroids)))
+        for each in (nearest[: len(nearest) - rows.added], nearest)
+    )
+    reduced, nearest = (partition.to_main(each, on_map) for each in (rows.reduced, nearest))
+    return Shown(groups, reduced, nearest, counts, all_counts)
 
 
 def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model, Rows] | None = None) -> None:
@@ -144,8 +149,8 @@ def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
     """The parts of each group, and which of its own each image in the page is in."""
     if shown is None or shown.groups.count > MOST_IN_TREE:
         return {}
-    groups = shown.groups
-    found = {group: parts_of(groups, shown.counts, group) for group in groups.groups.unique().tolist()}
+    numbers = shown.groups.groups.unique().tolist()
+    found = {group: parts_of(shown.groups, shown.counts, group, shown.all_counts) for group in numbers}
     part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[shown.nearest[::every]]
     return {"parts": {group: each for group, each in found.items() if len(each.sizes) > 1}, "part": part.numpy()}
 
@@ -184,7 +189,7 @@ def name_in_run(file: Path, base: Path | None) -> str:
     if base is None or file.anchor != base.anchor:
         return file.as_posix()
     near = Path(os.path.relpath(file, base))
-    if near.parts[0] != "..":
+    if near.parts[:1] != ("..",):
         return near.as_posix()
     # Not where that would name all folders, or lead elsewhere as the folder is a link.
     shared = len(Path(os.path.commonpath([file, base])).parts) > 1 and os.path.realpath(base) == str(base)

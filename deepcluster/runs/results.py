@@ -155,7 +155,7 @@ def write_groups(
         cut=digests.cut,  # what edits are for: this assignment, and no later one
         rows=digests.rows,
         clusters=len(summary),
-        **_judged(confidence, folder, record),
+        **_judged(confidence, folder, replace(record, clusters=len(summary))),
     )
     folder.write_record(record)
     return record
@@ -171,7 +171,7 @@ def _described(row: Mapping[str, Any], model: Model, rows: Rows, grades: Sequenc
         "name": model.names[group],
         "medoid_path": "" if medoid is None else rows.paths[medoid],
         "junk": int(group in model.junk),
-        "confidence": grades[group] if grades else "",
+        "confidence": grades[group] if group < len(grades) else "",  # a new one may have no image of the sample
     }
 
 
@@ -182,11 +182,12 @@ def _judged(confidence: Confidence | None, folder: RunFolder, record: RunRecord)
         return {"signs": {}, "grade": None, "verdict": text, "next_step": None}
     signs = {name: round_to(value, 4) for name, value in asdict(confidence).items() if name != "by_group"}
     recipe = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+    numbers = [int(each["k"]) for each in record.candidates or []]
     advice, command = next_step(
         confidence.grade,
         has_weights=bool(recipe.get("weights")) or record.backbone == FEATURES,
-        n_clusters=record.n_clusters or None,
-        other=next((int(each["k"]) for each in (record.candidates or [])[1:]), None),
+        n_clusters=record.clusters if record.n_clusters else None,
+        other=next((k for k in numbers if k != record.clusters), None),
     )
     return {"signs": signs, "grade": confidence.grade.word, "verdict": f"{text} {advice}", "next_step": command}
 

@@ -105,11 +105,11 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
         return False
     asked = n_clusters if record.n_clusters == 0 else record.n_clusters
     check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
-    added = {*_added(folder)}
-    then = set(folder.read_clusters().column("path")) - added
-    now = {*source.paths, *(path for path, _ in source.skipped)} - added
-    if then != now:
-        raise _differing({"added": sorted(now - then), "removed": sorted(then - now)})
+    table = folder.read_clusters()
+    then, now = {*table.column("path")}, {*source.paths, *(path for path, _ in source.skipped)}
+    used = {*table.where("status", "ok").column("path")} - {*_added(folder)}  # an update may have brought the others
+    if used - now or now - then:
+        raise _differing({"added": sorted(now - then), "removed": sorted(used - now)})
     return True
 
 

@@ -82,13 +82,15 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
 def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
     """The row of the run's images that ``image`` names, as a file or by its path; None where it is another image."""
     names = [image]
-    if os.path.lexists(image):
+    if os.path.lexists(image):  # another file may have the name of one in the run
         there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
-        names += [str(there), name_in_run(there, folder_of(folder.read_record().location))]
+        names = [str(there), name_in_run(there, folder_of(folder.read_record().location))]
     return next((paths.index(name) for name in reversed(names) if name in paths), None)
 
 
 def _features(model: Model, image: str) -> Tensor:
+    if model.of_features:
+        raise UsageError(f"{one_line(image)} is no path in clusters.csv: a run of features sees no other images")
     source = find(image)
     if len(source.paths) != 1:
         raise UsageError(f"{one_line(image)} has {len(source.paths):,} images: name one")

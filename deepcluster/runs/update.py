@@ -1,6 +1,8 @@
 """More images for a run that has ended: placed by its model in its clusters, and nothing is trained."""
 
+import itertools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,15 +14,17 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
-from deepcluster.errors import UsageError
+from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.groups.map2d import between
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given_features import GivenFeatures, read_features
+from deepcluster.images.skipped import counted
 from deepcluster.images.source import nothing_readable, numbered
 from deepcluster.images.store import MEMORY_BUDGET, gather, read_once
 from deepcluster.model import Model
-from deepcluster.report.sprite import extended, on_sheet
+from deepcluster.report.sprite import extended, not_on_sheet, on_sheet
+from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.own_features import pictures_of
 from deepcluster.runs.recut import figures_at_start
 from deepcluster.runs.report import folder_of, found_again, name_in_run, rewrite_report
@@ -49,7 +53,7 @@ class Update:
 
     Attributes:
         added: Images that are in the run now.
-        known: Images that it had already, by path or pixels.
+        known: Images that it had already, by path (files) or content.
         skipped: Files that cannot be used.
         outliers: Added images that fit nowhere.
         due: Why a new fit is due; empty where it is not.
@@ -106,15 +110,21 @@ def update(
             source, features = given.source, given.features
         else:
             source, features = find(images, stdin=stdin), None  # type: ignore[arg-type]
-        source = _called_as(source, record.location, len(rows.paths) + len(rows.skipped))
-        present = {*rows.paths}
-        first = {path: i for i, path in reversed([*enumerate(source.paths)])}
-        fresh = sorted(i for path, i in first.items() if path not in present)
+        source = _called_as(source, record.location)
+        present = {*rows.paths} if source.file and features is None else set()  # else a name does not tell what it is
+        fresh = [i for i, path in enumerate(source.paths) if path not in present]
+        if not folder.has(IMAGES_READ):
+            warnings.warn(
+                f"{run / IMAGES_READ} is gone: images that the run has are known by their paths alone",
+                DeepClusterWarning,
+                stacklevel=2,
+            )
         if features is not None:
             new, failed = _of_features(model, source.rows(fresh), features[fresh], _digests(folder))
         else:
             model.network.to(device)
             new, failed = _of_images(model, source.rows(fresh), _digests(folder), folder, display)
+        new = replace(new, paths=_free_names(new.paths, source, rows))
         skipped = (*source.skipped, *failed)
         known = len(source.paths) - len(failed) - len(new.paths)
         if not (known or new.paths):
@@ -122,7 +132,8 @@ def update(
         done = Update(len(new.paths), known, len(skipped))
         display.say(
             "Images",
-            f"{done.added:,} added, {done.known:,} in the run already, {done.skipped:,} skipped (skipped.csv)",
+            f"{done.added:,} added, {done.known:,} in the run already, {done.skipped:,} skipped"
+            f"{f': {counted(reason for _, reason in skipped)}' if skipped else ''}",
         )
         if new.paths:
             with folder.next_state() as staged:
@@ -133,13 +144,10 @@ def update(
     return done
 
 
-def _called_as(source: Source, location: str, count: int) -> Source:
-    """The source with its images called as in a run on ``location``, which has ``count`` rows so far: relative to the
-    folder of the run's images where that is near, and absolute elsewhere. Images without a name get the next numbers.
-    """
-    if source.file is None and source.paths == numbered(len(source.paths)):
-        return replace(source, paths=tuple(str(count + i) for i in range(len(source.paths))))
-    if source.file is None or source.location == location:
+def _called_as(source: Source, location: str) -> Source:
+    """The source with its files called as in a run on ``location``: relative to the folder of the run's images where
+    that is near, and absolute elsewhere."""
+    if source.file is None or (source.location == location and Path(location).is_absolute()):
         return source
     base, here = folder_of(location), Path(source.location)
     return replace(
@@ -147,6 +155,26 @@ def _called_as(source: Source, location: str, count: int) -> Source:
         paths=tuple(name_in_run(source.file(i), base) for i in range(len(source.paths))),
         skipped=tuple((name_in_run(here / path, base), reason) for path, reason in source.skipped),
     )
+
+
+def _free_names(paths: Sequence[str], source: Source, rows: Rows) -> list[str]:
+    """The new images as the run calls them: those without a name by the next numbers, and those of another place with
+    it where the run has their name already."""
+    if source.file is None and source.paths == numbered(len(source.paths)):
+        taken = (*rows.paths, *(path for path, _ in rows.skipped))
+        begin = max((int(path) for path in taken if path.isdecimal()), default=-1) + 1
+        return [str(begin + i) for i in range(len(paths))]
+    present = {*rows.paths}
+    names = []
+    for path in paths:
+        name = f"{source.location}/{path}" if path in present else path
+        for count in itertools.count(2):
+            if name not in present:
+                break
+            name = f"{source.location}/{path} ({count})"
+        present.add(name)
+        names.append(name)
+    return names
 
 
 def _digests(folder: RunFolder) -> set[str]:
@@ -157,7 +185,10 @@ def _digests(folder: RunFolder) -> set[str]:
 
 def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
     """The numbers of those that are not known, and of equal ones the first."""
-    return [i for digest, i in {each: i for i, each in reversed([*enumerate(digests)])}.items() if digest not in known]
+    first: dict[str, int] = {}
+    for i, digest in enumerate(digests):
+        first.setdefault(digest, i)
+    return [i for digest, i in first.items() if digest not in known]
 
 
 def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> tuple[_New, Failures]:
@@ -215,9 +246,11 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
         alike = _alike(folder, rows, new, new.images, source)
         folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
     if sheet := drawn.read_sheet(folder):
-        pictures = new.images if new.images is not None else torch.full((len(new.paths), 3, 16, 16), 128).byte()
+        grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
+        pictures = grey.expand(len(new.paths), -1, -1, -1) if new.images is None else new.images
+        again = _pictures(source, rows.paths, not_on_sheet(len(rows.paths), total))
         with folder.as_disk_errors(drawn.SHEET):
-            folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures))
+            folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
     if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
         drawn.write_map(folder, _extended(torch.from_numpy(places), torch.tensor(shown), every.reduced).numpy())
@@ -229,6 +262,16 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
     folder.write_record(replace(written, cut=record.cut))  # edits of the clusters before are edits of these
     if folder.has("report.html"):
         rewrite_report(folder, source, (model, every))
+
+
+def _pictures(source: Source | None, paths: Sequence[str], rows: Sequence[int]) -> dict[int, Tensor]:
+    """Small pictures of these rows of the run (uint8, 3 x S x S), where their images are at hand."""
+    if source is None or not rows:
+        return {}
+    index = {path: i for i, path in enumerate(source.paths)}
+    there = [row for row in rows if paths[row] in index]
+    store = read_once(source.rows([index[paths[row]] for row in there]), THUMBNAIL, none_is_fine=True)
+    return {there[i]: image for i, image in zip(store.kept, store.images, strict=True)}
 
 
 def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:

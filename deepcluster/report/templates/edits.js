@@ -40,7 +40,7 @@ function derive() {
     const groups = partsAt(base.get(number).parts, count);
     ofPart.set(number, new Map(groups.flatMap((parts, i) => parts.map(part => [part, i ? next + i - 1 : number]))));
     groups.forEach((parts, i) => {
-      const to = i ? next + i - 1 : number, size = parts.reduce((sum, part) => sum + base.get(number).parts.sizes[part], 0);
+      const to = i ? next + i - 1 : number, size = parts.reduce((sum, part) => sum + base.get(number).parts.images[part], 0);
       if (i) made(to, {from: number});
       sizes.set(to, size);
     });
@@ -400,7 +400,7 @@ function openSplit(number) {
     $("#split-parts").replaceChildren(...partsAt(parts, count).map((inside, i) => {
       const some = own.filter(image => inside.includes(imageData.part[image])), shown = Math.min(9, some.length);
       return element("li", {}, element("span", {}, `${i ? next + i - 1 : number}`, element("br"),
-        element("span", {className: "quiet"}, images(inside.reduce((sum, part) => sum + parts.sizes[part], 0)))),
+        element("span", {className: "quiet"}, images(inside.reduce((sum, part) => sum + parts.images[part], 0)))),
       element("span", {className: "row"}, ...Array.from({length: shown}, (_, k) => picture(tileOf(some[Math.floor(k * some.length / shown)]), 44))));
     }));
   };
