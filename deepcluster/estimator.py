@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import means
+from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError, in_words_of_python
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
@@ -38,7 +39,6 @@ from deepcluster.runs import predict, recut, report
 from deepcluster.runs.job import Request
 from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
-from deepcluster.runs.similar import most_similar
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.notebook import Notebook, in_notebook
@@ -141,6 +141,11 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             ValueError: X is not a table of finite numbers.
         """
         n_clusters = _n_clusters(self.n_clusters)
+        missing = [name for name in ("say", "progress", "round") if display and not hasattr(display, name)]
+        if missing:
+            raise UsageError(
+                f"display={display!r} has no {missing[0]}: deepcluster.runtime.Silent is one to begin with"
+            )
         rows, images = self._read(X, reset=True)
         if rows is not None and n_clusters is not None and n_clusters > len(images):
             raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
@@ -208,10 +213,11 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             DataError: An image is unusable.
         """
         self._check_run("nearest")
-        if n < 1:
+        if not _is_count(n):
             raise UsageError(f"n={n!r}: give a whole number of at least 1")
         queries = None if X is None else self._reduced(X, "raise")
-        similarities, numbers = most_similar(torch.from_numpy(self.embedding_), n, queries)
+        embedding = torch.from_numpy(self.embedding_)
+        similarities, numbers = nearest(embedding, n) if queries is None else nearest(queries, n, embedding)
         return similarities.numpy(), numbers.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -263,6 +269,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             ModelError: The model is missing or damaged.
             DiskError: The run folder is damaged.
         """
+        if backbone is not None and not isinstance(backbone, nn.Module):
+            raise UsageError(f"backbone={backbone!r}: give the module of the fit; the files know a network by its name")
         folder = Path(folder)
         loaded = cls(device=device, backbone=backbone)
         loaded._open(folder)
@@ -481,10 +489,14 @@ def device_name(device: str | int | torch.device) -> str:
     return f"cuda:{device}" if isinstance(device, int) else str(device)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and value is not True and bool(value >= 1)
+
+
 def _n_clusters(n_clusters: Any) -> int | None:
     if n_clusters is None or (isinstance(n_clusters, str) and n_clusters == "auto"):
         return None
-    if not isinstance(n_clusters, int | np.integer) or n_clusters is True or n_clusters < 1:
+    if not _is_count(n_clusters):
         raise UsageError(f"n_clusters={n_clusters!r}: give a whole number of at least 1, or 'auto'")
     return int(n_clusters)
 

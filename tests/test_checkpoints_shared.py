@@ -146,7 +146,7 @@ def test_the_one_that_a_run_goes_on_from_stays_until_there_is_another(ranks, tmp
     checkpoints = Checkpoints(folder)
     found = checkpoints.latest()
     assert found is not None
-    checkpoints.write(found.state, found.network, {})
+    checkpoints.write(restored(found, Partition.single(11)), found.network, {})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     checkpoints.write(state(5), found.network, {})
     assert Checkpoints(folder).latest().rows == (folder / "000002-00000005.safetensors",)  # type: ignore[union-attr]
@@ -159,7 +159,11 @@ def test_those_of_before_are_read(ranks, tmp_path):
     old = Checkpoints(folder).latest()
     assert old is not None
     path = folder / "000002-00000004.safetensors"
-    content = {**tensors(old.state), "network.weight": torch.ones(2), "epoch_loss": torch.tensor([0.5, 0.75])}
+    content = {
+        **tensors(restored(old, Partition.single(11))),
+        "network.weight": torch.ones(2),
+        "epoch_loss": torch.tensor([0.5, 0.75]),
+    }
     value = json.loads((folder / "000002-00000004.json").read_text())
     value |= {"schema_version": 1, "files": value["files"] | {path.stem: write_tensors(path, content)}}
     del value["sha256"]

@@ -21,7 +21,6 @@ def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: lis
     return {
         "whole": own.all_gather(rows),
         "first": own.gather(rows),
-        "back": own.scatter(table if processes.is_main else None),
         "at": own.index_select(rows, wanted[0]),
         "fetched": own.get_rows(rows, wanted),
         "values": values,
@@ -45,7 +44,6 @@ def test_rows_get_to_where_they_are_wanted(ranks, data):
         begin = sum(sizes[:rank])
         assert torch.equal(each["whole"], table)
         assert torch.equal(each["first"], table if rank == 0 else table[:0])
-        assert torch.equal(each["back"], table[begin : begin + sizes[rank]])
         assert torch.equal(each["at"], table[wanted[0]])
         assert torch.equal(each["fetched"], table[wanted[rank]])
     # Every value arrives once, at the process that has its row, those of one process in their order.

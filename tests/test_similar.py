@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from deepcluster import DeepCluster
@@ -16,7 +15,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
-from deepcluster.runs.similar import COLUMNS, most_similar, similar
+from deepcluster.runs.similar import COLUMNS, similar
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -33,15 +32,6 @@ def expected(run: Path, row: int) -> np.ndarray:
 def paths_of(run: Path) -> list[str]:
     with (run / "clusters.csv").open(newline="") as file:
         return [row["path"] for row in csv.DictReader(file)]
-
-
-def test_rows_most_like_others():
-    rows = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(1)))
-    scores, numbers = most_similar(rows, 3, rows[:2])
-    assert numbers[:, 0].tolist() == [0, 1] and torch.allclose(scores[:, 0], torch.ones(2))
-    others, without = most_similar(rows, 3)
-    assert torch.equal(without[:2, :2], numbers[:, 1:]) and torch.allclose(others[:2, :2], scores[:, 1:])
-    assert most_similar(rows, 99)[1].shape == (30, 29)
 
 
 @pytest.mark.parametrize("named_as", ["path", "file", "copy"])
@@ -108,8 +98,9 @@ def test_nearest_of_the_estimator(finished, photos, tmp_path):
     assert with_itself[0].tolist() == [5, *expected(finished, 5)[:3]]
     assert of_file[0, 0] == pytest.approx(1, abs=1e-5) and (np.diff(of_file) <= 0).all()
     assert model.nearest(None, 99)[1].shape == (48, 47)
-    with pytest.raises(UsageError, match="n=0"):
-        model.nearest(None, 0)
+    for n in (0, 2.5, True, "3"):
+        with pytest.raises(UsageError, match=f"n={n!r}: give a whole number"):
+            model.nearest(None, n)
     alone = DeepCluster.load(model.save(tmp_path / "model"))
     with pytest.raises(UsageError, match="nearest needs the features of a run"):
         alone.nearest([photos / model.paths_[5]])

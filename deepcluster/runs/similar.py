@@ -33,22 +33,6 @@ class Similar:
     similarity: float
 
 
-def most_similar(reduced: Tensor, n: int, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The ``n`` rows of ``reduced`` (N x d, of length 1) that are most like each query.
-
-    Args:
-        reduced: The rows.
-        n: How many; fewer are returned where there are fewer.
-        queries: Q x d, of length 1; None: the rows themselves, each without itself.
-
-    Returns:
-        Cosines (Q x n, descending) and the numbers of the rows (int64, Q x n).
-    """
-    if queries is None:
-        return nearest(reduced, n)
-    return nearest(queries, n, reduced)
-
-
 def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
     """The images of a run that are most like an image, most similar first.
 
@@ -66,9 +50,9 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     row = row_of(open_run(run), rows.paths, image)
     if row is None:
         model.network.to(choose_device(device))
-        scores, numbers = most_similar(rows.reduced, n, _features(model, image))
+        scores, numbers = nearest(_features(model, image), n, rows.reduced)
     else:
-        scores, numbers = most_similar(rows.reduced, n + 1, rows.reduced[row : row + 1])
+        scores, numbers = nearest(rows.reduced[row : row + 1], n + 1, rows.reduced)
         others = numbers != row  # one that is the same to the last bit may come before it
         scores, numbers = scores[others].unsqueeze(0), numbers[others].unsqueeze(0)
     chosen = numbers[0, :n].tolist()

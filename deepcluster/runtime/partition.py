@@ -66,17 +66,6 @@ class Partition:
         receive = [*self.sizes] if self.processes.is_main else none
         return self.processes.all_to_all(local, [len(local), *none[1:]], receive)
 
-    def scatter(self, rows: Tensor | None) -> Tensor:
-        """This rank's part of the ``rows`` that the main rank has; None on the others."""
-        if self.processes.alone:
-            assert rows is not None
-            return rows
-        empty = self.processes.broadcast_tensors(lambda: {} if rows is None else {"rows": rows[:0]})["rows"]
-        none = [0] * self.processes.world_size
-        send = [*self.sizes] if self.processes.is_main else none
-        receive = [self.sizes[self.processes.rank], *none[1:]]
-        return self.processes.all_to_all(empty if rows is None else rows, send, receive)
-
     def index_select(self, local: Tensor, rows: Tensor) -> Tensor:
         """The ``rows`` (numbers, the same on every rank), on every rank."""
         if self.processes.alone:

@@ -23,8 +23,10 @@ class TensorBoard(Silent):
         self._writer: Any = None
 
     def say(self, heading: str, text: str) -> None:
-        if heading == "Run":
-            self._run = text
+        if heading == "Run" and text != self._run:
+            if self._writer:
+                self._writer.close()
+            self._run, self._writer = text, None
 
     def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
         if self._writer is None:  # what an earlier process wrote of rounds that are made again is not shown

@@ -63,11 +63,6 @@ class Checkpoint:
         """Index of the round under way."""
         return int(self.values["round"])
 
-    @property
-    def state(self) -> State:
-        """The state with the rows of all images."""
-        return state_of(self.values, {**self.shared, **_read_rows(self.rows, slice(0, None), 0, 1)})
-
 
 class Checkpoints:
     """The checkpoints in a folder, which all ranks see. DiskError where it is a link, which might lead anywhere."""
