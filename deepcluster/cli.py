@@ -15,8 +15,9 @@ import warnings
 import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
@@ -34,6 +35,7 @@ from deepcluster.errors import (
     Stopped,
     Unsaid,
     UsageError,
+    missing_extra,
 )
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.nets.published import PUBLISHED
@@ -75,6 +77,7 @@ app.register_install_completion_command(help="Let the shell complete commands an
 
 LONGEST = 1e9  # seconds of a time limit: 30 years
 Value = TypeVar("Value")
+IMAGE_EXPORTS = ("folders", "imagefolder")
 
 RunArgument = Annotated[
     Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)
@@ -229,8 +232,12 @@ def fit(
     interval = _seconds("--checkpoint-every", checkpoint_every)
     if resume and (overwrite or out is None):
         raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
-    if dry_run and features:
-        raise UsageError("--dry-run is for images: features are grouped at once; leave it out")
+    if features:
+        for name, given in (("--dry-run", dry_run), ("--resume", resume), ("--time-limit", limit), ("--log", log)):
+            if given:
+                raise UsageError(f"{name} is for images: features are grouped at once; leave it out")
+    if log and find_spec(log) is None:
+        raise missing_extra(log, ImportError(f"no module named {log}"))
 
     def found(terminal: Terminal) -> "Source | str":
         from deepcluster.images.find import find, is_named
@@ -442,12 +449,12 @@ def update(
     """Add images to a finished run without training: they get places in its clusters, which keep numbers and names."""
     from deepcluster.storage.run_folder import open_run
 
-    _check_run(run_)
     with Terminal(quiet, to_stderr=as_json) as terminal:
+        source = _found(run_, images)
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
-        done = update_run(run_, images, terminal, device=choose_device(device), stdin=sys.stdin)
+        done = update_run(run_, source, terminal, device=choose_device(device), stdin=sys.stdin)
     if as_json:
         print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
     else:
@@ -562,9 +569,6 @@ def evaluate(
             raise Stopped(f"{error}; to go on: {_again()}") from None
     if as_json and processes.is_main:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
-
-
-IMAGE_EXPORTS = ("folders", "imagefolder")
 
 
 @app.command
@@ -878,11 +882,14 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
 
 
 def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
-    """What to type next: first what makes the most of groups of this grade, with the images where they are files."""
+    """What to type next: first what makes the most of groups of this grade, with the images where they have a name."""
+    from deepcluster.images.find import is_named
+
     location = str(record.get("location", ""))
-    images = "IMAGES"
+    images = shlex.quote(location) if is_named(location) else "IMAGES"
     if Path(location).is_absolute():
-        images = shlex.quote(min(location, os.path.relpath(location), key=len))
+        with suppress(ValueError):  # on another drive
+            images = shlex.quote(min(location, os.path.relpath(location), key=len))
     words = {"RUN": run, "IMAGES": images}
     first = " ".join(words.get(word, word) for word in str(record.get("next_step", "")).split())
     others = (f"deepcluster predict {run} NEW_IMAGES", f"deepcluster recut {run} -k N")
@@ -963,8 +970,8 @@ def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one warns
-    warnings.filterwarnings("always" if is_main else "ignore", category=DeepClusterWarning)
+    # Of the processes that torchrun starts, one warns.
+    warnings.filterwarnings("always" if is_main_rank() else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
         with listening():

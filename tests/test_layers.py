@@ -111,7 +111,8 @@ def test_a_typo_does_not_import_torch(tmp_path):
         "predict none photos", "predict run fotos", "predict run photos -o run/run.json", "embed run fotos -o a.npy",
         "recut none -k 3", "recut run -k 4", "apply none e.json", "apply run none.json", "report none",
         "evaluate none", "evaluate run fotos", "evaluate run --labels none.csv", "export none --to onnx -o a.onnx",
-        "export run --to folders -o photos", "similar none a.jpg",
+        "export run --to folders -o photos", "similar none a.jpg", "update none photos", "update run fotos",
+        "fit none.npy --features --time-limit 3m",
     )  # fmt: skip
     code = (
         "import sys\nfrom deepcluster.cli import run_command\n"

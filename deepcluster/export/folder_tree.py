@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning
 from deepcluster.export.filenames import distinct
 from deepcluster.export.run_images import Row, RunImages
 from deepcluster.export.transfer import WORDS, Transfer, Unavailable
@@ -20,16 +20,7 @@ INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how")
 NAMED = 5  # missing images that are named on the screen
 
-OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
-
 Target = Callable[[Row], tuple[str, str] | None]  # the folder of an image, and its preferred name there; None: left out
-
-
-def is_apart(row: Row, outliers: str) -> bool:
-    """Whether an image is not to lie with its cluster. UsageError where ``outliers`` is none of ``OUTLIERS``."""
-    if outliers not in OUTLIERS:
-        raise UsageError(f"outliers={outliers!r}: choose {' or '.join(OUTLIERS)}")
-    return outliers != "keep" and row["is_outlier"] == "1"
 
 
 def targets_of(rows: Sequence[Row], target: Target) -> tuple[str, ...]:

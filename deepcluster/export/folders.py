@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from deepcluster.errors import UsageError
 from deepcluster.export.filenames import cluster_folder, fitting, split
-from deepcluster.export.folder_tree import is_apart, show_folders, targets_of, write_folders
+from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
 from deepcluster.runtime.display import Display, Silent
 
 JUNK, APART = "_junk", "_outliers"
+OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
 
 
 def folders(
@@ -42,15 +44,17 @@ def folders(
     Returns:
         The rows of inventory.csv.
     """
+    if outliers not in OUTLIERS:
+        raise UsageError(f"outliers={outliers!r}: choose {' or '.join(OUTLIERS)}")
     members = read_run_images(run, images)
 
     def target(row: Row) -> tuple[str, str] | None:
         folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
         if row["cluster"] in members.junk:
             folder = f"{JUNK}/{folder}"
-        elif is_apart(row, outliers):
-            if outliers == "leave":
-                return None
+        elif row["is_outlier"] == "1" and outliers == "leave":
+            return None
+        elif row["is_outlier"] == "1" and outliers == "separate":
             folder = f"{APART}/{folder}"
         as_png = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
         return folder, fitting(name, ".png") if as_png else name

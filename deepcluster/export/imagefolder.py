@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from deepcluster.errors import UsageError
 from deepcluster.export.filenames import cluster_folder, fitting, plain, split
-from deepcluster.export.folder_tree import is_apart, show_folders, targets_of, write_folders
+from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
@@ -35,20 +36,23 @@ def imagefolder(
 
     Names of files are made plain, and those of clusters are in the metadata only: `datasets` takes a folder called
     test, or 003-test, for another split. Arguments and result are those of ``folders``, except that
-    ``strip_metadata`` is the default for copies, and that outliers apart go to ``out``/train/outliers/NUMBER.
+    ``strip_metadata`` is the default for copies, and that ``outliers`` cannot be separate: every folder is a class.
     """
+    if outliers not in ("keep", "leave"):
+        raise UsageError(
+            f"outliers={outliers!r}: choose keep or leave. Every folder of an image folder is a class, and is_outlier"
+            " is a column of its metadata.csv"
+        )
     members = read_run_images(run, images)
     strip = mode in (None, "copy") if strip_metadata is None else strip_metadata
     suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
 
     def target(row: Row) -> tuple[str, str] | None:
-        apart = is_apart(row, outliers)
-        if apart and outliers == "leave":
+        if outliers == "leave" and row["is_outlier"] == "1":
             return None
         name = plain(PurePosixPath(row["path"]).name)
         as_png = members.source.file is None or split(name)[1].lower() not in suffixes
-        folder = f"{SPLIT}/{'outliers/' if apart else ''}{cluster_folder(int(row['cluster']))}"
-        return folder, fitting(name, ".png") if as_png else name
+        return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", fitting(name, ".png") if as_png else name
 
     def finish(folder: Path, inventory: Sequence[Row]) -> None:
         labelled = any(row["label"] for row in members.rows)

@@ -102,9 +102,6 @@ def _check_request(request: Request) -> None:
             f"{', '.join(others)}: for images; with --features no network is trained. What counts there: -k, --seed,"
             f" --labels and --set {', '.join(sorted(OPTIONS))}"
         )
-    if request.resume or request.time_limit is not None or request.log:
-        name = "--resume" if request.resume else "--log" if request.log else "--time-limit"
-        raise UsageError(f"{name} is for rounds of training: features are grouped at once; leave it out")
 
 
 def _recipe(request: Request, count: int) -> Recipe:
