@@ -259,3 +259,7 @@ def test_control_characters_of_names_reach_a_file_and_no_terminal(terminal, tmp_
     header, row = capsys.readouterr().out.splitlines()
     assert header == "path,cluster,name,distance,margin,is_outlier"
     assert row.startswith(name.replace("\x1b", "\\x1b") + "," if terminal else name + ",")
+
+
+def test_dry_run_with_the_run_that_is_there(finished, photos):
+    assert run_command(["fit", str(photos), "-k", "3", "-o", str(finished), "--dry-run"]) == 0

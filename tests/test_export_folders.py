@@ -407,3 +407,12 @@ def test_an_unfinished_run(holiday, tmp_path):
         folders(holiday, tmp_path / "out")
     record = json.loads((holiday / "run.json").read_text())
     assert record["status"] == "done"
+
+
+@pytest.mark.parametrize("outliers", ["separate", "leave"])
+def test_outliers_of_junk_are_junk(tmp_path, outliers):
+    for i, path in enumerate(["a.png", "b.png"]):
+        write_image(tmp_path / "photos" / path, i)
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0, "b.png": 1}, junk=[1])
+    folders(run, tmp_path / "out", outliers=outliers)
+    assert tree(tmp_path / "out") == ["000/a.png", "_junk/001/b.png", "inventory.csv"]

@@ -6,6 +6,7 @@ import pytest
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.export import parquet
+from deepcluster.report import sprite
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import CLUSTERS, RunFolder
 from tests.exports import hand_run
@@ -103,3 +104,14 @@ def test_features_of_other_images(run, tmp_path):
     with pytest.raises(DiskError, match=r"features.npy is damaged .*instead of float32 \(4, 4\)"):
         parquet(run, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_of_very_many_images_some_are_on_the_map_and_none_has_neighbours(run, tmp_path, monkeypatch):
+    pq = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(sprite, "MAX_PICTURES", 2)
+    monkeypatch.setattr(sys.modules["deepcluster.export.parquet"], "MOST_WITH_NEIGHBOURS", 3)
+    np.save(run / "map.npy", np.arange(4, dtype=np.float32).reshape(2, 2))
+    parquet(run, tmp_path / "x.parquet")
+    found = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [[row["map_x"], row["map_y"]] for row in found] == [[0, 1], [None] * 2, [2, 3], [None] * 2, [None] * 2]
+    assert all(row["neighbors"] is None for row in found)

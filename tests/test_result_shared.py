@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from deepcluster.clustering.agreement import changed, compared, nmi
+from deepcluster.groups import medoids as middles_of
 from deepcluster.groups.cut import Placement, cut, place
-from deepcluster.groups.medoids import least_of_each
+from deepcluster.groups.medoids import distances_to, least_of_each
 from deepcluster.groups.merge_tree import Tree, merge_tree
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.report import sprite
@@ -190,3 +191,10 @@ def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch
         "path": "00007.png", "status": "ok", "cluster": "2", "name": "", "fine_cluster": "0", "label": "",
         "distance": f"{x[7]:.6f}", "margin": f"{x[7]:.6f}", "is_outlier": "0",
     }  # fmt: skip
+
+
+def test_distances_of_rows_block_by_block(monkeypatch):
+    monkeypatch.setattr(middles_of, "ROWS_AT_ONCE", 3)
+    random = torch.Generator().manual_seed(0)
+    rows, middles, own = torch.randn(8, 4, generator=random), torch.randn(3, 4, generator=random), torch.arange(8) // 3
+    assert torch.allclose(distances_to(middles, rows, own), (rows - middles[own]).norm(dim=1))

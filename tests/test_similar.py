@@ -15,7 +15,10 @@ from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
-from deepcluster.runs.similar import COLUMNS, similar
+from deepcluster.runs.recut import apply
+from deepcluster.runs.similar import COLUMNS, row_of, similar
+from deepcluster.storage.edits import Edits
+from deepcluster.storage.run_folder import open_run
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -120,3 +123,30 @@ def test_of_a_run_of_features_only_its_own_images(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="a run of features sees no other images"):
         similar(run, str(tmp_path / "a.png"))
+
+
+def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    x[7] = x[2]
+    np.save(tmp_path / "x.npy", x)
+    run = fit_features(tmp_path / "x.npy", Request(out=tmp_path / "run", n_clusters=3)).path
+    for row, other in (("02", "07"), ("07", "02")):
+        found = [each.path for each in similar(run, row, 39)]
+        assert found[0] == other and {*found} == {f"{i:02}" for i in range(40)} - {row}
+
+
+def test_a_file_is_known_by_its_absolute_path_and_comes_before_a_path_of_the_run(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path / "a.png")
+    assert row_of(open_run(finished), [here, "a.png"], "a.png") == 1  # no such file
+    Path(here).touch()
+    assert row_of(open_run(finished), ["b.png", here], "a.png") == 1
+    assert row_of(open_run(finished), ["a.png", here], "a.png") == 1
+
+
+def test_rows_have_the_names_of_their_clusters(finished, tmp_path, capsys):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    apply(run, Edits("", {0: "zero", 1: "one", 2: "two"}, (), None))
+    assert run_command(["similar", str(run), paths_of(run)[5], "-n", "47"]) == 0
+    names = {row["cluster"]: row["name"] for row in table(capsys.readouterr().out)}
+    assert names == {"0": "zero", "1": "one", "2": "two"}

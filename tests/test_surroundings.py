@@ -1,6 +1,8 @@
 """What a command meets that is nobody's bug: full or closed streams, odd names, damaged files, no room."""
 
 import codecs
+import errno
+import io
 import json
 import os
 import shlex
@@ -182,15 +184,17 @@ def test_standard_input_that_is_closed(finished: Path, monkeypatch: pytest.Monke
     assert "standard input is closed" in ends(["fit", "-"], 3)
 
 
-def test_standard_input_that_cannot_be_read(photos: Path, finished: Path, monkeypatch: Any, ends: Ends) -> None:
-    descriptor = os.open(photos, os.O_RDONLY)
-    try:
-        raw = open(descriptor, "rb", buffering=0, closefd=False)  # noqa: SIM115
-    except IsADirectoryError:
-        os.close(descriptor)
-        pytest.skip("Python opens no folders by their number")
-    monkeypatch.setattr("sys.stdin", raw)
-    ends(["predict", finished, "-"], 3)
+class Failing(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_standard_input_that_cannot_be_read(finished: Path, monkeypatch: Any, ends: Ends) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Failing())))
+    assert "cannot read standard input" in ends(["predict", finished, "-"], 3)
 
 
 # ---- arrays that change while they are read -------------------------------------------------------------------------

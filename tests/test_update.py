@@ -1,6 +1,7 @@
 """More images for a finished run: placed where `predict` puts them, and nothing else changes."""
 
 import json
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -14,6 +15,7 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
+from deepcluster.groups.map2d import between
 from deepcluster.groups.split import parts_of
 from deepcluster.images import find
 from deepcluster.report import sprite
@@ -21,14 +23,15 @@ from deepcluster.report.sprite import columns, extended, not_on_sheet, sprite_sh
 from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
-from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.report import found_again, shown_of
+from deepcluster.runs.recut import apply, figures_at_start, recut, undo
+from deepcluster.runs.report import found_again, name_in_run, shown_of
 from deepcluster.runs.results import read_run
 from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
 from deepcluster.runs.update import FEW, Update, new_fit_due, update
+from deepcluster.storage import report_files as drawn
 from deepcluster.storage.edits import Edits
-from deepcluster.storage.run_folder import open_run
+from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
 from tests.predicting import predicted
@@ -364,3 +367,84 @@ def test_where_the_sheet_takes_every_second_row_those_in_between_are_read_again(
 
 def open_sheet(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data)).convert("RGB")
+
+
+def test_a_sheet_stays_where_no_new_image_is_on_it(monkeypatch):
+    monkeypatch.setattr(sprite, "MAX_PICTURES", 4)
+    images = drawings(4, size=32)[0][:11]
+    sheet = sprite_sheet(tiny_pictures(images[:10], 0, 10))
+    assert open_sheet(extended(sheet, 10, images[10:], {})).size == open_sheet(sheet).size
+
+
+def test_of_equal_images_the_first_is_added(run, more):
+    (more / "twice.png").write_bytes((more / "0" / "00.png").read_bytes())
+    update(run, str(more))
+    assert "twice.png" not in {Path(row["path"]).name for row in rows(run / "added.csv")}
+
+
+def test_due_from_few_and_from_more_than_the_fit_had():
+    assert new_fit_due(0, 1000, FEW, FEW).startswith("100% of")
+    assert new_fit_due(10, 1000, 0, 1000) == ""
+
+
+def test_all_that_came_after_the_fit_is_judged_together(of_features, tmp_path):
+    run, given = of_features
+    for part, due in ((slice(0, 15), False), (slice(15, 30), True)):
+        np.save(tmp_path / "far.npy", 20 * given[part])
+        done = update(run, str(tmp_path / "far.npy"))
+        assert (done.added, done.outliers) == (15, 15) and done.due.startswith("100%") == due
+
+
+def test_an_update_counts_its_own_outliers(of_features, tmp_path):
+    run, given = of_features
+    for part, factor, outliers in ((slice(0, 3), 20, 3), (slice(3, 7), 1.001, 0)):
+        np.save(tmp_path / "x.npy", np.float32(factor) * given[part])
+        assert update(run, str(tmp_path / "x.npy")).outliers == outliers
+
+
+def test_the_map_and_the_sheet_have_the_new_images_behind_the_others(run, more):
+    folder, before = RunFolder(run), features(run)
+    places, sheet = np.load(run / "map.npy"), open_sheet(drawn.read_sheet(folder))
+    update(run, str(more))
+    after = np.load(run / "map.npy")
+    assert np.array_equal(after[:48], places)
+    wanted = between(*map(torch.from_numpy, (features(run)[48:], before, places)))
+    assert np.allclose(after[48:], wanted, atol=1e-5)
+    assert open_sheet(drawn.read_sheet(folder)).size != sheet.size
+
+
+def test_what_cannot_be_used_is_called_as_what_can(run, more):
+    (more / "1" / "broken.png").write_bytes(b"broken")
+    os.mkfifo(more / "pipe.png")
+    update(run, str(more))
+    wanted = [f"../{more.parent.name}/more/{name}" for name in ("1/broken.png", "pipe.png")]
+    assert [row["path"] for row in rows(run / "skipped.csv")] == wanted
+
+
+def test_what_a_run_calls_an_image(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    beside = tmp_path / "more" / "a.png"
+    assert name_in_run(tmp_path / "photos" / "b" / "a.png", tmp_path / "photos") == "b/a.png"
+    assert name_in_run(beside, tmp_path / "photos") == "../more/a.png"
+    assert name_in_run(beside, tmp_path / "link") == beside.as_posix()  # ../more of a link is elsewhere
+    assert name_in_run(Path("/other/a.png"), tmp_path / "photos") == "/other/a.png"
+    assert name_in_run(beside, None) == beside.as_posix()
+
+
+def test_a_copy_of_one_with_copies_comes_into_their_group(run, photos, tmp_path):
+    image = Image.open(photos / used(run)[7]["path"])
+    for quality in (95, 80):
+        image.save(tmp_path / f"{quality}.jpg", quality=quality)
+        update(run, str(tmp_path / f"{quality}.jpg"))
+    table = rows(run / "duplicates.csv")
+    group = [row for row in table if row["group"] == table[-1]["group"]]
+    assert [Path(row["path"]).name for row in group] == ["07.png", "95.jpg", "80.jpg"]
+
+
+def test_the_figures_of_the_start_stay(fitted, more, tmp_path):
+    options = ("-k", "5", "--rounds", "1", "--pseudo-labels", "12", "--labels", "folders")
+    run = Path(shutil.copytree(fitted(*options), tmp_path / "run"))
+    before = figures_at_start(RunFolder(run))
+    update(run, str(more))
+    assert figures_at_start(RunFolder(run)) == before != {}

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from deepcluster.clustering.agreement import ari
+from deepcluster.groups import confidence as judging
 from deepcluster.groups.confidence import (
     GRADES,
     HARDLY,
@@ -176,3 +177,24 @@ def test_a_score_of_few_images_counts_for_more():
     assert replace(many, rows=10).score == 1
     assert "with only 250 images" in confidence_text(replace(many, rows=250))
     assert "with only" not in confidence_text(many)
+
+
+def test_the_score_of_a_group_is_that_of_all_where_all_are_alike(monkeypatch):
+    monkeypatch.setattr(judging, "stability", lambda *_: (0.2, 0.1))
+    found = confidence_of(kinds(2, 2, 2, 2, each=50), torch.arange(4).repeat_interleave(50))
+    assert found.by_group == pytest.approx([found.score] * 4, rel=0.1) and 0.5 < found.score < 0.7
+    assert found.rows == 200
+
+
+def test_groups_that_one_half_of_the_numbers_shows_are_poor_each():
+    rows, cluster = kinds(2, 2, 2, 2, each=250), torch.arange(4).repeat_interleave(250)
+    rows[:, 1::2] = kinds(0, 0, 0, 0, each=250)[:, 1::2]
+    found = confidence_of(F.normalize(rows), cluster)
+    assert found.halves < 0.05 < 0.3 < found.kept and set(found.grades) == {"poor"}
+
+
+def test_the_weakest_are_named_first_and_the_worse_agreement_is_said():
+    found = Confidence(0.9, 1.0, 0.1, 0.9, 0.6, [0.3, None, 0.9, 0.01, 0.2, 0.1], 1000)
+    assert found.weaker == [3, 5, 4, 0]
+    text = confidence_text(found)
+    assert "they agree to 60%" in text and text.endswith("Weakest: clusters 3, 5, 4.")

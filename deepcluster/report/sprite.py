@@ -93,7 +93,8 @@ def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor
         elif row in again:
             pictures[place] = _tiny(again[row], side)
     new = tiny_pictures(more, images, total)
-    pictures[len(pictures) - len(new) :] = new
+    if len(new):
+        pictures[len(pictures) - len(new) :] = new
     return sprite_sheet(pictures)
 
 
