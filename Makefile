@@ -16,7 +16,7 @@ $(BIN)/pytest: $(BIN)/deepcluster
 	@touch $@
 
 demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
-	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders -o runs/digits --overwrite
+	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders --rounds 10 -o runs/digits --overwrite
 
 test: $(BIN)/pytest  ## style, types, the site, all tests but the slow ones
 	$(MAKE) --jobs=2 check docs
