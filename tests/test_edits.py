@@ -17,11 +17,11 @@ from deepcluster.groups.cut import Cut, place
 from deepcluster.groups.moves import pinned
 from deepcluster.groups.split import parts_of, split
 from deepcluster.model import Model
+from deepcluster.runs.edits import carried_over, carried_text, edited, told
 from deepcluster.runs.evaluate import model_digest
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
-from deepcluster.storage.edits import carried_over, carried_text, edited, told
 from deepcluster.storage.edits_file import Edits, read_edits
 from deepcluster.storage.safe_read import json_sha256
 from tests.helpers.runs import contents, record, rows

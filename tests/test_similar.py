@@ -13,11 +13,11 @@ from PIL import Image
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
+from deepcluster.runs.edits import Edits
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
 from deepcluster.runs.recut import apply
 from deepcluster.runs.similar import COLUMNS, row_of, similar
-from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import open_run
 
 

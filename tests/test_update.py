@@ -20,6 +20,7 @@ from deepcluster.groups.split import parts_of
 from deepcluster.images import find
 from deepcluster.report import sprite
 from deepcluster.report.sprite import columns, extended, not_on_sheet, sprite_sheet, tiny_pictures
+from deepcluster.runs.edits import Edits
 from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
@@ -30,7 +31,6 @@ from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
 from deepcluster.runs.update import FEW, Update, new_fit_due, update
 from deepcluster.storage import report_files as drawn
-from deepcluster.storage.edits import Edits
 from deepcluster.storage.run_folder import RunFolder, open_run
 from tests.drawings import drawings, save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of

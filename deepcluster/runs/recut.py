@@ -15,6 +15,7 @@ from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.recipe import read_toml
 from deepcluster.records import Clustering
+from deepcluster.runs.edits import carried_over, carried_text, edited, moved_rows, told
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.report import rewrite_report
 from deepcluster.runs.results import Rows, read_run, write_groups
@@ -22,7 +23,6 @@ from deepcluster.runs.sample import Sample
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.edits import carried_over, carried_text, edited, moved_rows, told
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.former_file import Former, read_former, write_former
 from deepcluster.storage.run_folder import RunFolder
