@@ -345,5 +345,5 @@ def new_fit_due(outliers: int, fitted: int, outliers_added: int, added: int) -> 
     """
     usual, share = outliers / max(1, fitted), outliers_added / max(1, added)
     if added >= FEW and share > 2 * usual + MORE:
-        return f"{share:.0%} of the images that came after the fit fit nowhere, and {usual:.1%} of its own"
+        return f"{share:.0%} of the images that came after the fit are outliers, and {usual:.1%} of its own"
     return f"{added:,} images came after the fit, which had {fitted:,}" if added > fitted else ""

@@ -270,7 +270,7 @@ def _read_rows(files: Sequence[Path], own: slice, rank: int, count: int) -> dict
             begin += len(rows)
         tensors[key] = torch.cat(pieces)
     if "epoch_loss" in parts[0]:
-        # Of each rank; those of other ranks than now are alike.
+        # Of each rank; with another number of ranks each takes the mean, as only their sum counts.
         losses = torch.cat([part["epoch_loss"].reshape(-1) for part in parts])
         tensors["epoch_loss"] = losses[rank].clone() if len(losses) == count else losses.mean()
     return tensors
