@@ -44,7 +44,7 @@ from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime import streams
 from deepcluster.runtime.completion import with_paths
-from deepcluster.runtime.signals import listening
+from deepcluster.runtime.signals import Stop, listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, paragraph, printable, say
 from deepcluster.runtime.torchrun import is_main_rank, world_size
 
@@ -292,6 +292,7 @@ def fit(
         from deepcluster.runs import fit as runs
         from deepcluster.runs.own_features import fit_features
 
+        stop = Stop()
         try:
             with listening() as stop:
                 if isinstance(source, str):
@@ -299,7 +300,7 @@ def fit(
                 else:
                     folder = runs.fit(source, request(), terminal, sys.stdin, stop, processes, terminal.ask)
         except Stopped as error:
-            raise Stopped(f"{error}{_so_far(terminal.run)}; to go on: {_resuming(terminal.run)}") from None
+            raise Stopped(f"{error}{_so_far(stop.run)}; to go on: {_resuming(stop.run)}") from None
         is_main = processes.is_main
     if is_main:
         _print_result(folder, quiet, as_json, open_)

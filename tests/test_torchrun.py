@@ -129,7 +129,7 @@ def test_kill_a_random_process(images, whole, tmp_path, draw):
     said = killed(images, tmp_path / "run", whole, draw, lambda all: all[victim])
     (error,) = re.findall("^.*error: .*$", said, re.M)
     # The launcher sends SIGTERM to the other one, which may meet it first: writing a result, it waits for nobody.
-    assert re.search("another process of this run has ended without a word|stopped .* --resume", error)
+    assert re.search("another process of this run has ended without a word|stopped .* --resume$", error)
 
 
 @pytest.mark.slow

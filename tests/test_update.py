@@ -339,7 +339,7 @@ def test_other_images_make_a_new_fit_due(of_features, tmp_path, capsys):
     assert run_command(["update", str(run), str(tmp_path / "far.npy"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["added"] == said["outliers"] == 30
-    assert said["due"].startswith("100% of the images that came after the fit fit nowhere")
+    assert said["due"].startswith("100% of the images that came after the fit are outliers")
 
 
 def test_a_longer_sheet_has_the_pictures_of_both():

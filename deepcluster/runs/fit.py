@@ -230,7 +230,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
     if is_main and not staged:
         folder.write_record(_on_disk(record, before))
     if not replacing:
-        job.display.say("Run", str(folder.path))
+        job.announce(folder.path)
     if network.origin:
         job.display.say("Weights", network.origin)
     if request.verbose:
@@ -245,7 +245,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
                 reading.write_record(_on_disk(record, before))
         staged = False
         if replacing:
-            job.display.say("Run", str(folder.path))
+            job.announce(folder.path)
         if checkpoint:
             differences = resuming.differing_environment(checkpoint.about["environment"], about["environment"])
             record = replace(record, resumed=differences)

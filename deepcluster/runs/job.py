@@ -91,6 +91,11 @@ class Job:
         """Whether somebody sees what this rank displays."""
         return not isinstance(self.display, Silent) and not getattr(self.display, "quiet", False)
 
+    def announce(self, run: Path) -> None:
+        """Name the folder of the run, which can be resumed from here on."""
+        self.stop.run = str(run)
+        self.display.say("Run", str(run))
+
     def truth(self, store: Store) -> list[str] | None:
         """The true labels in the order of the store's rows; None where no usable image has one."""
         labels = [self.labels[i] for i in store.kept] if self.labels is not None else []

@@ -36,6 +36,7 @@ class Stop:
         self.wanted = False
         self.at_once = True
         self.reason = ""
+        self.run = ""  # the folder of the fit under way, once there is something to resume; each rank knows it
         self.held = 0  # contexts of later() that are open
         self._before: dict[int, Any] = {}
         self._unraisable = sys.unraisablehook

@@ -94,7 +94,6 @@ class Terminal:
         )
         self.task: TaskID | None = None
         self.phase = ""
-        self.run = ""
 
     def __enter__(self) -> "Terminal":
         self.progress("starting", 0, None)  # until something is: torch takes seconds to import
@@ -105,8 +104,6 @@ class Terminal:
         self.bar.stop()
 
     def say(self, heading: str, text: str) -> None:
-        if heading == "Run":
-            self.run = text
         if not self.quiet:
             # The run continues without a reader; a full disk is reported at the end (streams.py).
             with suppress(BrokenPipeError, DiskError):
