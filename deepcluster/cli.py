@@ -614,8 +614,11 @@ def export(
     if fold_sobel and to != "official":
         raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
     options: dict[str, Any] = {
-        "mode": mode, "images": images, "strip_metadata": strip_metadata, "outliers": outliers,
-    }  # fmt: skip
+        "mode": mode,
+        "images": images,
+        "strip_metadata": strip_metadata,
+        "outliers": outliers,
+    }
     options["dry_run"] = dry_run or None
     options = {name: value for name, value in options.items() if value is not None}
     if options and to not in IMAGE_EXPORTS:

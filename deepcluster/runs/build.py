@@ -143,9 +143,13 @@ def network_of(recipe: Recipe, seed: int, device: torch.device, module: nn.Modul
     projection = (recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None
     if module is None:
         network = build(
-            recipe.backbone, image_size=recipe.image_size, sobel=recipe.sobel, weights=recipe.weights or None,
-            projection=projection, seed=seed,
-        )  # fmt: skip
+            recipe.backbone,
+            image_size=recipe.image_size,
+            sobel=recipe.sobel,
+            weights=recipe.weights or None,
+            projection=projection,
+            seed=seed,
+        )
     else:
         if recipe.weights not in ("", MODULE) or recipe.sobel:
             what = "sobel" if recipe.sobel else f"--weights {recipe.weights}"

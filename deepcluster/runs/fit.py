@@ -102,9 +102,15 @@ def fit(
         if job.shows:
             timed = request.time_limit is None and not (request.resume and resuming.has_begun(request.out))
             lines = forecast(
-                job.plan(), request.n_clusters, job.source, network, needed, device,
-                ranks=processes.world_size, timed=timed,
-            )  # fmt: skip
+                job.plan(),
+                request.n_clusters,
+                job.source,
+                network,
+                needed,
+                device,
+                ranks=processes.world_size,
+                timed=timed,
+            )
             for heading, line in lines:
                 display.say(heading, line)
         with files.shared_lock(free_path(job), processes, make=True) as folder:
