@@ -21,6 +21,7 @@ AUTO_PASSES = 90  # over the images, over all rounds
 CLASSIC_PASSES = 30
 SMALLEST_PHOTOGRAPH = 96  # px: below that a network of this size learns from the images themselves
 MOST_PHOTOGRAPHS = 100_000  # more can teach a network of their own
+FEW_PHOTOGRAPHS = 5000  # a CPU has time to see so many in the size of a GPU, and by two networks
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 TO_FIT = ("auto", "classic")  # the recipes that look at the images
@@ -368,7 +369,7 @@ def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Lear
     start = _start(options, facts)
     backbone, weights = (options.get(name, _values(start).get(name)) for name in ("backbone", "weights"))
     pretrained = bool(weights)
-    size, why_size = _image_size(backbone, facts)
+    size, why_size = _image_size(backbone, facts, pretrained=pretrained)
     choices: Choices = {
         **start,
         "image_size": (size, why_size),
@@ -469,8 +470,15 @@ def _gentle(size: int, facts: Facts) -> Choices:
         "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
         **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64, dims=128),
         "grouping": ("consensus", "embeddings tell more of what a pretrained network knows"),
-        "view_size": (round(size * 0.75), "crops look larger: 3/4 of the side keeps their scale, and is faster"),
+        "view_size": _gentle_view(size, facts),
     }
+
+
+def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
+    scaled, largest = round(size * 0.75), 112
+    if facts.device == "cpu" and scaled > largest:
+        return largest, f"a step on a CPU takes no longer; {scaled} px would keep the scale of what crops show"
+    return scaled, "crops look larger: 3/4 of the side keeps their scale, and is faster"
 
 
 def _untrained(size: int, facts: Facts, passes: int) -> Choices:
@@ -509,7 +517,7 @@ def _why_so_many(facts: Facts) -> str:
     return "5 for each group wanted, and at least 20 images for each"
 
 
-def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:
+def _image_size(backbone: str, facts: Facts, *, pretrained: bool = False) -> tuple[int, str]:
     """The side of the images for a network, px, and why."""
     side = facts.short_side
     if backbone in PAPER_NETWORKS:
@@ -517,7 +525,8 @@ def _image_size(backbone: str, facts: Facts) -> tuple[int, str]:
     on_cpu = facts.device == "cpu"
     if backbone == "compact":
         return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
-    return min(144 if on_cpu else 224, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
+    largest = 144 if on_cpu and not (pretrained and facts.count <= FEW_PHOTOGRAPHS) else 224
+    return min(largest, max(64, 16 * round(side / 16))), f"{facts.count:,} images of {side} px: 64 to {largest}"
 
 
 PRESETS: dict[str, Callable[[Given, Facts], Plan]] = {

@@ -232,6 +232,24 @@ def test_auto_takes_square_roots_of_features_that_are_never_negative(name, optio
     assert resolve(name, options, PHOTOS).recipe.root == root
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "sizes"),
+    [
+        ({"count": 5000}, {"weights": "timm"}, (224, 112)),
+        ({"count": 5001}, {"weights": "timm"}, (144, 108)),
+        ({"count": 5000, "short_side": 200}, {"weights": "timm"}, (192, 112)),
+        ({"count": 5001, "device": "cuda"}, {"weights": "timm"}, (224, 168)),
+        ({"count": 5000}, {"weights": "none"}, (144, 108)),
+        ({"count": 5000}, {"weights": "timm", "image_size": 128}, (128, 96)),
+    ],
+)
+def test_few_photographs_are_seen_in_full_size_by_a_network_that_knows_some(changes, options, sizes):
+    facts = replace(PHOTOS, short_side=300, n_clusters=10)
+    options = {"backbone": LITE, **options}
+    recipe = resolve("auto", options, replace(facts, **changes)).recipe
+    assert (recipe.image_size, recipe.view_size) == sizes
+
+
 def test_more_pseudo_labels_than_images():
     with pytest.raises(DataError, match=r"60000 .* 50000"):
         resolve("auto", {"pseudo_labels": "60000"}, PHOTOS)

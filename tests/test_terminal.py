@@ -58,7 +58,7 @@ def test_the_plan_in_a_sentence():
     photographs = Facts(3000, 224, False, None, "cpu", "photos-small")
     assert resolve("auto", {"rounds": 1}, photographs).in_short(None) == (
         "as many clusters as the images suggest; network photos-small (EfficientNet-Lite0, trained on photographs with"
-        " the labels of 1,000 nouns (ImageNet-1k)), pretrained weights, adapted in at most 1 round at 144 px"
+        " the labels of 1,000 nouns (ImageNet-1k)), pretrained weights, adapted in at most 1 round at 224 px"
     )
     assert "used as it is" in resolve("auto", {"rounds": 0}, photographs).in_short(3)
 

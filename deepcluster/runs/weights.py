@@ -8,7 +8,7 @@ from pathlib import Path
 from deepcluster.errors import DeepClusterWarning, ModelError
 from deepcluster.images.run_folders import is_run
 from deepcluster.nets.published import PUBLISHED, fetch, is_here, parts_of
-from deepcluster.presets import TO_FIT, Facts, options_of
+from deepcluster.presets import FEW_PHOTOGRAPHS, TO_FIT, Facts, options_of
 from deepcluster.recipe import read_toml
 from deepcluster.runs.job import Request
 from deepcluster.runtime.display import Display
@@ -16,7 +16,6 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 Ask = Callable[[str], bool | None]  # a question for yes or no; None: there is nobody to ask
 FIRST = next(iter(PUBLISHED))
-MOST_FOR_TWO = 5000  # images on a CPU, where two networks take two and a half times as long as the smaller one
 
 
 def nobody(question: str) -> None:
@@ -68,7 +67,7 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = is_he
 
 def suitable(facts: Facts) -> list[str]:
     """The published networks that so many images may start from, by preference; two at once only where it is quick."""
-    quick = facts.device != "cpu" or facts.count <= MOST_FOR_TWO
+    quick = facts.device != "cpu" or facts.count <= FEW_PHOTOGRAPHS
     return [one.name for one in PUBLISHED.values() if quick or len(one.parts) == 1]
 
 
@@ -121,7 +120,7 @@ def _fetched(start: Start, display: Display, ask: Ask) -> bool:
         )
     if answer is None:
         warnings.warn(
-            f"{_BETTER}none is on this machine, and {_WITHOUT}. `deepcluster fetch` fetches {start.name} once, for all"
+            f"{_BETTER}none is on this machine, so {_WITHOUT}. `deepcluster fetch` fetches {start.name} once, for all"
             f" later runs ({network.description}); weights none keeps this quiet",
             DeepClusterWarning,
             stacklevel=2,
@@ -129,8 +128,8 @@ def _fetched(start: Start, display: Display, ask: Ask) -> bool:
     return False
 
 
-_BETTER = "Images of this size are grouped better by a network that has learnt from others; "
-_WITHOUT = "a network learns from these images alone, from nothing, and the groups are worse"
+_BETTER = "Images of this size are grouped better by a published network; "
+_WITHOUT = "a small network is trained on these images alone, and the groups are worse"
 _SMALL = f"deepcluster fetch photos-small ({PUBLISHED['photos-small'].megabytes} MB)"
 
 
