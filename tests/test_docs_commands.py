@@ -24,8 +24,8 @@ HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or o
 
 
 def page_of(page: Path) -> object:
-    """A page to test; that on which torchrun is run, and that of many benchmarks, take most of a minute."""
-    slow = page.name in (SHARED, "quality.md")
+    """A page to test; slow where it takes most of a minute, or where others and test_official.py do what it does."""
+    slow = page.name in (SHARED, "quality.md", "digits.md", "published-weights.md")
     return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if slow else ())
 
 

@@ -1,6 +1,6 @@
 """Runs that are killed, stopped, out of disk, or come back to other images: made to happen, with the real command.
 
-The number of random kills: 3, or DEEPCLUSTER_KILLS.
+The number of random kills: 2, or DEEPCLUSTER_KILLS.
 """
 
 import json
@@ -35,7 +35,7 @@ def state_in(checkpoint: Checkpoint) -> State:
     return restored(checkpoint, Partition.single(1000))
 
 
-KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "3"))
+KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = ("--rounds", "3", "--checkpoint-every", "0s")
 OPTIONS = small_fit(*ROUNDS)
 SAME = ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json")
@@ -128,7 +128,7 @@ def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied,
     assert not (copied / left.name).exists() and (foreign / "half").exists()
 
 
-QUICK_WINDOWS = ("a step", "between its two files", "the model is half there")
+QUICK_WINDOWS = ("between its two files", "the model is half there")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ PHASES = {
     "result": ("deepcluster.runs.groups:cut", 1),
     "report": ("deepcluster.runs.report:render", 1),
 }
-QUICK_SIGNALS = (("training", "SIGTERM"), ("training", "SIGUSR1"), ("clustering", "SIGINT"))
+QUICK_SIGNALS = (("training", "SIGTERM"), ("clustering", "SIGINT"))
 SIGNALS = [
     pytest.param(phase, name, marks=() if (phase, name) in QUICK_SIGNALS else pytest.mark.slow)
     for phase in PHASES
@@ -209,7 +209,7 @@ def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
         assert command("report", whole[0])[0] == command("recut", whole[0], "-k", "3")[0] == 5
     assert not (out / ".lock").exists()
     (out / ".lock").write_text("process 1 on elsewhere\n")  # left behind by one that was killed
-    assert command("fit", pictures, "-o", out, *OPTIONS)[0] == 0
+    assert command("fit", pictures, "-o", out, *small_fit("--rounds", "0"))[0] == 0
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +325,7 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, ends):
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow  # the runs that are killed at random begin so
 def test_resume_where_nothing_is_begins(command, pictures, whole, tmp_path):
     finish(command, pictures, tmp_path / "run")
     assert same(whole[0], tmp_path / "run")

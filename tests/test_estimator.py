@@ -29,6 +29,7 @@ from tests.drawings import drawings
 from tests.other_values import other_value
 
 QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}
+UNTRAINED = QUICK | {"rounds": 0}  # half the time, for what does not depend on training
 
 
 def pixels() -> np.ndarray:
@@ -41,6 +42,12 @@ def pixels() -> np.ndarray:
 def fitted() -> DeepCluster:
     """For tests that change nothing."""
     return DeepCluster(**QUICK).fit(pixels())
+
+
+@pytest.fixture(scope="module")
+def untrained() -> DeepCluster:
+    """The same."""
+    return DeepCluster(**UNTRAINED).fit(pixels())
 
 
 @pytest.fixture(scope="module")
@@ -151,20 +158,20 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_result_whatever_form_the_images_have(form, fitted):
+def test_one_result_whatever_form_the_images_have(form, untrained):
     images = FORMS[form](pixels())
     shape = (24, 24, 3) if form == "table" else None
-    other = DeepCluster(**QUICK, image_shape=shape).fit(images)
-    assert same(other, fitted)
-    assert np.array_equal(other.predict(images), fitted.labels_)
+    other = DeepCluster(**UNTRAINED, image_shape=shape).fit(images)
+    assert same(other, untrained)
+    assert np.array_equal(other.predict(images), untrained.labels_)
 
 
-def test_files_by_path_or_folder(fitted, tmp_path):
+def test_files_by_path_or_folder(untrained, tmp_path):
     paths = as_files(tmp_path)
     for images in (paths, np.array(list(map(str, paths))), str(tmp_path)):
-        assert same(DeepCluster(**QUICK).fit(images), fitted)
+        assert same(DeepCluster(**UNTRAINED).fit(images), untrained)
     # A row for each path of a list, in its order, however often it stands there.
-    assert fitted.predict([paths[7], paths[3], paths[7]]).tolist() == fitted.labels_[[7, 3, 7]].tolist()
+    assert untrained.predict([paths[7], paths[3], paths[7]]).tolist() == untrained.labels_[[7, 3, 7]].tolist()
 
 
 def test_a_data_set_of_hugging_face(fitted, tmp_path):
@@ -313,9 +320,9 @@ def test_a_model_is_shown_in_a_line(fitted, tmp_path):
 
 def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits):
     """0..16 becomes 0..255, in later tables too, whatever their own largest number is."""
-    by_table = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
+    by_table = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
     images = np.rint(digits * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    assert same(by_table, DeepCluster(**QUICK).fit(images))
+    assert same(by_table, DeepCluster(**UNTRAINED).fit(images))
     assert by_table.n_features_in_ == 64
     faint = digits[:10] / 4
     assert np.array_equal(
@@ -325,12 +332,12 @@ def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits):
         by_table.predict(digits[:, 1:])
 
 
-def test_nothing_of_an_earlier_fit_is_left(digits):
-    changing = DeepCluster(**QUICK).fit(digits)
+def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
+    changing = DeepCluster(**UNTRAINED).fit(digits)
     first = changing.run_
     assert not hasattr(clone(changing), "labels_")
     changing.recut(5).fit(pixels())
-    assert same(changing, DeepCluster(**QUICK).fit(pixels()))
+    assert same(changing, untrained)
     assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
     with pytest.raises(UsageError, match="the fit was of images"):
         changing.predict(digits)
@@ -343,7 +350,7 @@ def test_unusable_images(tmp_path):
     paths = as_files(tmp_path)
     paths[5].write_bytes(b"no image")
     with pytest.warns(DeepClusterWarning, match=r"1 image cannot be used \(05.png: not an image"):
-        ours = DeepCluster(**QUICK).fit(tmp_path)
+        ours = DeepCluster(**UNTRAINED).fit(tmp_path)
     assert len(ours.labels_) == len(ours.paths_) == 47 and "05.png" not in ours.paths_
     assert [path for path, _ in ours.skipped_] == ["05.png"]
     with pytest.raises(DataError, match=r"1 image cannot be used \(05.png"):
@@ -353,7 +360,7 @@ def test_unusable_images(tmp_path):
     assert np.array_equal(np.delete(clusters, 5), ours.labels_)
     assert np.array_equal(np.delete(features, 5, axis=0), ours.embedding_)
     with pytest.warns(DeepClusterWarning):
-        assert np.array_equal(DeepCluster(**QUICK).fit_transform(tmp_path), ours.embedding_)
+        assert np.array_equal(DeepCluster(**UNTRAINED).fit_transform(tmp_path), ours.embedding_)
     with pytest.raises(UsageError, match="errors='skip'"):
         ours.predict(tmp_path, errors="skip")
 
@@ -462,8 +469,8 @@ def test_a_report_is_made_when_it_is_asked_for(fitted, photos, by_command, tmp_p
     before = (ours.run_ / "report.html").read_bytes()
     assert (ours.recut(5).run_ / "report.html").read_bytes() != before  # what is there stays true
 
-    by_name = DeepCluster(**QUICK, random_state=5).fit(photos, run=tmp_path / "run")
-    lazily = DeepCluster(**QUICK, random_state=5).fit(photos)
+    by_name = DeepCluster(**UNTRAINED, random_state=5).fit(photos, run=tmp_path / "run")
+    lazily = DeepCluster(**UNTRAINED, random_state=5).fit(photos)
     for name in drawn:
         lazily.report(tmp_path / "lazily.html")
         assert (lazily.run_ / name).exists() and (by_name.run_ / name).exists()
@@ -472,7 +479,7 @@ def test_a_report_is_made_when_it_is_asked_for(fitted, photos, by_command, tmp_p
 
 def test_random_state(digits):
     def seed(random_state) -> int:
-        ours = DeepCluster(**QUICK, random_state=random_state).fit(digits[:20])
+        ours = DeepCluster(**UNTRAINED, random_state=random_state).fit(digits[:20])
         return RunFolder(ours.run_).read_json("run.json")["seed"]
 
     assert seed(np.int64(3)) == 3 and seed(None) != seed(None)
@@ -484,7 +491,7 @@ def test_random_state(digits):
 
 @pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy])
 def test_a_copy_stands_alone(copied, digits):
-    original = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
+    original = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
     labels = original.labels_
     other = copied(original)
     assert other.get_params() == original.get_params() and other.run_ != original.run_
@@ -523,7 +530,7 @@ def test_save_and_load(fitted, digits, tmp_path):
     assert load(tmp_path / "model").groups.count == load(fitted.run_).groups.count == 3
     with pytest.raises(UsageError, match="load the run folder"):
         alone.recut(4)
-    by_table = DeepCluster(**QUICK, image_shape=(8, 8)).fit(digits)
+    by_table = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
     by_table.save(tmp_path / "table")
     assert np.array_equal(DeepCluster.load(tmp_path / "table").predict(digits), by_table.labels_)
     with pytest.raises(ValueError, match="expecting 64"):
@@ -551,9 +558,9 @@ def test_a_damaged_table_is_named(damaged, fitted, tmp_path):
         DeepCluster.load(tmp_path)
 
 
-def test_a_run_folder_of_ones_own(fitted, tmp_path):
-    ours = DeepCluster(**QUICK).fit(pixels(), run=tmp_path / "run")
-    assert same(ours, fitted) and ours.run_ == tmp_path / "run"
+def test_a_run_folder_of_ones_own(untrained, tmp_path):
+    ours = DeepCluster(**UNTRAINED).fit(pixels(), run=tmp_path / "run")
+    assert same(ours, untrained) and ours.run_ == tmp_path / "run"
     with pytest.raises(DiskError, match="exists already"):
         clone(ours).fit(pixels(), run=tmp_path / "run")
     del ours
@@ -580,7 +587,7 @@ def test_in_a_pipeline(digits):
 
 @pytest.mark.parametrize("images", [pixels(), load_digits().data[:60]], ids=["images", "table"])
 def test_a_search_for_the_number_of_clusters(images):
-    search = GridSearchCV(DeepCluster(**QUICK), {"n_clusters": [2, 4]}, cv=2).fit(images)
+    search = GridSearchCV(DeepCluster(**UNTRAINED), {"n_clusters": [2, 4]}, cv=2).fit(images)
     assert search.best_params_ == {"n_clusters": 4}  # more centres are nearer
     assert search.best_estimator_.labels_.shape == (len(images),)
     assert np.array_equal(search.predict(images), search.best_estimator_.labels_)
@@ -608,7 +615,7 @@ def test_the_clusters_in_a_notebook(fitted):
 def test_names_of_files_are_inert(tmp_path):
     for path in as_files(tmp_path):
         path.rename(tmp_path / f"<img src=x onerror=alert({path.stem})>.png")
-    ours = DeepCluster(**QUICK).fit(tmp_path)
+    ours = DeepCluster(**UNTRAINED).fit(tmp_path)
     assert "<img src=x" not in ours._repr_html_() and "&lt;img src=x" in ours._repr_html_()
 
 
@@ -645,5 +652,5 @@ def test_progress_on_a_terminal(capsys):
     DeepCluster(**QUICK, verbose=1).fit(pixels())
     shown = capsys.readouterr().out
     assert "1/1       loss" in shown and "3 clusters" in shown
-    DeepCluster(**QUICK).fit(pixels())
+    DeepCluster(**UNTRAINED).fit(pixels())
     assert capsys.readouterr() == ("", "")

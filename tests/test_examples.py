@@ -5,7 +5,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
 
@@ -23,23 +25,33 @@ def output_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return output
 
 
-def test_own_loop(output_of):
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
+    """scikit-learn has only so many digits."""
+    digits, count = load_digits(), 400
+    few = type(digits)(data=digits.data[:count], images=digits.images[:count], target=digits.target[:count])
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
+    return count
+
+
+def test_own_loop(output_of, few_digits):
     *rounds, last = output_of("own_loop.py", "1")
     assert [line.split(":")[0] for line in rounds] == ["round 0"]
     assert float(last.split()[3]) > 0.5  # NMI
 
 
-def test_own_network(output_of):
+def test_own_network(output_of, few_digits):
     *rounds, score, same = output_of("own_network.py", "1")
     assert [line.split(":")[0] for line in rounds] == ["round 0"]
     assert float(score.split()[1]) > 0.3
     assert same == "loaded: True"
 
 
-def test_use_the_model(output_of, tmp_path):
+def test_use_the_model(output_of, few_digits, tmp_path):
     run = tmp_path / "run"
     arguments = ["-k", "10", "--rounds", "0", "--quiet", "-o", str(run)]
     assert run_command(["fit", "sklearn:digits", *arguments]) == 0
+    assert len(np.load(run / "features.npy")) == few_digits
     lines = output_of("use_the_model.py", str(run))
     assert len(lines) == 21
     assert sum(map(int, lines[-1].partition("[")[2].rstrip("]").split(","))) == 20
@@ -55,7 +67,7 @@ def test_photographs(output_of, photos, tmp_path, monkeypatch):
     assert Path(told["the report"]).is_file()
 
 
-def test_estimator(output_of):
+def test_estimator(output_of, few_digits):
     lines = output_of("estimator.py", "", "0")
     assert "now 25 clusters" in lines[-3]
     assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]

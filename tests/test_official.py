@@ -390,7 +390,6 @@ def test_deepcluster_v2_equals_torchvision(resnet, tmp_path, bare, write):
         assert expected.std() > 0 and network.head is None
 
 
-@pytest.mark.slow
 def test_fit_says_what_it_began_with(resnet, photos, tmp_path, capsys):
     path = save_legacy(of_2020(resnet), tmp_path / "v2.pth.tar")
     options = ["--backbone", "timm:resnet50", "--weights", str(path), "--rounds", "0", "--image-size", "64"]

@@ -30,9 +30,9 @@ from tests.helpers.runs import record
 from tests.helpers.shared import files_of, pixels
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
-ROUNDS = 8
+ROUNDS = 6
 OPTIONS = (
-    "-k 4 --backbone compact --image-size 12 --batch-size 16 --pseudo-labels 8 --epochs 2 --checkpoint-every 0s -q"
+    "-k 4 --backbone compact --image-size 12 --batch-size 16 --pseudo-labels 8 --epochs 1 --checkpoint-every 0s -q"
     f" --rounds {ROUNDS}"
 ).split()
 

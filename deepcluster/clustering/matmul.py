@@ -13,6 +13,9 @@ Product = Callable[[Tensor], Tensor]  # rows (M x d) to rows @ weight.T + offset
 
 # With one to three rows MKL, oneDNN and OpenBLAS use other kernels, which round differently (measured, d of 8 to 2048).
 LEAST_ROWS = 16
+# Numbers of a weight. To put one into oneDNN's order takes .2 ms, however small it is, and saves .01 to .1 ms a call;
+# the bits are the same. The groups of a few images take hundreds of products: a tenth of their time.
+SMALL = 1 << 12
 # Of sums of 256 products of standard normal numbers, up to 80 large: two right kernels differ by 5e-5 in float32.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1.0}
 
@@ -38,12 +41,14 @@ def _plain(weight: Tensor, offset: Tensor) -> Product:
 
 
 def _onednn(weight: Tensor, offset: Tensor) -> Product:
-    """By oneDNN, with the weight put into its order once and not at every call.
+    """By oneDNN, with the weight put into its order once and not at every call, where that pays.
 
     On processors by AMD torch gives float32 products to MKL, which takes its AVX2 path there: 2.2 times slower than
     oneDNN on a Zen 5. These functions are not public, hence the look in ``_onednn_pays``.
     """
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    packed = weight.contiguous()
+    if weight.numel() > SMALL:
+        packed = torch.ops.mkldnn._reorder_linear_weight(packed)
     return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, offset, "none", [], "")
 
 
