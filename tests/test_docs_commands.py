@@ -17,16 +17,17 @@ from deepcluster import errors
 from deepcluster.runtime.signals import EXIT_ON_SECOND_SIGINT
 from deepcluster.storage import run_folder as files
 from tests.pages import FENCE, PAGES, ROOT, TRANSLATED, blocks, commands, of_deepcluster, pages_with, prose, text_of
-from tests.sandbox import SHARED, Sandbox, options, verbs
+from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 
 HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or other programs'
 
 
 def page_of(page: Path) -> object:
-    """A page to test; slow where it takes most of a minute, or where others and test_official.py do what it does."""
-    slow = page.name in (SHARED, "quality.md", "digits.md", "published-weights.md")
-    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if slow else ())
+    """A page to test; slow but for those that a newcomer reads first, where it fits anything."""
+    quick = page.parent == ROOT or page.name in ("usage.md", "python.md", "photographs.md")
+    fits = "deepcluster fit" in page.read_text()
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if fits and not quick else ())
 
 
 @pytest.mark.parametrize("page", [page_of(page) for page in pages_with("console", "python") if page != TRANSLATED])

@@ -619,6 +619,7 @@ def test_names_of_files_are_inert(tmp_path):
     assert "<img src=x" not in ours._repr_html_() and "&lt;img src=x" in ours._repr_html_()
 
 
+@pytest.mark.slow
 def test_progress_in_a_notebook(tmp_path):
     """In a real kernel: one output, updated, and at the end a table with the rounds."""
     pytest.importorskip("ipykernel")

@@ -33,9 +33,9 @@ def evaluated(processes: Processes, folder: Path, protocol: str, images: str | N
 @pytest.mark.parametrize(
     ("protocol", "others", "options", "near"),
     [
-        ("clustering", False, {}, 0.0),
+        pytest.param("clustering", False, {}, 0.0, marks=pytest.mark.slow),
         ("clustering", True, {}, 0.0),
-        ("knn", False, {"neighbours": "3,20"}, 1e-6),
+        pytest.param("knn", False, {"neighbours": "3,20"}, 1e-6, marks=pytest.mark.slow),
         ("knn", True, {"neighbours": "5"}, 1e-6),
         ("linear", False, {"epochs": 3, "layers": "block2", "lr": 0.001, "batch_size": 16}, 0.3),
         ("few", True, {"epochs": 2, "shares": "0.5", "lr": "0.01", "head_lr": "0.1"}, 1.0),

@@ -79,7 +79,7 @@ def small(photos):
     return read_once(find(photos), 36).images
 
 
-@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("root", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_distances_agree_with_torch(small, tmp_path, root):
     """With a margin around the fixed view, images on a centroid, and a group that was merged into another."""
     session = check(model_on(small, "compact", 32, root), small, tmp_path)

@@ -149,7 +149,14 @@ def _touched(image: np.ndarray) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize("kind", ["black", "white", "identical", "two", "one pixel", "plain", "a hundred times"])
+QUICK = ("black", "one pixel")  # no difference at all, and the least there is
+SLOW = ("white", "identical", "two", "plain", "a hundred times")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)],
+)
 @pytest.mark.filterwarnings("always::deepcluster.errors.DeepClusterWarning")
 def test_images_that_are_alike(kind: str, tmp_path: Path) -> None:
     images, distinct = alike(kind)

@@ -203,7 +203,10 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+QUICK = ("the tables", "half moved")
+
+
+@pytest.mark.parametrize("window", [pytest.param(w, marks=() if w in QUICK else pytest.mark.slow) for w in WINDOWS])
 def test_killed_at_any_moment_there_is_the_old_state_or_the_new_one(command, run, more, window):
     code, _ = command("update", run, more, trap=("SIGKILL", *WINDOWS[window]))
     assert code == -9
