@@ -21,7 +21,7 @@ AUTO_PASSES = 90  # over the images, over all rounds
 CLASSIC_PASSES = 30
 SMALLEST_PHOTOGRAPH = 96  # px: below that a network of this size learns from the images themselves
 MOST_PHOTOGRAPHS = 100_000  # more can teach a network of their own
-FEW_PHOTOGRAPHS = 5000  # a CPU has time to see so many in the size of a GPU, and by two networks
+FEW_PHOTOGRAPHS = 5000  # a CPU has time to see so many at 224 px
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 TO_FIT = ("auto", "classic")  # the recipes that look at the images
@@ -525,8 +525,10 @@ def _image_size(backbone: str, facts: Facts, *, pretrained: bool = False) -> tup
     on_cpu = facts.device == "cpu"
     if backbone == "compact":
         return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
-    largest = 144 if on_cpu and not (pretrained and facts.count <= FEW_PHOTOGRAPHS) else 224
-    return min(largest, max(64, 16 * round(side / 16))), f"{facts.count:,} images of {side} px: 64 to {largest}"
+    if pretrained and facts.photographs and not (on_cpu and facts.count > FEW_PHOTOGRAPHS):
+        return 224, "what published networks are made for"
+    largest = 144 if on_cpu else 224
+    return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
 
 
 PRESETS: dict[str, Callable[[Given, Facts], Plan]] = {

@@ -155,7 +155,7 @@ class Recipe(Options):
 
     backbone: str = _network(
         "alexnet",
-        "The convnet; photos, photos-ssl, photos-pair and photos-small are published ones with their weights; module:"
+        "The convnet; photos, photos-ssl, photos-small and photos-pair are published ones with their weights; module:"
         " one of your own (in Python).",
         choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,

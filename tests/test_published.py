@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written(hub, hub_cache):
 
 
 def test_a_name_that_is_none(ends):
-    assert "choose photos, photos-ssl, photos-pair, photos-small or timm:NAME" in ends(["fetch", "fotos"], 2)
+    assert "choose photos, photos-ssl, photos-small, photos-pair or timm:NAME" in ends(["fetch", "fotos"], 2)
 
 
 def test_the_command(hub, capsys):

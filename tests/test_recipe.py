@@ -237,7 +237,9 @@ def test_auto_takes_square_roots_of_features_that_are_never_negative(name, optio
     [
         ({"count": 5000}, {"weights": "timm"}, (224, 112)),
         ({"count": 5001}, {"weights": "timm"}, (144, 108)),
-        ({"count": 5000, "short_side": 200}, {"weights": "timm"}, (192, 112)),
+        ({"count": 5000, "short_side": 96}, {"weights": "timm"}, (224, 112)),
+        ({"count": 5000, "short_side": 95}, {"weights": "timm"}, (96, 72)),
+        ({"count": 5001, "short_side": 96}, {"weights": "timm"}, (96, 72)),
         ({"count": 5001, "device": "cuda"}, {"weights": "timm"}, (224, 168)),
         ({"count": 5000}, {"weights": "none"}, (144, 108)),
         ({"count": 5000}, {"weights": "timm", "image_size": 128}, (128, 96)),

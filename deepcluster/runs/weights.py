@@ -8,7 +8,7 @@ from pathlib import Path
 from deepcluster.errors import DeepClusterWarning, ModelError
 from deepcluster.images.run_folders import is_run
 from deepcluster.nets.published import PUBLISHED, fetch, is_here, parts_of
-from deepcluster.presets import FEW_PHOTOGRAPHS, TO_FIT, Facts, options_of
+from deepcluster.presets import TO_FIT, Facts, options_of
 from deepcluster.recipe import read_toml
 from deepcluster.runs.job import Request
 from deepcluster.runtime.display import Display
@@ -52,7 +52,7 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = is_he
     if "weights" in options:
         if options["weights"] != "timm" or options.get("backbone", FIRST) not in PUBLISHED:
             return Start()
-        name = options.get("backbone") or then or next(filter(have, suitable(facts)), FIRST)
+        name = options.get("backbone") or then or next(filter(have, PUBLISHED), FIRST)
         return Start(name, bool(have(name)), wanted=True, agreed=True)
     if "backbone" in options:
         name = options["backbone"]
@@ -61,14 +61,8 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = is_he
         return Start(then, bool(have(then)), wanted=True)
     if then == "" or base not in TO_FIT or not facts.photographs:
         return Start()
-    name = next(filter(have, suitable(facts)), "")
+    name = next(filter(have, PUBLISHED), "")
     return Start(name or FIRST, bool(name))
-
-
-def suitable(facts: Facts) -> list[str]:
-    """The published networks that so many images may start from, by preference; two at once only where it is quick."""
-    quick = facts.device != "cpu" or facts.count <= FEW_PHOTOGRAPHS
-    return [one.name for one in PUBLISHED.values() if quick or len(one.parts) == 1]
 
 
 def settle(
