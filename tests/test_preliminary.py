@@ -140,9 +140,11 @@ def test_whether_groups_got_better_is_said_in_words():
     before, after = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 1])
     words = change(Judged(before, "weak"), Judged(after, "strong"))
     assert words == "weak -> strong, 25% of the images moved"
+    unknown = change(Judged(before, "unknown"), Judged(after, "unknown"))
+    assert unknown == "25% of the images moved"
 
 
-@pytest.mark.parametrize("groups", ["", "unknown -> unknown, 100% of the images moved"])
+@pytest.mark.parametrize("groups", ["", "useful -> unknown, 100% of the images moved"])
 def test_the_line_of_a_round_fits(groups, capsys):
     row = {
         "round": 99, "loss": 1.234, "chance_loss": 3.219, "changed": 0.9876, "cluster_weight": 0.999,

@@ -374,6 +374,8 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
         assert page.locator("#images-title").inner_text() == f"Cluster 0 · {sizes_before['0'] - 2} images"
         page.keyboard.press("Escape")
         assert page.locator("#cluster-3 .size").inner_text() == "2 images"
+        rest = sizes_before["0"] - 2
+        assert page.locator("#cluster-0 .share").inner_text() == f"{100 * rest / sum(sizes_before.values()):.1f}%"
         moved = tick(page, 2, [0])
         page.locator("#images").get_by_role("button", name="Move to").click()
         page.locator("#merge-filter").fill("1")
