@@ -331,7 +331,7 @@ def test_on_a_phone(run: Path, browser: Any) -> None:
         assert box["y"] < 844 - 72 and page.locator("#cluster-0 .one img").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.get_by_role("tab", name="Map").tap()
-        x, y = page.evaluate(NEAREST_POINT)
+        x, y = page.wait_for_function(NEAREST_POINT).json_value()  # the map may not be drawn yet
         page.touchscreen.tap(x, y)
         page.locator("#tip").wait_for()
         told = page.locator("#tip").bounding_box()
