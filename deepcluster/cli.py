@@ -256,6 +256,8 @@ def fit(
             terminal.say("Loading", images)
         source = find(images, stdin=sys.stdin)
         check_groups(n_clusters, len(source.paths))
+        if len(source.paths) < 2:
+            raise DataError(f"{source.location}: 1 image makes no clusters; give at least 2, or a folder")
         terminal.say("Images", f"{len(source.paths):,} in {source.location}")
         return source
 
@@ -347,8 +349,9 @@ def predict(
             return
         _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
         if target:
+            images = "1 image" if sizes.total() == 1 else f"{sizes.total():,} images"
             in_each = ", ".join(f"{size:,} in {number}" for number, size in sorted(sizes.items())[:12])
-            terminal.say("Done", f"{out}: {sizes.total():,} images, by cluster {in_each}{', ...' * (len(sizes) > 12)}")
+            terminal.say("Done", f"{out}: {images}, by cluster {in_each}{', ...' * (len(sizes) > 12)}")
 
 
 @app.command
@@ -656,7 +659,7 @@ def recipes(
         return
     if name is None:
         for preset, make in PRESETS.items():
-            print(f"{preset:13} {' '.join((make.__doc__ or '').split())}")
+            print(f"{preset:13} {' '.join((make.__doc__ or '').replace('``', '').split())}")
         return
     published = name in PRESETS and name not in ("auto", "classic")
     # Those were made for the 1.28 million images of ImageNet.

@@ -19,6 +19,7 @@ IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weig
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 AUTO_PASSES = 90  # over the images, over all rounds
 CLASSIC_PASSES = 30
+MOST_EPOCHS = 50  # in a round: a handful of images would have thousands, each an optimizer step or more
 SMALLEST_PHOTOGRAPH = 96  # px: below that a network of this size learns from the images themselves
 MOST_PHOTOGRAPHS = 100_000  # more can teach a network of their own
 FEW_PHOTOGRAPHS = 5000  # a CPU has time to see so many at 224 px
@@ -467,7 +468,7 @@ def _gentle(size: int, facts: Facts) -> Choices:
     rounds = max(1, min(3, round(15_000 / max(1, facts.count)))) if facts.device == "cpu" else 3
     return {
         "rounds": (rounds, "a pretrained network needs few"),
-        "epochs": (max(1, math.ceil(2000 / max(1, facts.count))), "at least 2000 views in a round"),
+        "epochs": (_epochs(2000, facts.count), f"2000 views in a round, in at most {MOST_EPOCHS} epochs"),
         **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64, dims=128),
         "grouping": ("consensus", "embeddings tell more of what a pretrained network knows"),
         "view_size": _gentle_view(size, facts),
@@ -484,20 +485,25 @@ def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
 def _untrained(size: int, facts: Facts, passes: int) -> Choices:
     """What every network with random weights is trained by."""
     count = max(1, facts.count)
-    epochs = math.ceil(IMAGES_PER_ROUND / count)
+    epochs = _epochs(IMAGES_PER_ROUND, count)
     rounds = max(10, round(min(passes * count, TOTAL_IMAGES) / (epochs * count)))
     if size >= 32:
         view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
     else:
         view_size = (size, "images below 32 px have no pixels to spare")
     return {
-        "epochs": (epochs, f"at least {IMAGES_PER_ROUND} images in a round, of {facts.count}"),
+        "epochs": (epochs, f"{IMAGES_PER_ROUND} images in a round, in at most {MOST_EPOCHS} epochs, of {facts.count}"),
         "rounds": (rounds, f"{passes} passes over the images, at most {TOTAL_IMAGES} images in all"),
         "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
         **_because(_FROM_NOTHING, lr=0.25, warmup=0.5, weight_decay=5e-4),
         "view_size": view_size,
         **_GUARDED,
     }
+
+
+def _epochs(views: int, count: int) -> int:
+    """The epochs of a round in which ``count`` images are seen ``views`` times, where they are not too few for it."""
+    return min(MOST_EPOCHS, max(1, math.ceil(views / max(1, count))))
 
 
 def _margin(size: int) -> float:

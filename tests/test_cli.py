@@ -147,6 +147,7 @@ def test_report_of_a_run_from_standard_input_does_not_wait_for_it(photos, tmp_pa
 def test_recipes_and_doctor(capsys):
     assert run_command(["recipes"]) == 0
     listed = capsys.readouterr().out
+    assert "``" not in listed
     assert "v1" in listed
     assert "auto" in listed
     for name in ("v1", "v1-official", "v2", "v2-400-2x224", "v2-800"):
@@ -169,6 +170,7 @@ def test_recipes_and_doctor(capsys):
         (["fit", "{photos}", "--set", "dims"], 2, "OPTION=VALUE"),
         (["fit", "{photos}", "--backbone", "alexnet", "--image-size", "96"], 2, "224"),
         (["fit", "{photos}", "-k", "49"], 3, "-k 48"),
+        (["fit", "{photos}/bars/00.png"], 3, "1 image makes no clusters"),
         (["fit", "{photos}", "-k", "3", "--pseudo-labels", "60"], 3, "48 images"),
         (["fit", "{tmp}/nowhere", "-k", "3"], 3, "nowhere"),
         (["fit", "{tmp}/empty", "-k", "3"], 3, "empty"),

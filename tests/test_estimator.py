@@ -209,6 +209,10 @@ def test_a_recipe_may_be_a_dict(fitted):
 def test_errors_name_parameters_and_not_flags(tmp_path):
     with pytest.raises(DataError, match=r"^n_clusters 500 is more than the 48 images: give at most n_clusters 48$"):
         DeepCluster(n_clusters=500).fit(pixels())
+    with pytest.raises(DataError, match=r"^the array has dtype int64, not uint8: "):
+        DeepCluster().fit(pixels().astype("int64"))
+    with pytest.raises(ModelError, match=r"none: there is no such folder$"):
+        DeepCluster.load(tmp_path / "none")
     with pytest.raises(UsageError, match=r"^device (cuda:0: no such device|abc: choose)"):
         DeepCluster(device="abc").fit(pixels())
     (tmp_path / "file").touch()

@@ -1,5 +1,6 @@
 """The first result is on disk after the first pass over the images, and whatever ends the run then leaves it usable."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -136,13 +137,32 @@ def test_every_round_replaces_the_result_and_the_last_needs_no_more_than_one_pas
     assert np.array_equal(np.load(folder.path / "features.npy"), np.load(untrained.path / "features.npy"))
 
 
+@pytest.mark.parametrize("verb", ["recut", "apply", "update", "report", "similar", "export", "predict"])
+def test_before_the_first_result_a_run_is_called_unfinished_and_not_damaged(verb, finished, photos, tmp_path, capsys):
+    stopped = tmp_path / "run"
+    stopped.mkdir()
+    told = record(finished)
+    begun = {key: told[key] for key in told if key not in ("rounds", "result", "cut", "rows")} | {"status": "stopped"}
+    (stopped / "run.json").write_text(json.dumps(begun), encoding="utf-8")
+    (tmp_path / "edits.json").write_text('{"schema_version": 1, "cut": "0f3a9c1e5b7d2846", "junk": [1]}')
+    rest = {
+        "recut": ["-k", "3"], "apply": [tmp_path / "edits.json"], "update": [photos], "similar": ["a.png"],
+        "export": ["--to", "folders", "-o", tmp_path / "sorted"], "predict": [photos],
+    }  # fmt: skip
+    assert run_command([verb, str(stopped), *map(str, rest.get(verb, []))]) in (4, 5)
+    said = capsys.readouterr().err
+    assert "yet (its status is stopped): go on with `deepcluster fit --resume`" in said and "damaged" not in said
+
+
 def test_whether_groups_got_better_is_said_in_words():
     before, after = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 1])
     words = change(Judged(before, "weak"), Judged(after, "strong"))
     assert words == "weak -> strong, 25% of the images moved"
+    unknown = change(Judged(before, "unknown"), Judged(after, "unknown"))
+    assert unknown == "25% of the images moved"
 
 
-@pytest.mark.parametrize("groups", ["", "unknown -> unknown, 100% of the images moved"])
+@pytest.mark.parametrize("groups", ["", "useful -> unknown, 100% of the images moved"])
 def test_the_line_of_a_round_fits(groups, capsys):
     row = {
         "round": 99, "loss": 1.234, "chance_loss": 3.219, "changed": 0.9876, "cluster_weight": 0.999,

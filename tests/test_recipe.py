@@ -209,6 +209,13 @@ def test_a_pretrained_network_gets_fewer_rounds_on_many_images(count, device, ro
     assert resolve("auto", {"weights": "w.safetensors", "backbone": "timm:resnet18"}, facts).recipe.rounds == rounds
 
 
+@pytest.mark.parametrize("base", ["auto", "classic"])
+@pytest.mark.parametrize("weights", [{}, {"weights": "w.safetensors", "backbone": "timm:resnet18"}])
+def test_a_handful_of_images_is_not_seen_thousands_of_times(base, weights):
+    few, many = (resolve(base, weights, replace(PHOTOS, count=count, n_clusters=2)).recipe for count in (3, 100))
+    assert few.epochs == 50 and many.epochs == (20 if weights else 50)
+
+
 LITE = "timm:tf_efficientnet_lite0"
 
 

@@ -331,7 +331,7 @@ def test_on_a_phone(run: Path, browser: Any) -> None:
         assert box["y"] < 844 - 72 and page.locator("#cluster-0 .one img").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.get_by_role("tab", name="Map").tap()
-        x, y = page.evaluate(NEAREST_POINT)
+        x, y = page.wait_for_function(NEAREST_POINT).json_value()  # the map may not be drawn yet
         page.touchscreen.tap(x, y)
         page.locator("#tip").wait_for()
         told = page.locator("#tip").bounding_box()
@@ -374,6 +374,8 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
         assert page.locator("#images-title").inner_text() == f"Cluster 0 · {sizes_before['0'] - 2} images"
         page.keyboard.press("Escape")
         assert page.locator("#cluster-3 .size").inner_text() == "2 images"
+        rest = sizes_before["0"] - 2
+        assert page.locator("#cluster-0 .share").inner_text() == f"{100 * rest / sum(sizes_before.values()):.1f}%"
         moved = tick(page, 2, [0])
         page.locator("#images").get_by_role("button", name="Move to").click()
         page.locator("#merge-filter").fill("1")

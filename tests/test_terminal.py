@@ -86,6 +86,9 @@ def test_predict_says_what_it_wrote(finished, photos, tmp_path, capsys):
     assert run_command(["predict", str(finished), str(photos), "-o", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out == "" and re.search(rf"Done +{out}: 48 images, by cluster \d+ in 0, \d+ in 1, \d+ in 2\n", said.err)
+    image = next(photos.rglob("*.png"))
+    assert run_command(["predict", str(finished), str(image), "-o", str(out), "--overwrite"]) == 0
+    assert re.search(rf"Done +{out}: 1 image, by cluster 1 in \d\n", capsys.readouterr().err)
     assert run_command(["predict", str(finished), str(photos), "-o", str(out), "--overwrite", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
 

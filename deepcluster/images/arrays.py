@@ -138,7 +138,7 @@ def _header(archive: Any, name: str) -> _Header:
 def _check_members(images: _Header, labels: _Header | None, file: Path) -> None:
     """Check the headers before anything is unpacked: a few kilobytes may become gigabytes."""
     where = one_line(str(file))
-    _check_array(images.dtype, images.shape, where)
+    _check_array(images.dtype, images.shape, f"the array {where}")
     if labels is not None:
         _check_labels(math.prod(labels.shape), images.shape[0], where)
     members = [images] if labels is None else [images, labels]
@@ -209,13 +209,11 @@ def from_array(
     Raises:
         DataError: Another type, another shape, or another number of labels.
     """
-    where = one_line(location)
+    where = "the array" if location == "python:array" else f"the array {one_line(location)}"
     in_memory_floats = images is None and array.dtype.kind == "f"
     _check_array(np.dtype(np.uint8) if in_memory_floats else array.dtype, array.shape, where)
     if in_memory_floats and not all(map(is_unit, array)):
-        raise DataError(
-            f"the array {where} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]"
-        )
+        raise DataError(f"{where} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]")
     channels_first = array.ndim == 4 and array.shape[3] not in CHANNELS
     if labels is not None:
         _check_labels(labels.size, len(array), where)
@@ -239,11 +237,10 @@ def from_array(
 
 def _check_array(dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> None:
     if dtype != np.uint8:
-        raise DataError(f"the array {where} has dtype {dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
+        raise DataError(f"{where} has dtype {dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if 0 in shape or len(shape) not in (3, 4) or (len(shape) == 4 and not {shape[1], shape[3]} & set(CHANNELS)):
         raise DataError(
-            f"the array {where} has shape {shape}; it must be N x H x W, N x H x W x C or N x C x H x W with "
-            "C one of 1, 3, 4"
+            f"{where} has shape {shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1, 3, 4"
         )
 
 

@@ -333,7 +333,8 @@ class Judged:
 def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
     """Whether groups got better, in words. A collective."""
     moved = compared(before.cluster, after.cluster, processes)[1]
-    return f"{before.grade} -> {after.grade}, {moved:.0%} of the images moved"
+    graded = {before.grade, after.grade} != {"unknown"}
+    return f"{before.grade} -> {after.grade}, " * graded + f"{moved:.0%} of the images moved"
 
 
 @contextmanager

@@ -66,8 +66,8 @@ class Rows:
 
 def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
     """run.json, the model (of the user's own ``backbone``), and the images with their reduced features."""
+    model = models.load_of_run(folder, backbone=backbone)  # where the run has no result yet, it says so
     record = folder.read_record({"rounds": int})
-    model = models.load_of_run(folder, backbone=backbone)
     table = folder.read_clusters()
     used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]

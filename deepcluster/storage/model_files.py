@@ -161,6 +161,8 @@ def _load(
             raise ValueError(f"features of {shapes.feature_dim} numbers, and the network gives {network.feature_dim}")
         _check_values(tensors, len(config["names"]))
     except FileNotFoundError:
+        if not Path(folder).exists():
+            raise ModelError(f"{folder}: there is no such folder") from None
         raise ModelError(f"{folder} is not a model: {path.name} is missing") from None
     except OutOfMemoryError:
         raise

@@ -246,6 +246,9 @@ class RunFolder:
         try:
             yield self.file(name)
         except FileNotFoundError:
+            if name != RUN and (status := self.read_record().status) != "done":
+                way_out = "go on with `deepcluster fit --resume`"
+                raise DiskError(f"{self.path} has no {name} yet (its status is {status}): {way_out}") from None
             raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error, SafetensorError) as error:
             raise _damaged(path, error) from error

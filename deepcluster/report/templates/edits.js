@@ -213,6 +213,11 @@ function paint(number) {
   $(".junk-mark", card).hidden = !state.junk.has(number) || gone;
   $("[data-act=junk]", card).setAttribute("aria-pressed", state.junk.has(number));
   $(".size", card).textContent = images(sizes.get(number));
+  if (base.has(number)) {
+    const all = data.clusters.map(cluster => cluster.size), sum = all.reduce((a, b) => a + b, 0);
+    $(".share", card).textContent = `${(100 * sizes.get(number) / sum).toFixed(1)}%`;
+    $(".track span", card).style.width = `${Math.min(100, 100 * sizes.get(number) / Math.max(...all))}%`;
+  }
   $(".all", card).textContent = total === 1 ? "Its image" : `All ${images(total)}`;
   const note = $(".note", card);
   const split = !gone && state.splits.get(number);
