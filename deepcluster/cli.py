@@ -256,8 +256,6 @@ def fit(
             terminal.say("Loading", images)
         source = find(images, stdin=sys.stdin)
         check_groups(n_clusters, len(source.paths))
-        if len(source.paths) < 2:
-            raise DataError(f"{source.location}: 1 image makes no clusters; give at least 2, or a folder")
         terminal.say("Images", f"{len(source.paths):,} in {source.location}")
         return source
 

@@ -370,7 +370,7 @@ def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Lear
     start = _start(options, facts)
     backbone, weights = (options.get(name, _values(start).get(name)) for name in ("backbone", "weights"))
     pretrained = bool(weights)
-    size, why_size = _image_size(backbone, facts, pretrained=pretrained)
+    size, why_size = _image_size(backbone, facts, pretrained)
     choices: Choices = {
         **start,
         "image_size": (size, why_size),
@@ -523,7 +523,7 @@ def _why_so_many(facts: Facts) -> str:
     return "5 for each group wanted, and at least 20 images for each"
 
 
-def _image_size(backbone: str, facts: Facts, *, pretrained: bool = False) -> tuple[int, str]:
+def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[int, str]:
     """The side of the images for a network, px, and why."""
     side = facts.short_side
     if backbone in PAPER_NETWORKS:

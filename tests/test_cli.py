@@ -170,7 +170,6 @@ def test_recipes_and_doctor(capsys):
         (["fit", "{photos}", "--set", "dims"], 2, "OPTION=VALUE"),
         (["fit", "{photos}", "--backbone", "alexnet", "--image-size", "96"], 2, "224"),
         (["fit", "{photos}", "-k", "49"], 3, "-k 48"),
-        (["fit", "{photos}/bars/00.png"], 3, "1 image makes no clusters"),
         (["fit", "{photos}", "-k", "3", "--pseudo-labels", "60"], 3, "48 images"),
         (["fit", "{tmp}/nowhere", "-k", "3"], 3, "nowhere"),
         (["fit", "{tmp}/empty", "-k", "3"], 3, "empty"),

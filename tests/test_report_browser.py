@@ -316,6 +316,7 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         page.keyboard.press("Escape")
         assert not page.locator("#images").is_visible()
         # A word says what it means, by keyboard and by pointer.
+        page.mouse.move(2, 2)  # away from the words that lie where the dialog was
         word = page.locator("#cluster-0 .term").get_by_text("medoid")
         word.focus()
         assert page.locator("#term-tip").inner_text().startswith("The most typical image")
