@@ -153,7 +153,7 @@ def table(cache: Path) -> dict[str, Any]:
     states: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for factor in (1, 0.5, 2):
         for features in sorted(cache.glob("*.pt")):
-            state = torch.load(features)
+            state = torch.load(features, weights_only=True)
             k = int(factor * len(state["labels"].unique()))
             name = f"{features.stem}/{k}"
             if name not in states:

@@ -476,9 +476,9 @@ def _gentle(size: int, facts: Facts) -> Choices:
 
 
 def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
-    scaled, largest = round(size * 0.75), 112
-    if facts.device == "cpu" and scaled > largest:
-        return largest, f"a step on a CPU takes no longer; {scaled} px would keep the scale of what crops show"
+    scaled, quick = round(size * 0.75), max(112, size // 2)
+    if facts.device == "cpu" and scaled > quick:
+        return quick, f"half the side, for time on a CPU; {scaled} px would keep the scale of what crops show"
     return scaled, "crops look larger: 3/4 of the side keeps their scale, and is faster"
 
 

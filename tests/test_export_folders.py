@@ -273,7 +273,9 @@ def test_hostile_names(tmp_path):
         for i, name in enumerate(names):
             write_image(tmp_path / "photos" / name, i)
             write_image(tmp_path / "photos" / "sub" / name, i + 20)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG):
+            raise
         pytest.skip("this file system does not take such names")
     paths = [f"{folder}{name}" for name in names for folder in ("", "sub/")]
     clusters = dict.fromkeys(paths, 0)

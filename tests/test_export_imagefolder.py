@@ -1,4 +1,5 @@
 import csv
+import errno
 import shutil
 
 import numpy as np
@@ -81,7 +82,9 @@ def test_datasets_loads_hostile_names(tmp_path, monkeypatch, mode):
     try:
         for i, path in enumerate(HOSTILE):
             write_image(tmp_path / "test" / "photos" / path, i)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG):
+            raise
         pytest.skip("this file system does not take such names")
     clusters = {path: i % 3 for i, path in enumerate(HOSTILE)}
     names = {0: "test", 1: "../train/\n=x"}

@@ -250,6 +250,7 @@ def test_auto_takes_square_roots_of_features_that_are_never_negative(name, optio
         ({"count": 5001, "device": "cuda"}, {"weights": "timm"}, (224, 168)),
         ({"count": 5000}, {"weights": "none"}, (144, 108)),
         ({"count": 5000}, {"weights": "timm", "image_size": 128}, (128, 96)),
+        ({"count": 5000}, {"weights": "timm", "image_size": 384}, (384, 192)),
     ],
 )
 def test_few_photographs_are_seen_in_full_size_by_a_network_that_knows_some(changes, options, sizes):
