@@ -352,6 +352,13 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
 
 
+def test_who_displays_nothing_knows_the_run_to_resume_all_the_same(photos, tmp_path):
+    """As a rank does that is not the main one: the command that it names goes on with the run."""
+    stop = Stop()
+    run.fit(photos, replace(REQUEST, out=tmp_path / "run", options={**REQUEST.options, "rounds": 0}), stop=stop)
+    assert stop.run == str(tmp_path / "run")
+
+
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory) -> Path:
     """All digits by the network as it is before training."""
