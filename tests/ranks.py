@@ -16,6 +16,8 @@ import torch.multiprocessing as multiprocessing
 from deepcluster.runtime.processes import ALONE, Processes
 
 WAIT = 120.0  # seconds for an answer: more is a hang
+# Once for all processes; an optimizer imports the second.
+IMPORTED = ["torch", "torch._dynamo", "deepcluster.runs.fit", "deepcluster.runs.evaluate"]
 
 
 def _serve(pipe: Any, store: str, rank: int, count: int) -> None:
@@ -44,7 +46,8 @@ class Ranks:
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
         self.folder = tempfile.TemporaryDirectory()
         pairs = [context.Pipe() for _ in range(self.count)]
         self.pipes = [ours for ours, _ in pairs]
