@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow fuzz check docs format clean
+.PHONY: demo test pytest test-slow fuzz check docs format clean
 
 $(BIN)/deepcluster: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +19,10 @@ demo: $(BIN)/deepcluster  ## cluster 1,797 real handwritten digits (no download)
 	$(BIN)/deepcluster fit sklearn:digits -k 10 --labels folders --rounds 10 -o runs/digits --overwrite
 
 test: $(BIN)/pytest  ## style, types, the site, all tests but the slow ones
-	$(MAKE) --jobs=2 check docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist worksteal
+	$(MAKE) --jobs=2 check docs pytest
+
+pytest: $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(BIN)/pytest  ## the tests that take minutes
 	$(BIN)/pytest -m slow

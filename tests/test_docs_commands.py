@@ -24,10 +24,9 @@ HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or o
 
 
 def page_of(page: Path) -> object:
-    """A page to test; slow but for those that a newcomer reads first, where it fits anything."""
-    quick = page.parent == ROOT or page.name in ("usage.md", "python.md", "photographs.md")
-    fits = "deepcluster fit" in page.read_text()
-    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if fits and not quick else ())
+    """A page to test; slow but for the README and the reference of the command."""
+    quick = page.parent == ROOT or page.name == "usage.md"
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=() if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("page", [page_of(page) for page in pages_with("console", "python") if page != TRANSLATED])

@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,17 +136,19 @@ def test_the_first_row_comes_before_the_last_path_is_given(finished, photos):
     assert [line.split(",")[0] for line in (first + rest.decode()).splitlines()[1:]] == paths
 
 
-def peak_of_predict(run: Path, images: Path) -> float:
-    """MB."""
+def peaks_of_predict(run: Path, folders: Sequence[Path]) -> list[float]:
+    """MB, after each in turn."""
     script = (
         "import resource, sys; from deepcluster.cli import run_command\n"
-        "code = run_command(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, file=sys.stderr); sys.exit(code)"
+        "run, out, *folders = sys.argv[1:]\n"
+        "for folder in folders:\n"
+        "    assert run_command(['predict', run, folder, '-o', out, '--overwrite', '--quiet']) == 0\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"
     )
-    arguments = ["predict", str(run), str(images), "-o", str(run / "found.csv"), "--overwrite", "--quiet"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-c", script, *map(str, (run, run / "found.csv", *folders))]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return float(done.stderr.split()[-1])
+    return [float(line) for line in done.stdout.split()]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,6 @@ def test_memory_does_not_grow_with_the_number_of_images(few, most, size, tmp_pat
         (tmp_path / str(count)).mkdir()
         for i in range(count):
             os.link(tmp_path / "one.png", tmp_path / str(count) / f"{i:05}.png")
-    before, after = (peak_of_predict(run, tmp_path / str(count)) for count in (few, most))
+    before, after = peaks_of_predict(run, [tmp_path / str(few), tmp_path / str(most)])
     assert after - before < 15, (before, after)
     assert len((run / "found.csv").read_text().splitlines()) == most + 1

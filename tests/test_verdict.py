@@ -63,7 +63,7 @@ def test_groups_by_chance_are_poor_whatever_the_features_are():
 
 def test_the_farther_groups_are_apart_the_better_the_grade():
     """From one Gaussian blob to five that nothing lies between; with as many ties cut, each has its own grade."""
-    found = [of(kinds(*[apart] * 5, each=200), 5) for apart in (0, 0.45, 0.53, 0.8)]
+    found = [of(kinds(*[apart] * 5, each=100), 5) for apart in (0, 0.45, 0.53, 0.8)]
     assert [each.grade.word for each in found] == ["poor", "weak", "useful", "strong"]
     scores = [each.score for each in found]
     assert scores == sorted(scores)
