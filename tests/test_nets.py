@@ -280,7 +280,7 @@ def test_published_weights_that_do_not_exist():
 
 def test_libraries_are_imported_only_for_what_is_theirs():
     code = (
-        "import sys, deepcluster.images, deepcluster.nets.backbone\n"
+        "import sys, deepcluster.images, deepcluster.nets.backbone, deepcluster.runs.predict\n"
         "sys.exit(bool({'timm', 'sklearn', 'torchvision'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,7 @@
-"""How well two assignments of the same images agree. Labels come in after the fact only: nothing is chosen by them."""
+"""How well two assignments of the same images agree. Labels come in after the fact only: nothing is chosen by them.
+
+scikit-learn is imported where it is used: it takes as long as torch, and `predict` does without.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +11,6 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from sklearn.metrics import (
-    adjusted_mutual_info_score,
-    adjusted_rand_score,
-    mutual_info_score,
-    normalized_mutual_info_score,
-)
 from torch import Tensor
 
 from deepcluster.runtime.partition import Partition
@@ -26,6 +23,8 @@ Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 
 def nmi(a: Assignment, b: Assignment) -> float:
     """Normalised mutual information, geometric mean. High by chance when clusters are many: see :func:`ami`."""
+    from sklearn.metrics import normalized_mutual_info_score
+
     return float(normalized_mutual_info_score(np.asarray(a), np.asarray(b), average_method=NMI_AVERAGE))
 
 
@@ -36,6 +35,8 @@ def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) ->
     alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
     if any(alone):
         return float(all(alone)), _share_changed(table)
+    from sklearn.metrics import mutual_info_score
+
     information = float(mutual_info_score(None, None, contingency=table))
     return information / math.sqrt(_entropy(table.sum(1)) * _entropy(table.sum(0))), _share_changed(table)
 
@@ -57,11 +58,15 @@ def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> floa
 
 def ami(a: Assignment, b: Assignment) -> float:
     """Mutual information adjusted for chance (arithmetic mean, as scikit-learn has it)."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
     return float(adjusted_mutual_info_score(np.asarray(a), np.asarray(b)))
 
 
 def ari(a: Assignment, b: Assignment) -> float:
     """Adjusted Rand index."""
+    from sklearn.metrics import adjusted_rand_score
+
     return float(adjusted_rand_score(np.asarray(a), np.asarray(b)))
 
 

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -127,6 +126,8 @@ def kmeans(
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
     """The k-means of least inertia, from spread starts (k-means++): with few centroids they are worth their time."""
+
+    from sklearn.cluster import kmeans_plusplus
 
     def once(start: int) -> Clustering:
         start_seed = derive(seed, "start", start)

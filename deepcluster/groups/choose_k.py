@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.sparse import csr_array
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
@@ -64,7 +63,7 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     places = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
     numbers = np.arange(2, min(most, len(rows) - 2) + 1)
     labelings = cut_tree(linkage(places, "ward"), numbers).T
-    silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
+    silhouettes = np.array([silhouette(places, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings])
     scores = silhouettes * np.sqrt(modularities.clip(0))
     return [
@@ -86,6 +85,13 @@ def best_apart(scores: npt.NDArray[np.float64], count: int) -> list[int]:
     return [int(i) for i in np.lexsort((-scores, ~peaks))[:count]]
 
 
+def silhouette(rows: npt.NDArray[np.floating], labels: Labels) -> float:
+    """The mean silhouette, -1 to 1, of N x d rows."""
+    from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
+
+    return float(silhouette_score(rows, labels))
+
+
 def modularity(ties: csr_array, labels: Labels) -> float:
     """The share of the ``ties`` inside groups, less the share of as many random ones."""
     pairs = ties.tocoo()
@@ -103,5 +109,5 @@ def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
         labelings.append(place(rows, groups, groups.centroids[:1]).cluster)
     agreement = mean(ari(one, other) for one, other in combinations(labelings, 2))
     proper = [labels for labels in labelings if 1 < len(labels.unique()) < len(rows)]
-    silhouette = mean(float(silhouette_score(rows.numpy(), labels.numpy())) for labels in proper) if proper else 0.0
-    return agreement, silhouette
+    apart = mean(silhouette(rows.numpy(), labels.numpy()) for labels in proper) if proper else 0.0
+    return agreement, apart

@@ -93,8 +93,8 @@ class Results:
         self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
 
     def preliminary(self, features: Tensor, trained: Trained) -> str:
-        """Write what the result would be if the rounds ended here; nothing where that costs much beside what has passed
-        since the last time.
+        """Write what the result would be if the rounds ended here; nothing where nobody looks, or where that costs much
+        beside what has passed since the last time.
 
         Args:
             features: Those of the pass that a round began with.
@@ -104,7 +104,7 @@ class Results:
             Whether the groups got better than in the last result, in words; empty where there is nothing new.
         """
         begin = time.perf_counter()
-        due = begin - self._last >= self._took / SHARE_OF_TIME
+        due = self.job.request.report and begin - self._last >= self._took / SHARE_OF_TIME
         if not self.job.processes.broadcast_json(lambda: due):
             return ""
         self._unsaid = Unsaid()
@@ -113,7 +113,7 @@ class Results:
             self._as_given = outcome.result
         self._write(trained, outcome, replace(record, result=PRELIMINARY))
         if len(self._judged) == 1:
-            page = self.folder.path / ("report.html" if self.job.request.report else "clusters.csv")
+            page = self.folder.path / "report.html"
             self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
         self._last, self._rounds = time.perf_counter(), trained.rounds
         self._took = self._last - begin

@@ -39,7 +39,7 @@ class Request:
     checkpoint_every: float = 600.0  # seconds, beside the start of each round
     verbose: bool = False  # every choice with its reason, instead of a line about all
     log: str = ""  # where the rounds go beside the display: tensorboard
-    report: bool = True  # False: map and report are made when they are asked for
+    report: bool = True  # False: nobody looks before the end, and map and report are made when they are asked for
     command: str = ""
     module: nn.Module | None = None  # the network, where the backbone is one of the user's
     published: str | None = None  # what photographs may start from (weights.py); None: not settled
