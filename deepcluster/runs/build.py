@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.algorithm import OnState, Progress, alternate, ignore_progress, ignore_state
-from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction, power_iteration
+from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
 from deepcluster.errors import UsageError
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
@@ -42,7 +42,7 @@ def rounds_of(
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """The alternation with the options of a recipe."""
-    total = sum(processes.all_gather_json(len(images)))
+    total, reduction = sum(processes.all_gather_json(len(images))), reduction_of(recipe)
     return alternate(
         network,
         images,
@@ -51,8 +51,8 @@ def rounds_of(
         seed=seed,
         size=recipe.image_size,
         reuse_features=recipe.features == "memory",
-        reduction=reduction_of_rounds(recipe),
-        clustering=clustering_of(recipe),
+        reduction=reduction if recipe.reduce else replace(reduction, dims=None),
+        clustering=power_iteration if recipe.clustering == "pic" else kmeans_of(recipe),
         learning=learning_of(recipe, lr, next(network.parameters()).device),
         tolerance=recipe.tolerance,
         patience=recipe.patience,
@@ -84,11 +84,6 @@ def shares_pass(recipe: Recipe, device: torch.device) -> bool:
     return not recipe.projection_dim and choose_precision(recipe.precision, device) == torch.float32
 
 
-def reduction_of_rounds(recipe: Recipe) -> Reduction:
-    reduction = reduction_of(recipe)
-    return reduction if recipe.reduce else replace(reduction, dims=None)
-
-
 def kmeans_of(recipe: Recipe) -> KMeans:
     return by_name(KMeans, recipe, "kmeans_")
 
@@ -96,10 +91,6 @@ def kmeans_of(recipe: Recipe) -> KMeans:
 def kmeans_of_result(recipe: Recipe) -> KMeans:
     kmeans = kmeans_of(recipe)
     return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # that one is for the record of rounds
-
-
-def clustering_of(recipe: Recipe) -> ClusteringStep:
-    return power_iteration if recipe.clustering == "pic" else kmeans_of(recipe)
 
 
 def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learning:

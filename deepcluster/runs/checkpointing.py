@@ -52,18 +52,20 @@ class Checkpointer:
 
     def __call__(self, state: State) -> bool:
         """Save the state where it is time; returns whether the training of its round ends here."""
-        self.settled = state.settled
+        processes, trained = self.partition.processes, state.work.trained if state.work else None
         training = state.work is not None
-        trained = state.work is not None and state.work.trained is not None
-        stopping, due, enough = self._asked(state)
-        self._unsaved = state
+        due = processes.is_main and time.monotonic() - self.last >= self.interval
+        enough = processes.is_main and trained is not None and self.enough(trained)
+        asked = processes.all_reduce(torch.tensor([self.stop.wanted, due, enough]).int())
+        stopping, due, enough = asked.bool().tolist()
+        self._unsaved, self.settled = state, state.settled
         if not training or (trained and (stopping or due)):
             self._write()
         if stopping:
             raise Stopped(f"stopped in round {state.round + 1}")
         # Until here stopping loses nothing beyond the last checkpoint; while it trains the network changes.
         self.stop.at_once = not training
-        return enough
+        return bool(enough)
 
     def rest(self) -> None:
         """After the training of a round, before what takes long: save it, so that a stop need not wait for that."""
@@ -71,22 +73,8 @@ class Checkpointer:
             self._write()
         self.stop.at_once = True
 
-    def end(self) -> None:
-        """After the last round."""
-        self.stop.at_once = True
-
     def _write(self) -> None:
         assert self._unsaved is not None
         self.checkpoints.write(self._unsaved, self.network.state_dict(), self.about(), self.partition)
         self.last = time.monotonic()
         self._unsaved = None
-
-    def _asked(self, state: State) -> tuple[bool, bool, bool]:
-        """Whether any process is to stop; whether it is time for the first to write, and to end the training."""
-        processes = self.partition.processes
-        due = processes.is_main and time.monotonic() - self.last >= self.interval
-        trained = state.work.trained if state.work else None
-        enough = processes.is_main and trained is not None and self.enough(trained)
-        asked = processes.all_reduce(torch.tensor([self.stop.wanted, due, enough]).int()).bool()
-        stopping, due, enough = asked.tolist()
-        return stopping, due, enough

@@ -1,7 +1,7 @@
 """A model with what a person decided about its clusters: names, merges, splits, moves and marks."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.moves import pinned
 from deepcluster.groups.split import parts_of, split
 from deepcluster.model import Model
+from deepcluster.report.text import count
 from deepcluster.storage.edits_file import Edits
 
 MOST_NEW = 1000  # clusters made by moves at a time
@@ -43,7 +44,12 @@ def edited(
     present = set(groups.groups.tolist())
     merged = [number for clusters in edits.merge for number in clusters]
     gone = {number for clusters in edits.merge for number in clusters[1:]}
-    new = _new(moves.values(), present, groups.count)
+    new = {number for number in moves.values() if number >= groups.count}
+    if new and max(new) >= groups.count + MOST_NEW:
+        raise UsageError(
+            f"cluster {max(new)} is none of {_shown(present)}, and new ones have the numbers {groups.count} to"
+            f" {groups.count + MOST_NEW - 1}"
+        )
     _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new)
     if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
         raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
@@ -80,17 +86,13 @@ def told(edits: Edits, before: Model, after: Model, moved: int) -> str:
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
     marks = len(set(before.junk) ^ set(after.junk))
     counts = [
-        *([f"{_count(named, 'name')}"] if named else []),
-        *([f"{_count(sum(len(clusters) - 1 for clusters in edits.merge), 'merge')}"] if edits.merge else []),
-        *(f"cluster {number} split into {count}" for number, count in edits.split),
-        *([f"{_count(moved, 'image')} moved"] if moved else []),
-        *([f"{_count(marks, 'junk mark')} changed"] if marks else []),
+        *([count(named, "name")] if named else []),
+        *([count(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
+        *(f"cluster {number} split into {parts}" for number, parts in edits.split),
+        *([f"{count(moved, 'image')} moved"] if moved else []),
+        *([f"{count(marks, 'junk mark')} changed"] if marks else []),
     ]
     return ", ".join(counts) or "nothing that was not so before"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:
@@ -99,13 +101,13 @@ def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -
     if len({number for number, _ in splits}) < len(splits):
         raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
     parts = [parts_of(groups, counts, number) for number, _ in splits]
-    for (number, count), each in zip(splits, parts, strict=True):
-        if not 2 <= count <= len(each.sizes):
+    for (number, wanted), each in zip(splits, parts, strict=True):
+        if not 2 <= wanted <= len(each.sizes):
             raise UsageError(
-                f"cluster {number} has {_count(len(each.sizes), 'part')} at most, and the edits split it into {count}:"
+                f"cluster {number} has {count(len(each.sizes), 'part')} at most, and the edits split it into {wanted}:"
                 " move images to a new cluster instead"
             )
-        groups = split(groups, each, count)
+        groups = split(groups, each, wanted)
     return groups
 
 
@@ -124,17 +126,6 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
             raise UsageError(f"row {row} ({paths[row][:200]!a}) is moved twice: move it once")
         moves[row] = number
     return moves
-
-
-def _new(numbers: Iterable[int], present: set[int], count: int) -> set[int]:
-    """The clusters that moves make."""
-    new = {number for number in numbers if number >= count}
-    if new and max(new) >= count + MOST_NEW:
-        raise UsageError(
-            f"cluster {max(new)} is none of {_shown(sorted(present))}, and new ones have the numbers {count} to"
-            f" {count + MOST_NEW - 1}"
-        )
-    return new
 
 
 def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
@@ -173,9 +164,9 @@ def carried_text(before: Model, after: Model) -> str:
     dropped = sorted((Counter(name for name in before.names if name) - Counter(kept)).elements())
     marks = len(before.junk) - len(after.junk)
     texts = [
-        f"{_count(len(kept), 'name')} kept",
+        f"{count(len(kept), 'name')} kept",
         *([f"dropped, as their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
-        *([f"{_count(marks, 'junk mark')} dropped"] if marks else []),
+        *([f"{count(marks, 'junk mark')} dropped"] if marks else []),
     ]
     return "; ".join(texts)
 
@@ -183,8 +174,8 @@ def carried_text(before: Model, after: Model) -> str:
 def _check_present(numbers: list[int], present: set[int]) -> None:
     for number in numbers:
         if number not in present:
-            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(sorted(present))}")
+            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(present)}")
 
 
-def _shown(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+def _shown(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)[:20])) + (", ..." if len(numbers) > 20 else "")

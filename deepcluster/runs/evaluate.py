@@ -3,9 +3,9 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -107,7 +107,7 @@ def evaluate(
         for name, value in prepared.figures(once=cache.once):
             cache.values[name] = value
             yield name, value
-        cache.end()
+        cache.write("done")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class EvaluationFile:
         complete: Whether the last evaluation was this one and came to its end.
     """
 
-    def __init__(self, folder: RunFolder, request: EvaluationRequest, prepared: Prepared, processes: Processes = ALONE):
+    def __init__(self, folder: RunFolder, request: EvaluationRequest, prepared: Prepared, processes: Processes):
         self.folder = folder
         self.processes = processes
         self.name = files.evaluation(request.protocol)
@@ -159,13 +159,10 @@ class EvaluationFile:
         key = json_sha256({**self._depends, "part": part})
         if key not in self.parts:
             self.parts[key] = dict(compute())
-            self._write("running")
+            self.write("running")
         return self.parts[key]
 
-    def end(self) -> None:
-        self._write("done")
-
-    def _write(self, status: str) -> None:
+    def write(self, status: str) -> None:
         if self.processes.is_main:
             self.folder.write_json(
                 self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts}
@@ -226,10 +223,15 @@ class _Evaluation:
             )
         return source
 
+    @cached_property
     def model(self) -> Model:
         model = models.load_of_run(self.folder, choose_device(self.request.device))
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         return model
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A temporary folder in the run folder, for images that do not fit into memory."""
+        return temporary_folder(place=self.folder.scratch)
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
         """Read the images that have a label.
@@ -273,10 +275,10 @@ def _clustering(job: _Evaluation) -> Prepared:
         return Prepared(options, {"clusters": json_sha256([clusters, labels])}, partial(figures, clusters, labels))
     source = find(job.request.images, stdin=job.stdin)
     all_labels = true_labels(job.labels, source)
-    model = job.model()
+    model = job.model
 
     def figures_of_others(once: Once) -> Iterator[NamedFigure]:
-        with _scratch(job) as scratch:
+        with job.scratch() as scratch:
             store, labels = job.read(source, all_labels, model.store_size, scratch / "images")
             clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from figures(clusters, labels, once)
@@ -285,21 +287,11 @@ def _clustering(job: _Evaluation) -> Prepared:
     return Prepared(options, depends, figures_of_others)
 
 
-def _knn(job: _Evaluation) -> Prepared:
-    return _probed(job, job.options(KnnOptions), knn)
-
-
 def _linear(job: _Evaluation) -> Prepared:
     options = job.options(LinearOptions)
-    model = job.model()
-    size = options.image_size or model.image_size
+    size = options.image_size or job.model.image_size
     sizes = size, max(size, round(size * options.margin))
     return _probed(job, options, linear, sizes=sizes, selecting=("layers",))
-
-
-def _few(job: _Evaluation) -> Prepared:
-    options = job.options(FewLabelsOptions)
-    return _probed(job, options, few, selecting=("shares", "lr", "head_lr"))
 
 
 def _probed(
@@ -327,11 +319,11 @@ def _probed(
         _check_apart(source, tests)
     else:
         source, labels, tests, test_labels = _split(source, labels, job.request.seed)
-    model = job.model()
+    model = job.model
     image_size, store_size = sizes or (model.image_size, model.store_size)
 
     def figures(once: Once) -> Iterator[NamedFigure]:
-        with _scratch(job) as scratch:
+        with job.scratch() as scratch:
             train, train_names = job.read(source, labels, store_size, scratch / "train")
             test, test_names = job.read(tests, test_labels, store_size, scratch / "test")
             names = sorted({*train_names, *test_names})
@@ -383,7 +375,7 @@ def _retrieval(job: _Evaluation) -> Prepared:
     options = job.options(RetrievalOptions)
     source, queries = dataset(job.images("images and ground truth of Oxford or Paris buildings"))
     whiten_by = images_below(job.request.train) if job.request.train else None
-    model = job.model()
+    model = job.model
     contents = [[query.name, query.image, query.box, sorted(query.positive), sorted(query.junk)] for query in queries]
     depends = {
         "backbone": body_digest(model),
@@ -413,7 +405,7 @@ def _voc07(job: _Evaluation) -> Prepared:
     if job.request.train:
         raise UsageError("the protocol voc07 learns from a part of VOC07: leave --train out, see --set split=...")
     train, test, names = splits(root, options.split)
-    model = job.model()
+    model = job.model
     depends = {
         "backbone": body_digest(model),
         **{part: [_fingerprint(split.source), split.digest()] for part, split in (("train", train), ("test", test))},
@@ -426,7 +418,7 @@ def _voc07(job: _Evaluation) -> Prepared:
         names,
         options,
         image_size=model.image_size,
-        scratch=lambda: _scratch(job),
+        scratch=job.scratch,
         seed=job.request.seed,
         display=job.display,
     )
@@ -441,7 +433,7 @@ def _filters(job: _Evaluation) -> Prepared:
     if job.request.labels is not None or job.request.train is not None:
         raise UsageError("the protocol filters looks at images alone: leave --labels and --train out")
     source = find(job.request.images, stdin=job.stdin) if job.request.images else job.run_images()
-    model = job.model()
+    model = job.model
     for layer in chosen_layers(model.network, options.layers):
         if not job.folder.has(files.filters(layer.name)):
             job.folder.remove(files.evaluation("filters"))
@@ -454,7 +446,7 @@ def _filters(job: _Evaluation) -> Prepared:
         job.folder.write_bytes(files.filters(layer), data.getvalue())
 
     def figures(once: Once) -> Iterator[NamedFigure]:
-        with _scratch(job) as scratch:
+        with job.scratch() as scratch:
             store, _ = job.read(source, source.paths, model.store_size, scratch / "images")
             yield from filters(
                 model.network,
@@ -472,21 +464,13 @@ def _filters(job: _Evaluation) -> Prepared:
 
 PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "clustering": _clustering,
-    "knn": _knn,
+    "knn": lambda job: _probed(job, job.options(KnnOptions), knn),
     "linear": _linear,
-    "few": _few,
+    "few": lambda job: _probed(job, job.options(FewLabelsOptions), few, selecting=("shares", "lr", "head_lr")),
     "retrieval": _retrieval,
     "voc07": _voc07,
     "filters": _filters,
 }
-
-
-@contextmanager
-def _scratch(job: _Evaluation) -> Iterator[Path]:
-    """A temporary folder in the run folder, for images that do not fit into memory."""
-    assert job.folder.scratch is not None, "an evaluation has the lock"
-    with temporary_folder(place=job.folder.scratch) as place:
-        yield place
 
 
 def body_digest(model: Model) -> str:

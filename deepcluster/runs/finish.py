@@ -15,7 +15,7 @@ from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import ROWS
 from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
-from deepcluster.groups.cut import ROWS_EACH, Cut, Placement, outlier_distances, outlier_length, place
+from deepcluster.groups.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
 from deepcluster.groups.neighbour_graph import Graph, joined_graphs, neighbour_graph
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
@@ -225,9 +225,20 @@ class Results:
             if is_main:
                 with nullcontext() if outcome.kept else _body(self.network, trained.given):
                     model_files.save_in_run(model, staged)
-            record = self._write_groups(staged, model, placement, rows, trained, outcome, record)
-            if is_main and outcome.thumbnails is not None:
-                staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
+                if outcome.graph:
+                    staged.write_graph(outcome.graph)
+                else:
+                    staged.remove(GRAPH)
+                staged.remove(FORMER)  # of a recut of an earlier result
+                if outcome.thumbnails is not None:
+                    staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
+            write_features(staged, rows)
+            if record.result == FINAL:
+                record = record.with_phase("result", self.job.clock.lap())
+            seconds = round_to(self.job.clock.elapsed(), 2)
+            record = replace(record, rounds=trained.rounds, peak_memory_mb=peak_mb(), seconds=seconds)
+            baseline = self._metrics_at_start(rows, trained, outcome.n_clusters) if is_main else {}
+            record = write_groups(staged, model, placement, rows, record, baseline)
             if self.job.request.report:
                 self._shown = shown_of(rows, model.groups, placement.centroid)
                 if is_main:
@@ -238,11 +249,8 @@ class Results:
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
         self.on_disk = record
-        self._judged = [
-            *self._judged[:1],
-            *self._judged[1:][-1:],
-            Judged(placement.cluster, self.on_disk.grade or "unknown"),
-        ]
+        judged = Judged(placement.cluster, record.grade or "unknown")
+        self._judged = [*self._judged[:1], *self._judged[1:][-1:], judged]
 
     def _groups(self, outcome: Outcome, record: RunRecord) -> Cut:
         """The groups of the sample, on every rank."""
@@ -263,34 +271,6 @@ class Results:
             return {"centroids": groups.centroids, "groups": groups.groups}
 
         return Cut(**self.job.processes.broadcast_tensors(found))
-
-    def _write_groups(
-        self,
-        folder: RunFolder,
-        model: Model,
-        placement: Placement,
-        rows: Rows,
-        trained: Trained,
-        outcome: Outcome,
-        record: RunRecord,
-    ) -> RunRecord:
-        if rows.is_main:
-            if outcome.graph:
-                folder.write_graph(outcome.graph)
-            else:
-                folder.remove(GRAPH)
-            folder.remove(FORMER)  # of a recut of an earlier result
-        write_features(folder, rows)
-        if record.result == FINAL:
-            record = record.with_phase("result", self.job.clock.lap())
-        record = replace(
-            record,
-            rounds=trained.rounds,
-            peak_memory_mb=peak_mb(),
-            seconds=round_to(self.job.clock.elapsed(), 2),
-        )
-        baseline = self._metrics_at_start(rows, trained, outcome.n_clusters) if rows.is_main else {}
-        return write_groups(folder, model, placement, rows, record, baseline)
 
     def _metrics_at_start(self, rows: Rows, trained: Trained, n_clusters: int) -> Mapping[str, float]:
         """Of the sample."""

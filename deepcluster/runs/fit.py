@@ -4,7 +4,6 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, astuple, replace
 from datetime import UTC, datetime
@@ -21,11 +20,12 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
 from deepcluster.images.skipped import counted
-from deepcluster.images.store import Store, check_alike, read_share
+from deepcluster.images.store import check_alike, read_share
 from deepcluster.learning.precision import network_precision
 from deepcluster.nets.backbone import Network
 from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe, read_toml, to_toml
+from deepcluster.report.text import count
 from deepcluster.runs import resources, time_limit
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
@@ -41,7 +41,7 @@ from deepcluster.runtime.signals import Stop, temporary_folder
 from deepcluster.runtime.tensorboard import TensorBoard
 from deepcluster.runtime.torchrun import local_world_size
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.checkpoint import Checkpoint, Checkpoints
+from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.generation import check_places
 from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
@@ -234,7 +234,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
     # What is there stays whole until the new images are read, and are those that the checkpoint is of.
     staged = replacing or checkpoint is not None
     if is_main and not staged:
-        folder.write_record(_on_disk(record, before))
+        folder.write_record(record.with_result_of(before))
     if not replacing:
         job.announce(folder.path)
     if network.origin:
@@ -244,11 +244,18 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
     try:
         with folder.next_state(anew=replacing) if staged else nullcontext(folder) as reading:
             read, record = _read(job, reading, network, record)
-            about = _about(job, read.recipe, record)
+            about: dict[str, Any] = {  # what a checkpoint says of its run
+                "options": {**asdict(read.recipe), "n_clusters": request.n_clusters, "seed": request.seed},
+                "environment": record.environment,
+                "run": record.run,
+                "fingerprint": record.fingerprint,
+            }
             if checkpoint:
-                _check_same(checkpoint, about, checkpoints.folder, folder, read.digests)
+                resuming.check_run(checkpoints.folder, checkpoint.about, about)
+                resuming.check_options(checkpoint.about["options"], about["options"])
+                resuming.check_images(folder, read.digests)
             if is_main:
-                reading.write_record(_on_disk(record, before))
+                reading.write_record(record.with_result_of(before))
         staged = False
         if replacing:
             job.announce(folder.path)
@@ -257,7 +264,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             record = replace(record, resumed=differences)
         elif is_main:
             resuming.remember(folder, read.digests)
-        results = Results(job, folder, network, read, record, _on_disk(record, before))
+        results = Results(job, folder, network, read, record, record.with_result_of(before))
         trained = train(job, folder, network, read, checkpoints, checkpoint, about, results.preliminary)
         record = results.final(trained)
         if is_main:
@@ -266,16 +273,11 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         stopped = job.stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
         if is_main and not staged:
             status = "stopped" if stopped else "failed"
-            shown = results.on_disk if results else _on_disk(record, before)
+            shown = results.on_disk if results else record.with_result_of(before)
             record = replace(shown, status=status, error=f"{type(error).__name__}: {error}")
             with suppress(DeepClusterError):
                 folder.write_record(record)
         raise
-
-
-def _on_disk(record: RunRecord, before: RunRecord | None) -> RunRecord:
-    """run.json of a run that goes on: what was known of the result ``before`` is still true."""
-    return record.with_result_of(before) if before else record
 
 
 def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:
@@ -306,10 +308,10 @@ def _read(job: Job, folder: RunFolder, network: Network, record: RunRecord) -> t
         folder=folder.scratch,
         progress=partial(display.progress, "reading"),
     )
-    count, skipped = len(store.kept), store.skipped
+    used, skipped = len(store.kept), store.skipped
     aside = f", {len(skipped):,} skipped: {counted(why for _, why in skipped)} (skipped.csv)" if skipped else ""
-    display.say("Images", f"{count:,} of {source.name}{aside}")
-    settled = _with_precision(job.plan(count), network)
+    display.say("Images", f"{used:,} of {source.name}{aside}")
+    settled = _with_precision(job.plan(used), network)
     for line in settled.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
     duplicates = near_duplicates(store.images, store.partition)
@@ -317,14 +319,18 @@ def _read(job: Job, folder: RunFolder, network: Network, record: RunRecord) -> t
     if job.processes.is_main:
         folder.write_text("recipe.toml", to_toml(settled.recipe))
         folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
-        folder.write_rows("duplicates.csv", files.DUPLICATES, _duplicate_rows(source, store, duplicates))
+        alike = (
+            {"group": group, "path": source.paths[store.kept[row]], "distance": f"{distance:.4f}"}
+            for group, members in enumerate(duplicates)
+            for row, distance in members
+        )
+        folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
     if duplicates:
-        groups = f"{len(duplicates):,} group{'' if len(duplicates) == 1 else 's'}"
-        images = sum(map(len, duplicates))
+        images, groups = sum(map(len, duplicates)), count(len(duplicates), "group")
         display.say("Alike", f"{images:,} images in {groups} are nearly identical (duplicates.csv); all are used")
     record = replace(
         record,
-        images_count=count,
+        images_count=used,
         skipped_count=len(skipped),
         fingerprint=resuming.fingerprint(digests),
         backbone=settled.recipe.backbone,
@@ -332,14 +338,6 @@ def _read(job: Job, folder: RunFolder, network: Network, record: RunRecord) -> t
         reasons=list(settled.reasons),
     ).with_phase("reading", job.clock.lap())
     return ImagesRead(store, settled.recipe, digests), record
-
-
-def _duplicate_rows(
-    source: Source, store: Store, groups: Sequence[Sequence[tuple[int, float]]]
-) -> Iterator[dict[str, Any]]:
-    for group, members in enumerate(groups):
-        for row, distance in members:
-            yield {"group": group, "path": source.paths[store.kept[row]], "distance": f"{distance:.4f}"}
 
 
 def _with_precision(settled: Plan, network: Network) -> Plan:
@@ -355,22 +353,3 @@ def _with_precision(settled: Plan, network: Network) -> Plan:
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     reason = f"precision {name}: by the processor and the kind of convolutions"
     return Plan(replace(recipe, precision=name), (*settled.reasons, reason))
-
-
-def _about(job: Job, recipe: Recipe, record: RunRecord) -> dict[str, Any]:
-    """What a checkpoint says of its run."""
-    return {
-        "options": {**asdict(recipe), "n_clusters": job.request.n_clusters, "seed": job.request.seed},
-        "environment": record.environment,
-        "run": record.run,
-        "fingerprint": record.fingerprint,
-    }
-
-
-def _check_same(
-    checkpoint: Checkpoint, about: Mapping[str, Any], checkpoints: Path, folder: RunFolder, images: Mapping[str, str]
-) -> None:
-    """An error with both values where a checkpoint is of another run, or of other options or images."""
-    resuming.check_run(checkpoints, checkpoint.about, about)
-    resuming.check_options(checkpoint.about["options"], about["options"])
-    resuming.check_images(folder, images)

@@ -28,7 +28,7 @@ from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import Clock, Job, Request
 from deepcluster.runs.report import shown_of, write_report
 from deepcluster.runs.results import Rows, write_features, write_groups, write_map
-from deepcluster.runs.resume import feature_digests, remember
+from deepcluster.runs.resume import remember, row_digests
 from deepcluster.runs.sample import sample_of
 from deepcluster.runtime.devices import choose_device, working_on
 from deepcluster.runtime.display import Display, Silent
@@ -76,10 +76,8 @@ def fit_features(
             request, given.source, seen, labels, torch.device("cpu"), display or Silent(), stop or Stop(), ALONE, clock
         )
         out = free_path(job)
-        if request.overwrite:
-            check_not_inside(given.source, out)
-            if place is not None:
-                check_not_inside(replace(given.source, location=str(place.absolute()), file=None), out)
+        if request.overwrite and place is not None:
+            check_not_inside(replace(given.source, location=str(place.absolute()), file=None), out)
         with files.locked(out, make=True) as folder:
             check_places(folder.path)
             with folder.next_state(anew=request.overwrite and folder.has(files.RUN)) as staged:
@@ -121,6 +119,7 @@ def _recipe(request: Request, count: int) -> Recipe:
 
 def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:
     request, source, seed = job.request, given.source, job.request.seed
+    partition = Partition.single(len(given.features))
     try:
         result = result_of(
             given.features,
@@ -129,11 +128,10 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
             reduction=reduction_of(recipe),
             clustering=kmeans_of_result(recipe),
             where=job.device,
-            partition=Partition.single(len(given.features)),
+            partition=partition,
         )
     except NonFiniteError as error:
         raise DataError("these features are too large to be compared: scale them, say to length 1") from error
-    partition = Partition.single(len(result.reduced))
     sample = sample_of(result.reduced, partition, seed)
     truth = [*job.labels] if job.labels is not None and any(job.labels) else None
     rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.lengths)
@@ -156,17 +154,16 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
             DeepClusterWarning,
             stacklevel=2,
         )
-    network = no_network(given.features.shape[1])
     groups, placement = placed(groups, result.reduced, result.clustering.centroids, sample, partition)
-    model = model_of(network, result, groups, sample.reduced, result.lengths[sample.rows], recipe)
-    model = replace(model, image_size=1, store_size=1)
+    network, lengths = no_network(given.features.shape[1]), result.lengths[sample.rows]
+    model = replace(model_of(network, result, groups, sample.reduced, lengths, recipe), image_size=1, store_size=1)
     job.stop.check()
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])
     folder.write_rows("history.csv", files.HISTORY, [])
     model_files.save_in_run(model, folder)
-    remember(folder, dict(zip(source.paths, feature_digests(given.features), strict=True)))
+    remember(folder, dict(zip(source.paths, row_digests(given.features), strict=True)))
     write_features(folder, rows)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round_to(job.clock.elapsed(), 2))
     record = write_groups(folder, model, placement, rows, record, {})

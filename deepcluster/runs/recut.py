@@ -46,44 +46,34 @@ def recut(
         source: The images for the report, where the caller has them at hand.
         report: False: only a report that is there already is written again.
     """
+    display = display or Silent()
     files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged:
-        recut_run = _recut(staged, n_clusters, display or Silent())
-        if report or staged.has("report.html"):
-            rewrite_report(staged, source, recut_run)
+    with files.locked(run) as locked, locked.next_state() as folder:
+        record, model, rows = read_run(folder)
+        check_groups(n_clusters, rows.fitted)
+        _keep(folder, model, record)
+        sample, partition = rows.sample, rows.partition
+        n_clusters, record = choose_number(n_clusters, sample.reduced, record, display)
+        before = model.place(rows.reduced)
+        labels = before.fine_cluster[: rows.fitted]
+        sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
+        fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
+        graph = folder.read_graph(rows.fitted)
+        if graph is not None and not torch.isin(graph.rows, sample.rows).all():  # of another sample
+            sample = Sample(graph.rows, rows.reduced[graph.rows])
+        own_graph = sample.own_graph(graph)
+        options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+        grouping = str(options.get("grouping", "cut"))  # those of version 0.1 did not have it
+        groups = groups_of(sample.reduced, fine, n_clusters, record.seed, grouping, own_graph)
+        groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition, rows.added)
+        names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
+        new = replace(model, groups=groups, names=names, junk=junk)
+        if record.edits is not None or any(model.names) or model.junk:
+            anew = "; merges, splits and moves start anew" if record.edits is not None else ""
+            display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
+        record = replace(record, edits=None)  # they were of the clusters before
+        _write(folder, new, after, rows, record, {}, source, report=report or folder.has("report.html"))
     return files.open_run(run)
-
-
-def _recut(folder: RunFolder, n_clusters: int | None, display: Display) -> tuple[Model, Rows]:
-    record, model, rows = read_run(folder)
-    check_groups(n_clusters, rows.fitted)
-    _keep(folder, model, record)
-    sample, partition = rows.sample, rows.partition
-    n_clusters, record = choose_number(n_clusters, sample.reduced, record, display)
-    before = model.place(rows.reduced)
-    labels = before.fine_cluster[: rows.fitted]
-    sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
-    fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-    graph = folder.read_graph(rows.fitted)
-    if graph is not None and not torch.isin(graph.rows, sample.rows).all():  # of another sample
-        sample = Sample(graph.rows, rows.reduced[graph.rows])
-    own_graph = sample.own_graph(graph)
-    groups = groups_of(sample.reduced, fine, n_clusters, record.seed, _grouping(folder), own_graph)
-    groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition, rows.added)
-    names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
-    new = replace(model, groups=groups, names=names, junk=junk)
-    if record.edits is not None or any(model.names) or model.junk:
-        anew = "; merges, splits and moves start anew" if record.edits is not None else ""
-        display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
-    record = replace(record, edits=None)  # they were of the clusters before
-    new = _write(folder, new, after, rows, record, {})
-    return new, rows
-
-
-def _grouping(folder: RunFolder) -> str:
-    """The option of the run's recipe; those of version 0.1 did not have it."""
-    options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
-    return str(options.get("grouping", "cut"))
 
 
 def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
@@ -120,8 +110,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             if reached < len(wanted):
                 text += f"; {len(wanted) - reached:,} could not move, as they equal an image that stays"
             display.say("Edits", f"{text}. {_way_back(folder)}")
-            new = _write(staged, new, placement, rows, replace(record, edits=edits.digest), baseline)
-            rewrite_report(staged, None, (new, rows))
+            _write(staged, new, placement, rows, replace(record, edits=edits.digest), baseline)
     return files.open_run(run)
 
 
@@ -137,9 +126,8 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
             (display or Silent()).say(
                 "Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before"
             )
-            old = _write(staged, old, old.place(rows.reduced), rows, record, former.baseline)
+            _write(staged, old, old.place(rows.reduced), rows, record, former.baseline)
             staged.remove(files.FORMER)
-            rewrite_report(staged, None, (old, rows))
     return files.open_run(run)
 
 
@@ -161,10 +149,19 @@ def figures_at_start(folder: RunFolder) -> dict[str, float]:
 
 
 def _write(
-    folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
-) -> Model:
+    folder: RunFolder,
+    model: Model,
+    placement: Placement,
+    rows: Rows,
+    record: RunRecord,
+    baseline: Mapping[str, float],
+    source: Source | None = None,
+    *,
+    report: bool = True,
+) -> None:
     """The model with other groups than before, and the files that depend on them."""
     model = replace(model, outlier_distance=outlier_distances(rows.sample.reduced, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, placement, rows, record, baseline)
-    return model
+    if report:
+        rewrite_report(folder, source, (model, rows))

@@ -25,19 +25,14 @@ SHOWN = 5
 
 def digests(source: Source, store: Store) -> dict[str, str]:
     """The SHA-256 of the pixels of each image that is used, by its path; the main rank gets those of all."""
-    of_rank = pixel_digests(store.images)
+    of_rank = row_digests(store.images.permute(0, 2, 3, 1))
     of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
     return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
 
 
-def pixel_digests(images: Tensor) -> list[str]:
-    """The SHA-256 of each image of a store."""
-    return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in images.permute(0, 2, 3, 1)]
-
-
-def feature_digests(features: Tensor) -> list[str]:
-    """The SHA-256 of each row."""
-    return [hashlib.sha256(row.tobytes()).hexdigest() for row in features.numpy()]
+def row_digests(rows: Tensor) -> list[str]:
+    """The SHA-256 of each row: of features, or of images with the colours last."""
+    return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
 
 
 def fingerprint(images: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -72,7 +72,9 @@ class Kept:
     def restore(self, checkpoint: Checkpoint, images: int) -> None:
         """Take over what an earlier process kept."""
         self.history = resuming.history(self.folder, self.columns, checkpoint.round)
-        self.start = _start_of(checkpoint.parts["start"]) if "start" in checkpoint.parts else None
+        if parts := checkpoint.parts.get("start"):
+            clustering = Clustering(parts["labels"], parts["centroids"], parts["sizes"], math.nan, 0, 0)
+            self.start = (parts["reduced"], clustering)
         self.weights = list(checkpoint.about["weights"])
         self.graphs = [graph_of(checkpoint.parts[f"graph{i}"], images) for i in range(len(self.weights))]
 
@@ -82,14 +84,13 @@ class Kept:
     def so_far(self, rounds: int, given: Mapping[str, Tensor], stopped_because: str = "") -> Trained:
         return Trained(rounds, stopped_because, self.start, [*self.graphs], [*self.weights], given)
 
-    def needs_features(self, round: Round) -> bool:
-        return self.joins_graphs or round.index == 0
-
     def add(self, round: Round, sample: Sample | None, groups: str, rounds: int) -> None:
         """Keep one of ``rounds``; ``sample``: its features, where needed; ``groups``: whether these got better."""
         if sample and self.start is None and round.index == 0:
-            self.start = (sample.reduced, round.clustering)
-            self.checkpoints.add("start", _tensors_of_start(*self.start))
+            first = round.clustering
+            self.start = (sample.reduced, first)
+            parts = {"labels": first.labels, "centroids": first.centroids, "sizes": first.sizes}
+            self.checkpoints.add("start", {"reduced": sample.reduced, **parts})
         if sample and self.joins_graphs:
             self.graphs.append(sample.graph(neighbour_graph(sample.reduced, derive(self.job.request.seed, "graph"))))
             self.checkpoints.add(f"graph{round.index}", graph_tensors(self.graphs[-1]))
@@ -98,16 +99,6 @@ class Kept:
         self.history.append(row)
         self.write_history()
         self.job.display.round(row, rounds, groups)
-
-
-def _tensors_of_start(reduced: Tensor, clustering: Clustering) -> dict[str, Tensor]:
-    parts = {"labels": clustering.labels, "centroids": clustering.centroids, "sizes": clustering.sizes}
-    return {"reduced": reduced, **parts}
-
-
-def _start_of(parts: Mapping[str, Tensor]) -> Start:
-    clustering = Clustering(parts["labels"], parts["centroids"], parts["sizes"], math.nan, 0, 0)
-    return parts["reduced"], clustering
 
 
 def train(
@@ -143,7 +134,7 @@ def train(
         kept.restore(checkpoint, len(store.kept))
         clock.add(checkpoint.about["elapsed"])
         if limit:
-            limit.schedule = _schedule(checkpoint.about.get("schedule", [recipe.rounds, 1.0]))
+            limit.schedule = Schedule(*checkpoint.about.get("schedule", [recipe.rounds, 1.0]))
         job.display.say("Resumed", f"in round {checkpoint.round + 1}, from {checkpoints.folder}")
     if processes.is_main:
         kept.write_history()
@@ -156,7 +147,7 @@ def train(
             **about,
             "weights": kept.weights,
             "elapsed": clock.elapsed(),
-            **({"schedule": [limit.schedule.rounds, limit.schedule.share]} if limit else {}),
+            **({"schedule": [*astuple(limit.schedule)]} if limit else {}),
         },
         job.stop,
         job.request.checkpoint_every,
@@ -188,8 +179,7 @@ def train(
 
     def follow(limit: TimeLimit) -> None:
         """All ranks train by the main rank's schedule."""
-        schedule = limit.schedule
-        limit.schedule = _schedule(processes.broadcast_json(lambda: [schedule.rounds, schedule.share]))
+        limit.schedule = Schedule(*processes.broadcast_json(lambda: astuple(limit.schedule)))
 
     rounds = rounds_of(
         network,
@@ -208,7 +198,7 @@ def train(
         done = round.index + 1
         if kept.joins_graphs:  # a graph takes many seconds, and may be left where it is once the training is saved
             checkpointer.rest()
-        needed = kept.needs_features(round)
+        needed = kept.joins_graphs or round.index == 0
         sample = sample_of(round.reduced, store.partition, job.request.seed) if needed else None
         if processes.is_main:
             kept.add(round, sample, groups, limit.schedule.rounds if limit else recipe.rounds)
@@ -219,16 +209,11 @@ def train(
             if limit.schedule.rounds <= done < recipe.rounds:
                 ended = "time limit"
                 break
-    checkpointer.end()
+    job.stop.at_once = True
     if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")
     ended = ended or ("assignments settled" if checkpointer.settled >= recipe.patience else "all rounds done")
     return replace(kept.so_far(done, given, ended), features=left_over)
-
-
-def _schedule(values: Sequence[float]) -> Schedule:
-    rounds, share = values
-    return Schedule(int(rounds), share)
 
 
 def _restored(network: Network, checkpoint: Checkpoint | None, recipe: Recipe, partition: Partition) -> State | None:

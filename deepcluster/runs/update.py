@@ -29,7 +29,7 @@ from deepcluster.runs.own_features import pictures_of
 from deepcluster.runs.recut import figures_at_start
 from deepcluster.runs.report import folder_of, found_again, name_in_run, rewrite_report
 from deepcluster.runs.results import Rows, read_run, write_features, write_groups
-from deepcluster.runs.resume import COLUMNS, IMAGES_READ, feature_digests, pixel_digests
+from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
@@ -192,7 +192,7 @@ def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
 
 
 def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> tuple[_New, Failures]:
-    digests = feature_digests(features)
+    digests = row_digests(features)
     kept = sorted(_unknown(digests, known))
     reduced, lengths = model.measure_features(features[kept])
     source = source.rows(kept)
@@ -211,7 +211,7 @@ def _of_images(
         none_is_fine=True,
         progress=partial(display.progress, "reading"),
     )
-    digests = pixel_digests(store.images)
+    digests = row_digests(store.images.permute(0, 2, 3, 1))
     kept = sorted(_unknown(digests, known))
     images = store.images
     if len(kept) < len(images):

@@ -66,9 +66,9 @@ class RunRecord:
             unknown.add("n_clusters")
         return {name: value for name, value in table.items() if name not in unknown} | {**self.other}
 
-    def with_result_of(self, other: Self) -> Self:
-        """The record with what ``other`` says of the result that is on disk."""
-        return replace(self, **{name: getattr(other, name) for name in _RESULT})
+    def with_result_of(self, before: Self | None) -> Self:
+        """The record of a run that goes on: what was known of the result ``before`` is still true."""
+        return replace(self, **{name: getattr(before, name) for name in _RESULT}) if before else self
 
     def with_phase(self, phase: str, seconds: float) -> Self:
         """The record with the time that a phase took."""
