@@ -45,7 +45,8 @@ def predict(
     """
     if model.of_features:
         if processes.is_main:
-            yield _of_features(model, images)
+            given = read_features(images)  # type: ignore[arg-type]
+            yield Prediction(given.source.paths, *model.measure_features(given.features), ())
         return
     model.check_room()
     display = display or Silent()
@@ -61,12 +62,6 @@ def predict(
             yield found
     if processes.is_main and not used:
         raise nothing_readable(location, tried, reasons)
-
-
-def _of_features(model: Model, features: Any) -> Prediction:
-    given = read_features(features)
-    reduced, lengths = model.measure_features(given.features)
-    return Prediction(given.source.paths, reduced, lengths, ())
 
 
 def _parts(images: Images, count: int, stdin: TextIO | None, processes: Processes) -> Iterator[Source]:

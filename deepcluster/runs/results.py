@@ -72,6 +72,9 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
     used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
+    lengths = None
+    if folder.has(files.LENGTHS):
+        lengths = torch.from_numpy(folder.read_array(files.LENGTHS, len(used), 1)).squeeze(1)
     added = _added(folder, used)
     fitted = len(used) - added
     rows = Rows(
@@ -81,7 +84,7 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
         reduced=reduced,
         sample=sample_of(reduced[:fitted], Partition.single(fitted), record.seed),
         partition=Partition.single(len(used)),
-        lengths=_lengths(folder, len(used)),
+        lengths=lengths,
         added=added,
     )
     return record, model, rows
@@ -93,12 +96,6 @@ def _added(folder: RunFolder, used: Table) -> int:
         if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
             raise ValueError("its images are not the last ones of clusters.csv")
     return len(added)
-
-
-def _lengths(folder: RunFolder, rows: int) -> Tensor | None:
-    if not folder.has(files.LENGTHS):
-        return None
-    return torch.from_numpy(folder.read_array(files.LENGTHS, rows, 1)).squeeze(1)
 
 
 def write_features(folder: RunFolder, rows: Rows) -> None:
@@ -237,4 +234,4 @@ def write_tree(folder: RunFolder, model: Model, rows: Rows, nearest: Tensor | No
 
 def write_map(folder: RunFolder, reduced: Tensor, seed: int) -> None:
     """The map of the images on the sheet of tiny pictures, of these ``reduced`` features."""
-    drawn.write_map(folder, layout(reduced, derive(seed, "map")))
+    folder.write_array(drawn.MAP, layout(reduced, derive(seed, "map")))

@@ -253,7 +253,8 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
             folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
     if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
-        drawn.write_map(folder, _extended(torch.from_numpy(places), torch.tensor(shown), every.reduced).numpy())
+        places = _extended(torch.from_numpy(places), torch.tensor(shown), every.reduced).numpy()
+        folder.write_array(drawn.MAP, places)
     folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
     folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
     write_features(folder, every)

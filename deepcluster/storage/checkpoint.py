@@ -25,7 +25,7 @@ from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.ownership import is_checkpoint
+from deepcluster.storage.ownership import is_known
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors, sha256
 
 SCHEMA_VERSION = 2
@@ -237,7 +237,7 @@ class Checkpoints:
         kept = {*sorted(kept)[-KEPT:]} - {last}
         for path in self.folder.iterdir():
             wanted = path.stem in files or path.stem == last or "-".join(path.stem.split("-")[:2]) in kept
-            if not wanted and path.name != IMAGES and is_checkpoint(path.name):
+            if not wanted and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
                 path.unlink(missing_ok=True)
 
 

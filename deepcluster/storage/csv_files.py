@@ -37,17 +37,16 @@ def guarded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **{column: _guarded(column, row[column]) for column in GUARDS if column in row}}
 
 
-def unguarded(row: Mapping[str, Any]) -> dict[str, Any]:
+def unguarded(row: Mapping[str, str]) -> dict[str, str]:
     """The row as it was before :func:`guarded`."""
     return {**row, **{column: _unguarded(column, row[column]) for column in GUARDS if column in row}}
 
 
 def _guarded(column: str, cell: Any) -> Any:
-    guard = GUARDS.get(column)
-    return guard + cell if guard and isinstance(cell, str) and _FORMULA[guard].match(cell) else cell
+    guard = GUARDS[column]
+    return guard + cell if isinstance(cell, str) and _FORMULA[guard].match(cell) else cell
 
 
-def _unguarded(column: str, cell: Any) -> Any:
-    guard = GUARDS.get(column)
-    rest = cell.removeprefix(guard) if guard and isinstance(cell, str) else cell
+def _unguarded(column: str, cell: str) -> str:
+    rest = cell.removeprefix(GUARDS[column])
     return rest if _guarded(column, rest) == cell else cell

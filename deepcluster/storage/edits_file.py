@@ -60,7 +60,7 @@ def read_edits(path: Path) -> Edits:
         if unknown := sorted(table.keys() - KEYS):
             raise ValueError(f"unknown key {unknown[0][:80]!a}")
         return Edits(
-            cut=_text(table.get("cut", ""), "cut"),
+            cut=_of(table.get("cut", ""), str, "cut"),
             names={_number(key): _name(name) for key, name in _of(table.get("names", {}), dict, "names").items()},
             merge=tuple(_numbers(clusters, "merge") for clusters in _of(table.get("merge", []), list, "merge")),
             junk=_numbers(table["junk"], "junk") if "junk" in table else None,
@@ -77,10 +77,6 @@ def _of(value: Any, kind: type, key: str) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{key} is not of type {kind.__name__}")
     return value
-
-
-def _text(value: Any, key: str) -> str:
-    return str(_of(value, str, key))
 
 
 def _number(key: str) -> int:
@@ -125,7 +121,7 @@ def _is_number(value: Any) -> bool:
 
 def _name(value: Any) -> str:
     """A single printable line."""
-    name = _text(value, "a name").strip()
+    name: str = _of(value, str, "a name").strip()
     if len(name) > LONGEST_NAME or not all(letter.isprintable() for letter in name):
         raise ValueError(f"the name {name[:80]!a} is not one line of at most {LONGEST_NAME} printable characters")
     return name

@@ -16,13 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import (
-    DeepClusterError,
-    DiskError,
-    ModelError,
-    OutOfMemoryError,
-    first_line,
-)
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, first_line
 from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
@@ -39,14 +33,8 @@ SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Every key of config.json and of the architecture in it, with its type; the digests may both be missing, as they are in
 # models of version 0.1.
-TYPES = {
-    "schema_version": int,
-    "architecture": dict,
-    "image_size": int,
-    "store_size": int,
-    "batch_size": int,
-    "names": list,
-}
+SIZES = {"image_size": int, "store_size": int, "batch_size": int}
+TYPES = {"schema_version": int, "architecture": dict, **SIZES, "names": list}
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
 OPTIONAL = {"junk": list, "root": bool}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool, "revision": int}
@@ -73,8 +61,8 @@ def save_in_run(model: Model, run: RunFolder) -> None:
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
-    tensors = {f"body.{name}": value for name, value in model.network.body.state_dict().items()}
-    tensors |= {
+    return {
+        **{f"body.{name}": value for name, value in model.network.body.state_dict().items()},
         "reduction.mean": model.reduction.mean,
         "reduction.projection": model.reduction.projection,
         "fine_centroids": model.fine_centroids,
@@ -83,7 +71,6 @@ def _tensors(model: Model) -> dict[str, Tensor]:
         "outlier_distance": model.outlier_distance,
         "outlier_length": torch.tensor(model.outlier_length),
     }
-    return tensors
 
 
 def _config(model: Model, weights_sha256: str) -> str:
@@ -208,7 +195,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"its features are computed in a way ({str(architecture['revision'])[:12]}) not known here")
     if architecture["name"] not in (FEATURES, MODULE) and not BACKBONE.fullmatch(architecture["name"]):
         raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
-    sizes = (config["image_size"], config["store_size"], config["batch_size"])
+    sizes = [config[name] for name in SIZES]
     if not (1 <= sizes[0] <= sizes[1] <= 8192 and 1 <= sizes[2] <= 1 << 20):
         shown = (str(size)[:12] for size in sizes)
         raise ValueError("image_size {}, store_size {} or batch_size {} is out of range".format(*shown))
@@ -228,8 +215,7 @@ def _check_types(table: Mapping[str, Any], types: Mapping[str, type]) -> None:
             raise ValueError(f"{key} is missing")
         if type(table[key]) is not types[key]:
             raise ValueError(f"{key} is not of type {types[key].__name__}")
-    unknown = sorted(table.keys() - types.keys())
-    if unknown:
+    if unknown := sorted(table.keys() - types.keys()):
         raise ValueError(f"unknown key {unknown[0][:80]!a}")
 
 
@@ -279,21 +265,17 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) ->
         found = tensors[name]
         if (found.dtype, found.shape) != (dtype, shape):
             raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)} instead of {dtype} {tuple(shape)}")
-    unknown = sorted(tensors.keys() - expected.keys())
-    if unknown:
+    if unknown := sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
-
-
-def _not_negative(values: Tensor) -> Tensor:
-    return values >= 0
 
 
 def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
     """Finite numbers, and centroids of ``count`` groups (those that were merged into others have none)."""
     for name, value in tensors.items():
+        parts = value.flatten().split(1 << 20)
         # An empty group has no distance that is too large.
-        fine = _not_negative if name.startswith("outlier_") else torch.isfinite
-        if not all(fine(part).all() for part in value.flatten().split(1 << 20)):
+        fine = (part >= 0 if name.startswith("outlier_") else torch.isfinite(part) for part in parts)
+        if not all(each.all() for each in fine):
             raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
     groups = tensors["groups.groups"]
     if groups.min() < 0 or groups.max() != count - 1:

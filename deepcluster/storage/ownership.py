@@ -40,11 +40,6 @@ def is_known(name: str) -> bool:
     return name in NAMES or _CHECKPOINT.fullmatch(name) is not None
 
 
-def is_checkpoint(name: str) -> bool:
-    """Whether a file of this name in ``checkpoints/`` is one of ours."""
-    return is_known(f"checkpoints/{name}")
-
-
 def is_ours(run: Path, name: str) -> bool:
     """Whether the file ``name`` of a run folder is one of ours."""
     return is_known(name) or ("/" not in name and _is_sheet(run / name))

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DiskError
-from deepcluster.groups.map2d import Points
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
 from deepcluster.storage.ownership import is_ours
@@ -20,10 +19,6 @@ MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
 MOST_SHEET = 1 << 21  # bytes
 MOST_FILTERS = (1 << 26, 1 << 26)  # bytes and pixels of a sheet of filters
 SCHEMA_VERSION = 1
-
-
-def write_map(folder: RunFolder, places: Points) -> None:
-    folder.write_array(MAP, places)
 
 
 def read_map(folder: RunFolder, images: int, shown: Sequence[int] = ()) -> npt.NDArray[Any] | None:

@@ -30,7 +30,7 @@ from deepcluster.storage.generation import Stage
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
-from deepcluster.storage.safe_read import check_file, read_json, read_tensors
+from deepcluster.storage.safe_read import check_file, read_json, read_tensors, sha256
 from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
@@ -348,8 +348,11 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
             generation.finish(path)
             remove_stale_scratch(path)
             place = stack.enter_context(scratch(path))
+        except DiskError:
+            raise
         except OSError as error:
-            raise error if isinstance(error, DiskError) else _cannot_write(path, error, make) from None
+            advice = "give another -o" if make else "make it writable, or work on a copy of the run"
+            raise DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}") from None
         yield RunFolder(path, scratch=place)
 
 
@@ -373,11 +376,6 @@ def check_shared(folder: RunFolder, processes: "Processes") -> None:
     name = processes.broadcast_json(lambda: str(folder.scratch and folder.scratch.name))
     if processes.any(not (folder.path / name).is_dir()):
         raise DiskError(f"the processes do not see one folder at {folder.path}: give an -o that all of them share")
-
-
-def _cannot_write(path: Path, error: OSError, make: bool) -> DiskError:
-    advice = "give another -o" if make else "make it writable, or work on a copy of the run"
-    return DiskError(f"cannot write to {path} ({error.strerror or error}): {advice}")
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -418,31 +416,24 @@ def open_run(path: Path) -> RunFolder:
 def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
     """What ``read`` reads of a run: all of one state, although another process may change the run meanwhile."""
     for attempt in range(ATTEMPTS):
-        before = _state(path)
+        digest, pending = before = _state(path)
         try:
             value = read(open_run(path))
         except DeepClusterError:
             # A process that was killed leaves a pending state for good, so what cannot be read then is damaged.
-            if attempt == ATTEMPTS - 1 or (_state(path) == before and not before.pending):
+            if attempt == ATTEMPTS - 1 or (_state(path) == before and not pending):
                 raise
         else:
-            if before.digest and _state(path).digest == before.digest:
+            if digest and _state(path)[0] == digest:
                 return value
         time.sleep(PAUSE)
     raise DiskError(f"{path} is changed all the time by another process: try again when that one is done")
 
 
-@dataclass(frozen=True)
-class _State:
-    """Equal in two looks at a run folder if nothing has changed between them."""
-
-    digest: str
-    pending: bool
-
-
-def _state(path: Path) -> _State:
+def _state(path: Path) -> tuple[str, bool]:
+    """The digest of run.json, and whether the state is pending: equal in two looks if nothing has changed between."""
     pending = generation.is_pending(path)
     for file in (generation.current(path, RUN), path / RUN):  # it may move to its place just now
         with suppress(OSError):
-            return _State(hashlib.sha256(file.read_bytes()).hexdigest(), pending)
-    return _State("", pending)
+            return sha256(file), pending
+    return "", pending
