@@ -341,7 +341,7 @@ def test_a_temporary_folder_is_gone(monkeypatch, tmp_path, when):
     if where:
         interrupt(monkeypatch, os, where)
     with Stop(), pytest.raises(Stopped):
-        with temporary_folder(".x-", tmp_path) as folder:
+        with temporary_folder(tmp_path) as folder:
             (folder / "file").touch()
             if when == "used":
                 signal.raise_signal(signal.SIGTERM)

@@ -132,8 +132,8 @@ def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
     if limit is None or processes.broadcast_json(lambda: job.request.resume and resuming.has_begun(job.request.out)):
         return job
     total = len(source.paths)
-    reading, features = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
-    pace = time_limit.Pace(reading, features).shared(processes.world_size)
+    measured = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
+    pace = time_limit.Pace(*measured).shared(processes.world_size)
     count = processes.broadcast_json(
         lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total, job.request.n_clusters or 0)
     )

@@ -149,14 +149,15 @@ class TimeLimit:
     """The rounds of a run under a time limit, planned anew whenever more is known.
 
     Args:
-        seconds: The limit of the whole run.
+        seconds: The limit of the whole run; None: there is none.
         elapsed: Tells the seconds of the run so far.
         recipe: Its rounds are the most there may be.
         count: The number of images.
     """
 
-    def __init__(self, seconds: float, elapsed: Callable[[], float], recipe: Recipe, count: int):
-        self.seconds, self.elapsed, self.recipe = seconds, elapsed, recipe
+    def __init__(self, seconds: float | None, elapsed: Callable[[], float], recipe: Recipe, count: int):
+        self.seconds = math.inf if seconds is None else seconds
+        self.elapsed, self.recipe = elapsed, recipe
         self.schedule = Schedule(recipe.rounds, 1.0)
         self.costs = Costs(0.0, 0.0, 0.0, RESULT + count * RESULT_EACH)
         self.round = -1  # the round under way

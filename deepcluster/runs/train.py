@@ -127,14 +127,13 @@ def train(
     needed_again = recipe.neighbours != "final"
     given = {name: value.clone() for name, value in network.body.state_dict().items()} if needed_again else {}
     kept = Kept(job, folder, checkpoints, recipe, job.truth(store))
-    seconds, limit = job.request.time_limit, None
-    if seconds is not None:
-        limit = TimeLimit(seconds, clock.elapsed, recipe, len(store.kept))
+    timed = job.request.time_limit is not None
+    limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe, len(store.kept))
     if checkpoint:
         kept.restore(checkpoint, len(store.kept))
         clock.add(checkpoint.about["elapsed"])
-        if limit:
-            limit.schedule = Schedule(*checkpoint.about.get("schedule", [recipe.rounds, 1.0]))
+        if timed and "schedule" in checkpoint.about:
+            limit.schedule = Schedule(*checkpoint.about["schedule"])
         job.display.say("Resumed", f"in round {checkpoint.round + 1}, from {checkpoints.folder}")
     if processes.is_main:
         kept.write_history()
@@ -147,12 +146,12 @@ def train(
             **about,
             "weights": kept.weights,
             "elapsed": clock.elapsed(),
-            **({"schedule": [*astuple(limit.schedule)]} if limit else {}),
+            **({"schedule": [*astuple(limit.schedule)]} if timed else {}),
         },
         job.stop,
         job.request.checkpoint_every,
         store.partition,
-        lambda trained: limit is not None and limit.is_enough(trained.steps, steps),
+        lambda trained: limit.is_enough(trained.steps, steps),
     )
     groups, ended = "", ""
     left_over: Tensor | None = None
@@ -164,28 +163,28 @@ def train(
             features = state.work.features
             groups = publish(features, kept.so_far(state.round, given))
             state = replace(state, work=replace(state.work, features=None))
-        if limit and state.work is not None and limit.round != state.round:
+        if state.work is not None and limit.round != state.round:
             is_first = limit.round < 0
             limit.begin_round(state.round, state.work, clock.elapsed() - begin)
-            follow(limit)
-            if is_first:
+            follow_main_rank()
+            if timed and is_first:
                 job.display.say("Time", limit.text)
             if limit.schedule.rounds <= state.round:
                 left_over, ended = features, "time limit"
                 return True
-        if limit and state.work and state.work.trained and limit.measure(state.work.trained.steps, steps):
-            follow(limit)
+        if state.work and state.work.trained and limit.measure(state.work.trained.steps, steps):
+            follow_main_rank()
         return checkpointer(state)
 
-    def follow(limit: TimeLimit) -> None:
-        """All ranks train by the main rank's schedule."""
+    def follow_main_rank() -> None:
+        """All ranks train by its schedule."""
         limit.schedule = Schedule(*processes.broadcast_json(lambda: astuple(limit.schedule)))
 
     rounds = rounds_of(
         network,
         store.images,
         recipe,
-        lambda time: learning_rate(recipe, *((time, recipe.rounds) if limit is None else limit.time(time))),
+        lambda time: learning_rate(recipe, *limit.time(time)),
         job.request.seed,
         state=state,
         on_state=on_state,
@@ -201,14 +200,13 @@ def train(
         needed = kept.joins_graphs or round.index == 0
         sample = sample_of(round.reduced, store.partition, job.request.seed) if needed else None
         if processes.is_main:
-            kept.add(round, sample, groups, limit.schedule.rounds if limit else recipe.rounds)
+            kept.add(round, sample, groups, limit.schedule.rounds)
         groups = ""
-        if limit:
-            limit.end_round(done)
-            follow(limit)
-            if limit.schedule.rounds <= done < recipe.rounds:
-                ended = "time limit"
-                break
+        limit.end_round(done)
+        follow_main_rank()
+        if limit.schedule.rounds <= done < recipe.rounds:
+            ended = "time limit"
+            break
     job.stop.at_once = True
     if processes.any(job.stop.wanted):
         raise Stopped("stopped after the last round")

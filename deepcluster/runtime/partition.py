@@ -76,15 +76,10 @@ class Partition:
         """The rows whose numbers this rank wants; every rank knows what each rank has ``wanted``."""
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
-        local, rank = self._alike(local), self.processes.rank
-        leaving = [numbers[self._owner(numbers) == rank] - self.local.start for numbers in wanted]
-        owners = self._owner(wanted[rank])
-        order = torch.argsort(owners, stable=True)
-        received = self.processes.all_to_all(
-            local.index_select(0, torch.cat(leaving).to(local.device)),
-            [len(numbers) for numbers in leaving],
-            torch.bincount(owners, minlength=self.processes.world_size).tolist(),
-        )
+        local = self._alike(local)
+        order, counts, own = self._routes(wanted)
+        leaving = local.index_select(0, torch.cat(own).to(local.device))
+        received = self.processes.all_to_all(leaving, [len(numbers) for numbers in own], counts)
         return received.index_select(0, torch.argsort(order).to(local.device))
 
     def to_main(self, local: Tensor, rows: Tensor) -> Tensor:
@@ -111,19 +106,19 @@ class Partition:
         """
         if self.processes.alone:
             return values, rows[0]
-        rank = self.processes.rank
-        owners = self._owner(rows[rank])
-        order = torch.argsort(owners, stable=True)
-        coming = [numbers[self._owner(numbers) == rank] - self.local.start for numbers in rows]
-        received = self.processes.all_to_all(
-            values.index_select(0, order.to(values.device)),
-            torch.bincount(owners, minlength=self.processes.world_size).tolist(),
-            [len(numbers) for numbers in coming],
-        )
-        return received, torch.cat(coming)
+        order, counts, own = self._routes(rows)
+        leaving = values.index_select(0, order.to(values.device))
+        received = self.processes.all_to_all(leaving, counts, [len(numbers) for numbers in own])
+        return received, torch.cat(own)
 
-    def _owner(self, rows: Tensor) -> Tensor:
-        return torch.bucketize(rows.contiguous(), torch.tensor([*accumulate(self.sizes)]), right=True)
+    def _routes(self, rows: Sequence[Tensor]) -> tuple[Tensor, list[int], list[Tensor]]:
+        """Of the row numbers that each rank has: the order of this rank's by their owners, how many each of these
+        owns, and which of this rank's rows each rank has numbers of."""
+        ends, rank = torch.tensor([*accumulate(self.sizes)]), self.processes.rank
+        owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in rows]
+        counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()
+        own = [numbers[by == rank] - self.local.start for numbers, by in zip(rows, owners, strict=True)]
+        return torch.argsort(owners[rank], stable=True), counts, own
 
     def _alike(self, local: Tensor) -> Tensor:
         """``local`` with the dtype and shape of the other ranks' rows, which a rank without rows does not know."""

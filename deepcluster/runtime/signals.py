@@ -131,13 +131,13 @@ def later() -> Iterator[None]:
 
 
 @contextmanager
-def temporary_folder(prefix: str | None = None, place: "Path | None" = None) -> "Iterator[Path]":
+def temporary_folder(place: "Path | None" = None) -> "Iterator[Path]":
     """A folder that is gone with the context, also where a signal comes while it is made or removed."""
     from pathlib import Path  # here, as signals are to be heard before anything else is imported
     from tempfile import TemporaryDirectory
 
     with later():
-        folder = TemporaryDirectory(prefix=prefix, dir=place)
+        folder = TemporaryDirectory(dir=place)
     try:
         yield Path(folder.name)
     finally:

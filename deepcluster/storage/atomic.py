@@ -58,9 +58,7 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
     made = False
     try:
         # "x": a new file, and never the target of a link that somebody put there.
-        with (
-            beside.open("xb") if binary else beside.open("x", encoding="utf-8", errors="surrogateescape", newline="")
-        ) as file:
+        with opened(beside, "x", binary=binary) as file:
             made = True
             write(file)
             file.flush()
@@ -76,6 +74,13 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
         if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
             raise
         raise cannot_write(path, error) from None
+
+
+def opened(path: Path, mode: str, *, binary: bool) -> Any:
+    """The file at ``path``, for bytes or for text that may have names of files in it."""
+    if binary:
+        return path.open(f"{mode}b")
+    return path.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def scratch_name(path: Path) -> Path:

@@ -13,7 +13,7 @@ from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.images import find
 from deepcluster.images.given_features import SUFFIXES
 from deepcluster.images.webdataset import files_of, is_pattern
-from deepcluster.storage.atomic import scratch_name, write_whole
+from deepcluster.storage.atomic import opened, scratch_name, write_whole
 from deepcluster.storage.ownership import own_files
 
 # What lies here belongs to the system, also a plain file that is standard output: written into, and never replaced.
@@ -35,11 +35,7 @@ class Output:
             return
         try:
             # "a": what standard output has already is kept. A device has no end, and it makes no difference.
-            with (
-                self.path.open("ab")
-                if binary
-                else self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
-            ) as file:
+            with opened(self.path, "a", binary=binary) as file:
                 # With write alone: to a real file numpy writes by its number, and asks for the place in it.
                 write(SimpleNamespace(write=file.write, writelines=file.writelines))
         except (BrokenPipeError, DeepClusterError):
