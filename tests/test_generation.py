@@ -39,11 +39,12 @@ def make(run: Path) -> Path:
     return run
 
 
-def change(run: Path) -> None:
+def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> None:
     with files.locked(run) as folder, folder.next_state() as staged:
         for name in NEW:
             staged.write_text(name, record("new") if name == "run.json" else "new")
         staged.remove("tree.json")
+        before_the_commit()
 
 
 def state(run: Path) -> dict[str, str]:
@@ -98,14 +99,10 @@ def test_a_process_that_finishes_may_be_killed_too(tmp_path):
     """After the commit, and again and again while the moves are finished."""
     run, moves = make(tmp_path / "run"), []
 
-    def killed_at_the_commit() -> None:
-        with files.locked(run) as folder, folder.next_state() as staged:
-            for name in NEW:
-                staged.write_text(name, record("new") if name == "run.json" else "new")
-            staged.remove("tree.json")
-            generation.finish = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+    def no_finish() -> None:
+        generation.finish = lambda run: os.kill(os.getpid(), signal.SIGKILL)
 
-    assert in_a_child(killed_at_the_commit, -1)
+    assert in_a_child(lambda: change(run, no_finish), -1)
     assert generation.is_pending(run) and state(run) == NEW
     while in_a_child(lambda: generation.finish(run), 3 + len(moves)):
         moves.append(state(run))

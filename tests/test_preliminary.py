@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deepcluster import algorithm
 from deepcluster.cli import run_command
@@ -130,8 +130,6 @@ def test_every_round_replaces_the_result_and_the_last_needs_no_more_than_one_pas
     assert passes == [48, 48, 48]  # of the first round, the second and the result: those of the given network are kept
     given = build("compact", image_size=16, seed=3).body.state_dict()
     kept = folder.path / "model" / "model.safetensors"
-    from safetensors.torch import load_file
-
     assert all(torch.equal(load_file(kept)[f"body.{name}"], value) for name, value in given.items())
     untrained = run.fit(photos, Request(out=tmp_path / "untrained", n_clusters=3, options={**options, "rounds": 0}))
     assert np.array_equal(np.load(folder.path / "features.npy"), np.load(untrained.path / "features.npy"))

@@ -234,16 +234,9 @@ class _Evaluation:
         return temporary_folder(place=self.folder.scratch)
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
-        """Read the images that have a label.
+        """The usable images among those that have a label ("": none), and their labels.
 
-        Args:
-            source: The images.
-            labels: The label of each; "": none.
-            size: Side of the stored images, px.
-            place: A folder to be made, for images that do not fit into memory.
-
-        Returns:
-            The usable images among them, and their labels.
+        ``place``: a folder to be made, for images that do not fit into memory.
         """
         check_alike(source, self.processes)
         labelled = [i for i, label in enumerate(labels) if label]
@@ -304,12 +297,7 @@ def _probed(
 ) -> Prepared:
     """A protocol that learns from labelled images and is scored on others: IMAGES, or a fifth held out.
 
-    Args:
-        job: The evaluation.
-        options: Options of the protocol.
-        protocol: Yields the figures of a ProbeTask.
-        sizes: Sides of the images that the network sees and that are stored, px; None: those of the run.
-        selecting: As of :class:`Prepared`.
+    ``sizes``: sides of the images that the network sees and that are stored, px; None: those of the run.
     """
     source = find(job.request.train, stdin=job.stdin) if job.request.train else job.run_images()
     labels = true_labels(job.labels, source)

@@ -51,7 +51,6 @@ class Outcome:
     sample: Of these features.
     n_clusters: Groups to cut them into.
     graph: The graph to cut (None: that of the features).
-    thumbnails: Tiny pictures of all images (None: they are written already).
     kept: Whether the network is the trained one, and not that before the rounds.
     """
 
@@ -59,7 +58,6 @@ class Outcome:
     sample: Sample
     n_clusters: int
     graph: Graph | None
-    thumbnails: Tensor | None
     kept: bool
 
 
@@ -178,12 +176,7 @@ class Results:
             with _body(network, trained.given):
                 result = self._as_given or self._conclude(None)
             sample = sample_of(result.reduced, partition, seed)
-        thumbnails = None
-        if not self._has_thumbnails:
-            own = tiny_pictures(images.store.images, partition.local.start, partition.total)
-            thumbnails = Partition.of(job.processes, len(own)).gather(own)
-            self._has_thumbnails = True
-        return Outcome(result, sample, n_clusters, graph, thumbnails, kept), record
+        return Outcome(result, sample, n_clusters, graph, kept), record
 
     def _conclude(self, features: Tensor | None) -> Result:
         """Step 7."""
@@ -230,8 +223,12 @@ class Results:
                 else:
                     staged.remove(GRAPH)
                 staged.remove(FORMER)  # of a recut of an earlier result
-                if outcome.thumbnails is not None:
-                    staged.write_bytes(report_files.SHEET, sprite_sheet(outcome.thumbnails))
+            if not self._has_thumbnails:
+                own = tiny_pictures(store.images, store.partition.local.start, store.partition.total)
+                thumbnails = Partition.of(self.job.processes, len(own)).gather(own)
+                if is_main:
+                    staged.write_bytes(report_files.SHEET, sprite_sheet(thumbnails))
+                self._has_thumbnails = True
             write_features(staged, rows)
             if record.result == FINAL:
                 record = record.with_phase("result", self.job.clock.lap())

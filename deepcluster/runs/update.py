@@ -3,7 +3,7 @@
 import itertools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -248,7 +248,9 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.paths), -1, -1, -1) if new.images is None else new.images
-        again = _pictures(source, rows.paths, not_on_sheet(len(rows.paths), total))
+        asked = [(row, rows.paths[row]) for row in not_on_sheet(len(rows.paths), total)]
+        seen = dict(zip(*_read_again(source, [path for _, path in asked], THUMBNAIL), strict=True))
+        again = {row: seen[path] for row, path in asked if path in seen}
         with folder.as_disk_errors(drawn.SHEET):
             folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
@@ -265,14 +267,16 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
         rewrite_report(folder, source, (model, every))
 
 
-def _pictures(source: Source | None, paths: Sequence[str], rows: Sequence[int]) -> dict[int, Tensor]:
-    """Small pictures of these rows of the run (uint8, 3 x S x S), where their images are at hand."""
-    if source is None or not rows:
-        return {}
-    index = {path: i for i, path in enumerate(source.paths)}
-    there = [row for row in rows if paths[row] in index]
-    store = read_once(source.rows([index[paths[row]] for row in there]), THUMBNAIL, none_is_fine=True)
-    return {there[i]: image for i, image in zip(store.kept, store.images, strict=True)}
+def _read_again(
+    source: Source | None, paths: Iterable[str], size: int, most: int | None = None
+) -> tuple[list[str], Tensor]:
+    """The images of the run with these ``paths`` that are at hand, the first ``most``, and their paths."""
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+    there = [path for path in paths if path in index][:most]
+    if source is None or not there:
+        return [], torch.empty(0, 3, size, size, dtype=torch.uint8)
+    store = read_once(source.rows([index[path] for path in there]), size, none_is_fine=True)
+    return [there[i] for i in store.kept], store.images
 
 
 def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
@@ -306,15 +310,12 @@ def _alike(
     cosines, near = nearest(new.reduced, MOST_ALIKE, rows.reduced)
     likely = {rows.paths[i] for i in near[cosines > LIKELY].tolist()}
     likely |= {firsts[group_of[path]] for path in likely & group_of.keys()}
-    index = {path: i for i, path in enumerate(source.paths)} if source else {}
     room = max(0, MEMORY_BUDGET // (images[0].numel()) - len(images))
-    again = [index[path] for path in rows.paths if path in likely and path in index][:room]
-    paths = list(new.paths)
-    if source and again:
-        store = read_once(source.rows(again), images.shape[2], none_is_fine=True)
-        paths = [*(source.paths[again[i]] for i in store.kept), *paths]
-        images = torch.cat([store.images, images])
-    before = len(paths) - len(new.paths)
+    again, seen = _read_again(source, (path for path in rows.paths if path in likely), images.shape[2], room)
+    paths = [*again, *new.paths]
+    if again:
+        images = torch.cat([seen, images])
+    before = len(again)
     for members in near_duplicates(images):
         if members[-1][0] < before:  # all of the run, which has them already
             continue
