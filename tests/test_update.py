@@ -92,6 +92,7 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
         shutil.copy(file, more / f"copy{i}.png")  # the same content under another name
     (more / "twice.png").write_bytes((more / "0" / "00.png").read_bytes())
     assert update(run, str(more)) == Update(added=12, known=4, skipped=0)
+    assert "twice.png" not in {Path(row["path"]).name for row in rows(run / "added.csv")}  # the first is added
     before = contents(run)
     assert update(run, str(more)) == Update(added=0, known=16, skipped=0)
     assert contents(run) == before
@@ -251,8 +252,7 @@ def test_rows_that_grow_count_once(of_features, tmp_path):
     run, given = of_features
     assert update(run, str(tmp_path / "given.npy")) == Update(added=0, known=90, skipped=0)
     for added, rows_then in ((5, given[:5]), (5, given[:10]), (7, given[:7] + 1)):
-        np.save(tmp_path / "more.npy", np.concatenate([given, rows_then + np.float32(0.01)]))
-        assert update(run, str(tmp_path / "more.npy")).added == added
+        assert update(run, np.concatenate([given, rows_then + np.float32(0.01)])).added == added
     assert [int(row["path"]) for row in used(run)] == list(range(107))
 
 
@@ -283,20 +283,18 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path
     assert update(run, str(tmp_path / "b")) == Update(added=0, known=24, skipped=0)
 
 
-def test_an_added_image_can_be_moved_alone_into_a_new_cluster(of_features, tmp_path):
+def test_an_added_image_can_be_moved_alone_into_a_new_cluster(of_features):
     """It is in no sample, so the confidence says nothing of its cluster."""
     run, given = of_features
-    np.save(tmp_path / "more.npy", given[:2] + np.float32(0.01))
-    update(run, str(tmp_path / "more.npy"))
+    update(run, given[:2] + np.float32(0.01))
     apply(run, Edits(record(run)["cut"], {}, (), None, (), ((91, 3),)))
     (new,) = [row for row in rows(run / "cluster_summary.csv") if row["cluster"] == "3"]
     assert (new["size"], new["confidence"]) == ("1", "")
 
 
-def test_parts_of_a_split_tell_of_all_images(of_features, tmp_path):
+def test_parts_of_a_split_tell_of_all_images(of_features):
     run, given = of_features
-    np.save(tmp_path / "more.npy", given + np.float32(0.01))
-    update(run, str(tmp_path / "more.npy"))
+    update(run, given + np.float32(0.01))
     _, model, all_rows = read_run(open_run(run))
     shown = shown_of(all_rows, model.groups)
     for row in rows(run / "cluster_summary.csv"):
@@ -304,8 +302,7 @@ def test_parts_of_a_split_tell_of_all_images(of_features, tmp_path):
         assert (sum(parts.sizes), sum(parts.images)) == (int(row["size"]) // 2, int(row["size"]))
 
 
-def test_what_an_update_skipped_is_not_missed_by_a_fit_that_goes_on(fitted, photos, tmp_path, more):
-    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+def test_what_an_update_skipped_is_not_missed_by_a_fit_that_goes_on(run, photos, more):
     (more / "broken.png").write_bytes(b"none")
     update(run, str(more))
     seed = record(run)["seed"]
@@ -321,18 +318,18 @@ def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     apply(alone, edits)
     smaller = [int(row["path"]) for row in used(alone) if row["cluster"] == "3"]
-    more = np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)])
-    np.save(tmp_path / "more.npy", more)
-    update(run, str(tmp_path / "more.npy"))
+    update(run, np.concatenate([given[smaller] + np.float32(i / 1000) for i in range(1, 30)]))
     apply(run, edits)
     assert [row["cluster"] for row in used(run)[:90]] == [row["cluster"] for row in used(alone)]
 
 
 def test_when_a_new_fit_is_due():
     assert new_fit_due(10, 1000, FEW - 1, FEW - 1) == ""
+    assert new_fit_due(0, 1000, FEW, FEW).startswith("100% of")
     assert new_fit_due(10, 1000, 7, 100) == ""  # 7 %, twice 1 % and 5 more
     assert new_fit_due(10, 1000, 8, 100).startswith("8% of the images that came after the fit")
     assert new_fit_due(100, 1000, 24, 100) == ""
+    assert new_fit_due(10, 1000, 0, 1000) == ""
     assert new_fit_due(10, 1000, 0, 1001) == "1,001 images came after the fit, which had 1,000"
 
 
@@ -379,30 +376,17 @@ def test_a_sheet_stays_where_no_new_image_is_on_it(monkeypatch):
     assert open_sheet(extended(sheet, 10, images[10:], {})).size == open_sheet(sheet).size
 
 
-def test_of_equal_images_the_first_is_added(run, more):
-    (more / "twice.png").write_bytes((more / "0" / "00.png").read_bytes())
-    update(run, str(more))
-    assert "twice.png" not in {Path(row["path"]).name for row in rows(run / "added.csv")}
-
-
-def test_due_from_few_and_from_more_than_the_fit_had():
-    assert new_fit_due(0, 1000, FEW, FEW).startswith("100% of")
-    assert new_fit_due(10, 1000, 0, 1000) == ""
-
-
-def test_all_that_came_after_the_fit_is_judged_together(of_features, tmp_path):
+def test_all_that_came_after_the_fit_is_judged_together(of_features):
     run, given = of_features
     for part, due in ((slice(0, 15), False), (slice(15, 30), True)):
-        np.save(tmp_path / "far.npy", 20 * given[part])
-        done = update(run, str(tmp_path / "far.npy"))
+        done = update(run, 20 * given[part])
         assert (done.added, done.outliers) == (15, 15) and done.due.startswith("100%") == due
 
 
-def test_an_update_counts_its_own_outliers(of_features, tmp_path):
+def test_an_update_counts_its_own_outliers(of_features):
     run, given = of_features
     for part, factor, outliers in ((slice(0, 3), 20, 3), (slice(3, 7), 1.001, 0)):
-        np.save(tmp_path / "x.npy", np.float32(factor) * given[part])
-        assert update(run, str(tmp_path / "x.npy")).outliers == outliers
+        assert update(run, np.float32(factor) * given[part]).outliers == outliers
 
 
 def test_the_map_and_the_sheet_have_the_new_images_behind_the_others(run, more):

@@ -94,12 +94,9 @@ def prediction_rows(
         }
 
 
-def summary_rows(
-    groups: Cut, placement: Placement, reduced: Tensor, partition: Partition | None = None
-) -> list[dict[str, Any]]:
+def summary_rows(groups: Cut, placement: Placement, reduced: Tensor, partition: Partition) -> list[dict[str, Any]]:
     """A row for each group, with the row of its medoid (None: it has none). A group may have many centroids: what
     stands for all of it is the mean of its features."""
-    partition = partition or Partition.single(len(reduced))
     cluster, all_reduce = placement.cluster, partition.processes.all_reduce
     sizes = all_reduce(torch.bincount(cluster, minlength=groups.count)).tolist()
     distances = all_reduce(torch.bincount(cluster, placement.distance.double(), minlength=groups.count)).tolist()
