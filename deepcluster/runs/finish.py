@@ -207,7 +207,7 @@ class Results:
             lengths = store.partition.to_main(result.lengths, outcome.sample.rows)
             rows = Rows(
                 paths=[self.job.source.paths[i] for i in store.kept],
-                labels=self.job.truth(store),
+                labels=self.job.truth(store.kept),
                 skipped=store.skipped,
                 reduced=result.reduced,
                 sample=outcome.sample,

@@ -96,9 +96,9 @@ class Job:
         self.stop.run = str(run)
         self.display.say("Run", str(run))
 
-    def truth(self, store: Store) -> list[str] | None:
-        """The true labels in the order of the store's rows; None where no usable image has one."""
-        labels = [self.labels[i] for i in store.kept] if self.labels is not None else []
+    def truth(self, kept: Sequence[int]) -> list[str] | None:
+        """The true labels of the images that are ``kept``, in this order; None where none of them has one."""
+        labels = [self.labels[i] for i in kept] if self.labels is not None else []
         return labels if any(labels) else None
 
 

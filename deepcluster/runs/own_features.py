@@ -133,7 +133,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     except NonFiniteError as error:
         raise DataError("these features are too large to be compared: scale them, say to length 1") from error
     sample = sample_of(result.reduced, partition, seed)
-    truth = [*job.labels] if job.labels is not None and any(job.labels) else None
+    truth = job.truth(range(partition.total))
     rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.lengths)
     job.stop.check()
     record = replace(

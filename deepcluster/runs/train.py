@@ -126,7 +126,7 @@ def train(
     store, recipe, processes, clock = images.store, images.recipe, job.processes, job.clock
     needed_again = recipe.neighbours != "final"
     given = {name: value.clone() for name, value in network.body.state_dict().items()} if needed_again else {}
-    kept = Kept(job, folder, checkpoints, recipe, job.truth(store))
+    kept = Kept(job, folder, checkpoints, recipe, job.truth(store.kept))
     timed = job.request.time_limit is not None
     limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe, len(store.kept))
     if checkpoint:
