@@ -38,16 +38,16 @@ def test_pooled_numbers_at_224_px(name, dims, sobel):
         found = []
         for layer in layers_of(network):
             maps = maps_at(network, layer, torch.zeros(1, 3, 224, 224))
-            pooling = pooling_of(layer, maps.shape, 224)
-            assert pooling.text.startswith("average")
-            found.append(pooling.module(maps).flatten(1).shape[1])
+            text, pooling = pooling_of(layer, maps.shape, 224)
+            assert text.startswith("average")
+            found.append(pooling(maps).flatten(1).shape[1])
     assert found == dims
 
 
 def test_the_zeros_of_the_border_count():
     with shapes_only():
         conv3 = layers_of(build("alexnet", image_size=224))[2]
-    pooled = pooling_of(conv3, (1, 384, 13, 13), 224).module(torch.ones(1, 1, 13, 13))[0, 0]
+    pooled = pooling_of(conv3, (1, 384, 13, 13), 224)[1](torch.ones(1, 1, 13, 13))[0, 0]
     assert pooled.shape == (5, 5)
     assert pooled[0, 0] == pytest.approx(4 / 9) == pooled[4, 4]
     assert pooled[0, 2] == pytest.approx(6 / 9) == pooled[2, 4]
@@ -64,9 +64,9 @@ def test_maps_are_those_after_the_relu_and_before_pooling():
     assert isinstance(body.features[6], nn.ReLU)
     assert torch.equal(maps, by_hand)
     assert maps.min() == 0
-    pooling = pooling_of(layers_of(network)[1], maps.shape, 64)  # 7 x 7 of 256: 6 x 6 are fewer than 10,000
-    assert pooling.text == "adaptive average to 6 x 6"
-    assert pooling.module(maps).flatten(1).shape == (2, 9216)
+    text, pooling = pooling_of(layers_of(network)[1], maps.shape, 64)  # 7 x 7 of 256: 6 x 6 are fewer than 10,000
+    assert text == "adaptive average to 6 x 6"
+    assert pooling(maps).flatten(1).shape == (2, 9216)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_stages_of_other_networks(name, size, shapes):
             maps = maps_at(network, layer, torch.zeros(1, 3, size, size))
             assert maps.shape[2] == maps.shape[3]
             found.append(tuple(maps.shape[1:3]))
-            assert pooling_of(layer, maps.shape, size).module(maps).flatten(1).shape[1] < 10_000
+            assert pooling_of(layer, maps.shape, size)[1](maps).flatten(1).shape[1] < 10_000
     assert found == shapes
 
 

@@ -31,6 +31,7 @@ from deepcluster.images.store import read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs.job import Request
 from deepcluster.runs.predict import predict
+from deepcluster.runtime.spliced import Spliced
 from deepcluster.storage import model_files as models
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}
@@ -500,9 +501,10 @@ def test_large_members_are_read_as_files(tmp_path: Path):
     assert peak < 5 << 20
 
 
-def test_a_slice_is_a_file_of_its_own(tmp_path: Path):
+@pytest.mark.parametrize("head", [b"", b"\x0a\x0b\x0c"])
+def test_a_part_is_a_file_of_its_own(tmp_path: Path, head: bytes):
     (tmp_path / "f").write_bytes(bytes(range(100)))
-    part = io.BufferedReader(tars._Slice(tars._Stream(tmp_path / "f"), 10, 20), 7)
+    part = io.BufferedReader(Spliced(head, io.FileIO(tmp_path / "f"), 10 + len(head), 30), 7)
     alike = io.BytesIO(bytes(range(10, 30)))
     chance = random.Random(0)
     for _ in range(500):

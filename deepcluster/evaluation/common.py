@@ -68,6 +68,12 @@ class ProbeTask:
     seed: int
 
     @property
+    def facts(self) -> Figures:
+        """The figures with which every probe begins."""
+        images, classes = {"train_images": len(self.train.classes), "images": len(self.test.classes)}, len(self.names)
+        return images | {"classes": classes, "chance": self.chance}
+
+    @property
     def chance(self) -> float:
         """The top-1 accuracy of always naming the most frequent class of training."""
         return float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())

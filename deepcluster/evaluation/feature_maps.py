@@ -151,26 +151,16 @@ def _as_maps(output: Tensor, layer: Layer, prefix: int) -> Tensor:
     return output.permute(0, 3, 1, 2) if last else output
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """An average over maps: its description and the module."""
-
-    text: str
-    module: nn.Module
-
-
-def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> Pooling:
-    """The average over the maps of a layer, of shape B x C x H x W.
+def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> tuple[str, nn.Module]:
+    """The average over the maps of a layer, of shape B x C x H x W, in words and as a module.
 
     The literature's for AlexNet and VGG-16 at 224 px, otherwise an adaptive one to fewer than 10,000 numbers.
     """
     if layer.pooling is not None and image_size == IMAGE_SIZE:
         kernel, stride, padding = layer.pooling
-        return Pooling(
-            f"average {kernel} x {kernel}, step {stride}, border {padding}",  # a figure of cached evaluations
-            nn.AvgPool2d(kernel, stride, padding, count_include_pad=True),
-        )
+        text = f"average {kernel} x {kernel}, step {stride}, border {padding}"  # a figure of cached evaluations
+        return text, nn.AvgPool2d(kernel, stride, padding, count_include_pad=True)
     channels, height, width = shape[1:]
     most = max(1, isqrt((LEAST_TOO_MANY - 1) // channels))
     rows, columns = min(most, height), min(most, width)
-    return Pooling(f"adaptive average to {rows} x {columns}", nn.AdaptiveAvgPool2d((rows, columns)))
+    return f"adaptive average to {rows} x {columns}", nn.AdaptiveAvgPool2d((rows, columns))

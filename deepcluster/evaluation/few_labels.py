@@ -39,8 +39,7 @@ def few(
     if max(shares) > 1:
         raise UsageError(f"shares={options.shares}: a share of the labels is at most 1")
     rates = _for_each(options.lr, "lr", len(shares)), _for_each(options.head_lr, "head_lr", len(shares))
-    yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
-    yield from {"classes": len(task.names), "chance": task.chance}.items()
+    yield from task.facts.items()
     for share, lr, head_lr in zip(shares, *rates, strict=True):
         name = f"{100 * share:g}%"
         compute = partial(fine_tune, task, name, share, lr, head_lr, options, display)

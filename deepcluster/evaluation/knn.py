@@ -43,8 +43,7 @@ def knn(
             for name, value in accuracies(task.test.partition.all_gather(scores), task.test.classes).items()
         }
 
-    yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
-    yield from {"classes": len(task.names), "chance": task.chance}.items()
+    yield from task.facts.items()
     yield from once("knn", compute).items()
 
 

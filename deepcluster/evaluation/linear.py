@@ -16,7 +16,7 @@ from torch.optim import SGD
 from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.images.augment import fixed_view
+from deepcluster.images.augment import centre_crop, fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
 from deepcluster.runtime.display import Display, Silent
@@ -38,8 +38,7 @@ def linear(
     """
     options, display = options or LinearOptions(), display or Silent()
     layers = chosen_layers(task.network, options.layers)
-    yield from {"train_images": len(task.train.classes), "images": len(task.test.classes)}.items()
-    yield from {"classes": len(task.names), "chance": task.chance}.items()
+    yield from task.facts.items()
     for layer in layers:
         yield from once(layer.name, partial(probe, task, layer, options, display)).items()
 
@@ -52,11 +51,11 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
     one = fixed_view(partition.index_select(task.train.images, torch.tensor([0])).to(device), size)
     with torch.no_grad():
         maps = maps_at(task.network, layer, one)
-    pooling = pooling_of(layer, maps.shape, size)
+    text, pooling = pooling_of(layer, maps.shape, size)
 
     def pooled(views: Tensor) -> Tensor:
         with torch.no_grad():
-            numbers: Tensor = pooling.module(maps_at(task.network, layer, views)).flatten(1)
+            numbers: Tensor = pooling(maps_at(task.network, layer, views)).flatten(1)
             return numbers
 
     def features(views: Tensor) -> Tensor:
@@ -114,8 +113,7 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
             crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
             logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
             scores.append(mean_probabilities(logits).cpu())
-    figures: dict[str, Figure] = {"pooling": pooling.text, "maps": options.maps}
-    figures |= {"dims": dims, "loss": mean_loss}
+    figures: dict[str, Figure] = {"pooling": text, "maps": options.maps, "dims": dims, "loss": mean_loss}
     figures |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
     return {f"{layer.name}_{name}": value for name, value in figures.items()}
 
@@ -157,11 +155,6 @@ def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
     crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)])
     mirrored = (torch.rand(len(images), generator=random) < 0.5).to(images.device)
     return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(3), crops)
-
-
-def centre_crop(images: Tensor, size: int) -> Tensor:
-    edge = (images.shape[-1] - size) // 2
-    return images[..., edge : edge + size, edge : edge + size]
 
 
 def ten_crops(images: Tensor, size: int) -> list[Tensor]:

@@ -23,7 +23,7 @@ NAMED = 5  # missing images that are named on the screen
 Target = Callable[[Row], tuple[str, str] | None]  # the folder of an image, and its preferred name there; None: left out
 
 
-def targets_of(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
+def _targets(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
     """FOLDER/NAME for each row of clusters.csv, all different; "" for files that were skipped or are left out."""
     members: dict[str, list[tuple[int, str]]] = {}
     for i, row in enumerate(rows):
@@ -41,9 +41,11 @@ def targets_of(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
 def write_folders(
     out: Path,
     members: RunImages,
-    targets: Sequence[str],
+    target: Target,
     mode: str | None,
+    *,
     strip: bool,
+    dry_run: bool,
     display: Display,
     finish: Callable[[Path, Sequence[Row]], None] = lambda folder, inventory: None,
 ) -> tuple[Row, ...]:
@@ -52,35 +54,41 @@ def write_folders(
     Args:
         out: The folder.
         members: The images of a run.
-        targets: FOLDER/NAME for each row of the run; "" for none.
+        target: Where the image of a row goes.
         mode: As in ``Transfer``.
         strip: As in ``Transfer``.
+        dry_run: Write nothing, only say what would be done.
         display: Where progress and the outcome go.
         finish: Adds files to the folder before it gets its name, given the folder and the inventory.
 
     Returns:
-        The inventory. Images that no longer exist are in it, and a warning names them.
+        The inventory, empty after a dry run. Images that no longer exist are in it, and a warning names them.
 
     Raises:
         DataError: No image exists any more.
     """
     check_apart(out, members.source)
     transfer = Transfer(members.source, mode, strip=strip)
+    targets = _targets(members.rows, target)
+    if dry_run:
+        _show(out, members, targets, transfer, display)
+        return ()
     inventory: list[Row] = []
     missing: list[str] = []
     with new_folder(out) as folder, pillow_limits():
-        for inside in {Path(target).parent for target in targets if target}:
+        for inside in {Path(place).parent for place in targets if place}:
             (folder / inside).mkdir(parents=True, exist_ok=True)
-        for row, target in zip(members.rows, targets, strict=True):
+        for row, place in zip(members.rows, targets, strict=True):
             exported, how = "", "outlier" if row["status"] == "ok" else "skipped"
-            if target:
+            if place:
                 try:
-                    exported, how = target, transfer(members.number(row), folder / target)
+                    if row["path"] not in members.index:
+                        raise Unavailable("no such image")
+                    exported, how = place, transfer(members.index[row["path"]], folder / place)
                 except Unavailable as error:
                     exported, how = "", f"missing: {error}"
                     missing.append(f"{one_line(row['path'])} ({error})")
-            path, cluster, name = (row[column] for column in INVENTORY_COLUMNS[:3])
-            cells = (path, cluster, name, exported, how)
+            cells = (*(row[column] for column in INVENTORY_COLUMNS[:3]), exported, how)
             inventory.append(dict(zip(INVENTORY_COLUMNS, cells, strict=True)))
             display.progress("exporting", len(inventory), len(targets))
         if not transfer.files and not missing:
@@ -98,18 +106,13 @@ def write_folders(
     return tuple(inventory)
 
 
-def show_folders(
-    out: Path, members: RunImages, targets: Sequence[str], mode: str | None, strip: bool, display: Display
-) -> None:
-    """Say what :func:`write_folders` would do."""
-    check_apart(out, members.source)
+def _show(out: Path, members: RunImages, targets: Sequence[str], transfer: Transfer, display: Display) -> None:
     check_no_folder(out)
     sizes = Counter(str(Path(target).parent) for target in targets if target)
     for folder in sorted(sizes):
         display.say("Folder", f"{out / folder}: {count(sizes[folder], 'image')}")
     present = [row for row, target in zip(members.rows, targets, strict=True) if target]
     away = sum(row["path"] not in members.index for row in present)
-    transfer = Transfer(members.source, mode, strip=strip)
     ways = ", else ".join(WORDS[way] for way in transfer.ways)
     missing = f"; {away:,} no longer exist" if away else ""
     display.say(

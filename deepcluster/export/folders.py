@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import UsageError
 from deepcluster.export.filenames import cluster_folder, fitting, split
-from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
+from deepcluster.export.folder_tree import write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
@@ -59,8 +59,4 @@ def folders(
         as_png = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
         return folder, fitting(name, ".png") if as_png else name
 
-    targets = targets_of(members.rows, target)
-    if dry_run:
-        show_folders(out, members, targets, mode, strip_metadata, display or Silent())
-        return ()
-    return write_folders(out, members, targets, mode, strip_metadata, display or Silent())
+    return write_folders(out, members, target, mode, strip=strip_metadata, dry_run=dry_run, display=display or Silent())

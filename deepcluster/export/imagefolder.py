@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import UsageError
 from deepcluster.export.filenames import cluster_folder, fitting, plain, split
-from deepcluster.export.folder_tree import show_folders, targets_of, write_folders
+from deepcluster.export.folder_tree import write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
@@ -66,10 +66,7 @@ def imagefolder(
         write_whole(folder / SPLIT / METADATA, lambda file: write_csv(file, columns, rows))
 
     display = display or Silent()
-    targets = targets_of(members.rows, target)
-    if dry_run:
-        show_folders(out, members, targets, mode, strip, display)
-        return ()
-    inventory = write_folders(out, members, targets, mode, strip, display, finish)
-    display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
+    inventory = write_folders(out, members, target, mode, strip=strip, dry_run=dry_run, display=display, finish=finish)
+    if not dry_run:
+        display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
     return inventory

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcluster.errors import DataError
-from deepcluster.export.transfer import Unavailable
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
 from deepcluster.runs.report import found_again
@@ -29,12 +28,6 @@ class RunImages:
     source: Source
     index: Mapping[str, int]
     junk: frozenset[str]
-
-    def number(self, row: Row) -> int:
-        """The number in the source of the image of a row. Raises Unavailable."""
-        if row["path"] not in self.index:
-            raise Unavailable("no such image")
-        return self.index[row["path"]]
 
 
 def read_run_images(run: Path, images: Images | None) -> RunImages:

@@ -20,10 +20,6 @@ class Unavailable(Exception):
     """An original that no longer exists or cannot be read; the message is the reason."""
 
 
-def _symlink(file: Path, target: Path) -> None:
-    target.symlink_to(file)
-
-
 def _hardlink(file: Path, target: Path) -> None:
     os.link(os.path.realpath(file), target)  # a link to a link would be one
 
@@ -34,7 +30,7 @@ def _copy(file: Path, target: Path) -> None:
         shutil.copystat(file, target)
 
 
-WAYS: dict[str, Callable[[Path, Path], None]] = {"symlink": _symlink, "hardlink": _hardlink, "copy": _copy}
+WAYS: dict[str, Callable[[Path, Path], None]] = {"symlink": os.symlink, "hardlink": _hardlink, "copy": _copy}
 WORDS = {"symlink": "symbolic links", "hardlink": "hard links", "copy": "copies", PNG: "PNG files"}
 
 

@@ -3,6 +3,8 @@
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.datasets import CHANNELS, as_uint8, is_tensor, is_unit, value_range
+from deepcluster.images.datasets import CHANNELS, as_uint8, is_tensor, is_unit, pixels, value_range
 from deepcluster.images.decode import as_rgb, explain, is_empty, one_line
 from deepcluster.images.source import Source, numbered
 from deepcluster.runtime.memory import check_fits
@@ -81,10 +83,22 @@ class NumpyFile:
         return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
 
 
-def from_numpy_file(file: Path) -> Source:
+@contextmanager
+def reading(what: str, file: Path) -> Iterator[None]:
+    """Around what reads a file that is not empty: numpy, zipfile and pyarrow raise many kinds for a damaged one."""
     try:
         if is_empty(file):
             raise EOFError("an empty file")
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        reason = explain(_without_advice(error) if isinstance(error, ValueError) else error)
+        raise DataError(f"cannot read {what} {one_line(str(file))}: {reason}") from error
+
+
+def from_numpy_file(file: Path) -> Source:
+    with reading("the array", file):
         if file.suffix.lower() == ".npy":
             mapped = load_array(file, mmap_mode="r")
             images = NumpyFile(file, mapped) if mapped.flags.c_contiguous else load_array(file)
@@ -95,11 +109,6 @@ def from_numpy_file(file: Path) -> Source:
             _check_members(image_header, label_header, file)
             images = loaded[image_header.name]
             labels = None if label_header is None else loaded[label_header.name]
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        reason = explain(_without_advice(error) if isinstance(error, ValueError) else error)
-        raise DataError(f"cannot read the array {one_line(str(file))}: {reason}") from error
     return from_array(images, file.stem, str(file), labels)
 
 
@@ -214,16 +223,12 @@ def from_array(
     _check_array(np.dtype(np.uint8) if in_memory_floats else array.dtype, array.shape, where)
     if in_memory_floats and not all(map(is_unit, array)):
         raise DataError(f"{where} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]")
-    channels_first = array.ndim == 4 and array.shape[3] not in CHANNELS
     if labels is not None:
         _check_labels(labels.size, len(array), where)
     rows = array if images is None else images
 
     def read(i: int, size: int | None = None) -> Image.Image:
-        image = as_uint8(rows[i])
-        image = image.transpose(1, 2, 0) if channels_first else image
-        grey = image.ndim == 3 and image.shape[2] == 1
-        return as_rgb(Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image)))
+        return as_rgb(Image.fromarray(pixels(rows[i])))
 
     return Source(
         name=name,

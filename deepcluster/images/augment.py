@@ -40,10 +40,15 @@ class Augmentation:
     size: int = 0
 
 
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    """The central ``size`` x ``size`` pixels of B x 3 x S x S images."""
+    edge = (images.shape[-1] - size) // 2
+    return images[..., edge : edge + size, edge : edge + size]
+
+
 def fixed_view(images: Tensor, size: int) -> Tensor:
     """The central ``size`` x ``size`` pixels of B x 3 x S x S uint8 images, as float32 in [0, 1]."""
-    edge = (images.shape[-1] - size) // 2
-    return images[..., edge : edge + size, edge : edge + size].float().div_(255)
+    return centre_crop(images, size).float().div_(255)
 
 
 def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Generator) -> Tensor:

@@ -61,7 +61,7 @@ def picture(item: Any) -> Image.Image:
     if is_tensor(item):
         item = item.detach().cpu().numpy()
     if isinstance(item, np.ndarray):
-        return upright(Image.fromarray(_pixels(item)))
+        return upright(Image.fromarray(pixels(item)))
     raise Undecodable(f"not an image but of type {type(item).__name__}")
 
 
@@ -88,7 +88,7 @@ def value_range(array: npt.NDArray[Any]) -> str:
     return f" from {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "iuf" else ""
 
 
-def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """H x W, or H x W x 3 or 4, of H x W, H x W x C or C x H x W (the last axis is asked first)."""
     if not is_unit(array):
         raise Undecodable(

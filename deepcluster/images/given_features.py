@@ -11,9 +11,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, missing_extra
-from deepcluster.images.arrays import load_array
+from deepcluster.images.arrays import load_array, reading
 from deepcluster.images.datasets import is_tensor
-from deepcluster.images.decode import Undecodable, explain, is_empty, one_line
+from deepcluster.images.decode import Undecodable, explain, one_line
 from deepcluster.images.files import PATH_COLUMNS, absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered
 
@@ -53,17 +53,11 @@ def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatu
     if file.suffix.lower() not in SUFFIXES:
         raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")
     paths: Sequence[str] | None = None
-    try:
-        if is_empty(file):
-            raise EOFError("an empty file")
+    with reading("the features", file):
         if file.suffix.lower() == ".npy":
             array = load_array(file)
         else:
             array, paths = _read_parquet(file)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # numpy and pyarrow raise many kinds for a damaged file
-        raise DataError(f"cannot read the features {one_line(str(file))}: {explain(error)}") from error
     features = _checked(array, one_line(str(file)))
     return GivenFeatures(features, _source(file, paths, len(features)))
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import splitext
 from threading import local
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from deepcluster.errors import DataError
 from deepcluster.images.decode import SMALL_FILE, SUFFIXES, explain, is_empty, one_line
+from deepcluster.runtime.spliced import Spliced
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
@@ -66,7 +67,7 @@ class Shards:
         """The bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
         stream = self._stream(bisect_right(self.firsts, i) - 1)
         if self.sizes[i] > SMALL_FILE:
-            return io.BufferedReader(_Slice(stream, self.offsets[i], self.sizes[i]))
+            return io.BufferedReader(Spliced(b"", stream, self.offsets[i], self.offsets[i] + self.sizes[i]))
         stream.seek(self.offsets[i])
         return io.BytesIO(stream.read(self.sizes[i]))
 
@@ -301,31 +302,5 @@ class _Headers(io.BufferedReader):
 class _Stream(io.FileIO):
     """A file that closes with its last user: a thread that ends, or goes on to another shard."""
 
-    def __init__(self, file: Path):
-        super().__init__(file, "rb")
-
     def __del__(self) -> None:
         self.close()
-
-
-class _Slice(io.RawIOBase):
-    """``size`` bytes of a file from ``begin`` on, as a file."""
-
-    def __init__(self, stream: io.FileIO, begin: int, size: int):
-        self._stream, self._begin, self._size, self._at = stream, begin, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + (0, self._at, self._size)[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._stream.seek(self._begin + self._at)
-        count = self._stream.readinto(memoryview(buffer)[: max(0, self._size - self._at)]) or 0
-        self._at += count
-        return count

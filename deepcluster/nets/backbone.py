@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper, published
 from deepcluster.nets.compact import Compact
-from deepcluster.nets.heads import Centroids, projection_mlp, reset_linear
+from deepcluster.nets.heads import Centroids, linear_of, projection_mlp, reset_linear
 from deepcluster.nets.joined import Joined
 from deepcluster.nets.of_timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
@@ -170,7 +170,7 @@ def build(
     ]
     part = parts[0] if len(parts) == 1 else _joined(parts)
     known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
-    dim = known or _feature_dim(part.body, name, image_size)
+    dim = known or _width(_trial(part.body, name, image_size), name)
     return Network(
         part.body,
         dim,
@@ -292,15 +292,8 @@ def from_official(path: str | Path) -> Network:
         gradient.padding = (2, 2)
         network.architecture = {}
     if official.head:
-        weight, bias = official.head
-        network.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
-        network.head.load_state_dict({"weight": weight, "bias": bias})
+        network.head = linear_of(*official.head)
     return network
-
-
-def _feature_dim(body: nn.Module, name: str, image_size: int) -> int:
-    """The number of features of one image, measured."""
-    return _width(_trial(body, name, image_size), name)
 
 
 def _width(features: object, name: str) -> int:
@@ -351,11 +344,16 @@ def copy_of_module(
 ) -> Network:
     """What :func:`build` gives, of a copy of a module with the weights that it has."""
     network = as_network(copy.deepcopy(module), image_size)
-    network.architecture = {"name": MODULE, "image_size": image_size, "sobel": False, "revision": 1}
+    network.architecture = architecture_of_module(image_size)
     if projection:
         network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
         network.embedding_dim = projection[1]
     return network
+
+
+def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
+    """What a network around a module of the user's has in place of arguments of ``build``."""
+    return {"name": MODULE, "image_size": image_size, "sobel": False, "revision": 1}
 
 
 def _device(body: nn.Module) -> torch.device:

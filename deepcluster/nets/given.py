@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import ModelError
-from deepcluster.nets.backbone import Network
-from deepcluster.nets.sizes import FEATURES, MODULE
+from deepcluster.nets.backbone import Network, architecture_of_module
+from deepcluster.nets.sizes import FEATURES
 
 
 def no_network(feature_dim: int) -> Network:
@@ -37,10 +37,4 @@ class Absent(nn.Module):
 
 def absent_module(weights: Mapping[str, Tensor], feature_dim: int, image_size: int) -> Network:
     """A network that was a module of the user's, without the module."""
-    architecture: dict[str, str | int | bool] = {
-        "name": MODULE,
-        "image_size": image_size,
-        "sobel": False,
-        "revision": 1,
-    }
-    return Network(Absent(weights), feature_dim, architecture=architecture)
+    return Network(Absent(weights), feature_dim, architecture=architecture_of_module(image_size))

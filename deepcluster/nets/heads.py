@@ -22,6 +22,13 @@ def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn
     return head
 
 
+def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with a copy of these weights, on the CPU."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
+
+
 def with_memory(layer: Layer) -> Layer:
     """A layer of the meta device moved to the CPU, values not set; it stays inside ``with torch.device("meta")``."""
     return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")

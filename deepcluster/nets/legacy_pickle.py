@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deepcluster.runtime.spliced import Spliced
+
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle: a number, protocol 2
 PICKLES = 5  # this number, the version, the machine, the content, and the names of the storages
 MAX_PICKLES = 1 << 24  # bytes of all five; an AlexNet's take 20,000
@@ -26,7 +28,7 @@ def readable(path: Path) -> Iterator[Path | BinaryIO]:
         if pickles == head[:end]:
             yield path
         else:
-            yield io.BufferedReader(_Spliced(pickles, file, end))
+            yield io.BufferedReader(Spliced(pickles, file, end, path.stat().st_size))
 
 
 def _translated(head: bytes) -> tuple[bytes, int]:
@@ -53,32 +55,3 @@ def _modern(name: str, value: Any) -> bytes:
         text = str(value).encode()
         return b"X" + len(text).to_bytes(4, "little") + text
     return b""
-
-
-class _Spliced(io.RawIOBase):
-    """``head``, then ``file`` from byte ``skipped`` on."""
-
-    def __init__(self, head: bytes, file: BinaryIO, skipped: int):
-        self.head, self.file, self.moved = head, file, skipped - len(head)
-        self.size = file.seek(0, io.SEEK_END) - self.moved
-        self.at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        if self.at < len(self.head):
-            part = self.head[self.at : self.at + len(buffer)]
-        else:
-            self.file.seek(self.at + self.moved)
-            part = self.file.read(len(buffer))
-        buffer[: len(part)] = part
-        self.at += len(part)
-        return len(part)

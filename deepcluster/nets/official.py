@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from deepcluster.errors import ModelError
 from deepcluster.nets.paper import FEATURE_DIM, PaperNet, sobel_filter
-from deepcluster.nets.weights import named_tensors, read_checkpoint, read_state
+from deepcluster.nets.weights import read_state
 
 RESNET = "timm:resnet50"  # has torchvision's names and forward pass
 TRAINING_HEADS = ("projection_head", "prototypes")
@@ -72,7 +72,7 @@ def read_official(path: str | Path) -> OfficialWeights:
     Raises:
         ModelError: The file is missing or damaged, has code in it, or has none of these layouts.
     """
-    official = recognised(named_tensors(read_checkpoint(path), path), path)
+    official = recognised(read_state(path), path)
     if official is None:
         raise ModelError(
             f"{path}: has none of the published layouts (DeepCluster, DeepCluster-v2, DeeperCluster): "

@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, DiskError, ModelError, UsageError, first_line
-from deepcluster.nets.sizes import PLUS
+from deepcluster.nets.sizes import PLUS, timm_config
 
 TIMM = "timm:"
 FILE = "model.safetensors"
@@ -177,12 +177,7 @@ def _repository(name: str) -> str | None:
     short = backbone_of(name).removeprefix(TIMM)
     if any(short in one.parts for one in PUBLISHED.values()):
         return f"timm/{short}"
-    import timm  # here and not above: the import takes a second or more
-
-    try:
-        config = timm.get_pretrained_cfg(short) if timm.is_model(short) else None
-    except RuntimeError:  # a tag that this model does not have
-        return None
+    config = timm_config(short)
     return (config and config.hf_hub_id) or None
 
 

@@ -1,6 +1,7 @@
 """Which image sizes a network takes. Nothing here imports torch before it is asked about a network of timm."""
 
 from functools import cache
+from typing import Any
 
 from deepcluster.errors import UsageError
 
@@ -37,14 +38,8 @@ def _only_size(name: str, preferred: int) -> int | None:
         return preferred
     if not name.startswith("timm:"):
         return None
-    # Here and not above: the import takes a second or more.
-    import timm
-
     short = name.removeprefix("timm:")
-    try:
-        config = timm.get_pretrained_cfg(short) if timm.is_model(short) else None
-    except RuntimeError:  # a tag that this model does not have: ``build`` will say so
-        config = None
+    config = timm_config(short)
     if config is None or not config.fixed_input_size:
         return None
     patch = _patch_size(short)
@@ -52,6 +47,16 @@ def _only_size(name: str, preferred: int) -> int | None:
     nearest = step * max(1, int(preferred / step + 0.5))
     published = int(config.input_size[-1])
     return nearest if patch or nearest == published or _takes(short, nearest) else published
+
+
+def timm_config(name: str) -> Any | None:
+    """timm's configuration of one of its networks; None where it has none, or not with this tag."""
+    import timm  # here and not above: the import takes a second or more
+
+    try:
+        return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # the tag; ``build`` will say so
+        return None
 
 
 def _patch_size(name: str) -> int | None:

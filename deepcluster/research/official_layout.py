@@ -9,6 +9,7 @@ from torch import nn
 from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import Network
+from deepcluster.nets.heads import linear_of
 from deepcluster.nets.official import official_checkpoint, save_official
 from deepcluster.nets.paper import PaperNet
 from deepcluster.runtime.display import Display, Silent
@@ -79,7 +80,4 @@ def _last_head(folder: Path, network: Network) -> nn.Linear | None:
     body = network.body.state_dict()
     if not all(torch.equal(value, checkpoint.network.get(f"body.{name}", value[None])) for name, value in body.items()):
         return None  # the guard has restored the initial network
-    weight = checkpoint.network["head.weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta").to_empty(device="cpu")
-    head.load_state_dict({"weight": weight, "bias": checkpoint.network["head.bias"]})
-    return head
+    return linear_of(checkpoint.network["head.weight"], checkpoint.network["head.bias"])
