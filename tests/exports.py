@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,6 +52,13 @@ def hand_run(
     summary = [{"cluster": each, "name": names.get(each, ""), "junk": int(each in junk)} for each in found]
     folder.write_rows("cluster_summary.csv", SUMMARY, summary)
     return run
+
+
+def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:
+    """:func:`hand_run` on images that are made in ``photos``, one for each path."""
+    for i, path in enumerate(clusters):
+        write_image(folder / "photos" / path, i)
+    return hand_run(folder / "run", str(folder / "photos"), clusters, **about)
 
 
 def tree(folder: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Near-duplicates: copies are found whatever was done to them, and nothing else is."""
 
-import csv
 import io
 
 import numpy as np
@@ -15,6 +14,8 @@ from deepcluster.images.store import square
 from deepcluster.runs import fit as run
 from deepcluster.runs.job import Request
 from tests.drawings import KINDS, draw, drawings
+from tests.helpers.runs import rows
+from tests.helpers.said import Said
 
 SIDE = 48
 WAYS = {
@@ -95,8 +96,8 @@ def test_the_order_changes_nothing(seed, count, side):
     equal = {}
     for row, image in enumerate(images):
         equal.setdefault(image.numpy().tobytes(), set()).add(row)
-    for rows in equal.values():
-        assert len(rows) == 1 or any(rows <= group for group in found)
+    for alike in equal.values():
+        assert len(alike) == 1 or any(alike <= group for group in found)
 
 
 def test_a_run_reports_them_and_uses_them(tmp_path, capsys):
@@ -106,22 +107,9 @@ def test_a_run_reports_them_and_uses_them(tmp_path, capsys):
     for i in range(24):
         Image.fromarray(draw(KINDS[i % 3], random)).save(folder / f"{i:02}.png")
     (folder / "=copy.png").write_bytes((folder / "07.png").read_bytes())
-    said: list[tuple[str, str]] = []
-
-    class Heard:
-        def say(self, heading, text):
-            said.append((heading, text))
-
-        def progress(self, *_):
-            pass
-
-        round = progress
-
-    out = tmp_path / "run"
-    run.fit(folder, Request(out=out, n_clusters=2, options={"rounds": 0, "image_size": 16}), Heard())
-    with (out / "duplicates.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["group"], row["path"]) for row in rows] == [("0", "07.png"), ("0", "./=copy.png")]
-    assert ("Alike", "2 images in 1 group are nearly identical (duplicates.csv); all are used") in said
-    with (out / "clusters.csv").open() as file:
-        assert sum(row["status"] == "ok" for row in csv.DictReader(file)) == 25
+    said, out = Said(), tmp_path / "run"
+    run.fit(folder, Request(out=out, n_clusters=2, options={"rounds": 0, "image_size": 16}), said)
+    table = rows(out / "duplicates.csv")
+    assert [(row["group"], row["path"]) for row in table] == [("0", "07.png"), ("0", "./=copy.png")]
+    assert "Alike: 2 images in 1 group are nearly identical (duplicates.csv); all are used" in said.lines
+    assert sum(row["status"] == "ok" for row in rows(out / "clusters.csv")) == 25

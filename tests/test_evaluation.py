@@ -1,6 +1,5 @@
 """`deepcluster evaluate`: what all protocols share, and the protocol ``clustering``."""
 
-import csv
 import json
 import shutil
 
@@ -11,6 +10,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.clustering import ClusteringOptions, clustering
 from deepcluster.evaluation.common import accuracies, held_out, numbers
+from tests.helpers.runs import rows
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
 
@@ -77,9 +77,8 @@ def test_lists_of_numbers(text):
 
 def test_clusters_of_the_run_itself(run, photos, capsys):
     found = evaluated(capsys, run, "--labels", "folders")
-    with (run / "clusters.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    by_hand = dict(clustering([int(row["cluster"]) for row in rows], [row["path"].split("/")[0] for row in rows]))
+    table = rows(run / "clusters.csv")
+    by_hand = dict(clustering([int(row["cluster"]) for row in table], [row["path"].split("/")[0] for row in table]))
     assert found == by_hand
     assert evaluated(capsys, run, photos, "--labels", "folders") == found  # by the model: as fit places them
 

@@ -20,8 +20,8 @@ from deepcluster.evaluation.linear import (
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.shapes import shapes_only
-from deepcluster.runtime.display import Silent
 from tests.drawings import drawings
+from tests.helpers.said import Said
 
 
 @pytest.mark.parametrize(
@@ -193,14 +193,6 @@ def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
     assert found("block2", epochs=20)["block2_top1"] > 0.9  # of the images that it learnt
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-class Said(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, heading: str, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_a_loss_above_that_of_guessing_is_said():

@@ -15,36 +15,19 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageEr
 from deepcluster.export import folders
 from deepcluster.export import transfer as bringing
 from deepcluster.storage.run_folder import RunFolder
-from tests.exports import colour, hand_run, pixels, state, tree, write_image
+from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
+from tests.helpers.said import Said
 
 MODES = [None, "symlink", "hardlink", "copy"]
-
-
-class Said:
-    """A display that remembers."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, heading, text):
-        self.lines.append(f"{heading}: {text}")
-
-    def progress(self, phase, done, total):
-        pass
-
-    def round(self, row, rounds, groups):
-        pass
 
 
 @pytest.fixture
 def holiday(tmp_path):
     """Five images, two of one name, in two sub-folders, a third cluster of junk, and a file that is no image."""
-    images = tmp_path / "photos"
-    for i, path in enumerate(["a.png", "sea/a.png", "sea/b.png", "sky/A.PNG", "sky/c.png"]):
-        write_image(images / path, i)
-    (images / "notes.doc").write_text("no image")
     clusters = {"a.png": 0, "sea/a.png": 0, "sea/b.png": 1, "sky/A.PNG": 0, "sky/c.png": 2}
-    return hand_run(tmp_path / "run", str(images), clusters, names={0: "be/ach"}, junk=[2], skipped=["notes.doc"])
+    run = photos_run(tmp_path, clusters, names={0: "be/ach"}, junk=[2], skipped=["notes.doc"])
+    (tmp_path / "photos" / "notes.doc").write_text("no image")
+    return run
 
 
 def inventory(out):
@@ -413,8 +396,6 @@ def test_an_unfinished_run(holiday, tmp_path):
 
 @pytest.mark.parametrize("outliers", ["separate", "leave"])
 def test_outliers_of_junk_are_junk(tmp_path, outliers):
-    for i, path in enumerate(["a.png", "b.png"]):
-        write_image(tmp_path / "photos" / path, i)
-    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0, "b.png": 1}, junk=[1])
+    run = photos_run(tmp_path, {"a.png": 0, "b.png": 1}, junk=[1])
     folders(run, tmp_path / "out", outliers=outliers)
     assert tree(tmp_path / "out") == ["000/a.png", "_junk/001/b.png", "inventory.csv"]

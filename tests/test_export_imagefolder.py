@@ -1,4 +1,3 @@
-import csv
 import errno
 import shutil
 
@@ -7,12 +6,12 @@ import pytest
 
 from deepcluster.errors import UsageError
 from deepcluster.export.imagefolder import SUFFIXES, imagefolder
-from tests.exports import colour, hand_run, pixels, state, tree, write_image
+from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
+from tests.helpers.runs import rows as read
 
 
 def metadata(out):
-    with (out / "train" / "metadata.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read(out / "train" / "metadata.csv")
 
 
 def loaded(out, tmp_path, monkeypatch):
@@ -28,12 +27,8 @@ def loaded(out, tmp_path, monkeypatch):
 
 
 def test_the_folder(tmp_path):
-    for i, path in enumerate(["a.png", "sea/a.png", "b.png", "c.png"]):
-        write_image(tmp_path / "photos" / path, i)
     clusters = {"a.png": 0, "sea/a.png": 0, "b.png": 1, "c.png": 1}
-    run = hand_run(
-        tmp_path / "run", str(tmp_path / "photos"), clusters, names={0: "=beach"}, junk=[1], labels={"a.png": "sand"}
-    )
+    run = photos_run(tmp_path, clusters, names={0: "=beach"}, junk=[1], labels={"a.png": "sand"})
     before = state(tmp_path / "photos")
     imagefolder(run, tmp_path / "out")
     assert state(tmp_path / "photos") == before
@@ -55,9 +50,7 @@ def test_the_folder(tmp_path):
 
 @pytest.mark.parametrize(("outliers", "second"), [("keep", "000/b.png"), ("leave", "")])
 def test_outliers(tmp_path, outliers, second):
-    for i, path in enumerate(["a.png", "b.png"]):
-        write_image(tmp_path / "photos" / path, i)
-    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0, "b.png": 0})
+    run = photos_run(tmp_path, {"a.png": 0, "b.png": 0})
     imagefolder(run, tmp_path / "out", outliers=outliers)
     assert [row["file_name"] for row in metadata(tmp_path / "out")] == ["000/a.png", *([second] if second else [])]
     assert (tmp_path / "out/train" / second).exists()
@@ -66,8 +59,7 @@ def test_outliers(tmp_path, outliers, second):
 
 
 def test_the_column_of_labels_is_there_where_labels_are(tmp_path):
-    write_image(tmp_path / "photos" / "a.png", 0)
-    imagefolder(hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0}), tmp_path / "out")
+    imagefolder(photos_run(tmp_path, {"a.png": 0}), tmp_path / "out")
     assert "label" not in metadata(tmp_path / "out")[0]
 
 
@@ -135,10 +127,8 @@ def test_arrays_and_a_label_for_each(tmp_path, monkeypatch):
 def test_torchvision_loads_it_too(tmp_path):
     from torchvision.datasets import ImageFolder
 
-    for i in range(4):
-        write_image(tmp_path / "photos" / f"{i}.png", i)
     clusters = {f"{i}.png": i // 2 for i in range(4)}
-    imagefolder(hand_run(tmp_path / "run", str(tmp_path / "photos"), clusters, names={1: "x"}), tmp_path / "out")
+    imagefolder(photos_run(tmp_path, clusters, names={1: "x"}), tmp_path / "out")
     found = ImageFolder(tmp_path / "out" / "train")
     assert found.classes == ["000", "001"]
     assert found.targets == [0, 0, 1, 1]

@@ -1,6 +1,5 @@
 """Features with batch normalisation folded into the convolutions: the network's own, up to the last bits."""
 
-import csv
 import json
 
 import numpy as np
@@ -18,6 +17,7 @@ from deepcluster.runs.job import Request
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage.safe_read import json_sha256
+from tests.helpers.runs import rows
 
 LITE = "timm:tf_efficientnet_lite0"
 
@@ -102,8 +102,8 @@ def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
     network = network_of(LITE, 64)
     images = (pictures(9, 64) * 255).byte().contiguous()
     features = extract(network, images, size=64, batch_size=8)
-    for rows in ([8, 2], [3], [*range(8, -1, -1)]):
-        assert torch.equal(extract(network, images[rows], size=64, batch_size=8), features[rows])
+    for some in ([8, 2], [3], [*range(8, -1, -1)]):
+        assert torch.equal(extract(network, images[some], size=64, batch_size=8), features[some])
 
 
 def test_a_model_of_an_older_version_computes_as_it_did(tmp_path):
@@ -114,8 +114,7 @@ def test_a_model_of_an_older_version_computes_as_it_did(tmp_path):
     folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=3, options=options, device="cpu")).path
     model = models.load(folder)
     assert features_pass(model.network) != model.network.features
-    with (folder / "clusters.csv").open() as file:
-        assert model.predict(images).tolist() == [int(row["cluster"]) for row in csv.DictReader(file)]
+    assert model.predict(images).tolist() == [int(row["cluster"]) for row in rows(folder / "clusters.csv")]
     assert torch.equal(model.transform(images), torch.from_numpy(np.load(folder / "features.npy")))
 
     path = folder / "model" / "config.json"

@@ -30,14 +30,10 @@ from deepcluster.runs import predict as prediction
 from deepcluster.runs import report as run_report
 from deepcluster.runs.job import Request
 from tests.helpers.image_files import LOSSLESS, SIDE, chunk, files_of_all_modes, png, stored
+from tests.helpers.runs import rows
 from tests.predicting import predicted
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 6, "image_size": 8}
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as text:
-        return list(csv.DictReader(text))
 
 
 def fit(images: object, out: Path, k: int = 4, **options: object) -> Path:

@@ -1,6 +1,5 @@
 """Networks of timm through a whole run: with weights from nothing, to features that place their own images."""
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from deepcluster.runs import fit as run
 from deepcluster.runs.job import Request
 from deepcluster.storage import model_files as models
+from tests.helpers.runs import rows
 
 NETWORKS = [
     "vit_tiny_patch16_224",
@@ -37,8 +37,7 @@ def check(folder: Path, name: str, size: int, **options: object) -> None:
     options |= {"backbone": f"timm:{name}", "rounds": 1, "epochs": 1, "batch_size": 12, "weights": "none"}
     options |= {"image_size": size} if size else {}
     found = run.fit(images, Request(out=folder / "run", n_clusters=3, options=options, device="cpu")).path
-    with (found / "clusters.csv").open() as file:
-        clusters = [int(row["cluster"]) for row in csv.DictReader(file)]
+    clusters = [int(row["cluster"]) for row in rows(found / "clusters.csv")]
     assert models.load(found).predict(images).tolist() == clusters
 
 

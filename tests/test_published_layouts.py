@@ -1,6 +1,5 @@
 """Files as the authors of DINO, DINOv2, DINOv3, SigLIP and ConvNeXt publish them, with random numbers in them."""
 
-import csv
 import re
 
 import numpy as np
@@ -16,6 +15,7 @@ from deepcluster.runs import fit as run
 from deepcluster.runs.job import Request
 from deepcluster.seeding import generator, lent_global
 from deepcluster.storage import model_files as models
+from tests.helpers.runs import rows
 
 
 def published(name: str, **options: object) -> dict[str, Tensor]:
@@ -159,6 +159,5 @@ def test_published_layouts_run_and_predict(tmp_path, name, change, options):
     images = small.repeat(25, 1).repeat(25, 2)
     chosen = {"backbone": f"timm:{name}", "weights": str(path), "rounds": 0, "batch_size": 6, "image_size": 144}
     found = run.fit(images, Request(out=tmp_path / "run", n_clusters=3, options=chosen, device="cpu")).path
-    with (found / "clusters.csv").open() as file:
-        clusters = [int(row["cluster"]) for row in csv.DictReader(file)]
+    clusters = [int(row["cluster"]) for row in rows(found / "clusters.csv")]
     assert models.load(found).predict(images).tolist() == clusters

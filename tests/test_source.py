@@ -122,21 +122,6 @@ def test_names_of_all_kinds_come_back_as_they_are(tmp_path: Path) -> None:
     assert {colour(listed, i) for i in range(len(NAMES))} == {RED}
 
 
-def test_links_are_listed_and_never_followed(tmp_path: Path) -> None:
-    outside = save(tmp_path / "outside/secret.png")
-    folder = tmp_path / "in"
-    save(folder / "a.png")
-    (folder / "file").symlink_to(outside)
-    (folder / "folder").symlink_to(outside.parent)
-    (folder / "loop").symlink_to(folder)
-    (folder / "broken").symlink_to("nothing")
-    source = find(folder)
-    assert source.paths == ("a.png",)
-    assert source.skipped == tuple(
-        (name, "a symbolic link, not followed") for name in ("broken", "file", "folder", "loop")
-    )
-
-
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     save(tmp_path / "real/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
