@@ -27,7 +27,7 @@ from deepcluster.model import Model
 from deepcluster.nets import legacy_pickle as legacy
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import REVISION, Network, build, from_official
-from deepcluster.nets.official import official_checkpoint, read_official, recognised, save_official
+from deepcluster.nets.official import read_official, recognised, save_official
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.weights import named_tensors, read_checkpoint
 from deepcluster.records import State
@@ -232,7 +232,7 @@ def test_a_network_written_again_is_the_file_and_goes_into_the_network_of_2018(p
     if arch == "alexnet":
         write_official(network, path, epoch=8)
     else:  # without waiting for the disk
-        save_official(official_checkpoint(network.body, network.head, epoch=8), path)
+        save_official(network.body, network.head, path, epoch=8)
     content = torch.load(path, weights_only=True)
     assert list(content) == ["epoch", "arch", "state_dict", "optimizer"]
     assert (content["epoch"], content["arch"]) == (8, arch)

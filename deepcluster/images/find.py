@@ -29,6 +29,8 @@ class Dataset(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
+LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision, "hf": named.from_hugging_face}
+
 # What :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
@@ -93,18 +95,12 @@ def _from_text(text: str, stdin: TextIO | None) -> Source:
     scheme, _, name = text.partition(":")
     if text == "-":
         return files.from_files(list(files.paths_of_stdin(stdin or sys.stdin)), "stdin", "-")
-    if scheme == "sklearn":
-        return named.from_sklearn(name)
-    if scheme == "torchvision":
-        return named.from_torchvision(name)
-    if scheme == "hf":
-        return named.from_hugging_face(name)
-    return _from_path(text)
+    return LIBRARIES[scheme](name) if scheme in LIBRARIES else _from_path(text)
 
 
 def is_named(text: str) -> bool:
     """Whether a text as for IMAGES is the name of a data set, which its library loads: that may take a while."""
-    return text.partition(":")[0] in ("sklearn", "torchvision", "hf")
+    return text.partition(":")[0] in LIBRARIES
 
 
 def check_there(text: str) -> None:

@@ -6,7 +6,6 @@ docs/decisions.md has the figures. Features differ from the network's own in the
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -43,25 +42,18 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return network.features
     if network.body not in _KNOWN:
-        _KNOWN[network.body] = _Known([pairs(part) for part in _parts(network.body)], {})
-    known = _KNOWN[network.body]
-    if not any(known.pairs):
+        _KNOWN[network.body] = [pairs(part) for part in _parts(network.body)], {}
+    foldable, counts = _KNOWN[network.body]
+    if not any(foldable):
         return network.features
     body = copy.deepcopy(network.body).eval()
-    for part, found in zip(_parts(body), known.pairs, strict=True):
+    for part, found in zip(_parts(body), foldable, strict=True):
         _fold(part, found)
-    return _InPieces(body, network, known.counts)
+    return _InPieces(body, network, counts)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is found once for a body: the layers to fold in each part, and how many images of a shape go at a time."""
-
-    pairs: list[list[tuple[str, str]]]
-    counts: dict[torch.Size, int]
-
-
-_KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+# What is found once for a body: the layers to fold in each part, and how many images of a shape go at a time.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[list[tuple[str, str]]], dict[torch.Size, int]]] = WeakKeyDictionary()
 
 
 class _InPieces:

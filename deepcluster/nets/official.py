@@ -165,12 +165,13 @@ def _head(tensors: Mapping[str, Tensor], path: str | Path) -> tuple[Tensor, Tens
     return top["weight"], top["bias"]
 
 
-def official_checkpoint(body: PaperNet, head: nn.Linear | None = None, *, epoch: int = 0) -> dict[str, Any]:
-    """``body`` (AlexNet or VGG-16) and the classifier ``head`` as a checkpoint of the release of 2018, on the CPU.
+def save_official(body: PaperNet, head: nn.Linear | None, file: Any, *, epoch: int = 0) -> None:
+    """Write ``body`` (AlexNet or VGG-16) and the classifier ``head`` as a checkpoint of the release of 2018.
 
     It has ``epoch``, ``arch``, ``state_dict`` and ``optimizer`` (the paper's options, no momentum yet). Names and order
     are those of a network of which only ``features`` is data-parallel. ``num_batches_tracked`` is left out: PyTorch did
-    not have it then, and does not miss it today.
+    not have it then, and does not miss it today. The format is that before its zip archives (protocol 2), which all
+    versions since 0.4 read.
     """
     parts = {"features.module": body.features, "classifier": body.classifier, "top_layer": head, "sobel": body.sobel}
     state = OrderedDict(
@@ -185,9 +186,5 @@ def official_checkpoint(body: PaperNet, head: nn.Linear | None = None, *, epoch:
     optimizer = {"state": {}, "param_groups": [{**options, "params": list(range(trained))}]}
     # AlexNet has dropout before its first linear layer.
     arch = "alexnet" if isinstance(body.classifier[0], nn.Dropout) else "vgg16"
-    return {"epoch": epoch, "arch": arch, "state_dict": state, "optimizer": optimizer}
-
-
-def save_official(checkpoint: Mapping[str, Any], file: Any) -> None:
-    """Write a checkpoint as PyTorch did before its zip archives (protocol 2), which all versions since 0.4 read."""
-    torch.save(dict(checkpoint), file, pickle_protocol=2, _use_new_zipfile_serialization=False)
+    checkpoint = {"epoch": epoch, "arch": arch, "state_dict": state, "optimizer": optimizer}
+    torch.save(checkpoint, file, pickle_protocol=2, _use_new_zipfile_serialization=False)

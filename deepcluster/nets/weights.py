@@ -89,7 +89,7 @@ def load_body(
     *,
     path: str | Path,
     name: str,
-    heads: Iterable[str],
+    heads: tuple[str, ...],
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> str:
     """Copy ``state`` into ``body``.
@@ -112,7 +112,6 @@ def load_body(
         ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
     """
     expected = body.state_dict()
-    heads = tuple(heads)
     plain = _unprefixed(state, expected)
     given = _without(plain, heads, unless=expected)
     if convert is not None and any(_misfits(given, expected)):

@@ -104,9 +104,6 @@ def evenly(channels: int, count: int) -> list[int]:
     return [i * channels // count for i in range(count)]
 
 
-# ---- gradient ascent -------------------------------------------------------------------------------------------------
-
-
 def noise(filters: Sequence[int], size: int, seed: int) -> Tensor:
     """A grey picture in [0, 1] with noise for each filter, whatever the other filters are."""
     draws = [torch.randn(3, size, size, generator=generator(seed, "filters", number)) for number in filters]
@@ -154,9 +151,6 @@ def ascend(
         if progress is not None:
             progress(iteration, options.iterations)
     return Ascent(pictures.detach().cpu(), before, answer_of_target(pictures))
-
-
-# ---- images with the largest responses ------------------------------------------------------------------------------
 
 
 def top_images(
@@ -213,9 +207,6 @@ def larger(answers: Tensor, rows: Tensor, new: Tensor, begin: int, count: int) -
     # Stable: of equal answers the earlier image stays in front. (topk gives no order among them.)
     order = answers.sort(stable=True, dim=1, descending=True).indices[:, :count]
     return answers.gather(1, order), rows.gather(1, order)
-
-
-# ---- the sheet -------------------------------------------------------------------------------------------------------
 
 
 def visible(picture: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from deepcluster.errors import DeepClusterError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import linear_of
-from deepcluster.nets.official import official_checkpoint, save_official
+from deepcluster.nets.official import save_official
 from deepcluster.nets.paper import PaperNet
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
@@ -41,7 +41,6 @@ def official(run: Path, out: Path, *, fold_sobel: bool = False, display: Display
     )
     model.check_network("--to official")
     network = model.network
-    _check(network)
     network.head = _last_head(run / "checkpoints", network)
     write_official(network, out, epoch=record["rounds"], fold_sobel=fold_sobel)
     clusters = f"of {network.head.out_features:,} pseudo-labels" if isinstance(network.head, nn.Linear) else "left out"
@@ -53,21 +52,16 @@ def write_official(network: Network, path: Path, *, epoch: int = 0, fold_sobel: 
 
     Raises as :func:`official` does.
     """
-    body = _check(network)
-    if fold_sobel:
-        body = paper.fold_sobel(body)
-    head = network.head if isinstance(network.head, nn.Linear) else None
-    checkpoint = official_checkpoint(body, head, epoch=epoch)
-    write_file(path, lambda file: save_official(checkpoint, file))
-
-
-def _check(network: Network) -> PaperNet:
-    if not isinstance(network.body, PaperNet):
-        name = network.architecture.get("name", type(network.body).__name__)
+    body = network.body
+    if not isinstance(body, PaperNet):
+        name = network.architecture.get("name", type(body).__name__)
         raise UsageError(
             f"the official layout has alexnet and vgg16 only, and this network is {name}: --to hub or --to onnx take it"
         )
-    return network.body
+    if fold_sobel:
+        body = paper.fold_sobel(body)
+    head = network.head if isinstance(network.head, nn.Linear) else None
+    write_file(path, lambda file: save_official(body, head, file, epoch=epoch))
 
 
 def _last_head(folder: Path, network: Network) -> nn.Linear | None:
