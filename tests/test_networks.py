@@ -34,7 +34,7 @@ def check(folder: Path, name: str, size: int, **options: object) -> None:
     """A run of one round, and the same clusters from its model."""
     small = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), dtype=np.uint8)
     images = small.repeat(25, 1).repeat(25, 2)
-    options |= {"backbone": f"timm:{name}", "rounds": 1, "epochs": 1, "batch_size": 12, "weights": "none"}
+    options = {"backbone": f"timm:{name}", "rounds": 1, "epochs": 1, "batch_size": 12, "weights": "none"} | options
     options |= {"image_size": size} if size else {}
     found = run.fit(images, Request(out=folder / "run", n_clusters=3, options=options, device="cpu")).path
     clusters = [int(row["cluster"]) for row in rows(found / "clusters.csv")]

@@ -100,7 +100,7 @@ def test_what_arrives_damaged_is_not_used(hub):
 
 def test_offline_by_the_hubs_own_switch(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE.*--weights FILE"):
+    with pytest.raises(ModelError, match=r"photos are not on this machine, and HF_HUB_OFFLINE.*--weights FILE"):
         fetch("photos")
     assert not hub.requests
 

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -11,11 +10,8 @@ from torch import Tensor
 
 from deepcluster.errors import ModelError
 from deepcluster.nets.backbone import REVISION, build
-from deepcluster.runs import fit as run
-from deepcluster.runs.job import Request
 from deepcluster.seeding import generator, lent_global
-from deepcluster.storage import model_files as models
-from tests.helpers.runs import rows
+from tests.test_networks import check
 
 
 def published(name: str, **options: object) -> dict[str, Tensor]:
@@ -155,9 +151,4 @@ def test_dinov3_gives_its_class_token():
 def test_published_layouts_run_and_predict(tmp_path, name, change, options):
     path = tmp_path / "weights.pth"
     torch.save(change(published(name, **options)), path)
-    small = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
-    images = small.repeat(25, 1).repeat(25, 2)
-    chosen = {"backbone": f"timm:{name}", "weights": str(path), "rounds": 0, "batch_size": 6, "image_size": 144}
-    found = run.fit(images, Request(out=tmp_path / "run", n_clusters=3, options=chosen, device="cpu")).path
-    clusters = [int(row["cluster"]) for row in rows(found / "clusters.csv")]
-    assert models.load(found).predict(images).tolist() == clusters
+    check(tmp_path, name, 144, weights=str(path), rounds=0)

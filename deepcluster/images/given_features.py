@@ -48,7 +48,7 @@ def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatu
     if is_tensor(given):
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray):
-        return GivenFeatures(_checked(given, "the array"), _rows_alone(len(given), "features", "python:array"))
+        return GivenFeatures(_checked(given, "the array"), _rows_alone(len(given), "features"))
     file = absolute(given)
     if file.suffix.lower() not in SUFFIXES:
         raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")
@@ -125,13 +125,13 @@ def _source(file: Path, paths: Sequence[str] | None, count: int) -> Source:
     """The images that the rows are of."""
     listed, table = file.with_suffix(".txt"), file.with_suffix(".csv")
     if paths is not None:
-        source, where = _of_paths(paths, file, "python:paths"), file
+        source, where = _of_paths(paths, file), file
     elif listed.is_file():
         source, where = from_list(listed), listed
     elif table.is_file():
-        source, where = _of_paths(_column(table), table, "python:paths"), table
+        source, where = _of_paths(_column(table), table), table
     else:
-        return _rows_alone(count, file.stem, "python:array")
+        return _rows_alone(count, file.stem)
     if len(source.paths) != count:
         raise DataError(
             f"{one_line(str(file))} has {count:,} rows, and {one_line(str(where))} has {len(source.paths):,} different"
@@ -152,12 +152,13 @@ def _column(table: Path) -> list[str]:
         raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
 
 
-def _of_paths(paths: Sequence[str], beside: Path, location: str) -> Source:
-    return from_files([(path, located(path, beside.parent)) for path in dict.fromkeys(paths)], beside.stem, location)
+def _of_paths(paths: Sequence[str], beside: Path) -> Source:
+    files = [(path, located(path, beside.parent)) for path in dict.fromkeys(paths)]
+    return from_files(files, beside.stem, "python:paths")
 
 
-def _rows_alone(count: int, name: str, location: str) -> Source:
+def _rows_alone(count: int, name: str) -> Source:
     def read(i: int, size: int | None = None) -> Image.Image:
         raise Undecodable("features without a file")
 
-    return Source(name, location, numbered(count), read, None, ())
+    return Source(name, "python:array", numbered(count), read, None, ())

@@ -44,7 +44,7 @@ def preview(source: Source) -> Preview:
     largest = alone = 0  # bytes
     failures: list[tuple[str, str]] = []
     with pillow_limits():
-        for i in sorted(range(len(source.paths)), key=lambda i: _hash(source.paths[i])):
+        for i in sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest()):
             try:
                 image = source.read(i, _SIZE)
                 side = min(image.size) if source.short_side is None else source.short_side(i)
@@ -63,10 +63,6 @@ def preview(source: Source) -> Preview:
     if not sides:
         raise nothing_readable(source.location, len(source.paths), failures)
     return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey), decoding=cores() * largest + alone)
-
-
-def _hash(path: str) -> bytes:
-    return hashlib.sha256(os.fsencode(path)).digest()
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -175,20 +175,16 @@ def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) ->
     file = folder / "images.u8"
     try:
         with file.open("wb") as stream:
-            _reserve(stream.fileno(), needed)
+            # So that a full disk is an error now; later, a write to the mapped file would kill the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, needed)
+            else:
+                stream.truncate(needed)
         return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise DiskError(
             f"cannot write {needed} bytes to {file}: {explain(error)}. Free some space, or use another folder"
         ) from error
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    # So that a full disk is an error now; later, a write to the mapped file would kill the process.
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.truncate(descriptor, size)
 
 
 def _results(work: Callable[[int], str | None], count: int) -> Generator[str | None, None, None]:

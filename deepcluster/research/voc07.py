@@ -128,7 +128,8 @@ def voc07(
     """
     options, display = options or Voc07Options(), display or Silent()
     yield from {"train_images": len(train.truth), "images": len(test.truth), "classes": len(names)}.items()
-    yield from once("chance", lambda: {"chance": _chance(test.truth)}).items()
+    chance = ((test.truth == 1).sum(0) / (test.truth != 0).sum(0)).mean()
+    yield from once("chance", lambda: {"chance": float(chance)}).items()
 
     def compute() -> dict[str, Figure]:
         with scratch() as place:
@@ -142,10 +143,6 @@ def voc07(
         return figures | {"map": float(np.mean([*figures.values()]))}
 
     yield from once("classification", compute).items()
-
-
-def _chance(truth: npt.NDArray[np.int8]) -> float:
-    return float(((truth == 1).sum(0) / (truth != 0).sum(0)).mean())
 
 
 def average_precisions(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.int8]) -> list[float]:
