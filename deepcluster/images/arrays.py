@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.datasets import CHANNELS, as_uint8, is_tensor, is_unit, pixels, value_range
 from deepcluster.images.decode import as_rgb, explain, is_empty, one_line
 from deepcluster.images.source import Source, numbered
@@ -90,7 +90,7 @@ def reading(what: str, file: Path) -> Iterator[None]:
         if is_empty(file):
             raise EOFError("an empty file")
         yield
-    except (DataError, MemoryError):
+    except (DeepClusterError, MemoryError):
         raise
     except Exception as error:
         reason = explain(_without_advice(error) if isinstance(error, ValueError) else error)
