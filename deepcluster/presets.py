@@ -427,7 +427,7 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
 
 def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
     """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
-    return _untrained(size, facts, AUTO_PASSES) | _because(
+    learning = _untrained(size, facts, AUTO_PASSES) | _because(
         _FROM_NOTHING,
         instance_temperature=0.2,
         views=2,
@@ -440,6 +440,8 @@ def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
         projection_hidden=512,
         projection_dim=128,
     )
+    # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
+    return learning | {"tolerance": (0.1, "features of random views differ by nearly as much where nothing changes")}
 
 
 def _classic_from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
