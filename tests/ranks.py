@@ -6,6 +6,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,14 @@ class Ranks:
     def _answers(self, question: bytes) -> list[Any]:
         for pipe in self.pipes:
             pipe.send_bytes(question)
-        answers = []
-        for pipe in self.pipes:
-            assert pipe.poll(WAIT), "the processes hang"
-            answers.append(pickle.loads(pipe.recv_bytes()))
-        failures = [value for word, value in answers if word == "failed"]
-        assert not failures, failures[0]
-        return [value for _, value in answers]
+        answers: dict[Any, Any] = {}
+        while len(answers) < len(self.pipes):
+            ready = wait([pipe for pipe in self.pipes if pipe not in answers], WAIT)
+            assert ready, "the processes hang"
+            for pipe in ready:
+                word, answers[pipe] = pickle.loads(pipe.recv_bytes())
+                assert word == "done", answers[pipe]  # at once: the others may wait for this one
+        return [answers[pipe] for pipe in self.pipes]
 
     def end(self) -> None:
         for process in self.processes:
