@@ -381,6 +381,7 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
         page.locator("#images").get_by_role("button", name="Move to").click()
         page.locator("#merge-filter").fill("1")
         page.keyboard.press("Enter")
+        page.locator("#merge-filter").wait_for(state="hidden")  # else Escape closes this dialog and not the one below
         page.keyboard.press("Escape")
         assert page.locator("#cluster-1 .note").inner_text() == "1 image moved here."
         # The parts of a split take the next numbers, and the new cluster the one after.
