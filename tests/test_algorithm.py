@@ -339,7 +339,8 @@ def test_version_2_takes_as_many_clusters_as_there_are_images_and_no_more():
         next(loop(v2_network(), images, rounds=1, **{**V2, "clusters": (3, 13)}))
 
 
-@pytest.mark.parametrize("reuse_features", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("reuse_features", [False, True])
 def test_version_2_finds_shapes(reuse_features):
     # Of eight runs (seeds 0 to 3) one joins two kinds, by the last digits of a processor with AVX-512: seed 0.
     images, kinds = drawings(40, seed=3)

@@ -40,6 +40,7 @@ def test_own_loop(output_of, few_digits):
     assert float(last.split()[3]) > 0.5  # NMI
 
 
+@pytest.mark.slow
 def test_own_network(output_of, few_digits):
     *rounds, score, same = output_of("own_network.py", "1")
     assert [line.split(":")[0] for line in rounds] == ["round 0"]
@@ -73,6 +74,7 @@ def test_estimator(output_of, few_digits):
     assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
 
 
+@pytest.mark.slow
 def test_pipeline(output_of):
     lines = output_of("pipeline.py", "0", "0")
     assert [line.split(" held-out")[0].strip() for line in lines] == ["raw pixels", "DeepCluster"]
