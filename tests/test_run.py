@@ -35,6 +35,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from tests.drawings import KINDS, draw
 from tests.helpers.runs import OPTIONS, record, rows
+from tests.helpers.said import Said
 from tests.predicting import predicted
 
 REQUEST = Request(out=Path("run"), n_clusters=3, options=OPTIONS | {"rounds": 2})
@@ -346,6 +347,13 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     with pytest.raises(Stopped, match="seen"):
         run.fit(photos, replace(request, resume=True))
     assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_no_preliminary_result_where_nobody_looks(photos, tmp_path, report):
+    display = Said()
+    run.fit(photos, replace(REQUEST, out=tmp_path / "run", report=report), display)
+    assert any(line.startswith("First: ") for line in display.lines) is report
 
 
 def test_who_displays_nothing_knows_the_run_to_resume_all_the_same(photos, tmp_path):
