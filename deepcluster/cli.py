@@ -298,7 +298,7 @@ def fit(
                 if isinstance(source, str):
                     folder = fit_features(source, request(), terminal, stop)
                 else:
-                    folder = runs.fit(source, request(), terminal, sys.stdin, stop, processes, terminal.ask)
+                    folder = runs.fit(source, request(), terminal, sys.stdin, stop, processes)
         except Stopped as error:
             raise Stopped(f"{error}{_so_far(stop.run)}; to go on: {_resuming(stop.run)}") from None
         is_main = processes.is_main
@@ -681,31 +681,47 @@ def fetch(
     ] = "photos",
     /,
     *,
+    file: Annotated[
+        Path | None,
+        Parameter(name="--from", help="A file that was downloaded elsewhere, for machines without a connection."),
+    ] = None,
+    list_: Annotated[
+        bool, Parameter(name="--list", negative=(), help="List the published networks with licence and origin.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch the weights of a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME)."""
+    """Download a published network for all later runs, into the cache of the Hugging Face Hub (HF_HOME)."""
+    if list_:
+        for published in PUBLISHED.values():
+            print(f"{published.name:13} {published.description}")
+        return
     if name not in PUBLISHED and not name.startswith("timm:"):
         raise UsageError(f"no published network is called {_short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
-    from deepcluster.nets.published import fetch, is_here, parts_of
+    from deepcluster.nets.published import backbone_of, fetch, keep_in_cache, local_file
 
     with Terminal(quiet) as terminal:
+        if file is not None:
+            from deepcluster.nets.backbone import build
+
+            build(backbone_of(name), image_size=224, weights=str(file))  # an error if it is not of this network
+            terminal.say("Weights", str(keep_in_cache(name, file)))
+            return
         about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"
-        terminal.say("Weights", f"{name} is on this machine already" if is_here(name) else f"{name}: {about}")
-        for part in parts_of(name):
-            terminal.say("Weights", str(fetch(part, terminal.progress)))
+        terminal.say("Weights", f"{name} is on this machine already" if local_file(name) else f"{name}: {about}")
+        terminal.say("Weights", str(fetch(name, terminal.progress)))
 
 
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
     from deepcluster.images.decode import accepted_formats
-    from deepcluster.nets.published import is_here
+    from deepcluster.nets.published import local_file
     from deepcluster.runtime.devices import choose_device, environment
 
     facts = {
         **environment(choose_device("auto")),
         "formats": list(accepted_formats()),
-        "weights": [*filter(is_here, PUBLISHED)],
+        "weights": [*filter(local_file, PUBLISHED)],
     }
     if as_json:
         print(json.dumps(facts, indent=2))

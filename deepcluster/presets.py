@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.nets.published import PUBLISHED, backbone_of
-from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, PLUS, only_size
+from deepcluster.nets.published import EMBEDDED, PUBLISHED, backbone_of
+from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
 IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
@@ -20,9 +20,11 @@ TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 AUTO_PASSES = 90  # over the images, over all rounds
 CLASSIC_PASSES = 30
 MOST_EPOCHS = 50  # in a round: a handful of images would have thousands, each an optimizer step or more
-SMALLEST_PHOTOGRAPH = 96  # px: below that a network of this size learns from the images themselves
-MOST_PHOTOGRAPHS = 100_000  # more can teach a network of their own
-FEW_PHOTOGRAPHS = 5000  # a CPU has time to see so many at 224 px
+# px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
+# (benchmarks/quality.md, "Small images").
+MIN_PUBLISHED_SIDE = 28
+MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
+MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
 TO_FIT = ("auto", "classic")  # the recipes that look at the images
@@ -41,7 +43,7 @@ class Facts:
         grey: Whether they have no colours.
         n_clusters: Clusters wanted; None: to be chosen.
         device: Type of the device: cpu, cuda or mps.
-        published: The published network that photographs may start from, by its name in ``PUBLISHED``; empty: none.
+        published: The published network that a run may start from, by its name in ``PUBLISHED``; empty: none.
     """
 
     count: int
@@ -52,9 +54,9 @@ class Facts:
     published: str = ""
 
     @property
-    def photographs(self) -> bool:
-        """Whether the images are as large and as few as photographs are, which start from a published network."""
-        return self.short_side >= SMALLEST_PHOTOGRAPH and self.count <= MOST_PHOTOGRAPHS
+    def suits_published(self) -> bool:
+        """Whether the images are large and few enough to start from a published network."""
+        return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
 
 
 Learning = Callable[[int, Facts, str], Choices]  # how to learn, from the side of the images, px, facts and backbone
@@ -75,17 +77,24 @@ class Plan:
             options_of.setdefault(why, []).append(what)
         return [f"{', '.join(what)}: {why}" for why, what in options_of.items()]
 
-    def in_short(self, n_clusters: int | None) -> str:
-        """What is done with which network and why, in a sentence or two; ``n_clusters`` as in :class:`Facts`."""
+    @property
+    def network(self) -> str:
+        """The network and its weights, in words."""
         recipe = self.recipe
         published = next((one for one in PUBLISHED.values() if one.backbone == recipe.backbone), None)
-        network = f"{published.name} ({published.title}, {published.trained_on})" if published else recipe.backbone
-        start, work = ("pretrained weights", "adapted") if recipe.weights else ("random weights", "trained")
+        if published is None or not recipe.weights:
+            start = "with given weights" if recipe.weights else "trained from nothing on these images"
+            return f"{recipe.backbone}, {start}"
+        larger = "; deepcluster fetch downloads a larger one" if published.name == EMBEDDED else ""
+        return f"{published.title}, {published.trained_on}{larger}"
+
+    def in_short(self, n_clusters: int | None) -> str:
+        """The number of clusters and the training, in words; ``n_clusters`` as in :class:`Facts`."""
+        recipe = self.recipe
+        work = "adapted" if recipe.weights else "trained"
         rounds = f"{work} in at most {_plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else _plural(n_clusters, "cluster")
-        whys = [reason.partition(": ")[2] for reason in self.reasons if _option(reason) == "backbone"]
-        why = "" if published or not whys or whys[0] == "given" else f" ({whys[0]})"
-        return f"{groups}; network {network}, {start}, {rounds} at {recipe.image_size} px{why}"
+        return f"{groups}; network {rounds} at {recipe.image_size} px"
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -184,13 +193,15 @@ def _option(reason: str) -> str:
 
 
 def _of_weights(base: str, options: Given) -> dict[str, Any]:
-    """The network and Sobel filter that weights in a published layout are for, unless given."""
+    """The network and Sobel filter that a file of published weights is for, unless given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
+    from deepcluster.nets.of_timm import published_network
     from deepcluster.nets.official import official_network  # imports torch
 
     if (network := official_network(options["weights"])) is None:
-        return {}
+        name = published_network(options["weights"])
+        return {"backbone": backbone_of(name)} if name else {}
     backbone, sobel, _ = network
     chosen = {"sobel": sobel} if "sobel" not in options else {}
     return chosen if backbone == _BACKBONES.get(base) else {"backbone": backbone, **chosen}
@@ -396,14 +407,17 @@ def _start(options: Given, facts: Facts) -> Choices:
         return {}
     weights = options.get("weights")
     if weights not in (None, "", "timm"):
-        raise UsageError("--weights needs the network that they are for: add --backbone, for example timm:resnet18")
-    if weights == "timm" or (weights is None and facts.published and facts.photographs):
+        raise UsageError(
+            f"{weights}: not the weights of {', '.join(PUBLISHED)}: say which network they are for, for example"
+            " --backbone timm:resnet18"
+        )
+    if weights == "timm" or (weights is None and facts.published and facts.suits_published):
         network = PUBLISHED[facts.published or next(iter(PUBLISHED))]
-        why = f"photographs start from a published network, {network.name}: {network.title}, {network.trained_on}"
+        why = f"the best network on this machine, {network.name}: {network.title}, {network.trained_on}"
         return {"backbone": (network.backbone, why), "weights": ("timm", why)}
-    why = "the network for small images, as none was given"
-    if weights is None and facts.photographs:
-        why = "no published network is on this machine (deepcluster fetch), so a small one learns from the images alone"
+    why = "a small network for training from nothing"
+    if weights is None and facts.suits_published:
+        why = "no published network is on this machine, so a small one is trained from nothing"
     return {"backbone": ("compact", why)}
 
 
@@ -420,7 +434,7 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
         "temperature": (0.07, _GENTLY),
         "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
     }
-    if all(part.startswith(RECTIFIED) for part in backbone.split(PLUS)):
+    if backbone.startswith(RECTIFIED):
         choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")
     return choices
 
@@ -478,7 +492,7 @@ def _gentle(size: int, facts: Facts) -> Choices:
 
 
 def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
-    scaled, quick = round(size * 0.75), max(112, size // 2)
+    scaled, quick = max(8, round(size * 0.75)), max(112, size // 2)
     if facts.device == "cpu" and scaled > quick:
         return quick, f"half the side, for time on a CPU; {scaled} px would keep the scale of what crops show"
     return scaled, "crops look larger: 3/4 of the side keeps their scale, and is faster"
@@ -533,8 +547,10 @@ def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[
     on_cpu = facts.device == "cpu"
     if backbone == "compact":
         return min(64 if on_cpu else 96, max(16, 8 * round(side / 8))), f"images of {side} px, 16 to 64 on a CPU"
-    if pretrained and facts.photographs and not (on_cpu and facts.count > FEW_PHOTOGRAPHS):
-        return 224, "what published networks are made for"
+    if pretrained and facts.suits_published:
+        if on_cpu and facts.count > MAX_LARGE_IMAGES:
+            return 144, f"{facts.count} images would take too long on a CPU at 224 px"
+        return 224, "the size that published networks are made for"
     largest = 144 if on_cpu else 224
     return min(largest, max(64, 16 * round(side / 16))), f"images of {side} px, 64 to 144 on a CPU"
 

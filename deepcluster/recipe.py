@@ -155,15 +155,15 @@ class Recipe(Options):
 
     backbone: str = _network(
         "alexnet",
-        "The convnet; photos, photos-ssl, photos-small and photos-pair are published ones with their weights; module:"
-        " one of your own (in Python).",
+        "The convnet; photos, photos-ssl and photos-small are published ones with their weights; module: one of your"
+        " own (in Python).",
         choices=("compact", "alexnet", "vgg16", *PUBLISHED, MODULE, "timm:NAME"),
         flag=True,
     )
     weights: str = _network(
         "",
-        "Pretrained weights: a file, or timm to fetch timm's own; none or empty: random; auto: for photographs those of"
-        " a published network that is on this machine (deepcluster fetch).",
+        "Pretrained weights: a file; timm: timm's own, downloaded if needed; none or empty: random; auto: those of the"
+        " best published network on this machine.",
         flag=True,
         auto=True,
     )

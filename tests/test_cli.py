@@ -117,7 +117,7 @@ def test_dry_run_writes_nothing(photos, tmp_path, capsys):
     dry = ["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]
     assert run_command(dry) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == ["Images", "Plan", "Time"]
+    assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == ["Images", "Network", "Plan", "Time"]
     assert printed.count("\n") <= 6
     assert run_command([*dry, "--verbose"]) == 0
     assert "backbone = " in capsys.readouterr().out

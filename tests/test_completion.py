@@ -19,7 +19,7 @@ from deepcluster.cli import app
         ("deepcluster fit photos -o ru", ""),
         ("deepcluster fit photos --recipe v2-", "v2-400-2x224 v2-800"),
         ("deepcluster fit photos --recipe mine", ""),  # a .toml file
-        ("deepcluster fit photos --backbone pho", "photos photos-ssl photos-small photos-pair"),
+        ("deepcluster fit photos --backbone pho", "photos photos-ssl photos-small"),
         ("deepcluster fit photos --labels f", "folders"),
         ("deepcluster fit photos --device c", "cpu cuda"),
         ("deepcluster export run --outliers k", "keep"),

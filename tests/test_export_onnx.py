@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import sys
 from dataclasses import replace
@@ -24,8 +23,6 @@ from deepcluster.model import Model
 from deepcluster.nets.backbone import build
 from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
-
-WEIGHTS = os.environ.get("DEEPCLUSTER_WEIGHTS", "")  # tf_efficientnet_lite0.safetensors
 
 
 def model_on(images, name, image_size, root=False, **options):
@@ -95,15 +92,12 @@ def test_distances_agree_with_torch(small, tmp_path, root):
     ("name", "image_size", "options"),
     [
         pytest.param("timm:resnet18", 64, {}, marks=pytest.mark.slow),
-        pytest.param("timm:test_vit+timm:test_efficientnet", 64, {}, marks=pytest.mark.slow),
         pytest.param("alexnet", 224, {"sobel": True}, marks=pytest.mark.slow),
         pytest.param("timm:vit_tiny_patch16_224", 64, {}, marks=pytest.mark.slow),
-        pytest.param("timm:tf_efficientnet_lite0", 96, {"weights": WEIGHTS, "root": True}, marks=pytest.mark.slow),
+        pytest.param("timm:tf_efficientnet_lite0.in1k", 96, {"weights": "timm", "root": True}, marks=pytest.mark.slow),
     ],
 )
 def test_distances_agree_with_torch_for_other_networks(photos, tmp_path, name, image_size, options):
-    if "weights" in options and not Path(options["weights"]).is_file():
-        pytest.skip("DEEPCLUSTER_WEIGHTS names no tf_efficientnet_lite0.safetensors")
     images = read_once(find(photos), image_size * 9 // 8).images
     check(model_on(images, name, image_size, **options), images, tmp_path)
 

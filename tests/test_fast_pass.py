@@ -46,7 +46,6 @@ def pictures(count: int, size: int) -> Tensor:
         ("timm:mobilenetv3_small_050", 64),  # hardswish, squeeze and excitation
         ("timm:efficientnet_b0", 48),  # SiLU
         ("timm:mobileone_s0", 64),  # branches
-        ("timm:test_efficientnet+timm:test_vit", 64),
     ],
 )
 def test_features_are_those_of_the_network(name, size):

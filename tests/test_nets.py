@@ -2,15 +2,13 @@
 
 import copy
 import math
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -427,20 +425,6 @@ def test_files_without_a_table_of_tensors(tmp_path, content):
         read_state(tmp_path / "a.pt")
 
 
-GIVEN = Path(os.environ.get("DEEPCLUSTER_WEIGHTS", "does not exist"))
-
-
-@pytest.mark.skipif(not GIVEN.is_file(), reason="DEEPCLUSTER_WEIGHTS names no tf_efficientnet_lite0.safetensors")
-def test_published_efficientnet_weights():
-    network = build("timm:tf_efficientnet_lite0", image_size=64, weights=str(GIVEN))
-    assert network.feature_dim == 1280
-    state, given = network.body.state_dict(), load_file(GIVEN)
-    assert given.keys() - state.keys() == {"classifier.weight", "classifier.bias"}
-    assert all(torch.equal(state[key], given[key]) for key in state)
-    with pytest.raises(ModelError, match="tf_efficientnet_lite1"):
-        build("timm:tf_efficientnet_lite1", image_size=64, weights=str(GIVEN))
-
-
 def test_frozen_centroids_by_hand():
     head = Centroids(torch.tensor([[3.0, 0], [0, 0.5], [0, 0]]), 0.5)
     logits = head(torch.tensor([[1.0, 1], [-2, 0]]))
@@ -562,64 +546,3 @@ def test_channels_last_but_where_the_gradient_would_be_spoilt():
 )  # fmt: skip
 def test_networks_of_one_image_size(name, preferred, size):
     assert only_size(name, preferred) == size
-
-
-# Two networks in one
-
-TWO = "timm:test_efficientnet+timm:test_vit"
-
-
-def test_joined_networks_give_the_features_of_both_side_by_side(tmp_path):
-    parts = [build(name, image_size=64, seed=seed) for name, seed in zip(TWO.split("+"), (1, 2), strict=True)]
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for part, file in zip(parts, files, strict=True):
-        save_file(part.body.state_dict(), file)
-    both = build(TWO, image_size=64, weights=f"{files[0]}+{files[1]}").eval()
-    images = torch.rand(3, 3, 64, 64, generator=generator(0, "images"))
-    with torch.no_grad():
-        expected = torch.cat([F.normalize(part.eval().features(images)) for part in parts], 1)
-        torch.testing.assert_close(both.features(images), expected)
-    assert both.feature_dim == sum(part.feature_dim for part in parts)
-    again = build(**both.architecture, seed=5)
-    again.body.load_state_dict(both.body.state_dict())
-    with torch.no_grad():
-        assert torch.equal(again.eval().features(images), both.features(images))
-
-
-def test_parts_of_the_same_name_start_from_other_weights():
-    one, other = build("timm:test_efficientnet+timm:test_efficientnet", image_size=64).body.bodies
-    assert not torch.equal(one.conv_stem.weight, other.conv_stem.weight)
-
-
-def test_statistics_of_all_parts_are_frozen():
-    both = build("timm:test_efficientnet+timm:test_byobnet", image_size=64)
-    both.frozen_statistics = True
-    norms = [module for module in both.train().modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms
-    assert not any(module.training for module in norms)
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "parts"),
-    [
-        (TWO, "a.pt", ["2 networks", "a.pt are 1", "one file for each"]),
-        (TWO, "a.pt+b.pt+c.pt", ["are 3"]),
-        ("compact+timm:test_vit", None, ["only networks called timm:NAME", "not compact"]),
-        ("timm:test_vit+", None, ["only networks called timm:NAME", "not nothing"]),
-        ("+".join(["timm:test_vit"] * 5), None, ["are 5 networks", "at most 4"]),
-        ("timm:test_vit+timm:resnet81", None, ["no backbone timm:resnet81"]),
-    ],
-)
-def test_networks_that_cannot_be_joined(name, weights, parts):
-    with pytest.raises(UsageError) as caught:
-        build(name, image_size=64, weights=weights)
-    assert all(part in str(caught.value) for part in parts), caught.value
-
-
-def test_the_image_size_of_joined_networks():
-    assert only_size("timm:resnet18+timm:tf_efficientnet_lite0", 144) is None
-    assert only_size("timm:resnet18+timm:vit_tiny_patch16_224", 150) == 144
-    both = "timm:vit_tiny_patch16_224+timm:vit_small_patch14_dinov2"
-    assert only_size(both, 224) == 224
-    with pytest.raises(UsageError, match=r"144 px and .*dinov2 of 140 px: give an --image-size"):
-        only_size(both, 144)

@@ -45,10 +45,6 @@ def test_a_network_of_one_size(tmp_path):
     check(tmp_path, "test_vit", 70)
 
 
-def test_two_networks_in_one(tmp_path):
-    check(tmp_path, "test_vit+timm:test_efficientnet", 64)
-
-
 def test_a_layer_whose_gradient_would_be_spoilt():
     """In a process of its own: torch ends it where memory is spoilt. RepVGG, MobileOne and FastViT begin with one."""
     code = """

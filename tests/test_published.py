@@ -1,31 +1,88 @@
 """Published networks: found in the cache without the network, fetched whole or not at all."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch.nn import functional as F
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
-from deepcluster.nets.published import PUBLISHED, cached, fetch, is_here
+from deepcluster.nets.backbone import build
+from deepcluster.nets.of_timm import in_layout_of
+from deepcluster.nets.published import DISTRIBUTION, PACKAGE, PACKAGE_FILE, PUBLISHED, fetch, local_file
+from deepcluster.presets import Facts, resolve
 from tests.helpers.hub import keep, point_to, tiny_file
 
 
 def test_the_names_are_timms_and_the_licences_are_permissive():
-    import timm
-
     for published in PUBLISHED.values():
-        for network in published.parts:
-            config = timm.get_pretrained_cfg(network)
-            assert config.hf_hub_id == f"timm/{network}" and config.hf_hub_filename is None
-            assert published.licence.lower() == config.license == "apache-2.0"
+        config = timm.get_pretrained_cfg(published.network)
+        assert config.hf_hub_id == f"timm/{published.network}" and config.hf_hub_filename is None
+        assert published.licence.lower() == config.license == "apache-2.0"
 
 
-def test_a_pair_is_here_where_both_are(hub_cache):
-    first, second = PUBLISHED["photos-pair"].parts
-    keep(hub_cache, first, tiny_file())
-    assert is_here("photos-small") and not is_here("photos-pair")
-    keep(hub_cache, second, tiny_file())
-    assert is_here("photos-pair")
+# ---- the installed network ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_wheel(monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+
+
+def test_the_installed_network_is_found_without_running_its_package(hub_cache):
+    code = (
+        "import sys; from deepcluster.nets.published import local_file; print(local_file('photos-small'));"
+        f" assert {PACKAGE!r} not in sys.modules"
+    )
+    path = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    assert path.endswith(PACKAGE_FILE)
+
+
+def test_its_tensors_have_timms_names(hub_cache):
+    file = torch.load(local_file("photos-small"), weights_only=True)
+    network = build(PUBLISHED["photos-small"].backbone, image_size=32, weights="timm")
+    state = network.body.state_dict()
+    assert len(state) == len(file) - 2 and network.origin == ""  # the classifier has no place
+    assert torch.equal(state["conv_stem.weight"], file["_conv_stem.weight"])
+    assert torch.equal(state["blocks.0.0.bn2.running_var"], file["_blocks.0._bn2.running_var"])
+    assert torch.equal(state["blocks.6.0.conv_pwl.weight"], file["_blocks.15._project_conv.weight"])
+    assert torch.equal(state["bn2.bias"], file["_bn1.bias"])
+
+
+def test_it_knows_a_photograph(hub_cache):
+    """A picture of a flower looks more like itself mirrored than like a picture of a temple."""
+    china, flower = (torch.tensor(image) for image in load_sample_images().images)
+    pictures = torch.stack([flower, flower.flip(1), china]).permute(0, 3, 1, 2)
+    network = build("timm:tf_efficientnet_lite0.in1k", image_size=224, weights="timm").eval()
+    with torch.no_grad():
+        features = F.normalize(network.features(F.interpolate(pictures.float() / 255, (224, 224))))
+    assert features[0] @ features[1] > 0.9 > 0.3 > features[0] @ features[2]
+
+
+def test_a_missing_package_is_said_and_nothing_else_changes(hub_cache, without_wheel):
+    with pytest.warns(DeepClusterWarning, match=rf"{DISTRIBUTION} is missing.*pip install"):
+        assert local_file("photos-small") is None
+    assert local_file("photos") is None
+
+
+def test_a_changed_file_is_said_and_never_read(hub_cache, tmp_path, monkeypatch):
+    file = tmp_path / PACKAGE / PACKAGE_FILE
+    file.parent.mkdir(parents=True)
+    (tmp_path / PACKAGE / "__init__.py").write_text("raise SystemExit('this code ran')")
+    file.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
+    with pytest.warns(DeepClusterWarning, match=r"was changed \(its SHA-256 differs\).*pip install"):
+        assert local_file("photos-small") is None
+
+
+# ---- the cache and the Hub ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -38,24 +95,89 @@ def test_what_is_there_is_found_without_the_network(hub_cache, monkeypatch, link
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for name in ("photos", PUBLISHED["photos"].backbone, PUBLISHED["photos"].network):
-        assert cached(name) == fetch(name) == path
-    assert cached("photos-ssl") is None
+        assert local_file(name) == fetch(name) == path
+    assert local_file("photos-ssl") is None
 
 
 def test_a_network_of_timm_that_has_no_name_of_ours(hub_cache):
-    assert cached("timm:resnet18") is None
+    assert local_file("timm:resnet18") is None
     with pytest.raises(UsageError, match="no weights"):
         fetch("timm:resnet18.no_such_tag")
 
 
 def test_fetched_once(hub, hub_cache):
     seen = []
-    path = fetch("photos-small", lambda *progress: seen.append(progress))
+    path = fetch("photos", lambda *progress: seen.append(progress))
     assert path.read_bytes() == hub.content and path.is_relative_to(hub_cache)
-    assert f"GET /timm/{PUBLISHED['photos-small'].network}/resolve/main/model.safetensors" in hub.requests
+    assert f"GET /timm/{PUBLISHED['photos'].network}/resolve/main/model.safetensors" in hub.requests
     assert all(phase == "weights" for phase, _, _ in seen)
     hub.requests.clear()
-    assert fetch("photos-small") == cached("photos-small") == path and not hub.requests
+    assert fetch("photos") == local_file("photos") == path and not hub.requests
+    assert not list(hub_cache.rglob("*.incomplete"))
+
+
+def test_the_installed_network_is_not_downloaded(hub):
+    assert fetch("photos-small") == local_file("photos-small") and not hub.requests
+
+
+@pytest.mark.parametrize("etag", ["../../../victim", "abc", ""])
+def test_an_etag_that_is_no_digest_is_refused(hub, hub_cache, etag):
+    """A client that takes it for a file name lets a server write anywhere."""
+    hub.etag = etag
+    victim = hub_cache.parent / "victim"
+    victim.write_text("mine")
+    with pytest.raises(ModelError, match="arrive damaged"):
+        fetch("photos")
+    assert victim.read_text() == "mine" and local_file("photos") is None
+    assert not [path for path in hub_cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("seconds", ["abc", "nan", "-1"])
+def test_a_time_limit_that_is_no_number(hub_cache, monkeypatch, seconds):
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", seconds)
+    with pytest.raises(UsageError, match=f"HF_HUB_ETAG_TIMEOUT={seconds}: set it to a number"):
+        fetch("photos")
+
+
+# ---- files from elsewhere -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory):
+    """The installed network in timm's layout with its classifier, as the Hub has it."""
+    model = timm.create_model("tf_efficientnet_lite0")
+    state = in_layout_of(model, torch.load(local_file("photos-small"), weights_only=True))
+    path = tmp_path_factory.mktemp("weights") / "tf_efficientnet_lite0.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return path
+
+
+def test_a_file_goes_into_the_cache(hub_cache, without_wheel, lite0, capsys):
+    assert run_command(["fetch", "photos-small", "--from", str(lite0)]) == 0
+    path = local_file("photos-small")
+    assert path.read_bytes() == lite0.read_bytes() and path.name in capsys.readouterr().out
+    path.resolve().write_bytes(lite0.read_bytes()[:-1] + b"?")
+    with pytest.warns(DeepClusterWarning, match="SHA-256"):
+        assert local_file("photos-small") is None
+
+
+def test_a_file_of_another_network_stays_out_of_the_cache(hub_cache, lite0, tmp_path, ends):
+    assert "do not fit the network" in ends(["fetch", "photos", "--from", lite0], 4)
+    (tmp_path / "damaged.safetensors").write_bytes(lite0.read_bytes()[:-100])
+    assert "damaged" in ends(["fetch", "photos-small", "--from", tmp_path / "damaged.safetensors"], 4)
+    assert not [path for path in hub_cache.rglob("*") if path.is_file()]
+
+
+def test_weights_are_known_by_their_layers(lite0, tmp_path):
+    facts = Facts(count=2000, short_side=96, grey=False, n_clusters=5, device="cpu")
+    for file in (lite0, local_file("photos-small")):
+        assert resolve("auto", {"weights": str(file)}, facts).recipe.backbone == PUBLISHED["photos-small"].backbone
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match=r"other.safetensors: not the weights of photos.*--backbone timm:"):
+        resolve("auto", {"weights": str(tmp_path / "other.safetensors")}, facts)
+
+
+# ---- downloads that fail --------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_download_goes_on(hub):
@@ -67,7 +189,7 @@ def test_an_interrupted_download_goes_on(hub):
 def test_what_a_killed_download_leaves_is_not_taken_for_the_file(hub, hub_cache):
     path = keep(hub_cache, "photos", hub.content)
     path.resolve().rename(path.resolve().with_suffix(".incomplete"))
-    assert cached("photos") is None
+    assert local_file("photos") is None
     assert fetch("photos").read_bytes() == hub.content
 
 
@@ -76,31 +198,30 @@ def test_a_damaged_file_is_seen_and_fetched_again(hub, hub_cache, link):
     path = keep(hub_cache, "photos", hub.content, link=link)
     path.resolve().write_bytes(hub.content[:-100])
     with pytest.warns(DeepClusterWarning, match="damaged.*deepcluster fetch photos repeats"):
-        assert cached("photos") is None
+        assert local_file("photos") is None
     assert fetch("photos").read_bytes() == hub.content
-    assert cached("photos") == path
+    assert local_file("photos") == path
 
 
 def test_a_damaged_file_that_is_as_long_as_it_should_be(hub, hub_cache):
     path = keep(hub_cache, "photos", hub.content)
     path.resolve().write_bytes(hub.content[:-1] + b"?")
     with pytest.warns(DeepClusterWarning, match="SHA-256"):
-        assert cached("photos") is None
+        assert local_file("photos") is None
 
 
 def test_what_arrives_damaged_is_not_used(hub):
     hub.sent = hub.content[:-1] + b"?"
     with pytest.raises(ModelError, match="photos arrive damaged"):
         fetch("photos")
-    with pytest.warns(DeepClusterWarning):
-        assert cached("photos") is None
+    assert local_file("photos") is None
     hub.sent = hub.content
     assert fetch("photos").read_bytes() == hub.content
 
 
 def test_offline_by_the_hubs_own_switch(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"photos are not on this machine, and HF_HUB_OFFLINE.*--weights FILE"):
+    with pytest.raises(ModelError, match=r"photos are not on this machine, and HF_HUB_OFFLINE.*fetch photos --from"):
         fetch("photos")
     assert not hub.requests
 
@@ -109,7 +230,10 @@ def test_without_a_connection(hub_cache, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         point_to(f"http://127.0.0.1:{unused.getsockname()[1]}", monkeypatch)
-        with pytest.raises(ModelError, match=r"photos could not be fetched.*connection.*--weights FILE"):
+        with pytest.raises(
+            ModelError,
+            match=r"connection.*/resolve/main/model.safetensors.*fetch photos --from",
+        ):
             fetch("photos")
         unused.listen()  # connects, and never answers
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.2")
@@ -124,14 +248,17 @@ def test_a_cache_that_cannot_be_written(hub, hub_cache):
 
 
 def test_a_name_that_is_none(ends):
-    assert "choose photos, photos-ssl, photos-small, photos-pair or timm:NAME" in ends(["fetch", "fotos"], 2)
+    assert "choose photos, photos-ssl, photos-small or timm:NAME" in ends(["fetch", "fotos"], 2)
 
 
 def test_the_command(hub, capsys):
-    assert run_command(["fetch", "photos-small"]) == 0
+    assert run_command(["fetch"]) == 0
     said = capsys.readouterr().out
-    assert "EfficientNet-Lite0, 19 MB, Apache-2.0" in said and "model.safetensors" in said
-    assert run_command(["fetch", "photos-small"]) == 0
+    assert "ConvNeXt-T, 178 MB, Apache-2.0" in said and "model.safetensors" in said
+    assert run_command(["fetch"]) == 0
     assert "on this machine already" in capsys.readouterr().out
     assert run_command(["doctor"]) == 0
-    assert "photos-small" in capsys.readouterr().out
+    assert "photos, photos-small" in capsys.readouterr().out
+    assert run_command(["fetch", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(one.name in said and one.licence in said for one in PUBLISHED.values()) and DISTRIBUTION in said

@@ -51,15 +51,18 @@ def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos
 
 def test_the_plan_in_a_sentence():
     drawings = Facts(1797, 8, True, 10, "cpu")
-    assert resolve("auto", {}, drawings).in_short(10) == (
-        "10 clusters; network compact, random weights, trained in at most 30 rounds at 16 px (the network for small"
-        " images, as none was given)"
-    )
+    plan = resolve("auto", {}, drawings)
+    assert plan.in_short(10) == "10 clusters; network trained in at most 30 rounds at 16 px"
+    assert plan.network == "compact, trained from nothing on these images"
     photographs = Facts(3000, 224, False, None, "cpu", "photos-small")
-    assert resolve("auto", {"rounds": 1}, photographs).in_short(None) == (
-        "as many clusters as the images suggest; network photos-small (EfficientNet-Lite0, trained on photographs with"
-        " the labels of 1,000 nouns (ImageNet-1k)), pretrained weights, adapted in at most 1 round at 224 px"
+    plan = resolve("auto", {"rounds": 1}, photographs)
+    assert plan.in_short(None) == "as many clusters as the images suggest; network adapted in at most 1 round at 224 px"
+    assert plan.network == (
+        "EfficientNet-Lite0, trained on photographs with the labels of 1,000 nouns (ImageNet-1k); deepcluster fetch"
+        " downloads a larger one"
     )
+    given = resolve("auto", {"backbone": "timm:resnet18", "weights": "w.safetensors"}, photographs)
+    assert given.network == "timm:resnet18, with given weights"
     assert "used as it is" in resolve("auto", {"rounds": 0}, photographs).in_short(3)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from deepcluster.errors import UsageError, first_line
 from deepcluster.nets.backbone import Network
-from deepcluster.nets.joined import Joined
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
 
 LEAST_TOO_MANY = 10_000  # numbers of a pooled map
@@ -40,13 +39,8 @@ def layers_of(network: Network) -> tuple[Layer, ...]:
 
     Every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every block of the compact network, every
     stage that timm lists of its networks.
-
-    Raises:
-        UsageError: Several networks are joined in it.
     """
     body = network.body
-    if isinstance(body, Joined):
-        raise UsageError("the layers of several networks in one are no sequence: fit with one of them, --backbone")
     if isinstance(body, PaperNet):
         activations = [module for module in body.features if isinstance(module, nn.ReLU)]
         poolings = ALEXNET if len(activations) == len(ALEXNET) else VGG16

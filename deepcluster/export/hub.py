@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.model import Model
-from deepcluster.nets.sizes import PLUS
 from deepcluster.report.text import inert, number, percent, three
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
@@ -141,9 +140,7 @@ def _recipe(folder: RunFolder) -> str:
     with folder.as_disk_errors():
         options = tomllib.loads(folder.file("recipe.toml").read_text(encoding="utf-8"))
     if isinstance(weights := options.get("weights"), str):
-        joined = PLUS in str(options.get("backbone"))
-        given = weights.split(PLUS) if joined else [weights]
-        options["weights"] = PLUS.join(re.split(r"[/\\]", path)[-1] for path in given)
+        options["weights"] = re.split(r"[/\\]", weights)[-1]
     lines = [
         f"{key} = {json.dumps(value)}\n"
         for key, value in options.items()

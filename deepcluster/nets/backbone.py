@@ -15,12 +15,11 @@ from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper, published
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, linear_of, projection_mlp, reset_linear
-from deepcluster.nets.joined import Joined
 from deepcluster.nets.of_timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.official import OfficialWeights, read_official, recognised
-from deepcluster.nets.sizes import MODULE, MOST_JOINED, PAPER_NETWORKS, PLUS
+from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS
 from deepcluster.nets.weights import HEADS, load_body, read_state
-from deepcluster.seeding import derive, generator, lent_global
+from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -147,13 +146,11 @@ def build(
     """The network called ``name``, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
     Args:
-        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows. Several of timm with
-            ``+`` between them are one network (:class:`~deepcluster.nets.joined.Joined`).
+        name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
         image_size: The side of the images in px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
         weights: A file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for the weights
-            that timm publishes, which may download them; default: random weights. Of a joined network: a file for each
-            part, with ``+`` between them.
+            that timm publishes, which may download them; default: random weights.
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Of the random weights.
         feature_dim: If known, it saves the trial that measures it.
@@ -163,12 +160,7 @@ def build(
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
-    names, files = _names_and_weights(name, weights)
-    parts = [
-        _part(each, image_size, sobel, file, derive(seed, "part", number) if number else seed, revision)
-        for number, (each, file) in enumerate(zip(names, files, strict=True))
-    ]
-    part = parts[0] if len(parts) == 1 else _joined(parts)
+    part = _part(name, image_size, sobel, weights, seed, revision)
     known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
     dim = known or _width(_trial(part.body, name, image_size), name)
     return Network(
@@ -195,32 +187,6 @@ class _Part:
     origin: str = ""
 
 
-def _names_and_weights(name: str, weights: str | None) -> tuple[list[str], list[str | None]]:
-    """The networks of a joined one and the weights of each; of any other network itself."""
-    names = name.split(PLUS)
-    if len(names) == 1:
-        return names, [weights]
-    if single := [each for each in names if not each.startswith("timm:")]:
-        raise UsageError(f"{name}: only networks called timm:NAME can be joined, not {single[0] or 'nothing'}")
-    if len(names) > MOST_JOINED:
-        raise UsageError(f"{name} are {len(names)} networks, and at most {MOST_JOINED} can be joined: leave some out")
-    files: list[str | None] = [None] if weights is None else list(weights.split(PLUS))
-    if weights in (None, "timm"):
-        files *= len(names)
-    if len(files) != len(names):
-        raise UsageError(
-            f"{name} are {len(names)} networks, and the weights {weights} are {len(files)}: give one file for each, in"
-            f" the same order, with {PLUS} between them"
-        )
-    return names, files
-
-
-def _joined(parts: Sequence[_Part]) -> _Part:
-    body = Joined([part.body for part in parts], [part.mean for part in parts], [part.std for part in parts])
-    # Each part normalises the images itself.
-    return _Part(body, (0.0,) * 3, (1.0,) * 3, origin="; ".join(part.origin for part in parts if part.origin))
-
-
 def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int, revision: int) -> _Part:
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
@@ -229,7 +195,7 @@ def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: in
     if weights == "timm":
         if not name.startswith("timm:"):
             raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
-        weights = str(published.cached(name) or published.fetch(name))
+        weights = str(published.fetch(name))
     # Before the network is built, which may take seconds.
     state = None if weights is None else read_state(weights)
     official = recognised(state, str(weights)) if state else None
@@ -252,7 +218,7 @@ def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: in
     elif name.startswith("timm:"):
         model, config = timm_body(name, image_size, seed, revision)
         part = _Part(model, config["mean"], config["std"])
-        heads, convert = timm_heads(config["classifier"]), partial(in_layout_of, model)
+        heads, convert = (*timm_heads(config["classifier"]), "_fc"), partial(in_layout_of, model)
     else:
         raise unknown_backbone(name)
     if state is None:

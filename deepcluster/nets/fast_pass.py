@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.backbone import Network
-from deepcluster.nets.joined import Joined
 
 # Numbers in the largest output of a layer for all images that go through the network at a time, so that they stay in
 # the cache of the processor and in memory that is there already.
@@ -42,18 +41,17 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return network.features
     if network.body not in _KNOWN:
-        _KNOWN[network.body] = [pairs(part) for part in _parts(network.body)], {}
+        _KNOWN[network.body] = pairs(network.body), {}
     foldable, counts = _KNOWN[network.body]
-    if not any(foldable):
+    if not foldable:
         return network.features
     body = copy.deepcopy(network.body).eval()
-    for part, found in zip(_parts(body), foldable, strict=True):
-        _fold(part, found)
+    _fold(body, foldable)
     return _InPieces(body, network, counts)
 
 
-# What is found once for a body: the layers to fold in each part, and how many images of a shape go at a time.
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[list[tuple[str, str]]], dict[torch.Size, int]]] = WeakKeyDictionary()
+# Computed once for a body: the layers to fold, and the number of images of each shape that go at a time.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, str]], dict[torch.Size, int]]] = WeakKeyDictionary()
 
 
 class _InPieces:
@@ -83,10 +81,6 @@ class _InPieces:
         normalised = torch.addcmul(self.shift, images, self.scale)
         features: Tensor = self.body(normalised.contiguous(memory_format=torch.channels_last))
         return features
-
-
-def _parts(body: nn.Module) -> list[nn.Module]:
-    return list(body.bodies) if isinstance(body, Joined) else [body]
 
 
 def _fold(body: nn.Module, found: list[tuple[str, str]]) -> None:

@@ -11,7 +11,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from deepcluster.errors import UsageError, first_line
+from deepcluster.nets.published import PUBLISHED
 from deepcluster.nets.sizes import PAPER_NETWORKS
+from deepcluster.nets.weights import read_state
 from deepcluster.seeding import lent_global
 
 
@@ -66,7 +68,14 @@ def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
 
     By the function that timm applies to the files of the model's authors. A file that it cannot convert comes back as
     it is. A convolution of another size is not resampled: its file is for another network.
+
+    The package with EfficientNet-Lite0 has the same modules in the same order under the names of its own code.
     """
+    if "_conv_stem.weight" in state:
+        theirs, timms = (dict.fromkeys(key.rpartition(".")[0] for key in keys) for keys in (state, model.state_dict()))
+        names = dict(zip(theirs, timms, strict=False))  # the classifier comes last, and has no place in the model
+        renamed = {key: (names.get(key.rpartition(".")[0]), key.rpartition(".")[2]) for key in state}
+        return {f"{module}.{kind}": state[key] for key, (module, kind) in renamed.items() if module}
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return dict(state)
@@ -79,6 +88,28 @@ def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
         if value.dim() == 4 and key.endswith(".weight") and value.data_ptr() not in unchanged:
             converted[key] = next((given for name, given in state.items() if name.endswith(key)), value)
     return converted
+
+
+def published_network(path: str) -> str | None:
+    """Return the network of ``PUBLISHED`` whose layers a file of weights has; None if it has none of theirs.
+
+    By the names and shapes of the tensors, so that a network that somebody has tuned further is recognised too.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    import timm
+
+    from deepcluster.nets.shapes import shapes_only
+
+    state = read_state(path)
+    for published in PUBLISHED.values():
+        with shapes_only():
+            model = timm.create_model(published.network, num_classes=0)
+        given = {name: tensor.shape for name, tensor in in_layout_of(model, state).items()}
+        if all(given.get(name) == tensor.shape for name, tensor in model.state_dict().items()):
+            return published.name
+    return None
 
 
 def size_does_not_fit(name: str, image_size: int, error: Exception) -> UsageError:

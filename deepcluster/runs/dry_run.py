@@ -20,12 +20,12 @@ def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     source = find(images)
     seen = preview(source)
     start = choose(request, facts_of(source, seen, request))
-    if not start.here:
+    if start.missing:
         display.say("Weights", _missing(start))
-    request = replace(request, published=start.name if start.here or start.wanted else "")
+    request = replace(request, published=start.name)
     chosen = plan(source, seen, request)
     recipe, device = chosen.recipe, choose_device(request.device)
-    if "timm" in recipe.weights.split("+"):  # time and memory do not depend on them, and nothing is fetched here
+    if recipe.weights == "timm":  # time and memory do not depend on them, and nothing is fetched here
         recipe = replace(recipe, weights="")
     network = network_of(recipe, request.seed, choose_device("cpu"))
     needed = memory(network, recipe, len(source.paths), decoding=seen.decoding, device=device)
@@ -39,10 +39,7 @@ def dry_run(images: Images, request: Request, display: Display) -> Recipe:
 
 
 def _missing(start: Start) -> str:
-    """What a fit would do about a published network that is not on this machine."""
+    """Say how a fit would get a published network that is not on this machine."""
     network = PUBLISHED[start.name]
-    what = f"{start.name} is not on this machine ({network.description}); deepcluster fetch {start.name} fetches it."
-    if start.agreed:
-        return f"{what} So does a fit"
-    otherwise = "ends with an error" if start.wanted else "trains from nothing, as planned here"
-    return f"{what} A fit asks on a terminal whether it may, and elsewhere it {otherwise}"
+    then = "A fit downloads it" if start.download else "A fit ends with an error until it is downloaded"
+    return f"{start.name} is not on this machine ({network.description}). {then}: deepcluster fetch {start.name}"

@@ -33,7 +33,7 @@ from deepcluster.runs.finish import Results, summary
 from deepcluster.runs.forecast import forecast
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
-from deepcluster.runs.weights import Ask, nobody, recorded, settle
+from deepcluster.runs.weights import recorded, settle
 from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
 from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.processes import ALONE, Processes
@@ -55,7 +55,6 @@ def fit(
     stdin: TextIO | None = None,
     stop: Stop | None = None,
     processes: Processes = ALONE,
-    ask: Ask = nobody,
 ) -> RunFolder:
     """From images to a run folder (docs/run-folder.md).
 
@@ -69,7 +68,6 @@ def fit(
         stdin: Where the list of paths comes from if ``images`` is "-".
         stop: May end the run with Stopped.
         processes: Those that share the images; the main rank writes and displays.
-        ask: Puts a question to the user: whether weights may be fetched.
 
     Raises:
         DeepClusterError: It says what to do.
@@ -92,7 +90,7 @@ def fit(
             return finished
         labels = true_labels(request.labels, source) if request.labels else None
         seen = preview(source)
-        request = settle(request, facts_of(source, seen, request), display=display, ask=ask, processes=processes)
+        request = settle(request, facts_of(source, seen, request), display=display, processes=processes)
         job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device, request.module)

@@ -34,6 +34,7 @@ def forecast(
         ranks: The processes that share the images.
         timed: Also how long it takes, by a pass over a few of the images.
     """
+    yield "Network", plan.network
     yield "Plan", plan.in_short(n_clusters)
     on_gpu = f", {needed.on_gpu / 1e9:.1f} GB on {device}" if needed.on_gpu else f" on {device}"
     memory = f"{needed.total / 1e9:.1f} GB of memory{on_gpu}"

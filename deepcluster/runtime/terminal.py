@@ -109,17 +109,6 @@ class Terminal:
             with suppress(BrokenPipeError, DiskError):
                 self.console.print(paragraph(heading.capitalize(), text), markup=False)
 
-    def ask(self, question: str) -> bool | None:
-        """Whether the user says yes; None where there is nobody to ask."""
-        if self.quiet or self.console.stderr or not (sys.stdin.isatty() and self.console.file.isatty()):
-            return None
-        self.bar.stop()
-        try:
-            self.console.print(paragraph("Question", f"{question} [y/N]"), markup=False)
-            return sys.stdin.readline().strip().lower() in ("y", "yes")
-        finally:
-            self.bar.start()
-
     def progress(self, phase: str, done: int, total: int | None) -> None:
         if self.bar.disable:
             return

@@ -24,7 +24,7 @@ from deepcluster.nets.backbone import REVISION, Network, build, copy_of_module
 from deepcluster.nets.given import absent_module, no_network
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
-from deepcluster.nets.sizes import FEATURES, MODULE, MOST_JOINED, PLUS
+from deepcluster.nets.sizes import FEATURES, MODULE
 from deepcluster.storage.atomic import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
@@ -40,7 +40,7 @@ OPTIONAL = {"junk": list, "root": bool}  # missing in models of version 0.1
 ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool, "revision": int}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
-BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}({re.escape(PLUS)}{TIMM}){{0,{MOST_JOINED - 1}}}")
+BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
 MOST_CONSTANTS = 200_000_000  # bytes
 
 

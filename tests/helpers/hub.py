@@ -29,12 +29,14 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         requests: The method and path of each.
         drops: How many more times a download breaks off in the middle.
-        sent: What it sends in truth, if not ``content``.
+        sent: The bytes that it sends, if they are not ``content``.
+        etag: Its ETag, if that is not the digest of ``content``.
     """
 
     def __init__(self, content: bytes):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.content, self.sent = content, content
+        self.etag = hashlib.sha256(content).hexdigest()
         self.requests: list[str] = []
         self.drops = 0
 
@@ -61,7 +63,7 @@ class _Answer(BaseHTTPRequestHandler):
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         part = hub.sent[start:]
         self.send_response(206 if start else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(hub.content).hexdigest()}"')
+        self.send_header("ETag", f'"{hub.etag}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(part)))
         if start:
