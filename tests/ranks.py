@@ -5,6 +5,7 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,16 +22,30 @@ WAIT = 300.0  # seconds for an answer: more is a hang (a fit took 80 where eight
 IMPORTED = ["torch", "torch._dynamo", "deepcluster.runs.fit", "deepcluster.runs.evaluate"]
 
 
+@dataclass(frozen=True)
+class OneIdle(Processes):
+    """Processes that share all rows among the ranks other than ``idle``, as if its images could not be read."""
+
+    idle: int = 0
+
+    def part(self, count: int) -> range:
+        others = self.world_size - 1
+        return (
+            range(0) if self.rank == self.idle else Processes(self.rank - (self.rank > self.idle), others).part(count)
+        )
+
+
 def _serve(pipe: Any, store: str, rank: int, count: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(60))
     while True:
         try:
-            work, arguments = pickle.loads(pipe.recv_bytes())
+            work, arguments, idle = pickle.loads(pipe.recv_bytes())
         except EOFError:
             os._exit(0)
+        processes = Processes(rank, count) if idle is None else OneIdle(rank, count, idle)
         try:
-            answer = ("done", work(Processes(rank, count), *arguments))
+            answer = ("done", work(processes, *arguments))
         except Exception:
             answer = ("failed", traceback.format_exc())
         pipe.send_bytes(pickle.dumps(answer))
@@ -39,6 +54,7 @@ def _serve(pipe: Any, store: str, rank: int, count: int) -> None:
 class Ranks:
     """``count`` processes of one thread each; a call runs a function in all and returns what each of them returns.
 
+    With ``idle``, the rank of this number has no rows.
     They start with the first call, and anew with the one after a failure, which may leave some of them waiting.
     """
 
@@ -62,13 +78,13 @@ class Ranks:
         for _, theirs in pairs:
             theirs.close()
 
-    def __call__(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def __call__(self, work: Callable[..., Any], *arguments: Any, idle: int | None = None) -> list[Any]:
         if self.count == 1:
             return [work(ALONE, *arguments)]
         if not self.processes:
             self._start()
         try:
-            return self._answers(pickle.dumps((work, arguments)))
+            return self._answers(pickle.dumps((work, arguments, idle)))
         except BaseException:
             self.end()
             raise

@@ -60,7 +60,7 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
 def _records(images: Tensor, begin: int) -> Tensor:
     """A row of bytes for each image: its number, its hash, its lightness, its contrast and its small picture."""
     parts = [torch.empty(0, RECORD, dtype=torch.uint8)]
-    for part in images.split(CHUNK):
+    for part in images.split(CHUNK) if len(images) else ():  # split makes an empty part of none
         small, hashes, spread = _signatures(part)
         numbers = torch.arange(begin, begin + len(part))
         begin += len(part)

@@ -99,7 +99,8 @@ def summary_rows(groups: Cut, placement: Placement, reduced: Tensor, partition: 
     stands for all of it is the mean of its features."""
     cluster, all_reduce = placement.cluster, partition.processes.all_reduce
     sizes = all_reduce(torch.bincount(cluster, minlength=groups.count)).tolist()
-    distances = all_reduce(torch.bincount(cluster, placement.distance.double(), minlength=groups.count)).tolist()
+    zeros = torch.zeros(groups.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
+    distances = all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
     middles = means(reduced, cluster, groups.count, partition)
     medoids = least_of_each(distances_to(middles, reduced, cluster), cluster, groups.count, partition).tolist()
     between = torch.cdist(middles, middles).fill_diagonal_(torch.inf)
