@@ -72,6 +72,8 @@ def _run(func: Any, args: Any, kwargs: Any, waits: Counter[str]) -> Any:
     there = bool(far) if where is None else torch.device(where).type == ELSEWHERE.type
     if there and kwargs.get("generator") is not None:
         raise RuntimeError(f"{name}: a generator of the CPU for a tensor on another device")
+    if far and name == "_adaptive_avg_pool2d.default" and any(map(int.__mod__, args[0].shape[-2:], args[1])):
+        raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes")
     args_inside, kwargs_inside = tree_map(lambda x: x.inside if isinstance(x, Elsewhere) else x, (args, kwargs))
     if where is not None:
         kwargs_inside["device"] = torch.device("cpu")

@@ -172,6 +172,16 @@ def test_views_that_shrink_are_antialiased(size):
     torch.testing.assert_close(found.mean(), images.float().mean() / 255, atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("side", [64, 65, 91])
+def test_views_that_shrink_stay_in_place(side):
+    """Averages of a ramp are the ramp: only the rows at the border may differ."""
+    ramp = (2.0 * torch.arange(side)).expand(1, 3, side, side)
+    for size in (side // 2 + 5, side // 3, side // 6):
+        found = random_views(ramp.byte(), size, STILL, random())[..., 2:-2] * 255
+        expected = (2 * torch.arange(size) + 1) * side / size - 1
+        torch.testing.assert_close(found, expected[2:-2].expand_as(found), atol=0.01, rtol=0)
+
+
 def test_views_that_do_not_shrink_are_bilinear():
     images = torch.randint(0, 256, (3, 3, 21, 21), generator=generator(0, "noise"), dtype=torch.uint8)
     how = Augmentation(crop=(0.1, 0.5))

@@ -12,7 +12,7 @@ from deepcluster.algorithm import clustering_device, conclude
 from deepcluster.clustering import kmeans, pic, two_level_kmeans, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.steps import Reduction, power_iteration
-from deepcluster.images.augment import Augmentation
+from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import each_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
@@ -113,6 +113,15 @@ def test_a_run_on_another_device(name, room, monkeypatch):
         result = conclude(net, images, clusters=5, batch_size=10, reduction=Reduction(8))
         places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
     assert {each.device.type for each in places} == {"cpu"}  # what the run writes
+
+
+@pytest.mark.parametrize("side", [40, 41, 91])
+def test_views_on_another_device_are_those_of_the_cpu(side):
+    images = torch.randint(0, 256, (6, 3, side, side), generator=generator(0, "pixels"), dtype=torch.uint8)
+    here = random_views(images, 16, COLOURED, generator(0, "views"))
+    with second_device():
+        there = random_views(images.to(ELSEWHERE), 16, COLOURED, generator(0, "views"))
+        assert there.device.type == "meta" and torch.allclose(there.cpu(), here, atol=1e-6)
 
 
 @pytest.mark.parametrize("memory", [False, True])

@@ -80,10 +80,13 @@ def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
     """
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     smaller = torch.nonzero(shrinking > 1).flatten()
-    side = images.shape[-1] // 2
-    if len(smaller) and side:
+    side = images.shape[-1]
+    if len(smaller) and side > 1:
         factors, rows = shrinking[smaller], smaller.to(images.device)
-        half = _sampled(F.adaptive_avg_pool2d(images[rows], side), grid[rows], factors / 2)
+        places = grid[rows]
+        if side % 2:  # the pooling drops the last row and column (an adaptive one needs even sides on a Mac)
+            places = (places + 1) * (side / (side - 1)) - 1
+        half = _sampled(F.avg_pool2d(images[rows], 2), places, factors / 2)
         weights = factors.log2().clamp(max=1).to(images.device).view(-1, 1, 1, 1)
         views[rows] = views[rows].lerp(half, weights)
     return views
