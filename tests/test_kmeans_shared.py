@@ -126,12 +126,16 @@ def failing(processes: Processes, x: Tensor, what: str) -> str:
 
 @pytest.mark.parametrize("what", ["k-means", "whitening"])
 @pytest.mark.parametrize("rows", [30, 3])
-def test_a_number_that_is_not_finite_in_one_process_ends_all_alike(ranks, what, rows):
+@pytest.mark.parametrize(("numbers", "said"), [("nan", "1 of "), ("tiny", "the rows are too small")])
+def test_numbers_that_cannot_be_used_in_one_process_end_all_alike(ranks, what, rows, numbers, said):
     x = blobs(rows, 5, 3)
-    x[-1, 2] = torch.nan
+    if numbers == "nan":
+        x[-1, 2] = torch.nan
+    else:
+        x *= torch.where(torch.arange(rows) < rows - 1, 0, 1e-20)[:, None]
     found = ranks[3](failing, x, what)
     assert len(set(found)) == 1
-    assert found[0].startswith(f"NonFiniteError: 1 of {rows} ")
+    assert found[0].startswith(f"NonFiniteError: {said}")
 
 
 @pytest.mark.parametrize("k", [0, 31])

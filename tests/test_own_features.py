@@ -123,9 +123,10 @@ def test_what_are_no_features(array: np.ndarray, words: str, tmp_path: Path) -> 
     assert words in str(error.value) and "f.npy" in str(error.value) and error.value.exit_code == 3
 
 
-def test_numbers_too_large_to_be_compared(tmp_path: Path) -> None:
-    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(5e37))
-    with pytest.raises(DataError, match="scale them"), np.errstate(all="ignore"):
+@pytest.mark.parametrize(("scale", "said"), [(5e37, "too large"), (1e-20, "too small")])
+def test_numbers_that_cannot_be_compared(tmp_path: Path, scale: float, said: str) -> None:
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.float32(scale))
+    with pytest.raises(DataError, match=f"{said}.*scale them"), np.errstate(all="ignore"):
         fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=2))
 
 

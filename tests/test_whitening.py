@@ -106,3 +106,9 @@ def test_not_finite():
     x[3, 1] = torch.nan
     with pytest.raises(NonFiniteError, match="1 of 20"):
         whiten(x)
+    for small in (1e-20 * correlated(20, 4), 1e-60 * correlated(20, 4).double(), 1e-20 * correlated(4, 20)):
+        with pytest.raises(NonFiniteError, match="too small"):
+            whiten(small)
+    assert torch.allclose(
+        whiten(1e-15 * correlated(200, 4)).project(1e-15 * correlated(200, 4)).T.cov(), torch.eye(4), atol=1e-3
+    )

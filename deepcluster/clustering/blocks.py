@@ -12,13 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.threads import in_order, one_thread, torch_workers
 
 Result = TypeVar("Result")
 
 LEAST_BLOCK, MOST_BLOCK = 1 << 11, 1 << 14
 BLOCK_ON_GPU = 1 << 16
+TINY = 1e-15  # squares of smaller numbers, and the smaller eigenvalues of their products, leave the range of float32
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,20 @@ def shared_out(x: Tensor, workers: int | None = None) -> Iterator[Rows]:
     else:
         with torch_workers(workers) as pool:
             yield Rows(x, pool, workers)
+
+
+def check_not_tiny(x: Tensor, spread: float, processes: Processes = ALONE) -> None:
+    """Raise NonFiniteError if all numbers are below ``TINY``, but not all are 0. A collective.
+
+    ``spread``: mean square of all rows or of their distances. The rows are read only if it is suspiciously small.
+    """
+    if spread > 1e-20:
+        return
+    largest = max(processes.all_gather_json(float(torch.stack(x.aminmax()).abs().max()) if x.numel() else 0.0))
+    if 0 < largest < TINY:
+        raise NonFiniteError(
+            f"the rows are too small: no number in them exceeds {largest:.0e}; multiply them by a factor"
+        )
 
 
 def matrix(x: Tensor | npt.NDArray[np.floating]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.assignment import exact_enough, label_sums, least_block, nearest_sums, place
-from deepcluster.clustering.blocks import Rows, extended, in_whole_blocks, matrix, shared_out
+from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 from deepcluster.runtime.devices import choose_precision
@@ -61,7 +61,7 @@ def kmeans(
 
     Raises:
         ValueError: k < 1, k > N, a start of another shape or an unknown policy.
-        NonFiniteError: NaN or infinity in the rows.
+        NonFiniteError: NaN or infinity in the rows, or numbers too large or too small for squares in float32.
     """
     x = matrix(x)
     width = x.shape[1]
@@ -120,6 +120,7 @@ def kmeans(
         if processes.any(not torch.isfinite(distances).all()):
             raise _not_finite(walk, processes)
         sizes, inertia = _sizes_and_inertia(labels, distances, k, processes)
+        check_not_tiny(x, inertia / partition.total, processes)
         clustering = Clustering(labels, centroids, sizes, inertia, done, reseeded)
         return clustering if empty == "faiss" else _repaired(clustering, walk, partition, distances, scores)
 

@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Rows, in_whole_blocks, matrix, shared_out
+from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, matrix, shared_out
 from deepcluster.clustering.matmul import product
 from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.partition import Partition
@@ -91,7 +91,7 @@ def whiten(
         root: Of the :func:`square_roots` of the features.
 
     Raises:
-        NonFiniteError: NaN or infinity in the features.
+        NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.
     """
     x = matrix(x)
     partition = Partition.of(processes, len(x))
@@ -104,8 +104,10 @@ def whiten(
         if not torch.isfinite(x).all():
             raise _not_finite(Rows(x), ALONE)
         few = square_roots(x.float()) if root else x
+        check_not_tiny(x, few.double().square().mean().item())
         return _broadcast(processes, root, lambda: _scaled(*_of_few(few, count), strength))
     mean, covariance = _covariance(x, partition, device or x.device, root)
+    check_not_tiny(x, np.trace(covariance), processes)
     return _broadcast(processes, root, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 

@@ -131,7 +131,9 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
             partition=partition,
         )
     except NonFiniteError as error:
-        raise DataError("these features are too large to be compared: scale them, say to length 1") from error
+        raise DataError(
+            "these features are too large or too small to be compared: scale them, say to length 1"
+        ) from error
     sample = sample_of(result.reduced, partition, seed)
     truth = job.truth(range(partition.total))
     rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.lengths)
