@@ -282,7 +282,6 @@ def result_of(
     """Reduce the final features (n x D, this rank's) and cluster them on the device ``where``."""
     mapping = reduction.fit(features, partition.processes, where)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
-    features = features.cpu()
-    reduced = mapping(features)
+    reduced, lengths = mapping.measure(features.cpu())
     final = clustering.exact(reduced.to(where), clusters, derive(seed, "k-means final"), partition)
-    return Result(mapping, reduced, mapping.lengths(features), final)
+    return Result(mapping, reduced, lengths, final)

@@ -103,10 +103,10 @@ class Model:
         width = len(self.reduction.mean)
         if features.shape[1] != width:
             raise DataError(f"the features have {features.shape[1]:,} numbers a row, and the model is of {width:,}")
-        reduced = self.reduction(features)
+        reduced, lengths = self.reduction.measure(features)
         if not torch.isfinite(reduced).all():
             raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
-        return reduced, self.reduction.lengths(features)
+        return reduced, lengths
 
     @cached_property
     def _features(self) -> Callable[[Tensor], Tensor]:

@@ -41,19 +41,21 @@ class Whitening:
 
     def project(self, x: Tensor) -> Tensor:
         """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
-        return self._map(matrix(x), normalise=False)
+        rows, lengths = self.measure(x)
+        return rows * lengths.unsqueeze(1)
 
     def __call__(self, x: Tensor, device: torch.device | None = None) -> Tensor:
         """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero."""
-        return self._map(matrix(x), normalise=True, device=device)
+        return self.measure(x, device)[0]
 
-    def lengths(self, x: Tensor) -> Tensor:
-        """The length (float32, N) of each whitened row: how far from the mean of the fitted rows it lies."""
-        return torch.cat([self.project(rows).norm(dim=1) for rows in matrix(x).split(1 << 16)])
-
-    def _map(self, x: Tensor, *, normalise: bool, device: torch.device | None = None) -> Tensor:
+    def measure(self, x: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Return the rows of ``__call__`` and the length (N) of each before: its distance from the mean of the fit."""
+        x = matrix(x)
         device = device or x.device
-        reduced = torch.empty(len(x), self.projection.shape[1], device=device)
+        reduced, lengths = (
+            torch.empty(len(x), self.projection.shape[1], device=device),
+            torch.empty(len(x), device=device),
+        )
         mean, weight = self.mean.to(device), self.projection.T.to(device).contiguous()
         # The mean goes before the product: as part of an offset it would leave rounding errors of a row at the mean.
         multiply = product(weight, weight.new_zeros(len(weight)))
@@ -61,12 +63,14 @@ class Whitening:
         def work(begin: int, rows: Tensor) -> None:
             rows = rows.to(device)
             out = multiply((square_roots(rows) if self.root else rows) - mean)
-            reduced[begin : begin + len(rows)] = F.normalize(out, eps=1e-12) if normalise else out
+            part = slice(begin, begin + len(rows))
+            lengths[part] = out.norm(dim=1)
+            reduced[part] = out / lengths[part].clamp(min=1e-12).unsqueeze(1)
 
         with shared_out(x) as walk:
             for _ in walk.blocks(work):
                 pass
-        return reduced
+        return reduced, lengths
 
 
 def whiten(
