@@ -5,9 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from deepcluster.evaluation import few_labels, linear
+from deepcluster.evaluation.common import Labelled, ProbeTask
+from deepcluster.evaluation.options import FewLabelsOptions, LinearOptions
+from deepcluster.images.augment import fixed_view
+from deepcluster.nets.backbone import build
 from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs import fit as run
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from tests.test_fit_shared import OPTIONS, pixels
 
@@ -68,6 +75,33 @@ def test_a_probe_of_several_processes_learns(ranks, folder):
     found = ranks[2](evaluated, folder, "linear", None, options)[0]
     assert found["block1_top1"] > 0.9
     assert found["block1_loss"] < 0.5
+
+
+def learnt(processes: Processes, protocol: str) -> dict[str, Any]:
+    """Figures of a probe without random views and statistics of batches, which differ by rank."""
+    images, classes = torch.from_numpy(pixels(23)).permute(0, 3, 1, 2), torch.arange(23) % 4
+    share = processes.part(len(images))
+    own = images[share.start : share.stop]
+    network = build("compact", image_size=12, seed=0).eval()
+    network.frozen_statistics = True
+    labelled = Labelled(own, classes, Partition.of(processes, len(own)))
+    task = ProbeTask(network, labelled, labelled, "abcd", 12, 8, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few_labels, "random_views", lambda images, size, how, random: fixed_view(images, size))
+        patch.setattr(linear, "random_crops", lambda images, size, random: images)
+        if protocol == "few":  # 20 images of 4 classes, 7 or 6 in a batch
+            options = FewLabelsOptions(shares="0.9", epochs=3, batch_size=7, lr="0.01", head_lr="0.05")
+            return dict(few_labels.few(task, options))
+        figures = dict(linear.linear(task, LinearOptions(layers="block2", epochs=3, batch_size=7, lr=1e-4)))
+        return {name: value for name, value in figures.items() if not isinstance(value, str)}
+
+
+@pytest.mark.parametrize("protocol", ["few", "linear"])
+def test_an_image_that_fills_up_a_batch_counts_once(ranks, protocol):
+    (alone,) = ranks[1](learnt, protocol)
+    for count in (2, 3):
+        for found in ranks[count](learnt, protocol):
+            assert found == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.parametrize("protocol", ["retrieval", "voc07"])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once
-from deepcluster.learning.batches import new_images, strides
+from deepcluster.learning.batches import Batch, strides
 from deepcluster.learning.instances import WithInstances
 from deepcluster.nets.backbone import Network
 from deepcluster.runtime.partition import Partition
@@ -78,5 +78,6 @@ def test_what_fills_up_is_behind_what_is_new():
     for drawn in range(1, 14):
         for count in (1, 2, 3, 5):
             parts = strides(torch.arange(drawn), count)
-            new = [part[:n] for part, n in zip(parts, new_images(drawn, count), strict=True)]
+            batch = Batch(0, torch.arange(drawn), parts, 0, torch.empty(0))
+            new = [part[:n] for part, n in zip(parts, batch.new, strict=True)]
             assert sorted(torch.cat(new).tolist()) == list(range(drawn))

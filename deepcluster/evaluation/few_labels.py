@@ -96,7 +96,8 @@ def fine_tune(
             # Dropout draws from the global generator.
             with lent_global(task.seed, "few training", epoch, batch.step, *processes.seed_index, device=device):
                 logits = model(views)
-            loss = F.cross_entropy(logits, task.train.classes[batch.rows].to(device))
+            targets = batch.targets(task.train.classes).to(device)
+            loss = F.cross_entropy(logits, targets, reduction="sum") * processes.world_size / len(batch.drawn)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

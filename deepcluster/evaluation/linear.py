@@ -88,7 +88,9 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
             t = epoch * steps + batch.step
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(t, options.lr, options.weight_decay)
-            loss = F.cross_entropy(model(features(views)), classes[batch.rows].to(device))
+            targets = batch.targets(classes).to(device)
+            loss = F.cross_entropy(model(features(views)), targets, reduction="sum")
+            loss = loss * processes.world_size / len(batch.drawn)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

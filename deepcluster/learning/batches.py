@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from deepcluster.learning.losses import IGNORED
 from deepcluster.runtime.devices import CPU, moved
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.threads import made_ahead
@@ -22,15 +23,26 @@ class Batch:
         step: Its number in the epoch.
         drawn: Numbers of the images that all ranks train on together.
         parts: Numbers of the images of each rank (see :func:`strides`).
-        rows: This rank's.
-        images: uint8, B x 3 x S x S, those of ``rows``, on the device that trains.
+        rank: This rank.
+        images: uint8, B x 3 x S x S, this rank's, on the device that trains.
     """
 
     step: int
     drawn: Tensor
     parts: list[Tensor]
-    rows: Tensor
+    rank: int
     images: Tensor
+
+    @property
+    def new(self) -> list[int]:
+        """Number of images of each rank that are not filling, which counts for nothing."""
+        return [len(range(rank, len(self.drawn), len(self.parts))) for rank in range(len(self.parts))]
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return the labels of this rank's images out of those of all images; IGNORED for filling."""
+        targets = labels[self.parts[self.rank]]
+        targets[self.new[self.rank] :] = IGNORED
+        return targets
 
 
 def batches(
@@ -57,7 +69,7 @@ def batches(
         step, drawn = sample
         parts = strides(drawn, processes.world_size)
         gathered = moved(partition.get_rows(pixels, parts), device).permute(0, 3, 1, 2)
-        return prepare(Batch(step, drawn, parts, parts[processes.rank], gathered))
+        return prepare(Batch(step, drawn, parts, processes.rank, gathered))
 
     # Collectives have an order, which a thread that works ahead would not keep.
     yield from made_ahead(make, samples, device if processes.alone else CPU)
@@ -73,8 +85,3 @@ def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
     size = max(2, -(-len(drawn) // world_size))
     filled = drawn[torch.arange(size * world_size) % len(drawn)]
     return [filled[rank::world_size] for rank in range(world_size)]
-
-
-def new_images(drawn: int, world_size: int) -> list[int]:
-    """How many images of each of the :func:`strides` are not filling, which counts for nothing."""
-    return [len(range(rank, drawn, world_size)) for rank in range(world_size)]

@@ -14,9 +14,9 @@ from torch.optim import SGD
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.augment import Augmentation, random_views
 from deepcluster.images.sampling import uniform_over_clusters
-from deepcluster.learning.batches import Batch, batches, new_images
+from deepcluster.learning.batches import Batch, batches
 from deepcluster.learning.heads import Head, new_linear_head
-from deepcluster.learning.losses import IGNORED, CrossEntropy, Loss, Outputs
+from deepcluster.learning.losses import CrossEntropy, Loss, Outputs
 from deepcluster.nets.backbone import Network
 from deepcluster.records import Trained
 from deepcluster.runtime.devices import moved
@@ -150,10 +150,8 @@ def train_on_pseudo_labels(
 
     def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
         random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
-        targets = labels[batch.rows]
-        targets[new_images(len(batch.drawn), processes.world_size)[processes.rank] :] = IGNORED
         seen = [random_views(batch.images, view.size or size, view, random) for view in views]
-        return batch, seen, moved(targets, device), moved(batch.drawn, device)
+        return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
     for epoch in range(done // steps, epochs):
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
@@ -178,9 +176,8 @@ def train_on_pseudo_labels(
                     loss = loss + part_loss.detach()
                     seen_as.append(embeddings.detach().unflatten(0, (len(seen), -1))[:remembered].mean(0))
             if memory is not None:
-                new = new_images(len(batch.drawn), processes.world_size)
-                kept = torch.cat(seen_as)[: new[processes.rank]]
-                rows = [part[:n] for part, n in zip(batch.parts, new, strict=True)]
+                kept = torch.cat(seen_as)[: batch.new[batch.rank]]
+                rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
                 _remember(memory, *partition.put_rows(kept, rows))
             for each in optimizers:
                 each.step()
