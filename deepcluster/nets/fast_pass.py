@@ -35,8 +35,8 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
     """
     modules = list(network.body.modules())
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in modules)
-    on_cpu = network.mean.device.type == "cpu"
-    if int(network.architecture.get("revision", 1)) < 2 or not (depthwise and on_cpu and dtype == torch.float32):
+    suited = depthwise and any(map(_is_norm, modules)) and network.mean.device.type == "cpu"
+    if int(network.architecture.get("revision", 1)) < 2 or not (suited and dtype == torch.float32):
         return network.features
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return network.features
