@@ -307,6 +307,24 @@ def test_changed_images_are_refused_with_a_list_and_change_nothing(pictures, cop
     assert contents(run) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "named", "code", "message"),
+    [
+        ("added", (), 3, "1 added (0/zz.png): put"),
+        ("added", ("--lr", "0.3"), 2, "and is 0.3 now"),
+        ("edited", (), 2, "give the options that the run began with"),
+    ],
+)
+def test_changed_images_come_before_options_that_nobody_named(
+    pictures, copy_of, tmp_path, kind, named, code, message, ends
+):
+    """The recipe chooses what the command leaves open, and by other images it may choose otherwise."""
+    folder = Path(shutil.copytree(pictures, tmp_path / pictures.name))
+    CHANGES[kind][0](folder)
+    command = ["fit", folder, "-o", copy_of("stopped"), "-k", "3", "--seed", "5", *named, "--resume", "--quiet"]
+    assert message in ends(command, code)
+
+
 def test_a_finished_run_without_checkpoints_knows_its_images_by_their_digest(pictures, whole, tmp_path, ends):
     run, folder = tmp_path / "run", Path(shutil.copytree(pictures, tmp_path / pictures.name))
     shutil.copytree(whole[0], run, ignore=shutil.ignore_patterns("checkpoints"))

@@ -250,7 +250,12 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             }
             if checkpoint:
                 resuming.check_run(checkpoints.folder, checkpoint.about, about)
-                resuming.check_options(checkpoint.about["options"], about["options"])
+                then, now = checkpoint.about["options"], about["options"]
+                named = {"n_clusters", "seed", *(k for k, value in (request.options or {}).items() if value != "auto")}
+                # The recipe chooses the other options by the images, which are therefore compared before them.
+                resuming.check_options(then, {name: value for name, value in now.items() if name in named})
+                resuming.check_images(folder, read.digests, pixels=False)
+                resuming.check_options(then, now)
                 resuming.check_images(folder, read.digests)
             if is_main:
                 reading.write_record(record.with_result_of(before))

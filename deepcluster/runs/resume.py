@@ -66,13 +66,13 @@ def _added(folder: RunFolder) -> list[str]:
     return [row["path"] for row in folder.read_added()]
 
 
-def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
-    """DataError with a list of what has changed since :func:`remember`."""
+def check_images(folder: RunFolder, now: Mapping[str, str], *, pixels: bool = True) -> None:
+    """DataError with a list of what has changed since :func:`remember`; ``pixels``: also inside the images."""
     then = {row["path"]: row["sha256"] for row in folder.read_rows(IMAGES_READ, COLUMNS)}
     differences = {
         "added": [path for path in now if path not in then],
         "removed": [path for path in then if path not in now],
-        "changed": [path for path in now if path in then and then[path] != now[path]],
+        "changed": [path for path in now if pixels and path in then and then[path] != now[path]],
     }
     if any(differences.values()) or list(then) != list(now):
         raise _differing(differences)
