@@ -25,7 +25,7 @@ from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
 from deepcluster.runs.recut import apply, figures_at_start, recut, undo
-from deepcluster.runs.report import found_again, name_in_run, shown_of
+from deepcluster.runs.report import found_again, name_in_run, report, shown_of
 from deepcluster.runs.results import read_run
 from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
@@ -168,6 +168,13 @@ def test_the_images_are_found_again(run, photos, more, tmp_path):
     assert source.file is not None and source.file(59) == more / "2" / "11.png"
     assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+
+
+def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more):
+    update(run, str(more))
+    page = (run / "report.html").read_bytes()
+    report(run)
+    assert (run / "report.html").read_bytes() == page
 
 
 def test_an_added_image_is_one_of_the_run(run, more):

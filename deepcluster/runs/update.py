@@ -264,7 +264,7 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
     written = write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
     folder.write_record(replace(written, cut=record.cut))  # edits of the clusters before are edits of these
     if folder.has("report.html"):
-        rewrite_report(folder, source, (model, every))
+        rewrite_report(folder, None, (model, every))
 
 
 def _read_again(
