@@ -150,6 +150,16 @@ def test_edits_stay_and_can_be_made_before_and_after(run, more):
     assert state_of(run) is not None
 
 
+def test_names_and_undo_keep_the_cut_after_an_update(run, more):
+    cut = record(run)["cut"]
+    update(run, str(more))
+    for name in ("beach", "town"):  # two pages of edits in a row, made of one page
+        apply(run, Edits(cut, {1: name}, (), None))
+        assert record(run)["cut"] == cut
+    undo(run)
+    assert record(run)["cut"] == cut
+
+
 def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     recut(alone, 3)

@@ -195,7 +195,7 @@ def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: 
     integers = [column.int() for column in (placement.cluster, placement.fine_cluster)]
     floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, lengths)]
     blocks = rows.partition.blocks(torch.stack([*integers, *floats], 1))
-    digests = files.Digests()
+    digests = files.Digests(rows.fitted)
     if rows.is_main:
         skipped = ({"path": path, "status": "skipped"} for path, _ in rows.skipped)
         table = digests.passing(chain(_used_rows(blocks, model, rows), skipped))

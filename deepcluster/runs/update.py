@@ -261,8 +261,7 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
     folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
     write_features(folder, every)
     written = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
-    written = write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
-    folder.write_record(replace(written, cut=record.cut))  # edits of the clusters before are edits of these
+    write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
     if folder.has("report.html"):
         rewrite_report(folder, None, (model, every))
 

@@ -267,19 +267,24 @@ class RunFolder:
 class Digests:
     """Digests of the rows of clusters.csv that have passed by.
 
+    Args:
+        fitted: Number of used images that the fit had, the first ones (None: all).
+
     Attributes:
         rows: SHA-256 of the images, in their order, and their clusters.
-        cut: Which assignment it is: of the clusters of the images that were used.
+        cut: Identifier of the assignment: of the clusters of the fit's images, so that an update keeps it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fitted: int | None = None) -> None:
         self._rows, self._cut = hashlib.sha256(), hashlib.sha256()
+        self._left = sys.maxsize if fitted is None else fitted
 
     def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
             self._rows.update(text.encode(errors="surrogateescape"))
-            if row["status"] == "ok":
+            if row["status"] == "ok" and self._left:
+                self._left -= 1
                 self._cut.update(int(row["cluster"]).to_bytes(8, sys.byteorder, signed=True))
             yield row
 
