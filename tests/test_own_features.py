@@ -144,6 +144,13 @@ def test_paths_in_a_table_beside_as_embed_writes_them(tmp_path: Path) -> None:
     assert given.source.paths == ("a.jpg", "b, c.jpg") and given.features.dtype == torch.float32
 
 
+def test_a_row_without_a_path_in_a_table_beside(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.ones((2, 2)))
+    (tmp_path / "f.csv").write_text("id,path\n1,a.jpg\n2\n")
+    with pytest.raises(DataError, match=r"f\.csv has no path in line 3"):
+        read_features(tmp_path / "f.npy")
+
+
 def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", blobs())
     fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=GROUPS, report=False))

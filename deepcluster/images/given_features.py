@@ -147,7 +147,12 @@ def _column(table: Path) -> list[str]:
             name = next((name for name in rows.fieldnames or () if name and name.lower() in PATH_COLUMNS), None)
             if name is None:
                 raise DataError(f"{one_line(str(table))} has no column path: add one, or take the file away")
-            return [row[name] or "" for row in rows]
+            paths = []
+            for row in rows:
+                if not row[name]:
+                    raise DataError(f"{one_line(str(table))} has no path in line {rows.line_num}: give each row one")
+                paths.append(row[name])
+            return paths
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
 
