@@ -375,7 +375,7 @@ def embed(
         parts = [part for _, part in _predictions(run_, source, device, processes, terminal, *targets)]
     import numpy as np
 
-    from deepcluster.storage.csv_files import write_csv
+    from deepcluster.images.csv_files import write_csv
 
     if not processes.is_main:
         return
@@ -839,7 +839,7 @@ def _write_table(
     target: "Output | None", columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
 ) -> None:
     """Rows as CSV, or as a line of JSON each, to a file or (None) to standard output."""
-    from deepcluster.storage.csv_files import write_csv
+    from deepcluster.images.csv_files import write_csv
 
     def write(file: Any) -> None:
         if as_json:

@@ -25,14 +25,13 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
+from deepcluster.images import csv_files, find
 from deepcluster.images import files as image_files
-from deepcluster.images import find
+from deepcluster.images.csv_files import guarded, unguarded
 from deepcluster.images.labels import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
-from deepcluster.storage import csv_files
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.csv_files import guarded, unguarded
 from tests.helpers.report import Page, page, row, summary_of
 from tests.helpers.runs import small_fit
 from tests.tiny import empty_folder

@@ -22,6 +22,15 @@ def test_csv_by_path(photos, tmp_path):
     assert sum(map(bool, labels.values())) == 2
 
 
+def test_labels_as_a_run_writes_them(photos, tmp_path):
+    """The guards of clusters.csv are removed, and blanks around a label."""
+    file = tmp_path / "clusters.csv"
+    file.write_text("path,label\nbars/00.png,'=l0\n./bars/01.png, stripes \n")
+    source = find(photos)
+    labels = dict(zip(source.paths, true_labels(str(file), source), strict=True))
+    assert (labels["bars/00.png"], labels["bars/01.png"]) == ("=l0", "stripes")
+
+
 def test_folders_without_folders(photos):
     with pytest.raises(DataError, match="without labels"):
         true_labels("folders", find(photos / "bars"))
@@ -33,6 +42,7 @@ def test_folders_without_folders(photos):
         ("path,label\nnowhere.png,x\n", DataError, "nowhere.png"),
         ("a,b\n1,2\n", DataError, "path and a label column"),
         ("", DataError, "nothing"),
+        ("path,label\na.png,x\na.png,x\n./a.png,y\n", DataError, r"a\.png is 'x' in line 2 and 'y' in line 4"),
         (None, UsageError, "No such file"),
     ],
 )

@@ -9,11 +9,11 @@ from deepcluster.errors import DataError, DeepClusterWarning
 from deepcluster.export.filenames import distinct
 from deepcluster.export.run_images import Row, RunImages
 from deepcluster.export.transfer import WORDS, Transfer, Unavailable
+from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import one_line, pillow_limits
 from deepcluster.report.text import count
 from deepcluster.runtime.display import Display
 from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.csv_files import write_csv
 from deepcluster.storage.destination import check_apart, check_no_folder, new_folder
 
 INVENTORY = "inventory.csv"

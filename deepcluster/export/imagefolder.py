@@ -9,10 +9,10 @@ from deepcluster.export.folder_tree import write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
+from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.csv_files import write_csv
 
 SPLIT = "train"
 METADATA = "metadata.csv"

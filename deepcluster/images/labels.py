@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.errors import DataError, UsageError
+from deepcluster.images.csv_files import unguarded
 from deepcluster.images.files import PATH_COLUMNS
 from deepcluster.images.source import Source
 
@@ -34,7 +35,7 @@ def true_labels(spec: str, source: Source) -> list[str]:
         return list(source.labels)
     by_path = _read_csv(Path(spec))
     alike = {_same_name(path): label for path, label in by_path.items()}
-    labels = [by_path.get(path) or alike.get(_same_name(path), "") for path in source.paths]
+    labels = [by_path.get(_plain(path)) or alike.get(_same_name(path), "") for path in source.paths]
     if not any(labels):
         raise DataError(
             f"--labels {spec}: none of its {len(by_path)} paths is among the {len(labels)} images"
@@ -60,7 +61,17 @@ def _read_csv(file: Path) -> dict[str, str]:
                     f"--labels {file}: its first line must name a path and a label column (path,label);"
                     f" it has {', '.join(columns)}"
                 )
-            return {row[path] or "": row[label] or "" for row in reader}
+            lines: dict[str, tuple[str, int]] = {}
+            for cells in reader:
+                row = unguarded({"path": cells[path] or "", "label": cells[label] or ""})
+                name, text = _plain(row["path"]), row["label"].strip()
+                before, line = lines.setdefault(name, (text, reader.line_num))
+                if before != text:
+                    raise DataError(
+                        f"--labels {file}: {name} is {before!r} in line {line} and {text!r} in line {reader.line_num}:"
+                        " remove one of the two lines"
+                    )
+            return {name: text for name, (text, _) in lines.items()}
     except OSError as error:
         raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
     except csv.Error as error:
@@ -72,5 +83,9 @@ def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
     return next((column for column in columns if column.strip().lower() in names), None)
 
 
+def _plain(path: str) -> str:
+    return re.sub(r"^(\./)+", "", path)
+
+
 def _same_name(path: str) -> str:
-    return unicodedata.normalize("NFC", re.sub(r"^(\./)+", "", path.replace("\\", "/")))
+    return unicodedata.normalize("NFC", _plain(path.replace("\\", "/")))

@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.images.arrays import load_array
+from deepcluster.images.csv_files import Row, unguarded, write_csv
 from deepcluster.images.run_folders import RECORD as RECORD
 from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
 from deepcluster.runtime import signals as stopping
 from deepcluster.storage import generation
 from deepcluster.storage.atomic import write_tensors, write_whole
-from deepcluster.storage.csv_files import Row, unguarded, write_csv
 from deepcluster.storage.generation import Stage
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
