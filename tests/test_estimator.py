@@ -126,7 +126,7 @@ def test_what_fit_leaves(fitted):
     assert (fitted.n_clusters_, fitted.n_iter_, len(fitted.history_), fitted.skipped_) == (3, 1, 1, [])
     assert fitted.history_[0]["round"] == 0 and fitted.history_[0]["loss"] > 0
     assert np.isnan(fitted.history_[0]["nmi_previous"])
-    assert fitted.paths_[:2] == ["00", "01"] and not hasattr(fitted, "n_features_in_")
+    assert fitted.paths_[:2] == ["0", "1"] and not hasattr(fitted, "n_features_in_")
 
     assert np.array_equal(fitted.predict(images), fitted.labels_)
     assert np.array_equal(fitted.transform(images), fitted.embedding_)

@@ -189,7 +189,7 @@ FORMULAS = [
     *("=1,=2", '="a"', "'=1", "''=1", "./=1", "././-x", "'./=1", "./'=1"),
 ]
 HARMLESS = ["a.png", "'tis.png", "''", "./a.png", "././a", "a=1", " =1", "", ".=", "..", "./", "'", "1-1", "é", "/-x"]
-TEXT_COLUMNS = ("path", "medoid_path", "name", "reason", "label")
+TEXT_COLUMNS = ("path", "medoid_path", "name", "reason", "label", "source", "member")
 
 
 def written(rows: list[dict[str, object]], columns: tuple[str, ...]) -> str:
@@ -223,9 +223,16 @@ def test_without_the_guard_there_would_be_formulas(monkeypatch: pytest.MonkeyPat
 
 def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
-    columns = {*files.CLUSTERS, *files.SUMMARY, *files.SKIPPED, *files.HISTORY, *files.PREDICTIONS}
+    columns = {
+        *files.CLUSTERS,
+        *files.SUMMARY,
+        *files.SKIPPED,
+        *files.HISTORY,
+        *files.PREDICTIONS,
+        *files.ADDED_COLUMNS,
+    }
     numbers = {"status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "size", "share", "junk"}
-    numbers |= {"mean_distance", "nearest_cluster", "confidence", *files.HISTORY}
+    numbers |= {"mean_distance", "nearest_cluster", "confidence", *files.HISTORY, "sha256", "added"}
     assert columns - numbers == set(TEXT_COLUMNS)
 
 

@@ -144,7 +144,7 @@ def shared(processes: Processes, out: Path) -> None:
         options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
         labels = [str(row % 4) for row in range(40)]
         file = out.parent / f"{out.name}-{processes.rank}.csv"
-        file.write_text("path,label\n" + "".join(f"{row:02},{label}\n" for row, label in enumerate(labels)))
+        file.write_text("path,label\n" + "".join(f"{row},{label}\n" for row, label in enumerate(labels)))
         request = run.Request(out=out, n_clusters=4, options=options, labels=str(file))
         run.fit(pixels(), request, processes=processes)
 

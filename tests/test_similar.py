@@ -119,7 +119,7 @@ def test_a_file_of_another_folder_with_the_name_of_one_of_the_run(finished, phot
 def test_of_a_run_of_features_only_its_own_images(tmp_path):
     np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(40, 8)))
     run = fit_features(tmp_path / "f.npy", Request(out=tmp_path / "run", n_clusters=3)).path
-    assert len(similar(run, "07", 3)) == 3
+    assert len(similar(run, "7", 3)) == 3
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="a run of features sees no other images"):
         similar(run, str(tmp_path / "a.png"))
@@ -130,9 +130,9 @@ def test_an_equal_image_is_found_and_the_image_itself_is_not(tmp_path):
     x[7] = x[2]
     np.save(tmp_path / "x.npy", x)
     run = fit_features(tmp_path / "x.npy", Request(out=tmp_path / "run", n_clusters=3)).path
-    for row, other in (("02", "07"), ("07", "02")):
+    for row, other in (("2", "7"), ("7", "2")):
         found = [each.path for each in similar(run, row, 39)]
-        assert found[0] == other and {*found} == {f"{i:02}" for i in range(40)} - {row}
+        assert found[0] == other and {*found} == {str(i) for i in range(40)} - {row}
 
 
 def test_a_file_is_known_by_its_absolute_path_and_comes_before_a_path_of_the_run(finished, tmp_path, monkeypatch):

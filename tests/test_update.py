@@ -187,6 +187,104 @@ def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more):
     assert (run / "report.html").read_bytes() == page
 
 
+def array(images: torch.Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def of_ten(tmp_path_factory) -> Path:
+    """A run of an array of ten images, whose numbers have a digit more as soon as another one comes."""
+    folder = tmp_path_factory.mktemp("ten")
+    np.save(folder / "ten.npy", array(drawings(10, seed=1)[0][::3]))
+    options = {"rounds": 0, "image_size": 16, "pseudo_labels": 4, "backbone": "compact"}
+    return fit(str(folder / "ten.npy"), Request(out=folder / "run", n_clusters=3, options=options)).path
+
+
+def test_rows_of_two_arrays_are_those_that_the_run_saw(of_ten, tmp_path, monkeypatch):
+    """The first array grows, and files in the current folder have the names that images have in the run."""
+    run = Path(shutil.copytree(of_ten, tmp_path / "run"))
+    ten, *others = (array(drawings(10, seed=seed)[0])[::3] for seed in (1, 2, 3, 4))
+    np.save(tmp_path / "ten.npy", ten)
+    change_record(run, location=str(tmp_path / "ten.npy"))
+    np.save(tmp_path / "more.npy", others[0])
+    assert update(run, str(tmp_path / "more.npy")).added == 10
+    np.save(tmp_path / "ten.npy", np.concatenate([ten, others[1]]))
+    assert update(run, others[2]).added == 10  # an array of Python, which is not found again
+    here = tmp_path / "here"
+    here.mkdir()
+    for row in used(run):
+        Image.new("RGB", (24, 24)).save(here / Path(row["path"]).name, "PNG")
+    monkeypatch.chdir(here)
+    source = found_again(open_run(run))
+    assert source is not None and list(source.paths) == [row["path"] for row in used(run)][:20]
+    assert [np.array(source.read(i)).tolist() for i in range(20)] == [*ten.tolist(), *others[0].tolist()]
+    done = update(run, str(tmp_path / "ten.npy"))
+    assert (done.added, done.known) == (10, 10)
+    source = found_again(open_run(run))
+    assert source is not None and len(source.paths) == 30
+    assert np.array_equal(np.array(source.read(29)), others[1][-1])
+    assert len({row["path"] for row in used(run)}) == 40
+
+
+def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for path in sorted((more / "0").iterdir()):
+            shard.add(path, f"=/{path.name}")
+    np.save(tmp_path / "1.npy", np.stack([np.array(Image.open(path)) for path in sorted((more / "1").iterdir())]))
+    for place in (tmp_path / "0.tar", tmp_path / "1.npy", more / "2"):
+        assert update(run, str(place)).added == 4
+    assert [(row["member"], row["label"]) for row in open_run(run).read_added()][::4] == [
+        ("=/00.png", "="), ("0", ""), ("", ""),
+    ]  # fmt: skip
+    assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out"), "--mode", "symlink"]) == 0
+    made = {row["path"]: row for row in rows(tmp_path / "out" / "inventory.csv")}
+    assert Counter(row["how"] for row in made.values()) == {"symlink": 52, "png": 8}
+    for row, file in zip(used(run)[48:], sorted(more.rglob("*.png")), strict=True):
+        exported = tmp_path / "out" / made[row["path"]]["exported_path"]
+        assert exported.suffix == ".png" and np.array_equal(np.array(Image.open(exported)), np.array(Image.open(file)))
+
+
+def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(fitted, photos, more, tmp_path):
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+    change_record(run, location=str(images))
+    shutil.copytree(more / "1", images / "new")
+    assert (update(run, str(images)).added, update(run, str(more)).added) == (4, 8)
+    images.rename(tmp_path / "moved")
+    out = ["-o", str(tmp_path / "out"), "--images", str(tmp_path / "moved")]
+    assert run_command(["export", str(run), "--to", "folders", *out]) == 0  # no warning of missing images
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+
+
+@pytest.mark.parametrize("place", ["copy.txt", "photos", "link", "links.txt"])
+def test_a_file_that_has_changed_is_known_whatever_it_is_called(fitted, photos, tmp_path, place):
+    """The fit was one of a list."""
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+    paths = [row["path"] for row in used(run)]
+    (images / "l.lst").write_text("\n".join(paths))
+    change_record(run, location=str(images / "l.lst"))
+    Image.new("RGB", (16, 16), (1, 200, 30)).save(images / paths[0])
+    (tmp_path / "link").symlink_to(images)
+    (tmp_path / "copy.txt").write_text("\n".join(str(images / path) for path in paths))
+    (tmp_path / "links.txt").write_text("\n".join(str(tmp_path / "link" / path) for path in paths))
+    assert update(run, str(tmp_path / place)).added == 0 and len(used(run)) == 48
+
+
+def test_an_added_image_has_the_label_of_a_folder_below_the_update_alone(run, more, tmp_path):
+    def labels() -> list[str]:
+        source = found_again(open_run(run))
+        assert source is not None and source.labels is not None
+        return list(source.labels[48:])
+
+    update(run, str(more / "0"))
+    (tmp_path / "list.txt").write_text("\n".join(map(str, sorted((more / "1").iterdir()))))
+    update(run, str(tmp_path / "list.txt"))
+    assert labels() == [""] * 8
+    update(run, str(more))
+    assert labels() == [*[""] * 8, *["2"] * 4]
+
+
 def test_an_added_image_is_one_of_the_run(run, more):
     """Named as a file or as in the table, it is not among the images most like it."""
     update(run, more)
@@ -283,6 +381,9 @@ def test_a_name_of_another_place_is_another_image(tmp_path):
     assert update(run, str(tmp_path / "b/f.npy")).added == 20
     paths = [row["path"] for row in used(run)]
     assert len(set(paths)) == 60 and paths[40] == f"{tmp_path}/b/0.jpg"
+    for name in ("a", "b"):  # other features of a file that the run has
+        np.save(tmp_path / name / "f.npy", np.load(tmp_path / name / "f.npy") + 1)
+        assert update(run, str(tmp_path / name / "f.npy")).added == 0
 
 
 def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path):
@@ -296,7 +397,7 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path
     run = fit(str(tmp_path / "a"), Request(out=tmp_path / "run", n_clusters=3, options=options)).path
     before = used(run)
     assert update(run, str(tmp_path / "b")) == Update(added=24, known=0, skipped=0)
-    assert used(run)[24]["path"] == f"{tmp_path / 'b'}/{before[0]['path']}"
+    assert used(run)[24]["path"] == f"../b/{before[0]['path']}"
     assert update(run, str(tmp_path / "b")) == Update(added=0, known=24, skipped=0)
 
 

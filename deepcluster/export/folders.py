@@ -56,7 +56,7 @@ def folders(
             return None
         elif row["is_outlier"] == "1" and outliers == "separate":
             folder = f"{APART}/{folder}"
-        as_png = members.source.file is None or (strip_metadata and split(name)[1].lower() not in STRIPPED)
+        as_png = not members.is_file(row) or (strip_metadata and split(name)[1].lower() not in STRIPPED)
         return folder, fitting(name, ".png") if as_png else name
 
     return write_folders(out, members, target, mode, strip=strip_metadata, dry_run=dry_run, display=display or Silent())

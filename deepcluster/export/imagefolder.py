@@ -51,7 +51,7 @@ def imagefolder(
         if outliers == "leave" and row["is_outlier"] == "1":
             return None
         name = plain(PurePosixPath(row["path"]).name)
-        as_png = members.source.file is None or split(name)[1].lower() not in suffixes
+        as_png = not members.is_file(row) or split(name)[1].lower() not in suffixes
         return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", fitting(name, ".png") if as_png else name
 
     def finish(folder: Path, inventory: Sequence[Row]) -> None:

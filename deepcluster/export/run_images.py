@@ -29,13 +29,19 @@ class RunImages:
     index: Mapping[str, int]
     junk: frozenset[str]
 
+    def is_file(self, row: Row) -> bool:
+        """Whether the image of a row is a file, and not written as PNG."""
+        i = self.index.get(row["path"])
+        return self.source.file is not None and (i is None or self.source.file(i) is not None)
+
 
 def read_run_images(run: Path, images: Images | None) -> RunImages:
     """The images of a run.
 
     Args:
         run: The run folder.
-        images: Where they are now, under the same paths; None: where the run found them.
+        images: Where they are now, under the same paths; None: where the run found them. Images of an update from
+            elsewhere are still there.
 
     Raises:
         DiskError: There is no finished run.
@@ -45,7 +51,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     rows, summary = files.read_state(
         run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv", ("cluster",)))
     )
-    source = find(images) if images is not None else found_again(folder)
+    source = found_again(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
     with folder.as_disk_errors():

@@ -17,7 +17,7 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.datasets import CHANNELS, as_uint8, is_tensor, is_unit, pixels, value_range
 from deepcluster.images.decode import as_rgb, explain, is_empty, one_line
-from deepcluster.images.source import Source, numbered
+from deepcluster.images.source import Origin, Source, numbered, real
 from deepcluster.runtime.memory import check_fits
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ def from_array(
     if labels is not None:
         _check_labels(labels.size, len(array), where)
     rows = array if images is None else images
+    place = real(location)
 
     def read(i: int, size: int | None = None) -> Image.Image:
         return as_rgb(Image.fromarray(pixels(rows[i])))
@@ -237,6 +238,7 @@ def from_array(
         read=read,
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
         skipped=(),
+        place=lambda i: Origin(place, str(i)),
     )
 
 

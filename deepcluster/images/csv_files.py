@@ -13,7 +13,8 @@ from typing import Any
 Row = Mapping[str, Any]
 
 PATH, TEXT = "./", "'"
-GUARDS = {"path": PATH, "medoid_path": PATH, "name": TEXT, "reason": TEXT, "label": TEXT}
+TEXT_COLUMNS = ("name", "reason", "label", "source", "member")
+GUARDS = {"path": PATH, "medoid_path": PATH} | dict.fromkeys(TEXT_COLUMNS, TEXT)
 # A text that begins with guards of its own and then the same signs gets one more, so that taking one off is exact.
 _SIGNS = "[=+@\t\r\n\\uff1d\\uff0b\\uff0d\\uff20-]"
 _FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*{_SIGNS}") for guard in (PATH, TEXT)}

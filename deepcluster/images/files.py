@@ -4,7 +4,6 @@ import codecs
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +12,7 @@ from deepcluster.errors import DataError
 from deepcluster.images import webdataset
 from deepcluster.images.decode import decode, explain, is_empty, not_a_file, one_line, short_side
 from deepcluster.images.run_folders import is_run
-from deepcluster.images.source import WHAT_TO_TYPE, Source
+from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # what tables call a column of paths
@@ -48,6 +47,7 @@ def from_folder(folder: Path) -> Source:
         return from_tars({path: folder / path for path in shards}, folder.name or "images", str(folder), skipped)
     skipped.sort(key=lambda pair: os.fsencode(pair[0]))
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
+    real = Path(os.path.realpath(folder))  # no link below it is followed
     return Source(
         name=folder.name or "images",
         location=str(folder),
@@ -57,6 +57,7 @@ def from_folder(folder: Path) -> Source:
         skipped=tuple(skipped),
         short_side=lambda i: short_side(folder / paths[i]),
         file=lambda i: folder / paths[i],
+        place=lambda i: Origin(str(real / paths[i])),
     )
 
 
@@ -142,28 +143,7 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
         skipped=(),
         short_side=lambda i: short_side(files[i][1]),
         file=lambda i: files[i][1],
-    )
-
-
-def with_files(source: Source, folder: Path | None, paths: Sequence[str]) -> Source:
-    """The source and, behind its images, those of these files that it does not have; relative paths start at
-    ``folder``."""
-    present, count = {*source.paths}, len(source.paths)
-    files = [(path, located(path, folder)) for path in paths if path not in present]
-    files = [(path, file) for path, file in files if file.is_file()]
-    if not files:
-        return source
-    more = from_files(files, source.name, source.location)
-    labels, side, file = source.labels, source.short_side, source.file
-    assert more.labels is not None and more.short_side is not None and more.file is not None
-    more_side, more_file = more.short_side, more.file
-    return replace(
-        source,
-        paths=source.paths + more.paths,
-        read=lambda i, size=None: source.read(i, size) if i < count else more.read(i - count, size),
-        labels=None if labels is None else labels + more.labels,
-        short_side=None if side is None else lambda i: side(i) if i < count else more_side(i - count),
-        file=None if file is None else lambda i: file(i) if i < count else more_file(i - count),
+        place=lambda i: Origin(os.path.realpath(files[i][1])),
     )
 
 
@@ -256,4 +236,5 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
         labels=shards.labels,
         skipped=tuple(skipped),
         short_side=lambda i: short_side(shards.open(i)),
+        place=shards.origin,
     )

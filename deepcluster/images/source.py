@@ -1,9 +1,12 @@
 """The contract of every source of images: what was found, and how the i-th image is read."""
 
+import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -22,6 +25,18 @@ class Read(Protocol):
     def __call__(self, i: int, size: int | None = None) -> Image.Image: ...
 
 
+class Origin(NamedTuple):
+    """Place of an image, by which it is found again whatever a run calls it.
+
+    Attributes:
+        source: Real path of its file, or of the array or shard that holds it; else the location of its data set.
+        member: Number of its row, or name of the shard's member; empty for a file of its own.
+    """
+
+    source: str
+    member: str = ""
+
+
 @dataclass(frozen=True)
 class Source:
     """Images that were found but not yet read.
@@ -32,13 +47,14 @@ class Source:
             ``hf:NAME`` or ``-``; ``python:paths``, ``python:array`` or ``python:dataset`` for what came from Python.
         paths: Of a folder: relative to it, with ``/``, in the order of their bytes. Of a list: as written there, each
             file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
-            an array or data set: padded numbers.
+            an array or data set: numbers.
         read: Gives the i-th image in mode RGB, reduced as in ``decode`` where a ``size`` is given; raises
             ``Undecodable`` or ``OSError``.
         labels: The labels of ``paths``, where the source has any.
         skipped: (path, reason) for what was found but is never opened.
         short_side: Gives the shorter side in px of the i-th image from its header; None where ``read`` reduces nothing.
-        file: Gives the absolute path of the i-th image; None where the images are not files.
+        file: Gives the absolute path of the i-th image, None for one that is no file; None where no image is a file.
+        place: Gives the origin of the i-th image; None where ``location`` and ``paths`` say it.
     """
 
     name: str
@@ -48,7 +64,16 @@ class Source:
     labels: tuple[str, ...] | None
     skipped: tuple[tuple[str, str], ...]
     short_side: Callable[[int], int] | None = None
-    file: Callable[[int], Path] | None = None
+    file: Callable[[int], Path | None] | None = None
+    place: Callable[[int], Origin] | None = None
+
+    def origin(self, i: int) -> Origin:
+        """The origin of the i-th image."""
+        return self.place(i) if self.place else Origin(self.location, self.paths[i])
+
+    def files(self) -> Iterator[Path]:
+        """The absolute paths of the images that are files."""
+        return filter(None, map(self.file, range(len(self.paths)))) if self.file else iter(())
 
     def part(self, begin: int, end: int) -> "Source":
         """The images ``begin`` to ``end`` alone; the first part also has the source's ``skipped``."""
@@ -70,6 +95,7 @@ class Source:
             skipped=(),
             short_side=None if side is None else lambda i: side(chosen[i]),
             file=None if file is None else lambda i: file(chosen[i]),
+            place=lambda i: self.origin(chosen[i]),
         )
 
 
@@ -83,6 +109,43 @@ def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """The paths of ``count`` images that have no names: padded numbers."""
-    width = len(str(count - 1))
-    return tuple(f"{row:0{width}}" for row in range(count))
+    """The paths of ``count`` images that have no names: numbers, which stay as they are when more images come."""
+    return tuple(map(str, range(count)))
+
+
+def real(location: str) -> str:
+    """The location, without links on the way if it is a path."""
+    return os.path.realpath(location) if Path(location).is_absolute() else location
+
+
+def joined(parts: Sequence[Source], name: str, location: str) -> Source:
+    """The images of several sources, one source behind the other."""
+    ends = [*accumulate(len(part.paths) for part in parts)]
+
+    def at(i: int) -> tuple[Source, int]:
+        number = bisect_right(ends, i)
+        return parts[number], i - (ends[number - 1] if number else 0)
+
+    def read(i: int, size: int | None = None) -> Image.Image:
+        part, row = at(i)
+        return part.read(row, size)
+
+    def file(i: int) -> Path | None:
+        part, row = at(i)
+        return part.file(row) if part.file else None
+
+    def place(i: int) -> Origin:
+        part, row = at(i)
+        return part.origin(row)
+
+    labels = tuple(label for part in parts for label in part.labels or [""] * len(part.paths))
+    return Source(
+        name=name,
+        location=location,
+        paths=tuple(path for part in parts for path in part.paths),
+        read=read,
+        labels=labels if any(labels) else None,
+        skipped=(),
+        file=file if any(part.file for part in parts) else None,
+        place=place,
+    )

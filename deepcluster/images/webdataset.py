@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from deepcluster.errors import DataError
 from deepcluster.images.decode import SMALL_FILE, SUFFIXES, explain, is_empty, one_line
+from deepcluster.images.source import Origin
 from deepcluster.runtime.spliced import Spliced
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -48,6 +49,7 @@ class Shards:
             members; None if there are none either.
         skipped: (path, reason).
         files: The archives.
+        places: The name of each in ``paths``, and its real path.
         firsts: The number of the first image of each file.
         offsets: Where each image begins in its file.
         sizes: The bytes of each image.
@@ -58,6 +60,7 @@ class Shards:
     labels: tuple[str, ...] | None
     skipped: tuple[tuple[str, str], ...]
     files: tuple[Path, ...]
+    places: tuple[tuple[str, str], ...]
     firsts: "array[int]"
     offsets: "array[int]"
     sizes: "array[int]"
@@ -70,6 +73,12 @@ class Shards:
             return io.BufferedReader(Spliced(b"", stream, self.offsets[i], self.offsets[i] + self.sizes[i]))
         stream.seek(self.offsets[i])
         return io.BytesIO(stream.read(self.sizes[i]))
+
+    def origin(self, i: int) -> Origin:
+        """The origin of the i-th image."""
+        shard = bisect_right(self.firsts, i) - 1
+        name, place = self.places[shard]
+        return Origin(place, self.paths[i].removeprefix(f"{name}/"))
 
     def _stream(self, shard: int) -> "_Stream":
         if getattr(self.last, "shard", None) != shard:
@@ -142,9 +151,11 @@ def index(shards: Iterable[tuple[str, Path]]) -> Shards:
     folders: list[str] = []
     skipped: list[tuple[str, str]] = []
     files: list[Path] = []
+    places: list[tuple[str, str]] = []
     firsts, offsets, sizes = array("q"), array("q"), array("q")
     for shard, file in shards:
         files.append(file)
+        places.append((shard, os.path.realpath(file)))
         firsts.append(len(paths))
         contents = _contents(file)
         for name, (offset, size) in contents.images.items():
@@ -156,7 +167,14 @@ def index(shards: Iterable[tuple[str, Path]]) -> Shards:
         skipped += [(f"{shard}/{name}" if name else shard, reason) for name, reason in contents.skipped]
     labels = labels if any(labels) else folders
     return Shards(
-        tuple(paths), tuple(labels) if any(labels) else None, tuple(skipped), tuple(files), firsts, offsets, sizes
+        tuple(paths),
+        tuple(labels) if any(labels) else None,
+        tuple(skipped),
+        tuple(files),
+        tuple(places),
+        firsts,
+        offsets,
+        sizes,
     )
 
 

@@ -486,10 +486,11 @@ def _fingerprint(source: Source, labels: Sequence[str] = ()) -> str:
     def add(*values: object) -> None:
         digest.update("\0".join(map(str, values)).encode(errors="surrogateescape") + b"\n")
 
-    place = Path(source.location)
-    add(source.location, *_stamp(place))
+    add(source.location)
     for i, path in enumerate(source.paths):
-        add(path, labels[i] if labels else "", *(_stamp(source.file(i)) if source.file else ()))
+        add(path, labels[i] if labels else "")
+    for place in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
+        add(place, *_stamp(Path(place)))
     return digest.hexdigest()
 
 

@@ -210,8 +210,7 @@ def check_not_inside(source: Source, out: Path) -> None:
     """UsageError where ``--overwrite`` would remove one of the images, as a file of the run that is replaced."""
     replaced = {os.path.realpath(out / name) for name in own_files(out)}
     names = {Path(path).name for path in replaced}
-    files_read = (source.file(i) for i in range(len(source.paths))) if source.file else ()
-    for file in (Path(source.location), *files_read):
+    for file in (Path(source.location), *source.files()):
         if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 

@@ -1,8 +1,10 @@
 """The report page of a run."""
 
 import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from deepcluster.groups.cut import Cut
 from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, pillow_limits
-from deepcluster.images.files import with_files
+from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
+from deepcluster.images.source import joined, real
 from deepcluster.model import Model
 from deepcluster.report.page import RunData, render
 from deepcluster.report.script_data import on_page
@@ -166,16 +169,52 @@ def _originals(run: Path, source: Source | None) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
-def found_again(folder: RunFolder) -> Source | None:
-    """The images of a run, where they are still at hand."""
-    location = folder.read_record().location
-    with suppress(DeepClusterError, OSError):
-        if location in ("-", "python:paths"):  # the list is gone, but its paths are in the table
-            return find([*folder.read_clusters().column("path")])
-        source = find(location) if _is_at_hand(location) else None
-        added = [row["path"] for row in folder.read_added()]
-        return source and with_files(source, folder_of(location), added)
-    return None
+def found_again(folder: RunFolder, images: Source | None = None) -> Source | None:
+    """The images of a run that are still at hand, by their paths in the run; None if there are none.
+
+    Args:
+        folder: The run.
+        images: The images of the fit at another place, under the same paths.
+    """
+    location, added = folder.read_record().location, folder.read_added()
+    paths = [*folder.read_clusters().where("status", "ok").column("path")]
+    fitted = paths[: len(paths) - len(added)]
+    own = images or _at_hand(location, fitted)
+    row_of = {path: row for row, path in enumerate(own.paths)} if own else {}
+    parts = [own.rows([row_of[path] for path in fitted if path in row_of])] if own else []
+    parts += _added(added, own, row_of, real(location))
+    if not any(part.paths for part in parts):
+        return None
+    return joined(parts, *((own.name, own.location) if own else ("images", location)))
+
+
+def _added(
+    added: Sequence[Mapping[str, str]], own: Source | None, row_of: Mapping[str, int], home: str
+) -> Iterator[Source]:
+    """The images of updates: an image below the location of the fit, ``home``, by its path, others by their origins."""
+    near, files, held = [], [], defaultdict(list)
+    for row in added:
+        if row["path"] in row_of and Path(row["source"]).is_relative_to(home):
+            near.append(row)
+        elif row["member"]:
+            held[row["source"]].append(row)
+        elif Path(row["source"]).is_absolute() and Path(row["source"]).is_file():
+            files.append(row)
+    if own:
+        yield _chosen(own, {row_of[row["path"]]: row for row in near})
+    if files:
+        listed = from_files([(row["path"], Path(row["source"])) for row in files], "images", "python:paths")
+        yield _chosen(listed, dict(enumerate(files)))
+    for place, rows in held.items():
+        if source := _at_hand(place):
+            number = {source.origin(i).member: i for i in range(len(source.paths))}
+            yield _chosen(source, {number[row["member"]]: row for row in rows if row["member"] in number})
+
+
+def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
+    """The images of a source with these numbers, with the paths and labels that rows of added.csv give them."""
+    paths, labels = (tuple(row[column] for row in rows.values()) for column in ("path", "label"))
+    return replace(source.rows([*rows]), paths=paths, labels=labels)
 
 
 def folder_of(location: str) -> Path | None:
@@ -196,11 +235,18 @@ def name_in_run(file: Path, base: Path | None) -> str:
     return near.as_posix() if shared else file.as_posix()
 
 
-def _is_at_hand(location: str) -> bool:
-    """Not passed from Python; nor a data set that would be downloaded: nobody asked for that."""
+def _at_hand(location: str, paths: Sequence[str] = ()) -> Source | None:
+    """The images at a location on this machine; nothing is downloaded, as nobody asked for that.
+
+    A list that came on standard input or from Python is gone: ``paths`` are its paths in the table.
+    """
     scheme, _, name = location.partition(":")
-    cached = name.isidentifier() and cache_folder(name).is_dir()
-    return cached if scheme == "torchvision" else scheme not in ("python", "hf")
+    cached = scheme == "torchvision" and name.isidentifier() and cache_folder(name).is_dir()
+    with suppress(DeepClusterError, OSError):
+        if paths and location in ("-", "python:paths"):
+            return find(paths)
+        return find(location) if cached or scheme == "sklearn" or Path(location).is_absolute() else None
+    return None
 
 
 def pictures(source: Source | None, size: int) -> Picture:

@@ -116,7 +116,7 @@ def is_untouched(source: Source, record: RunRecord) -> bool:
     if scheme in ("sklearn", "torchvision", "hf"):
         return True
     place = Path(source.location)
-    paths = [source.file(i) for i in range(len(source.paths))] if source.file else [place]
+    paths = [*source.files()] or [place]
     try:
         begun = datetime.fromisoformat(str(record.started)).timestamp()
         return place.exists() and all(path.is_file() and path.stat().st_mtime < begun for path in paths)

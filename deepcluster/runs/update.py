@@ -20,7 +20,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given_features import GivenFeatures, read_features
 from deepcluster.images.skipped import counted
-from deepcluster.images.source import nothing_readable, numbered
+from deepcluster.images.source import Origin, nothing_readable
 from deepcluster.images.store import MEMORY_BUDGET, gather, read_once
 from deepcluster.model import Model
 from deepcluster.report.sprite import extended, not_on_sheet, on_sheet
@@ -68,10 +68,10 @@ class Update:
 
 @dataclass(frozen=True)
 class _New:
-    """Images that the run does not have: what they are called, their features, pixels (None: there are no files) and
+    """Images that the run does not have, called as in the run: their features, pixels (None: there are no files) and
     digests."""
 
-    paths: Sequence[str]
+    source: Source
     reduced: Tensor
     lengths: Tensor
     images: Tensor | None
@@ -111,8 +111,9 @@ def update(
         else:
             source, features = find(images, stdin=stdin), None  # type: ignore[arg-type]
         source = _called_as(source, record.location)
-        present = {*rows.paths} if source.file and features is None else set()  # else a name does not tell what it is
-        fresh = [i for i, path in enumerate(source.paths) if path not in present]
+        # A file is known by its place, whatever it is called; of an array or a shard the content may be another now.
+        present = _origins(folder) if source.file else set()
+        fresh = [i for i in range(len(source.paths)) if source.origin(i) not in present]
         if not folder.has(IMAGES_READ):
             warnings.warn(
                 f"{run / IMAGES_READ} is gone: images that the run has are known by their paths alone",
@@ -124,18 +125,19 @@ def update(
         else:
             model.network.to(device)
             new, failed = _of_images(model, source.rows(fresh), _digests(folder), folder, display)
-        new = replace(new, paths=_free_names(new.paths, source, rows))
+        new = replace(new, source=replace(new.source, paths=_free_names(new.source, rows)))
         skipped = (*source.skipped, *failed)
-        known = len(source.paths) - len(failed) - len(new.paths)
-        if not (known or new.paths):
+        added = len(new.source.paths)
+        known = len(source.paths) - len(failed) - added
+        if not (known or added):
             raise nothing_readable(source.location, len(source.paths), failed)
-        done = Update(len(new.paths), known, len(skipped))
+        done = Update(added, known, len(skipped))
         display.say(
             "Images",
             f"{done.added:,} added, {done.known:,} in the run already, {done.skipped:,} skipped"
             f"{f': {counted(reason for _, reason in skipped)}' if skipped else ''}",
         )
-        if new.paths:
+        if added:
             with folder.next_state() as staged:
                 _write(staged, record, model, rows, new, skipped)
                 done = _judged(done, staged)
@@ -145,36 +147,48 @@ def update(
 
 
 def _called_as(source: Source, location: str) -> Source:
-    """The source with its files called as in a run on ``location``: relative to the folder of the run's images where
-    that is near, and absolute elsewhere."""
-    if source.file is None or (source.location == location and Path(location).is_absolute()):
+    """The source with its images called as in a run on ``location``: relative to the folder of the run's images where
+    that is near, and absolute elsewhere. A file of a list has no label: the folder that holds it may be no class."""
+    if source.location == location and Path(location).is_absolute():
         return source
     base, here = folder_of(location), Path(source.location)
+
+    def name(i: int) -> str:
+        if source.file and (file := source.file(i)):
+            return name_in_run(file, base)
+        place, member = source.origin(i)
+        return f"{name_in_run(Path(place), base)}{'#' if member.isdecimal() else '/'}{member}"
+
+    below = here if here.is_dir() else here.parent
     return replace(
-        source,
-        paths=tuple(name_in_run(source.file(i), base) for i in range(len(source.paths))),
-        skipped=tuple((name_in_run(here / path, base), reason) for path, reason in source.skipped),
+        source.rows(range(len(source.paths))),
+        paths=tuple(map(name, range(len(source.paths)))),
+        labels=None if source.file and not here.is_dir() else source.labels,
+        skipped=tuple((name_in_run(below / path, base), reason) for path, reason in source.skipped),
     )
 
 
-def _free_names(paths: Sequence[str], source: Source, rows: Rows) -> list[str]:
-    """The new images as the run calls them: those without a name by the next numbers, and those of another place with
-    it where the run has their name already."""
-    if source.file is None and source.paths == numbered(len(source.paths)):
+def _free_names(source: Source, rows: Rows) -> tuple[str, ...]:
+    """The new images as the run calls them: images from Python by the next numbers, and an image with a number behind
+    its name if the run has the name already."""
+    present = {*rows.paths}
+    if source.file is None and source.location.startswith("python:"):
         taken = (*rows.paths, *(path for path, _ in rows.skipped))
         begin = max((int(path) for path in taken if path.isdecimal()), default=-1) + 1
-        return [str(begin + i) for i in range(len(paths))]
-    present = {*rows.paths}
+        return tuple(str(begin + i) for i in range(len(source.paths)))
     names = []
-    for path in paths:
-        name = f"{source.location}/{path}" if path in present else path
-        for count in itertools.count(2):
-            if name not in present:
-                break
-            name = f"{source.location}/{path} ({count})"
-        present.add(name)
-        names.append(name)
-    return names
+    for path in source.paths:
+        others = (f"{path} ({count})" for count in itertools.count(2))
+        names.append(next(name for name in itertools.chain([path], others) if name not in present))
+        present.add(names[-1])
+    return tuple(names)
+
+
+def _origins(folder: RunFolder) -> set[Origin]:
+    """The origins of the run's images."""
+    images = found_again(folder)
+    at_hand = {images.origin(i) for i in range(len(images.paths))} if images else set()
+    return at_hand | {Origin(row["source"], row["member"]) for row in folder.read_added()}
 
 
 def _digests(folder: RunFolder) -> set[str]:
@@ -196,7 +210,7 @@ def _of_features(model: Model, source: Source, features: Tensor, known: set[str]
     kept = sorted(_unknown(digests, known))
     reduced, lengths = model.measure_features(features[kept])
     source = source.rows(kept)
-    return _New(source.paths, reduced, lengths, pictures_of(source), [digests[i] for i in kept]), ()
+    return _New(source, reduced, lengths, pictures_of(source), [digests[i] for i in kept]), ()
 
 
 def _of_images(
@@ -219,22 +233,23 @@ def _of_images(
     reduced, lengths = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
     if kept:
         reduced, lengths = model.measure(images, partial(display.progress, "features"))
-    paths = [source.paths[store.kept[i]] for i in kept]
-    return _New(paths, reduced, lengths, images, [digests[i] for i in kept]), store.skipped
+    source = source.rows([store.kept[i] for i in kept])
+    return _New(source, reduced, lengths, images, [digests[i] for i in kept]), store.skipped
 
 
 def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: _New, skipped: Failures) -> None:
     """The next state of the run, with the new images behind the others."""
-    source = found_again(folder)
+    source, paths = found_again(folder), new.source.paths
     now = datetime.now(UTC).isoformat(timespec="seconds")
     added: list[Mapping[str, Any]] = [*folder.read_added()]
-    added += [
-        {"path": path, "sha256": digest, "added": now} for path, digest in zip(new.paths, new.digests, strict=True)
-    ]
-    total = len(rows.paths) + len(new.paths)
+    for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
+        place, member = new.source.origin(i)
+        columns = (path, label, place, member, new.digests[i], now)
+        added.append(dict(zip(files.ADDED_COLUMNS, columns, strict=True)))
+    total = len(rows.paths) + len(paths)
     every = Rows(
-        paths=[*rows.paths, *new.paths],
-        labels=None if rows.labels is None else [*rows.labels, *[""] * len(new.paths)],
+        paths=[*rows.paths, *paths],
+        labels=None if rows.labels is None else [*rows.labels, *[""] * len(paths)],
         skipped=_skipped(folder, new, skipped),
         reduced=torch.cat([rows.reduced, new.reduced]),
         sample=rows.sample,
@@ -247,7 +262,7 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
         folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
-        pictures = grey.expand(len(new.paths), -1, -1, -1) if new.images is None else new.images
+        pictures = grey.expand(len(paths), -1, -1, -1) if new.images is None else new.images
         asked = [(row, rows.paths[row]) for row in not_on_sheet(len(rows.paths), total)]
         seen = dict(zip(*_read_again(source, [path for _, path in asked], THUMBNAIL), strict=True))
         again = {row: seen[path] for row, path in asked if path in seen}
@@ -294,7 +309,7 @@ def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
 def _skipped(folder: RunFolder, new: _New, skipped: Failures) -> Failures:
     """(path, reason) of all files that are not used; one that was skipped may have been added now."""
     before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
-    added = {*new.paths}
+    added = {*new.source.paths}
     every = {path: reason for path, reason in (before | dict(skipped)).items() if path not in added}
     return sorted(every.items(), key=lambda pair: os.fsencode(pair[0]))
 
@@ -311,7 +326,7 @@ def _alike(
     likely |= {firsts[group_of[path]] for path in likely & group_of.keys()}
     room = max(0, MEMORY_BUDGET // (images[0].numel()) - len(images))
     again, seen = _read_again(source, (path for path in rows.paths if path in likely), images.shape[2], room)
-    paths = [*again, *new.paths]
+    paths = [*again, *new.source.paths]
     if again:
         images = torch.cat([seen, images])
     before = len(again)

@@ -88,7 +88,7 @@ def files_read(run: Path, images: str) -> Iterator[Path]:
             return
         source = find(place)
         if source.file is not None:
-            yield from map(source.file, range(len(source.paths)))
+            yield from source.files()
         elif place.is_dir():
             yield from place.rglob("*.tar")
 

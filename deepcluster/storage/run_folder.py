@@ -44,7 +44,7 @@ SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 ADDED = "added.csv"  # the images that came after the fit
-ADDED_COLUMNS = ("path", "sha256", "added")
+ADDED_COLUMNS = ("path", "label", "source", "member", "sha256", "added")
 HISTORY = (
     "round",
     "loss",
