@@ -1,8 +1,11 @@
 """`deepcluster evaluate`: what all protocols share, and the protocol ``clustering``."""
 
 import json
+import os
 import shutil
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +13,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.clustering import ClusteringOptions, clustering
 from deepcluster.evaluation.common import accuracies, held_out, numbers
+from deepcluster.images import find
+from deepcluster.runs.evaluate import _check_apart
 from tests.helpers.runs import rows
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
@@ -216,5 +221,48 @@ def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys)
     assert (found["train_images"], found["images"], found["classes"]) == (31, 48, 3)
     assert found["top1_k1"] == pytest.approx(32 / 48, abs=0.03)  # nothing of the third class was learnt
 
-    assert run_command(["evaluate", str(run), str(photos), *common]) == 3
-    assert f"48 images of {photos.name} are among those" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(photos)
+    assert run_command(["evaluate", str(run), str(tmp_path / "link"), *common]) == 3
+    assert "48 images of link are among those" in capsys.readouterr().err
+
+
+# Images to score that are those to learn from: what is learnt from, what is scored, and how many are the same.
+SAME = {
+    "a part of the folder": ("photos", "photos/0", 2),
+    "a link to it": ("photos", "link", 4),
+    "learnt by the link": ("link", "photos", 4),
+    "hard links": ("photos", "hard", 4),
+    "a list of links": ("photos", "list.txt", 4),
+    "one of its shards": ("shards", "shards/1.tar", 2),
+    "a range of its shards": ("shards", "shards/{0..1}.tar", 4),
+    "a link to a shard": ("shards", "link.tar", 2),
+    "a link to an array": ("a.npy", "b.npy", 4),
+    "copies": ("photos", "copies", 0),
+    "the same names in another shard": ("shards", "other.tar", 0),
+}
+
+
+@pytest.mark.parametrize("way", SAME)
+def test_images_are_not_scored_that_were_learnt_from_by_another_name(way, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for folder in ("0", "1"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / "photos" / folder / f"{i}.png").write_bytes(b"never decoded")
+        for shard in (tmp_path / "shards" / f"{folder}.tar", tmp_path / "other.tar"):
+            with tarfile.open(shard, "w") as tar:
+                tar.add(tmp_path / "photos" / folder, "images")
+    for link, target in (("link", "photos"), ("link.tar", "shards/0.tar"), ("b.npy", "a.npy")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    shutil.copytree(tmp_path / "photos", tmp_path / "hard", copy_function=os.link)
+    shutil.copytree(tmp_path / "photos", tmp_path / "copies")
+    files = sorted((tmp_path / "link").glob("*/*.png"))
+    (tmp_path / "list.txt").write_text("\n".join(map(str, files)))
+    np.save(tmp_path / "a.npy", np.zeros((4, 2, 2), np.uint8))
+    learnt, scored, count = SAME[way]
+    train, test = find(str(tmp_path / learnt)), find(str(tmp_path / scored))
+    if not count:
+        return _check_apart(train, test)
+    with pytest.raises(DataError, match=f"^{count} images of .* are among those to learn from"):
+        _check_apart(train, test)
+    return None

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -344,16 +345,26 @@ def _split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, li
 
 def _check_apart(train: Source, test: Source) -> None:
     """DataError where images to score are among those to learn from."""
-    if train.file and test.file:
-        train_files = {train.file(i) for i in range(len(train.paths))}
-        shared = sum(test.file(i) in train_files for i in range(len(test.paths)))
-    else:
-        shared = len(test.paths) if train.location == test.location else 0
-    if shared:
+    learnt = {*_identities(train)}
+    if shared := sum(identity in learnt for identity in _identities(test)):
         raise DataError(
             f"{shared:,} images of {test.name} are among those to learn from: give others, or leave IMAGES out to"
             " hold out a fifth"
         )
+
+
+def _identities(source: Source) -> Iterator[tuple[object, str]]:
+    """What each image is, whatever it is called: its file by device and inode, and its member of that file."""
+
+    @cache
+    def identity(place: str) -> object:
+        with suppress(OSError, ValueError):
+            status = os.stat(place)  # noqa: PTH116 (a location may be no path)
+            return (status.st_dev, status.st_ino) if status.st_ino else place  # 0: a file system without numbers
+        return place
+
+    for origin in map(source.origin, range(len(source.paths))):
+        yield identity(origin.source), origin.member
 
 
 def _retrieval(job: _Evaluation) -> Prepared:
