@@ -120,6 +120,17 @@ def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
     assert contents(run) == before
 
 
+def test_what_cannot_be_used_is_named_where_nothing_else_is_new(run, photos, tmp_path):
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (images / "broken.png").write_bytes(b"broken")
+    assert update(run, str(images)) == Update(added=0, known=48, skipped=1)
+    assert [row["path"] for row in rows(run / "skipped.csv")] == [name_in_run(images / "broken.png", photos)]
+    assert not (run / "added.csv").exists() and record(run)["skipped_count"] == 1 and state_of(run) is not None
+    before = contents(run)
+    update(run, str(images))
+    assert contents(run) == before
+
+
 def test_what_cannot_be_used_is_named_and_may_be_added_later(run, more):
     (more / "broken.png").write_bytes(b"broken")
     assert update(run, str(more)) == Update(added=12, known=0, skipped=1)

@@ -137,10 +137,15 @@ def update(
             f"{done.added:,} added, {done.known:,} in the run already, {done.skipped:,} skipped"
             f"{f': {counted(reason for _, reason in skipped)}' if skipped else ''}",
         )
-        if added:
+        before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
+        reasons = {**before, **dict(skipped)}
+        for path in new.source.paths:
+            reasons.pop(path, None)
+        if added or reasons != before:
             with folder.next_state() as staged:
-                _write(staged, record, model, rows, new, skipped)
+                _write(staged, record, model, rows, new, reasons)
                 done = _judged(done, staged)
+        if added:
             text = f"{done.outliers:,} of them fit nowhere (is_outlier in clusters.csv)"
             display.say("Placed", f"{text}; a new fit is {f'due: {done.due}' if done.due else 'not due'}")
     return done
@@ -237,33 +242,48 @@ def _of_images(
     return _New(source, reduced, lengths, images, [digests[i] for i in kept]), store.skipped
 
 
-def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: _New, skipped: Failures) -> None:
-    """The next state of the run, with the new images behind the others."""
-    source, paths = found_again(folder), new.source.paths
+def _write(
+    folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str]
+) -> None:
+    """The next state of the run, with the new images behind the others, and the reasons why files are not used."""
+    paths = new.source.paths
     now = datetime.now(UTC).isoformat(timespec="seconds")
     added: list[Mapping[str, Any]] = [*folder.read_added()]
     for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
         place, member = new.source.origin(i)
         columns = (path, label, place, member, new.digests[i], now)
         added.append(dict(zip(files.ADDED_COLUMNS, columns, strict=True)))
-    total = len(rows.paths) + len(paths)
     every = Rows(
         paths=[*rows.paths, *paths],
         labels=None if rows.labels is None else [*rows.labels, *[""] * len(paths)],
-        skipped=_skipped(folder, new, skipped),
+        skipped=sorted(reasons.items(), key=lambda pair: os.fsencode(pair[0])),
         reduced=torch.cat([rows.reduced, new.reduced]),
         sample=rows.sample,
-        partition=Partition.single(total),
+        partition=Partition.single(len(rows.paths) + len(paths)),
         lengths=None if rows.lengths is None else torch.cat([rows.lengths, new.lengths]),
         added=len(added),
     )
+    if paths:
+        _draw(folder, rows, new, every)
+        folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
+    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
+    write_features(folder, every)
+    written = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
+    write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
+    if folder.has("report.html"):
+        rewrite_report(folder, None, (model, every))
+
+
+def _draw(folder: RunFolder, rows: Rows, new: _New, every: Rows) -> None:
+    """Add the new images to near-duplicates, sheet and map, if the run has these."""
+    source = found_again(folder)
     if folder.has("duplicates.csv") and new.images is not None:
         alike = _alike(folder, rows, new, new.images, source)
         folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
-        pictures = grey.expand(len(paths), -1, -1, -1) if new.images is None else new.images
-        asked = [(row, rows.paths[row]) for row in not_on_sheet(len(rows.paths), total)]
+        pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
+        asked = [(row, rows.paths[row]) for row in not_on_sheet(len(rows.paths), len(every.paths))]
         seen = dict(zip(*_read_again(source, [path for _, path in asked], THUMBNAIL), strict=True))
         again = {row: seen[path] for row, path in asked if path in seen}
         with folder.as_disk_errors(drawn.SHEET):
@@ -272,13 +292,6 @@ def _write(folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: 
     if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
         places = _extended(torch.from_numpy(places), torch.tensor(shown), every.reduced).numpy()
         folder.write_array(drawn.MAP, places)
-    folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
-    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
-    write_features(folder, every)
-    written = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
-    write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
-    if folder.has("report.html"):
-        rewrite_report(folder, None, (model, every))
 
 
 def _read_again(
@@ -304,14 +317,6 @@ def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
     if others.any():
         extended[others] = between(reduced[rows[others]], reduced[shown], places)
     return extended
-
-
-def _skipped(folder: RunFolder, new: _New, skipped: Failures) -> Failures:
-    """(path, reason) of all files that are not used; one that was skipped may have been added now."""
-    before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
-    added = {*new.source.paths}
-    every = {path: reason for path, reason in (before | dict(skipped)).items() if path not in added}
-    return sorted(every.items(), key=lambda pair: os.fsencode(pair[0]))
 
 
 def _alike(
