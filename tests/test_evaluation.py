@@ -15,7 +15,7 @@ from deepcluster.evaluation.clustering import ClusteringOptions, clustering
 from deepcluster.evaluation.common import accuracies, held_out, numbers
 from deepcluster.images import find
 from deepcluster.runs.evaluate import _check_apart
-from tests.helpers.runs import rows
+from tests.helpers.runs import change_record, rows
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
 
@@ -96,6 +96,16 @@ def test_labels_of_a_table_need_no_images(run, photos, tmp_path, capsys):
     assert evaluated(capsys, run, "--labels", labels)["images"] == 2
     assert run_command(["evaluate", str(run), "--labels", "folders"]) == 3
     assert "say where they are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["clustering", "knn"])
+def test_it_is_said_that_some_images_of_the_run_are_missing(run, photos, tmp_path, capsys, protocol):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    shutil.rmtree(images / "bars")
+    change_record(run, location=str(images))
+    assert run_command(["evaluate", str(run), "--labels", "folders", "--protocol", protocol]) == 0
+    said = f"16 of the 48 images of {run} are not at hand (they were in {images}): the figures are of the others"
+    assert said in capsys.readouterr().err
 
 
 def test_what_was_found_is_kept_and_not_found_again(run, capsys, monkeypatch):

@@ -263,7 +263,7 @@ def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(f
     assert (update(run, str(images)).added, update(run, str(more)).added) == (4, 8)
     images.rename(tmp_path / "moved")
     out = ["-o", str(tmp_path / "out"), "--images", str(tmp_path / "moved")]
-    assert run_command(["export", str(run), "--to", "folders", *out]) == 0  # no warning of missing images
+    assert run_command(["export", str(run), "--to", "folders", *out]) == 0  # none of them is missing
     assert len(list((tmp_path / "out").rglob("*.png"))) == 60
 
 

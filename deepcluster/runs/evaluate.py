@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from deepcluster.errors import DataError, DiskError, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.evaluation.clustering import clustering
 from deepcluster.evaluation.common import Figure, Figures, Labelled, NamedFigure, Once, ProbeTask, held_out
 from deepcluster.evaluation.feature_maps import chosen_layers
@@ -221,6 +222,14 @@ class _Evaluation:
             raise DataError(
                 f"the images of {self.folder.path} are not where they were any more:"
                 " say where they are (IMAGES, or --train for those to learn from)"
+            )
+        total = len(self.folder.read_clusters().where("status", "ok"))
+        if (away := total - len(source.paths)) and self.processes.is_main:
+            warnings.warn(
+                f"{away:,} of the {total:,} images of {self.folder.path} are not at hand (they were in"
+                f" {self.folder.read_record().location}): the figures are of the others",
+                DeepClusterWarning,
+                stacklevel=2,
             )
         return source
 
