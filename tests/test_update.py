@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -14,12 +15,12 @@ import torch
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.groups.map2d import between
 from deepcluster.groups.split import parts_of
 from deepcluster.images import find
 from deepcluster.report import sprite
-from deepcluster.report.sprite import columns, extended, not_on_sheet, sprite_sheet, tiny_pictures
+from deepcluster.report.sprite import columns, extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.edits import Edits
 from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
@@ -161,6 +162,23 @@ def test_edits_stay_and_can_be_made_before_and_after(run, more):
     assert state_of(run) is not None
 
 
+def test_the_page_keeps_pictures_of_images_that_are_elsewhere(fitted, photos, more, tmp_path):
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
+    change_record(run, location=str(images))
+    report(run)
+    count = (run / "report.html").read_text().count("<img src=")
+    images.rename(tmp_path / "moved")
+    said = re.escape(f"location of the fit's images: {images}): put them back, then type deepcluster report {run}")
+    for change in (lambda: report(run), lambda: recut(run, 4), lambda: update(run, str(more))):
+        with pytest.warns(DeepClusterWarning, match=said):
+            change()
+        assert (run / "report.html").read_text().count("<img src=") >= count > 20
+    (run / "thumbnails.webp").unlink()
+    with pytest.warns(DeepClusterWarning, match=r"^\d+ pictures of the page are missing, as"):
+        report(run)
+
+
 def test_names_and_undo_keep_the_cut_after_an_update(run, more):
     cut = record(run)["cut"]
     update(run, str(more))
@@ -214,6 +232,7 @@ def of_ten(tmp_path_factory) -> Path:
 def test_rows_of_two_arrays_are_those_that_the_run_saw(of_ten, tmp_path, monkeypatch):
     """The first array grows, and files in the current folder have the names that images have in the run."""
     run = Path(shutil.copytree(of_ten, tmp_path / "run"))
+    (run / "report.html").unlink()
     ten, *others = (array(drawings(10, seed=seed)[0])[::3] for seed in (1, 2, 3, 4))
     np.save(tmp_path / "ten.npy", ten)
     change_record(run, location=str(tmp_path / "ten.npy"))
@@ -478,6 +497,18 @@ def test_a_longer_sheet_has_the_pictures_of_both():
     found, wanted = (np.asarray(open_sheet(each)).astype(float) for each in (sheet, whole))
     assert found.shape == wanted.shape and columns(21) * 32 == found.shape[1]
     assert np.abs(found - wanted).mean() < 6
+
+
+def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
+    monkeypatch.setattr(sprite, "MAX_PICTURES", 10)
+    images = drawings(6, size=32)[0]  # 18, every second one is on the sheet
+    images[4] = sprite.GREY
+    picture = pictures_on(sprite_sheet(tiny_pictures(images, 0, 18)), 18)
+    found = np.asarray(picture(16)).astype(float)
+    assert np.argmin([np.abs(found - image).mean() for image in array(images)]) == 16
+    assert picture(4) is None and picture(15) is None
+    with pytest.raises(ValueError, match="too many pixels"):
+        pictures_on(sprite.webp(Image.new("RGB", (5000, 5000))), 18)
 
 
 def test_where_the_sheet_takes_every_second_row_those_in_between_are_read_again(monkeypatch):

@@ -1,7 +1,7 @@
 """A sheet of tiny pictures of all images, for the map: one file instead of thousands."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 
 import numpy as np
@@ -15,6 +15,7 @@ MAX_PICTURES = 20_000  # images on a sheet, evenly chosen where there are more
 PIXELS = 8_000_000  # of a sheet
 SIDES = (16, 72)  # least and greatest side of a picture, px
 BYTES = 1_200_000
+GREY = 128  # in place of an image that is not at hand
 
 
 def on_sheet(images: int) -> list[int]:
@@ -72,6 +73,27 @@ def not_on_sheet(images: int, total: int) -> list[int]:
     return [row for row in on_sheet(total) if row < images and tile(row, images) < 0]
 
 
+def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None]:
+    """A function from a row to its picture on the sheet of ``images`` images; None if it has none there, or grey.
+
+    Raises ValueError if the sheet has more pixels than one of ours.
+    """
+    image = Image.open(BytesIO(sheet), formats=["WEBP"])
+    if image.width * image.height > 2 * PIXELS:
+        raise ValueError("too many pixels")
+    mosaic, across = image.convert("RGB"), columns(len(on_sheet(images)))
+    side = mosaic.width // across
+
+    def picture(row: int) -> Image.Image | None:
+        place = tile(row, images)
+        x, y = place % across * side, place // across * side
+        image = mosaic.crop((x, y, x + side, y + side))
+        distance = np.abs(np.asarray(image, np.int16) - GREY).max(2)
+        return None if place < 0 or (distance < 3).mean() > 0.5 else image  # of a grey one the border is not exact
+
+    return picture
+
+
 def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
     """The sheet of ``images`` images with more of them.
 
@@ -81,15 +103,12 @@ def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor
         more: uint8 n x 3 x S x S, those that come behind.
         again: By row, uint8 3 x S x S: of the rows that it did not show, and does now; others stay grey.
     """
-    mosaic = Image.open(BytesIO(sheet), formats=["WEBP"]).convert("RGB")
-    across, total = columns(len(on_sheet(images))), images + len(more)
-    before, side = mosaic.width // across, _side(more.shape[2], total)
-    pictures = torch.full((len(on_sheet(total)), side, side, 3), 128, dtype=torch.uint8)
+    old, total = pictures_on(sheet, images), images + len(more)
+    side = _side(more.shape[2], total)
+    pictures = torch.full((len(on_sheet(total)), side, side, 3), GREY, dtype=torch.uint8)
     for place, row in enumerate(on_sheet(total)):
-        if row < images and (old := tile(row, images)) >= 0:
-            x, y = old % across * before, old // across * before
-            box = mosaic.crop((x, y, x + before, y + before)).resize((side, side), Image.Resampling.BOX)
-            pictures[place] = torch.from_numpy(np.array(box))
+        if row < images and (picture := old(row)):
+            pictures[place] = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BOX)))
         elif row in again:
             pictures[place] = _tiny(again[row], side)
     new = tiny_pictures(more, images, total)

@@ -1,10 +1,13 @@
 """The report page of a run."""
 
 import os
+import shlex
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +19,27 @@ from torch import Tensor
 
 from deepcluster.clustering.assignment import assigner
 from deepcluster.clustering.nearest import nearest
-from deepcluster.errors import DataError, DeepClusterError
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
-from deepcluster.images.decode import Undecodable, pillow_limits
+from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import joined, real
 from deepcluster.model import Model
+from deepcluster.nets.sizes import FEATURES
 from deepcluster.report.page import RunData, render
 from deepcluster.report.script_data import on_page
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.report.sprite import on_sheet
+from deepcluster.report.sprite import on_sheet, pictures_on
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
 ALIKE, ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
@@ -100,7 +105,7 @@ def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model,
                 write_map(folder, shown.reduced, seed)
             if not folder.has(drawn.TREE):
                 write_tree(folder, model, rows, None, seed)
-        write_report(folder, source or found_again(folder), shown)
+        write_report(folder, found_again(folder, source), shown)
 
 
 def write_report(folder: RunFolder, source: Source | None, shown: Shown | None = None) -> None:
@@ -113,7 +118,8 @@ def write_report(folder: RunFolder, source: Source | None, shown: Shown | None =
     """
     record = folder.read_record()
     used = Table.of(folder.read_clusters()).where("status", "ok")
-    every = on_page(used)[1]
+    every, sheet, away = on_page(used)[1], drawn.read_sheet(folder), list[str]()
+    picture = _or_tiny(folder, record, pictures(source, MEDOID * THUMBNAIL), used, sheet, away)
     data = RunData(
         title=record.images,
         run=record.to_json(),
@@ -123,10 +129,10 @@ def write_report(folder: RunFolder, source: Source | None, shown: Shown | None =
         metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
-        picture=pictures(source, MEDOID * THUMBNAIL),
+        picture=picture,
         positions=drawn.read_map(folder, len(used), on_sheet(len(used))),
         tree=drawn.read_tree(folder, len(used)),
-        sheet=drawn.read_sheet(folder),
+        sheet=sheet,
         filters=drawn.read_filters(folder),
         name=_called(folder.path),
         similar=most_alike(shown.reduced[::every]) if shown and len(used) else None,
@@ -136,6 +142,38 @@ def write_report(folder: RunFolder, source: Source | None, shown: Shown | None =
     folder.write_text("report.html", render(data))
     for name in OLD_CHARTS:
         folder.remove(name)
+    if away:
+        loss = f"are small ones from {drawn.SHEET}" if sheet else "are missing"
+        warnings.warn(
+            f"{len(away):,} pictures of the page {loss}, as their images are not at hand (first: {one_line(away[0])};"
+            f" location of the fit's images: {one_line(record.location)}): put them back, then type deepcluster report"
+            f" {shlex.quote(str(folder.path))}",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+
+
+def _or_tiny(
+    folder: RunFolder, record: RunRecord, picture: Picture, rows: Table, sheet: bytes, away: list[str]
+) -> Picture:
+    """``picture``, or the tiny picture on the sheet if an image cannot be read: ``away`` collects its path."""
+
+    @cache
+    def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
+        with folder.as_disk_errors(drawn.SHEET):
+            return {path: row for row, path in enumerate(rows.column("path"))}, pictures_on(sheet, len(rows))
+
+    def shown(path: str) -> Image.Image | None:
+        image = picture(path)
+        if image is None:
+            if sheet:
+                row_of, on_the_sheet = tiny()
+                image = on_the_sheet(row_of[path])
+            if image is not None or record.backbone != FEATURES:  # an image of features may never have been there
+                away.append(path)
+        return image
+
+    return shown
 
 
 def _called(run: Path) -> str:
