@@ -140,6 +140,9 @@ def test_moves_and_what_follows_from_them_by_hand() -> None:
     assert after_merge.place(rows).cluster.tolist() == [1, 1, 1, 0]
     away = moving(model, move=((2, 0),))
     assert (away.groups.count, away.names) == (2, ("a", "b"))
+    all_new = moving(model, move=((0, 4), (1, 3), (2, 4), (3, 3)), names={3: "new"})
+    assert all_new.place(rows).cluster.tolist() == [4, 3, 4, 3]
+    assert all_new.names == ("", "", "", "new", "")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,7 +136,11 @@ def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
     wanted[list(moves)] = torch.tensor(list(moves.values()))
     left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
     stays = ~torch.isin(model.groups.groups, left)
-    return pinned(reduced, Cut(model.groups.centroids[stays], model.groups.groups[stays]), wanted)
+    groups = Cut(model.groups.centroids[stays], model.groups.groups[stays])
+    if not stays.any():  # start from one row of each new cluster
+        rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
+        groups = Cut(reduced[rows], wanted[rows])
+    return pinned(reduced, groups, wanted)
 
 
 def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
