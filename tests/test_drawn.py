@@ -18,7 +18,7 @@ from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import SUMMARY, RunFolder
 from tests.helpers.runs import record, rows
 
-TREE = Tree(groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
+TREE = Tree(groups=(0, 0, 12), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
 LEVELS = [Level(2, 0.5, None), Level(3, -0.25, 0.75)]
 
 

@@ -89,7 +89,7 @@ def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None
 def _tree(table: dict[str, Any], images: int) -> Tree:
     pieces = len(table["groups"])
     tree = Tree(
-        groups=_numbers(table["groups"], pieces, images),
+        groups=_numbers(table["groups"], pieces, 10**9),  # numbers have gaps, and may exceed the number of images
         merges=tuple((a, b) for a, b in (_numbers(pair, 2, 2 * pieces) for pair in table["merges"])),
         sizes=_numbers(table["sizes"], 2 * pieces - 1, images + 1),
         medoids=_numbers(table["medoids"], 2 * pieces - 1, images),
