@@ -187,9 +187,12 @@ def test_what_was_done_in_words() -> None:
 
 NO_EDITS = [
     '"schema_version": 2',
+    '"schema_version": true',
+    '"schema_version": 1.0',
     '"schema_version": 1, "colour": 3',
     '"schema_version": 1, "names": []',
     '"schema_version": 1, "names": {"-1": "a"}',
+    '"schema_version": 1, "names": {"01": "a"}',
     '"schema_version": 1, "names": {"1": 2}',
     '"schema_version": 1, "names": {"\u0661": "a"}',
     '"schema_version": 1, "names": {"1": "a\\nb"}',

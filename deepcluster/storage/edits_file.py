@@ -1,5 +1,6 @@
 """edits.json: what a person decides about the clusters, as the report writes it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ def read_edits(path: Path) -> Edits:
     """
     try:
         table = read_json(path)
-        if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
+        version = table.get("schema_version") if isinstance(table, dict) else None
+        if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
             raise ValueError(f"not edits of version {SCHEMA_VERSION}")
         if unknown := sorted(table.keys() - KEYS):
             raise ValueError(f"unknown key {unknown[0][:80]!a}")
@@ -80,7 +82,7 @@ def _of(value: Any, kind: type, key: str) -> Any:
 
 
 def _number(key: str) -> int:
-    if not (key.isascii() and key.isdigit() and len(key) < 10):
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", key):  # one way to write each, so no number comes twice
         raise ValueError(f"{key[:80]!a} in names is not the number of a cluster")
     return int(key)
 
