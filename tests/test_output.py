@@ -17,8 +17,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.storage import atomic
 from deepcluster.storage.destination import new_folder
-from deepcluster.storage.output import output
-from tests.helpers.runs import contents
+from deepcluster.storage.output import check_apart, files_read, output
+from tests.helpers.runs import change_record, contents
 from tests.tiny import tiny_run
 
 Ends = Callable[..., str]
@@ -31,6 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a run, two photographs, a list of them and an array; nothing in it may change."""
     monkeypatch.chdir(tmp_path)
     tiny_run(tmp_path / "run")
+    change_record(tiny_run(tmp_path / "given"), backbone="features", location=str(tmp_path / "photos"))
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):
@@ -44,6 +45,8 @@ REFUSED = {
     "a file": (["predict", "run", "photos", "-o", "mine"], 5, "exists already"),
     "a link to a file": (["predict", "run", "photos", "-o", "link"], 5, "exists already"),
     "the .csv beside an array": (["embed", "run", "photos", "-o", "labels.npy"], 5, "labels.csv exists already"),
+    "a .csv beside images": (["predict", "run", "photos.npy", "-o", "photos.csv"], 5, "photos.csv exists already"),
+    "the paths of features": (["predict", "given", "photos.npy", "-o", "photos.csv"], 2, "files that are read"),
     "an image": (["predict", "run", "photos", "-o", "photos/0.png"], 2, "one of the files that are read"),
     "the image": (["predict", "run", "photos/0.png", "-o", "photos/0.png"], 2, "one of the files that are read"),
     "a hard link to an image": (["predict", "run", "list.txt", "-o", "hard.csv"], 2, "photos/0.png"),
@@ -62,6 +65,7 @@ def test_what_is_there_is_left_alone(
     Path("mine").write_text("mine")
     Path("link").symlink_to("mine")
     Path("labels.csv").write_text("mine")
+    Path("photos.csv").write_text("mine")
     Path("hard.csv").hardlink_to("photos/0.png")
     before = contents(place)
     arguments, code, said = REFUSED[name]
@@ -180,6 +184,13 @@ def test_a_folder_or_an_input_is_no_output(place: Path) -> None:
         output(Path("photos"), overwrite=True, inputs=tuple)
     with pytest.raises(UsageError, match="one of the files"):
         output(Path("list.txt"), overwrite=True, inputs=lambda: [Path("missing"), Path("photos/../list.txt")])
+
+
+def test_the_original_of_a_path_in_the_run_is_no_output(place: Path) -> None:
+    """As `similar RUN 1.png` reads it, from any folder."""
+    with pytest.raises(UsageError, match="one of the files"):
+        for file in files_read(Path("given"), "1.png"):
+            check_apart(Path("photos/1.png"), file)
 
 
 # ---- files that are written whole -----------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ from typing import Any
 
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
 from deepcluster.images import find
-from deepcluster.images.given_features import SUFFIXES
+from deepcluster.images.run_folders import is_run
 from deepcluster.images.webdataset import files_of, is_pattern
+from deepcluster.nets.sizes import FEATURES
 from deepcluster.storage.atomic import opened, scratch_name, write_whole
 from deepcluster.storage.ownership import own_files
+from deepcluster.storage.run_folder import open_run
 
 # What lies here belongs to the system, also a plain file that is standard output: written into, and never replaced.
 SYSTEM = ("/dev", "/proc", "/sys")
@@ -76,21 +78,26 @@ def output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[Path]])
 
 
 def files_read(run: Path, images: str) -> Iterator[Path]:
-    """The files that `predict` reads with the model of a run, as far as their names are known before: no output
+    """The files that `predict` and `similar` read of a run, as far as their names are known before: no output
     may be one of them. (Of ``-`` they come with the images.)"""
+    record = open_run(run).read_record() if is_run(run) else None
     yield from (run / name for name in own_files(run))
     place = Path(images)
     if is_pattern(images) and not os.path.lexists(place):
         yield from files_of(place).values()
     elif images != "-" and os.path.lexists(place):
         yield place
-        if place.suffix.lower() in SUFFIXES:  # it may hold features, which are no images
+        if record and record.backbone == FEATURES:  # the paths of features lie beside them
+            yield from map(place.with_suffix, (".csv", ".txt"))
             return
         source = find(place)
         if source.file is not None:
             yield from source.files()
         elif place.is_dir():
             yield from place.rglob("*.tar")
+    elif record:  # the path of an image in the run, relative to the folder of its images or of their list
+        location = Path(record.location)
+        yield from (folder / place for folder in (location, location.parent))
 
 
 def check_apart(path: Path, other: Path) -> None:
