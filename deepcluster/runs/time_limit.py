@@ -1,6 +1,6 @@
 """What fits into a time limit: how many images, how many rounds, and how much of each round's training.
 
-All functions here turn seconds into plans; who measures the seconds is elsewhere.
+Only `measured` looks at a clock; everything else turns given seconds into plans.
 """
 
 import math
