@@ -229,6 +229,8 @@ def fit(
     check_weights(options_of(recipe, options)[1])
     n_clusters = _n_clusters(k)
     limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    if limit == 0:
+        raise UsageError(f"--time-limit {time_limit}: give more than 0 seconds, as 90s, 30m, 2h or 1h30m")
     interval = _seconds("--checkpoint-every", checkpoint_every)
     if resume and (overwrite or out is None):
         raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")

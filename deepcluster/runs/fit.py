@@ -135,8 +135,15 @@ def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
     count = processes.broadcast_json(
         lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total, job.request.n_clusters or 0)
     )
+    first = job.clock.elapsed() + time_limit.first_result(pace, count)
+    if first > limit and processes.is_main:
+        warnings.warn(
+            f"the limit of {time_limit.in_minutes(limit)} is too short for {count:,} images, the fewest that are used:"
+            f" the first groups are expected after about {time_limit.in_minutes(first)}",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
     if count == total:
-        first = job.clock.elapsed() + time_limit.first_result(pace, total)
         job.display.say("Time", f"the first groups after about {time_limit.in_minutes(first)}")
         return job
     if processes.is_main:  # a warning, as --quiet shows no more, and the result is of a part of the images
