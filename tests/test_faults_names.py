@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,8 @@ NAMES = [
     *("\uff1d1+1.png".encode(), "\u2028.png".encode(), "👩\u200d🔬.png".encode(), "ﬁ\ufeff.png".encode()),
 ]
 FOLDER = b"odd \x1b[31m\n \xe9 <b>"
-DANGEROUS = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+INVISIBLE = "".join(char for char in map(chr, range(0x30000)) if char.isspace() or unicodedata.category(char) == "Cf")
+DANGEROUS = re.compile(f"[{INVISIBLE}]*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +189,10 @@ FORMULAS = [
     *("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff20x", "="),
     *("=cmd|' /C calc'!A0", '=HYPERLINK("http://x.invalid","y")', "-2+3+cmd|' /C calc'!A0", "@", "--x", "=\n=", "+\r"),
     *("=1,=2", '="a"', "'=1", "''=1", "./=1", "././-x", "'./=1", "./'=1"),
+    *(" =1", "\u200b=1", "\ufeff\u00ad\xa0-1", "' =1", "./\u2066@x", "\u206a \u00ad\u3000+1", "\x1f=1", "  \t"),
 ]
-HARMLESS = ["a.png", "'tis.png", "''", "./a.png", "././a", "a=1", " =1", "", ".=", "..", "./", "'", "1-1", "é", "/-x"]
+HARMLESS = ["a.png", "'tis.png", "''", "./a.png", "././a", "a=1", " a=1", " '=1", "", ".=", "..", "./", "'", "1-1"]
+HARMLESS += ["é", "/-x"]
 TEXT_COLUMNS = ("path", "medoid_path", "name", "reason", "label", "source", "member")
 
 
@@ -237,7 +241,7 @@ def test_every_column_of_text_is_guarded() -> None:
 
 
 names = st.binary(min_size=1, max_size=40).map(lambda raw: re.sub(b"[/\0]", b"=", raw)).map(os.fsdecode)
-texts = st.one_of(names, st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a"), max_size=8))
+texts = st.one_of(names, st.text(st.sampled_from("./'=-+@\t\r\n\uff1d,;\"a \u200b"), max_size=8))
 
 
 @given(st.lists(st.tuples(texts, texts), max_size=5))

@@ -1,8 +1,9 @@
 """Text from outside in a cell of a CSV file: never a formula, and read back exactly.
 
-A spreadsheet runs a cell that begins with ``= + - @`` (some also in full width), a tab or a line break. Names of files
-and labels come from strangers, so such a cell gets a guard in front: a path ``./``, with which it still names the same
-file for every program that opens it; another text ``'``, the sign by which spreadsheets mark text.
+A spreadsheet runs a cell that begins with ``= + - @`` (some also in full width), a tab or a line break, and may
+skip blanks and invisible characters before that. Names of files and labels come from strangers, so such a cell gets a
+guard in front: a path ``./``, with which it still names the same file for every program that opens it; another text
+``'``, the sign by which spreadsheets mark text.
 """
 
 import csv
@@ -17,7 +18,8 @@ TEXT_COLUMNS = ("name", "reason", "label", "source", "member")
 GUARDS = {"path": PATH, "medoid_path": PATH} | dict.fromkeys(TEXT_COLUMNS, TEXT)
 # A text that begins with guards of its own and then the same signs gets one more, so that taking one off is exact.
 _SIGNS = "[=+@\t\r\n\\uff1d\\uff0b\\uff0d\\uff20-]"
-_FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*{_SIGNS}") for guard in (PATH, TEXT)}
+_INVISIBLE = "[\\s\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]*"
+_FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*{_INVISIBLE}{_SIGNS}") for guard in (PATH, TEXT)}
 
 
 def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
