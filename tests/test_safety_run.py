@@ -1,12 +1,15 @@
 """A run folder that is damaged or a stranger's: an error with 4 or 5, no traceback, and nothing written elsewhere."""
 
 import csv
+import errno
 import json
 import os
 import random
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -395,6 +398,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
     with pytest.raises(raised, match=r"surrogates|No space left"):
         write_whole(tmp_path / "a", fails)
     assert contents(tmp_path) == {"a": b"old"}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO])
+def test_a_file_system_whose_folders_know_no_fsync(number, tmp_path, monkeypatch):
+    """As some of SMB and FUSE; the same error of a file, or another one of a folder, is an error."""
+    fsync, error = os.fsync, OSError(number, os.strerror(number))
+
+    def refusing(descriptor, *, kind=stat.S_ISDIR):
+        if kind(os.fstat(descriptor).st_mode):
+            raise error
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with pytest.raises(DiskError, match=error.strerror) if number == errno.EIO else nullcontext():
+        write_whole(tmp_path / "a", lambda file: file.write("new"))
+    assert (tmp_path / "a").read_text() == "new"
+    monkeypatch.setattr(os, "fsync", partial(refusing, kind=stat.S_ISREG))
+    with pytest.raises(DiskError, match=error.strerror):
+        write_whole(tmp_path / "b", lambda file: file.write("new"))
+    assert not (tmp_path / "b").exists()
 
 
 def test_features_come_back(tmp_path):
