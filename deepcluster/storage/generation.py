@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DiskError
+from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 from deepcluster.storage.atomic import sync_folder, write_whole
 from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, is_ours, remove_own
@@ -119,7 +120,10 @@ def _removed(run: Path) -> list[str]:
         value: Any = read_json(path)
         if value["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"version {value['schema_version']}, and this program knows {SCHEMA_VERSION}")
-        return [name for name in map(str, value["removed"]) if is_ours(run, name)]
+        removed = [name for name in map(str, value["removed"]) if is_ours(run, name)]
+        if RUN in removed:
+            raise ValueError(f"it removes {RUN}, without which there is no run")
+        return removed
     except FileNotFoundError:  # finished by another process just now
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
