@@ -459,6 +459,18 @@ def test_damaged_ones_do_not_push_out_those_written_after_them(checkpoints):
     assert found is not None and state_in(found).work.trained.steps == 2
 
 
+def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
+    def busy(path, missing_ok=False):
+        raise OSError(16, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        checkpoints.write(a_state(1, 6), {"weight": torch.ones(2)}, {})
+    assert len([*checkpoints.folder.glob("*.json")]) == 3
+    checkpoints.write(a_state(1, 8), {"weight": torch.ones(2)}, {})
+    assert sorted(path.stem[-1] for path in checkpoints.folder.glob("*.json")) == ["6", "8"]
+
+
 def test_a_lost_file_or_part(checkpoints):
     later(checkpoints)[1].unlink()
     with pytest.warns(DeepClusterWarning, match=r"000001-00000004.json: 000001-00000004.safetensors is missing"):

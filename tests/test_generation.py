@@ -1,5 +1,6 @@
 """One state of a run at a time: kills between any two changes of the disk leave the old state or the new one, whole."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from deepcluster.errors import DiskError
 from deepcluster.storage import generation, ownership
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import RunFolder
 from tests.tiny import RECORD
 
 OLD = {"run.json": "old", "clusters.csv": "old", "model/config.json": "old", "tree.json": "old"}
@@ -121,6 +123,26 @@ def test_an_error_drops_the_next_state(tmp_path):
         raise RuntimeError("half way")
     assert state(run) == OLD
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_that_cannot_be_removed_is_no_damage(tmp_path, monkeypatch):
+    """As one that another program holds open on SMB or NFS: the new state is there, and the next command tidies up."""
+    run = make(tmp_path / "run")
+
+    def busy(path, missing_ok=False):
+        if path.exists():
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        with pytest.raises(DiskError, match=r"cannot write .*run \(Device or resource busy\): close"):
+            change(run)
+        with pytest.raises(DiskError, match=r"cannot write .*tree.json \(Dev"), RunFolder(run).as_disk_errors():
+            RunFolder(run).remove("tree.json")
+    assert state(run) == NEW
+    with files.locked(run):
+        pass
+    assert state(run) == NEW and not generation.is_pending(run)
 
 
 def test_a_staged_folder_reads_its_own_files_first(tmp_path):

@@ -5,8 +5,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,4 +98,16 @@ def cannot_write(path: Path, error: OSError) -> DiskError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with suppress(OSError):
             free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
-    return DiskError(f"cannot write {path} ({error.strerror or error}{free})")
+    advice = ": close the program that uses it, and try again" if error.errno == errno.EBUSY else ""
+    return DiskError(f"cannot write {path} ({error.strerror or error}{free}){advice}")
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Turn an error of the system in changing ``path`` into a DiskError."""
+    try:
+        yield
+    except DeepClusterError:
+        raise
+    except OSError as error:
+        raise cannot_write(path, error) from None

@@ -12,6 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,8 @@ class Checkpoints:
         for path in self.folder.iterdir():
             wanted = path.stem in files or path.stem == last or "-".join(path.stem.split("-")[:2]) in kept
             if not wanted and path.name != IMAGES and is_known(f"checkpoints/{path.name}"):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # one that is in use is removed another time
+                    path.unlink()
 
 
 def restored(checkpoint: Checkpoint | None, partition: Partition) -> State:

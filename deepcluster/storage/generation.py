@@ -15,7 +15,7 @@ from typing import Any
 from deepcluster.errors import DiskError
 from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
-from deepcluster.storage.atomic import sync_folder, write_whole
+from deepcluster.storage.atomic import changing, sync_folder, write_whole
 from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, is_ours, remove_own
 from deepcluster.storage.safe_read import read_json
 
@@ -53,7 +53,7 @@ class Stage:
         manifest = json.dumps({"schema_version": SCHEMA_VERSION, "removed": sorted(self.removed)}) + "\n"
         write_whole(self.folder / MANIFEST, lambda file: file.write(manifest))
         stopping.check()
-        with stopping.later():
+        with stopping.later(), changing(self.run):
             self.folder.rename(self.run / COMMIT)
             sync_folder(self.run)
             finish(self.run)

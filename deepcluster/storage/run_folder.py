@@ -25,7 +25,7 @@ from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
 from deepcluster.runtime import signals as stopping
 from deepcluster.storage import generation
-from deepcluster.storage.atomic import write_tensors, write_whole
+from deepcluster.storage.atomic import changing, write_tensors, write_whole
 from deepcluster.storage.generation import Stage
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
@@ -125,10 +125,11 @@ class RunFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        if self.stage:
-            self.stage.remove(name)
-        else:
-            (self.path / name).unlink(missing_ok=True)
+        with changing(self.path / name):
+            if self.stage:
+                self.stage.remove(name)
+            else:
+                (self.path / name).unlink(missing_ok=True)
 
     def write_rows(self, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
         self._write(name, lambda file: write_csv(file, columns, rows))
