@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import find, find_in_parts
 from deepcluster.images.store import read_once
 from deepcluster.runtime import streams
+from deepcluster.storage import lock
 from deepcluster.storage import run_folder as files
 from tests.helpers.runs import change_record, record, small_fit
 from tests.tiny import RECORD, tiny_run
@@ -371,6 +372,16 @@ def test_a_run_that_cannot_be_written_to(
     monkeypatch.setattr(files, "hold", read_only)
     said = ends([command[0], run, *command[1:]], 5)
     assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(file: BinaryIO) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock, "_lock", unknown)
+    with pytest.raises(DiskError, match=r"on a file system without locks .*: .* local disk"), files.locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(("rounds", "shown"), [(["x"], "x"), ([], "of none"), (["1"], "1")])

@@ -1,5 +1,6 @@
 """A lock that one process at a time has, and that says who has it."""
 
+import errno
 import os
 import platform
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepcluster.errors import DiskError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 if sys.platform == "win32":
     import msvcrt
@@ -34,8 +37,8 @@ def hold(path: Path) -> Iterator[None]:
     The system lets go of it when the process ends, however it ends.
 
     Raises:
-        DiskError: Another process has it; its number and machine are named.
-        OSError: The file cannot be made, or the file system knows no locks.
+        DiskError: Another process has it (its number and machine are named), or the file system has no locks.
+        OSError: The file cannot be made.
     """
     file = _locked(path)
     try:
@@ -59,6 +62,13 @@ def _locked(path: Path) -> BinaryIO:
             holder = file.read(200).decode(errors="replace").strip() or "another process"
             file.close()
             raise DiskError(f"{path.parent} is in use by {holder}: wait for it, or stop it") from None
+        except OSError as error:
+            file.close()
+            if error.errno not in NO_LOCKS:
+                raise
+            raise DiskError(
+                f"{path.parent} lies on a file system without locks ({error.strerror}): put the run on a local disk"
+            ) from None
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
