@@ -14,6 +14,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
 from deepcluster.export import transfer as bringing
+from deepcluster.images import find
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
 from tests.helpers.said import Said
@@ -152,7 +153,7 @@ def test_what_is_missing_is_named_and_the_rest_goes_on(holiday, tmp_path):
     (tmp_path / "photos" / "sea" / "b.png").unlink()
     (tmp_path / "photos" / "sky" / "c.png").unlink()
     (tmp_path / "photos" / "sky" / "c.png").mkdir()
-    with pytest.warns(DeepClusterWarning, match=r"2 images no longer exist and are left out: sea/b.png \(no such"):
+    with pytest.warns(DeepClusterWarning, match=r"2 images no longer exist or .* left out: sea/b.png \(no such"):
         rows = folders(holiday, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000-be_ach/A-3.PNG", "000-be_ach/a-2.png", "000-be_ach/a.png", "inventory.csv"]
     assert [row["how"] for row in rows if not row["exported_path"]] == ["missing: no such image"] * 2 + ["skipped"]
@@ -299,6 +300,45 @@ def test_a_table_that_somebody_changed(holiday, tmp_path):
     folder.write_rows("clusters.csv", list(rows[0]), rows)
     with pytest.raises(DiskError, match="is damaged"):
         folders(holiday, tmp_path / "out2")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_files_that_no_fit_could_have_used_are_not_passed_on(tmp_path, mode):
+    """A stranger's run may name any file: only what has the header of an image comes along."""
+    write_image(tmp_path / "photos" / "a.png", 0)
+    (tmp_path / "photos" / "notes.txt").write_text("secret")
+    paths = [str(tmp_path / "photos" / name) for name in ("a.png", "notes.txt")]
+    run = hand_run(tmp_path / "run", "-", dict.fromkeys(paths, 0))
+    with pytest.warns(DeepClusterWarning, match=r"1 images .* cannot be used, .*notes.txt \(not an image"):
+        folders(run, tmp_path / "out", mode=mode)
+    assert tree(tmp_path / "out") == ["000/a.png", "inventory.csv"]
+
+
+def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
+    """Of an update, those from where they came are brought."""
+    for i, name in enumerate(["private.png", "more/b.png"]):
+        write_image(tmp_path / name, i)
+    write_image(tmp_path / "photos" / "a.png", 0)
+    paths = ["a.png", "../more/b.png", "../private.png"]
+    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), dict.fromkeys(paths, 0))
+    columns = ("path", "label", "source", "member", "sha256", "added")
+    added = [{"path": "../more/b.png", "source": str(tmp_path / "more" / "b.png")}]
+    added += [{"path": "../private.png", "source": str(tmp_path / "none.png")}]
+    RunFolder(run).write_rows("added.csv", columns, added)
+    with pytest.warns(DeepClusterWarning, match=r"1 images .* left out: \.\./private.png"):
+        folders(run, tmp_path / "out")
+    assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
+
+
+def test_a_link_out_of_the_folders_of_the_run_is_not_followed(tmp_path):
+    write_image(tmp_path / "private.png", 0)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").symlink_to(tmp_path / "private.png")
+    source = find([tmp_path / "photos" / "a.png"])
+    bring = bringing.Transfer(source, "copy", strip=False, roots=frozenset([str(tmp_path / "photos")]))
+    with pytest.raises(bringing.Unavailable, match="outside of the folders of the run's images"):
+        bring(0, tmp_path / "out.png")
+    bringing.Transfer(source, "copy", strip=False, roots=frozenset([str(tmp_path)]))(0, tmp_path / "out.png")
 
 
 def test_a_link_named_on_purpose(tmp_path):

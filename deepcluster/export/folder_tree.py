@@ -62,13 +62,13 @@ def write_folders(
         finish: Adds files to the folder before it gets its name, given the folder and the inventory.
 
     Returns:
-        The inventory, empty after a dry run. Images that no longer exist are in it, and a warning names them.
+        The inventory, empty after a dry run. Images that are left out are in it, and a warning names them.
 
     Raises:
-        DataError: No image exists any more.
+        DataError: No image can be exported.
     """
     check_apart(out, members.source)
-    transfer = Transfer(members.source, mode, strip=strip)
+    transfer = Transfer(members.source, mode, strip=strip, roots=members.roots)
     targets = _targets(members.rows, target)
     if dry_run:
         _show(out, members, targets, transfer, display)
@@ -94,11 +94,11 @@ def write_folders(
         if not transfer.files and not missing:
             raise DataError("all images are outliers, and these are left out: nothing is left to export")
         if not transfer.files:
-            raise DataError(f"none of the {len(missing):,} images exists any more: {_some(missing)}")
+            raise DataError(f"none of the {len(missing):,} images can be exported: {_some(missing)}")
         write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
         finish(folder, inventory)
     if missing:
-        text = f"{len(missing):,} images no longer exist and are left out: {_some(missing)}"
+        text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {_some(missing)}"
         warnings.warn(text, DeepClusterWarning, stacklevel=2)
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:

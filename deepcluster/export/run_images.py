@@ -1,5 +1,6 @@
 """The images of a finished run, located again."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
 from deepcluster.runs.report import found_again
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import RunFolder
 
 Row = Mapping[str, str]
 
@@ -22,12 +24,14 @@ class RunImages:
         source: The images.
         index: By path, the number of an image in the source.
         junk: Clusters that a person marked as junk.
+        roots: Real paths of the files that the run may name, or of folders above them; empty: any image.
     """
 
     rows: tuple[Row, ...]
     source: Source
     index: Mapping[str, int]
     junk: frozenset[str]
+    roots: frozenset[str]
 
     def is_file(self, row: Row) -> bool:
         """Whether the image of a row is a file, and not written as PNG."""
@@ -63,4 +67,15 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
             f"none of the {len(used):,} images of {run} is at hand (they were in {one_line(where)}): say where they are"
             " now with --images IMAGES"
         )
-    return RunImages(tuple(rows), source, index, frozenset(row["cluster"] for row in summary if row.get("junk") == "1"))
+    junk = frozenset(row["cluster"] for row in summary if row.get("junk") == "1")
+    return RunImages(tuple(rows), source, index, junk, _roots(folder, source))
+
+
+def _roots(folder: RunFolder, source: Source) -> frozenset[str]:
+    """Real paths of the folder of the images and of the origins of added ones. Empty without such a folder: a list, a
+    pipe or a call from Python may name any file."""
+    if not Path(source.location).is_dir():
+        return frozenset()
+    added = {row["path"] for row in folder.read_added()}
+    origins = (source.origin(i).source for i, path in enumerate(source.paths) if path in added)
+    return frozenset(map(os.path.realpath, (source.location, *origins)))

@@ -4,20 +4,20 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from pathlib import Path
 
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.images import Source
-from deepcluster.images.decode import Undecodable, explain, not_a_file
+from deepcluster.images.decode import Undecodable, explain, not_a_file, short_side
 
 PNG = "png"
 
 
 class Unavailable(Exception):
-    """An original that no longer exists or cannot be read; the message is the reason."""
+    """An original that no longer exists or may not be passed on; the message is the reason."""
 
 
 def _hardlink(file: Path, target: Path) -> None:
@@ -43,6 +43,7 @@ class Transfer:
         source: The images.
         mode: symlink, hardlink or copy; None: for each file the first of these that works.
         strip: Copy files without their metadata; as PNG if these cannot be separated from the pixels.
+        roots: Real paths of the files that may be brought, or of folders above them; empty: any image may.
 
     Attributes:
         ways: Tried in turn for each file.
@@ -54,7 +55,7 @@ class Transfer:
         UsageError: There is no such mode, or it cannot strip.
     """
 
-    def __init__(self, source: Source, mode: str | None, *, strip: bool):
+    def __init__(self, source: Source, mode: str | None, *, strip: bool, roots: Set[str] = frozenset()):
         if mode is not None and mode not in WAYS:
             raise UsageError(f"--mode {mode}: choose {', '.join(WAYS)}, or leave it out")
         if strip and mode not in (None, "copy"):
@@ -65,6 +66,7 @@ class Transfer:
         mode = "copy" if strip else mode
         self.strip = strip
         self.source = source
+        self.roots = roots
         self.ways = (PNG,) if source.file is None else tuple(WAYS) if mode is None else (mode,)
         self.files: Counter[str] = Counter()
         self.bytes = 0
@@ -73,6 +75,8 @@ class Transfer:
     def __call__(self, i: int, target: Path) -> str:
         """Bring the i-th image to ``target``; returns the way. Raises Unavailable, or an OSError of the target."""
         file = self.source.file(i) if self.source.file else None
+        if file is not None:
+            _check_image(file, self.roots)
         if file is None or (target.suffix == ".png" and file.suffix.lower() != ".png"):
             way = self._png(i, target)
         else:
@@ -83,7 +87,6 @@ class Transfer:
         return way
 
     def _file(self, i: int, file: Path, target: Path) -> str:
-        _check_there(file)
         if self.strip:
             return self._stripped(i, file, target)
         for way in self.ways:
@@ -133,11 +136,16 @@ class Transfer:
         return "without EXIF, comments and other metadata" if self.strip or not self.source.file else kept
 
 
-def _check_there(file: Path) -> None:
+def _check_image(file: Path, roots: Set[str]) -> None:
+    """Raise Unavailable if the file does not exist, lies outside of ``roots``, or has no header of an image."""
+    real = Path(os.path.realpath(file))
+    if roots and roots.isdisjoint(map(str, (real, *real.parents))):
+        raise Unavailable("outside of the folders of the run's images")
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a FIFO would wait forever
             raise Unavailable(not_a_file(mode) if not stat.S_ISDIR(mode) else "is a folder")
-        file.open("rb").close()
-    except OSError as error:
+        with file.open("rb") as stream:
+            short_side(stream)
+    except (Undecodable, OSError) as error:
         raise Unavailable(explain(error)) from None
