@@ -18,10 +18,12 @@ from typing import Any
 from deepcluster.errors import UsageError
 from deepcluster.nets.published import PUBLISHED
 from deepcluster.nets.sizes import MODULE
+from deepcluster.runtime.plain_files import check_file
 
 AUTO = "auto"  # in place of a value: the recipe decides
 ANY = "NAME"  # at the end of a choice: any name
 MOST = 1e9  # of a number that has no other limit
+MOST_BYTES = 1 << 20  # of a recipe file
 _PLAIN = ",.10g"  # 1,000,000 and not 1e+06
 
 
@@ -328,6 +330,7 @@ def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
         UsageError: The file is missing or not TOML, or an option or its value is wrong.
     """
     try:
+        check_file(Path(path), MOST_BYTES)
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no recipe file {path}") from None

@@ -1,8 +1,14 @@
+import os
+
+import numpy as np
 import pytest
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import find
-from deepcluster.images.labels import true_labels
+from deepcluster.images import find, labels
+from deepcluster.images.labels import check_labels_there, true_labels
+from deepcluster.runtime import plain_files
+
+numbers = find(np.zeros((3, 4, 4), np.uint8))
 
 
 def test_folders(photos):
@@ -41,14 +47,26 @@ def test_folders_without_folders(photos):
     [
         ("path,label\nnowhere.png,x\n", DataError, "nowhere.png"),
         ("a,b\n1,2\n", DataError, "path and a label column"),
-        ("", DataError, "nothing"),
         ("path,label\na.png,x\na.png,x\n./a.png,y\n", DataError, r"a\.png is 'x' in line 2 and 'y' in line 4"),
+        ("", DataError, "an empty file"),
+        ("path,label\n" + "x" * 101, DataError, "more than 100 characters"),
+        ("path,label\n" + "a,b\n" * 50, DataError, "more than the 200 that are read"),
         (None, UsageError, "No such file"),
     ],
 )
-def test_bad_csv(photos, tmp_path, text, error, message):
+def test_bad_csv(photos, tmp_path, text, error, message, monkeypatch):
+    monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
+    monkeypatch.setattr(labels, "MOST_TEXT", 200)
     file = tmp_path / "labels.csv"
     if text is not None:
         file.write_text(text)
     with pytest.raises(error, match=message):
         true_labels(str(file), find(photos))
+
+
+@pytest.mark.parametrize("read", [check_labels_there, lambda spec: true_labels(spec, numbers)])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make, read):
+    make(tmp_path / "labels.csv")
+    with pytest.raises(DataError, match=r"labels.csv: not a plain file.*give `folders` or a CSV file"):
+        read(str(tmp_path / "labels.csv"))

@@ -21,6 +21,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.find import LIBRARIES
 from deepcluster.runs import report as run_report
+from deepcluster.runtime import plain_files
 from deepcluster.storage import atomic
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -225,9 +226,27 @@ def test_without_their_guards_they_are_bugs(run, ends_well, capsys, monkeypatch)
     assert "bug" in capsys.readouterr().err
 
 
-def test_a_table_above_the_limit(run, ends_well, monkeypatch):
-    monkeypatch.setattr(files, "MOST_CSV", 1000)
-    assert "more than the 1,000 that are read" in ends_well(["report", run], 5)
+@pytest.mark.parametrize("most", ["MOST_CSV", "MOST_SMALL_CSV"])
+def test_a_table_above_the_limit(run, ends_well, monkeypatch, most):
+    with (run / "history.csv").open("a") as file:
+        file.write("0,,,,,,,,,,,,,\n" * 100)
+    monkeypatch.setattr(files, most, 1000)
+    said = ends_well(["report", run], 5)
+    assert "more than the 1,000 that are read" in said and ("history.csv" in said) is (most == "MOST_SMALL_CSV")
+
+
+def test_a_line_above_the_limit(run, ends_well, monkeypatch):
+    """A sparse file of zeros is one line, which is not read to its end."""
+    monkeypatch.setattr(plain_files, "LONGEST_LINE", 1000)
+    with (run / "skipped.csv").open("a") as file:
+        file.truncate(2000)
+    assert "skipped.csv is damaged (a line of more than 1,000 characters)" in ends_well(["report", run], 5)
+
+
+def test_a_recipe_above_the_limit(run, ends_well):
+    with (run / "recipe.toml").open("a") as file:
+        file.write("#" * (1 << 20))
+    assert "more than the 1,048,576 that are read" in ends_well(["recut", run, "-k", "3"], 2)
 
 
 # ---- nothing is written elsewhere -----------------------------------------------------------------------------------

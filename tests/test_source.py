@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from deepcluster.errors import DataError, OutOfMemoryError
-from deepcluster.images import Source, arrays, decode, find
+from deepcluster.images import Source, arrays, decode, files, find
 from deepcluster.images import preview as previewing
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.preview import Preview, preview
@@ -203,6 +203,13 @@ def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match=r"no paths in .*empty\.txt"):
         find(tmp_path / "empty.txt")
+
+
+def test_a_list_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_TEXT", 1000)
+    (tmp_path / "list").write_text("a.png\n" * 200)
+    with pytest.raises(DataError, match=r"cannot read .*list: 1,200 bytes, more than the 1,000 that are read"):
+        find(tmp_path / "list")
 
 
 def test_paths_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from deepcluster.images import webdataset
 from deepcluster.images.decode import decode, explain, is_empty, not_a_file, one_line, short_side
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source
+from deepcluster.runtime.plain_files import MOST_TEXT, check_file
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # what tables call a column of paths
@@ -185,8 +186,11 @@ def _sent(stdin: TextIO | None) -> Iterator[str]:
 def _listed(file: Path) -> list[str]:
     """The paths in a list. Raises DataError if it is a table."""
     try:
-        lines = [] if is_empty(file) else _lines(file.read_bytes())
-    except OSError as error:
+        check_file(file, MOST_TEXT)
+        lines = _lines(file.read_bytes())
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {one_line(str(file))}: {explain(error)}") from error
     cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
     named = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")

@@ -10,6 +10,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.images.csv_files import unguarded
 from deepcluster.images.files import PATH_COLUMNS
 from deepcluster.images.source import Source
+from deepcluster.runtime.plain_files import MOST_TEXT, check_file, lines_of
 
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
@@ -45,15 +46,16 @@ def true_labels(spec: str, source: Source) -> list[str]:
 
 
 def check_labels_there(spec: str) -> None:
-    """UsageError where the file of labels is missing."""
-    if spec != "folders" and not Path(spec).exists():
+    """Raise what is wrong with the file of labels, before anything takes time."""
+    if spec != "folders":
         _read_csv(Path(spec))
 
 
 def _read_csv(file: Path) -> dict[str, str]:
     try:
+        check_file(file, MOST_TEXT)
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            reader = csv.DictReader(handle)
+            reader = csv.DictReader(lines_of(handle))
             columns = reader.fieldnames or ["nothing"]
             path, label = _column(columns, PATH_COLUMNS), _column(columns, LABEL_COLUMNS)
             if path is None or label is None:
@@ -72,10 +74,12 @@ def _read_csv(file: Path) -> dict[str, str]:
                         " remove one of the two lines"
                     )
             return {name: text for name, (text, _) in lines.items()}
+    except DataError:
+        raise
     except OSError as error:
         raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
-    except csv.Error as error:
-        raise DataError(f"--labels {file}: {error}; each line must be path,label as CSV has it") from None
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"--labels {file}: {error}; give `folders` or a CSV file of path,label") from None
 
 
 def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:

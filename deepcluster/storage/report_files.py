@@ -11,9 +11,9 @@ from PIL import Image
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.quality_by_k import Level
+from deepcluster.runtime.plain_files import check_file
 from deepcluster.storage.ownership import is_ours
 from deepcluster.storage.run_folder import RunFolder, filters
-from deepcluster.storage.safe_read import check_file
 
 MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
 MOST_SHEET = 1 << 21  # bytes

@@ -24,13 +24,14 @@ from deepcluster.images.run_folders import RECORD as RECORD
 from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
 from deepcluster.runtime import signals as stopping
+from deepcluster.runtime.plain_files import check_file, lines_of
 from deepcluster.storage import generation
 from deepcluster.storage.atomic import changing, write_tensors, write_whole
 from deepcluster.storage.generation import Stage
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
-from deepcluster.storage.safe_read import check_file, read_json, read_tensors, sha256
+from deepcluster.storage.safe_read import read_json, read_tensors, sha256
 from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json")
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
+MOST_SMALL_CSV = 1 << 28  # of a table that has no row for each image
 ATTEMPTS, PAUSE = 100, 0.02  # to read one state of a run that another process changes; seconds between two
 
 Value = TypeVar("Value")
@@ -306,10 +308,10 @@ class Digests:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    check_file(path, MOST_CSV)
+    check_file(path, MOST_SMALL_CSV if path.name in ("history.csv", "cluster_summary.csv") else MOST_CSV)
     # A spreadsheet puts a byte order mark in front.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(file, strict=True)
+        table = csv.DictReader(lines_of(file), strict=True)
         names = list(table.fieldnames or [])
         if missing := [column for column in columns if column not in names]:
             raise ValueError(f"it has no column {missing[0]}")

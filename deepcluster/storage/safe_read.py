@@ -4,11 +4,11 @@ import codecs
 import hashlib
 import json
 import math
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.runtime.memory import check_fits
+from deepcluster.runtime.plain_files import check_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 # Python's objects take up to 25 times as much memory as the JSON they come from.
 MOST_JSON = 4 << 20  # bytes
 MOST_TENSORS = 1 << 40  # bytes
-
-
-def check_file(path: Path, most: int) -> None:
-    """ValueError where ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
-        raise ValueError("not a plain file")
-    if not status.st_size:  # so do the files of /proc look, of which some never end
-        raise ValueError("an empty file")
-    if status.st_size > most:
-        raise ValueError(f"{status.st_size:,} bytes, more than the {most:,} that are read")
 
 
 def read_json(path: Path) -> Any:
