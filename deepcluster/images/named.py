@@ -15,6 +15,8 @@ from deepcluster.images.datasets import reader
 from deepcluster.images.decode import Undecodable, as_rgb, one_line
 from deepcluster.images.source import Source, numbered
 
+ANSWER_SECONDS = 10.0  # for the Hub's first answer
+
 
 def from_sklearn(name: str) -> Source:
     if name != "digits":
@@ -67,16 +69,34 @@ def from_hugging_face(name: str) -> Source:
         import datasets
     except ImportError as error:
         raise missing_extra("hf", error) from None
+    offline, problem = datasets.config.HF_HUB_OFFLINE, _unreachable(name)
     try:
+        # Unless it is told so, `datasets` asks for half a minute before it looks into its cache.
+        datasets.config.HF_HUB_OFFLINE = offline or problem is not None
         parts = datasets.load_dataset(name)
         dataset = parts["train"] if "train" in parts else parts[next(iter(parts))]
     except Exception as error:  # its dependencies raise their own kinds
         raise DataError(
-            f"hf:{one_line(name)} cannot be loaded: {one_line(str(error))}. Check the name (USER/NAME) and the"
-            " connection"
+            f"hf:{one_line(name)} cannot be loaded: {one_line(str(problem or error))}. Check the name (USER/NAME) and"
+            " the connection"
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
     labels = _hugging_face_labels(dataset)
     return Source(name.rpartition("/")[2], f"hf:{name}", numbered(len(dataset)), reader(dataset), labels, ())
+
+
+def _unreachable(name: str) -> Exception | None:
+    """Ask the Hub once. Return why it does not answer; None if it does, or if the name is that of a folder here."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if os.path.lexists(name):
+        return None
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=ANSWER_SECONDS)
+    except Exception as error:  # the libraries that download raise many kinds; a refusal is an answer
+        return error if getattr(error, "response", None) is None else None
+    return None
 
 
 def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
