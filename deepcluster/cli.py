@@ -76,6 +76,8 @@ app = Program(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 LONGEST = 1e9  # seconds of a time limit: 30 years
+# As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
+NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
 Value = TypeVar("Value")
 IMAGE_EXPORTS = ("folders", "imagefolder")
 
@@ -1021,7 +1023,7 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
             return OutOfMemoryError.exit_code
         if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):

@@ -31,6 +31,16 @@ from tests.tiny import RECORD, tiny_run
 Ends = Callable[..., str]
 LONG = "x" * 300
 DIGITS = "9" * 5000
+ONEDNN = "could not create a primitive"
+
+
+@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried", ONEDNN])
+def test_every_way_to_say_that_there_is_no_memory(text: str, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
+    def fails(run: Path) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("deepcluster.cli._check_run", fails)
+    assert "out of memory" in ends(["report", "run"], 6)
 
 
 # ---- what is typed --------------------------------------------------------------------------------------------------
