@@ -79,6 +79,7 @@ LONGEST = 1e9  # seconds of a time limit: 30 years
 # As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
 NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
 Value = TypeVar("Value")
+SHARED = ("fit", "predict", "embed", "evaluate")  # commands that several processes do together
 IMAGE_EXPORTS = ("folders", "imagefolder")
 
 RunArgument = Annotated[
@@ -991,6 +992,14 @@ def _check_filled(arguments: list[str]) -> None:
             raise UsageError(f"the {what} is empty (a variable that is not set?): give it a value, or leave it out")
 
 
+def _not_shared(arguments: list[str]) -> str:
+    """The command, if every process of torchrun would do all of it; empty if they share it."""
+    name = next(iter(arguments), "-")
+    if name == "fit" and "--features" in arguments:
+        return "fit --features"
+    return "" if name in SHARED or name.startswith("-") else name
+
+
 def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
@@ -1001,6 +1010,10 @@ def run_command(arguments: list[str]) -> int:
     try:
         with listening():
             _check_filled(arguments)
+            if world_size() > 1 and (alone := _not_shared(arguments)):
+                if not is_main_rank():  # an error here could end the main rank before it has spoken
+                    return 0
+                raise UsageError(f"{alone} does not share its work among processes: run it without torchrun")
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
     except Stopped as error:

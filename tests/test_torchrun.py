@@ -24,6 +24,7 @@ import torch.multiprocessing as multiprocessing
 from PIL import Image
 from safetensors.torch import save_file
 
+from deepcluster.cli import app, run_command
 from deepcluster.nets.backbone import build
 from deepcluster.runs.fit import Request, fit
 from deepcluster.runtime.processes import Processes, init_processes
@@ -185,6 +186,22 @@ def one_message(process: subprocess.Popen[str], code: int, message: str) -> None
 @pytest.mark.slow
 def test_one_message_for_what_is_wrong(tmp_path, arguments, code, message):
     one_message(torchrun(*arguments, "-o", tmp_path / "run", "-q"), code, message)
+
+
+SHARED = {"fit", "predict", "embed", "evaluate"}
+ALONE = [["fit", "x.npy", "--features"], *([name, "run"] for name in app if name[0] != "-" and name not in SHARED)]
+
+
+@pytest.mark.parametrize("arguments", ALONE, ids=" ".join)
+def test_what_is_not_shared_is_refused_by_one_process_alone(arguments, monkeypatch, capsys):
+    """The others end well: torchrun stops all where one ends with an error, and nothing would be said."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run_command(arguments) == 0 and capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert run_command(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"error: {arguments[0]}" in said and said.endswith("run it without torchrun\n") and said.count("\n") == 1
 
 
 @pytest.mark.slow
