@@ -1,6 +1,7 @@
 """fit, recut, predict and report on features that came from elsewhere, without a network."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (4 * row, 0, 0)).save(folder / name)
     (folder / "f.txt").write_text("\n".join(names))
-    fit_features(folder / "f.npy", Request(out=folder / "run", n_clusters=GROUPS, labels="folders"))
+    begun = time.perf_counter() - 1000
+    fit_features(folder / "f.npy", Request(out=folder / "run", n_clusters=GROUPS, labels="folders", begun=begun))
     return folder
 
 
@@ -63,6 +65,7 @@ def test_groups_labels_and_files(made: Path) -> None:
     assert [row["path"] for row in table] == (made / "f.txt").read_text().split("\n")
     assert json.loads((made / "run" / "metrics.json").read_text())["nmi"] == pytest.approx(1)
     assert state_of(made / "run") and record(made / "run")["backbone"] == "features"
+    assert record(made / "run")["seconds"] >= 1000  # from the beginning of the command
     assert (made / "run" / "thumbnails.webp").is_file() and "data:image" in (made / "run" / "report.html").read_text()
     assert "backbone" not in (made / "run" / "recipe.toml").read_text()
 

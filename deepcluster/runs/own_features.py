@@ -62,7 +62,7 @@ def fit_features(
     Raises:
         DeepClusterError: It says what to do.
     """
-    clock = Clock()
+    clock = Clock(request.begun)
     _check_request(request)
     with working_on(torch.device("cpu")):
         place = Path(given) if isinstance(given, str | Path) else None
