@@ -11,6 +11,7 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.runtime import Display, Silent
 from deepcluster.runtime.tensorboard import TensorBoard
+from tests.helpers.runs import record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)
 
@@ -62,6 +63,17 @@ def test_a_display_of_ones_own_is_told_of_each_round(tmp_path, capsys):
     assert [row["loss"] for row, _ in told.rows] == [row["loss"] for row in dc.history_]
     assert {"Run", "Images", "Done"} <= {*told.said} and {"reading", "training"} <= told.phases
     assert "Done" in capsys.readouterr().out  # verbose shows it, too
+
+
+def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):
+    class Broken(Silent):
+        def say(self, heading, text):
+            if heading == "Done":
+                raise OSError("the window is closed")
+
+    with pytest.raises(OSError, match="the window is closed"):
+        DeepCluster(n_clusters=3, rounds=0, image_size=16).fit(PIXELS, run=tmp_path / "run", display=Broken())
+    assert (record(tmp_path / "run")["status"], record(tmp_path / "run")["result"]) == ("done", "final")
 
 
 def test_numbers_of_a_row_become_scalars(tensorboard):

@@ -280,9 +280,9 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
             job.display.say("Done", summary(folder, record))
     except BaseException as error:
         stopped = job.stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
-        if is_main and not staged:
+        shown = results.on_disk if results else record.with_result_of(before)
+        if is_main and not staged and shown.status != "done":  # an error of the last messages changes no result
             status = "stopped" if stopped else "failed"
-            shown = results.on_disk if results else record.with_result_of(before)
             record = replace(shown, status=status, error=f"{type(error).__name__}: {error}")
             with suppress(DeepClusterError):
                 folder.write_record(record)
