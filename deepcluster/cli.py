@@ -914,7 +914,7 @@ def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
     location = str(record.get("location", ""))
     images = shlex.quote(location) if is_named(location) else "IMAGES"
     if Path(location).is_absolute():
-        with suppress(ValueError):  # on another drive
+        with suppress(ValueError, OSError):  # on another drive, or the current folder is gone
             images = shlex.quote(min(location, os.path.relpath(location), key=len))
     words = {"RUN": run, "IMAGES": images}
     first = " ".join(words.get(word, word) for word in str(record.get("next_step", "")).split())

@@ -384,6 +384,13 @@ def test_a_run_that_cannot_be_written_to(
     assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
 
 
+def test_a_current_folder_that_is_gone(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    ends(["recut", run, "-k", "2"], 0)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(file: BinaryIO) -> None:
