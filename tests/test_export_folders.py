@@ -14,6 +14,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
 from deepcluster.export import transfer as bringing
+from deepcluster.export.run_images import read_run_images
 from deepcluster.images import find
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
@@ -325,6 +326,7 @@ def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
     added = [{"path": "../more/b.png", "source": str(tmp_path / "more" / "b.png")}]
     added += [{"path": "../private.png", "source": str(tmp_path / "none.png")}]
     RunFolder(run).write_rows("added.csv", columns, added)
+    assert read_run_images(run, None).roots == {str(tmp_path / name) for name in ("photos", "more/b.png")}
     with pytest.warns(DeepClusterWarning, match=r"1 images .* left out: \.\./private.png"):
         folders(run, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]

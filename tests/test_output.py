@@ -18,6 +18,7 @@ from deepcluster.errors import DiskError, UsageError
 from deepcluster.storage import atomic
 from deepcluster.storage.destination import new_folder
 from deepcluster.storage.output import check_apart, files_read, output
+from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder
 from tests.helpers.runs import change_record, contents
 from tests.tiny import tiny_run
 
@@ -191,6 +192,11 @@ def test_the_original_of_a_path_in_the_run_is_no_output(place: Path) -> None:
     with pytest.raises(UsageError, match="one of the files"):
         for file in files_read(Path("given"), "1.png"):
             check_apart(Path("photos/1.png"), file)
+    added = {"path": "more.npy#3", "source": str(place / "photos.npy"), "member": "3"}
+    RunFolder(Path("given")).write_rows("added.csv", ADDED_COLUMNS, [added])
+    with pytest.raises(UsageError, match="one of the files"):
+        for file in files_read(Path("given"), "more.npy#3"):
+            check_apart(Path("photos.npy"), file)
 
 
 # ---- files that are written whole -----------------------------------------------------------------------------------

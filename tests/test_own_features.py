@@ -18,6 +18,7 @@ from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
 from deepcluster.runs.recut import recut
 from deepcluster.runs.report import found_again, report
+from deepcluster.runtime import plain_files
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run
 from tests.helpers.runs import record, rows, state_of
@@ -151,6 +152,14 @@ def test_a_row_without_a_path_in_a_table_beside(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.ones((2, 2)))
     (tmp_path / "f.csv").write_text("id,path\n1,a.jpg\n2\n")
     with pytest.raises(DataError, match=r"f\.csv has no path in line 3"):
+        read_features(tmp_path / "f.npy")
+
+
+def test_a_table_beside_is_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
+    np.save(tmp_path / "f.npy", np.ones((1, 2)))
+    (tmp_path / "f.csv").write_text("path\n" + "x" * 101)
+    with pytest.raises(DataError, match=r"cannot read .*f\.csv: .*more than 100 characters"):
         read_features(tmp_path / "f.npy")
 
 

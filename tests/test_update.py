@@ -16,6 +16,7 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
+from deepcluster.export.run_images import read_run_images
 from deepcluster.groups.map2d import between
 from deepcluster.groups.split import parts_of
 from deepcluster.images import find
@@ -32,7 +33,7 @@ from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
 from deepcluster.runs.update import FEW, Update, new_fit_due, update
 from deepcluster.storage import report_files as drawn
-from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
 from tests.drawings import drawings, save_drawings
 from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
 from tests.predicting import predicted
@@ -272,6 +273,16 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
     for row, file in zip(used(run)[48:], sorted(more.rglob("*.png")), strict=True):
         exported = tmp_path / "out" / made[row["path"]]["exported_path"]
         assert exported.suffix == ".png" and np.array_equal(np.array(Image.open(exported)), np.array(Image.open(file)))
+
+
+@pytest.mark.parametrize("source", ["/" + "x" * 300, "/a\0b", "", "/"])
+def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source):
+    """A name that the system refuses is no damage of the run."""
+    update(run, str(more))
+    folder = open_run(run)
+    added = folder.read_added()
+    folder.write_rows("added.csv", ADDED_COLUMNS, [{**added[0], "source": source}, *added[1:]])
+    assert len(read_run_images(run, None).source.paths) == 59
 
 
 def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(fitted, photos, more, tmp_path):

@@ -16,6 +16,7 @@ from deepcluster.images.datasets import is_tensor
 from deepcluster.images.decode import Undecodable, explain, one_line
 from deepcluster.images.files import PATH_COLUMNS, absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered
+from deepcluster.runtime.plain_files import MOST_TEXT, check_file, lines_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +143,9 @@ def _source(file: Path, paths: Sequence[str] | None, count: int) -> Source:
 
 def _column(table: Path) -> list[str]:
     try:
+        check_file(table, MOST_TEXT)
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            rows = csv.DictReader(stream)
+            rows = csv.DictReader(lines_of(stream))
             name = next((name for name in rows.fieldnames or () if name and name.lower() in PATH_COLUMNS), None)
             if name is None:
                 raise DataError(f"{one_line(str(table))} has no column path: add one, or take the file away")
@@ -153,7 +155,9 @@ def _column(table: Path) -> list[str]:
                     raise DataError(f"{one_line(str(table))} has no path in line {rows.line_num}: give each row one")
                 paths.append(row[name])
             return paths
-    except (OSError, csv.Error) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
 
 

@@ -236,7 +236,7 @@ def _added(
             near.append(row)
         elif row["member"]:
             held[row["source"]].append(row)
-        elif Path(row["source"]).is_absolute() and Path(row["source"]).is_file():
+        elif Path(row["source"]).is_absolute() and os.path.isfile(row["source"]):  # noqa: PTH113 (is_file may raise)
             files.append(row)
     if own:
         yield _chosen(own, {row_of[row["path"]]: row for row in near})

@@ -98,6 +98,7 @@ def files_read(run: Path, images: str) -> Iterator[Path]:
     elif record:  # the path of an image in the run, relative to the folder of its images or of their list
         location = Path(record.location)
         yield from (folder / place for folder in (location, location.parent))
+        yield from (Path(row["source"]) for row in open_run(run).read_added() if row["path"] == images)
 
 
 def check_apart(path: Path, other: Path) -> None:
