@@ -432,7 +432,8 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """A pretrained network: few, gentle rounds on cluster means, none of which can spoil the clusters alone."""
     choices = _gentle(size, facts) | {
         "temperature": (0.07, _GENTLY),
-        "neighbours": ("rounds", "what it knew counts as much as what it learnt"),
+        "average": (0.5, "half of the weights from before keep what it knew"),
+        "whitening": (0.25, "directions of little variance tell a pretrained network's groups less well"),
     }
     if backbone.startswith(RECTIFIED):
         choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")
@@ -465,12 +466,11 @@ def _classic_from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
 
 def _classic_adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """The same for a pretrained network."""
-    return _gentle(size, facts) | _SEVEN_STEPS | _GUARDED
+    return _gentle(size, facts) | _SEVEN_STEPS
 
 
 _GENTLY = "a pretrained network is changed gently"
 _FROM_NOTHING = "a network trained from nothing"
-_GUARDED: Choices = {"neighbours": ("clearer", "training may lose what the network had")}
 _SEVEN_STEPS: Choices = {
     "tolerance": (0.05, "settled is where about one image in twenty still changes its fine cluster"),
     "views": (2, "two random views of an image tell more of its cluster than one"),
@@ -485,8 +485,7 @@ def _gentle(size: int, facts: Facts) -> Choices:
     return {
         "rounds": (rounds, "a pretrained network needs few"),
         "epochs": (_epochs(2000, facts.count), f"2000 views in a round, in at most {MOST_EPOCHS} epochs"),
-        **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64, dims=128),
-        "grouping": ("consensus", "embeddings tell more of what a pretrained network knows"),
+        **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64),
         "view_size": _gentle_view(size, facts),
     }
 
@@ -513,7 +512,6 @@ def _untrained(size: int, facts: Facts, passes: int) -> Choices:
         "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
         **_because(_FROM_NOTHING, lr=0.25, warmup=0.5, weight_decay=5e-4),
         "view_size": view_size,
-        **_GUARDED,
     }
 
 

@@ -264,15 +264,10 @@ class Recipe(Options):
         flag=True,
     )
 
-    neighbours: str = _result(
-        "final",
-        "Features whose neighbour graph is cut: the final ones, the clearer of initial and final, or of all rounds.",
-        choices=("final", "clearer", "rounds"),
-    )
-    grouping: str = _result(
-        "cut",
-        "How that graph becomes groups: its normalised cut, or the consensus of that and of clusterings of embeddings.",
-        choices=("cut", "consensus"),
+    average: float = _result(
+        1.0,
+        "Share of the trained weights in the network of the result, beside those before training.",
+        high=1,
     )
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import missing_extra
-from deepcluster.groups.map2d import layout
+from deepcluster.groups.embedding import layout
 from deepcluster.report.sprite import on_sheet
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import derive

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.nearest import nearest
 from deepcluster.groups.choose_k import ROWS, stability
-from deepcluster.groups.cut import ROWS_EACH, cut, place
-from deepcluster.groups.neighbour_graph import Graph, inside, neighbour_graph, normalised_cut
+from deepcluster.groups.cut import cut, place
 from deepcluster.seeding import derive, generator
 
 NEIGHBOURS = 10
@@ -25,8 +24,6 @@ MOST_WEAKER = 3  # groups, that are named
 # number (200 to 1,000 images of five sets by a pretrained network, of three by an untrained one; docs/decisions.md).
 MANY, LESS = 1000, 0.7
 LEAST_OF_GROUP = 10  # rows of the sample, to judge a group alone
-HARDLY = 1.4  # times as many ties cut: groups of one network that are real in the other, too
-MOST = 1000.0  # times
 
 
 @dataclass(frozen=True)
@@ -207,94 +204,3 @@ def next_step(grade: Grade, *, has_weights: bool, n_clusters: int | None, other:
             advice = "Look at the borderline images in the report, and correct them there."
             return advice, "deepcluster apply RUN edits.json"
     return "Name the groups in the report.", "deepcluster predict RUN NEW_IMAGES"
-
-
-@dataclass(frozen=True)
-class Guard:
-    """How well a network fits the groups ``before`` it was adapted and ``after``.
-
-    By the share of the ties between neighbours, in its features, that are inside the groups: 0 by chance, at most 1.
-    """
-
-    before: float
-    after: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether the adapted network is the better one."""
-        return self.after >= self.before
-
-    @property
-    def text(self) -> str:
-        shares = f"(neighbours in one group, beyond chance: {self.after:.1%}; before: {self.before:.1%})"
-        return f"{'adapted network kept' if self.kept else 'pretrained network kept, the groups use both'} {shares}"
-
-
-@dataclass(frozen=True)
-class Clarity:
-    """How far the groups of one network tear apart what are neighbours to the other.
-
-    How many times as many ties between neighbours they cut as that other network's own groups do.
-
-    before: The groups before training, in the features of the trained network.
-    after: The groups after training, in the features of the network before training.
-    """
-
-    before: float
-    after: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether to keep the trained network: its groups hardly tear, or no more than the others do.
-
-        No margin in favour of the untrained network: of 50,000 images of CIFAR-10 good groups tear 2.4 times and the
-        untrained network's 2.7 times, and the wrong choice costs most of the result (docs/decisions.md).
-        """
-        return self.after <= max(HARDLY, self.before)
-
-    @property
-    def text(self) -> str:
-        if self.kept:
-            return (
-                f"trained network kept (neighbours torn apart: {self.after:.1f}; by the groups before training:"
-                f" {self.before:.1f})"
-            )
-        return (
-            f"network before training kept (neighbours torn apart: {self.before:.1f}; by the trained one's groups:"
-            f" {self.after:.1f})"
-        )
-
-
-def clarity(before: Tensor, after: Tensor, k: int, seed: int) -> Clarity | None:
-    """The judgement on the features of the same images, cut into ``k`` groups each.
-
-    Args:
-        before: N x d features before training, rows of length 1.
-        after: N x D features after training, rows of length 1.
-        k: The number of groups.
-        seed: For the graphs and the cuts.
-
-    Returns:
-        None where there are too few images to cut, or both networks have collapsed to too few distinct features.
-    """
-    graphs = [neighbour_graph(rows, derive(seed, "graph")) for rows in (before, after)]
-    if any(collapsed := [len(graph.rows) < ROWS_EACH * k for graph in graphs]):
-        return None if all(collapsed) else Clarity(*(MOST if each else 1.0 for each in collapsed))
-    groups = []
-    for rows, graph in zip((before, after), graphs, strict=True):
-        parts = cut(rows, k, seed=seed, graph=graph)
-        groups.append(place(rows, parts, parts.centroids[:1]).cluster)
-
-    def torn(graph: Graph, foreign: Tensor, native: Tensor) -> float:
-        by_foreign, by_native = (
-            max(1 / MOST, 1 - inside(graph, graph.rows, each[graph.rows])) for each in (foreign, native)
-        )
-        return by_foreign / by_native
-
-    return Clarity(torn(graphs[1], groups[0], groups[1]), torn(graphs[0], groups[1], groups[0]))
-
-
-def guard(before: Graph, after: Graph, shared: Graph, k: int, seed: int) -> Guard:
-    """The judgement by the ``k`` groups of the graph that both have a part in."""
-    groups = normalised_cut(shared.ties, k, seed)
-    return Guard(*(inside(each, shared.rows, groups) for each in (before, after)))

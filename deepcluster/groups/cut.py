@@ -5,15 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assign, assigner
 from deepcluster.clustering.kmeans import best_of, kmeans
-from deepcluster.groups.neighbour_graph import STARTS, Graph, graph_rows, neighbour_ties, normalised_cut
+from deepcluster.groups.embedding import embedding
+from deepcluster.groups.neighbour_graph import graph_rows, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
+DIMENSIONS = 10  # of the embedding; 5 and 30 are as good (docs/decisions.md)
+STARTS = 10  # of k-means; the best counts
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
@@ -23,7 +25,6 @@ OWN_FENCE = 50  # rows of a group that tell how far its images may lie; of fewer
 TAIL, STRAY, LONG = 2.2, 1.284, 4.0
 ROWS_AT_ONCE, PAIRS_AT_ONCE = 4096, 1 << 16  # in place
 ROUNDING = 2e-5  # the most that a product of float32 is wrong by, as a share of the lengths; 1e-6 was seen
-PartsOf = Callable[[csr_array, int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,24 @@ class Placement:
     centroid: Tensor
 
 
-def cut(
-    reduced: Tensor, k: int, *, seed: int = 0, graph: Graph | None = None, parts_of: PartsOf = normalised_cut
-) -> Cut:
-    """Cut N x d features (rows of length 1) into ``k`` groups where their neighbour graph is thin.
+def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
+    """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
-    Every row is tied to its nearest neighbours (neighbour_graph.py), and the ties make the groups, of any shape.
-    k-means inside each makes the centroids that stand for it, so a new image needs nothing but the nearest one. With
-    fewer than ``ROWS_EACH`` distinct rows per group the groups are those of the best of several k-means.
+    The embedding (embedding.py) makes groups of any shape compact. k-means inside each group, in the features, makes
+    the centroids that stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
+    distinct rows per group the groups are those of k-means of the features.
 
     Args:
         reduced: N x d features.
         k: The number of groups.
-        seed: For the sample, the cut and the k-means.
-        graph: The neighbour graph to cut (None: that of ``reduced``).
-        parts_of: How ties become ``k`` groups: ``parts_of(ties, k, seed)``; also :func:`consensus_cut`.
+        seed: For the sample, the embedding and the k-means.
     """
     seed = derive(seed, "cut")
-    rows = reduced[graph_rows(reduced, seed) if graph is None else graph.rows]
+    rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(STARTS, reduced, k, seed))
-    labels = parts_of(neighbour_ties(rows) if graph is None else graph.ties, k, seed)
+    places = embedding(neighbour_ties(rows), DIMENSIONS, derive(seed, "embedding"))
+    labels = best_of(STARTS, torch.from_numpy(places), k, seed).labels
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))

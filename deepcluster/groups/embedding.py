@@ -1,4 +1,7 @@
-"""The images of a neighbour graph in a space where neighbours are together and all others apart."""
+"""The images of a neighbour graph in a space where neighbours are together and all others apart.
+
+In 10 dimensions it is what groups are cut from (cut.py), in two it is the map of the report.
+"""
 
 from typing import Any
 
@@ -6,30 +9,37 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
-from deepcluster.groups.neighbour_graph import leading_eigenvectors
+from deepcluster.clustering.nearest import nearest
+from deepcluster.groups.neighbour_graph import graph_rows, leading_eigenvectors, neighbour_ties
 from deepcluster.seeding import derive, generator
 
 STEPS = 200
 OTHERS = 64  # rows of each step that all rows are pushed away from
 PUSH = 10  # weight of all pushes relative to all pulls
-LONGEST_MOVE = 4.0  # of a row in a step, in each direction
+MAX_MOVE = 4.0  # of a row in a step, in each direction
 WIDTH = 10.0  # of the space at the start, in its widest direction, either way
+LANDMARKS = 10_000  # rows of the map whose positions are optimised, in 2 s
+BETWEEN = 5  # landmarks that determine the position of another row
 Points = npt.NDArray[Any]  # float32
 
 
 def embedding(ties: csr_array, dims: int, seed: int) -> Points:
-    """Positions (float32, N x d, d at most ``dims``) of the N images of a graph.
+    """Return positions (float32, N x dims) of the N images of a graph.
 
     UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), from the leading eigenvectors of the graph
     on, moving all rows at once: tied rows pull each other, and a few random rows push all. So groups of any shape
-    become compact, and a k-means or Ward's tree of the positions finds them.
+    become compact, and k-means finds them.
     """
     size = ties.shape[0]
+    if size < 3:
+        return np.eye(size, dims, dtype=np.float32)
     random = generator(seed, "embedding")
     _, vectors = leading_eigenvectors(ties, dims + 1, derive(seed, "start"))
     start = vectors[:, 1:]  # the first says no more than how well tied a row is
-    places = (WIDTH * start / max(1e-12, np.abs(start).max(initial=0))).astype(np.float32)
+    places = np.zeros((size, dims), np.float32)
+    places[:, : start.shape[1]] = WIDTH * start / max(1e-12, np.abs(start).max(initial=0))
     places += 1e-3 * torch.randn(places.shape, generator=random).numpy()
     weights, columns, ends = ties.data.astype(np.float32), ties.indices, ties.indptr
     rows = np.repeat(np.arange(size), np.diff(ends))
@@ -44,7 +54,30 @@ def embedding(ties: csr_array, dims: int, seed: int) -> Points:
         pushes = push / ((1e-2 + apart) * (1 + apart))
         pushes[others, np.arange(OTHERS)] = 0  # nothing pushes itself
         outward = pushes.sum(1, keepdims=True) * places - pushes @ places[others]
-        move = inward + outward.clip(-LONGEST_MOVE, LONGEST_MOVE)
-        places = places + np.float32(1 - step / STEPS) * move.clip(-LONGEST_MOVE, LONGEST_MOVE)
+        move = inward + outward.clip(-MAX_MOVE, MAX_MOVE)
+        places = places + np.float32(1 - step / STEPS) * move.clip(-MAX_MOVE, MAX_MOVE)
     centred: Points = places - places.mean(0)
     return centred
+
+
+def layout(reduced: Tensor, seed: int = 0) -> Points:
+    """Return positions (float32, N x 2) of N x d rows of length 1 such that neighbours are near each other.
+
+    Only neighbourhoods have a meaning; the distances between groups and their apparent sizes have none. The same rows
+    and seed give the same positions on one machine.
+    """
+    rows = graph_rows(reduced, seed, LANDMARKS)
+    places = torch.zeros(len(reduced), 2)
+    places[rows] = torch.from_numpy(embedding(neighbour_ties(reduced[rows]), 2, seed))
+    others = torch.ones(len(reduced), dtype=torch.bool)
+    others[rows] = False
+    if others.any():
+        places[others] = between(reduced[others], reduced[rows], places[rows])
+    return places.numpy()
+
+
+def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
+    """Return the mean position of each row's nearest landmarks, weighted by the inverse squared distance."""
+    cosines, neighbours = nearest(rows, BETWEEN, landmarks)
+    weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)
+    return (weights * places[neighbours]).sum(1) / weights.sum(1)

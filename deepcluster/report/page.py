@@ -102,7 +102,7 @@ class RunData:
 
     Attributes:
         title: The heading.
-        run: run.json, of which ``FACTS``, ``command``, ``candidates``, ``cut``, ``verdict`` and ``guard`` are shown.
+        run: run.json, of which ``FACTS``, ``command``, ``candidates``, ``cut`` and ``verdict`` are shown.
         clusters: Rows of clusters.csv.
         summary: Rows of cluster_summary.csv.
         history: Rows of history.csv.
@@ -341,11 +341,9 @@ def _metric_rows(metrics: Mapping[str, float | str]) -> list[tuple[str, str, str
 
 
 def _conclusions(run: Mapping[str, Any]) -> list[str]:
-    """The verdict, and what the guard of an adapted network decided."""
-    guard = run.get("guard")
-    decision = str(guard.get("text", "")) if isinstance(guard, dict) else ""
-    sentences = [str(run.get("verdict") or ""), decision and f"{decision[0].upper()}{decision[1:]}."]
-    return [sentence for sentence in sentences if sentence]
+    """The verdict."""
+    verdict = str(run.get("verdict") or "")
+    return [verdict] if verdict else []
 
 
 def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -73,5 +73,5 @@ def _last_head(folder: Path, network: Network) -> nn.Linear | None:
         return None
     body = network.body.state_dict()
     if not all(torch.equal(value, checkpoint.network.get(f"body.{name}", value[None])) for name, value in body.items()):
-        return None  # the guard has restored the initial network
+        return None
     return linear_of(checkpoint.network["head.weight"], checkpoint.network["head.bias"])

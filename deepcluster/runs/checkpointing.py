@@ -67,12 +67,6 @@ class Checkpointer:
         self.stop.at_once = not training
         return bool(enough)
 
-    def rest(self) -> None:
-        """After the training of a round, before what takes long: save it, so that a stop need not wait for that."""
-        if self._unsaved:
-            self._write()
-        self.stop.at_once = True
-
     def _write(self) -> None:
         assert self._unsaved is not None
         self.checkpoints.write(self._unsaved, self.network.state_dict(), self.about(), self.partition)

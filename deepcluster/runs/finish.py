@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,7 @@ from torch import Tensor
 from deepcluster.algorithm import Result, conclude
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.groups.choose_k import ROWS
-from deepcluster.groups.confidence import Clarity, Guard, clarity, guard
-from deepcluster.groups.cut import ROWS_EACH, Cut, outlier_distances, outlier_length, place
-from deepcluster.groups.neighbour_graph import Graph, joined_graphs, neighbour_graph
-from deepcluster.learning.features import extract
+from deepcluster.groups.cut import Cut, outlier_distances, outlier_length, place
 from deepcluster.model import Model
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
@@ -36,11 +32,12 @@ from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.seeding import derive, generator
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import metrics, round_to
-from deepcluster.storage.run_folder import FORMER, GRAPH, RunFolder
+from deepcluster.storage.run_folder import FORMER, RunFolder
 from deepcluster.storage.run_record import RunRecord
+
+COLLAPSED = 0.5  # share of the images in one fine cluster
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,11 @@ class Outcome:
     result: The final features of this rank's images, and the clustering of all.
     sample: Of these features.
     n_clusters: Groups to cut them into.
-    graph: The graph to cut (None: that of the features).
-    kept: Whether the network is the trained one, and not that before the rounds.
     """
 
     result: Result
     sample: Sample
     n_clusters: int
-    graph: Graph | None
-    kept: bool
 
 
 class Results:
@@ -81,7 +74,6 @@ class Results:
         self.job, self.folder, self.network, self.images = job, folder, network, images
         self.record, self.on_disk = record, on_disk
         self.shares_pass = shares_pass(images.recipe, job.device)
-        self._as_given: Result | None = None  # of the network as it was given
         self._has_thumbnails = False  # they never change
         self._baseline: dict[int, Mapping[str, float]] = {}  # by the number of groups
         self._rounds = -1  # before the last preliminary result
@@ -107,8 +99,6 @@ class Results:
             return ""
         self._unsaid = Unsaid()
         outcome, record = self._outcome(trained, self._unsaid, features if self.shares_pass else None)
-        if not trained.rounds:
-            self._as_given = outcome.result
         self._write(trained, outcome, replace(record, result=PRELIMINARY))
         if len(self._judged) == 1:
             page = self.folder.path / "report.html"
@@ -120,7 +110,7 @@ class Results:
         return change(self._judged[-2], self._judged[-1], self.job.processes)
 
     def final(self, trained: Trained) -> RunRecord:
-        """Conclude, by the network as it was given where the trained one is worse. Returns run.json at the end."""
+        """Conclude, and return run.json at the end."""
         self.record = self.record.with_phase("rounds", self.job.clock.lap())
         if trained.features is not None and trained.rounds == self._rounds:  # nothing has changed since
             self._make_final(trained)
@@ -128,6 +118,8 @@ class Results:
             features = trained.features if self.shares_pass else None
             outcome, record = self._outcome(trained, self.job.display, features)
             self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
+            if trained.rounds:
+                _warn_of_collapse(outcome.result)
         if len(self._judged) > 1 and trained.rounds:
             text = change(self._judged[0], self._judged[-1], self.job.processes)
             self.job.display.say("Groups", f"{text} from the first to the last")
@@ -154,29 +146,38 @@ class Results:
         self.on_disk = record
 
     def _outcome(self, trained: Trained, display: Display, features: Tensor | None) -> tuple[Outcome, RunRecord]:
-        """The features and the number of groups, and run.json with what was judged on the way."""
-        job, network, images, record = self.job, self.network, self.images, self.record
-        seed, partition = job.request.seed, images.store.partition
-        result = self._conclude(features)
-        sample = sample_of(result.reduced, partition, seed)
-        n_clusters, graph = 0, None
-        judged: Guard | Clarity | None = None
+        """The features and the number of groups, and run.json with the candidates for that number."""
+        job, record = self.job, self.record
+        with self._averaged(trained) as averaged:
+            result = self._conclude(None if averaged else features)
+        sample = sample_of(result.reduced, self.images.store.partition, job.request.seed)
+        n_clusters = 0
         if job.processes.is_main:
             n_clusters, record = choose_number(job.request.n_clusters, sample.reduced, record, display)
-            if images.recipe.neighbours == "clearer":
-                judged = _clearer(job, network, images, result.reduced, trained, n_clusters)
-            else:
-                graph, judged = _guarded(job, sample, trained, n_clusters)
-            if judged:
-                display.say("Guard", judged.text)
-                figures = {name: round_to(value, 4) for name, value in asdict(judged).items()}
-                record = replace(record, guard={**figures, "kept": judged.kept, "text": judged.text})
-        kept = job.processes.broadcast_json(lambda: judged is None or judged.kept)
-        if not kept:
-            with _body(network, trained.given):
-                result = self._as_given or self._conclude(None)
-            sample = sample_of(result.reduced, partition, seed)
-        return Outcome(result, sample, n_clusters, graph, kept), record
+        return Outcome(result, sample, n_clusters), record
+
+    @contextmanager
+    def _averaged(self, trained: Trained) -> Iterator[bool]:
+        """Inside, the network has the weights of the result: a mean of those before and after training.
+
+        The mean keeps more of what a pretrained network knew than its last state does (WiSE-FT, Wortsman et al. 2022).
+        Yields whether that changes anything.
+        """
+        share, body = self.images.recipe.average, self.network.body
+        if share == 1 or not trained.rounds:
+            yield False
+            return
+        last = {name: value.clone() for name, value in body.state_dict().items()}
+        body.load_state_dict(
+            {
+                name: torch.lerp(trained.given[name], value, share) if value.is_floating_point() else value
+                for name, value in last.items()
+            }
+        )
+        try:
+            yield True
+        finally:
+            body.load_state_dict(last)
 
     def _conclude(self, features: Tensor | None) -> Result:
         """Step 7."""
@@ -216,12 +217,8 @@ class Results:
             )
             model = model_of(self.network, result, groups, outcome.sample.reduced, lengths, self.images.recipe)
             if is_main:
-                with nullcontext() if outcome.kept else _body(self.network, trained.given):
+                with self._averaged(trained):
                     model_files.save_in_run(model, staged)
-                if outcome.graph:
-                    staged.write_graph(outcome.graph)
-                else:
-                    staged.remove(GRAPH)
                 staged.remove(FORMER)  # of a recut of an earlier result
             if not self._has_thumbnails:
                 own = tiny_pictures(store.images, store.partition.local.start, store.partition.total)
@@ -254,8 +251,7 @@ class Results:
 
         def found() -> dict[str, Tensor]:
             seed, sample = self.job.request.seed, outcome.sample
-            grouping, graph = self.images.recipe.grouping, sample.own_graph(outcome.graph)
-            groups = groups_of(sample.reduced, outcome.result.clustering, outcome.n_clusters, seed, grouping, graph)
+            groups = groups_of(sample.reduced, outcome.result.clustering, outcome.n_clusters, seed)
             if groups.count < outcome.n_clusters:
                 text = (
                     f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images"
@@ -275,8 +271,7 @@ class Results:
             return {}
         if n_clusters not in self._baseline:
             reduced, clustering = trained.start
-            seed, grouping = self.job.request.seed, self.images.recipe.grouping
-            groups = groups_of(reduced, clustering, n_clusters, seed, grouping)
+            groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed)
             labels = [rows.labels[i] for i in rows.sample.rows.tolist()]
             self._baseline[n_clusters] = metrics(labels, place(reduced, groups, clustering.centroids).cluster)
         return self._baseline[n_clusters]
@@ -314,42 +309,16 @@ def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
     return f"{before.grade} -> {after.grade}, " * graded + f"{moved:.0%} of the images moved"
 
 
-@contextmanager
-def _body(network: Network, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The network with other weights of its body inside the context."""
-    own = {name: value.clone() for name, value in network.body.state_dict().items()}
-    network.body.load_state_dict(weights)
-    try:
-        yield
-    finally:
-        network.body.load_state_dict(own)
-
-
-def _guarded(job: Job, sample: Sample, trained: Trained, n_clusters: int) -> tuple[Graph | None, Guard | None]:
-    """The graph of all rounds, where the recipe joins them, and the judgement on the trained network."""
-    if not trained.graphs:
-        return None, None
-    seed = job.request.seed
-    last = sample.graph(neighbour_graph(sample.reduced, derive(seed, "graph")))
-    graph = joined_graphs(trained.graphs[0], [*trained.graphs[1:], last], trained.weights)
-    if n_clusters < 2 or len(graph.rows) < ROWS_EACH * n_clusters:
-        return graph, None
-    return graph, guard(trained.graphs[0], last, graph, n_clusters, derive(seed, "guard"))
-
-
-def _clearer(
-    job: Job, network: Network, images: ImagesRead, reduced: Tensor, trained: Trained, n_clusters: int
-) -> Clarity | None:
-    """The judgement on the trained network by the groups of a sample of the main rank's images."""
-    if not trained.rounds or n_clusters < 2:
-        return None
-    store, recipe = images.store, images.recipe
-    seed = derive(job.request.seed, "guard")
-    rows = torch.randperm(len(store.images), generator=generator(seed, "sample"))[:ROWS].sort().values
-    with _body(network, trained.given):
-        features = extract(network, store.images[rows], size=recipe.image_size, batch_size=recipe.batch_size).cpu()
-    before = reduction_of(recipe)(features)
-    return clarity(before, reduced[rows], n_clusters, seed)
+def _warn_of_collapse(result: Result) -> None:
+    """Warn if most images are in one fine cluster, or the features differ in one direction only."""
+    share, rank = result.clustering.largest_share, result.reduced.shape[1]
+    if len(result.clustering.sizes) > 2 and (share > COLLAPSED or rank == 1):
+        what = f"{share:.0%} of the images are in one fine cluster" if share > COLLAPSED else "all features are alike"
+        warnings.warn(
+            f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
 
 
 def model_of(network: Network, result: Result, groups: Cut, reduced: Tensor, lengths: Tensor, recipe: Recipe) -> Model:

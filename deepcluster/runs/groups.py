@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.groups.choose_k import candidates
-from deepcluster.groups.consensus import consensus_cut
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
-from deepcluster.groups.neighbour_graph import Graph, normalised_cut
 from deepcluster.records import Clustering
 from deepcluster.runs.sample import Sample
 from deepcluster.runtime.display import Display
@@ -17,18 +15,14 @@ from deepcluster.seeding import derive
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_record import RunRecord
 
-MOST_IN_CUT = 1000  # groups, where k-means has made them already: the eigenvectors of more take too long
+MAX_IN_CUT = 1000  # groups, if k-means has made them already: ten starts with more take too long
 
 
-def groups_of(
-    reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, grouping: str, graph: Graph | None = None
-) -> Cut:
-    """Groups of the features of a sample, or of a ``graph`` of it, by the option ``grouping``. Very many would take
-    longer than a run: then they are the last clustering itself, if that has as many."""
-    if n_clusters > MOST_IN_CUT and len(fine.centroids) == n_clusters:
+def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int) -> Cut:
+    """Cut the features of a sample. Very many groups are the last clustering itself, if that has as many."""
+    if n_clusters > MAX_IN_CUT and len(fine.centroids) == n_clusters:
         return as_groups(fine)
-    parts_of = consensus_cut if grouping == "consensus" else normalised_cut
-    return cut(reduced, n_clusters, seed=derive(seed, "groups"), graph=graph, parts_of=parts_of)
+    return cut(reduced, n_clusters, seed=derive(seed, "groups"))
 
 
 def placed(

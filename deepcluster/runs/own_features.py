@@ -44,7 +44,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
-OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}
+OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical"}
 THUMBNAIL = 48  # px
 
 
@@ -103,14 +103,12 @@ def _check_request(request: Request) -> None:
 
 
 def _recipe(request: Request, count: int) -> Recipe:
-    """Half whitening, and as many fine clusters as ``auto`` takes: docs/decisions.md."""
+    """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
     clusters = max(5 * (request.n_clusters or 0), count // 100, 2)
     chosen: dict[str, Any] = {
-        "whitening": 0.5,
-        "dims": 128,
+        "whitening": 0.25,
         "pseudo_labels": min(clusters, max(1, count // 20)),
         "rounds": 0,
-        "grouping": "consensus",  # features from elsewhere are of pretrained networks, as a rule
     }
     options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     recipe = Recipe(**{**chosen, **options})
@@ -149,7 +147,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
     n_clusters, record = choose_number(request.n_clusters, sample.reduced, record, job.display)
-    groups = groups_of(sample.reduced, result.clustering, n_clusters, seed, recipe.grouping)
+    groups = groups_of(sample.reduced, result.clustering, n_clusters, seed)
     if groups.count < n_clusters:
         warnings.warn(
             f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values",

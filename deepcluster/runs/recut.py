@@ -13,13 +13,11 @@ from deepcluster.groups.cut import Placement, outlier_distances
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
-from deepcluster.recipe import read_toml
 from deepcluster.records import Clustering
 from deepcluster.runs.edits import carried_over, carried_text, edited, moved_rows, told
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.report import rewrite_report
 from deepcluster.runs.results import Rows, read_run, write_groups
-from deepcluster.runs.sample import Sample
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -58,13 +56,7 @@ def recut(
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        graph = folder.read_graph(rows.fitted)
-        if graph is not None and not torch.isin(graph.rows, sample.rows).all():  # of another sample
-            sample = Sample(graph.rows, rows.reduced[graph.rows])
-        own_graph = sample.own_graph(graph)
-        options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
-        grouping = str(options.get("grouping", "cut"))  # those of version 0.1 did not have it
-        groups = groups_of(sample.reduced, fine, n_clusters, record.seed, grouping, own_graph)
+        groups = groups_of(sample.reduced, fine, n_clusters, record.seed)
         groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition, rows.added)
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
         new = replace(model, groups=groups, names=names, junk=junk)

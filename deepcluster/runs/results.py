@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.groups.confidence import Confidence, confidence_of, confidence_text, next_step
 from deepcluster.groups.cut import Placement
-from deepcluster.groups.map2d import layout
+from deepcluster.groups.embedding import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.groups.quality_by_k import levels
 from deepcluster.model import Model

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepcluster.groups.neighbour_graph import SAMPLE, Graph
+from deepcluster.groups.neighbour_graph import SAMPLE
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 
@@ -20,14 +20,6 @@ class Sample:
 
     rows: Tensor
     reduced: Tensor
-
-    def graph(self, graph: Graph) -> Graph:
-        """A graph of the sample with the numbers of all images."""
-        return Graph(self.rows[graph.rows], graph.ties)
-
-    def own_graph(self, graph: Graph | None) -> Graph | None:
-        """A graph of images in the sample with its own numbers."""
-        return None if graph is None else Graph(torch.searchsorted(self.rows, graph.rows), graph.ties)
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Sample:

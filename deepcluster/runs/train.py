@@ -1,14 +1,13 @@
 """The rounds of a run: what is kept of each, its checkpoints, and when they end."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from deepcluster.errors import Stopped
-from deepcluster.groups.neighbour_graph import Graph, neighbour_graph
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering, Round, State
@@ -19,10 +18,8 @@ from deepcluster.runs.job import ImagesRead, Job
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import Schedule, TimeLimit
 from deepcluster.runtime.partition import Partition
-from deepcluster.seeding import derive
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.csv_rows import history_row
-from deepcluster.storage.graph_file import graph_of, graph_tensors
 from deepcluster.storage.run_folder import HISTORY, RunFolder
 
 
@@ -34,8 +31,6 @@ class Trained:
     stopped_because: Why there were no more.
     start: The reduced features of a sample and the clustering of the first round, for what the network was worth before
         training.
-    graphs: The neighbour graph of each round's features, where the recipe joins them.
-    weights: How much each of these counts.
     given: The body of the network before the rounds.
     features: Those of a pass of the network as it is now, where one was made.
     """
@@ -43,8 +38,6 @@ class Trained:
     rounds: int
     stopped_because: str
     start: "Start | None"
-    graphs: Sequence[Graph]
-    weights: Sequence[float]
     given: Mapping[str, Tensor]
     features: Tensor | None = None
 
@@ -54,35 +47,26 @@ Publish = Callable[[Tensor, Trained], str]  # writes a preliminary result, and s
 
 
 class Kept:
-    """What the main rank keeps of the rounds: history.csv, the start, and the graphs where the recipe joins them.
-
-    ``weights``: how much the features after each round count: 1 - loss / chance loss, since a network that cannot
-    predict its own clusters has forgotten.
-    """
+    """History of the rounds (main rank): rows of history.csv, and the clustering of the first round."""
 
     def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, recipe: Recipe, truth: list[str] | None):
         self.job, self.folder, self.checkpoints, self.recipe, self.truth = job, folder, checkpoints, recipe, truth
         self.columns = HISTORY if truth is None else (*HISTORY, "nmi_labels")
         self.history: list[Mapping[str, Any]] = []
         self.start: Start | None = None
-        self.joins_graphs = recipe.neighbours == "rounds"
-        self.graphs: list[Graph] = []
-        self.weights: list[float] = []
 
-    def restore(self, checkpoint: Checkpoint, images: int) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Take over what an earlier process kept."""
         self.history = resuming.history(self.folder, self.columns, checkpoint.round)
         if parts := checkpoint.parts.get("start"):
             clustering = Clustering(parts["labels"], parts["centroids"], parts["sizes"], math.nan, 0, 0)
             self.start = (parts["reduced"], clustering)
-        self.weights = list(checkpoint.about["weights"])
-        self.graphs = [graph_of(checkpoint.parts[f"graph{i}"], images) for i in range(len(self.weights))]
 
     def write_history(self) -> None:
         self.folder.write_rows("history.csv", self.columns, self.history)
 
     def so_far(self, rounds: int, given: Mapping[str, Tensor], stopped_because: str = "") -> Trained:
-        return Trained(rounds, stopped_because, self.start, [*self.graphs], [*self.weights], given)
+        return Trained(rounds, stopped_because, self.start, given)
 
     def add(self, round: Round, sample: Sample | None, groups: str, rounds: int) -> None:
         """Keep one of ``rounds``; ``sample``: its features, where needed; ``groups``: whether these got better."""
@@ -91,10 +75,6 @@ class Kept:
             self.start = (sample.reduced, first)
             parts = {"labels": first.labels, "centroids": first.centroids, "sizes": first.sizes}
             self.checkpoints.add("start", {"reduced": sample.reduced, **parts})
-        if sample and self.joins_graphs:
-            self.graphs.append(sample.graph(neighbour_graph(sample.reduced, derive(self.job.request.seed, "graph"))))
-            self.checkpoints.add(f"graph{round.index}", graph_tensors(self.graphs[-1]))
-            self.weights.append(max(0.0, 1 - round.loss / max(round.chance_loss, 1e-9)))
         row = history_row(round, self.truth)
         self.history.append(row)
         self.write_history()
@@ -124,13 +104,13 @@ def train(
         publish: Called with the features of each pass and the rounds so far.
     """
     store, recipe, processes, clock = images.store, images.recipe, job.processes, job.clock
-    needed_again = recipe.neighbours != "final"
+    needed_again = recipe.average < 1
     given = {name: value.clone() for name, value in network.body.state_dict().items()} if needed_again else {}
     kept = Kept(job, folder, checkpoints, recipe, job.truth(store.kept))
     timed = job.request.time_limit is not None
     limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe, len(store.kept))
     if checkpoint:
-        kept.restore(checkpoint, len(store.kept))
+        kept.restore(checkpoint)
         clock.add(checkpoint.about["elapsed"])
         if timed and "schedule" in checkpoint.about:
             limit.schedule = Schedule(*checkpoint.about["schedule"])
@@ -144,7 +124,6 @@ def train(
         network,
         lambda: {
             **about,
-            "weights": kept.weights,
             "elapsed": clock.elapsed(),
             **({"schedule": [*astuple(limit.schedule)]} if timed else {}),
         },
@@ -195,10 +174,7 @@ def train(
     del state  # it may hold features
     for round in rounds:
         done = round.index + 1
-        if kept.joins_graphs:  # a graph takes many seconds, and may be left where it is once the training is saved
-            checkpointer.rest()
-        needed = kept.joins_graphs or round.index == 0
-        sample = sample_of(round.reduced, store.partition, job.request.seed) if needed else None
+        sample = sample_of(round.reduced, store.partition, job.request.seed) if round.index == 0 else None
         if processes.is_main:
             kept.add(round, sample, groups, limit.schedule.rounds)
         groups = ""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DeepClusterWarning, UsageError
-from deepcluster.groups.map2d import between
+from deepcluster.groups.embedding import between
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given_features import GivenFeatures, read_features

@@ -31,13 +31,12 @@ from deepcluster.storage.generation import Stage
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
-from deepcluster.storage.safe_read import read_json, read_tensors, sha256
+from deepcluster.storage.safe_read import read_json, sha256
 from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deepcluster.groups.neighbour_graph import Graph
     from deepcluster.runtime.processes import Processes
 
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
@@ -62,7 +61,6 @@ HISTORY = (
     "training_seconds",
     "images_per_second",
 )
-GRAPH = "neighbours.safetensors"
 FORMER = "former.safetensors"  # the groups before the last apply or recut
 LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
 # A run can be read without these files, which some runs do not have.
@@ -184,20 +182,6 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text))
-
-    def write_graph(self, graph: "Graph") -> None:
-        from deepcluster.storage.graph_file import graph_tensors  # imports torch
-
-        self.write_tensors(GRAPH, graph_tensors(graph))
-
-    def read_graph(self, images: int) -> "Graph | None":
-        """The graph of ``images`` images that the groups were cut from; None where it is that of the features."""
-        if not self.has(GRAPH):
-            return None
-        from deepcluster.storage.graph_file import graph_of  # imports torch
-
-        with self._read(GRAPH) as path:
-            return graph_of(read_tensors(path), images)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         self._write(name, lambda file: file.write(data), binary=True)

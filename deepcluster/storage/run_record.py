@@ -37,7 +37,6 @@ class RunRecord:
     seconds_by_phase: Mapping[str, float] | None = None
     resumed: Sequence[str] | None = None
     candidates: Sequence[Mapping[str, float]] | None = None
-    guard: Mapping[str, Any] | None = None
     rounds: int | None = None
     stopped_because: str | None = None
     peak_memory_mb: int | None = None
@@ -77,6 +76,6 @@ class RunRecord:
 
 # What a result adds to the record of a run.
 _RESULT = (
-    "result", "candidates", "guard", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
+    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
     "clusters", "signs", "grade", "verdict", "next_step", "edits",
 )  # fmt: skip
