@@ -1,4 +1,4 @@
-"""Features of real images with true labels, kept in files: frozen, and after each round of adaptation.
+"""Features of real images with true labels, kept in files: frozen, and as a run adapts them.
 
     python benchmarks/cached_features.py CACHE NAME=IMAGES [NAME=IMAGES ...] --weights FILE
                                          [--sides 64 96 144 224] [--rounds 3] [--seeds 0 1 2]
@@ -33,7 +33,7 @@ class Cached:
     """Features of N images.
 
     labels: int64, N.
-    rounds: The features (float32, N x D) before training, and after each round of it.
+    rounds: The features (float32, N x D) before training, and those of the result after each round.
     seconds: Of all threads: for reading, for the first pass, and for each round with its pass.
     """
 
@@ -68,13 +68,21 @@ def frozen(store: Store, side: int, weights: str) -> Tensor:
 def adapted(
     store: Store, side: int, weights: str, rounds: int, classes: int, grey: bool, seed: int
 ) -> Iterator[Tensor]:
-    """Features after each round of ``auto``."""
+    """Features of the result after each round of ``auto``: of the mean of the weights before and after."""
     facts = Facts(len(store.images), max(side, 96), grey, classes, "cpu")
     options = {"backbone": LITE0, "weights": weights, "image_size": side, "rounds": rounds}
     recipe = resolve("auto", options, facts).recipe
     network = network_of(recipe, seed, torch.device("cpu"))
+    before = {name: value.clone() for name, value in network.body.state_dict().items()}
     for _ in rounds_of(network, store.images, recipe, lambda time: learning_rate(recipe, time, rounds), seed):
+        after = {name: value.clone() for name, value in network.body.state_dict().items()}
+        mean = {
+            name: torch.lerp(before[name], value, recipe.average) if value.is_floating_point() else value
+            for name, value in after.items()
+        }
+        network.body.load_state_dict(mean)
         yield extract(network, store.images, size=side, batch_size=64).float()
+        network.body.load_state_dict(after)
 
 
 def main() -> None:

@@ -481,9 +481,8 @@ _SEVEN_STEPS: Choices = {
 
 def _gentle(size: int, facts: Facts) -> Choices:
     """What every pretrained network is trained by."""
-    rounds = max(1, min(3, round(15_000 / max(1, facts.count)))) if facts.device == "cpu" else 3
     return {
-        "rounds": (rounds, "a pretrained network needs few"),
+        "rounds": (1, "more rounds lose what a pretrained network knows"),
         "epochs": (_epochs(2000, facts.count), f"2000 views in a round, in at most {MOST_EPOCHS} epochs"),
         **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64),
         "view_size": _gentle_view(size, facts),
