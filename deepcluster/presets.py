@@ -396,8 +396,8 @@ def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Lear
         why = "the images have colours: photographs"
         views = {"crop_min": 0.3, "colour": 0.4, "grey": 0.1} if pretrained else _PHOTO_VIEWS
     choices |= _because(why, **views)
-    # Half whitening is the better one for the cut: docs/decisions.md.
-    always = {"sobel": False, "whitening": 0.5, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
+    # A quarter: chosen by leaving one set out (docs/decisions.md).
+    always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
     return Plan(Recipe(**{**always, **_values(choices)}), _reasons(choices))
 
 
@@ -432,8 +432,7 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """A pretrained network: few, gentle rounds on cluster means, none of which can spoil the clusters alone."""
     choices = _gentle(size, facts) | {
         "temperature": (0.07, _GENTLY),
-        "average": (0.5, "half of the weights from before keep what it knew"),
-        "whitening": (0.25, "directions of little variance tell a pretrained network's groups less well"),
+        "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
     }
     if backbone.startswith(RECTIFIED):
         choices["root"] = (True, "no feature is negative, and the roots of such features tell groups better")

@@ -1,6 +1,6 @@
 """The images of a neighbour graph in a space where neighbours are together and all others apart.
 
-In 10 dimensions it is what groups are cut from (cut.py), in two it is the map of the report.
+In five dimensions it is what groups are cut from (cut.py), in two it is the map of the report.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from deepcluster.groups.neighbour_graph import graph_rows, leading_eigenvectors,
 from deepcluster.seeding import derive, generator
 
 STEPS = 200
-OTHERS = 64  # rows of each step that all rows are pushed away from
+OTHERS = 256  # rows of each step that all rows are pushed away from
 PUSH = 10  # weight of all pushes relative to all pulls
 MAX_MOVE = 4.0  # of a row in a step, in each direction
 WIDTH = 10.0  # of the space at the start, in its widest direction, either way
