@@ -110,8 +110,8 @@ def test_no_two_grades_have_one_sentence_and_each_says_what_to_do():
 @pytest.mark.parametrize(
     ("word", "has_weights", "n_clusters", "command"),
     [
-        ("poor", False, 10, "deepcluster fit IMAGES -k 10 --backbone photos"),
-        ("weak", False, None, "deepcluster fit IMAGES --backbone photos"),
+        ("poor", False, 10, "deepcluster fit IMAGES -k 10 --backbone photos-small"),
+        ("weak", False, None, "deepcluster fit IMAGES --backbone photos-small"),
         ("poor", True, 10, "deepcluster fit IMAGES -k 10 --backbone photos-ssl"),
         ("weak", True, 10, "deepcluster recut RUN -k auto"),
         ("weak", True, None, "deepcluster recut RUN -k 4"),

@@ -194,7 +194,7 @@ def next_step(grade: Grade, *, has_weights: bool, n_clusters: int | None, other:
     fit = f"deepcluster fit IMAGES{'' if n_clusters is None else f' -k {n_clusters}'} --backbone"
     match grade.word, has_weights:
         case "poor" | "weak", False:
-            return "Start from a network that knows photographs; more rounds alone help less.", f"{fit} photos"
+            return "Start from a network that knows photographs; more rounds alone help less.", f"{fit} photos-small"
         case "poor", True:
             return "Another network may see what this one does not.", f"{fit} photos-ssl"
         case "weak", True:
