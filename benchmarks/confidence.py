@@ -25,9 +25,7 @@ from torch import Tensor
 from deepcluster.algorithm import conclude
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups.confidence import GRADES, ari_by_group, confidence_of, grade
-from deepcluster.groups.consensus import consensus_cut
 from deepcluster.groups.cut import cut, place
-from deepcluster.groups.neighbour_graph import normalised_cut
 from deepcluster.images import find
 from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
@@ -130,10 +128,9 @@ def make(sets: dict[str, str], weights: Path, cache: Path) -> None:
                 print(f"{name} {run.name} {rounds}: {time.process_time() - begin:.0f} s", flush=True)
 
 
-def signs_of(reduced: Tensor, labels: Tensor, k: int, grouping: str) -> dict[str, Any]:
+def signs_of(reduced: Tensor, labels: Tensor, k: int) -> dict[str, Any]:
     """The signs and the truth of the features cut into ``k`` groups."""
-    parts_of = consensus_cut if grouping == "consensus" else normalised_cut
-    groups = cut(reduced, k, seed=7, parts_of=parts_of)
+    groups = cut(reduced, k, seed=7)
     cluster = place(reduced, groups, groups.centroids[:1]).cluster
     begin = time.process_time()
     found = confidence_of(reduced, cluster)
@@ -157,8 +154,7 @@ def table(cache: Path) -> dict[str, Any]:
             k = int(factor * len(state["labels"].unique()))
             name = f"{features.stem}/{k}"
             if name not in states:
-                grouping = "consensus" if "lite" in name or "adapted" in name else "cut"
-                states[name] = signs_of(state["reduced"], state["labels"], k, grouping)
+                states[name] = signs_of(state["reduced"], state["labels"], k)
                 print(
                     name,
                     {key: round(value, 2) for key, value in states[name].items() if isinstance(value, float)},

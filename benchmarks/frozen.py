@@ -30,7 +30,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "sklearn:digits --backbone compact --image-size 16 --pseudo-labels 30 --labels folders --seed 3"
 RUNS = {
-    # enough training for the guard to prefer the trained network
     "auto": f"{DIGITS} -k 10 --rounds 4 --epochs 2",
     "classic": f"{DIGITS} -k auto --recipe classic --rounds 2 --epochs 1",
     "v1": f"{DIGITS} -k 10 --recipe v1 --rounds 2 --epochs 1",
@@ -122,8 +121,7 @@ def of_json(file: Path) -> Digests:
 
 def of_run_record(file: Path) -> Digests:
     record = json.loads(file.read_text())
-    guard = {f"guard.{key}": digest(value) for key, value in record.get("guard", {}).items() if key != "text"}
-    return {key: digest(record[key]) for key in FOUND if key in record} | guard
+    return {key: digest(record[key]) for key in FOUND if key in record}
 
 
 def of_tensors(file: Path) -> Digests:
@@ -203,7 +201,7 @@ def of_file(name: str, file: Path) -> Digests:
 
 
 def of_run(name: str, run: Path) -> Digests:
-    """Everything in a run folder, and of its checkpoints the last: how training ended, whatever the guard took."""
+    """Everything in a run folder, and of its checkpoints the last: how training ended."""
     last = max(run.glob("checkpoints/*-*.safetensors"), default=None)
     found = of_file(f"{name}/checkpoint", last) if last else {}
     for file in sorted(run.rglob("*")):
