@@ -12,21 +12,27 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.runs import results
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import SUMMARY, RunFolder
 from tests.helpers.runs import record, rows
 
 TREE = Tree(groups=(0, 0, 12), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
-LEVELS = [Level(2, 0.5, None), Level(3, -0.25, 0.75)]
 
 
 def test_a_tree_comes_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert drawn.read_tree(folder, 9) is None and drawn.read_map(folder, 9) is None and drawn.read_sheet(folder) == b""
-    drawn.write_tree(folder, TREE, LEVELS)
-    assert drawn.read_tree(folder, 9) == (TREE, LEVELS)
+    drawn.write_tree(folder, TREE)
+    assert drawn.read_tree(folder, 9) == TREE
+
+
+def test_a_key_of_another_version_is_ignored(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    drawn.write_tree(folder, TREE)
+    table = json.loads((tmp_path / "tree.json").read_text())
+    (tmp_path / "tree.json").write_text(json.dumps(table | {"levels": [[2, "<b>", None]]}))
+    assert drawn.read_tree(folder, 9) == TREE
 
 
 @pytest.mark.parametrize(
@@ -36,13 +42,11 @@ def test_a_tree_comes_back(tmp_path: Path) -> None:
         ("merges", [[0, 1], [0, 2]]), ("merges", [[0, 1], [4, 2]]), ("merges", [[3, 1], [0, 2]]), ("merges", [[0, 1]]),
         ("merges", [[0, 1, 2], [3]]), ("merges", [0, 1]), ("merges", {}), ("sizes", [1, 2, 3, 4]),
         ("sizes", [1, 2, 3, 4, 10]), ("medoids", [0, 3, 8, 3, 9]), ("medoids", [0, 3, 8, 3, 1e3]),
-        ("levels", [[2, 5, None]]), ("levels", [[2, "<b>", None]]), ("levels", [[2, 0.5]]), ("levels", ["<b>"]),
-        ("levels", [["2", 0.5, 0.5]]),
     ],
 )  # fmt: skip
 def test_what_is_no_tree_is_refused(tmp_path: Path, key: str, value: object) -> None:
     folder = RunFolder(tmp_path)
-    drawn.write_tree(folder, TREE, LEVELS)
+    drawn.write_tree(folder, TREE)
     table = json.loads((tmp_path / "tree.json").read_text())
     (tmp_path / "tree.json").write_text(json.dumps(table | {key: value}))
     with pytest.raises(DiskError, match="is damaged"):
@@ -54,12 +58,11 @@ def test_a_run_has_them(run: Path) -> None:
     places = drawn.read_map(folder, 48)
     assert places is not None and np.ptp(places, axis=0).min() > 1
     found = drawn.read_tree(folder, 48)
-    assert found is not None and set(found[0].groups) == {0, 1, 2} and found[0].sizes[-1] == 48
-    assert len(found[1]) == len(found[0].groups) - 1
+    assert found is not None and set(found.groups) == {0, 1, 2} and found.sizes[-1] == 48
     assert drawn.read_sheet(folder)
     # The groups of the tree are those of the table, with their medoids.
     paths = [row["path"] for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
-    described = zip(found[0].sizes, found[0].medoids, strict=True)
+    described = zip(found.sizes, found.medoids, strict=True)
     nodes = {(size, paths[medoid]) for size, medoid in described}
     groups = folder.read_rows("cluster_summary.csv")
     assert {(int(row["size"]), row["medoid_path"]) for row in groups} <= nodes
@@ -119,6 +122,6 @@ def test_recut_draws_another_tree_and_keeps_the_map(run: Path) -> None:
     before = (run / "map.npy").read_bytes()
     assert run_command(["recut", str(run), "-k", "2"]) == 0
     found = drawn.read_tree(RunFolder(run), 48)
-    assert found is not None and set(found[0].groups) == {0, 1}
+    assert found is not None and set(found.groups) == {0, 1}
     assert (run / "map.npy").read_bytes() == before
     assert torch.from_numpy(np.load(run / "features.npy")).shape[0] == 48

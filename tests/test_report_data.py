@@ -3,20 +3,15 @@
 import base64
 import json
 from io import BytesIO
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.groups.split import Parts
 from deepcluster.report import script_data as data
 from deepcluster.report import sprite as sheets
-from deepcluster.report.charts import QUALITY_HEIGHT as HEIGHT
-from deepcluster.report.charts import QUALITY_WIDTH as WIDTH
-from deepcluster.report.charts import quality_curves
 from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import MAX_OUTLIERS, problems
 from deepcluster.report.script_data import harmless, on_page, script_data
@@ -81,7 +76,6 @@ def test_clusters_and_tree_by_hand() -> None:
     ]
     assert found["tree"] == {
         "groups": [0, 0, 1], "merges": [[0, 1], [3, 2]], "sizes": [1, 1, 2, 2, 4], "tiles": [0, 1, 2, 0, 2],
-        "levels": [[2, 0.25, 0.5], [3, -0.25, None]],
     }  # fmt: skip
     assert (found["cut"], found["recut"], found["sheet"]) == ("c", "deepcluster recut run -k ", None)
 
@@ -186,30 +180,3 @@ def test_duplicates_by_hand() -> None:
         [("b", 1, "5"), ("a", 0, "4")],
         [("c", 2, "6"), ("gone", -1, "")],
     ]
-
-
-# The curves
-
-
-def test_curves_by_hand() -> None:
-    silhouette, stability = quality_curves([Level(2, 0.1, 0.5), Level(3, 0.2, 1.0), Level(4, 0.0, None)])
-    assert silhouette.path == f"M0,{HEIGHT / 2:g} L{WIDTH / 2:g},0 L{WIDTH:g},{HEIGHT:g}"
-    assert stability.path == f"M0,{HEIGHT / 2:g} L{WIDTH / 2:g},0"
-    assert [text for _, text in silhouette.y_ticks] == ["0", "0.1", "0.2"]
-    assert silhouette.x_ticks == ((0.0, "2"), (WIDTH / 2, "3"), (WIDTH, "4"))
-    below, _ = quality_curves([Level(2, -0.1, None), Level(3, 0.1, None)])
-    assert below.path == f"M0,{HEIGHT:g} L{WIDTH:g},0"
-    assert below.y_ticks == (
-        (HEIGHT, "\u22120.1"),
-        (HEIGHT / 2, "0"),
-        (HEIGHT / 4, "0.05"),
-        (0.0, "0.1"),
-    )
-    assert quality_curves([Level(2, 0.1, 0.2)]) == []
-
-
-def test_ticks_stand_apart() -> None:
-    for last in (3, 7, 30, 60, 499, 4000):
-        ticks = quality_curves([Level(k, 0.1, 0.1) for k in range(2, last + 1)])[0].x_ticks
-        assert ticks[0] == (0.0, "2") and ticks[-1] == (WIDTH, str(last)) and len(ticks) <= 10
-        assert all(b - a > 20 for (a, _), (b, _) in pairwise(ticks))

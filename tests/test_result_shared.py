@@ -84,7 +84,7 @@ def described(
     groups = cut(x[sample.rows], 5)
     groups, placement = placed(groups, reduced, x[:3], sample, partition)
     truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
-    tree, _ = merge_tree(reduced, groups, placement.centroid, partition)
+    tree = merge_tree(reduced, groups, placement.centroid, partition)
     measures = metrics(truth, placement.cluster, partition)
     return summary_rows(groups, placement, reduced, partition), tree, placement.cluster, measures
 

@@ -1,6 +1,6 @@
 """The merge tree of the groups: which would merge if there were fewer, and which would split if there were more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +37,7 @@ class Tree:
     medoids: tuple[int, ...]
 
 
-def merge_tree(
-    reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None
-) -> tuple[Tree, Tensor]:
+def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
     """Ward's tree (1963) above ``groups``: first the centroids inside each group merge, then the groups.
 
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
@@ -49,18 +47,14 @@ def merge_tree(
         groups: their cut; centroids that no row is nearest to are left out.
         nearest: The centroid of the cut that each row is nearest to (None: it is looked for).
         partition: Which rank has which rows (None: this one has all).
-
-    Returns:
-        The tree, and the piece of each row (int64, N).
     """
     partition = partition or Partition.single(len(reduced))
     nearest = assigner(groups.centroids)(reduced) if nearest is None else nearest
     counts = partition.processes.all_reduce(torch.bincount(nearest, minlength=len(groups.centroids)))
     pieces = partition.processes.broadcast_json(lambda: _pieces(groups, counts))
     piece_of, group_of, merges = torch.tensor(pieces[0]), pieces[1], tuple((a, b) for a, b in pieces[2])
-    piece = piece_of[nearest]
-    sizes, medoids = _sizes_and_medoids(reduced, piece, merges, len(group_of), partition)
-    return Tree(tuple(group_of), merges, sizes, medoids), piece
+    sizes, medoids = _sizes_and_medoids(reduced, piece_of[nearest], merges, len(group_of), partition)
+    return Tree(tuple(group_of), merges, sizes, medoids)
 
 
 def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
@@ -77,15 +71,6 @@ def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[lis
     group_of_piece = np.zeros(pieces, dtype=np.int64)
     group_of_piece[piece_of] = group_of
     return piece_of_centroid.tolist(), group_of_piece.tolist(), [list(pair) for pair in merges]
-
-
-def cuts(tree: Tree) -> Iterator[tuple[int, ...]]:
-    """The node of each piece, for P, P - 1, ..., 1 groups."""
-    nodes = list(range(len(tree.groups)))
-    yield tuple(nodes)
-    for i, pair in enumerate(tree.merges):
-        nodes = [len(nodes) + i if node in pair else node for node in nodes]
-        yield tuple(nodes)
 
 
 def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list[int]]:

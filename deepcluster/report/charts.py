@@ -1,4 +1,4 @@
-"""Charts as SVG path data with their ticks: training by round, sizes of clusters, quality by number of groups.
+"""Charts as SVG path data with their ticks: training by round and sizes of clusters.
 
 Positions are in units of the plot, the origin at the top left; the templates draw.
 """
@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepcluster.groups.quality_by_k import Level
-from deepcluster.report.text import MINUS, Row, figure, number, percent
+from deepcluster.report.text import Row, figure, number, percent
 from deepcluster.storage.table import Table
 
-WIDTH, HEIGHT = 264.0, 120.0  # of the plots of the training
-QUALITY_WIDTH, QUALITY_HEIGHT = 400.0, 110.0
+WIDTH, HEIGHT = 264.0, 120.0
 SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages
 # What shows whether the training went well: column of history.csv, title, top of the scale if it is fixed.
 SERIES = (
@@ -29,7 +27,6 @@ SERIES = (
 # Column of clusters.csv, title.
 SIZES = (("fine_cluster", "Sizes of the fine clusters"), ("cluster", "Sizes of the clusters"))
 MAX_BARS = 20
-MAX_TICKS = 8
 
 Ticks = tuple[tuple[float, str], ...]  # position, text
 
@@ -65,18 +62,6 @@ class Histogram:
     count: int
     path: str
     mean: tuple[float, str]
-    x_ticks: Ticks
-    y_ticks: Ticks
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A measure of quality for ``first`` to ``last`` groups, evenly from left to right."""
-
-    title: str
-    first: int
-    last: int
-    path: str
     x_ticks: Ticks
     y_ticks: Ticks
 
@@ -153,43 +138,6 @@ def histogram(title: str, sizes: Sequence[int]) -> Histogram:
             (_down(value, high, HEIGHT), f"{value:,}") for value in sorted({0, high // 2 if high % 2 == 0 else 0, high})
         ),
     )
-
-
-def quality_curves(levels: Sequence[Level]) -> list[Curve]:
-    """Silhouette and stability by the number of groups; empty if fewer than two numbers are possible."""
-    if len(levels) < 2:
-        return []
-    return [
-        _quality_curve("Silhouette", levels, [level.silhouette for level in levels]),
-        _quality_curve("Stability", levels, [level.stability for level in levels]),
-    ]
-
-
-def _quality_curve(title: str, levels: Sequence[Level], values: Sequence[float | None]) -> Curve:
-    measured = [value for value in values if value is not None]
-    high = min(1.0, ceiling(max(measured, default=1.0)))
-    low = -ceiling(-min(measured)) if min(measured, default=0.0) < 0 else 0.0
-    above_low = [None if value is None else value - low for value in values]
-    first, last = levels[0].k, levels[-1].k
-    return Curve(
-        title=title,
-        first=first,
-        last=last,
-        path=curve(above_low, width=QUALITY_WIDTH, height=QUALITY_HEIGHT, high=high - low),
-        x_ticks=tuple(
-            (_across(k - first, last - first + 1, QUALITY_WIDTH), str(k)) for k in _round_numbers(first, last)
-        ),
-        y_ticks=tuple(
-            (_down(value - low, high - low, QUALITY_HEIGHT), f"{value:.3g}".replace("-", MINUS))
-            for value in sorted({low, 0.0, high / 2, high})
-        ),
-    )
-
-
-def _round_numbers(first: int, last: int) -> list[int]:
-    """The ends, and round numbers between them that are not too close to the ends."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if (last - first) <= MAX_TICKS * step)
-    return [first, *(k for k in range(step, last, step) if first + step / 2 < k < last - step / 2), last]
 
 
 def curve(values: Sequence[float | None], *, width: float, height: float, high: float) -> str:

@@ -21,18 +21,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from deepcluster.groups.merge_tree import Tree
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.groups.split import Parts
 from deepcluster.records import PRELIMINARY
 from deepcluster.report.charts import (
     HEIGHT,
-    QUALITY_HEIGHT,
-    QUALITY_WIDTH,
     SHARES,
     WIDTH,
     counted,
     histograms,
-    quality_curves,
     training_charts,
 )
 from deepcluster.report.confusion import confusion
@@ -111,7 +107,7 @@ class RunData:
         picture: Gives the decoded RGB image of a path, or None if it cannot be read again.
         duplicates: Rows of duplicates.csv; None if duplicates were not searched for.
         positions: M x 2, where each image on the sheet is on the map; None leaves the map out.
-        tree: Merge tree of the clusters and its levels; None leaves the number of groups out.
+        tree: Merge tree of the clusters; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
         filters: Layers and their sheets of filters.
         name: What commands call the run.
@@ -131,7 +127,7 @@ class RunData:
     picture: Picture
     duplicates: Sequence[Row] | None = None
     positions: npt.NDArray[np.float32] | None = None
-    tree: tuple[Tree, Sequence[Level]] | None = None
+    tree: Tree | None = None
     sheet: bytes = b""
     filters: Sequence[tuple[str, Image.Image]] = ()
     name: str = "RUN"
@@ -221,11 +217,11 @@ def _map(data: RunData) -> dict[str, int] | None:
 
 
 def _groups(data: RunData) -> dict[str, Any] | None:
-    curves = quality_curves(data.tree[1]) if data.tree else []
-    if data.tree is None or not curves:
+    """The end of the slider and the suggestions; None if the tree offers fewer than two numbers of groups."""
+    if data.tree is None or len(data.tree.groups) < 3:
         return None
-    suggested = suggestions(data.run.get("candidates") or [], data.tree[0], len(data.clusters))
-    return {"curves": curves, "width": QUALITY_WIDTH, "height": QUALITY_HEIGHT, "suggested": suggested}
+    suggested = suggestions(data.run.get("candidates") or [], data.tree, len(data.clusters))
+    return {"most": len(data.tree.groups), "suggested": suggested}
 
 
 def _training(history: Sequence[Row], clusters: Sequence[Row]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster.groups.merge_tree import Tree
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.groups.split import Parts
 from deepcluster.report.sprite import columns, on_sheet, tile
 from deepcluster.report.text import Row, bare, inert, number
@@ -27,7 +26,7 @@ def script_data(
     clusters: Sequence[Row],
     summary: Sequence[Row],
     positions: npt.NDArray[np.float32] | None,
-    tree: tuple[Tree, Sequence[Level]] | None,
+    tree: Tree | None,
     sheet: bytes = b"",
     similar: npt.NDArray[np.int64] | None = None,
     parts: Mapping[int, Parts] | None = None,
@@ -54,7 +53,7 @@ def script_data(
         if chosen
         else None,
         "points": _points(positions[::every]) if positions is not None and chosen else None,
-        "tree": _tree(*tree, len(clusters)) if tree else None,
+        "tree": _tree(tree, len(clusters)) if tree else None,
     }
     return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
 
@@ -116,14 +115,13 @@ def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
     return {"x": _packed(x), "y": _packed(y)}
 
 
-def _tree(tree: Tree, levels: Sequence[Level], images: int) -> Mapping[str, Any]:
+def _tree(tree: Tree, images: int) -> Mapping[str, Any]:
     """``tiles`` are the positions of the nodes' medoids on the sheet, or -1."""
     return {
         "groups": tree.groups,
         "merges": tree.merges,
         "sizes": tree.sizes,
         "tiles": [tile(row, images) for row in tree.medoids],
-        "levels": [[level.k, level.silhouette, level.stability] for level in levels],
     }
 
 

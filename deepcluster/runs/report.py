@@ -99,12 +99,11 @@ def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model,
         if state:
             model, rows = state
             shown = shown_of(rows, model.groups)
-            seed = folder.read_record().seed
             # A fit may have left them out, and so did version 0.1.
             if not folder.has(drawn.MAP):
-                write_map(folder, shown.reduced, seed)
+                write_map(folder, shown.reduced, folder.read_record().seed)
             if not folder.has(drawn.TREE):
-                write_tree(folder, model, rows, None, seed)
+                write_tree(folder, model, rows, None)
         write_report(folder, found_again(folder, source), shown)
 
 

@@ -14,7 +14,6 @@ from deepcluster.groups.confidence import Confidence, confidence_of, confidence_
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.embedding import layout
 from deepcluster.groups.merge_tree import merge_tree
-from deepcluster.groups.quality_by_k import levels
 from deepcluster.model import Model
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.recipe import read_toml
@@ -134,7 +133,7 @@ def write_groups(
     metrics = {}
     if rows.labels is not None and any(rows.labels):
         metrics = tables.metrics(rows.labels[partition.local], placement.cluster, partition)
-    write_tree(folder, model, rows, placement.centroid, record.seed)
+    write_tree(folder, model, rows, placement.centroid)
     if not rows.is_main:
         return record
     confidence = confidence_of(rows.sample.reduced, clusters_of_sample, seed=derive(record.seed, "verdict"))
@@ -217,7 +216,7 @@ def _used_rows(blocks: Iterator[Tensor], model: Model, rows: Rows) -> Iterator[d
             row += 1
 
 
-def write_tree(folder: RunFolder, model: Model, rows: Rows, nearest: Tensor | None, seed: int) -> None:
+def write_tree(folder: RunFolder, model: Model, rows: Rows, nearest: Tensor | None) -> None:
     """The merge tree of up to ``MOST_IN_TREE`` groups; larger trees are unreadable, and take minutes. A collective.
 
     nearest: The centroid that each of this rank's rows is nearest to, where it is known.
@@ -226,10 +225,9 @@ def write_tree(folder: RunFolder, model: Model, rows: Rows, nearest: Tensor | No
         if rows.is_main:
             folder.remove(drawn.TREE)
         return
-    tree, piece = merge_tree(rows.reduced, model.groups, nearest, rows.partition)
-    piece = rows.partition.to_main(piece, rows.sample.rows)
+    tree = merge_tree(rows.reduced, model.groups, nearest, rows.partition)
     if rows.is_main:
-        drawn.write_tree(folder, tree, levels(rows.sample.reduced, tree, piece, seed=derive(seed, "levels")))
+        drawn.write_tree(folder, tree)
 
 
 def write_map(folder: RunFolder, reduced: Tensor, seed: int) -> None:

@@ -1,7 +1,6 @@
-"""What the report draws, as files of the run folder: the map, the merge tree and its quality curves, the thumbnails."""
+"""What the report draws, as files of the run folder: the map, the merge tree, the thumbnails."""
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from io import BytesIO
 from typing import Any
 
@@ -10,7 +9,6 @@ from PIL import Image
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.runtime.plain_files import check_file
 from deepcluster.storage.ownership import is_ours
 from deepcluster.storage.run_folder import RunFolder, filters
@@ -62,7 +60,7 @@ def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
     return found
 
 
-def write_tree(folder: RunFolder, tree: Tree, levels: Sequence[Level]) -> None:
+def write_tree(folder: RunFolder, tree: Tree) -> None:
     folder.write_json(
         TREE,
         {
@@ -71,19 +69,17 @@ def write_tree(folder: RunFolder, tree: Tree, levels: Sequence[Level]) -> None:
             "merges": tree.merges,
             "sizes": tree.sizes,
             "medoids": tree.medoids,
-            "levels": [astuple(level) for level in levels],
         },
     )
 
 
-def read_tree(folder: RunFolder, images: int) -> tuple[Tree, list[Level]] | None:
-    """The tree of ``images`` images and its levels; None where the run has none. DiskError where it is no tree."""
+def read_tree(folder: RunFolder, images: int) -> Tree | None:
+    """Return the merge tree of ``images`` images; None if the run has none. DiskError if the file holds no tree."""
     if not folder.has(TREE):
         return None
-    types = {"groups": list, "merges": list, "sizes": list, "medoids": list, "levels": list}
-    table = folder.read_json(TREE, types)
+    table = folder.read_json(TREE, {"groups": list, "merges": list, "sizes": list, "medoids": list})
     with folder.as_disk_errors(TREE):
-        return _tree(table, images), [_level(*row) for row in table["levels"]]
+        return _tree(table, images)
 
 
 def _tree(table: dict[str, Any], images: int) -> Tree:
@@ -104,10 +100,3 @@ def _numbers(values: Any, count: int, below: int) -> tuple[int, ...]:
     if len(values) != count or not all(type(value) is int and 0 <= value < below for value in values):
         raise ValueError(f"{TREE} has other numbers than those of {count} nodes")
     return tuple(values)
-
-
-def _level(k: Any, silhouette: Any, stability: Any) -> Level:
-    values = (silhouette, stability)
-    if type(k) is not int or not all(value is None or -1.001 < float(value) < 1.001 for value in values):
-        raise ValueError(f"{TREE} has an invalid quality curve")
-    return Level(k, *values)

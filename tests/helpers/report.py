@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.groups.merge_tree import Tree
-from deepcluster.groups.quality_by_k import Level
 from deepcluster.report.page import RunData, render
 
 VOID = {"meta", "img", "input"}
@@ -119,6 +118,5 @@ def drawn(images: int) -> dict[str, Any]:
     nodes = Tree(
         groups=(0, 0, 1), merges=((0, 1), (3, 2)), sizes=(1, 1, images - 2, 2, images), medoids=(0, 1, 2, 0, 2)
     )
-    levels = [Level(2, 0.25, 0.5), Level(3, -0.25, None)]
     positions = np.arange(2 * images, dtype=np.float32).reshape(images, 2)
-    return {"positions": positions, "tree": (nodes, levels), "sheet": b"RIFF    WEBP"}
+    return {"positions": positions, "tree": nodes, "sheet": b"RIFF    WEBP"}

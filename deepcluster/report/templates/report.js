@@ -190,8 +190,7 @@ function between(share) {
 /* ---- the number of groups --------------------------------------------------------------------------------------- */
 
 function groups(tree) {
-  const pieces = tree.groups.length, slider = $("#k"), present = new Set(tree.groups).size;
-  const from = Number(slider.min), to = Number(slider.max), across = $("#groups svg .grid").x2.baseVal.value;
+  const pieces = tree.groups.length, slider = $("#k");
   const inside = [...tree.groups.keys()].map(i => [i]);
   for (const [a, b] of tree.merges) inside.push([...inside[a], ...inside[b]]);
   const piecesOf = new Map();
@@ -222,18 +221,9 @@ function groups(tree) {
   const listed = own => own.length > 12 ? `${own.slice(0, 12).join(", ")} and ${own.length - 12} more`
     : [own.slice(0, -1).join(", "), own.at(-1)].filter(text => text !== "").join(" and ");
 
-  function move(selector, at) {
-    for (const line of $$(selector)) for (const [name, value] of [["visibility", "visible"], ["x1", at], ["x2", at]]) line.setAttribute(name, value);
-  }
-
-  const figure = value => value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−");
-
   function update() {
-    const k = Number(slider.value), at = across * (k - from) / Math.max(1, to - from);
-    move(".k-line", at);
+    const k = Number(slider.value);
     $("#k-value").textContent = k;
-    const level = tree.levels.find(each => each[0] === k);
-    $("#k-figures").textContent = `silhouette ${figure(level?.[1])}, stability ${figure(level?.[2])}${k === present ? ", as now" : ""}`;
     const nodes = nodesAt(k), relations = nodes.map(relation);
     const merged = relations.filter(each => each.kind === "merged").map(each => listed(each.own));
     const split = [...new Set(relations.filter(each => each.kind === "split").map(each => each.own[0]))].sort((a, b) => a - b);
@@ -249,8 +239,7 @@ function groups(tree) {
     $("#recut").textContent = data.recut + k;
   }
 
-  slider.value = Math.min(to, Math.max(from, present));
-  if (present >= from && present <= to) move(".k-now", across * (present - from) / Math.max(1, to - from));
+  slider.value = new Set(tree.groups).size;
   slider.addEventListener("input", update);
   $("#copy-recut").addEventListener("click", event => copy($("#recut").textContent, event.target));
   whenEdited.push(update);
