@@ -38,7 +38,7 @@ from deepcluster.storage.csv_rows import round_to
 LITE0, LITE2 = "timm:tf_efficientnet_lite0", "timm:tf_efficientnet_lite2"
 NOISE = "noise"
 RANGES = (0.1, 0.3, 0.6)  # of the ARI
-SIGNS = ("agreement", "stability", "silhouette", "halves", "kept", "score")
+SIGNS = ("stability", "halves", "kept", "score")
 COUNTS = {"digits": 1797, "mnist": 2500, "cifar": 3000, "flowers": 1000, "steel": 900, NOISE: 600}
 
 

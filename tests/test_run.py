@@ -66,7 +66,7 @@ def test_the_files_and_their_columns(finished):
     found = record(finished)
     assert found["status"] == "done"
     assert found["rounds"] == 2
-    assert set(found["signs"]) == {"agreement", "stability", "silhouette", "halves", "kept", "rows"}
+    assert set(found["signs"]) == {"stability", "halves", "kept", "rows"}
     assert found["verdict"].startswith(f"The groups are {found['grade']}, ")
     assert found["next_step"].startswith("deepcluster ")
     words = {grade.word for grade in GRADES}

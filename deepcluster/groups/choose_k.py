@@ -54,6 +54,8 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     three numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a
     guess. Empty where there are fewer than 4 distinct rows.
     """
+    from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
+
     random = generator(seed, "number of groups")
     rows = reduced[torch.randperm(len(reduced), generator=random)[:ROWS]]
     rows = rows[first_occurrences(rows)]
@@ -63,7 +65,7 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     places = embedding(ties, DIMENSIONS, derive(seed, "embedding"))
     numbers = np.arange(2, min(most, len(rows) - 2) + 1)
     labelings = cut_tree(linkage(places, "ward"), numbers).T
-    silhouettes = np.array([silhouette(places, labels) for labels in labelings])
+    silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings])
     scores = silhouettes * np.sqrt(modularities.clip(0))
     return [
@@ -72,7 +74,7 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
             float(scores[i]),
             float(silhouettes[i]),
             float(modularities[i]),
-            stability(rows, int(numbers[i]), derive(seed, "stability", int(numbers[i])))[0],
+            stability(rows, int(numbers[i]), derive(seed, "stability", int(numbers[i]))),
         )
         for i in best_apart(scores, count)
     ]
@@ -85,13 +87,6 @@ def best_apart(scores: npt.NDArray[np.float64], count: int) -> list[int]:
     return [int(i) for i in np.lexsort((-scores, ~peaks))[:count]]
 
 
-def silhouette(rows: npt.NDArray[np.floating], labels: Labels) -> float:
-    """The mean silhouette, -1 to 1, of N x d rows."""
-    from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
-
-    return float(silhouette_score(rows, labels))
-
-
 def modularity(ties: csr_array, labels: Labels) -> float:
     """The share of the ``ties`` inside groups, less the share of as many random ones."""
     pairs = ties.tocoo()
@@ -100,14 +95,11 @@ def modularity(ties: csr_array, labels: Labels) -> float:
     return within - float((np.bincount(labels, ties.sum(1)) ** 2).sum()) / total**2
 
 
-def stability(rows: Tensor, k: int, seed: int) -> tuple[float, float]:
-    """The agreement of cuts of samples, each of which places all rows; and their mean silhouette."""
+def stability(rows: Tensor, k: int, seed: int) -> float:
+    """Mean adjusted Rand index between cuts of samples, each of which places all rows."""
     labelings = []
     for i in range(CUTS):
         part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: max(k, round(SHARE * len(rows)))]
         groups = cut(rows[part], k, seed=derive(seed, "cut", i))
         labelings.append(place(rows, groups, groups.centroids[:1]).cluster)
-    agreement = mean(ari(one, other) for one, other in combinations(labelings, 2))
-    proper = [labels for labels in labelings if 1 < len(labels.unique()) < len(rows)]
-    apart = mean(silhouette(rows.numpy(), labels.numpy()) for labels in proper) if proper else 0.0
-    return agreement, apart
+    return mean(ari(one, other) for one, other in combinations(labelings, 2))

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.agreement import ari
-from deepcluster.clustering.nearest import nearest
 from deepcluster.groups.choose_k import ROWS, stability
 from deepcluster.groups.cut import cut, place
 from deepcluster.seeding import derive, generator
 
-NEIGHBOURS = 10
 LEAST_ROWS = 30
 LEAST_WIDTH = 16  # numbers of a row: groups may show in few of them, and then half of these tell nothing
 LEAST_EACH = 2  # rows of the sample for each group, on average: of a lone row no neighbour can share the group
@@ -53,18 +51,14 @@ def grade(score: float) -> Grade:
 class Confidence:
     """How far the groups can be trusted, by a sample of the images.
 
-    agreement: The share of nearest neighbours that are in one group; 0: as by chance, 1: all.
     stability: How well the cuts of several samples agree, at most 1 (choose_k.py).
-    silhouette: -1 to 1 (choose_k.py).
     halves: How well the cuts by one and by the other half of the features' numbers agree (ARI), at most 1.
     kept: How well the groups agree with these two cuts (ARI), at most 1.
     by_group: The score of each group alone; None where too few of its rows are in the sample.
     rows: How many images the sample had.
     """
 
-    agreement: float
     stability: float
-    silhouette: float
     halves: float
     kept: float
     by_group: Sequence[float | None]
@@ -109,11 +103,9 @@ def confidence_of(reduced: Tensor, cluster: Tensor, *, seed: int = 0) -> Confide
     halves_by_group, *kept_by_group = (ari_by_group(*pair, groups) for pair in pairs)
     by_group = torch.minimum(halves_by_group, torch.stack(kept_by_group).mean(0))
     sizes = torch.bincount(groups, minlength=int(cluster.max()) + 1).tolist()
-    stable, silhouette = stability(rows, count, derive(seed, "stability"))
+    stable = stability(rows, count, derive(seed, "stability"))
     return Confidence(
-        beyond_chance(groups, nearest(rows, NEIGHBOURS)[1]),
         stable,
-        silhouette,
         halves,
         mean(kept),
         [
@@ -133,13 +125,6 @@ def cut_again(rows: Tensor, count: int, seed: int) -> Tensor:
     """The ``count`` groups that the rows have by themselves."""
     parts = cut(rows, count, seed=seed)
     return place(rows, parts, parts.centroids[:1]).cluster
-
-
-def beyond_chance(groups: Tensor, neighbours: Tensor) -> float:
-    """How many of the ``neighbours`` (N x n) of each row are in its group; 0: as many as by chance, 1: all."""
-    same = (groups[neighbours] == groups.unsqueeze(1)).float().mean().item()
-    chance = (torch.bincount(groups) / len(groups)).square().sum().item()
-    return (same - chance) / (1 - chance)
 
 
 def in_halves(rows: Tensor) -> tuple[Tensor, Tensor]:
