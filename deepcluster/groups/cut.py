@@ -14,7 +14,7 @@ from deepcluster.groups.neighbour_graph import graph_rows, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
-DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most, and 5 moves least with the seed (docs/decisions.md)
+DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
 STARTS = 10  # of k-means; the best counts
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
@@ -178,7 +178,7 @@ def _place(
     row, centroid = candidates
     parts = zip(row.split(PAIRS_AT_ONCE), centroid.split(PAIRS_AT_ONCE), strict=True)
     pairs = [(rows[i].unsqueeze(1), groups.centroids[j].unsqueeze(1)) for i, j in parts]
-    distances = torch.cat([_distances(one, other).flatten() for one, other in pairs])
+    distances = torch.cat([exact_distances(one, other).flatten() for one, other in pairs])
     group, infinite = groups.groups[centroid], torch.full((len(rows),), torch.inf)
     distance = infinite.scatter_reduce(0, row, distances, "amin")
     nearest = distances == distance[row]
@@ -192,7 +192,7 @@ def _place(
     return cluster, fine(rows), distance, margin, number
 
 
-def _distances(rows: Tensor, centroids: Tensor) -> Tensor:
+def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
     """The exact sum: a matrix product would not make the distance of an image to itself 0."""
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 

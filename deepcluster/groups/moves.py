@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deepcluster.groups.cut import Cut
+from deepcluster.groups.cut import Cut, exact_distances
 
 AT_ONCE = 256  # centroids added between two looks at who is still wrong: near images need no centroid of their own
 
@@ -25,7 +25,7 @@ def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
     while True:
         for begin in range(0, len(reduced), 4096):
             rows = slice(begin, begin + 4096)
-            distances = _distances(reduced[rows], centroids[-1])
+            distances = exact_distances(reduced[rows], centroids[-1])
             same = numbers[-1] == wanted[rows].unsqueeze(1)
             own[rows] = own[rows].minimum(distances.masked_fill(~same, torch.inf).amin(1))
             other[rows] = other[rows].minimum(distances.masked_fill(same, torch.inf).amin(1))
@@ -42,12 +42,7 @@ def _taken_along(reduced: Tensor, groups: Cut, wanted: Tensor) -> Tensor:
     """The groups of the centroids; one that is an image itself, as of an earlier move, goes where the image goes."""
     numbers = groups.groups.clone()
     for rows, wishes in zip(reduced.split(4096), wanted.split(4096), strict=True):
-        distance, nearest = _distances(rows, groups.centroids).min(1)
+        distance, nearest = exact_distances(rows, groups.centroids).min(1)
         away = (distance == 0) & (groups.groups[nearest] != wishes)
         numbers[nearest[away]] = wishes[away]
     return numbers
-
-
-def _distances(rows: Tensor, centroids: Tensor) -> Tensor:
-    """As in cut.place: only the exact sum makes the distance of an image to itself 0."""
-    return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
