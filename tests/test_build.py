@@ -70,7 +70,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "small_crop_min": (0.06, {"small_view.crop": (0.06, 0.14)}, {"small_views": 1}),
     "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
 }
-ELSEWHERE = {"neighbours", "grouping"}  # how the groups are made: test_adapting, test_consensus
+ELSEWHERE = {"average"}  # the network of the result: test_averaging
 
 
 def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:

@@ -1,12 +1,11 @@
-import importlib
-
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from deepcluster.clustering import kmeans
-from deepcluster.clustering.agreement import nmi
+from deepcluster.clustering.agreement import ari, nmi
+from deepcluster.groups import neighbour_graph as graph
 from deepcluster.groups.cut import (
     LONG,
     ROWS_EACH,
@@ -18,11 +17,9 @@ from deepcluster.groups.cut import (
     outlier_length,
     place,
 )
-from deepcluster.groups.neighbour_graph import Graph, neighbour_ties
 from deepcluster.runs import groups as run_groups
 from deepcluster.seeding import generator
-
-graph = importlib.import_module("deepcluster.groups.neighbour_graph")  # the package has a function of this name
+from tests.helpers.features import blobs
 
 
 def groups_of(sizes: tuple[int, ...], spread: float = 0.05, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,30 +43,51 @@ def test_few_rows_are_cut_as_well_as_by_scikit_learn():
     assert found.distance.square().sum().item() <= theirs.inertia_ * 1.03
 
 
-def ring_and_cap(ring: int = 150, cap: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows around an equator and rows near a pole: two groups with a gap between, one of them of no blob's shape."""
-    angle = 2 * torch.pi * torch.rand(ring, generator=generator(0, "angle"))
-    equator = torch.stack([angle.cos(), angle.sin(), torch.zeros(ring)], 1)
-    pole = torch.tensor([[0.0, 0, 1]]).repeat(cap, 1)
-    noise = torch.randn(ring + cap, 3, generator=generator(0, "noise"))
-    spread = torch.cat([torch.full((ring, 1), 0.05), torch.full((cap, 1), 0.2)])
-    return F.normalize(torch.cat([equator, pole]) + spread * noise), (torch.arange(ring + cap) >= ring).long()
+def two_long_groups(each: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows along two parallel lines: more than twice as long as far apart."""
+    labels = torch.arange(2 * each) % 2
+    rows = 0.08 * torch.randn(2 * each, 8, generator=generator(0, "noise"))
+    rows[:, 0] += 1
+    rows[:, 1] += 1.4 * torch.rand(2 * each, generator=generator(0, "along")) - 0.7
+    rows[:, 2] += 0.6 * labels - 0.3
+    return F.normalize(rows), labels
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_groups_may_have_any_shape(seed):
-    x, labels = ring_and_cap()
+def test_groups_may_be_long(seed):
+    x, labels = two_long_groups()
     found = place(x, cut(x, 2, seed=seed), x[:1])
-    assert nmi(labels, found.cluster) > 0.95
+    assert ari(labels, found.cluster) > 0.95
     theirs = KMeans(2, n_init=10, random_state=seed).fit(x.numpy())
-    assert nmi(labels, theirs.labels_) < 0.6  # else the case would show nothing
+    assert ari(labels, theirs.labels_) < 0.2  # else the case would show nothing
 
 
 def test_new_rows_go_where_their_neighbours_are():
-    x, labels = ring_and_cap(300, 200)
-    groups = cut(x[::2], 2)
+    x, labels = two_long_groups(200)
+    groups = cut(x[:200], 2)
     assert len(groups.centroids) > 10
-    assert nmi(labels[1::2], place(x[1::2], groups, x[:1]).cluster) > 0.9
+    assert ari(labels[200:], place(x[200:], groups, x[:1]).cluster) > 0.9
+
+
+def test_groups_of_different_densities():
+    densities = ((200, 0.15), (60, 0.02), (100, 0.06))
+    x = torch.cat([blobs([n], spread=s)[:, torch.arange(8).roll(i)] for i, (n, s) in enumerate(densities)])
+    labels = torch.arange(3).repeat_interleave(torch.tensor([n for n, _ in densities]))
+    assert ari(labels, place(x, cut(x, 3), x[:1]).cluster) == 1
+
+
+def test_the_order_of_the_rows_and_the_seed_change_nothing_that_is_clear():
+    x, labels = groups_of((70, 50, 40))
+    order = torch.randperm(160, generator=generator(0, "order"))
+    for seed in (0, 1):
+        assert torch.equal(place(x[order], cut(x[order], 3, seed=seed), x[:1]).cluster, labels[order])
+
+
+def test_the_same_seed_gives_the_same_bits():
+    x, _ = groups_of((70, 50, 40), spread=0.4)
+    one, again, other = (cut(x, 3, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.centroids, again.centroids) and torch.equal(one.groups, again.groups)
+    assert not torch.equal(one.centroids, other.centroids)
 
 
 def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
@@ -85,8 +103,15 @@ def test_equal_rows_are_one_group():
     assert place(x, groups, x[:1]).cluster.tolist() == [0] * 30 + [1] * 20
 
 
+def test_equal_rows_are_together():
+    x = torch.cat([blobs([40, 40]), blobs([40, 40])])
+    found = place(x, cut(x, 2), x[:1]).cluster
+    assert torch.equal(found[:80], found[80:])
+    assert found.bincount().tolist() == [80, 80]
+
+
 def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
-    monkeypatch.setattr(graph, "SAMPLE", 150)
+    monkeypatch.setattr(graph.graph_rows, "__defaults__", (0, 150))
     x, labels = groups_of((300, 200, 100))
     found = place(x, cut(x, 3), x[:1])
     assert torch.bincount(found.cluster).tolist() == [300, 200, 100]
@@ -99,8 +124,22 @@ def test_as_many_groups_as_a_small_graph_can_have(k):
     assert cut(x[: ROWS_EACH * k], k).count == k
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_each_of_a_few_rows_can_be_a_group(rows):
+    x, _ = groups_of((1,) * rows)
+    for k in range(1, rows + 1):
+        found = place(x, cut(x, k), x[:1]).cluster
+        assert set(found.tolist()) == set(range(k))
+        assert found.bincount().tolist() == sorted(found.bincount().tolist(), reverse=True)
+
+
+def test_there_are_no_more_groups_than_distinct_rows():
+    x = torch.eye(4)[[0] * 30 + [1] * 20]
+    assert cut(x, 5).count == 2
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_class_in_pieces_costs_no_other_its_place(seed, monkeypatch):
+def test_a_class_in_pieces_costs_no_other_its_place(seed):
     """Four large blobs, two of which touch, and a small one apart: cut into four, the large ones stay by themselves."""
     centres = torch.eye(8)[:5]
     centres[2, 3] = centres[3, 2] = 0.4
@@ -108,13 +147,7 @@ def test_a_class_in_pieces_costs_no_other_its_place(seed, monkeypatch):
     noise = 0.15 * torch.randn(len(labels), 8, generator=generator(seed, "noise"))
     x = F.normalize(F.normalize(centres)[labels] + noise)
     large = labels < 4
-
-    def agreement() -> float:
-        return nmi(labels[large], place(x, cut(x, 4, seed=seed), x[:1]).cluster[large])
-
-    assert agreement() > 0.97
-    monkeypatch.setattr(graph, "_pieces", lambda values, k: k)  # as many eigenvectors as groups
-    assert agreement() < 0.9
+    assert nmi(labels[large], place(x, cut(x, 4, seed=seed), x[:1]).cluster[large]) > 0.97
 
 
 def test_fine_clusters_as_groups_leave_out_the_empty_ones():
@@ -183,21 +216,17 @@ def test_place_alone_and_among_others_is_bit_identical():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_as_many_groups_as_fine_clusters_are_a_cut_too(seed):
     """With up to 20 images for each group wanted there are no more pseudo-labels than groups."""
-    x, labels = ring_and_cap()
-    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, "cut"), x[:1])
-    assert nmi(labels, found.cluster) > 0.95
-    rows = torch.arange(len(x))
-    other = Graph(rows, neighbour_ties(x[torch.randperm(len(x), generator=generator(seed, "order"))]))
-    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, "cut", other), x[:1])
-    assert nmi(labels, found.cluster) < 0.5  # by the graph that was passed, which is of other rows
+    x, labels = two_long_groups()
+    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed), x[:1])
+    assert ari(labels, found.cluster) > 0.95
 
 
 def test_too_many_groups_for_a_cut_are_the_last_clustering(monkeypatch):
-    monkeypatch.setattr(run_groups, "MOST_IN_CUT", 1)
-    x, _ = ring_and_cap()
+    monkeypatch.setattr(run_groups, "MAX_IN_CUT", 1)
+    x, _ = two_long_groups()
     fine = kmeans(x, 2)
-    assert torch.equal(run_groups.groups_of(x, fine, 2, 0, "cut").centroids, as_groups(fine).centroids)
-    assert len(run_groups.groups_of(x, fine, 3, 0, "cut").centroids) > 3
+    assert torch.equal(run_groups.groups_of(x, fine, 2, 0).centroids, as_groups(fine).centroids)
+    assert len(run_groups.groups_of(x, fine, 3, 0).centroids) > 3
 
 
 def test_outliers_by_hand():

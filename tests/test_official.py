@@ -710,7 +710,7 @@ def test_the_command_folds(run, tmp_path, capsys):
 
 
 def test_a_classifier_of_another_network_is_left_out(run, tmp_path, capsys):
-    """As where the guard took the network back."""
+    """As if the network of the result is a mean of those before and after training."""
     folder, network = run
     state = network.state_dict()
     state["body.classifier.4.bias"] = state["body.classifier.4.bias"] + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from deepcluster import algorithm
 from deepcluster.cli import run_command
@@ -88,6 +88,8 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
     monkeypatch.setattr(Results, "preliminary", lambda *_: "")
     assert run_command([str(argument) for argument in fit_of(tmp_path / "plain")]) == 0
     same_result(going_on, tmp_path / "plain")
+    average = 0.5 if "--weights" in fit_of("") else 1.0  # of the weights before and after, so both go on
+    assert f"average = {average}\n" in (going_on / "recipe.toml").read_text()
     assert (record(going_on)["status"], record(going_on)["result"]) == ("done", "final")
     assert "Preliminary" not in (going_on / "report.html").read_text()
     metrics = "metrics.json"
@@ -106,33 +108,29 @@ def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, f
     assert read_run(open_run(again))[1].groups.count == told["clusters"]
 
 
-def test_every_round_replaces_the_result_and_the_last_needs_no_more_than_one_pass(
-    photos, weights, tmp_path, monkeypatch
+@pytest.mark.parametrize(("average", "passes"), [(1.0, 3), (0.5, 4)])
+def test_every_round_replaces_the_result_and_only_a_mean_needs_a_pass_of_its_own(
+    photos, weights, tmp_path, monkeypatch, average, passes
 ):
-    passes, results = [], []
+    """The passes of two rounds and of the result; after the first round the network of the rounds is not the mean."""
+    passed, results = [], []
     original, write = algorithm.extract, Results._write
 
     def extract(network, images, **options):
-        passes.append(len(images))
+        passed.append(len(images))
         return original(network, images, **options)
 
     def written(self, trained, outcome, record):
         write(self, trained, outcome, record)
-        results.append((record.result, self.on_disk.rounds, outcome.kept))
+        results.append((record.result, self.on_disk.rounds))
 
     monkeypatch.setattr(algorithm, "extract", extract)
     monkeypatch.setattr(Results, "_write", written)
     monkeypatch.setattr(finish, "SHARE_OF_TIME", float("inf"))
-    monkeypatch.setattr(finish.Guard, "kept", property(lambda self: len(results) < 2))  # the last round is harmful
     options = {**OPTIONS, "rounds": 2, "backbone": "compact", "weights": str(weights), "view_size": 0}
-    folder = run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options=options))
-    assert results == [("preliminary", 0, True), ("preliminary", 1, True), ("final", 2, False)]
-    assert passes == [48, 48, 48]  # of the first round, the second and the result: those of the given network are kept
-    given = build("compact", image_size=16, seed=3).body.state_dict()
-    kept = folder.path / "model" / "model.safetensors"
-    assert all(torch.equal(load_file(kept)[f"body.{name}"], value) for name, value in given.items())
-    untrained = run.fit(photos, Request(out=tmp_path / "untrained", n_clusters=3, options={**options, "rounds": 0}))
-    assert np.array_equal(np.load(folder.path / "features.npy"), np.load(untrained.path / "features.npy"))
+    run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options=options | {"average": average}))
+    assert results == [("preliminary", 0), ("preliminary", 1), ("final", 2)]
+    assert passed == [48] * passes
 
 
 @pytest.mark.parametrize("verb", ["recut", "apply", "update", "report", "similar", "export", "predict"])

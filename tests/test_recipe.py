@@ -6,7 +6,7 @@ import torch
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.presets import Facts, Plan, resolve
-from deepcluster.recipe import Recipe, to_toml
+from deepcluster.recipe import Recipe, read_toml, to_toml
 
 PHOTOS = Facts(count=50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
 
@@ -152,12 +152,12 @@ def test_classic_is_the_seven_steps_at_the_size_of_auto(facts, weights):
         "projection_dim": 0,
         "sampling": "uniform",
         "views": 2,
-        "neighbours": "clearer",
+        "average": 1.0,
         "kmeans_start": "random",
     }
     assert {name: getattr(recipe, name) for name in steps} == steps
     assert recipe.tolerance > 0
-    for name in ("backbone", "image_size", "pseudo_labels", "crop_min", "crop_max", "flip", "view_size", "whitening"):
+    for name in ("backbone", "image_size", "pseudo_labels", "crop_min", "crop_max", "flip", "view_size", "dims"):
         assert getattr(recipe, name) == getattr(chosen, name)
     assert recipe.rounds <= chosen.rounds
     assert {"head_lr", "empty", "lr", "rounds"} <= {reason.split(" ")[0] for reason in plan.reasons}
@@ -189,7 +189,10 @@ def test_auto_gives_a_reason_for_what_it_chose():
 
 def test_a_network_with_weights_is_changed_gently():
     gentle = resolve("auto", {"weights": "w.safetensors", "backbone": "timm:resnet18"}, PHOTOS).recipe
-    assert gentle.lr < resolve("auto", {"backbone": "timm:resnet18"}, PHOTOS).recipe.lr
+    untrained = resolve("auto", {"backbone": "timm:resnet18"}, PHOTOS).recipe
+    assert gentle.lr < untrained.lr
+    assert (gentle.average, gentle.whitening, gentle.dims) == (0.5, 0.25, 256)
+    assert (untrained.average, untrained.whitening) == (1, 0.5)
 
 
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
@@ -294,6 +297,15 @@ def test_toml_round_trip(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(to_toml(recipe))
     assert resolve(str(file), {}, PHOTOS).recipe == recipe
+
+
+def test_the_recipe_of_an_older_run_is_read_without_its_removed_options(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('rounds = 3\nneighbours = "clearer"\ngrouping = "cut"\n')
+    assert read_toml(file) == ("auto", {"rounds": 3})
+    file.write_text("neighbors = 3\n")
+    with pytest.raises(UsageError, match="no option is called 'neighbors'"):
+        read_toml(file)
 
 
 def test_a_recipe_file_may_be_partial(tmp_path):

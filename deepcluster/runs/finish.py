@@ -100,6 +100,8 @@ class Results:
         self._unsaid = Unsaid()
         outcome, record = self._outcome(trained, self._unsaid, features if self.shares_pass else None)
         self._write(trained, outcome, replace(record, result=PRELIMINARY))
+        if trained.rounds and (text := collapse(outcome.result)):
+            self._unsaid.warnings.append(text)
         if len(self._judged) == 1:
             page = self.folder.path / "report.html"
             self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
@@ -118,8 +120,8 @@ class Results:
             features = trained.features if self.shares_pass else None
             outcome, record = self._outcome(trained, self.job.display, features)
             self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
-            if trained.rounds:
-                _warn_of_collapse(outcome.result)
+            if trained.rounds and (text := collapse(outcome.result)):
+                warnings.warn(text, DeepClusterWarning, stacklevel=2)
         if len(self._judged) > 1 and trained.rounds:
             text = change(self._judged[0], self._judged[-1], self.job.processes)
             self.job.display.say("Groups", f"{text} from the first to the last")
@@ -309,16 +311,13 @@ def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
     return f"{before.grade} -> {after.grade}, " * graded + f"{moved:.0%} of the images moved"
 
 
-def _warn_of_collapse(result: Result) -> None:
-    """Warn if most images are in one fine cluster, or the features differ in one direction only."""
+def collapse(result: Result) -> str:
+    """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
     share, rank = result.clustering.largest_share, result.reduced.shape[1]
-    if len(result.clustering.sizes) > 2 and (share > COLLAPSED or rank == 1):
-        what = f"{share:.0%} of the images are in one fine cluster" if share > COLLAPSED else "all features are alike"
-        warnings.warn(
-            f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
+    if len(result.clustering.sizes) <= 2 or (share <= COLLAPSED and rank > 1):
+        return ""
+    what = f"{share:.0%} of the images are in one fine cluster" if share > COLLAPSED else "all features are alike"
+    return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
 
 
 def model_of(network: Network, result: Result, groups: Cut, reduced: Tensor, lengths: Tensor, recipe: Recipe) -> Model:

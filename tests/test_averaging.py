@@ -1,0 +1,161 @@
+"""The network of a result: the mean of the weights before and after training, and a warning where these have collapsed.
+
+That a run goes on to the same bits after it was killed between two rounds is in test_preliminary.py.
+"""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deepcluster.algorithm import Result
+from deepcluster.clustering.whitening import Whitening
+from deepcluster.errors import DeepClusterWarning
+from deepcluster.nets.backbone import build
+from deepcluster.records import Clustering
+from deepcluster.runs import fit as run
+from deepcluster.runs.finish import collapse
+from deepcluster.runs.job import Request
+from deepcluster.runs.recut import recut
+from deepcluster.runs.time_limit import Schedule, TimeLimit
+from deepcluster.storage.run_folder import open_run
+from tests.drawings import drawings
+from tests.helpers.runs import OPTIONS, record, rows
+from tests.predicting import predicted
+
+
+def body(folder: Path) -> dict[str, Tensor]:
+    """The network of a run's model."""
+    tensors = load_file(folder / "model" / "model.safetensors")
+    return {name: value for name, value in tensors.items() if name.startswith("body.")}
+
+
+def clusters(folder: Path) -> dict[str, str]:
+    return {row["path"]: row["cluster"] for row in rows(folder / "clusters.csv")}
+
+
+@pytest.fixture(scope="module")
+def before(fitted) -> Path:
+    return fitted("--labels", "folders", "--rounds", "0")
+
+
+@pytest.fixture(scope="module")
+def averaged(fitted) -> Path:
+    return fitted("--labels", "folders", "--set", "average=0.25")
+
+
+def test_each_tensor_of_the_model_is_the_mean(before, averaged, finished):
+    """``finished`` is the same run without an average."""
+    start, mean, end = map(body, (before, averaged, finished))
+    learnt = {name for name, value in end.items() if value.is_floating_point()}
+    assert all(torch.equal(mean[name], torch.lerp(start[name], end[name], 0.25)) for name in learnt)
+    assert all(torch.equal(mean[name], end[name]) for name in end.keys() - learnt)
+    assert any(name.endswith("running_var") for name in learnt)
+    assert not any(torch.equal(start[name], end[name]) for name in learnt if name.endswith("weight"))
+
+
+def test_the_groups_are_those_of_the_mean(averaged, finished, photos):
+    found = predicted(averaged, photos)
+    placed = found.model.place(found.reduced).cluster.tolist()
+    assert dict(zip(found.paths, map(str, placed), strict=True)) == clusters(averaged)
+    assert np.array_equal(found.reduced.numpy(), np.load(averaged / "features.npy"))
+    assert not np.array_equal(np.load(averaged / "features.npy"), np.load(finished / "features.npy"))
+
+
+def test_the_training_is_the_same(averaged, finished):
+    tables = [rows(folder / "history.csv") for folder in (averaged, finished)]
+    assert [row["loss"] for row in tables[0]] == [row["loss"] for row in tables[1]]
+
+
+def test_an_average_of_0_is_the_network_before(fitted, before):
+    """Whatever the training did."""
+    folder = fitted("--labels", "folders", "--set", "average=0", "--lr", "5")
+    learnt = {name: value for name, value in body(before).items() if value.is_floating_point()}
+    assert all(torch.equal(body(folder)[name], value) for name, value in learnt.items())
+    assert (folder / "clusters.csv").read_bytes() == (before / "clusters.csv").read_bytes()
+    assert record(folder)["rounds"] == 1
+
+
+def test_recut_cuts_the_same_groups(averaged, tmp_path):
+    copy = shutil.copytree(averaged, tmp_path / "run")
+    recut(copy, 4)
+    assert len(set(clusters(copy).values())) == 4
+    recut(copy, 3)
+    assert clusters(copy) == clusters(averaged)
+
+
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (2, 2), (3, 2), (30, 1), (30, 2)])
+def test_few_images_or_one_group_of_an_adapted_network(tmp_path, count, k):
+    weights = tmp_path / "compact.safetensors"
+    save_file(build("compact", image_size=16, seed=3).body.state_dict(), weights)
+    images = drawings(10, 16)[0].permute(0, 2, 3, 1).numpy()[:count]
+    options = {**OPTIONS, "rounds": 1, "backbone": "compact", "weights": str(weights), "view_size": 0}
+    options.pop("pseudo_labels")
+    folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=k, options=options)).path
+    assert set(clusters(folder).values()) == {str(cluster) for cluster in range(k)}
+    assert "average = 0.5\n" in (folder / "recipe.toml").read_text()
+
+
+def result(sizes: list[int], width: int) -> Result:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    clustering = Clustering(labels, torch.zeros(len(sizes), width), torch.tensor(sizes), 0.0, 1, 0)
+    reduction = Whitening(torch.zeros(width), torch.eye(width))
+    return Result(reduction, torch.zeros(len(labels), width), torch.ones(len(labels)), clustering)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width", "why"),
+    [
+        ([5, 3, 2], 4, ""),
+        ([6, 3, 1], 4, "60% of the images are in one fine cluster"),
+        ([10, 0, 0], 1, "100% of the images are in one fine cluster"),
+        ([4, 3, 3], 1, "all features are alike"),
+        ([4, 3, 3], 2, ""),
+        ([9, 1], 4, ""),  # one of two has half of the images wherever training goes
+        ([9, 1], 1, ""),
+        ([1], 1, ""),
+    ],
+)
+def test_what_is_a_collapse(sizes, width, why):
+    text = collapse(result(sizes, width))
+    assert text.startswith(f"training has collapsed ({why}): lower --lr") if why else not text
+
+
+# Each step takes all of a weight away and adds a gradient, which vanishes: in the end all images have equal features.
+COLLAPSING = {"epochs": 5, "lr": 1.5, "weight_decay": 1.0, "momentum": 0.0, "warmup": 0.0}
+
+
+def warned(out: Path, **options: object) -> list[str]:
+    """The warnings of a fit by the seven steps that speak of a collapse."""
+    images = drawings(16, 16)[0].permute(0, 2, 3, 1).numpy()
+    request = Request(out=out, n_clusters=3, recipe="classic", options={**OPTIONS, "rounds": 1, **options})
+    with warnings.catch_warnings(record=True, action="always", category=DeepClusterWarning) as caught:
+        run.fit(images, request)
+    return [str(warning.message) for warning in caught if "collapsed" in str(warning.message)]
+
+
+def test_a_run_that_collapses_says_so_and_a_healthy_one_does_not(tmp_path):
+    (text,) = warned(tmp_path / "collapsed", **COLLAPSING)
+    assert text.startswith("training has collapsed (100% of the images are in one fine cluster): lower --lr")
+    assert not warned(tmp_path / "healthy", epochs=5)
+    assert not warned(tmp_path / "untrained", **COLLAPSING, rounds=0)
+
+
+def test_a_preliminary_result_that_becomes_the_final_one_says_so_too(tmp_path, monkeypatch):
+    """A time limit ends the run after the pass of its second round."""
+    monkeypatch.setattr("deepcluster.runs.finish.SHARE_OF_TIME", float("inf"))
+    begin_round = TimeLimit.begin_round
+
+    def ended(self, index, *arguments):
+        begin_round(self, index, *arguments)
+        self.schedule = Schedule(1 if index else 2, 1.0)
+
+    monkeypatch.setattr(TimeLimit, "begin_round", ended)
+    assert len(warned(tmp_path / "run", **COLLAPSING, rounds=2)) == 1
+    told = open_run(tmp_path / "run").read_record()
+    assert (told.rounds, told.result, told.stopped_because) == (1, "final", "time limit")
