@@ -17,8 +17,7 @@ from deepcluster.recipe import Recipe, read_options, read_toml
 
 IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
-AUTO_PASSES = 90  # over the images, over all rounds
-CLASSIC_PASSES = 30
+PASSES = 90  # over the images, over all rounds
 MOST_EPOCHS = 50  # in a round: a handful of images would have thousands, each an optimizer step or more
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (benchmarks/quality.md, "Small images").
@@ -27,7 +26,6 @@ MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px
 # Networks whose features are means of what a ReLU lets through. Only EfficientNet-Lite was measured.
 RECTIFIED = "timm:tf_efficientnet_lite"
-TO_FIT = ("auto", "classic")  # the recipes that look at the images
 
 Given = Mapping[str, Any]  # options from the user or a recipe file
 Choices = dict[str, tuple[Any, str]]  # option: its value, and why
@@ -57,9 +55,6 @@ class Facts:
     def suits_published(self) -> bool:
         """Whether the images are large and few enough to start from a published network."""
         return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
-
-
-Learning = Callable[[int, Facts, str], Choices]  # how to learn, from the side of the images, px, facts and backbone
 
 
 @dataclass(frozen=True)
@@ -275,7 +270,6 @@ _RANDOM_START = "kmeans_start random: as published, from other images each round
 _DEPARTURES_V1 = (
     _RANDOM_START,
     "margin 1.143: training crops are of the stored 256 px square, published: of the whole image",
-    "k-means: all assignments but the last in bfloat16 where that is native, published: float32",
     "dims 256: directions with less than 1e-6 of the largest variance are left out, published: kept",
 )
 _SETTLED = "stops early where nothing at all changes in so many rounds, published: always all rounds"
@@ -368,37 +362,54 @@ def auto(options: Given, facts: Facts) -> Plan:
     Without weights: the parts of DeepCluster-v2 and a second loss that tells single images apart (SimCLR's), which
     counts as far as clusters still change from round to round: ``cluster_weight`` in history.csv is the other's share.
     """
-    return _fitted(options, facts, _adapting, _from_scratch)
+    choices, size, backbone, pretrained = _sized(options, facts)
+    choices |= (_adapting if pretrained else _from_scratch)(size, facts, backbone)
+    if facts.grey:
+        why = "the images are grey: shapes count, and left is not right"
+        views = {"crop_min": 0.5, "crop_max": 1.2, "stretch": 1.2, "flip": 0.0, "rotation": 15.0}
+    else:
+        why = "the images have colours: photographs"
+        views = {"crop_min": 0.3 if pretrained else 0.2, "colour": 0.4, "grey": 0.1 if pretrained else 0.2}
+    choices |= _because(why, **views)
+    # A quarter: chosen by leaving one set out (docs/decisions.md).
+    always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
+    return Plan(Recipe(**{**always, "grouping": "embedding", **_values(choices)}), _reasons(choices))
 
 
 def classic(options: Given, facts: Facts) -> Plan:
-    """The seven steps of the paper and nothing else, with a network, sizes and numbers that fit the images."""
-    return _fitted(options, facts, _classic_adapting, _classic_from_scratch)
+    """The seven steps of the paper, at the size of the images. Weights are random unless named.
+
+    Options that are not here have the paper's values, the defaults of :class:`Recipe`.
+    """
+    choices, _, backbone, pretrained = _sized({"weights": "", **options}, facts)
+    choices |= {
+        "dims": (0, "a sixteenth of the features, 32 to 256, of which the paper has 256 of 4,096"),
+        "empty": ("sample", "an empty cluster starts anew at a random image"),
+        "tolerance": (0.1, "settled: about one image in ten still changes its fine cluster"),
+    }
+    if backbone not in PAPER_NETWORKS:
+        choices["sobel"] = (False, f"{backbone} takes colours; the paper used alexnet and vgg16")
+    if facts.grey:
+        choices["flip"] = (0.0, "the images are grey: a mirrored letter or digit is another one")
+    if pretrained:
+        choices |= _length(facts, 2000, 5) | _because(_GENTLY, lr=0.01)
+    else:
+        choices |= _length(facts)
+    return Plan(Recipe(**_values(choices)), _reasons(choices))
 
 
-def _fitted(options: Given, facts: Facts, adapting: Learning, from_scratch: Learning) -> Plan:
-    """What fits the images. ``adapting``: how a pretrained network learns; ``from_scratch``: a random one."""
+def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
+    """Return the network, sizes and numbers that fit the images; the image size; the network; is it pretrained?"""
     start = _start(options, facts)
     backbone, weights = (options.get(name, _values(start).get(name)) for name in ("backbone", "weights"))
-    pretrained = bool(weights)
-    size, why_size = _image_size(backbone, facts, pretrained)
+    size, why_size = _image_size(backbone, facts, bool(weights))
     choices: Choices = {
         **start,
         "image_size": (size, why_size),
         "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
         "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
     }
-    choices |= (adapting if pretrained else from_scratch)(options.get("image_size", size), facts, backbone)
-    if facts.grey:
-        why = "the images are grey: shapes count, and left is not right"
-        views = {"crop_min": 0.5, "crop_max": 1.2, "stretch": 1.2, "flip": 0.0, "rotation": 15.0}
-    else:
-        why = "the images have colours: photographs"
-        views = {"crop_min": 0.3, "colour": 0.4, "grey": 0.1} if pretrained else _PHOTO_VIEWS
-    choices |= _because(why, **views)
-    # A quarter: chosen by leaving one set out (docs/decisions.md).
-    always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
-    return Plan(Recipe(**{**always, **_values(choices)}), _reasons(choices))
+    return choices, options.get("image_size", size), backbone, bool(weights)
 
 
 def _start(options: Given, facts: Facts) -> Choices:
@@ -421,17 +432,15 @@ def _start(options: Given, facts: Facts) -> Choices:
     return {"backbone": ("compact", why)}
 
 
-_PHOTO_VIEWS = {"crop_min": 0.2, "colour": 0.4, "grey": 0.2}
-
-
 def _because(why: str, **values: Any) -> Choices:
     return {name: (value, why) for name, value in values.items()}
 
 
 def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
-    """A pretrained network: few, gentle rounds on cluster means, none of which can spoil the clusters alone."""
-    choices = _gentle(size, facts) | {
-        "temperature": (0.07, _GENTLY),
+    """A pretrained network: one gentle round on cluster means."""
+    choices = _length(facts, 2000, 1) | {
+        **_because(_GENTLY, frozen_statistics=True, lr=0.001, temperature=0.07),
+        "view_size": _gentle_view(size, facts),
         "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
     }
     if backbone.startswith(RECTIFIED):
@@ -441,51 +450,48 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
 
 def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
     """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
-    learning = _untrained(size, facts, AUTO_PASSES) | _because(
-        _FROM_NOTHING,
-        instance_temperature=0.2,
-        views=2,
-        heads=3,
-        head_growth=2.0,
-        temperature=0.1,
-        spherical=True,
-        features="memory",
-        reduce=False,
-        projection_hidden=512,
-        projection_dim=128,
-    )
-    # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
-    return learning | {"tolerance": (0.1, "features of random views differ by nearly as much where nothing changes")}
+    view_size = (size, "images below 32 px have no pixels to spare")
+    if size >= 32:
+        view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
+    return {
+        **_length(facts),
+        **_because(
+            _FROM_NOTHING,
+            lr=0.25,
+            warmup=0.5,
+            weight_decay=5e-4,
+            instance_temperature=0.2,
+            views=2,
+            heads=3,
+            head_growth=2.0,
+            temperature=0.1,
+            spherical=True,
+            features="memory",
+            reduce=False,
+            projection_hidden=512,
+            projection_dim=128,
+        ),
+        "view_size": view_size,
+        # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
+        "tolerance": (0.1, "features of random views differ by nearly as much where nothing changes"),
+    }
 
 
-def _classic_from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
-    """A new linear classifier of one clustering of the whitened features of a pass."""
-    return _untrained(size, facts, CLASSIC_PASSES) | _SEVEN_STEPS
-
-
-def _classic_adapting(size: int, facts: Facts, backbone: str) -> Choices:
-    """The same for a pretrained network."""
-    return _gentle(size, facts) | _SEVEN_STEPS
+def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Choices:
+    """Return epochs in which so many images are seen, rounds (0: by ``PASSES``), and the images in a batch."""
+    count = max(1, facts.count)
+    epochs = min(MOST_EPOCHS, max(1, math.ceil(images / count)))
+    most = max(10, round(min(PASSES * count, TOTAL_IMAGES) / (epochs * count)))
+    why = f"{PASSES} passes over the images, at most {TOTAL_IMAGES} images in all"
+    return {
+        "epochs": (epochs, f"{images} images in a round, in at most {MOST_EPOCHS} epochs, of {facts.count}"),
+        "rounds": (rounds, "more rounds lose what a pretrained network knows") if rounds else (most, why),
+        "batch_size": (64, _GENTLY) if rounds else (256 if count >= 10_000 else 128, f"{count} images"),
+    }
 
 
 _GENTLY = "a pretrained network is changed gently"
 _FROM_NOTHING = "a network trained from nothing"
-_SEVEN_STEPS: Choices = {
-    "tolerance": (0.05, "settled is where about one image in twenty still changes its fine cluster"),
-    "views": (2, "two random views of an image tell more of its cluster than one"),
-    "head_lr": (0.25, "a new classifier has one round to learn in, to the last"),
-    "empty": ("sample", "as the paper's step 4 says"),
-}
-
-
-def _gentle(size: int, facts: Facts) -> Choices:
-    """What every pretrained network is trained by."""
-    return {
-        "rounds": (1, "more rounds lose what a pretrained network knows"),
-        "epochs": (_epochs(2000, facts.count), f"2000 views in a round, in at most {MOST_EPOCHS} epochs"),
-        **_because(_GENTLY, frozen_statistics=True, lr=0.001, batch_size=64),
-        "view_size": _gentle_view(size, facts),
-    }
 
 
 def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
@@ -493,29 +499,6 @@ def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
     if facts.device == "cpu" and scaled > quick:
         return quick, f"half the side, for time on a CPU; {scaled} px would keep the scale of what crops show"
     return scaled, "crops look larger: 3/4 of the side keeps their scale, and is faster"
-
-
-def _untrained(size: int, facts: Facts, passes: int) -> Choices:
-    """What every network with random weights is trained by."""
-    count = max(1, facts.count)
-    epochs = _epochs(IMAGES_PER_ROUND, count)
-    rounds = max(10, round(min(passes * count, TOTAL_IMAGES) / (epochs * count)))
-    if size >= 32:
-        view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
-    else:
-        view_size = (size, "images below 32 px have no pixels to spare")
-    return {
-        "epochs": (epochs, f"{IMAGES_PER_ROUND} images in a round, in at most {MOST_EPOCHS} epochs, of {facts.count}"),
-        "rounds": (rounds, f"{passes} passes over the images, at most {TOTAL_IMAGES} images in all"),
-        "batch_size": (256 if count >= 10_000 else 128, f"{count} images"),
-        **_because(_FROM_NOTHING, lr=0.25, warmup=0.5, weight_decay=5e-4),
-        "view_size": view_size,
-    }
-
-
-def _epochs(views: int, count: int) -> int:
-    """The epochs of a round in which ``count`` images are seen ``views`` times, where they are not too few for it."""
-    return min(MOST_EPOCHS, max(1, math.ceil(views / max(1, count))))
 
 
 def _margin(size: int) -> float:

@@ -165,7 +165,7 @@ class Recipe(Options):
     weights: str = _network(
         "",
         "Pretrained weights: a file; timm: timm's own, downloaded if needed; none or empty: random; auto: those of the"
-        " best published network on this machine.",
+        " best published network on this machine, in recipe auto.",
         flag=True,
         auto=True,
     )
@@ -204,7 +204,7 @@ class Recipe(Options):
         choices=("pass", "memory"),
     )
     reduce: bool = _features(True, "Reduce in the rounds too, and not only for the result.")
-    dims: int = _features(256, "Principal components kept.", low=1, high=10**5)
+    dims: int = _features(256, "Principal components kept; 0: a sixteenth of the features, 32 to 256.", high=10**5)
     whitening: float = _features(1.0, "1: whiten; 0: plain PCA; between: leading directions weigh more.", high=1)
     root: bool = _features(False, "Square roots of the features are reduced, with their signs and of length 1.")
 
@@ -250,7 +250,6 @@ class Recipe(Options):
     )
     batch_size: int = _learning(256, "Images in an optimizer step.", low=1, high=10**6, flag=True)
     lr: float = _learning(0.05, "Learning rate.", high=100, flag=True)
-    head_lr: float = _learning(0.0, "Learning rate of the classifier, constant; 0: lr.", high=100)
     schedule: str = _learning(
         "constant", "Learning rate over the rounds; cosine ends at 0.", choices=("constant", "cosine")
     )
@@ -264,6 +263,11 @@ class Recipe(Options):
         flag=True,
     )
 
+    grouping: str = _result(
+        "kmeans",
+        "Clusters by k-means of the features, or of an embedding of their neighbour graph.",
+        choices=("kmeans", "embedding"),
+    )
     average: float = _result(
         1.0,
         "Share of the trained weights in the network of the result, beside those before training.",

@@ -15,6 +15,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.runs import build
 
 CPU = torch.device("cpu")
+WIDTH = 100  # of the features
 # An option: a value that is not the default, and what the steps get (a path into `steps`) for it. Where the value needs
 # others beside it, these come third.
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -50,12 +51,11 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "sampling": ("none", {"learning.sample": each_once}),
     "batch_size": (32, {"learning.batch_size": 32}),
     "lr": (0.5, {"schedule.end": 0.5}),
-    "head_lr": (0.25, {"learning.head_lr": 0.25}),
     "schedule": ("cosine", {"schedule.end": 0.0}),
     "warmup": (100.0, {"schedule.start": 0.0}),
     "momentum": (0.5, {"learning.momentum": 0.5}),
     "weight_decay": (0.1, {"learning.weight_decay": 0.1}),
-    "precision": ("bf16", {"learning.dtype": torch.bfloat16}),
+    "precision": ("bf16", {"learning.dtype": torch.bfloat16, "clustering.precision": "bf16"}),
     "views": (2, {"large": 2}),
     "view_size": (48, {"view.size": 48}),
     "crop_min": (0.2, {"view.crop": (0.2, 1.0)}),
@@ -70,13 +70,14 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "small_crop_min": (0.06, {"small_view.crop": (0.06, 0.14)}, {"small_views": 1}),
     "small_crop_max": (0.2, {"small_view.crop": (0.05, 0.2)}, {"small_views": 1}),
 }
-ELSEWHERE = {"average"}  # the network of the result: test_averaging
+ELSEWHERE = {"average", "grouping"}  # the result: test_averaging, test_classic
 
 
 def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the alternation, the network and the result get of a recipe."""
     given: dict[str, Any] = {}
     network = torch.nn.Linear(1, 1)
+    network.embedding_dim = WIDTH
     monkeypatch.setattr(build, "alternate", lambda network, images, **options: given.update(options))
     monkeypatch.setattr(build, "build", lambda name, **options: given.update(network=(name, options)) or network)
     monkeypatch.setattr(build, "channels_last", lambda network: network)
@@ -88,7 +89,7 @@ def steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(
         **given,
         recipe=recipe,
-        final_reduction=build.reduction_of(recipe),
+        final_reduction=build.reduction_of(recipe, WIDTH),
         final_clustering=build.kmeans_of_result(recipe),
         network=SimpleNamespace(name=name, frozen_statistics=network.frozen_statistics, **options),
         schedule=SimpleNamespace(start=schedule(0.0), end=schedule(float(recipe.rounds))),
@@ -120,6 +121,12 @@ def test_an_option_reaches_the_step_that_uses_it(option, monkeypatch):
 
 def test_no_option_is_missing():
     assert set(OPTIONS) | ELSEWHERE == {field.name for field in fields(Recipe)}
+
+
+@pytest.mark.parametrize(("width", "dims"), [(128, 32), (512, 32), (2048, 128), (4096, 256), (25088, 256)])
+def test_dims_0_is_a_sixteenth_of_the_features(width, dims):
+    assert build.reduction_of(Recipe(dims=0), width).dims == dims
+    assert build.reduction_of(Recipe(), width).dims == 256
 
 
 def test_the_empty_clusters_of_faiss_are_for_the_rounds_alone():

@@ -18,7 +18,8 @@ def test_v1_is_the_paper():
     assert (recipe.backbone, recipe.sobel, recipe.image_size, recipe.store_size) == ("alexnet", True, 224, 256)
     assert (recipe.pseudo_labels, recipe.rounds, recipe.epochs, recipe.dims) == (10_000, 500, 1, 256)
     assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.05, 0.9, 1e-5, 256)
-    assert (recipe.schedule, recipe.head_lr, recipe.kmeans_iterations, recipe.empty) == ("constant", 0, 20, "split")
+    assert (recipe.schedule, recipe.kmeans_iterations, recipe.empty) == ("constant", 20, "split")
+    assert (recipe.grouping, recipe.whitening, recipe.precision, recipe.average) == ("kmeans", 1, "fp32", 1)
     assert (recipe.crop_min, recipe.crop_max, recipe.flip, recipe.colour) == (0.08, 1, 0.5, 0)
     assert recipe.sampling == "uniform"
 
@@ -73,7 +74,7 @@ def test_the_published_runs_of_v2(name, rounds, large, small, crops):
 @pytest.mark.parametrize(
     ("name", "published"),
     [
-        ("v1", ["whole image", "float32", "always all rounds", "some may"]),
+        ("v1", ["whole image", "always all rounds", "some may"]),
         ("v1-official", ["whole image", "main.sh", "the paper has 500", "does not balance", "numbered anew"]),
         ("v2", ["4096", "4.8", "LARC", "0.0048", "hue", "taking turns", "training mode", "old centroid", "8 GPUs"]),
         ("v2-400-2x224", ["4096", "LARC"]),
@@ -135,32 +136,53 @@ def test_auto_follows_the_facts(facts, expected):
     assert {name: getattr(recipe, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("facts", [PHOTOS, replace(PHOTOS, short_side=8, count=1797, grey=True)])
-@pytest.mark.parametrize("weights", [{}, {"weights": "w.safetensors", "backbone": "timm:resnet18"}])
-def test_classic_is_the_seven_steps_at_the_size_of_auto(facts, weights):
-    plan = resolve("classic", weights, facts)
-    recipe, chosen = plan.recipe, resolve("auto", weights, facts).recipe
-    steps = {
-        "features": "pass",
-        "reduce": True,
-        "spherical": False,
-        "clustering": "kmeans",
-        "empty": "sample",
-        "heads": 1,
-        "temperature": 0.0,
-        "instance_temperature": 0.0,
-        "projection_dim": 0,
-        "sampling": "uniform",
-        "views": 2,
-        "average": 1.0,
-        "kmeans_start": "random",
-    }
-    assert {name: getattr(recipe, name) for name in steps} == steps
-    assert recipe.tolerance > 0
-    for name in ("backbone", "image_size", "pseudo_labels", "crop_min", "crop_max", "flip", "view_size", "dims"):
-        assert getattr(recipe, name) == getattr(chosen, name)
-    assert recipe.rounds <= chosen.rounds
-    assert {"head_lr", "empty", "lr", "rounds"} <= {reason.split(" ")[0] for reason in plan.reasons}
+# The paper, section 4 and its code; the paper's step 4 moves an empty cluster beside another one.
+PAPER = {
+    "weights": "", "frozen_statistics": False, "average": 1.0,
+    "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
+    "clustering": "kmeans", "kmeans_iterations": 20, "kmeans_levels": 1, "kmeans_start": "random",
+    "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
+    "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
+    "sampling": "uniform", "lr": 0.05, "schedule": "constant", "warmup": 0.0, "momentum": 0.9, "weight_decay": 1e-5,
+    "views": 1, "view_size": 0, "crop_min": 0.08, "crop_max": 1.0, "stretch": 4 / 3, "flip": 0.5, "rotation": 0.0,
+    "colour": 0.0, "grey": 0.0, "small_views": 0, "precision": "fp32", "patience": 3,
+}  # fmt: skip
+SIZES = {"backbone", "sobel", "image_size", "margin", "dims", "pseudo_labels", "batch_size", "rounds", "epochs"}
+UNUSED = {"head_growth", "small_size", "small_crop_min", "small_crop_max"}
+GREY = replace(PHOTOS, short_side=8, count=1797, grey=True)
+
+
+def test_every_option_of_classic_is_the_papers_or_fits_the_images():
+    assert PAPER.keys() | SIZES | UNUSED | {"tolerance"} == asdict(Recipe()).keys()
+
+
+@pytest.mark.parametrize("facts", [PHOTOS, GREY, replace(PHOTOS, short_side=300, count=500, published="photos")])
+def test_classic_is_the_paper_at_the_size_of_the_images(facts):
+    plan = resolve("classic", {}, facts)
+    options, chosen = asdict(plan.recipe), asdict(resolve("auto", {"weights": "none"}, facts).recipe)
+    expected = PAPER | ({"flip": 0.0} if facts.grey else {})
+    assert {name: options[name] for name in PAPER} == expected
+    assert any(line.startswith("flip 0: the images are grey") for line in plan.reasons) == facts.grey
+    assert any(line.startswith("tolerance 0.1: settled") for line in plan.reasons)
+    assert (options["tolerance"], options["dims"], options["sobel"]) == (0.1, 0, False)
+    for name in ("backbone", "image_size", "margin", "pseudo_labels", "epochs", "batch_size"):
+        assert options[name] == chosen[name]
+
+
+@pytest.mark.parametrize("named", [{"backbone": "photos-small"}, {"weights": "w.pth", "backbone": "timm:resnet18"}])
+def test_classic_with_pretrained_weights_is_the_same_at_a_lower_learning_rate(named):
+    plan = resolve("classic", named, PHOTOS)
+    options = asdict(plan.recipe)
+    assert options.pop("weights")
+    changed = {name for name in PAPER.keys() - {"weights"} if options[name] != PAPER[name]}
+    assert changed == {"lr"} and options["lr"] < PAPER["lr"]
+    assert any(line.startswith("lr 0.01: ") for line in plan.reasons)
+    assert plan.recipe.rounds > plan.recipe.patience + 1  # else assignments could never settle
+
+
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg16"])
+def test_classic_filters_images_for_the_papers_networks(backbone):
+    assert resolve("classic", {"backbone": backbone}, PHOTOS).recipe.sobel
 
 
 @pytest.mark.parametrize("base", ["v1", "v1-official", "v2", "v2-400-2x224", "v2-800"])

@@ -68,7 +68,7 @@ class ClusteringStep(Protocol):
 
 @dataclass(frozen=True)
 class KMeans:
-    """Step 4 by k-means. The defaults are the paper's; see :func:`kmeans` for ``iterations``, ``empty``, ``spherical``.
+    """Step 4 by k-means. The defaults are the paper's; see :func:`kmeans` for the attributes not named here.
 
     Attributes:
         levels: 2 clusters by :func:`two_level_kmeans`, for very many clusters.
@@ -78,6 +78,7 @@ class KMeans:
     iterations: int = 20
     empty: str = "split"
     spherical: bool = False
+    precision: str = "fp32"
     levels: int = 1
     start: str = "random"
 
@@ -92,9 +93,8 @@ class KMeans:
         partition: Partition,
     ) -> tuple[tuple[Clustering, ...], Tensor]:  # fmt: skip
         before = () if previous is None else previous[partition.local].unbind(1)
-        settings: dict[str, Any] = {
-            "empty": self.empty, "spherical": self.spherical, "processes": partition.processes,
-        }  # fmt: skip
+        settings: dict[str, Any] = {"precision": self.precision, "processes": partition.processes}
+        settings |= {"empty": self.empty, "spherical": self.spherical}
         clusterings = []
         for i, k in enumerate(clusters):
             own = derive(seed, "k-means", round, i)

@@ -39,7 +39,6 @@ class Learning:
         epochs: Passes over N images in a round.
         batch_size: Images in an optimizer step, of all ranks together.
         lr: Learning rate: a number, or a function of the time in rounds.
-        head_lr: Learning rate of a linear head. None: as ``lr``.
         momentum: Of the body; a linear head has none, as published.
         weight_decay: Of body and head.
         views: How each of the views of an image is made that an optimizer step trains on.
@@ -53,7 +52,6 @@ class Learning:
     epochs: int = 1
     batch_size: int = 256
     lr: LearningRate = 0.05
-    head_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-5
     views: Sequence[Augmentation] = (Augmentation(),)
@@ -267,9 +265,8 @@ def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
 
 
 def _set_learning_rates(optimizers: Sequence[SGD], learning: Learning, time: float) -> None:
-    """The body's and, where it learns, the head's."""
-    body = learning.lr_at(time)
-    head = body if learning.head_lr is None else learning.head_lr
-    for optimizer, lr in zip(optimizers, (body, head), strict=False):
+    """Set the learning rate of the body and, if it learns, of the head."""
+    lr = learning.lr_at(time)
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

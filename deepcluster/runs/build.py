@@ -42,7 +42,7 @@ def rounds_of(
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
     """The alternation with the options of a recipe."""
-    total, reduction = sum(processes.all_gather_json(len(images))), reduction_of(recipe)
+    total, reduction = sum(processes.all_gather_json(len(images))), reduction_of(recipe, network.embedding_dim)
     return alternate(
         network,
         images,
@@ -75,8 +75,9 @@ def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: An
     return kind(**{name: getattr(recipe, option) for name, option in names.items()}, **others)
 
 
-def reduction_of(recipe: Recipe) -> Reduction:
-    return by_name(Reduction, recipe)
+def reduction_of(recipe: Recipe, width: int) -> Reduction:
+    """The reduction of features of ``width`` numbers."""
+    return by_name(Reduction, recipe, dims=recipe.dims or min(256, max(32, width // 16)))
 
 
 def shares_pass(recipe: Recipe, device: torch.device) -> bool:
@@ -98,7 +99,6 @@ def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learn
         Learning,
         recipe,
         lr=lr,
-        head_lr=recipe.head_lr or None,
         views=views_of(recipe),
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,

@@ -191,7 +191,7 @@ class Results:
             seed=job.request.seed,
             size=recipe.image_size,
             batch_size=recipe.batch_size,
-            reduction=reduction_of(recipe),
+            reduction=reduction_of(recipe, self.network.feature_dim),
             clustering=kmeans_of_result(recipe),
             progress=job.display.progress,
             processes=job.processes,
@@ -252,8 +252,8 @@ class Results:
         """The groups of the sample, on every rank."""
 
         def found() -> dict[str, Tensor]:
-            seed, sample = self.job.request.seed, outcome.sample
-            groups = groups_of(sample.reduced, outcome.result.clustering, outcome.n_clusters, seed)
+            seed, sample, fine = self.job.request.seed, outcome.sample, outcome.result.clustering
+            groups = groups_of(sample.reduced, fine, outcome.n_clusters, seed, self.images.recipe)
             if groups.count < outcome.n_clusters:
                 text = (
                     f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images"
@@ -273,7 +273,7 @@ class Results:
             return {}
         if n_clusters not in self._baseline:
             reduced, clustering = trained.start
-            groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed)
+            groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed, self.images.recipe)
             labels = [rows.labels[i] for i in rows.sample.rows.tolist()]
             self._baseline[n_clusters] = metrics(labels, place(reduced, groups, clustering.centroids).cluster)
         return self._baseline[n_clusters]

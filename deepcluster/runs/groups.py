@@ -7,7 +7,9 @@ from torch import Tensor
 
 from deepcluster.groups.choose_k import candidates
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
+from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
+from deepcluster.runs.build import kmeans_of_result
 from deepcluster.runs.sample import Sample
 from deepcluster.runtime.display import Display
 from deepcluster.runtime.partition import Partition
@@ -15,14 +17,21 @@ from deepcluster.seeding import derive
 from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_record import RunRecord
 
-MAX_IN_CUT = 1000  # groups, if k-means has made them already: ten starts with more take too long
+MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
+STARTS = 10  # of k-means; the best counts
 
 
-def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int) -> Cut:
-    """Cut the features of a sample. Very many groups are the last clustering itself, if that has as many."""
-    if n_clusters > MAX_IN_CUT and len(fine.centroids) == n_clusters:
+def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> Cut:
+    """Cut the features of a sample. By k-means, or if very many, the groups may be the clusters of ``fine``."""
+    few, by_kmeans = n_clusters <= MAX_IN_CUT, recipe.grouping == "kmeans"
+    if len(fine.centroids) == n_clusters and (by_kmeans or not few):
         return as_groups(fine)
-    return cut(reduced, n_clusters, seed=derive(seed, "groups"))
+    if not by_kmeans:
+        return cut(reduced, n_clusters, seed=derive(seed, "groups"))
+    kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
+    starts = (derive(seed, "groups", start) for start in range(STARTS if few else 1))
+    clusterings = (kmeans.exact(reduced, n_clusters, start, partition) for start in starts)
+    return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
 
 def placed(

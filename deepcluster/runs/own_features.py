@@ -44,7 +44,7 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
-OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical"}
+OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}
 THUMBNAIL = 48  # px
 
 
@@ -109,6 +109,7 @@ def _recipe(request: Request, count: int) -> Recipe:
         "whitening": 0.25,
         "pseudo_labels": min(clusters, max(1, count // 20)),
         "rounds": 0,
+        "grouping": "embedding",
     }
     options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     recipe = Recipe(**{**chosen, **options})
@@ -123,7 +124,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
             given.features,
             recipe.pseudo_labels,
             seed=seed,
-            reduction=reduction_of(recipe),
+            reduction=reduction_of(recipe, given.features.shape[1]),
             clustering=kmeans_of_result(recipe),
             where=job.device,
             partition=partition,
@@ -147,7 +148,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
     n_clusters, record = choose_number(request.n_clusters, sample.reduced, record, job.display)
-    groups = groups_of(sample.reduced, result.clustering, n_clusters, seed)
+    groups = groups_of(sample.reduced, result.clustering, n_clusters, seed, recipe)
     if groups.count < n_clusters:
         warnings.warn(
             f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values",

@@ -17,7 +17,7 @@ from deepcluster.records import Clustering
 from deepcluster.runs.edits import carried_over, carried_text, edited, moved_rows, told
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.report import rewrite_report
-from deepcluster.runs.results import Rows, read_run, write_groups
+from deepcluster.runs.results import Rows, read_run, recipe_of, write_groups
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -56,7 +56,7 @@ def recut(
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        groups = groups_of(sample.reduced, fine, n_clusters, record.seed)
+        groups = groups_of(sample.reduced, fine, n_clusters, record.seed, recipe_of(folder))
         groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition, rows.added)
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
         new = replace(model, groups=groups, names=names, junk=junk)

@@ -93,7 +93,7 @@ def memory(
     weights = sum(parameter.numel() for parameter in network.parameters())
     heads = sum(recipe.clusters) * network.embedding_dim
     # The features, those of the result, and both reduced; of several ranks' those that the main rank decides by.
-    dims = min(recipe.dims, network.feature_dim)
+    dims = min(recipe.dims or 256, network.feature_dim)
     sample = min(total, SAMPLE) if processes > 1 else 0
     features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)
     tables = TABLES * total + PAGE * min(total, MAX_PICTURES)

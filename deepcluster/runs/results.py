@@ -16,7 +16,7 @@ from deepcluster.groups.embedding import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.model import Model
 from deepcluster.nets.sizes import FEATURES
-from deepcluster.recipe import read_toml
+from deepcluster.recipe import Recipe, read_toml
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -87,6 +87,12 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
         added=added,
     )
     return record, model, rows
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    """Return the recipe of a run; options that its file lacks have the values of older versions."""
+    options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
+    return Recipe(**{"grouping": "embedding", **options})
 
 
 def _added(folder: RunFolder, used: Table) -> int:
@@ -177,11 +183,10 @@ def _judged(confidence: Confidence | None, folder: RunFolder, record: RunRecord)
     if confidence is None:
         return {"signs": {}, "grade": None, "verdict": text, "next_step": None}
     signs = {name: round_to(value, 4) for name, value in asdict(confidence).items() if name != "by_group"}
-    recipe = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
     numbers = [int(each["k"]) for each in record.candidates or []]
     advice, command = next_step(
         confidence.grade,
-        has_weights=bool(recipe.get("weights")) or record.backbone == FEATURES,
+        has_weights=bool(recipe_of(folder).weights) or record.backbone == FEATURES,
         n_clusters=record.clusters if record.n_clusters else None,
         other=next((k for k in numbers if k != record.clusters), None),
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 from deepcluster.errors import DeepClusterWarning, ModelError
 from deepcluster.images.run_folders import is_run
 from deepcluster.nets.published import PUBLISHED, fetch, local_file
-from deepcluster.presets import TO_FIT, Facts, options_of
-from deepcluster.recipe import read_toml
+from deepcluster.presets import Facts, options_of
+from deepcluster.recipe import AUTO, read_toml
 from deepcluster.runs.job import Request
 from deepcluster.runtime.display import Display
 from deepcluster.runtime.processes import ALONE, Processes
@@ -43,7 +43,7 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = local
     if weights not in (None, "timm") or (backbone is not None and backbone not in PUBLISHED):
         return Start()
     name = backbone or request.published
-    if not name and weights is None and (request.published == "" or base not in TO_FIT or not facts.suits_published):
+    if not name and weights is None and (request.published == "" or base != AUTO or not facts.suits_published):
         return Start()
     name = name or next(filter(have, PUBLISHED), "")
     if not name and weights == "timm":

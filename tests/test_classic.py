@@ -1,0 +1,102 @@
+"""Recipe ``classic`` end to end: clusters by k-means, and k centroids are all that a new image needs."""
+
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.groups.cut import as_groups, cut
+from deepcluster.recipe import Recipe
+from deepcluster.runs import groups as run_groups
+from deepcluster.runs.groups import groups_of
+from deepcluster.runs.recut import recut
+from deepcluster.seeding import derive
+from deepcluster.storage import model_files as models
+from tests.helpers.runs import rows
+from tests.predicting import predicted
+
+K = 3
+KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
+
+
+@pytest.fixture(scope="module")
+def classic(fitted) -> Path:
+    return fitted("--recipe", "classic")
+
+
+def columns(run: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The features, and the columns cluster and distance of clusters.csv."""
+    table = rows(run / "clusters.csv")
+    cluster, distance = (torch.tensor([float(row[name]) for row in table]) for name in ("cluster", "distance"))
+    return torch.from_numpy(np.load(run / "features.npy")), cluster.long(), distance
+
+
+def test_each_image_is_in_the_cluster_of_the_nearest_of_k_centroids(classic):
+    model, (features, cluster, distance) = models.load(classic), columns(classic)
+    assert model.groups.groups.tolist() == list(range(K))
+    away = torch.cdist(features.double(), model.groups.centroids.double())
+    assert torch.equal(away.argmin(1), cluster)
+    assert torch.allclose(away.min(1).values.float(), distance, atol=1e-4)
+
+
+def test_the_centroids_are_those_of_k_means(classic):
+    """One more update moves none of them, as k-means has converged on so few images."""
+    model, (features, cluster, _) = models.load(classic), columns(classic)
+    means = torch.stack([features[cluster == number].mean(0) for number in range(K)])
+    assert torch.allclose(means, model.groups.centroids, atol=1e-5)
+
+
+def test_predict_is_clusters_csv(classic, photos):
+    found = predicted(classic, photos)
+    table = {row["path"]: int(row["cluster"]) for row in rows(classic / "clusters.csv")}
+    cluster = found.model.place(found.reduced).cluster.tolist()
+    assert dict(zip(found.paths, cluster, strict=True)) == table
+
+
+def test_features_are_whitened_fully_to_32_dimensions(classic):
+    options = tomllib.loads((classic / "recipe.toml").read_text())
+    assert (options["whitening"], options["dims"], options["grouping"]) == (1.0, 0, "kmeans")
+    model = models.load(classic)
+    assert model.reduction.projection.shape == (128, 32)
+
+
+@pytest.mark.parametrize(("recipe", "centroids"), [("classic", 2), ("auto", 5)])
+def test_recut_groups_as_the_recipe_of_the_run_says(fitted, tmp_path, recipe, centroids):
+    run = Path(shutil.copytree(fitted("--recipe", recipe), tmp_path / "run"))
+    recut(run, 2)
+    groups = models.load(run).groups
+    assert groups.count == 2 and len(groups.centroids) == centroids
+
+
+def test_the_option_decides():
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    x = x / x.norm(dim=1, keepdim=True)
+    fine = kmeans(x, 30)
+    found, expected = groups_of(x, fine, 4, 0, EMBEDDING), cut(x, 4, seed=derive(0, "groups"))
+    assert torch.equal(found.centroids, expected.centroids) and torch.equal(found.groups, expected.groups)
+    assert groups_of(x, fine, 4, 0, KMEANS).groups.tolist() == [0, 1, 2, 3]
+
+
+def test_the_best_of_several_starts_counts():
+    """Nine blobs: a single random start merges two of them more often than not."""
+    middles = 5 * torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)).repeat_interleave(30, 0)
+    x = middles + 0.1 * torch.randn(270, 2, generator=torch.Generator().manual_seed(0))
+    for seed in range(3):
+        groups = groups_of(x, kmeans(x, 20), 9, seed, KMEANS)
+        nearest = torch.cdist(x, groups.centroids).argmin(1)
+        assert torch.bincount(nearest).tolist() == [30] * 9
+
+
+def test_as_many_groups_as_pseudo_labels_are_the_last_clustering(monkeypatch):
+    x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    fine = kmeans(x, 5)
+    assert torch.equal(groups_of(x, fine, 5, 0, KMEANS).centroids, as_groups(fine).centroids)
+    assert len(groups_of(x, fine, 5, 0, EMBEDDING).centroids) > 5
+    monkeypatch.setattr(run_groups, "MAX_IN_CUT", 4)  # very many
+    assert torch.equal(groups_of(x, fine, 5, 0, EMBEDDING).centroids, as_groups(fine).centroids)
+    assert groups_of(x, fine, 6, 0, replace(KMEANS, empty="faiss")).count == 6
