@@ -104,7 +104,8 @@ def features_of(run: Run, images: Images, weights: Path) -> Iterator[tuple[int, 
     def now() -> Tensor:
         return conclude(
             network, pixels, clusters=recipe.pseudo_labels, seed=0, size=recipe.image_size,
-            batch_size=recipe.batch_size, reduction=reduction_of(recipe), clustering=kmeans_of_result(recipe),
+            batch_size=recipe.batch_size, reduction=reduction_of(recipe, network.feature_dim),
+            clustering=kmeans_of_result(recipe),
         ).reduced  # fmt: skip
 
     if 0 in run.rounds:

@@ -42,7 +42,7 @@ def main() -> None:
             chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
             reduction = Reduction(whitening=recipe.whitening)
             found = conclude(network, images[chosen], clusters=recipe.pseudo_labels, reduction=reduction, seed=seed)
-            groups = groups_of(found.reduced, found.clustering, K, seed)
+            groups = groups_of(found.reduced, found.clustering, K, seed, recipe)
             for name, each in (("groups of a run", groups), ("last k-means", as_groups(found.clustering))):
                 placed = place(found.reduced, each, found.clustering.centroids).cluster
                 scores[name].append(nmi(labels[chosen.numpy()], placed))

@@ -392,7 +392,7 @@ def classic(options: Given, facts: Facts) -> Plan:
     if facts.grey:
         choices["flip"] = (0.0, "the images are grey: a mirrored letter or digit is another one")
     if pretrained:
-        choices |= _length(facts, 2000, 5) | _because(_GENTLY, lr=0.01)
+        choices |= _length(facts, 2000, 5) | _because(_GENTLY, lr=0.001)
     else:
         choices |= _length(facts)
     return Plan(Recipe(**_values(choices)), _reasons(choices))
