@@ -322,9 +322,6 @@ def to_toml(recipe: Recipe) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(recipe).items())
 
 
-REMOVED = ("neighbours", "grouping")  # options that recipe.toml of older runs still has
-
-
 def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
     """The preset that a recipe file starts from (key ``base``, default ``auto``), and its options.
 
@@ -339,4 +336,4 @@ def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         raise UsageError(f"the recipe file {path} cannot be read: {error}") from None
     base = content.pop("base", AUTO)
-    return base, read_options(Recipe, {name: value for name, value in content.items() if name not in REMOVED})
+    return base, read_options(Recipe, content)
