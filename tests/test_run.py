@@ -391,6 +391,7 @@ def test_noise_is_an_outlier_of_digits(digits_run):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* pictures of the page")  # of the array, which a recut does not have
 def test_noise_among_the_digits_of_a_fit_is_an_outlier_and_stays_one(tmp_path):
     noise = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
     images = np.concatenate([digits(), noise])
