@@ -17,6 +17,7 @@ from deepcluster.groups.cut import (
     outlier_length,
     place,
 )
+from deepcluster.recipe import Recipe
 from deepcluster.runs import groups as run_groups
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
@@ -213,11 +214,14 @@ def test_place_alone_and_among_others_is_bit_identical():
     assert torch.equal(torch.cat([one.cluster for one in alone]), together.cluster)
 
 
+EMBEDDED = Recipe(grouping="embedding")
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_as_many_groups_as_fine_clusters_are_a_cut_too(seed):
     """With up to 20 images for each group wanted there are no more pseudo-labels than groups."""
     x, labels = two_long_groups()
-    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed), x[:1])
+    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, EMBEDDED), x[:1])
     assert ari(labels, found.cluster) > 0.95
 
 
@@ -225,8 +229,8 @@ def test_too_many_groups_for_a_cut_are_the_last_clustering(monkeypatch):
     monkeypatch.setattr(run_groups, "MAX_IN_CUT", 1)
     x, _ = two_long_groups()
     fine = kmeans(x, 2)
-    assert torch.equal(run_groups.groups_of(x, fine, 2, 0).centroids, as_groups(fine).centroids)
-    assert len(run_groups.groups_of(x, fine, 3, 0).centroids) > 3
+    assert torch.equal(run_groups.groups_of(x, fine, 2, 0, EMBEDDED).centroids, as_groups(fine).centroids)
+    assert len(run_groups.groups_of(x, fine, 3, 0, EMBEDDED).centroids) > 3
 
 
 def test_outliers_by_hand():

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, DeepClusterWarning
 from deepcluster.images import find
 from deepcluster.images import store as store_module
 from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, pillow_limits
@@ -162,7 +162,8 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
         return store
 
     monkeypatch.setattr(store_module, "read_once", read)
-    first = fit(folder, tmp_path / "first")
+    with pytest.warns(DeepClusterWarning, match="10 pictures of the page are small ones"):
+        first = fit(folder, tmp_path / "first")
     monkeypatch.undo()
     assert {row["path"]: row["reason"] for row in rows(first / "skipped.csv")} == {
         "m03.png": "no such file",
@@ -175,7 +176,6 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     for name in breaking:
         (good / name).unlink()
     same_result(first, fit(good, tmp_path / "second"))
-    assert '<span class="tile"' in (first / "report.html").read_text()  # a picture that is gone
 
 
 # Huge and slow files

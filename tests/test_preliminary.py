@@ -88,7 +88,7 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
     monkeypatch.setattr(Results, "preliminary", lambda *_: "")
     assert run_command([str(argument) for argument in fit_of(tmp_path / "plain")]) == 0
     same_result(going_on, tmp_path / "plain")
-    average = 0.5 if "--weights" in fit_of("") else 1.0  # of the weights before and after, so both go on
+    average = 0.4 if "--weights" in fit_of("") else 1.0  # of the weights before and after, so both go on
     assert f"average = {average}\n" in (going_on / "recipe.toml").read_text()
     assert (record(going_on)["status"], record(going_on)["result"]) == ("done", "final")
     assert "Preliminary" not in (going_on / "report.html").read_text()

@@ -490,7 +490,7 @@ def test_without_script_everything_can_be_read(run: Path, browser: Any) -> None:
     with opened(browser, run / "report.html", java_script_enabled=False) as page:
         assert shown_part(page) == ["clusters", "map", "groups", "training", "problems", "labels", "run"]
         assert all(card.is_visible() for card in page.locator(".cluster").all())
-        assert page.locator("svg .line").count() >= 2 and page.locator("table.confusion").is_visible()
+        assert page.locator("table.confusion").is_visible()
         assert not any(button.is_visible() for button in page.locator("button, select, canvas, input").all())
         assert page.locator("img").evaluate_all("images => images.every(image => image.alt)")
 
