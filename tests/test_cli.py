@@ -38,7 +38,7 @@ def test_fit_prints_a_short_plan_and_the_run_last(photos, tmp_path, capsys):
     assert any(line.startswith("1/1 ") and "loss" in line and "changed -" in line for line in lines)
     assert any(line.startswith("Metrics") and "NMI" in line for line in lines)
     assert "\x1b" not in printed  # piped output has no control characters
-    assert all(len(line) <= 100 or str(out) in line for line in lines)
+    assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)
 
 
 def test_the_default_run_folder_and_nothing_on_the_screen(photos, tmp_path, monkeypatch, capsys):
