@@ -1,7 +1,7 @@
 """Are results the same as before a change? Small runs of every command on fixed seeds, a digest of all they make.
 
-    python benchmarks/frozen.py --write before.json      at the commit before
-    python benchmarks/frozen.py --compare before.json    at the commit after: names what differs
+    python tests/tools/frozen.py --write before.json      at the commit before
+    python tests/tools/frozen.py --compare before.json    at the commit after: names what differs
 
 Everything goes through the command line of this checkout, with one thread, so that code may move between the two
 commits. Digests depend on the processor and the versions of the libraries: record and compare on one machine. Times,
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "sklearn:digits --backbone compact --image-size 16 --pseudo-labels 30 --labels folders --seed 3"
 RUNS = {
     "auto": f"{DIGITS} -k 10 --rounds 4 --epochs 2",
