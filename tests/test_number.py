@@ -5,7 +5,8 @@ from scipy.sparse import csr_array
 from torch.nn import functional as F
 
 from deepcluster.groups import choose_k
-from deepcluster.groups.choose_k import best_apart, candidates, modularity
+from deepcluster.groups.choose_k import best_apart, candidates
+from deepcluster.groups.neighbour_graph import modularity
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
 

@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import cut, place
 from deepcluster.groups.embedding import embedding
-from deepcluster.groups.neighbour_graph import neighbour_ties
+from deepcluster.groups.neighbour_graph import modularity, neighbour_ties
 from deepcluster.seeding import derive, generator
 
 MOST = 30
@@ -23,7 +22,6 @@ DIMENSIONS = 30
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 CUTS = 3
 SHARE = 0.8  # of the sample, for each cut
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,6 @@ def best_apart(scores: npt.NDArray[np.float64], count: int) -> list[int]:
     beside = np.pad(scores, 1, constant_values=-np.inf)
     peaks = (scores > beside[:-2]) & (scores >= beside[2:])
     return [int(i) for i in np.lexsort((-scores, ~peaks))[:count]]
-
-
-def modularity(ties: csr_array, labels: Labels) -> float:
-    """The share of the ``ties`` inside groups, less the share of as many random ones."""
-    pairs = ties.tocoo()
-    total = float(pairs.data.sum())
-    within = float(pairs.data[labels[pairs.row] == labels[pairs.col]].sum()) / total
-    return within - float((np.bincount(labels, ties.sum(1)) ** 2).sum()) / total**2
 
 
 def stability(rows: Tensor, k: int, seed: int) -> float:

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.assignment import Assign, assigner
 from deepcluster.clustering.kmeans import best_of, kmeans
 from deepcluster.groups.embedding import embedding
-from deepcluster.groups.neighbour_graph import graph_rows, neighbour_ties
+from deepcluster.groups.neighbour_graph import graph_rows, modularity, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
 DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
 STARTS = 10  # of k-means; the best counts
+EMBEDDINGS, EMBEDDED_ROWS = 5, 15_000  # embeddings that the graph chooses among, while all have so many rows at most
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
@@ -64,8 +66,9 @@ class Placement:
 def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
-    The embedding (embedding.py) makes groups of any shape compact. k-means inside each group, in the features, makes
-    the centroids that stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
+    The embedding (embedding.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
+    several: the groups that hold most of its ties. k-means inside each group, in the features, makes the centroids that
+    stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
     distinct rows per group the groups are those of k-means of the features.
 
     Args:
@@ -77,8 +80,7 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(STARTS, reduced, k, seed))
-    places = embedding(neighbour_ties(rows), DIMENSIONS, derive(seed, "embedding"))
-    labels = best_of(STARTS, torch.from_numpy(places), k, seed).labels
+    labels = _labels(neighbour_ties(rows), k, max(1, min(EMBEDDINGS, EMBEDDED_ROWS // len(rows))), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))
@@ -87,6 +89,15 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     ]
     groups = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
     return _numbered(_without_strays(Cut(torch.cat(parts), groups), rows), reduced)
+
+
+def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
+    """Return the groups (int64) of a graph by k-means of ``count`` embeddings: those with the largest modularity."""
+    labelings = []
+    for i in range(count):
+        places = torch.from_numpy(embedding(ties, DIMENSIONS, derive(seed, "embedding", i)))
+        labelings.append(best_of(STARTS, places, k, derive(seed, "starts", i)).labels)
+    return max(labelings, key=lambda labels: modularity(ties, labels.numpy()))
 
 
 def _inside(rows: Tensor, share: float, seed: int) -> Tensor:

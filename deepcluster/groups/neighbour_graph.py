@@ -60,6 +60,14 @@ def _weights(distances: Tensor) -> Tensor:
     return torch.exp(-beyond / high)
 
 
+def modularity(ties: csr_array, labels: npt.NDArray[np.int64]) -> float:
+    """Return the share of the ``ties`` inside groups, less that of as many random ones (Newman and Girvan 2004)."""
+    pairs = ties.tocoo()
+    total = float(pairs.data.sum())
+    within = float(pairs.data[labels[pairs.row] == labels[pairs.col]].sum()) / total
+    return within - float((np.bincount(labels, ties.sum(1)) ** 2).sum()) / total**2
+
+
 def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Numbers, Numbers]:
     """The ``count`` largest eigenvalues of the normalised ties, descending from 1, and their vectors (N x count).
 
