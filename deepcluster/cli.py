@@ -15,7 +15,7 @@ import warnings
 import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -879,7 +879,7 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
     record = folder.read_json("run.json", {"verdict": str})
     values = folder.read_json("metrics.json") if (path / "metrics.json").is_file() else {}
     if as_json:
-        names = ("clusters", "images_count", "skipped_count", "rounds", "grade", "verdict")
+        names = ("clusters", "images_count", "skipped_count", "rounds", "stability", "verdict")
         summary = {name: record.get(name) for name in names}
         return json.dumps({"run": str(path), **summary, "metrics": values or None}, indent=2)
     lines = []
@@ -908,18 +908,9 @@ def _result(folder: "RunFolder", as_json: bool) -> str:
 
 
 def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
-    """What to type next: first what makes the most of groups of this grade, with the images where they have a name."""
-    from deepcluster.images.find import is_named
-
-    location = str(record.get("location", ""))
-    images = shlex.quote(location) if is_named(location) else "IMAGES"
-    if Path(location).is_absolute():
-        with suppress(ValueError, OSError):  # on another drive, or the current folder is gone
-            images = shlex.quote(min(location, os.path.relpath(location), key=len))
-    words = {"RUN": run, "IMAGES": images}
-    first = " ".join(words.get(word, word) for word in str(record.get("next_step", "")).split())
-    others = (f"deepcluster predict {run} NEW_IMAGES", f"deepcluster recut {run} -k N")
-    return [*filter(None, dict.fromkeys((first, *others)))]
+    """Return commands for the next step: no recut after edits, because it would lose them."""
+    recut = [] if record.get("edits") else [f"deepcluster recut {run} -k N"]
+    return [f"deepcluster predict {run} NEW_IMAGES", *recut]
 
 
 def _so_far(run_: str) -> str:

@@ -34,10 +34,10 @@ def test_read_back(run, tmp_path):
     parquet(run, out)
     table = pq.read_table(out)
     rows = RunFolder(run).read_rows("clusters.csv")
-    assert table.column_names == [*CLUSTERS, "confidence", "map_x", "map_y", "neighbors", "features"]
+    assert table.column_names == [*CLUSTERS, "map_x", "map_y", "neighbors", "features"]
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
         "path": "string", "status": "string", "cluster": "int32", "name": "string", "fine_cluster": "int32",
-        "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string", "confidence": "string",
+        "distance": "double", "margin": "double", "is_outlier": "bool", "label": "string",
         "map_x": "float", "map_y": "float",
         "neighbors": "struct<ids: list<element: int64>, distances: list<element: float>>",
         "features": "fixed_size_list<element: float>[4]",
@@ -60,15 +60,12 @@ def test_what_viewers_need(run, tmp_path):
     folder = RunFolder(run)
     rows = folder.read_rows("clusters.csv")
     folder.write_rows("clusters.csv", CLUSTERS, [rows[4], *rows[:4]])  # the skipped one first
-    summary = [{"cluster": 0, "confidence": "clear"}, {"cluster": 1, "confidence": ""}]
-    folder.write_rows("cluster_summary.csv", ("cluster", "confidence"), summary)
     places = np.arange(8, dtype=np.float32).reshape(4, 2)
     folder.write_array("map.npy", places)
     parquet(run, tmp_path / "x.parquet")
     skipped, *found = pq.read_table(tmp_path / "x.parquet").to_pylist()
-    assert [skipped[name] for name in ("map_x", "map_y", "neighbors", "confidence", "cluster")] == [None] * 5
+    assert [skipped[name] for name in ("map_x", "map_y", "neighbors", "cluster")] == [None] * 4
     assert [[row["map_x"], row["map_y"]] for row in found] == places.tolist()
-    assert [row["confidence"] for row in found] == ["clear", None, "clear", None]
     features = np.load(run / "features.npy")
     between = np.linalg.norm(features[:, None] - features[None], axis=2)
     for i, row in enumerate(found):

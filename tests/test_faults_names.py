@@ -236,7 +236,7 @@ def test_every_column_of_text_is_guarded() -> None:
         *files.ADDED_COLUMNS,
     }
     numbers = {"status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "size", "share", "junk"}
-    numbers |= {"mean_distance", "nearest_cluster", "confidence", *files.HISTORY, "sha256", "added"}
+    numbers |= {"mean_distance", "nearest_cluster", *files.HISTORY, "sha256", "added"}
     assert columns - numbers == set(TEXT_COLUMNS)
 
 

@@ -5,7 +5,7 @@ from scipy.sparse import csr_array
 from torch.nn import functional as F
 
 from deepcluster.groups import choose_k
-from deepcluster.groups.choose_k import best_apart, candidates
+from deepcluster.groups.choose_k import MIN_IMAGES, best_apart, candidates, finer_first, stability
 from deepcluster.groups.neighbour_graph import modularity
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
@@ -13,7 +13,7 @@ from tests.helpers.features import blobs
 
 @pytest.mark.parametrize("count", [2, 5, 8])
 def test_a_clear_number_is_the_first_candidate(count):
-    found = candidates(blobs([60] * count))
+    found = candidates(blobs([200] * count))
     assert found[0].k == count
     assert found[0].stability > 0.9
     assert len(found) == 3
@@ -22,13 +22,27 @@ def test_a_clear_number_is_the_first_candidate(count):
 
 def test_the_score_needs_both_signs():
     for candidate in candidates(blobs([60, 40, 20, 5])):
-        assert candidate.score == pytest.approx(candidate.silhouette * candidate.modularity**0.5)
+        assert candidate.score == pytest.approx(candidate.silhouette * candidate.modularity)
 
 
 def test_rows_without_groups_are_cut_unstably():
     rows = F.normalize(torch.randn(400, 16, generator=generator(0, "rows")))
-    assert all(each.stability < 0.5 for each in candidates(rows))
-    assert min(each.stability for each in candidates(blobs([60] * 5))[:1]) > 0.9
+    assert stability(rows, 5) < 0.5
+    assert stability(blobs([80] * 5), 5) > 0.9
+
+
+def test_no_stability_is_claimed_of_few_images():
+    """It needs 300 images, 10 for each group and two groups."""
+    rows = blobs([100] * 3)
+    assert stability(rows, 3) is not None
+    assert stability(rows[1:], 3) is None and stability(rows, 31) is None and stability(rows, 1) is None
+    assert all(candidate.stability is None for candidate in candidates(rows[1:]))
+
+
+def test_the_stability_of_a_candidate_is_that_of_its_number():
+    rows = blobs([80] * 4, spread=0.5)
+    for candidate in candidates(rows, seed=5):
+        assert candidate.stability == stability(rows, candidate.k, seed=5)
 
 
 def test_a_sample_of_the_rows_has_the_same_number(monkeypatch):
@@ -37,7 +51,7 @@ def test_a_sample_of_the_rows_has_the_same_number(monkeypatch):
 
 
 def test_it_depends_on_the_seed_and_on_no_other_randomness():
-    rows = F.normalize(torch.randn(120, 16, generator=generator(0, "rows")))
+    rows = F.normalize(torch.randn(MIN_IMAGES, 16, generator=generator(0, "rows")))
     once = candidates(rows, seed=3)
     with torch.random.fork_rng():
         torch.rand(1)
@@ -62,6 +76,12 @@ def test_better_than_both_beside_it_comes_first():
     assert best_apart(scores, 9) == [1, 4, 2, 0, 3, 5]
     assert best_apart(np.array([0.5, 0.5]), 1) == [0]
     assert best_apart(np.array([]), 3) == []
+
+
+def test_the_finest_of_the_nearly_best_comes_first():
+    assert finer_first(np.array([0.5, 0.1, 0.49, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
+    assert finer_first(np.array([0.5, 0.1, 0.4]), 3) == [0, 2, 1]
+    assert finer_first(np.array([]), 3) == []
 
 
 def test_modularity_by_hand():

@@ -169,19 +169,10 @@ def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
 def test_the_header_is_one_line_and_the_facts_stand_in_a_part_of_their_own() -> None:
     _, parsed = page()
     assert [text for _, text in parsed.all("header")] == ["Holidays 40 images · 2 clusters"]
-    for word in ("poor", "weak", "useful", "strong"):
-        run = {
-            "grade": word,
-            "verdict": "Look.",
-            "location": "/home/photos",
-            "next_step": "deepcluster fit IMAGES -k 2",
-        }
-        header = page(run=run)[1]
-        caution = " Look. deepcluster fit .../photos -k 2" if word in ("poor", "weak") else ""
-        assert header.all("header")[0][1] == f"Holidays 40 images · 2 clusters · {word} groups{caution}"
-        assert header.all("span", class_=f"grade {word}")[0][0]["title"] == "Look."
-    advised = page(run={"grade": "useful", "next_step": "deepcluster recut RUN -k 3"}, name="a run")[1]
-    assert "deepcluster recut 'a run' -k 3" in [text for _, text in advised.all("code")]
+    for stability, text in ((0.824, "82%"), (-0.004, "0%")):
+        header = page(run={"stability": stability, "verdict": "Look."})[1]
+        assert header.all("header")[0][1] == f"Holidays 40 images · 2 clusters · stability {text}"
+        assert "Look." in header.all("ul", class_="told")[0][1]
     facts = dict(zip([t for _, t in parsed.all("dt")], [t for _, t in parsed.all("dd")], strict=True))
     assert {name: text for name, text in facts.items() if name not in {word for word, _ in TERMS.values()}} == {
         "Images": "photos",

@@ -17,7 +17,6 @@ from deepcluster import load
 from deepcluster.algorithm import alternate
 from deepcluster.clustering import steps, two_level_kmeans
 from deepcluster.errors import DataError, DiskError, NonFiniteError, Stopped
-from deepcluster.groups.confidence import GRADES
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
@@ -66,11 +65,8 @@ def test_the_files_and_their_columns(finished):
     found = record(finished)
     assert found["status"] == "done"
     assert found["rounds"] == 2
-    assert set(found["signs"]) == {"stability", "halves", "kept", "rows"}
-    assert found["verdict"].startswith(f"The groups are {found['grade']}, ")
-    assert found["next_step"].startswith("deepcluster ")
-    words = {grade.word for grade in GRADES}
-    assert {row["confidence"] for row in rows(finished / "cluster_summary.csv")} <= {*words, ""}
+    assert "stability" not in found  # of so few images
+    assert found["verdict"].startswith("48 images are too few to tell how stable ")
     assert found["verdict"][:30] in (finished / "report.html").read_text()
     assert not list(finished.glob(".*"))  # nothing half-written stays
     assert (finished / "report.html").stat().st_size > 20_000
@@ -226,7 +222,7 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     count = len(rows(folder / "cluster_summary.csv"))
     assert 2 <= count <= 30
     said = [text for heading, text in display.lines if heading == "Groups"]
-    assert any(text.startswith(f"{count} (") and "guess" in text for text in said)
+    assert any(text.strip().startswith(f"{count} groups: ") and "guess" in text for text in said)
     candidates = record(folder)["candidates"]
     assert candidates[0]["k"] == count
     assert len({candidate["k"] for candidate in candidates}) == 3

@@ -21,13 +21,14 @@ def test_the_groups_of_each_candidate_are_a_cut_of_the_tree() -> None:
 
 
 def test_largest_groups_first_by_the_image_in_their_middle() -> None:
-    candidates = [{"k": 3, "silhouette": 0.5, "stability": 0.25}, {"k": 2}, {"k": 9}]  # the tree has no nine groups
+    three, two = {"k": 3, "silhouette": 0.5, "stability": -0.01}, {"k": 2, "silhouette": 0.3}
+    candidates = [three, two, {"k": 9}]  # the tree has no nine groups
     assert suggestions(candidates, TREE, 11) == [
-        Suggestion(3, "silhouette 0.500, stability 0.250", [(8, 3), (2, 9), (1, 6)], 0),
-        Suggestion(2, "", [(8, 3), (3, 10)], 0),
+        Suggestion(3, "silhouette 0.500, stability 0%", [(8, 3), (2, 9), (1, 6)], 0),
+        Suggestion(2, "silhouette 0.300", [(8, 3), (3, 10)], 0),
     ]
     many = 2 * MAX_PICTURES
-    assert suggestions([{"k": 2}], TREE, many)[0].groups == [(8, -1), (3, 5)]  # every second image has a picture
+    assert suggestions([two], TREE, many)[0].groups == [(8, -1), (3, 5)]  # every second image has a picture
 
 
 def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
@@ -35,5 +36,8 @@ def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:
     _, parsed = page(run=run, **drawn(40))
     listed = [text for _, text in parsed.all("b") if "groups" in text]
     assert listed == ["3 groups", "2 groups"]
-    _, parsed = page(**drawn(40))
-    assert not [text for _, text in parsed.all("b") if "groups" in text]
+    commands = [text for _, text in parsed.all("code") if "recut" in text]
+    assert "deepcluster recut RUN -k 3" in commands and "deepcluster recut RUN -k 2" not in commands  # it has two
+    for without in ({}, run | {"edits": "0123"}):  # another cut would lose the edits
+        _, parsed = page(run=without, **drawn(40))
+        assert not [text for _, text in parsed.all("b") if "groups" in text]

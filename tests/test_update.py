@@ -443,12 +443,11 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path
 
 
 def test_an_added_image_can_be_moved_alone_into_a_new_cluster(of_features):
-    """It is in no sample, so the confidence says nothing of its cluster."""
     run, given = of_features
     update(run, given[:2] + np.float32(0.01))
     apply(run, Edits(record(run)["cut"], {}, (), None, (), ((91, 3),)))
     (new,) = [row for row in rows(run / "cluster_summary.csv") if row["cluster"] == "3"]
-    assert (new["size"], new["confidence"]) == ("1", "")
+    assert new["size"] == "1"
 
 
 def test_parts_of_a_split_tell_of_all_images(of_features):

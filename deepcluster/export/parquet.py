@@ -28,8 +28,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     """Write the columns of clusters.csv with their types, and what viewers need, to a file.
 
     ``map_x`` and ``map_y`` are the places on the map of the report (of more than 20,000 images only some are on it),
-    ``neighbors`` the nearest images in the form of embedding-atlas, ``confidence`` that in the image's cluster,
-    ``features`` lists of fixed length.
+    ``neighbors`` the nearest images in the form of embedding-atlas, ``features`` lists of fixed length.
 
     Empty cells become null; features of skipped files are NaN, as pyarrow 19 and 22 cannot read a null list of fixed
     length. Bytes of a path that are not UTF-8 become ``\\xNN``: Parquet has no other text. Needs the extra ``parquet``.
@@ -43,7 +42,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     check_no_file(out)
 
-    def read(folder: RunFolder) -> tuple[Table, Any, Any, dict[str, str | None]]:
+    def read(folder: RunFolder) -> tuple[Table, Any, Any]:
         rows = folder.read_clusters()
         dims = models.load_of_run(folder).reduction.projection.shape[1]
         used = np.array([row["status"] == "ok" for row in rows], bool)
@@ -57,10 +56,9 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         places[on_map_rows] = (
             layout(torch.from_numpy(features[on_map_rows]), seed) if drawn_then is None else drawn_then
         )
-        summary = folder.read_rows("cluster_summary.csv")
-        return rows, features, places, {row["cluster"]: row.get("confidence") or None for row in summary}
+        return rows, features, places
 
-    rows, features, places, confidence = files.read_state(run, read)
+    rows, features, places = files.read_state(run, read)
     used = ~np.isnan(features[:, 0])
     dims = features.shape[1]
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
@@ -80,7 +78,6 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
 
     with files.open_run(run).as_disk_errors():
         columns = {name: column(name) for name in files.CLUSTERS}
-    columns["confidence"] = pa.array([confidence.get(cluster) for cluster in rows.column("cluster")], pa.string())
     for name, axis in (("map_x", 0), ("map_y", 1)):
         columns[name] = pa.array(places[:, axis], mask=np.isnan(places[:, axis]))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])

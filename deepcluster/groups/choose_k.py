@@ -1,5 +1,6 @@
-"""How many groups there are: candidates from the neighbour graph, and how far each can be trusted."""
+"""The number of groups: candidates from the neighbour graph, and how stable a cut into so many groups is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean
@@ -12,16 +13,18 @@ from torch import Tensor
 
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
-from deepcluster.groups.cut import cut, place
+from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, place
 from deepcluster.groups.embedding import embedding
 from deepcluster.groups.neighbour_graph import modularity, neighbour_ties
 from deepcluster.seeding import derive, generator
 
-MOST = 30
-DIMENSIONS = 30
+MAX_GROUPS = 30
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
+FINER = 0.95  # share of the best score from which the finest candidate comes first: people merge more easily than split
 CUTS = 3
 SHARE = 0.8  # of the sample, for each cut
+MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
+CutRows = Callable[[Tensor, int, int], Cut]  # rows, number of groups, seed
 
 
 @dataclass(frozen=True)
@@ -30,32 +33,47 @@ class Candidate:
 
     Attributes:
         k: The number.
-        score: Silhouette times the root of the modularity.
         silhouette: Of that many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
         modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
-        stability: Mean adjusted Rand index between cuts of several samples with several seeds, at most 1.
+        stability: Mean adjusted Rand index between cuts of several samples, at most 1; None: too few images to tell.
     """
 
     k: int
-    score: float
     silhouette: float
     modularity: float
-    stability: float
+    stability: float | None
+
+    @property
+    def score(self) -> float:
+        return self.silhouette * max(0.0, self.modularity)
 
 
-def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MOST) -> list[Candidate]:
-    """Up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the best first.
+def cut_once(rows: Tensor, k: int, seed: int) -> Cut:
+    """Cut rows by one embedding, which takes a fifth of the time of a result's cut."""
+    return cut(rows, k, embeddings=1, seed=seed)
 
-    They are those of the cuts of Ward's tree of an embedding (embedding.py) with the largest silhouette there (Lowe et
-    al. 2024) times the root of the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups,
-    the modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than
-    three numbers that are nearly the same. The labels that a person would give may follow another level, so it stays a
-    guess. Empty where there are fewer than 4 distinct rows.
+
+def candidates(
+    reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MAX_GROUPS, cut_rows: CutRows = cut_once
+) -> list[Candidate]:
+    """Return up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the most plausible first.
+
+    They are the cuts of Ward's tree of an embedding (embedding.py) with the largest silhouette there (Lowe et al. 2024)
+    times the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the modularity alone
+    too many. A number beside a better one is no candidate: three levels of detail tell more than three numbers that are
+    nearly the same. Of candidates with nearly the best score the finest comes first. The list is empty for fewer than 4
+    distinct rows.
+
+    Args:
+        reduced: N x d features (rows of length 1).
+        seed: For the samples, the embedding and the cuts.
+        count: How many candidates to return.
+        most: The largest number of groups.
+        cut_rows: How to cut a sample, for the stability.
     """
     from sklearn.metrics import silhouette_score  # here, as in clustering/agreement.py
 
-    random = generator(seed, "number of groups")
-    rows = reduced[torch.randperm(len(reduced), generator=random)[:ROWS]]
+    rows = sample(reduced, seed)
     rows = rows[first_occurrences(rows)]
     if len(rows) < 4:
         return []
@@ -65,31 +83,57 @@ def candidates(reduced: Tensor, *, seed: int = 0, count: int = 3, most: int = MO
     labelings = cut_tree(linkage(places, "ward"), numbers).T
     silhouettes = np.array([silhouette_score(places, labels) for labels in labelings])
     modularities = np.array([modularity(ties, labels) for labels in labelings])
-    scores = silhouettes * np.sqrt(modularities.clip(0))
     return [
         Candidate(
             int(numbers[i]),
-            float(scores[i]),
             float(silhouettes[i]),
             float(modularities[i]),
-            stability(rows, int(numbers[i]), derive(seed, "stability", int(numbers[i]))),
+            stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows),
         )
-        for i in best_apart(scores, count)
+        for i in finer_first(silhouettes * modularities.clip(0), count)
     ]
 
 
+def finer_first(scores: npt.NDArray[np.float64], count: int) -> list[int]:
+    """Return the places of the ``count`` best peaks of ``scores``: the last of the nearly best, then the others."""
+    best = best_apart(scores, count)
+    if not best:
+        return []
+    first = max(i for i in best if scores[i] >= FINER * scores[best[0]])
+    return [first, *(i for i in best if i != first)]
+
+
 def best_apart(scores: npt.NDArray[np.float64], count: int) -> list[int]:
-    """The places of the ``count`` best scores: first those that are better than both beside them."""
+    """Return the places of the ``count`` best scores: first those that are better than both beside them."""
     beside = np.pad(scores, 1, constant_values=-np.inf)
     peaks = (scores > beside[:-2]) & (scores >= beside[2:])
     return [int(i) for i in np.lexsort((-scores, ~peaks))[:count]]
 
 
-def stability(rows: Tensor, k: int, seed: int) -> float:
-    """Mean adjusted Rand index between cuts of samples, each of which places all rows."""
-    labelings = []
+def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:
+    """Return how well cuts of N x d features into ``k`` groups agree if each sees other images.
+
+    Args:
+        reduced: N x d features (rows of length 1).
+        k: The number of groups.
+        seed: For the samples and the cuts.
+        cut_rows: How to cut a sample.
+
+    Returns:
+        The mean adjusted Rand index between cuts of several samples, each of which places all rows; at most 1. None for
+        fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images for each group: then it tells nothing.
+    """
+    rows = sample(reduced, seed)
+    if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):
+        return None
+    seed, labelings = derive(seed, "stability", k), []
     for i in range(CUTS):
-        part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: max(k, round(SHARE * len(rows)))]
-        groups = cut(rows[part], k, seed=derive(seed, "cut", i))
+        part = torch.randperm(len(rows), generator=generator(seed, "part", i))[: round(SHARE * len(rows))]
+        groups = cut_rows(rows[part], k, derive(seed, "cut", i))
         labelings.append(place(rows, groups, groups.centroids[:1]).cluster)
     return mean(ari(one, other) for one, other in combinations(labelings, 2))
+
+
+def sample(reduced: Tensor, seed: int) -> Tensor:
+    """Return at most ``ROWS`` of the rows."""
+    return reduced[torch.randperm(len(reduced), generator=generator(seed, "number of groups"))[:ROWS]]

@@ -17,7 +17,8 @@ from deepcluster.seeding import derive
 
 DIMENSIONS = 5  # of the embedding: 3 to 30 differ by .01 NMI at most; 5 moves least with the seed (docs/decisions.md)
 STARTS = 10  # of k-means; the best counts
-EMBEDDINGS, EMBEDDED_ROWS = 5, 15_000  # embeddings that the graph chooses among, while all have so many rows at most
+EMBEDDINGS = 5  # that the graph chooses among
+EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
@@ -63,7 +64,7 @@ class Placement:
     centroid: Tensor
 
 
-def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
+def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
     The embedding (embedding.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
@@ -74,13 +75,14 @@ def cut(reduced: Tensor, k: int, *, seed: int = 0) -> Cut:
     Args:
         reduced: N x d features.
         k: The number of groups.
-        seed: For the sample, the embedding and the k-means.
+        embeddings: How many the graph chooses among; fewer if there are many rows.
+        seed: For the sample, the embeddings and the k-means.
     """
     seed = derive(seed, "cut")
     rows = reduced[graph_rows(reduced, seed)]
     if k < 2 or len(rows) < ROWS_EACH * k:
         return as_groups(best_of(STARTS, reduced, k, seed))
-    labels = _labels(neighbour_ties(rows), k, max(1, min(EMBEDDINGS, EMBEDDED_ROWS // len(rows))), seed)
+    labels = _labels(neighbour_ties(rows), k, max(1, min(embeddings, EMBEDDED_ROWS // len(rows))), seed)
     sizes = torch.bincount(labels, minlength=k)
     parts = [
         _inside(rows[labels == group], min(CENTROIDS / len(rows), 1 / ROWS_EACH), derive(seed, "inside", group))

@@ -35,7 +35,7 @@ from deepcluster.report.confusion import confusion
 from deepcluster.report.problems import problems
 from deepcluster.report.script_data import on_page, script_data
 from deepcluster.report.sections import Picture, check_rows, sections
-from deepcluster.report.suggestions import suggestions
+from deepcluster.report.suggestions import Suggestion, suggestions
 from deepcluster.report.summary import statements
 from deepcluster.report.terms import HEADS, TERMS
 from deepcluster.report.text import (
@@ -170,22 +170,20 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
         "preliminary": _preliminary(data.run),
         "images": count(len(data.clusters), "image"),
         "clusters": count(len(data.summary), "cluster"),
-        "grade": str(data.run.get("grade") or ""),
-        "verdict": str(data.run.get("verdict") or ""),
-        "next_step": _next_step(data.run, data.name),
+        "stability": _stability(data.run),
         "name": name,
         "facts": _facts(data.run),
         "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
         "statements": statements(
-            data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, _conclusions(data.run)
+            data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, data.run.get("verdict") or ""
         ),
     }
 
 
-def _next_step(run: Mapping[str, Any], name: str) -> str:
-    """The command that the verdict advises; of the way to the images only the end is told."""
-    words = {"RUN": name, "IMAGES": str(run.get("location") or "IMAGES")}
-    return retold(shlex.join(words.get(word, word) for word in str(run.get("next_step") or "").split()))
+def _stability(run: Mapping[str, Any]) -> str:
+    """Return the stability of the groups as text; empty if it was not measured."""
+    value = run.get("stability")
+    return "" if value is None else f"{max(0.0, float(value)):.0%}"
 
 
 def _preliminary(run: Mapping[str, Any]) -> str:
@@ -207,7 +205,15 @@ def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
+        "suggested": _suggested(data),
     }
+
+
+def _suggested(data: RunData) -> list[Suggestion]:
+    """Return the candidates for the number of groups; none if there are edits, which another cut would lose."""
+    if data.tree is None or data.run.get("edits"):
+        return []
+    return suggestions(data.run.get("candidates") or [], data.tree, len(data.clusters))
 
 
 def _map(data: RunData) -> dict[str, int] | None:
@@ -217,11 +223,10 @@ def _map(data: RunData) -> dict[str, int] | None:
 
 
 def _groups(data: RunData) -> dict[str, Any] | None:
-    """The end of the slider and the suggestions; None if the tree offers fewer than two numbers of groups."""
+    """Return the end of the slider; None if the tree offers fewer than two numbers of groups."""
     if data.tree is None or len(data.tree.groups) < 3:
         return None
-    suggested = suggestions(data.run.get("candidates") or [], data.tree, len(data.clusters))
-    return {"most": len(data.tree.groups), "suggested": suggested}
+    return {"most": len(data.tree.groups)}
 
 
 def _training(history: Sequence[Row], clusters: Sequence[Row]) -> dict[str, Any]:
@@ -334,12 +339,6 @@ def _metric_rows(metrics: Mapping[str, float | str]) -> list[tuple[str, str, str
         gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
         rows.append((METRICS.get(name, name), three(trained), three(start), gain))
     return rows
-
-
-def _conclusions(run: Mapping[str, Any]) -> list[str]:
-    """The verdict."""
-    verdict = str(run.get("verdict") or "")
-    return [verdict] if verdict else []
 
 
 def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

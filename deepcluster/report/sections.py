@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """One cluster. ``nearest`` is the number of another, which is on the page too if ``linked``; ``grade``: a word."""
+    """One cluster. ``nearest`` is the number of another, which is on the page too if ``linked``."""
 
     number: int
     name: str
@@ -51,7 +51,6 @@ class Section:
     outliers: int
     labels: tuple[tuple[str, str], ...]
     junk: bool
-    grade: str
     tiles: tuple[Tile, ...]
 
 
@@ -108,7 +107,6 @@ def sections(
             outliers=len(members[row["cluster"]].where("is_outlier", "1")),
             labels=_frequent_labels(members[row["cluster"]]),
             junk=row.get("junk") == "1",
-            grade=row.get("confidence", ""),
             tiles=tuple(
                 _tile(member, kind, picture, share, images.get(member["path"]))
                 for member, kind in chosen[row["cluster"]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deepcluster.groups.merge_tree import Tree, nodes_at
 from deepcluster.report.sprite import tile
@@ -21,15 +22,17 @@ class Suggestion:
     hidden: int
 
 
-def suggestions(candidates: Sequence[Mapping[str, float]], tree: Tree, images: int) -> list[Suggestion]:
-    """The candidates of run.json, the best first, by the cuts of the merge tree; its range may not reach them all."""
-    found = []
-    for each in candidates:
-        k = int(each["k"])
+def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Suggestion]:
+    """Return the candidates of run.json, the best first, by the cuts of the merge tree; it may not reach them all."""
+    suggested = []
+    for candidate in candidates:
+        k = int(candidate["k"])
         if not 1 < k <= len(tree.groups):
             continue
         nodes = sorted(nodes_at(len(tree.groups), tree.merges, k), key=lambda node: (-tree.sizes[node], node))
-        about = ", ".join(f"{name} {figure(each[name])}" for name in ("silhouette", "stability") if name in each)
+        about = f"silhouette {figure(candidate['silhouette'])}"
+        if candidate.get("stability") is not None:
+            about += f", stability {max(0.0, candidate['stability']):.0%}"
         shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_PICTURES]]
-        found.append(Suggestion(k, about, shown, len(nodes) - len(shown)))
-    return found
+        suggested.append(Suggestion(k, about, shown, len(nodes) - len(shown)))
+    return suggested

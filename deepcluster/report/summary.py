@@ -12,14 +12,14 @@ def statements(
     history: Sequence[Row],
     metrics: Mapping[str, float | str],
     skipped: Sequence[Row],
-    conclusions: Sequence[str] = (),
+    verdict: str = "",
 ) -> list[str]:
-    """The sentences in the order of the page, among them the run's ``conclusions``; no value, no sentence."""
+    """Return the sentences in the order of the page, among them the run's ``verdict``; no value, no sentence."""
     sizes = [int(row["size"]) for row in summary]
     outliers = len(Table.of(clusters).where("is_outlier", "1"))
     return [
         _division(sizes),
-        *conclusions,
+        *([verdict] if verdict else []),
         *_training(history),
         *_outliers(outliers, sum(sizes)),
         *_against_labels(metrics, trained=bool(history)),

@@ -1,12 +1,6 @@
 """The words of the page that need a sentence, in one list: where one stands, it is underlined and says this."""
 
 TERMS = {
-    "confidence": (
-        "confidence",
-        "How far the groups can be trusted, judged without labels: whether the clusters stay where only half of the"
-        " features, or other samples of the images, are seen. From best to worst: strong, useful, weak, poor (hardly"
-        " better than chance).",
-    ),
     "cluster": ("cluster", "A group of images that the network finds alike. Its number stays, whatever you call it."),
     "medoid": ("medoid", "The most typical image: the one nearest to the mean of its cluster."),
     "diverse": ("diverse", "Images from all over the cluster, from the most typical on outwards."),
@@ -39,7 +33,8 @@ TERMS = {
     ),
     "stability": (
         "stability",
-        "How well groups made from different random samples agree (adjusted Rand index): 1 is alike, 0 as by chance.",
+        "How well groups cut from different samples of the images agree (adjusted Rand index): 100% means the same"
+        " groups, 0% unrelated ones. Stable groups need not be the ones that you look for.",
     ),
     "round": ("round", "One clustering of all images and the training on it."),
     "pseudo-label": (

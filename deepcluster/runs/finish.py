@@ -78,7 +78,7 @@ class Results:
         self._baseline: dict[int, Mapping[str, float]] = {}  # by the number of groups
         self._rounds = -1  # before the last preliminary result
         self._unsaid = Unsaid()  # with it
-        self._judged: list[Judged] = []  # the first result, and the last two
+        self._judged: list[Tensor] = []  # clusters of this rank's images: in the first result, and in the last two
         self._shown: Shown | None = None  # of the last one
         self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
 
@@ -122,9 +122,6 @@ class Results:
             self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
             if trained.rounds and (text := collapse(outcome.result)):
                 warnings.warn(text, DeepClusterWarning, stacklevel=2)
-        if len(self._judged) > 1 and trained.rounds:
-            text = change(self._judged[0], self._judged[-1], self.job.processes)
-            self.job.display.say("Groups", f"{text} from the first to the last")
         return self.on_disk
 
     def _make_final(self, trained: Trained) -> None:
@@ -155,7 +152,9 @@ class Results:
         sample = sample_of(result.reduced, self.images.store.partition, job.request.seed)
         n_clusters = 0
         if job.processes.is_main:
-            n_clusters, record = choose_number(job.request.n_clusters, sample.reduced, record, display)
+            n_clusters, record = choose_number(
+                job.request.n_clusters, sample.reduced, record, self.images.recipe, display
+            )
         return Outcome(result, sample, n_clusters), record
 
     @contextmanager
@@ -245,8 +244,7 @@ class Results:
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
         self.on_disk = record
-        judged = Judged(placement.cluster, record.grade or "unknown")
-        self._judged = [*self._judged[:1], *self._judged[1:][-1:], judged]
+        self._judged = [*self._judged[:1], *self._judged[1:][-1:], placement.cluster]
 
     def _groups(self, outcome: Outcome, record: RunRecord) -> Cut:
         """The groups of the sample, on every rank."""
@@ -296,19 +294,9 @@ class Unsaid(Silent):
             warnings.warn(text, DeepClusterWarning, stacklevel=2)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The groups of this rank's images (int64), and the confidence in them, in a word."""
-
-    cluster: Tensor
-    grade: str
-
-
-def change(before: Judged, after: Judged, processes: Processes = ALONE) -> str:
-    """Whether groups got better, in words. A collective."""
-    moved = compared(before.cluster, after.cluster, processes)[1]
-    graded = {before.grade, after.grade} != {"unknown"}
-    return f"{before.grade} -> {after.grade}, " * graded + f"{moved:.0%} of the images moved"
+def change(before: Tensor, after: Tensor, processes: Processes = ALONE) -> str:
+    """Return how many images changed their group, in words. A collective."""
+    return f"{compared(before, after, processes)[1]:.0%} of the images moved"
 
 
 def collapse(result: Result) -> str:

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from deepcluster.groups.choose_k import candidates
+from deepcluster.clustering.kmeans import best_of
+from deepcluster.groups.choose_k import Candidate, CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
@@ -51,17 +52,48 @@ def placed(
 
 
 def choose_number(
-    n_clusters: int | None, reduced: Tensor, record: RunRecord, display: Display
+    n_clusters: int | None, reduced: Tensor, record: RunRecord, recipe: Recipe, display: Display
 ) -> tuple[int, RunRecord]:
-    """The number of groups by the features of a sample, and run.json with the candidates where none was asked for."""
+    """Return the number of groups and, if none was asked for, run.json with the candidates for it."""
     if n_clusters is not None:
         return n_clusters, record
-    found = candidates(reduced, seed=derive(record.seed, "number of groups"))
-    figures = [{name: round_to(value, 4) for name, value in asdict(each).items()} for each in found]
+    seed = derive(record.seed, "number of groups")
+    plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe))
+    figures = [
+        {name: None if value is None else round_to(value, 4) for name, value in asdict(candidate).items()}
+        for candidate in plausible
+    ]
     record = replace(record, candidates=figures)
-    if not found:
+    if not plausible:
         return 1, record
-    texts = [f"{each.k} (stability {each.stability:.2f}, silhouette {each.silhouette:.2f})" for each in found]
-    others = f"; also plausible: {', '.join(texts[1:])}: deepcluster recut RUN -k N" if texts[1:] else ""
-    display.say("Groups", f"{texts[0]} is a guess, by how far groups are apart and hold together{others}")
-    return found[0].k, record
+    for i, candidate in enumerate(plausible):
+        display.say("" if i else "Groups", _line(candidate) + " (taken: a guess)" * (not i))
+    return plausible[0].k, record
+
+
+def _line(candidate: Candidate) -> str:
+    stable = "" if candidate.stability is None else f", stability {percent(candidate.stability)}"
+    return f"{candidate.k:2} groups: silhouette {candidate.silhouette:.2f}{stable}"
+
+
+def percent(agreement: float) -> str:
+    """Return an agreement as text; one below that of unrelated groups is 0%."""
+    return f"{max(0.0, agreement):.0%}"
+
+
+def _cut_of(recipe: Recipe) -> CutRows:
+    """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
+    if recipe.grouping == "kmeans":
+        return lambda rows, k, seed: as_groups(best_of(STARTS, rows, k, seed))
+    return cut_once
+
+
+def stability_of(reduced: Tensor, record: RunRecord, recipe: Recipe, n_clusters: int) -> float | None:
+    """Return the stability of ``n_clusters`` groups: the candidate's, or else measured in the same way."""
+    for candidate in record.candidates or ():
+        if candidate["k"] == n_clusters:
+            known: float | None = candidate["stability"]
+            return known
+    if n_clusters > MAX_IN_CUT:
+        return None
+    return stability(reduced, n_clusters, seed=derive(record.seed, "number of groups"), cut_rows=_cut_of(recipe))

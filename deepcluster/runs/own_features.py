@@ -147,7 +147,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         rounds=0,
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
-    n_clusters, record = choose_number(request.n_clusters, sample.reduced, record, job.display)
+    n_clusters, record = choose_number(request.n_clusters, sample.reduced, record, recipe, job.display)
     groups = groups_of(sample.reduced, result.clustering, n_clusters, seed, recipe)
     if groups.count < n_clusters:
         warnings.warn(

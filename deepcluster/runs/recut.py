@@ -51,7 +51,7 @@ def recut(
         check_groups(n_clusters, rows.fitted)
         _keep(folder, model, record)
         sample, partition = rows.sample, rows.partition
-        n_clusters, record = choose_number(n_clusters, sample.reduced, record, display)
+        n_clusters, record = choose_number(n_clusters, sample.reduced, record, recipe_of(folder), display)
         before = model.place(rows.reduced)
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
@@ -102,7 +102,10 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             if reached < len(wanted):
                 text += f"; {len(wanted) - reached:,} could not move, as they equal an image that stays"
             display.say("Edits", f"{text}. {_way_back(folder)}")
-            _write(staged, new, placement, rows, replace(record, edits=edits.digest), baseline)
+            record = replace(record, edits=edits.digest)
+            if edits.changes_clusters:
+                record = replace(record, stability=None, verdict=None)  # of the clusters before
+            _write(staged, new, placement, rows, record, baseline)
     return files.open_run(run)
 
 
@@ -114,7 +117,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         former = read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
             old = replace(model, groups=former.groups, names=former.names, junk=former.junk)
-            record = replace(record, edits=former.edits, candidates=former.candidates)
+            record = replace(record, edits=former.edits, candidates=former.candidates, verdict=None)
             (display or Silent()).say(
                 "Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before"
             )

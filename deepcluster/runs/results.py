@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.groups.confidence import Confidence, confidence_of, confidence_text, next_step
 from deepcluster.groups.cut import Placement
 from deepcluster.groups.embedding import layout
 from deepcluster.groups.merge_tree import merge_tree
 from deepcluster.model import Model
-from deepcluster.nets.sizes import FEATURES
 from deepcluster.recipe import Recipe, read_toml
+from deepcluster.report.text import count
+from deepcluster.runs.groups import percent, stability_of
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -133,7 +133,6 @@ def write_groups(
         run.json as it was written.
     """
     partition = rows.partition
-    clusters_of_sample = partition.to_main(placement.cluster, rows.sample.rows)
     summary = tables.summary_rows(model.groups, placement, rows.reduced, partition)
     digests = write_clusters(folder, model, placement, rows)
     metrics = {}
@@ -142,9 +141,7 @@ def write_groups(
     write_tree(folder, model, rows, placement.centroid)
     if not rows.is_main:
         return record
-    confidence = confidence_of(rows.sample.reduced, clusters_of_sample, seed=derive(record.seed, "verdict"))
-    grades = confidence.grades if confidence else ()
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows, grades) for row in summary))
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows) for row in summary))
     if metrics:
         baseline = baseline or (metrics if record.rounds == 0 else {})
         metrics_at_start = {f"baseline_{name}": value for name, value in baseline.items()}
@@ -157,14 +154,14 @@ def write_groups(
         cut=digests.cut,  # what edits are for: this assignment, and no later one
         rows=digests.rows,
         clusters=len(summary),
-        **_judged(confidence, folder, replace(record, clusters=len(summary))),
+        **_judged(folder, rows, record, len(summary)),
     )
     folder.write_record(record)
     return record
 
 
-def _described(row: Mapping[str, Any], model: Model, rows: Rows, grades: Sequence[str]) -> dict[str, Any]:
-    """A row of the summary as it is in the file, with the confidence in each group in a word."""
+def _described(row: Mapping[str, Any], model: Model, rows: Rows) -> dict[str, Any]:
+    """Return a row of the summary as it is in the file."""
     row = dict(row)
     medoid = row.pop("medoid")
     group = row["cluster"]
@@ -173,24 +170,24 @@ def _described(row: Mapping[str, Any], model: Model, rows: Rows, grades: Sequenc
         "name": model.names[group],
         "medoid_path": "" if medoid is None else rows.paths[medoid],
         "junk": int(group in model.junk),
-        "confidence": grades[group] if group < len(grades) else "",  # a new one may have no image of the sample
     }
 
 
-def _judged(confidence: Confidence | None, folder: RunFolder, record: RunRecord) -> dict[str, Any]:
-    """What run.json says of the confidence: the signs, a grade, the verdict, and the command to type next."""
-    text = confidence_text(confidence)
-    if confidence is None:
-        return {"signs": {}, "grade": None, "verdict": text, "next_step": None}
-    signs = {name: round_to(value, 4) for name, value in asdict(confidence).items() if name != "by_group"}
-    numbers = [int(each["k"]) for each in record.candidates or []]
-    advice, command = next_step(
-        confidence.grade,
-        has_weights=bool(recipe_of(folder).weights) or record.backbone == FEATURES,
-        n_clusters=record.clusters if record.n_clusters else None,
-        other=next((k for k in numbers if k != record.clusters), None),
+def _judged(folder: RunFolder, rows: Rows, record: RunRecord, n_clusters: int) -> dict[str, Any]:
+    """Return the entries of run.json on the stability of the groups."""
+    if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
+        return {}
+    if record.edits is not None:
+        return {"stability": None, "verdict": "The groups are as you edited them. Their stability is not measured."}
+    stability = stability_of(rows.sample.reduced, record, recipe_of(folder), n_clusters)
+    if stability is None:
+        verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
+        return {"stability": None, "verdict": verdict}
+    verdict = (
+        f"Cut from other samples of the images, the groups agree to {percent(stability)} (100%: the same groups,"
+        " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
     )
-    return {"signs": signs, "grade": confidence.grade.word, "verdict": f"{text} {advice}", "next_step": command}
+    return {"stability": round_to(stability, 4), "verdict": verdict}
 
 
 def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from deepcluster.runtime.processes import Processes
 
 CLUSTERS = ("path", "status", "cluster", "name", "fine_cluster", "distance", "margin", "is_outlier", "label")
-SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk", "confidence")
+SUMMARY = ("cluster", "name", "size", "share", "mean_distance", "nearest_cluster", "medoid_path", "junk")
 SKIPPED = ("path", "reason")
 DUPLICATES = ("group", "path", "distance")
 ADDED = "added.csv"  # the images that came after the fit

@@ -36,7 +36,7 @@ class RunRecord:
     reasons: Sequence[str] | None = None
     seconds_by_phase: Mapping[str, float] | None = None
     resumed: Sequence[str] | None = None
-    candidates: Sequence[Mapping[str, float]] | None = None
+    candidates: Sequence[Mapping[str, Any]] | None = None
     rounds: int | None = None
     stopped_because: str | None = None
     peak_memory_mb: int | None = None
@@ -44,10 +44,8 @@ class RunRecord:
     cut: str | None = None
     rows: str | None = None
     clusters: int | None = None
-    signs: Mapping[str, float] | None = None
-    grade: str | None = None
+    stability: float | None = None
     verdict: str | None = None
-    next_step: str | None = None
     edits: str | None = None
     error: str | None = None
     other: Mapping[str, Any] = field(default_factory=dict)
@@ -77,5 +75,5 @@ class RunRecord:
 # What a result adds to the record of a run.
 _RESULT = (
     "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
-    "clusters", "signs", "grade", "verdict", "next_step", "edits",
+    "clusters", "stability", "verdict", "edits",
 )  # fmt: skip
