@@ -1,15 +1,25 @@
 """The examples run, as a reader would run them."""
 
+import copy
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
+from torch import nn
+from torch.optim import SGD
 
 from deepcluster.cli import run_command
+from deepcluster.clustering import kmeans, whiten
+from deepcluster.images.augment import Augmentation
+from deepcluster.images.sampling import each_once, uniform_over_clusters
+from deepcluster.learning.pseudo_labels import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.nets.backbone import as_network
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -83,3 +93,46 @@ def test_pipeline(output_of):
 
 def test_no_example_is_long():
     assert all(len(path.read_text().splitlines()) < 100 for path in EXAMPLES.glob("*.py"))
+
+
+def test_deepcluster_on_one_page_beside_the_package(output_of, few_digits):
+    """The page has its steps of the paper alone, and ours give the same numbers."""
+    assert not re.findall(r"^ *(?:from|import) (?:deepcluster|tests)", (EXAMPLES / "from_scratch.py").read_text(), re.M)
+    *rounds, last = output_of("from_scratch.py", "2")
+    assert [line.split(":")[0] for line in rounds] == ["round 0", "round 1"]
+    assert float(last.split()[-1]) > 0.5  # NMI
+    page = runpy.run_path(str(EXAMPLES / "from_scratch.py"))
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(300, 12, generator=random) @ torch.rand(12, 12, generator=random)
+
+    # Step 3: the signs of principal directions are arbitrary.
+    theirs, ours = page["whiten"](x, 8), whiten(x, 8)(x)
+    assert torch.allclose(theirs.abs(), ours.abs(), atol=1e-4)
+
+    # Step 4, from given centroids.
+    labels, centroids = page["kmeans"](ours, ours[:9], 20, random)
+    clustering = kmeans(ours, 9, start=ours[:9], iterations=20, precision="fp32")
+    assert torch.equal(labels, clustering.labels) and torch.allclose(centroids, clustering.centroids, atol=1e-5)
+
+    # The uniform sample: as many draws of each cluster, and of each image in it, but for one.
+    for sample in (page["uniform_sample"], uniform_over_clusters):
+        drawn = torch.bincount(sample(labels, 1000, random), minlength=len(labels))
+        by_cluster = torch.bincount(labels, drawn.double(), 9)
+        assert by_cluster.max() - by_cluster.min() <= 1
+        assert all(drawn[labels == k].max() - drawn[labels == k].min() <= 1 for k in range(9))
+
+    # Step 5: one optimizer step of the body and its head, on the images as they are.
+    body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6))
+    images = torch.randint(256, (16, 3, 8, 8), generator=random, dtype=torch.uint8)
+    targets = torch.arange(16) % 4
+    network = as_network(copy.deepcopy(body), 8)
+    network.new_head(4, random)
+    head = copy.deepcopy(network.head)
+    plain = Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0)
+    learning = Learning(batch_size=16, lr=0.05, views=(plain,), sample=each_once)
+    train_on_pseudo_labels(network, images, targets[:, None], body_optimizer(network), learning, size=8, clusters=[4])
+    pixels = (images / 255 - network.mean) / network.std
+    both = SGD([*body.parameters(), *head.parameters()], lr=0.05, weight_decay=1e-5)
+    page["optimizer_step"](body, head, both, pixels, targets)
+    assert torch.allclose(body[1].weight, network.body[1].weight, atol=1e-6)
+    assert torch.allclose(head.weight, network.head.weight, atol=1e-6)
