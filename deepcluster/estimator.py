@@ -47,12 +47,12 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables
 from deepcluster.storage.output import output
-from deepcluster.storage.ownership import OLD_CHARTS, own_files
+from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
 
 Errors = Literal["raise", "coerce"]
 # Files that a copy leaves out, as it can make them again. (Checkpoints are left out too: the run is finished.)
-_MADE_AGAIN = {"report.html", *OLD_CHARTS}
+_MADE_AGAIN = {"report.html"}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, RunFolder
+from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, Digests, RunFolder
 
 RECORD = {"schema_version": 1, "images": "pictures", "seed": 0, "rounds": 0, "status": "done"}
 
@@ -39,15 +39,17 @@ def hand_run(
     """A run on the images of ``location`` that put each path into a cluster."""
     run.mkdir()
     folder, names, labels = RunFolder(run), names or {}, labels or {}
-    (run / "run.json").write_text(json.dumps({**RECORD, "location": location}))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "fine_cluster": cluster,
             "distance": f"{i / 7:.6f}", "margin": "0.250000", "is_outlier": i % 2, "label": labels.get(path, ""),
         }
         for i, (path, cluster) in enumerate(clusters.items())
     ]  # fmt: skip
-    folder.write_rows("clusters.csv", CLUSTERS, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
+    rows += [{"path": path, "status": "skipped"} for path in skipped]
+    folder.write_rows("clusters.csv", CLUSTERS, rows)
+    about = {**RECORD, "location": location, "rows": Digests.of(rows).rows}
+    (run / "run.json").write_text(json.dumps(about))
     found = sorted(set(clusters.values()))
     summary = [{"cluster": each, "name": names.get(each, ""), "junk": int(each in junk)} for each in found]
     folder.write_rows("cluster_summary.csv", SUMMARY, summary)

@@ -1,6 +1,5 @@
 """Map, tree and thumbnails in the run folder: read back as written, refused when damaged, made when missing."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,7 @@ from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.runs import results
 from deepcluster.storage import report_files as drawn
-from deepcluster.storage.run_folder import SUMMARY, RunFolder
-from tests.helpers.runs import record, rows
+from deepcluster.storage.run_folder import RunFolder
 
 TREE = Tree(groups=(0, 0, 12), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
 
@@ -88,17 +86,10 @@ def test_a_damaged_one_is_an_error_and_what_the_report_can_do_without(
     ends(["report", run], 0)
 
 
-def test_a_run_of_version_0_1(run: Path) -> None:
-    """It had no map, tree or thumbnails, no cut, no junk and no confidence of a cluster."""
+def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
     before = {name: (run / name).read_bytes() for name in ("map.npy", "tree.json")}
     for name in (*before, "thumbnails.webp", "duplicates.csv"):
         (run / name).unlink()
-    (run / "run.json").write_text(json.dumps({key: value for key, value in record(run).items() if key != "cut"}))
-    summary = rows(run / "cluster_summary.csv")
-    with (run / "cluster_summary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, SUMMARY[:-2], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(summary)
     assert run_command(["report", str(run)]) == 0
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
     assert 'id="map"' in (run / "report.html").read_text()

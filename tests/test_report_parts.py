@@ -162,12 +162,9 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
     assert len(thumbnail(noise, side, limit)) <= limit
 
 
-def written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Path | None = None, images: Any = None
-) -> tuple[RunData, list[str]]:
-    """What ``write_report`` gives to the page of ``run`` for ``images``, and the files that it removes."""
+def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Path | None = None, images: Any = None) -> RunData:
+    """Return what ``write_report`` gives to the page of ``run`` for ``images``."""
     given: list[RunData] = []
-    removed: list[str] = []
     monkeypatch.setattr(run_report, "render", lambda data: given.append(data) or "")
     folder: Any = SimpleNamespace(
         path=run or tmp_path,
@@ -177,16 +174,9 @@ def written(
         has=lambda _: False,
         file=lambda name: tmp_path / name,
         write_text=lambda *_: None,
-        remove=removed.append,
     )
     run_report.write_report(folder, find(images or tmp_path / "images"))
-    return given[0], removed
-
-
-def test_charts_of_an_older_report_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "images/a.png")
-    assert written(monkeypatch, tmp_path)[1] == ["curves.png", "sizes.png"]
+    return given[0]
 
 
 def test_commands_and_links_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,11 +190,11 @@ def test_commands_and_links_are_relative(tmp_path: Path, monkeypatch: pytest.Mon
         (Path("../x"), "x", f"../{tmp_path.name}/my photos/"),
         (Path("/pre"), "pre", ""),  # the way would be all of the absolute path
     ):
-        data = written(monkeypatch, tmp_path, run, photos)[0]
+        data = written(monkeypatch, tmp_path, run, photos)
         assert (data.name, data.originals) == (name, originals)
     # A list of paths, or one file, has no folder to link into.
     (tmp_path / "list.txt").write_text("my photos/a.png")
-    assert written(monkeypatch, tmp_path, images=tmp_path / "list.txt")[0].originals == ""
+    assert written(monkeypatch, tmp_path, images=tmp_path / "list.txt").originals == ""
 
 
 def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +202,7 @@ def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, mo
     image = Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8))
     (tmp_path / "images").mkdir()
     image.save(tmp_path / "images/a.jpg", quality=95)
-    data, _ = written(monkeypatch, tmp_path)
+    data = written(monkeypatch, tmp_path)
     read = data.picture("a.jpg")
     assert read is not None and read.size == (640, 480) and data.picture("b.jpg") is None
     shown, whole = (

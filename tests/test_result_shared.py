@@ -185,7 +185,8 @@ def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch
     tracemalloc.stop()
     assert taken < 100 * count  # a dictionary and its cells take 900 bytes
     written = rows(tmp_path / "clusters.csv")
-    assert len(written) == count + 1 and written[-1]["status"] == "skipped" and digests.cut == Digests.of(written).cut
+    assert len(written) == count + 1 and written[-1]["status"] == "skipped"
+    assert digests.cut == Digests.of(written[:-1]).rows[:16]
     assert digests.rows == Digests.of(written).rows
     assert written[7] == {
         "path": "00007.png", "status": "ok", "cluster": "2", "name": "", "fine_cluster": "0", "label": "",

@@ -125,12 +125,8 @@ def test_ten_of_ten_are_refused_as_weights(traps):
 def test_ten_of_ten_are_refused_as_a_model(traps, tmp_path):
     run = tiny_run(tmp_path / "run")
     config = (run / "model" / "config.json").read_text()
-    older = json.dumps({key: value for key, value in json.loads(config).items() if not key.endswith("sha256")})
     for path, canary in traps.items():
         write_weights(run / "model", path.read_bytes())
-        with pytest.raises(ModelError, match=r"model.safetensors cannot be used"):
-            models.load(run)
-        (run / "model" / "config.json").write_text(older)
         with pytest.raises(ModelError, match=r"model.safetensors cannot be used"):
             models.load(run)
         (run / "model" / "config.json").write_bytes(path.read_bytes())

@@ -303,7 +303,7 @@ def test_30_paths_as_the_backbone(run, outside, photos, monkeypatch, ends_well):
             ends_well(["predict", run, photos], 4)
 
 
-READ = ("images.u8", "recipe.toml", files.ADDED)  # where a recut finds them
+READ = ("recipe.toml", files.ADDED)  # where a recut finds them
 LINKED = [name for name in sorted(NAMES) if "/" not in name and name not in READ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RUN = "run.json"
-# The values of run.json that every version wrote.
+# The values that every run.json has.
 RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": str, "seed": int}
 MOST_BYTES = 4 << 20
 

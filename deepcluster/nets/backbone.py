@@ -23,9 +23,6 @@ from deepcluster.seeding import generator, lent_global
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# How features are computed. 1: as in version 0.1. 2: of DINOv3 the class token, and with batch normalisation folded
-# into the convolutions where that is faster.
-REVISION = 2
 
 
 class Network(nn.Module):
@@ -141,7 +138,6 @@ def build(
     projection: tuple[int, int] | None = None,
     seed: int = 0,
     feature_dim: int | None = None,
-    revision: int = REVISION,
 ) -> Network:
     """The network called ``name``, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
@@ -154,13 +150,12 @@ def build(
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Of the random weights.
         feature_dim: If known, it saves the trial that measures it.
-        revision: Of the computation; a model that was saved keeps its own, so that its features stay the same.
 
     Raises:
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
-    part = _part(name, image_size, sobel, weights, seed, revision)
+    part = _part(name, image_size, sobel, weights, seed)
     known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
     dim = known or _width(_trial(part.body, name, image_size), name)
     return Network(
@@ -171,7 +166,7 @@ def build(
         embedding_dim=projection[1] if projection else None,
         mean=part.mean,
         std=part.std,
-        architecture={"name": name, "image_size": image_size, "sobel": sobel, "revision": revision},
+        architecture={"name": name, "image_size": image_size, "sobel": sobel},
         origin=part.origin,
     )
 
@@ -187,7 +182,7 @@ class _Part:
     origin: str = ""
 
 
-def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int, revision: int) -> _Part:
+def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int) -> _Part:
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
     if name == MODULE:
@@ -216,7 +211,7 @@ def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: in
         # The features end before the last ReLU, and the head starts after it.
         part = _Part(make(sobel=sobel, generator=generator(seed, "network")), activation=nn.ReLU())
     elif name.startswith("timm:"):
-        model, config = timm_body(name, image_size, seed, revision)
+        model, config = timm_body(name, image_size, seed)
         part = _Part(model, config["mean"], config["std"])
         heads, convert = (*timm_heads(config["classifier"]), "_fc"), partial(in_layout_of, model)
     else:
@@ -319,7 +314,7 @@ def copy_of_module(
 
 def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
     """What a network around a module of the user's has in place of arguments of ``build``."""
-    return {"name": MODULE, "image_size": image_size, "sobel": False, "revision": 1}
+    return {"name": MODULE, "image_size": image_size, "sobel": False}
 
 
 def _device(body: nn.Module) -> torch.device:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deepcluster.nets.backbone import Network
+from deepcluster.nets.sizes import MODULE
 
 # Numbers in the largest output of a layer for all images that go through the network at a time, so that they stay in
 # the cache of the processor and in memory that is there already.
@@ -36,7 +37,8 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
     modules = list(network.body.modules())
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in modules)
     suited = depthwise and any(map(_is_norm, modules)) and network.mean.device.type == "cpu"
-    if int(network.architecture.get("revision", 1)) < 2 or not (suited and dtype == torch.float32):
+    built = network.architecture.get("name", MODULE) != MODULE
+    if not (built and suited and dtype == torch.float32):
         return network.features
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
         return network.features

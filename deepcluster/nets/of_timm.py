@@ -17,7 +17,7 @@ from deepcluster.nets.weights import read_state
 from deepcluster.seeding import lent_global
 
 
-def timm_body(name: str, image_size: int, seed: int, revision: int) -> tuple[nn.Module, dict[str, Any]]:
+def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """The timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it.
 
     Raises:
@@ -35,8 +35,7 @@ def timm_body(name: str, image_size: int, seed: int, revision: int) -> tuple[nn.
         raise unknown_backbone(name) from error
     # Transformers are made for one image size; convolutional networks have no such argument.
     options: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    if revision > 1:
-        options |= pooling(short)
+    options |= pooling(short)
     with lent_global(seed, "network"):
         try:
             model = timm.create_model(short, num_classes=0, **options)

@@ -37,7 +37,6 @@ from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.ownership import OLD_CHARTS
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
@@ -99,7 +98,7 @@ def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model,
         if state:
             model, rows = state
             shown = shown_of(rows, model.groups)
-            # A fit may have left them out, and so did version 0.1.
+            # A fit may have left them out.
             if not folder.has(drawn.MAP):
                 write_map(folder, shown.reduced, folder.read_record().seed)
             if not folder.has(drawn.TREE):
@@ -108,7 +107,7 @@ def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model,
 
 
 def write_report(folder: RunFolder, source: Source | None, shown: Shown | None = None) -> None:
-    """Write report.html, without the charts that version 0.1 put beside it: they would be of the report before.
+    """Write report.html.
 
     Args:
         folder: The run.
@@ -139,8 +138,6 @@ def write_report(folder: RunFolder, source: Source | None, shown: Shown | None =
         originals=_originals(folder.path, source),
     )
     folder.write_text("report.html", render(data))
-    for name in OLD_CHARTS:
-        folder.remove(name)
     if away:
         loss = f"are small ones from {drawn.SHEET}" if sheet else "are missing"
         warnings.warn(

@@ -40,7 +40,7 @@ class Rows:
     reduced: Their features (N x d); with several processes, this rank's.
     sample: What the main rank decides by.
     partition: Which rank has which rows.
-    lengths: Of the whitened features of this rank's rows; no run of version 0.1 has them.
+    lengths: Of the whitened features of this rank's rows.
     added: Images that came after the fit, the last rows: they have a place, and no say in what the groups are.
     """
 
@@ -50,7 +50,7 @@ class Rows:
     reduced: Tensor
     sample: Sample
     partition: Partition
-    lengths: Tensor | None = None
+    lengths: Tensor
     added: int = 0
 
     @property
@@ -71,9 +71,7 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
     used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
-    lengths = None
-    if folder.has(files.LENGTHS):
-        lengths = torch.from_numpy(folder.read_array(files.LENGTHS, len(used), 1)).squeeze(1)
+    lengths = torch.from_numpy(folder.read_array(files.LENGTHS, len(used), 1)).squeeze(1)
     added = _added(folder, used)
     fitted = len(used) - added
     rows = Rows(
@@ -90,9 +88,9 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
 
 
 def recipe_of(folder: RunFolder) -> Recipe:
-    """Return the recipe of a run; options that its file lacks have the values of older versions."""
+    """Return the recipe of a run."""
     options = read_toml(folder.file("recipe.toml"))[1] if folder.has("recipe.toml") else {}
-    return Recipe(**{"grouping": "embedding", **options})
+    return Recipe(**options)
 
 
 def _added(folder: RunFolder, used: Table) -> int:
@@ -105,13 +103,11 @@ def _added(folder: RunFolder, used: Table) -> int:
 
 def write_features(folder: RunFolder, rows: Rows) -> None:
     """features.npy and the lengths, a block of rows at a time. A collective."""
-    for name, numbers in (("features.npy", rows.reduced), (files.LENGTHS, rows.lengths)):
-        if numbers is not None:
-            table = numbers.unsqueeze(1) if numbers.ndim == 1 else numbers
-            blocks = rows.partition.blocks(table)
-            if rows.is_main:
-                folder.write_blocks(name, (rows.partition.total, table.shape[1]), blocks)
-            deque(blocks, maxlen=0)  # the other ranks only send
+    for name, table in (("features.npy", rows.reduced), (files.LENGTHS, rows.lengths.unsqueeze(1))):
+        blocks = rows.partition.blocks(table)
+        if rows.is_main:
+            folder.write_blocks(name, (rows.partition.total, table.shape[1]), blocks)
+        deque(blocks, maxlen=0)  # the other ranks only send
 
 
 def write_groups(
@@ -192,9 +188,8 @@ def _judged(folder: RunFolder, rows: Rows, record: RunRecord, n_clusters: int) -
 
 def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:
     """Write clusters.csv, a block of rows at a time, and return its digests. A collective."""
-    lengths = torch.zeros_like(placement.distance) if rows.lengths is None else rows.lengths
     integers = [column.int() for column in (placement.cluster, placement.fine_cluster)]
-    floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, lengths)]
+    floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.lengths)]
     blocks = rows.partition.blocks(torch.stack([*integers, *floats], 1))
     digests = files.Digests(rows.fitted)
     if rows.is_main:
@@ -210,8 +205,7 @@ def _used_rows(blocks: Iterator[Tensor], model: Model, rows: Rows) -> Iterator[d
     for block in blocks:
         cluster, fine, *floats = block.T.contiguous()
         distance, margin, lengths = (column.view(torch.float32) for column in floats)
-        known = None if rows.lengths is None else lengths
-        placed = tables.prediction_rows(model, cluster.long(), distance, margin, known)
+        placed = tables.prediction_rows(model, cluster.long(), distance, margin, lengths)
         for number, columns in zip(fine.tolist(), placed, strict=True):
             label = "" if rows.labels is None else rows.labels[row]
             yield {"path": rows.paths[row], "status": "ok", "fine_cluster": number, "label": label, **columns}

@@ -98,8 +98,7 @@ def is_finished(out: Path, source: Source, n_clusters: int | None, seed: int) ->
     record = folder.read_record()
     if record.status != "done":
         return False
-    asked = n_clusters if record.n_clusters == 0 else record.n_clusters
-    check_options({"n_clusters": asked, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
+    check_options({"n_clusters": record.n_clusters, "seed": record.seed}, {"n_clusters": n_clusters, "seed": seed})
     table = folder.read_clusters()
     then, now = {*table.column("path")}, {*source.paths, *(path for path, _ in source.skipped)}
     used = {*table.where("status", "ok").column("path")} - {*_added(folder)}  # an update may have brought the others
@@ -133,11 +132,11 @@ def check_fingerprint(folder: RunFolder, now: Mapping[str, str]) -> None:
 
 
 def check_run(checkpoints: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ModelError where a checkpoint is not of this run. (Those of version 0.1 do not say which run they are of.)"""
-    if "run" in then and then["run"] != now["run"]:
+    """Raise ModelError if a checkpoint is not of this run."""
+    if then.get("run") != now["run"]:
         raise ModelError(
-            f"the last checkpoint in {checkpoints} is of run {then['run']}, and this is run {now['run']}: put back the"
-            " checkpoints of this run"
+            f"the last checkpoint in {checkpoints} is of run {then.get('run')}, and this is run {now['run']}: put back"
+            " the checkpoints of this run"
         )
 
 

@@ -103,7 +103,7 @@ def update(
     display = display or Silent()
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
-        if record.status not in (None, "done"):
+        if record.status != "done":
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
         if model.of_features:
             given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def _write(
         reduced=torch.cat([rows.reduced, new.reduced]),
         sample=rows.sample,
         partition=Partition.single(len(rows.paths) + len(paths)),
-        lengths=None if rows.lengths is None else torch.cat([rows.lengths, new.lengths]),
+        lengths=torch.cat([rows.lengths, new.lengths]),
         added=len(added),
     )
     if paths:

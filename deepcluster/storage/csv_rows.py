@@ -69,7 +69,7 @@ def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition | None =
 
 
 def placement_rows(
-    model: Model, placement: Placement, lengths: Tensor | None = None, *, reject: bool = False
+    model: Model, placement: Placement, lengths: Tensor, *, reject: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The columns of predictions: cluster (-1 where ``reject`` leaves out outliers and junk), name, distance, margin,
     is_outlier: too far from its group, or by the ``lengths`` of its features from all images."""
@@ -77,12 +77,10 @@ def placement_rows(
 
 
 def prediction_rows(
-    model: Model, cluster: Tensor, distance: Tensor, margin: Tensor, lengths: Tensor | None, *, reject: bool = False
+    model: Model, cluster: Tensor, distance: Tensor, margin: Tensor, lengths: Tensor, *, reject: bool = False
 ) -> Iterator[dict[str, Any]]:
     """:func:`placement_rows` of the columns of a placement."""
-    outlier = distance > model.outlier_distance[cluster]
-    if lengths is not None:
-        outlier |= lengths > model.outlier_length
+    outlier = (distance > model.outlier_distance[cluster]) | (lengths > model.outlier_length)
     for group, away, ahead, out in zip(*(each.tolist() for each in (cluster, distance, margin, outlier)), strict=True):
         rejected = reject and (out or group in model.junk)
         yield {

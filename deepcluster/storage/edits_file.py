@@ -39,8 +39,7 @@ class Edits:
     @property
     def digest(self) -> str:
         """Recorded in run.json, so that the same edits are not applied twice."""
-        later = [self.split, self.move] if self.split or self.move else []  # version 0.1 knew neither
-        return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk, *later])
+        return json_sha256([self.cut, sorted(self.names.items()), self.merge, self.junk, self.split, self.move])
 
     @property
     def changes_clusters(self) -> bool:

@@ -5,7 +5,6 @@ because a file that somebody wrote on purpose has the right digests.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMem
 from deepcluster.groups.cut import Cut
 from deepcluster.images.run_folders import is_run
 from deepcluster.model import Model, check_batch_fits
-from deepcluster.nets.backbone import REVISION, Network, build, copy_of_module
+from deepcluster.nets.backbone import Network, build, copy_of_module
 from deepcluster.nets.given import absent_module, no_network
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
@@ -31,13 +30,11 @@ from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Every key of config.json and of the architecture in it, with its type; the digests may both be missing, as they are in
-# models of version 0.1.
+# Every key of config.json and of the architecture in it, with its type.
 SIZES = {"image_size": int, "store_size": int, "batch_size": int}
-TYPES = {"schema_version": int, "architecture": dict, **SIZES, "names": list}
 DIGESTS = {"weights_sha256": str, "config_sha256": str}
-OPTIONAL = {"junk": list, "root": bool}  # missing in models of version 0.1
-ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool, "revision": int}
+TYPES = {"schema_version": int, "architecture": dict, **SIZES, "names": list, "junk": list, "root": bool, **DIGESTS}
+ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
 BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
@@ -121,7 +118,7 @@ def _load(
     try:
         config = _read_config(path)
         path = weights_path
-        tensors = read_tensors(path, config.get("weights_sha256"))
+        tensors = read_tensors(path, config["weights_sha256"])
         feature_dim = _claimed_feature_dim(tensors)
         path = config_path
         name, size = config["architecture"]["name"], config["image_size"]
@@ -161,7 +158,7 @@ def _load(
     channels_last(network.eval().to(device or torch.device("cpu")))
     return Model(
         network=network,
-        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config.get("root", False)),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config["root"]),
         fine_centroids=tensors["fine_centroids"],
         groups=Cut(tensors["groups.centroids"], tensors["groups.groups"]),
         outlier_distance=tensors["outlier_distance"],
@@ -169,8 +166,8 @@ def _load(
         image_size=config["image_size"],
         store_size=config["store_size"],
         batch_size=config["batch_size"],
-        junk=tuple(config.get("junk", ())),
-        outlier_length=float(tensors.get("outlier_length", math.inf)),
+        junk=tuple(config["junk"]),
+        outlier_length=float(tensors["outlier_length"]),
     )
 
 
@@ -183,16 +180,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"not a model of version {SCHEMA_VERSION}")
-    signed = DIGESTS if DIGESTS.keys() & config.keys() else {}
-    _check_types(config, TYPES | signed | {key: OPTIONAL[key] for key in OPTIONAL.keys() & config.keys()})
+    _check_types(config, TYPES)
     content = {key: value for key, value in config.items() if key != "config_sha256"}
-    if "config_sha256" in config and config["config_sha256"] != json_sha256(content):
+    if config["config_sha256"] != json_sha256(content):
         raise ValueError("changed since it was written")
-    config["architecture"] = {"revision": 1} | config["architecture"]  # models of version 0.1 have none
     architecture, names = config["architecture"], config["names"]
     _check_types(architecture, ARCHITECTURE)
-    if not 1 <= architecture["revision"] <= REVISION:
-        raise ValueError(f"its features are computed in a way ({str(architecture['revision'])[:12]}) not known here")
     if architecture["name"] not in (FEATURES, MODULE) and not BACKBONE.fullmatch(architecture["name"]):
         raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
     sizes = [config[name] for name in SIZES]
@@ -203,7 +196,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"image_size {config['image_size']}, and another one in its architecture")
     if not names or not all(isinstance(name, str) and _can_be_written(name) for name in names):
         raise ValueError("names are not texts, one for each cluster")
-    if not all(type(number) is int and 0 <= number < len(names) for number in config.get("junk", ())):
+    if not all(type(number) is int and 0 <= number < len(names) for number in config["junk"]):
         raise ValueError("junk are not numbers of clusters")
     return config
 
@@ -256,9 +249,8 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) ->
         "groups.centroids": (torch.float32, (centroids, dims)),
         "groups.groups": (torch.int64, (centroids,)),
         "outlier_distance": (torch.float32, (count,)),
+        "outlier_length": (torch.float32, ()),
     }
-    if "outlier_length" in tensors:  # models of version 0.1 have none
-        expected["outlier_length"] = (torch.float32, ())
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
             raise ValueError(f"{name} is missing")

@@ -17,12 +17,10 @@ from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 
 LOCK = ".lock"
-OLD_CHARTS = ("curves.png", "sizes.png")  # version 0.1 drew the report's charts into them
 PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
-# images.u8: the pixels that a killed run of version 0.1 left.
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
-ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "former.safetensors", "images.u8"}
-REPORT = {"report.html", "tree.json", "thumbnails.webp", *OLD_CHARTS}
+ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "former.safetensors"}
+REPORT = {"report.html", "tree.json", "thumbnails.webp"}
 MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
 CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}
 EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}

@@ -23,9 +23,7 @@ def read_map(folder: RunFolder, images: int, shown: Sequence[int] = ()) -> npt.N
     """The places of the ``images`` of a run (float32, N x 2), or of those ``shown``; None where the run has none."""
     if not folder.has(MAP):
         return None
-    count = len(shown) or images
-    places = folder.read_array(MAP, (count, images), 2)
-    return places if len(places) == count else places[shown]  # version 0.2 wrote those of all
+    return folder.read_array(MAP, len(shown) or images, 2)
 
 
 def read_sheet(folder: RunFolder) -> bytes:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -155,7 +154,7 @@ class RunFolder:
             return value
 
     def read_record(self, types: Mapping[str, type] | None = None) -> RunRecord:
-        """run.json; ``types`` are keys that must be there besides those of every version."""
+        """Return run.json; ``types`` are keys that must be there besides those of every run."""
         return RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
 
     def write_record(self, record: RunRecord) -> None:
@@ -167,9 +166,7 @@ class RunFolder:
             rows = Table.of(_rows(path, CLUSTERS))
         record = self.read_record()
         with self.as_disk_errors():
-            # Version 0.1 wrote only the digest of the clusters.
-            found = Digests.of(rows.only("path", "status", "cluster"))
-            if record.rows != found.rows if record.rows else record.cut not in (None, "", found.cut):
+            if record.rows != Digests.of(rows.only("path", "status", "cluster")).rows:
                 raise DiskError(
                     f"{self.path / 'clusters.csv'} was changed since it was written (sorted, or saved by another"
                     " program?): features.npy and the report go by the order of its rows. Restore it from a copy"
@@ -210,16 +207,16 @@ class RunFolder:
         assert not self.read_only, "only the main rank writes"
         return self.stage.path(name) if self.stage else self.path / name
 
-    def read_array(self, name: str, rows: int | tuple[int, ...], columns: int) -> npt.NDArray[np.float32]:
-        """A matrix of finite float32 numbers of this shape; several numbers of ``rows``: of one of these."""
-        shapes = [(count, columns) for count in (rows if isinstance(rows, tuple) else (rows,))]
+    def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """Return a matrix of finite float32 numbers of this shape."""
+        shape = (rows, columns)
         with self._read(name) as path:
             check_file(path, 1 << 62)
             # Mapped: no memory is taken for more than the file has, whatever its header says.
             array: Any = load_array(path, mmap_mode="r")
-            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape not in shapes:
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
                 found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
-                raise ValueError(f"it holds {found} instead of float32 {shapes[0]}")
+                raise ValueError(f"it holds {found} instead of float32 {shape}")
             # Read, and not mapped: where a mapped file shrinks the process dies without a word.
             read: npt.NDArray[np.float32] = load_array(path)
             if not np.isfinite(read).all():
@@ -252,27 +249,24 @@ class RunFolder:
 
 
 class Digests:
-    """Digests of the rows of clusters.csv that have passed by.
+    """SHA-256 of the rows of clusters.csv that have passed by: of the images, in their order, and their clusters.
 
     Args:
-        fitted: Number of used images that the fit had, the first ones (None: all).
+        fitted: Number of images of the fit, the first rows.
 
     Attributes:
-        rows: SHA-256 of the images, in their order, and their clusters.
-        cut: Identifier of the assignment: of the clusters of the fit's images, so that an update keeps it.
+        cut: Identifier of the assignment of these images, which an update therefore keeps.
     """
 
-    def __init__(self, fitted: int | None = None) -> None:
-        self._rows, self._cut = hashlib.sha256(), hashlib.sha256()
-        self._left = sys.maxsize if fitted is None else fitted
+    def __init__(self, fitted: int = 0) -> None:
+        self._rows, self._fitted, self.cut = hashlib.sha256(), fitted, ""
 
     def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
-        for row in rows:
+        for number, row in enumerate(rows, 1):
             text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
             self._rows.update(text.encode(errors="surrogateescape"))
-            if row["status"] == "ok" and self._left:
-                self._left -= 1
-                self._cut.update(int(row["cluster"]).to_bytes(8, sys.byteorder, signed=True))
+            if number == self._fitted:
+                self.cut = self.rows[:16]
             yield row
 
     @classmethod
@@ -285,10 +279,6 @@ class Digests:
     @property
     def rows(self) -> str:
         return self._rows.hexdigest()
-
-    @property
-    def cut(self) -> str:
-        return self._cut.hexdigest()[:16]
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -18,13 +18,13 @@ class RunRecord:
     run: str | None = None
     version: str | None = None
     status: str | None = None
-    result: str | None = None  # None: there is none, or it is a finished run's of a version before
+    result: str | None = None  # None: there is none
     command: str | None = None
     images: str
     location: str
     started: str | None = None
     seed: int
-    n_clusters: int | None = 0  # None: -k auto, null in the file; 0: not known, as of runs of version 0.1
+    n_clusters: int | None = None  # None: -k auto, null in the file
     device: str | None = None
     environment: Mapping[str, str | int] | None = None
     memory_estimate_mb: int | None = None
@@ -58,10 +58,8 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         table = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "other"}
-        unknown = {name for name, value in table.items() if value is None} - {"n_clusters"}
-        if self.n_clusters == 0:
-            unknown.add("n_clusters")
-        return {name: value for name, value in table.items() if name not in unknown} | {**self.other}
+        known = {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
+        return known | {**self.other}
 
     def with_result_of(self, before: Self | None) -> Self:
         """The record of a run that goes on: what was known of the result ``before`` is still true."""
