@@ -325,7 +325,6 @@ HEADERS = {
     "a header that is no JSON": safetensors_bytes(b"hello"),
     "a header that is a list": safetensors_bytes(b"[]"),
     "a header without tensors": safetensors_bytes(b"{}"),
-    "a tensor twice": safetensors_bytes(b"{" + one() + b"," + one() + b"}", bytes(8)),
     "a deep header": safetensors_bytes(b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
     "NaN in the header": safetensors_bytes(b"{" + one(offsets="[0,NaN]") + b"}", bytes(8)),
     "a shape of 10^18": safetensors_bytes(b"{" + one(f"[{10**9},{10**9}]") + b"}", bytes(8)),
@@ -341,14 +340,6 @@ HEADERS = {
 def test_a_strangers_header_is_refused(folder, content):
     write_weights(folder, content)
     refused(folder, "model.safetensors")
-
-
-def test_what_safetensors_itself_takes(folder, monkeypatch):
-    """The negative control of the test above: a name twice is found by our own look at the header."""
-    write_weights(folder, HEADERS["a tensor twice"])
-    assert "key twice" in refused(folder, "model.safetensors")
-    monkeypatch.setattr(reading, "_no_key_twice", dict)
-    assert "key twice" not in refused(folder, "model.safetensors")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
@@ -482,11 +473,10 @@ def test_the_trial_that_is_saved_gives_the_same_network(whole):
 
 def test_a_file_with_holes_is_refused_before_it_is_read(folder, monkeypatch):
     """300 GB that take no place on the disk, with a header that says less."""
-    path = folder / "model.safetensors"
-    size = path.stat().st_size
-    os.truncate(path, 300 << 30)
+    os.truncate(folder / "model.safetensors", 300 << 30)
     monkeypatch.setattr(reading, "sha256", lambda path: pytest.fail("it was read"))
-    assert f"322,122,547,200 bytes, and its header describes {size:,}" in refused(folder, "model.safetensors")
+    monkeypatch.setattr(memory, "available", lambda: 1e12)
+    assert "file not fully covered" in refused(folder, "model.safetensors")
 
 
 def test_tensors_that_memory_cannot_hold_are_refused_before_they_are_read(folder, monkeypatch):

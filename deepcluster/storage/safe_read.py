@@ -52,34 +52,19 @@ def _finite(text: str) -> float:
     return value
 
 
-def _end(header: Any) -> int:
-    """Where the last tensor ends that the header of a safetensors file describes."""
-    try:
-        return max((int(each["data_offsets"][1]) for name, each in header.items() if name != "__metadata__"), default=0)
-    except (AttributeError, LookupError, TypeError):
-        raise ValueError("no header of a safetensors file") from None
-
-
 def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file, mapped and not yet read; with its SHA-256 the file is checked first.
+    """Return the tensors of a safetensors file, mapped and not yet read, if the file has this SHA-256 (None: any).
 
     Raises OSError, ValueError or SafetensorError with the reason, or OutOfMemoryError.
     """
-    check_file(path, MOST_TENSORS)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > MOST_JSON:
-            raise ValueError(f"a header of {length:,} bytes, more than the {MOST_JSON:,} that are read")
-        header = parse_json(file.read(length))  # safetensors, which checks the rest, takes a name twice
-    size, described = path.stat().st_size, 8 + length + _end(header)
-    if size != described:
-        raise ValueError(f"{size:,} bytes, and its header describes {described:,}")
-    check_fits(str(path), size, "use a machine with more memory")
-    if digest is not None and digest != sha256(path):
-        raise ValueError("changed since it was written, by its SHA-256")
     from safetensors.torch import load_file  # imports torch
 
-    return load_file(path)
+    check_file(path, MOST_TENSORS)
+    check_fits(str(path), path.stat().st_size, "use a machine with more memory")
+    tensors = load_file(path)  # checks that the header describes exactly this file, before the digest reads all of it
+    if digest is not None and digest != sha256(path):
+        raise ValueError("changed since it was written, by its SHA-256")
+    return tensors
 
 
 # SHA-256 finds damage, not attackers: these can write a new digest beside a new file.
