@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 import time
 import warnings
 import webbrowser
@@ -43,7 +42,6 @@ from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, opt
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime import streams
-from deepcluster.runtime.completion import with_paths
 from deepcluster.runtime.signals import Stop, listening
 from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, paragraph, printable, say
 from deepcluster.runtime.torchrun import is_main_rank, world_size
@@ -59,14 +57,7 @@ if TYPE_CHECKING:
     from deepcluster.storage.run_record import RunRecord
 
 
-class Program(App):
-    """The parser, whose shell completion completes paths."""
-
-    def generate_completion(self, *, prog_name: str | None = None, shell: Any = None) -> str:
-        return with_paths(super().generate_completion(prog_name=prog_name, shell=shell), shell)
-
-
-app = Program(
+app = App(
     name="deepcluster",
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
@@ -87,14 +78,8 @@ RunArgument = Annotated[
 ]
 if TYPE_CHECKING:
     PathText = str
-    DeviceText = str
-    RecipeText = str
-    LabelsText = str
-else:  # text, as that is what fits first or always; the rest is for the shell's completion
+else:  # the parser takes the text as it is; Path lets the shell complete it
     PathText = str | Path
-    DeviceText = Literal["auto", "cpu", "cuda", "mps"] | str
-    RecipeText = Literal[tuple(PRESETS)] | str
-    LabelsText = Literal["folders"] | str
 ImagesArgument = Annotated[
     PathText,
     Parameter(
@@ -112,7 +97,7 @@ def _check_device(_: object, name: str) -> None:
         raise ValueError("Choose auto, cpu, cuda or mps.")
 
 
-Device = Annotated[DeviceText, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device, show_choices=False)]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
 Json = Annotated[
     bool,
@@ -138,9 +123,7 @@ def _recipe_flags() -> dict[str, Any]:
             kind: Any = str if option.auto else type(option.default)
             if names:
                 kind = Literal[names] if names == option.choices else Literal[names] | str
-            elif name == "weights":
-                kind = Literal["timm", "none"] | str
-            flags[name] = Annotated[kind, Parameter(help=option.help, show_choices=name != "weights")]
+            flags[name] = Annotated[kind, Parameter(help=option.help)]
     return flags
 
 
@@ -179,7 +162,7 @@ def fit(
         Path | None, Parameter(name=["-o", "--out"], help="The run folder to make (default: runs/NAME-DATE).")
     ] = None,
     k: NumberOfClusters = "auto",
-    recipe: Annotated[RecipeText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto",
+    recipe: Annotated[PathText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto",
     flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
     set_: Assignments = None,
     device: Device = "auto",
@@ -193,11 +176,8 @@ def fit(
         str | None, Parameter(help="Be done by then, with as many rounds as fit: 90s, 30m, 2h.")
     ] = None,
     labels: Annotated[
-        LabelsText | None,
-        Parameter(
-            show_choices=False,
-            help="For metrics only: folders (or what comes with the source), or a CSV of path,label.",
-        ),
+        PathText | None,
+        Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label."),
     ] = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False,
     resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False,
@@ -493,7 +473,6 @@ def similar(
     out: OutOfTable = "-",
     device: Device = "auto",
     overwrite: Overwrite = False,
-    open_: Annotated[bool, Parameter(name="--open", negative=(), help="Show them as a page in a browser.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the images of a run that are most like one: path, cluster, name, similarity (the cosine of the features)."""
@@ -504,18 +483,11 @@ def similar(
         raise DataError(f"{_short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
     target = None if out == "-" else _output(Path(out), run_, image, overwrite)
     with Terminal(quiet, to_stderr=True):
-        from deepcluster.runs.similar import COLUMNS, similar_page
+        from deepcluster.runs.similar import COLUMNS
         from deepcluster.runs.similar import similar as most_similar
 
         found = most_similar(run_, image, n, device)
         _write_table(target, COLUMNS, ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in found))
-        if open_:
-            with tempfile.NamedTemporaryFile(
-                "w", suffix=".html", prefix="deepcluster-similar-", encoding="utf-8", delete=False
-            ) as page:  # the browser reads it later
-                page.write(similar_page(run_, image, found))
-    if open_:
-        _open(Path(page.name))
 
 
 @app.command
@@ -528,8 +500,7 @@ def evaluate(
     /,
     *,
     labels: Annotated[
-        LabelsText | None,
-        Parameter(show_choices=False, help="folders (what comes with the source) or a CSV of path,label."),
+        PathText | None, Parameter(help="folders (what comes with the source) or a CSV of path,label.")
     ] = None,
     protocol: Annotated[
         Literal["clustering", "knn", "linear", "few", "retrieval", "voc07", "filters"],
@@ -1006,7 +977,8 @@ def run_command(arguments: list[str]) -> int:
                     return 0
                 raise UsageError(f"{alone} does not share its work among processes: run it without torchrun")
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-            sys.stdout.flush()
+            if unwritten := streams.flush():
+                raise unwritten
     except Stopped as error:
         complain(f"error: {error}")
         return Stopped.exit_code
@@ -1022,11 +994,14 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain("stopped")
         return Stopped.exit_code
-    except BrokenPipeError:  # the reader has closed the pipe, as `head` does (streams.py)
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         return 0
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and (unwritten := streams.flush()):
+            complain(f"error: {unwritten}")
+            return unwritten.exit_code
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
             return OutOfMemoryError.exit_code
@@ -1046,7 +1021,5 @@ def main() -> None:
     streams.set_up()
     app.console = PipeConsole()  # after set_up, which checks the COLUMNS that give it its width
     code = run_command(sys.argv[1:])
-    if (unsaid := streams.failure()) and code == 0:
-        complain(f"error: {unsaid}")
-        code = unsaid.exit_code
+    streams.flush()
     sys.exit(code)

@@ -41,7 +41,6 @@ from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.display import Display, Several, Silent
-from deepcluster.runtime.notebook import Notebook, in_notebook
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -141,11 +140,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             ValueError: X is not a table of finite numbers.
         """
         n_clusters = _n_clusters(self.n_clusters)
-        missing = [name for name in ("say", "progress", "round") if display and not hasattr(display, name)]
-        if missing:
-            raise UsageError(
-                f"display={display!r} has no {missing[0]}: deepcluster.runtime.Silent is one to begin with"
-            )
         rows, images = self._read(X, reset=True)
         if rows is not None and n_clusters is not None and n_clusters > len(images):
             raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
@@ -347,9 +341,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return str(recipe.pop("base", AUTO)), recipe | options
 
     def _display(self) -> AbstractContextManager[Display]:
-        if not self.verbose:
-            return nullcontext(Silent())
-        return Notebook() if in_notebook() else Terminal(quiet=False)
+        return Terminal(quiet=False) if self.verbose else nullcontext(Silent())
 
     def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
         """Take over the results in a folder.

@@ -625,36 +625,6 @@ def test_names_of_files_are_inert(tmp_path):
     assert "<img src=x" not in ours._repr_html_() and "&lt;img src=x" in ours._repr_html_()
 
 
-@pytest.mark.slow
-def test_progress_in_a_notebook(tmp_path):
-    """In a real kernel: one output, updated, and at the end a table with the rounds."""
-    pytest.importorskip("ipykernel")
-    client_of = pytest.importorskip("jupyter_client.manager").start_new_kernel
-    code = (
-        "import numpy as np\nfrom deepcluster import DeepCluster\n"
-        "x = np.random.default_rng(0).integers(0, 255, (40, 8, 8)).astype('uint8')\n"
-        "dc = DeepCluster(n_clusters=2, rounds=2, epochs=1, image_size=8, verbose=1)\n"
-        f"dc.fit(x, run='{tmp_path}/<img src=x>')"
-    )
-    manager, client = client_of(kernel_name="python3")
-    seen: list[tuple[str, dict]] = []
-    try:
-        client.execute_interactive(
-            code, timeout=120, output_hook=lambda message: seen.append((message["msg_type"], message["content"]))
-        )
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)  # in good order, so that it clears up
-    kinds = [kind for kind, _ in seen]
-    assert kinds.count("display_data") == 1 and kinds.count("update_display_data") > 3
-    assert not {"stream", "error"} & set(kinds), seen
-    last = [content["data"]["text/html"] for kind, content in seen if kind == "update_display_data"][-1]
-    assert "<td>2/2</td>" in last and "<th>loss</th>" in last and "<b>Done</b>" in last
-    assert "&lt;img src=x&gt;" in last and "<img" not in last
-    result = next(content["data"]["text/html"] for kind, content in seen if kind == "execute_result")
-    assert "2 clusters of 40 images, 2 rounds" in result and "data:image/webp" in result
-
-
 def test_progress_on_a_terminal(capsys):
     DeepCluster(**QUICK, verbose=1).fit(pixels())
     shown = capsys.readouterr().out

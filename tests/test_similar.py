@@ -3,7 +3,6 @@
 import csv
 import io
 import shutil
-import webbrowser
 from pathlib import Path
 
 import numpy as np
@@ -76,20 +75,6 @@ def test_what_is_wrong_is_said(finished, photos, tmp_path, capsys, image, option
     (tmp_path / "bad.png").write_text("no image")
     assert run_command(["similar", str(finished), image.format(photos=photos, tmp=tmp_path), *options]) == code
     assert message in capsys.readouterr().err
-
-
-def test_the_page_is_whole_in_itself_and_opened(finished, tmp_path, monkeypatch, capsys):
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert run_command(["similar", str(finished), paths_of(finished)[0], "-n", "3", "--open"]) == 0
-    (page,) = tmp_path.glob("deepcluster-similar-*.html")
-    assert opened == [page.as_uri()]
-    text = page.read_text()
-    assert text.count('<img src="data:image/webp;base64,') == 4  # the image and the three
-    assert "http:" not in text and "https:" not in text and "<script" not in text
-    for row in table(capsys.readouterr().out):
-        assert row["path"] in text
 
 
 def test_nearest_of_the_estimator(finished, photos, tmp_path):

@@ -22,7 +22,6 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import find, find_in_parts
 from deepcluster.images.store import read_once
-from deepcluster.runtime import streams
 from deepcluster.storage import lock
 from deepcluster.storage import run_folder as files
 from tests.helpers.runs import change_record, record, small_fit
@@ -117,12 +116,11 @@ def test_a_time_zone_that_python_does_not_know(
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """What puts standard output on a full disk. (Called in the test: before it pytest sets the streams.)"""
-    monkeypatch.setattr(streams, "FAILURES", [])
-    with Path("/dev/full").open("wb") as device:
-        stream = streams.standard(sys.stdout, device.fileno(), "standard output")
+    with Path("/dev/full").open("w") as stream:
         yield lambda: monkeypatch.setattr("sys.stdout", stream)
-        with suppress(DiskError):
+        with suppress(OSError):
             stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -139,9 +137,9 @@ def test_a_training_that_cannot_be_told_goes_on(
 ) -> None:
     full()
     run = tmp_path / "run"
-    assert run_command(["fit", str(photos), "-o", str(run), *small_fit()[:-1]]) in (0, 5)
+    said = ends(["fit", photos, "-o", run, *small_fit()[:-1]], 5)
     assert record(run)["status"] == "done"
-    assert "cannot write to standard output" in str(streams.failure())
+    assert "cannot write to standard output" in said
 
 
 @pytest.mark.parametrize("command", [["recipes"], ["doctor"], ["recipes", "v1"], ["predict", "RUN", "PHOTOS"]])
@@ -154,27 +152,10 @@ def test_what_is_only_told_fails(
     assert "cannot write to standard output" in said
 
 
-def test_of_a_failing_stream_one_write_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "FAILURES", [])
-    stream = streams.standard(None, 77, "standard error")
-    with pytest.raises(DiskError, match=r"cannot write to standard error \(it is closed\)"):
-        print("a", file=stream, flush=True)
-    print("b" * 100_000, file=stream, flush=True)
-    assert len(streams.FAILURES) == 1
-    read, write = os.pipe()
-    os.close(read)
-    stream = streams.standard(sys.stdout, write, "standard output")
-    with pytest.raises(BrokenPipeError):
-        print("a", file=stream, flush=True)
-    print("b", file=stream, flush=True)
-    assert len(streams.FAILURES) == 1  # whoever reads to the first line only wants no more
-    os.close(write)
-
-
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("recipes >&-", 5, "cannot write to standard output (it is closed)"),
+        ("recipes >&-", 5, "cannot write to standard output (Bad file descriptor)"),
         ("recipes 2>&- <&-", 0, ""),
         ("recipes nothing 2>&-", 2, ""),
         ("recipes 2>/dev/full >/dev/full", 5, ""),

@@ -1,8 +1,6 @@
-"""Small pieces of HTML with pictures: the clusters of a run for a notebook's cell, and images that are alike."""
+"""The clusters of a run with their pictures, as HTML for a notebook's cell."""
 
 from collections.abc import Sequence
-
-from PIL import Image
 
 from deepcluster.report.page import templates
 from deepcluster.report.representatives import representatives
@@ -46,23 +44,3 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
     ]
     template = templates().get_template("gallery.html.j2")
     return template.render(title=title, clusters=shown, hidden=len(by_size) - len(shown))
-
-
-def page_of_similar(
-    asked: str, image: Image.Image | None, found: Sequence[tuple[str, str, float]], picture: Picture
-) -> str:
-    """A page of the images most like one.
-
-    Args:
-        asked: The path of that image.
-        image: The image, where it can be read.
-        found: (path, cluster, similarity) of the others, most similar first.
-        picture: As in ``page.RunData``.
-    """
-
-    def tile(image: Image.Image | None) -> str:
-        return "" if image is None else data_uri(image, MOST_BYTES, scale=2)
-
-    tiles = [(short(path), tile(picture(path)), cluster, f"{similarity:.3f}") for path, cluster, similarity in found]
-    template = templates().get_template("similar.html.j2")
-    return template.render(asked=short(asked), image=tile(image), tiles=tiles)

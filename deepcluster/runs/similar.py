@@ -12,10 +12,8 @@ from deepcluster.errors import UsageError
 from deepcluster.images import find
 from deepcluster.images.decode import one_line
 from deepcluster.model import Model
-from deepcluster.report.gallery import page_of_similar
-from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.predict import predict
-from deepcluster.runs.report import folder_of, found_again, name_in_run, pictures
+from deepcluster.runs.report import folder_of, name_in_run
 from deepcluster.runs.results import read_run
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
@@ -80,14 +78,3 @@ def _features(model: Model, image: str) -> Tensor:
         raise UsageError(f"{one_line(image)} has {len(source.paths):,} images: name one")
     (found,) = predict(model, source)
     return found.reduced
-
-
-def similar_page(run: Path, image: str, found: Sequence[Similar]) -> str:
-    """A page, whole in itself, with the image and those most like it."""
-    folder = open_run(run)
-    picture = pictures(found_again(folder), 2 * THUMBNAIL)
-    asked = picture(image)
-    if asked is None and os.path.lexists(image):
-        asked = pictures(find(image), 2 * THUMBNAIL)(find(image).paths[0])
-    tiles = [(one.path, f"{one.cluster} {one.name}".strip(), one.similarity) for one in found]
-    return page_of_similar(image, asked, tiles, picture)

@@ -1,4 +1,4 @@
-"""The machine: devices, threads, signals, processes and how they share images, terminal, notebook."""
+"""The machine: devices, threads, signals, processes and how they share images, terminal."""
 
 from deepcluster.runtime.display import Display, Silent
 

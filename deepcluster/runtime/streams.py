@@ -1,79 +1,37 @@
 """Standard output and standard error of a command, which may be closed, full, or not read to the end."""
 
-import io
 import os
 import re
 import sys
-from contextlib import suppress
-from typing import Any, TextIO
 
 from deepcluster.errors import DiskError
 
-FAILURES: list[DiskError] = []  # of this process
-
-
-class Standard(io.RawIOBase):
-    """The file with this ``number``. The first write that fails raises an error that names it; what is written after
-    that is gone, so that whatever has to be finished can be."""
-
-    def __init__(self, number: int, called: str, *, is_open: bool):
-        self.number = number
-        self.called = called
-        self.is_open = is_open
-        self.useless = False
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self.number
-
-    def isatty(self) -> bool:
-        return self.is_open and os.isatty(self.number)
-
-    def write(self, data: Any) -> int:
-        if self.useless:
-            return len(data)
-        try:
-            if not self.is_open:
-                raise OSError(0, "it is closed")
-            return os.write(self.number, data)
-        except BrokenPipeError:  # whoever read it has had enough: that is no failure
-            self.useless = True
-            raise
-        except OSError as error:
-            self.useless = True
-            FAILURES.append(DiskError(f"cannot write to {self.called} ({error.strerror}): send it elsewhere"))
-            raise FAILURES[-1] from None
-
 
 def set_up() -> None:
-    """Put streams of this kind in the places of ``sys.stdout`` and ``sys.stderr``. A letter that the terminal lacks is
-    shown by its code."""
-    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file that is opened would be standard output
+    """Make both streams writable, also if they are closed; letters that a terminal lacks are shown by their codes."""
+    # A closed stream gets a file that refuses to be written to; else the next file that is opened would be the stream.
+    while (lowest := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
     os.close(lowest)
-    # In a column or none, and in millions, the help would be laid out for ever.
+    # COLUMNS of 0, 1 or millions makes rich lay out the help forever.
     if not re.fullmatch("[2-9][0-9]|[1-9][0-9]{2}", os.environ.get("COLUMNS", "80")):
         del os.environ["COLUMNS"]
-    sys.stdout = standard(sys.stdout, 1, "standard output")
-    sys.stderr = standard(sys.stderr, 2, "standard error")
-
-
-def standard(stream: TextIO | None, number: int, called: str) -> TextIO:
-    """A text stream to the file with this ``number``, like ``stream``; None: it is closed."""
-    raw = Standard(number, called, is_open=stream is not None)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=stream.encoding if stream else "utf-8",
-        errors="backslashreplace",
-        line_buffering=number == 2 or raw.isatty(),
-    )
-
-
-def failure() -> DiskError | None:
-    """What the user has not been told, for want of a place; asked at the end of a command."""
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(DiskError, BrokenPipeError):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def flush() -> DiskError | None:
+    """Flush both streams, and return an error for the first that cannot be written to; none if its reader has gone."""
+    failures = []
+    for stream, name in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
+        try:
             stream.flush()
-    return FAILURES[0] if FAILURES else None
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                failures.append(DiskError(f"cannot write to {name} ({error.strerror}): send it elsewhere"))
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # Python flushes once more when it ends
+            os.close(nowhere)
+    return failures[0] if failures else None

@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from deepcluster.errors import DiskError
-
 WIDTH = 100  # characters of a line at most
 
 
@@ -56,7 +54,7 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    with suppress(DiskError):  # reported at the end (streams.py)
+    with suppress(OSError):  # reported at the end (streams.py)
         print(printable(text), file=sys.stderr)
 
 
@@ -106,7 +104,7 @@ class Terminal:
     def say(self, heading: str, text: str) -> None:
         if not self.quiet:
             # The run continues without a reader; a full disk is reported at the end (streams.py).
-            with suppress(BrokenPipeError, DiskError):
+            with suppress(OSError):
                 self.console.print(paragraph(heading.capitalize(), text), markup=False)
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
