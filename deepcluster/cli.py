@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from deepcluster.runs.job import Request
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
-    from deepcluster.storage.output import Output
     from deepcluster.storage.run_folder import RunFolder
     from deepcluster.storage.run_record import RunRecord
 
@@ -308,7 +307,7 @@ def predict(
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
 
-    def found(_: Terminal) -> "tuple[Source | str, Output | None]":
+    def found(_: Terminal) -> "tuple[Source | str, Path | None]":
         target = None if out == "-" or not is_main_rank() else _output(Path(out), run_, images, overwrite)
         return _found(run_, images), target
 
@@ -352,7 +351,7 @@ def embed(
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
 
-    def found(_: Terminal) -> "tuple[Source | str, list[Output]]":
+    def found(_: Terminal) -> "tuple[Source | str, list[Path]]":
         paths = (out, out.with_suffix(".csv")) if is_main_rank() else ()
         return _found(run_, images), [_output(path, run_, images, overwrite) for path in paths]
 
@@ -361,6 +360,7 @@ def embed(
     import numpy as np
 
     from deepcluster.images.csv_files import write_csv
+    from deepcluster.storage.files import write_output
 
     if not processes.is_main:
         return
@@ -369,8 +369,8 @@ def embed(
     paths = [{"path": path} for part in parts for path in part.paths]
     stopping.check()
     with stopping.later():
-        features_file.write(lambda file: np.save(file, features), binary=True)
-        paths_file.write(lambda file: write_csv(file, ("path",), paths))
+        write_output(features_file, lambda file: np.save(file, features), binary=True)
+        write_output(paths_file, lambda file: write_csv(file, ("path",), paths))
 
 
 @app.command
@@ -586,7 +586,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
-    from deepcluster.storage.destination import check_no_file, check_no_folder
+    from deepcluster.storage.files import check_no_file, check_no_folder
 
     if fold_sobel and to != "official":
         raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
@@ -776,10 +776,42 @@ def _found(run: Path, images: str) -> "Source | str":
     return images if images == "-" else find(images)
 
 
-def _output(path: Path, run: Path, images: str, overwrite: bool) -> "Output":
-    from deepcluster.storage.output import files_read, output
+def _output(path: Path, run: Path, images: str, overwrite: bool) -> Path:
+    """Return ``path`` if a command that reads this run and these images may write it."""
+    from deepcluster.storage.files import check_output
 
-    return output(path, overwrite=overwrite, inputs=lambda: files_read(run, images))
+    check_output(path, overwrite=overwrite, inputs=lambda: files_read(run, images))
+    return path
+
+
+def files_read(run: Path, images: str) -> Iterator[Path]:
+    """Yield the files that `predict` and `similar` read, if their names are known before; those of ``-`` are not."""
+    from deepcluster.images.find import find
+    from deepcluster.images.run_folders import is_run
+    from deepcluster.images.webdataset import files_of, is_pattern
+    from deepcluster.nets.sizes import FEATURES
+    from deepcluster.storage.ownership import own_files
+    from deepcluster.storage.run_folder import open_run
+
+    record = open_run(run).read_record() if is_run(run) else None
+    yield from (run / name for name in own_files(run))
+    place = Path(images)
+    if is_pattern(images) and not os.path.lexists(place):
+        yield from files_of(place).values()
+    elif images != "-" and os.path.lexists(place):
+        yield place
+        if record and record.backbone == FEATURES:  # the paths of features lie beside them
+            yield from map(place.with_suffix, (".csv", ".txt"))
+            return
+        source = find(place)
+        if source.file is not None:
+            yield from source.files()
+        elif place.is_dir():
+            yield from place.rglob("*.tar")
+    elif record:  # the path of an image in the run, relative to the folder of its images or of their list
+        location = Path(record.location)
+        yield from (folder / place for folder in (location, location.parent))
+        yield from (Path(row["source"]) for row in open_run(run).read_added() if row["path"] == images)
 
 
 def _predictions(
@@ -788,7 +820,7 @@ def _predictions(
     device: str,
     processes: "Processes",
     terminal: Terminal,
-    *targets: "Output | None",
+    *targets: Path | None,
 ) -> Iterator[tuple["Model", "Prediction"]]:
     """The model of a run with what it predicts, part by part; unusable images are named on standard error.
 
@@ -797,8 +829,8 @@ def _predictions(
     """
     from deepcluster.runs.predict import predict
     from deepcluster.runtime.devices import choose_device
+    from deepcluster.storage.files import check_no_input
     from deepcluster.storage.model_files import load
-    from deepcluster.storage.output import check_apart
     from deepcluster.storage.run_folder import open_run
 
     model = load(open_run(run_).path, choose_device(device))
@@ -807,15 +839,16 @@ def _predictions(
             complain(f"skipped {path}: {reason}")
         for target in filter(None, targets if images == "-" else ()):
             for path in (*part.paths, *(path for path, _ in part.skipped)):
-                check_apart(target.path, Path(path))
+                check_no_input(target, Path(path))
         yield model, part
 
 
 def _write_table(
-    target: "Output | None", columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
+    target: Path | None, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
 ) -> None:
     """Rows as CSV, or as a line of JSON each, to a file or (None) to standard output."""
     from deepcluster.images.csv_files import write_csv
+    from deepcluster.storage.files import write_output
 
     def write(file: Any) -> None:
         if as_json:
@@ -824,7 +857,7 @@ def _write_table(
             write_csv(file, columns, rows)
 
     if target:
-        target.write(write)
+        write_output(target, write)
     else:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
         write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout)

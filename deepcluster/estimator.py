@@ -45,7 +45,7 @@ from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables
-from deepcluster.storage.output import output
+from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
 
@@ -233,8 +233,10 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Write the report of the run, one HTML page, and return its path."""
         self._check_run("a report")
         page = report.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
-        output(Path(path), overwrite=True, inputs=tuple).write(lambda file: file.write(page))
-        return Path(path)
+        path = Path(path)
+        check_output(path, overwrite=True, inputs=tuple)
+        write_output(path, lambda file: file.write(page))
+        return path
 
     @in_words_of_python()
     def save(self, folder: str | Path) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, Digests, RunFolder
+from tests.helpers.runs import change_record
 
 RECORD = {"schema_version": 1, "images": "pictures", "seed": 0, "rounds": 0, "status": "done"}
 
@@ -39,21 +40,25 @@ def hand_run(
     """A run on the images of ``location`` that put each path into a cluster."""
     run.mkdir()
     folder, names, labels = RunFolder(run), names or {}, labels or {}
-    rows: list[dict[str, Any]] = [
+    rows = [
         {
             "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "fine_cluster": cluster,
             "distance": f"{i / 7:.6f}", "margin": "0.250000", "is_outlier": i % 2, "label": labels.get(path, ""),
         }
         for i, (path, cluster) in enumerate(clusters.items())
     ]  # fmt: skip
-    rows += [{"path": path, "status": "skipped"} for path in skipped]
-    folder.write_rows("clusters.csv", CLUSTERS, rows)
-    about = {**RECORD, "location": location, "rows": Digests.of(rows).rows}
-    (run / "run.json").write_text(json.dumps(about))
+    (run / "run.json").write_text(json.dumps({**RECORD, "location": location}))
+    write_clusters(run, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
     found = sorted(set(clusters.values()))
     summary = [{"cluster": each, "name": names.get(each, ""), "junk": int(each in junk)} for each in found]
     folder.write_rows("cluster_summary.csv", SUMMARY, summary)
     return run
+
+
+def write_clusters(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write clusters.csv and its digest."""
+    RunFolder(run).write_rows("clusters.csv", CLUSTERS, rows)
+    change_record(run, rows=Digests.of(rows).rows)
 
 
 def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:

@@ -14,8 +14,8 @@ from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.atomic import write_tensors
 from deepcluster.storage.checkpoint import Checkpoints, restored
+from deepcluster.storage.files import write_tensors
 from deepcluster.storage.safe_read import json_sha256
 
 SIZES = {1: (11,), 2: (7, 4), 3: (2, 0, 9)}  # rows of each rank; one may have none

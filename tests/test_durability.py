@@ -105,7 +105,7 @@ WINDOWS = {
     "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 4),
     "while it is written": ("os:fsync", 12),
     "before the rename": ("pathlib:Path.replace", 14),
-    "after the rename": ("deepcluster.storage.atomic:sync_folder", 16),
+    "after the rename": ("deepcluster.storage.files:sync_folder", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
     "between the rounds": ("deepcluster.runs.train:history_row", 2),

@@ -9,7 +9,7 @@ from deepcluster.export import parquet
 from deepcluster.report import sprite
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import CLUSTERS, RunFolder
-from tests.exports import hand_run
+from tests.exports import hand_run, write_clusters
 from tests.tiny import tiny_model
 
 PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
@@ -59,7 +59,7 @@ def test_what_viewers_need(run, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     folder = RunFolder(run)
     rows = folder.read_rows("clusters.csv")
-    folder.write_rows("clusters.csv", CLUSTERS, [rows[4], *rows[:4]])  # the skipped one first
+    write_clusters(run, [rows[4], *rows[:4]])  # the skipped one first
     places = np.arange(8, dtype=np.float32).reshape(4, 2)
     folder.write_array("map.npy", places)
     parquet(run, tmp_path / "x.parquet")

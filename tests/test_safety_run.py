@@ -22,11 +22,11 @@ from deepcluster.errors import DataError, DiskError
 from deepcluster.images.find import LIBRARIES
 from deepcluster.runs import report as run_report
 from deepcluster.runtime import plain_files
-from deepcluster.storage import atomic
+from deepcluster.storage import files as whole
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import safe_read as reading
-from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.files import write_whole
 from deepcluster.storage.ownership import NAMES
 from tests.helpers.runs import change_record, contents, rows, small_fit
 from tests.tiny import change_config, empty_folder, tiny_run
@@ -341,10 +341,10 @@ def test_a_scratch_file_is_never_the_target_of_a_link(tmp_path, monkeypatch):
     """Nobody can foresee its name; and if somebody did, it is made as a new file or not at all."""
     target, scratch = tmp_path / "target", tmp_path / ".scratch"
     scratch.symlink_to(target)
-    monkeypatch.setattr(atomic, "scratch_name", lambda _: scratch)
+    monkeypatch.setattr(whole, "scratch_name", lambda _: scratch)
     scratch.write_text("hello")  # the negative control: a plain write follows the link
     with pytest.raises(DiskError, match="File exists"):
-        atomic.write_whole(tmp_path / "a", lambda file: file.write("other"))
+        whole.write_whole(tmp_path / "a", lambda file: file.write("other"))
     assert target.read_text() == "hello" and scratch.is_symlink() and not (tmp_path / "a").exists()
 
 
@@ -449,7 +449,7 @@ def test_features_come_back(tmp_path):
 def test_a_model_has_neither_paths_nor_metadata(finished, photos):
     """What may be passed on has no path of the images, and nothing but the known keys and tensors."""
     config = json.loads((finished / "model" / "config.json").read_text())
-    assert set(config) == models.TYPES.keys() | models.DIGESTS.keys() | models.OPTIONAL.keys()
+    assert set(config) == models.TYPES.keys()
     with (finished / "model" / "model.safetensors").open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little")).decode()
     assert "__metadata__" not in header

@@ -37,8 +37,7 @@ from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
 from deepcluster.runtime.terminal import Terminal
 from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import model_files as models
-from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.destination import new_folder
+from deepcluster.storage.files import new_folder, write_whole
 from tests.commands import Commands
 from tests.drawings import save_drawings
 from tests.helpers.runs import record, small_fit

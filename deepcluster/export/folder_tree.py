@@ -13,8 +13,7 @@ from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import one_line, pillow_limits
 from deepcluster.report.text import count
 from deepcluster.runtime.display import Display
-from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.destination import check_apart, check_no_folder, new_folder
+from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
 
 INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how")
@@ -67,7 +66,7 @@ def write_folders(
     Raises:
         DataError: No image can be exported.
     """
-    check_apart(out, members.source)
+    check_outside(out, Path(members.source.location))
     transfer = Transfer(members.source, mode, strip=strip, roots=members.roots)
     targets = _targets(members.rows, target)
     if dry_run:

@@ -13,8 +13,7 @@ from deepcluster.report.text import inert, number, percent, three
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.atomic import write_whole
-from deepcluster.storage.destination import new_folder
+from deepcluster.storage.files import new_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder
 
 CARD = "README.md"

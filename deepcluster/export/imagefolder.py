@@ -12,7 +12,7 @@ from deepcluster.images import Images
 from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.runtime.display import Display, Silent
-from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.files import write_whole
 
 SPLIT = "train"
 METADATA = "metadata.csv"

@@ -22,7 +22,7 @@ from deepcluster.model import Model
 from deepcluster.runtime.display import Display, Silent
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
-from deepcluster.storage.destination import check_no_file, write_file
+from deepcluster.storage.files import check_no_file, new_file
 
 OPSET = 18  # the first whose ScatterElements takes the smallest
 OUTPUTS = ("features", "distances", "cluster")
@@ -108,7 +108,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
             f"onnxruntime and torch differ by {apart:.1e} for this network, more than {MAX_DIFFERENCE:.0e}: nothing is"
             " written; use deepcluster predict instead"
         )
-    write_file(out, lambda file: file.write(content))
+    new_file(out, lambda file: file.write(content))
     (display or Silent()).say(
         "Exported",
         f"{out}: {len(content) / 1e6:,.1f} MB, uint8 N x 3 x {model.store_size} x {model.store_size} to"

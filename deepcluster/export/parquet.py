@@ -16,7 +16,7 @@ from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.destination import check_no_file, write_file
+from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.table import Table
 
@@ -83,7 +83,7 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
     columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features), torch.from_numpy(used)), kind)
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)
-    write_file(out, lambda file: pq.write_table(pa.table(columns), file))
+    new_file(out, lambda file: pq.write_table(pa.table(columns), file))
     (display or Silent()).say("Exported", f"{len(rows):,} rows with {dims} features to {out}")
 
 

@@ -16,7 +16,7 @@ from deepcluster.runtime.display import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.destination import check_no_file, write_file
+from deepcluster.storage.files import check_no_file, new_file
 
 
 def official(run: Path, out: Path, *, fold_sobel: bool = False, display: Display | None = None) -> None:
@@ -61,7 +61,7 @@ def write_official(network: Network, path: Path, *, epoch: int = 0, fold_sobel: 
     if fold_sobel:
         body = paper.fold_sobel(body)
     head = network.head if isinstance(network.head, nn.Linear) else None
-    write_file(path, lambda file: save_official(body, head, file, epoch=epoch))
+    new_file(path, lambda file: save_official(body, head, file, epoch=epoch))
 
 
 def _last_head(folder: Path, network: Network) -> nn.Linear | None:

@@ -25,7 +25,7 @@ from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFin
 from deepcluster.records import Clustering, State, Trained, Work
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage.atomic import write_tensors, write_whole
+from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.ownership import is_known
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors, sha256
 

@@ -15,7 +15,7 @@ from typing import Any
 from deepcluster.errors import DiskError
 from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
-from deepcluster.storage.atomic import changing, sync_folder, write_whole
+from deepcluster.storage.files import changing, sync_folder, write_whole
 from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, is_ours, remove_own
 from deepcluster.storage.safe_read import read_json
 

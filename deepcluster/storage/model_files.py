@@ -24,7 +24,7 @@ from deepcluster.nets.given import absent_module, no_network
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.sizes import FEATURES, MODULE
-from deepcluster.storage.atomic import write_tensors, write_whole
+from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.run_folder import RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
 

@@ -25,7 +25,7 @@ from deepcluster.images.run_folders import is_run
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.plain_files import check_file, lines_of
 from deepcluster.storage import generation
-from deepcluster.storage.atomic import changing, write_tensors, write_whole
+from deepcluster.storage.files import changing, write_tensors, write_whole
 from deepcluster.storage.generation import Stage
 from deepcluster.storage.lock import hold
 from deepcluster.storage.ownership import LOCK, is_scratch, own_files, remove_stale_scratch, scratch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepcluster.errors import ModelError
 from deepcluster.images.tabular import PixelScale
-from deepcluster.storage.atomic import write_whole
+from deepcluster.storage.files import write_whole
 from deepcluster.storage.safe_read import read_json
 
 TABLE = "table.json"

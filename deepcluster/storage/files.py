@@ -1,0 +1,251 @@
+"""Files and folders that are written whole or not at all, and the checks of what a user names with -o."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from deepcluster.errors import DeepClusterError, DiskError, UsageError
+from deepcluster.runtime import signals as stopping
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Files in these folders belong to the system. They are written into, and never replaced.
+SYSTEM = ("/dev", "/proc", "/sys")
+ROOM = ": make room, or give another -o"
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path | None = None) -> None:
+    """Write a file beside ``path`` and rename it, so that a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: The file to make or to replace.
+        write: Called with the open file.
+        binary: Open it for bytes instead of text.
+        scratch: A folder on the same file system for the unfinished file; without it, the folder of ``path``.
+
+    Raises:
+        DiskError: It cannot be written; what was there is left as it was.
+    """
+    beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
+    made = False
+    try:
+        # "x": a new file, and never the target of a link that somebody put there.
+        with _opened(beside, "x", binary=binary) as file:
+            made = True
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        stopping.check()
+        with stopping.later():
+            beside.replace(path)
+            sync_folder(path.parent)
+    except BaseException as error:
+        if made:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
+            raise
+        raise cannot_write(path, error) from None
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path | None = None) -> str:
+    """Write a safetensors file whole, and return its SHA-256."""
+    from safetensors.torch import save  # imports torch, which nobody needs to see what is there
+
+    parts: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        part = value.detach().cpu().contiguous()
+        shared = any(part.numel() and part.data_ptr() == other.data_ptr() for other in parts.values())
+        parts[name] = part.clone() if shared else part  # safetensors refuses two names of one memory
+    # Not by safetensors' own writer: it makes files that only their owner can read.
+    data = save(parts)
+    write_whole(path, lambda file: file.write(data), binary=True, scratch=scratch)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which is renamed to ``out`` at the end. An OSError inside becomes a DiskError."""
+    check_no_folder(out)
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
+    beside = scratch_name(out)
+    made = False
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with stopping.later():
+            beside.mkdir()
+            made = True
+        yield beside
+        stopping.check()
+        with stopping.later():
+            if out.exists():
+                out.rmdir()
+            beside.rename(out)
+    except BaseException as error:
+        if made:
+            shutil.rmtree(beside, ignore_errors=True)
+        if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
+            raise
+        raise cannot_write(out, error, ROOM) from None
+
+
+def new_file(out: Path, write: Callable[[Any], object]) -> None:
+    """Write a binary file where nothing is yet, and make its folder if it is missing."""
+    check_no_file(out)
+    with changing(out, ROOM):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, write, binary=True)
+
+
+def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = False) -> None:
+    """Write a file that :func:`check_output` has allowed: a plain one whole; a device or a FIFO is opened as it is."""
+    if _is_replaceable(path):
+        write_whole(path, write, binary=binary)
+        return
+    try:
+        # "a": standard output keeps what it has already. A device has no end, so it makes no difference there.
+        with _opened(path, "a", binary=binary) as file:
+            # With write alone: numpy writes to a real file by its number, and asks for the place in it.
+            write(SimpleNamespace(write=file.write, writelines=file.writelines))
+    except (BrokenPipeError, DeepClusterError):
+        raise
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _opened(path: Path, mode: str, *, binary: bool) -> Any:
+    """Open a file for bytes, or for text that may contain names of files."""
+    if binary:
+        return path.open(f"{mode}b")
+    return path.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def scratch_name(path: Path) -> Path:
+    """Return a hidden name beside ``path`` that is short and that nobody can foresee.
+
+    It has no process number: these come again in containers.
+    """
+    return path.parent / f".deepcluster-{secrets.token_hex(8)}.tmp"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, too. (Windows opens no folders, and some file systems sync none.)"""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def changing(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn an error of the system in changing ``path`` into a DiskError."""
+    try:
+        yield
+    except DeepClusterError:
+        raise
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error, advice) from None
+
+
+def cannot_write(path: Path, error: OSError | ValueError, advice: str = "") -> DiskError:
+    """Return the DiskError for an error of the system in writing ``path``."""
+    number = error.errno if isinstance(error, OSError) else None
+    free = ""
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with suppress(OSError):
+            free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
+    advice = ": close the program that uses it, and try again" if number == errno.EBUSY else advice
+    return DiskError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}{free}){advice}")
+
+
+# ---- checks before anything is computed -----------------------------------------------------------------------------
+
+
+def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[Path]]) -> None:
+    """Check that a command may write the file ``path``, and that it can.
+
+    Args:
+        path: As the user names it.
+        overwrite: A file with something in it may be replaced.
+        inputs: The files that are read for it; asked only if a file is to be replaced.
+
+    Raises:
+        DiskError: There is a folder, a socket, or a file that may not be replaced, or nothing can be written there.
+        UsageError: It is one of the inputs.
+    """
+    with changing(path, ": give another -o"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise DiskError(f"{path} is a link that leads nowhere: remove it, or give another -o") from None
+            status = None
+        if status and stat.S_ISDIR(status.st_mode):
+            raise DiskError(f"{path} is a folder: give the name of a file, as -o {path / 'new'}{path.suffix or '.csv'}")
+        if status and _is_replaceable(path):
+            if status.st_size and not overwrite:
+                raise DiskError(
+                    f"{path} exists already, and is left as it is: give another -o, or --overwrite to replace it"
+                )
+            for file in inputs():
+                check_no_input(path, file)
+        if not status or _is_replaceable(path):
+            beside = scratch_name(path)
+            beside.open("xb").close()
+            beside.unlink()
+
+
+def check_no_input(path: Path, file: Path) -> None:
+    """Raise UsageError if the output ``path`` and the input ``file`` are one file, by whatever names."""
+    same = False
+    with suppress(OSError, ValueError):  # one of both is not there, or cannot be looked at
+        same = path.samefile(file)
+    if same:
+        raise UsageError(f"-o {path} is one of the files that are read ({file}): give another -o")
+
+
+def check_no_file(out: Path) -> None:
+    """Raise DiskError if there is something at ``out``."""
+    if os.path.lexists(out):
+        raise DiskError(f"{out} exists already, and is left as it is: give another -o, or remove it")
+
+
+def check_no_folder(out: Path) -> None:
+    """Raise DiskError if there is something at ``out`` other than an empty folder."""
+    with changing(out, ROOM):
+        if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
+            check_no_file(out)
+
+
+def check_outside(out: Path, images: Path) -> None:
+    """Raise UsageError if ``out`` lies in the folder of the images: the next fit would find every image twice."""
+    # realpath and not resolve(), which raises where links go round in a circle.
+    if images.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images)):
+        raise UsageError(
+            f"-o {out} lies in {images}, the folder of the images, and the next fit would"
+            " find them twice: give an -o outside of it"
+        )
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Return whether ``path`` is a plain file, or nothing yet, outside of the system's folders."""
+    folder = Path(os.path.realpath(path.parent))
+    system = any(folder.is_relative_to(place) for place in SYSTEM) and not folder.is_relative_to("/dev/shm")
+    return not system and (path.is_file() or not path.exists())
