@@ -284,7 +284,7 @@ def fit(
                 else:
                     folder = runs.fit(source, request(), terminal, sys.stdin, stop, processes)
         except Stopped as error:
-            raise Stopped(f"{error}{_so_far(stop.run)}; to go on: {_resuming(stop.run)}") from None
+            raise Stopped(f"{error}{_so_far(stop.run)}") from None
         is_main = processes.is_main
     if is_main:
         _print_result(folder, quiet, as_json, open_)
@@ -386,7 +386,7 @@ def recut(
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
     n_clusters = _n_clusters(k)
     record = _check_run(run_)
-    if record and record.images_count is not None:
+    if record.images_count is not None:
         check_groups(n_clusters, record.images_count)
     with Terminal(quiet, to_stderr=as_json) as terminal:
         from deepcluster.runs.recut import recut as recut_run
@@ -544,7 +544,7 @@ def evaluate(
                 if processes.is_main and not (as_json or quiet):
                     say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
         except Stopped as error:
-            raise Stopped(f"{error}; to go on: {_again()}") from None
+            raise Stopped(f"{error}; to go on: run it again") from None
     if as_json and processes.is_main:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
@@ -739,19 +739,11 @@ def _session(
             yield processes, terminal, prepared[0] if prepared else prepare(terminal)
 
 
-def _check_run(run: Path) -> "RunRecord | None":
-    """The record of a run, where it is a whole one; a warning where the result is preliminary.
-
-    Raises:
-        DiskError: There is no run.
-    """
-    from deepcluster.images.run_folders import is_run
+def _check_run(run: Path) -> "RunRecord":
+    """Return the record of a run, with a warning if its result is preliminary. DiskError if there is no run."""
     from deepcluster.records import PRELIMINARY
-    from deepcluster.storage.run_folder import open_run, read_state
+    from deepcluster.storage.run_folder import read_state
 
-    open_run(run)
-    if not is_run(run):
-        return None
     record = read_state(run, lambda folder: folder.read_record())
     if record.result == PRELIMINARY:
         warnings.warn(
@@ -770,7 +762,7 @@ def _found(run: Path, images: str) -> "Source | str":
     from deepcluster.nets.sizes import FEATURES
 
     record = _check_run(run)
-    if record and record.backbone == FEATURES:
+    if record.backbone == FEATURES:
         check_features_there(images)
         return images
     return images if images == "-" else find(images)
@@ -831,9 +823,8 @@ def _predictions(
     from deepcluster.runtime.devices import choose_device
     from deepcluster.storage.files import check_no_input
     from deepcluster.storage.model_files import load
-    from deepcluster.storage.run_folder import open_run
 
-    model = load(open_run(run_).path, choose_device(device))
+    model = load(run_, choose_device(device))
     for part in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
         for path, reason in part.skipped:
             complain(f"skipped {path}: {reason}")
@@ -918,33 +909,15 @@ def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
 
 
 def _so_far(run_: str) -> str:
-    """Where the preliminary result of a run is that was stopped; empty where it has none."""
+    """Return what a stopped fit has in its folder (empty: nothing), and how to go on, for the end of the message."""
     from deepcluster.images.run_folders import is_run
     from deepcluster.storage.run_folder import open_run
 
-    if not run_ or not is_run(Path(run_)) or open_run(Path(run_)).read_record().result is None:
-        return ""
-    return f"; the groups so far are in {run_}"
-
-
-def _resuming(run_: str) -> str:
-    """The command that goes on with this one, whose run is in ``run_``."""
     if not run_:  # nothing is written so far
-        return _again()
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
-    out = [] if any(re.fullmatch(r"(-o|--out)(=.*)?", argument) for argument in arguments) else ["-o", run_]
-    return shlex.join([*_program(), *arguments, *out, "--resume"])
-
-
-def _again() -> str:
-    """This command as it was given."""
-    return shlex.join([*_program(), *sys.argv[1:]])
-
-
-def _program() -> list[str]:
-    several = os.environ.get("LOCAL_WORLD_SIZE")
-    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={several}", "-m"] if several else []
-    return [*torchrun, "deepcluster"]
+        return "; to go on: run it again"
+    has_result = is_run(Path(run_)) and open_run(Path(run_)).read_record().result is not None
+    groups = f"; the groups so far are in {run_}" if has_result else ""
+    return f"{groups}; to go on: run it again with -o {shlex.quote(run_)} --resume"
 
 
 def _n_clusters(k: str) -> int | None:

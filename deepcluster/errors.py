@@ -3,10 +3,6 @@
 A message says what is wrong, names the file or the value, and says what to do next; both numbers when two disagree.
 """
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class DeepClusterError(Exception):
     """Base of every error that is meant for the user's eyes."""
@@ -74,24 +70,6 @@ class Unsaid(DeepClusterError):
 
 class DeepClusterWarning(UserWarning):
     """Something the user should know although the run goes on."""
-
-
-@contextmanager
-def in_words_of_python() -> Iterator[None]:
-    """Inside, errors name the parameters of the estimator instead of the flags of the command."""
-    try:
-        yield
-    except DeepClusterError as error:
-        error.args = tuple(_FLAG.sub(_parameter, part) if isinstance(part, str) else part for part in error.args)
-        raise
-
-
-_FLAG = re.compile(r"(?<!\S)(?:--([a-z][a-z-]*)|-([ko]))\b")
-
-
-def _parameter(flag: re.Match[str]) -> str:
-    name = flag[1] or {"k": "n_clusters", "o": "run"}[flag[2]]
-    return {"seed": "random_state", "set": "options"}.get(name, name.replace("-", "_"))
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.kmeans import means
 from deepcluster.clustering.nearest import nearest
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError, in_words_of_python
+from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
 from deepcluster.images.files import PATH_COLUMNS
@@ -125,7 +125,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     # ---- fit and use ------------------------------------------------------------------------------------------------
 
-    @in_words_of_python()
     def fit(self, X: Any, y: Any = None, *, run: str | Path | None = None, display: Display | None = None) -> Self:
         """Train and cluster.
 
@@ -191,7 +190,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         return self._clusters(self._reduced(X, errors)).numpy()
 
-    @in_words_of_python()
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The images of the fit that are most like each image of X.
 
@@ -219,7 +217,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         reduced = self._reduced(X, "raise")
         return -_inertia(reduced, self._clusters(reduced), self._centers())
 
-    @in_words_of_python()
     def recut(self, n_clusters: int | str | None) -> Self:
         """Make another number of groups of the same features, without training; clusters get new numbers."""
         self._check_run("recut")
@@ -228,7 +225,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self._read_results()
         return self
 
-    @in_words_of_python()
     def report(self, path: str | Path) -> Path:
         """Write the report of the run, one HTML page, and return its path."""
         self._check_run("a report")
@@ -238,7 +234,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         write_output(path, lambda file: file.write(page))
         return path
 
-    @in_words_of_python()
     def save(self, folder: str | Path) -> Path:
         """Write what ``predict`` and ``transform`` need (config.json, model.safetensors), for ``load``."""
         check_is_fitted(self)
@@ -247,7 +242,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return Path(folder)
 
     @classmethod
-    @in_words_of_python()
     def load(
         cls, folder: str | Path, *, device: str | int | torch.device = "auto", backbone: nn.Module | None = None
     ) -> Self:
@@ -413,7 +407,6 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         rows = self._table if not reset and self._table else pixel_scale(numbers, self.image_shape)
         return rows, rows.images(numbers)
 
-    @in_words_of_python()
     def _reduced(self, X: Any, errors: Errors) -> Tensor:
         """The reduced features of each image of X; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")

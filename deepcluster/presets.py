@@ -95,9 +95,9 @@ class Plan:
 def check_groups(n_clusters: int | None, count: int) -> None:
     """An error where so many images cannot have so many groups."""
     if n_clusters is not None and n_clusters < 1:
-        raise UsageError(f"-k {n_clusters}: give a whole number of at least 1, or auto")
+        raise UsageError(f"{n_clusters} clusters: give a whole number of at least 1, or auto")
     if n_clusters is not None and n_clusters > count:
-        raise DataError(f"-k {n_clusters} is more than the {_plural(count, 'image')}: give at most -k {count}")
+        raise DataError(f"{n_clusters} clusters are more than the {_plural(count, 'image')}: give at most {count}")
 
 
 def check_weights(options: Given) -> None:

@@ -206,8 +206,8 @@ def test_a_recipe_may_be_a_dict(fitted):
         DeepCluster(recipe={"round": 3}).fit(pixels())
 
 
-def test_errors_name_parameters_and_not_flags(tmp_path):
-    with pytest.raises(DataError, match=r"^n_clusters 500 is more than the 48 images: give at most n_clusters 48$"):
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"^500 clusters are more than the 48 images: give at most 48$"):
         DeepCluster(n_clusters=500).fit(pixels())
     with pytest.raises(DataError, match=r"^the array has dtype int64, not uint8: "):
         DeepCluster().fit(pixels().astype("int64"))

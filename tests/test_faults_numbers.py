@@ -60,7 +60,7 @@ SAMPLE = EDGES + random.Random(0).sample(sorted(set(PAIRS) - set(EDGES)), 8)
 
 def check_pair(count: int, k: int, rounds: int, out: Path) -> None:
     if k > count:
-        with pytest.raises(DataError, match=rf"^-k {k} is more than the {count} images?: give at most -k {count}$"):
+        with pytest.raises(DataError, match=rf"^{k} clusters are more than the {count} images?: give at most {count}$"):
             clusters(noise(count), k, out, rounds=rounds)
         assert not out.exists() or not any(out.iterdir())  # it is said before anything is written
     else:
@@ -87,7 +87,7 @@ def test_without_the_check_of_k_other_things_go_wrong(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"-k {k}: give a whole number of at least 1"):
+    with pytest.raises(UsageError, match=f"{k} clusters: give a whole number of at least 1"):
         clusters(noise(3), k, tmp_path / "run")
     clusters(noise(3), 2, tmp_path / "run")
     with pytest.raises(UsageError, match=f"-k {k}"):
@@ -122,7 +122,7 @@ def test_some_images_are_unusable_and_k_is_too_large_for_the_others(tmp_path: Pa
         Image.fromarray(noise(4)[i]).save(tmp_path / f"{i}.png")
     for i in range(3):
         (tmp_path / f"bad{i}.png").touch()
-    with pytest.raises(DataError, match="-k 5 is more than the 4 images: give at most -k 4"):
+    with pytest.raises(DataError, match="5 clusters are more than the 4 images: give at most 4"):
         run.fit(tmp_path, Request(out=tmp_path / "run", n_clusters=5, options=TINY | {"rounds": 0}))
 
 

@@ -30,13 +30,13 @@ def choose_device(name: str = "auto") -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     kind = name.partition(":")[0]
     if kind not in available:
-        raise UsageError(f"--device {name}: choose auto, cpu, cuda or mps")
+        raise UsageError(f"device {name}: choose auto, cpu, cuda or mps")
     if not available[kind]:
-        raise UsageError(f"--device {name}: no such device on this machine; try --device auto")
+        raise UsageError(f"device {name}: no such device on this machine; try auto")
     local = os.environ.get("LOCAL_RANK") if name == "cuda" else None
     if local is not None and int(local) >= torch.cuda.device_count():
         raise UsageError(
-            f"--device cuda: process {local} of this machine finds {torch.cuda.device_count()} GPUs: start as many"
+            f"device cuda: process {local} of this machine finds {torch.cuda.device_count()} GPUs: start as many"
             " processes as there are GPUs (--nproc-per-node)"
         )
     return torch.device(name if local is None else f"cuda:{local}")
