@@ -108,12 +108,12 @@ def estimated(count: int) -> float:
     """What `fit` says before it begins, MB."""
     from deepcluster.presets import Facts, resolve
     from deepcluster.runs.build import network_of
-    from deepcluster.runs.resources import memory
+    from deepcluster.runs.forecast import memory
     from deepcluster.runtime.devices import choose_device
 
     given = {"backbone": "compact", "sobel": False, "image_size": 16, "pseudo_labels": 100}
     recipe = resolve("v1", given, Facts(count, 32, False, 10, "cpu")).recipe
-    return memory(network_of(recipe, 0, choose_device("cpu")), recipe, count).total / 1e6
+    return memory(network_of(recipe, 0, choose_device("cpu")), recipe, count) / 1e6
 
 
 def clusters(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def fit(
 
     with _session(images, found, quiet, to_stderr=as_json) as (processes, terminal, source):
         if dry_run:
-            from deepcluster.runs.dry_run import dry_run as show_plan
+            from deepcluster.runs.forecast import dry_run as show_plan
 
             chosen = show_plan(source, request(), terminal)
             if verbose:

@@ -1,86 +1,72 @@
 import resource
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
-import torch
-from PIL import Image
 
 from deepcluster.errors import OutOfMemoryError
-from deepcluster.images import find
-from deepcluster.images import preview as previewing
-from deepcluster.images.decode import MAX_PIXELS
 from deepcluster.nets.backbone import build
 from deepcluster.recipe import Recipe
-from deepcluster.runs import resources as estimate
-from deepcluster.runs.resources import Memory, memory
-from deepcluster.runtime import devices
+from deepcluster.runs import forecast
+from deepcluster.runs.forecast import BASE, PAGE, TABLES, check_memory, memory
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
 
 
+def without_training(count: int, **options: Any) -> float:
+    return memory(NETWORK, SMALL, count, gpu=True, **options)
+
+
+def of_a_step(**options: Any) -> float:
+    recipe = replace(SMALL, **options)
+    return memory(NETWORK, recipe, 10_000) - memory(NETWORK, recipe, 10_000, gpu=True)
+
+
 def test_by_hand():
-    """Images of 3 x 32 x 32 bytes; features of 128 numbers, and reduced ones twice."""
-    found = memory(NETWORK, SMALL, 10_000)
-    assert found.images == 10_000 * 3 * 32 * 32
-    assert found.features == 4 * 10_000 * (128 + 2 * 128)
-    assert memory(NETWORK, SMALL, 2_000_000).images == 0  # in a mapped file
+    """Images of 3 x 32 x 32 bytes; features of 128 numbers, and reduced ones twice; tables and page."""
+    images, features = 10_000 * 3 * 32 * 32, 4 * 10_000 * (128 + 2 * 128)
+    assert without_training(10_000) == BASE + images + features + (TABLES + PAGE) * 10_000
+    # Two million images are in a mapped file, and 20,000 of them in the page.
+    assert without_training(2_000_000) < BASE + 200 * features + TABLES * 2_000_000 + PAGE * 20_001
 
 
 def test_what_a_step_keeps_grows_with_its_batch_views_and_pixels():
-    def training(**options):
-        return memory(NETWORK, Recipe(**{**SMALL.__dict__, **options}), 10_000).training
-
-    one = training()
-    assert training(batch_size=512) / one == pytest.approx(2, rel=0.1)
-    assert training(views=2) / one == pytest.approx(2, rel=0.1)
-    assert training(view_size=16) / one == pytest.approx(0.25, rel=0.2)
-    assert training(views=2, view_size=16) > training(view_size=16)
+    one = of_a_step()
+    assert of_a_step(batch_size=512) / one == pytest.approx(2, rel=0.1)
+    assert of_a_step(views=2) / one == pytest.approx(2, rel=0.1)
+    assert of_a_step(view_size=16) / one == pytest.approx(0.25, rel=0.2)
+    assert of_a_step(views=2, view_size=16) > of_a_step(view_size=16)
 
 
 def test_a_network_whose_images_stay_apart_keeps_a_part_of_the_batch():
     frozen = build("compact", image_size=32)
     frozen.frozen_statistics = True
-    large = Recipe(**{**SMALL.__dict__, "view_size": 64})  # 256 images of 64 px are 4 parts
-    assert memory(frozen, large, 10_000).training < 0.4 * memory(NETWORK, large, 10_000).training
+    large = replace(SMALL, view_size=64)  # 256 images of 64 px are 4 parts
+    base = memory(NETWORK, large, 10_000, gpu=True)
+    assert memory(frozen, large, 10_000) - base < 0.4 * (memory(NETWORK, large, 10_000) - base)
 
 
-def test_processes_share_images_features_and_steps_but_not_the_tables():
-    whole, shared = memory(NETWORK, SMALL, 10_000), memory(NETWORK, SMALL, 10_000, processes=4)
-    assert shared.images == whole.images / 4
-    assert whole.features / 4 < shared.features < whole.features
-    assert shared.training < whole.training
-    assert shared.tables == whole.tables
+def test_processes_share_all_but_the_tables():
+    tables, base = (TABLES + PAGE) * 10_000, without_training(10_000)
+    shared = without_training(10_000, processes=4)
+    assert (base - BASE - tables) / 4 < shared - BASE - tables < base - BASE - tables
+    assert memory(NETWORK, SMALL, 10_000, processes=4) - shared < of_a_step()
 
 
-def test_a_run_that_cannot_fit_is_refused_with_both_numbers():
-    needed = Memory(1e9, 1e9, 7.4e9, 0.1e9)
-    estimate.check(needed, 8e9, SMALL)
-    with pytest.raises(OutOfMemoryError, match=r"about 10.0 GB .* and 6.0 GB are free: try --batch-size 64"):
-        estimate.check(needed, 6e9, SMALL)
-
-
-def test_a_gpu_takes_the_network_and_the_features_that_it_holds(monkeypatch):
-    gpu = torch.device("cuda:0")
-    on_cpu = memory(NETWORK, SMALL, 10_000)
-    totals = []
-    for total in (1e12, 1e6):
-        monkeypatch.setattr(devices, "total_memory", lambda device, total=total: total)
-        found = memory(NETWORK, SMALL, 10_000, device=gpu)
-        totals.append(found.on_gpu)
-        assert found.total == on_cpu.total - on_cpu.training
-        assert "on the GPU" in found.text
-    assert totals[0] - totals[1] == 4 * 10_000 * (128 + 128)
-    assert totals[1] == estimate.BASE + on_cpu.training
-    with pytest.raises(OutOfMemoryError, match=r"0\.\d GB on cuda:0, and 0.1 GB are free there: try --batch-size 64"):
-        estimate.check_gpu(found, 0.1e9, SMALL, gpu)
-    estimate.check_gpu(found, 10e9, SMALL, gpu)
+def test_a_run_that_cannot_fit_is_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(forecast, "available", lambda: 8e9)
+    check_memory(10e9, SMALL)  # an estimate may be too high
+    monkeypatch.setattr(forecast, "available", lambda: 6e9)
+    with pytest.raises(OutOfMemoryError, match=r"about 10.0 GB of memory, and 6.0 GB are free: try --batch-size 64"):
+        check_memory(10e9, SMALL)
 
 
 def test_a_limit_of_the_process_counts():
     script = (
-        "import resource; from deepcluster.runs.resources import available\n"
+        "import resource; from deepcluster.runtime.memory import available\n"
         "before = available(); resource.setrlimit(resource.RLIMIT_AS, (5 << 30, resource.RLIM_INFINITY))\n"
         "print(before > 0, available() <= 5 << 30)"
     )
@@ -91,7 +77,7 @@ def test_a_limit_of_the_process_counts():
 
 def test_the_command_refuses_before_it_writes(tmp_path, photos):
     script = (
-        "import sys; import deepcluster.runs.resources as estimate; estimate.available = lambda: 1e8\n"
+        "import sys; import deepcluster.runs.forecast as estimate; estimate.available = lambda: 1e8\n"
         "from deepcluster.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
     )
     out = tmp_path / "run"
@@ -107,21 +93,5 @@ def test_the_look_leaves_the_network_as_it_is():
     before = {name: value.clone() for name, value in NETWORK.state_dict().items()}
     memory(NETWORK, SMALL, 100)
     assert NETWORK.training
-    assert all(torch.equal(value, before[name]) for name, value in NETWORK.state_dict().items())
+    assert all((value == before[name]).all() for name, value in NETWORK.state_dict().items())
     assert not any(module._forward_hooks for module in NETWORK.modules())
-
-
-def test_decoding_counts_where_it_takes_more_than_what_comes_after_it():
-    small, large = (memory(NETWORK, SMALL, 10_000, decoding=each) for each in (1e6, 50e9))
-    assert small.total == memory(NETWORK, SMALL, 10_000).total
-    assert large.total == pytest.approx(50e9 + estimate.BASE + large.images + large.tables)
-    assert "decoding 50.00" in large.text
-
-
-def test_what_decoding_takes_is_seen_in_the_preview(tmp_path, monkeypatch):
-    Image.new("RGB", (100, 60)).save(tmp_path / "a.png")
-    source = find(tmp_path)
-    monkeypatch.setattr(previewing, "cores", lambda: 16)
-    assert previewing.preview(source).decoding == 16 * 12 * 6_000
-    monkeypatch.setattr(previewing, "AT_ONCE", 40_000)
-    assert previewing.preview(source).decoding == 16 * 40_000 + 12 * MAX_PIXELS

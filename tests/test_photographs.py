@@ -18,7 +18,7 @@ from deepcluster.errors import DeepClusterWarning, ModelError
 from deepcluster.nets.published import PACKAGE, PUBLISHED, local_file
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.job import Request
-from deepcluster.runs.weights import Start, choose, recorded, settle
+from deepcluster.runs.weights import choose, recorded, settle
 from deepcluster.runtime.display import Silent
 from deepcluster.runtime.processes import Processes
 from tests.drawings import KINDS, draw
@@ -56,34 +56,34 @@ def having(*names: str):
 @pytest.mark.parametrize(
     ("request_", "images", "here", "start"),
     [
-        (request(), LARGE, ("photos", "photos-ssl", SMALL), Start("photos")),
-        (request(), LARGE, ("photos-ssl", SMALL), Start("photos-ssl")),
-        (request(), LARGE, (SMALL,), Start(SMALL)),
-        (request(), LARGE, (), Start()),
-        (request(weights="auto"), LARGE, (SMALL,), Start(SMALL)),
-        (request(), facts(grey=True), (SMALL,), Start(SMALL)),
-        (request(), facts(count=100_000), (SMALL,), Start(SMALL)),
-        (request(), facts(count=100_001), (SMALL,), Start()),
-        (request(), facts(short_side=28), (SMALL,), Start(SMALL)),
-        (request(), facts(short_side=27), (SMALL,), Start()),
-        *((request(weights=weights), LARGE, (SMALL,), Start()) for weights in ("none", "", "w.safetensors")),
-        *((request(backbone=backbone), LARGE, (SMALL,), Start()) for backbone in ("compact", "timm:a")),
-        (Request(recipe="v1"), LARGE, (SMALL,), Start()),
-        (Request(recipe="classic"), LARGE, (SMALL,), Start()),
-        (Request(recipe="classic", options={"weights": "auto"}), LARGE, (SMALL,), Start()),
-        (Request(recipe="classic", options={"weights": "timm"}), LARGE, (SMALL,), Start(SMALL, download=True)),
-        (Request(recipe="classic", options={"backbone": SMALL}), LARGE, (SMALL,), Start(SMALL)),
-        (request(backbone=SMALL), facts(short_side=8), (), Start(SMALL, missing=True)),
-        (Request(recipe="v2", options={"backbone": SMALL}), LARGE, (), Start(SMALL, missing=True)),
-        (request(backbone=SMALL, weights="none"), LARGE, (), Start()),
-        (request(weights="timm"), LARGE, (), Start("photos", missing=True, download=True)),
-        (request(weights="timm"), LARGE, (SMALL,), Start(SMALL, download=True)),
-        (request(weights="timm", backbone=SMALL), LARGE, ("photos",), Start(SMALL, missing=True, download=True)),
-        (request(weights="timm", backbone="timm:resnet18"), LARGE, (), Start()),
+        (request(), LARGE, ("photos", "photos-ssl", SMALL), "photos"),
+        (request(), LARGE, ("photos-ssl", SMALL), "photos-ssl"),
+        (request(), LARGE, (SMALL,), SMALL),
+        (request(), LARGE, (), ""),
+        (request(weights="auto"), LARGE, (SMALL,), SMALL),
+        (request(), facts(grey=True), (SMALL,), SMALL),
+        (request(), facts(count=100_000), (SMALL,), SMALL),
+        (request(), facts(count=100_001), (SMALL,), ""),
+        (request(), facts(short_side=28), (SMALL,), SMALL),
+        (request(), facts(short_side=27), (SMALL,), ""),
+        *((request(weights=weights), LARGE, (SMALL,), "") for weights in ("none", "", "w.safetensors")),
+        *((request(backbone=backbone), LARGE, (SMALL,), "") for backbone in ("compact", "timm:a")),
+        (Request(recipe="v1"), LARGE, (SMALL,), ""),
+        (Request(recipe="classic"), LARGE, (SMALL,), ""),
+        (Request(recipe="classic", options={"weights": "auto"}), LARGE, (SMALL,), ""),
+        (Request(recipe="classic", options={"weights": "timm"}), LARGE, (SMALL,), SMALL),
+        (Request(recipe="classic", options={"backbone": SMALL}), LARGE, (SMALL,), SMALL),
+        (request(backbone=SMALL), facts(short_side=8), (), SMALL),
+        (Request(recipe="v2", options={"backbone": SMALL}), LARGE, (), SMALL),
+        (request(backbone=SMALL, weights="none"), LARGE, (), ""),
+        (request(weights="timm"), LARGE, (), "photos"),
+        (request(weights="timm"), LARGE, (SMALL,), SMALL),
+        (request(weights="timm", backbone=SMALL), LARGE, ("photos",), SMALL),
+        (request(weights="timm", backbone="timm:resnet18"), LARGE, (), ""),
         # A resumed run keeps its network.
-        (Request(published=""), LARGE, (SMALL,), Start()),
-        (Request(published=SMALL), LARGE, ("photos", SMALL), Start(SMALL)),
-        (Request(published=SMALL), LARGE, (), Start(SMALL, missing=True)),
+        (Request(published=""), LARGE, (SMALL,), ""),
+        (Request(published=SMALL), LARGE, ("photos", SMALL), SMALL),
+        (Request(published=SMALL), LARGE, (), SMALL),
     ],
 )
 def test_the_best_on_the_machine_unless_something_else_is_named(request_, images, here, start):

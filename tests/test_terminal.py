@@ -46,7 +46,7 @@ def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos
     assert said.count("Plan ") == 1 and "precision" not in said
     assert run_command(["fit", str(images), "-o", str(tmp_path / "run"), "--overwrite", "-v", *small_fit()[:-1]]) == 0
     said = capsys.readouterr().out
-    assert said.count("Plan ") > 3 and "precision" in said and "decoding" in said
+    assert said.count("Plan ") > 3 and "precision" in said
 
 
 def test_the_plan_in_a_sentence():
@@ -132,12 +132,12 @@ def test_the_time_is_that_of_all_rounds_on_all_ranks(monkeypatch):
     monkeypatch.setattr(time_limit, "measured", lambda *_: Pace(0.2, 0.2))
     monkeypatch.setattr(time_limit, "round_cost", lambda pace, count, _: pace.features * count)
     monkeypatch.setattr(time_limit, "first_result", lambda pace, count: pace.reading * count)
-    source, needed = SimpleNamespace(paths=range(1000)), SimpleNamespace(total=2e9, on_gpu=0)
+    source = SimpleNamespace(paths=range(1000))
     for ranks, rounds, words in (
         (1, 9, "33 min, the first groups after 3.3 min"),
         (2, 9, "17 min"),
         (1, 0, "3.3 min;"),
     ):
         plan = Plan(replace(Recipe(), rounds=rounds), ())
-        lines = dict(forecast(plan, 10, source, None, needed, torch.device("cpu"), ranks=ranks))
+        lines = dict(forecast(plan, 10, source, None, 2e9, torch.device("cpu"), ranks=ranks))
         assert lines["Time"].startswith(f"about {words}") and lines["Time"].endswith("2.0 GB of memory on cpu")

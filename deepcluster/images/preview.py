@@ -2,15 +2,14 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import AT_ONCE, BYTES, MAX_PIXELS, explain, pillow_limits
+from deepcluster.images.decode import explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
-from deepcluster.runtime.threads import cores
 
 _JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
 _GREY_SHARE = 0.95
@@ -25,12 +24,10 @@ class Preview:
     Attributes:
         short_side: The median shorter side, px.
         grey: The images have no colour.
-        decoding: Bytes that all threads together need to decode images as large as the largest.
     """
 
     short_side: int
     grey: bool
-    decoding: int = field(default=0, compare=False)
 
 
 def preview(source: Source) -> Preview:
@@ -41,7 +38,6 @@ def preview(source: Source) -> Preview:
     """
     sides: list[int] = []
     grey: list[bool] = []
-    largest = alone = 0  # bytes
     failures: list[tuple[str, str]] = []
     with pillow_limits():
         for i in sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest()):
@@ -55,14 +51,11 @@ def preview(source: Source) -> Preview:
                 continue
             sides.append(side)
             grey.append(_is_grey(image))
-            largest = max(largest, min(BYTES * image.width * image.height, AT_ONCE))
-            if BYTES * side**2 > AT_ONCE:  # decoded one at a time; others may be larger still
-                alone = BYTES * MAX_PIXELS
             if len(sides) == COUNT:
                 break
     if not sides:
         raise nothing_readable(source.location, len(source.paths), failures)
-    return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey), decoding=cores() * largest + alone)
+    return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey))
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -26,20 +26,19 @@ from deepcluster.nets.backbone import Network
 from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe, read_toml, to_toml
 from deepcluster.report.text import count
-from deepcluster.runs import resources, time_limit
 from deepcluster.runs import resume as resuming
+from deepcluster.runs import time_limit
 from deepcluster.runs.build import network_of
 from deepcluster.runs.finish import Results, summary
-from deepcluster.runs.forecast import forecast
+from deepcluster.runs.forecast import check_memory, forecast, memory
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import recorded, settle
-from deepcluster.runtime.devices import choose_device, environment, free_memory, keep_freed_memory, working_on
+from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import Stop, temporary_folder
 from deepcluster.runtime.tensorboard import TensorBoard
-from deepcluster.runtime.torchrun import local_world_size
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.generation import check_places
@@ -96,7 +95,8 @@ def fit(
         network = network_of(recipe, request.seed, device, request.module)
         job = _within_limit(job, network, recipe)
         recipe = job.plan().recipe
-        needed = _check_memory(job, network, recipe)
+        needed = memory(network, recipe, len(job.source.paths), processes.world_size, gpu=device.type == "cuda")
+        check_memory(needed, recipe)
         if job.shows:
             timed = request.time_limit is None and not (request.resume and resuming.has_begun(request.out))
             lines = forecast(
@@ -188,19 +188,6 @@ def _finished(source: Source, request: Request, processes: Processes) -> RunFold
     return folder
 
 
-def _check_memory(job: Job, network: Network, recipe: Recipe) -> resources.Memory:
-    """What the run takes. OutOfMemoryError where that cannot be there."""
-    needed = resources.memory(network, recipe, len(job.source.paths), job.processes.world_size, job.seen.decoding)
-    resources.check(needed, _free_memory(), recipe)
-    if job.device.type == "cuda":
-        resources.check_gpu(needed, free_memory(job.device), recipe, job.device)
-    return needed
-
-
-def _free_memory() -> float:
-    return resources.available() / local_world_size()
-
-
 def free_path(job: Job) -> Path:
     """The path of the run, at which it may write."""
     request, source = job.request, job.source
@@ -222,7 +209,7 @@ def check_not_inside(source: Source, out: Path) -> None:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 
 
-def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory) -> None:
+def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
     """The fit itself, in its folder. An error ends up in run.json, unless that is still another run's."""
     is_main, request = job.processes.is_main, job.request
     if is_main:
@@ -230,7 +217,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
     before = folder.read_record() if is_main and folder.has(files.RUN) else None
     replacing = before is not None and request.overwrite
     before = None if replacing else before
-    record = first_record(job, before, needed.total)
+    record = first_record(job, before, needed)
     results: Results | None = None
     files.check_shared(folder, job.processes)
     checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch, job.processes)
@@ -243,8 +230,6 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: resources.Memory
         job.announce(folder.path)
     if network.origin:
         job.display.say("Weights", network.origin)
-    if request.verbose:
-        job.display.say("Memory", f"{needed.text}, {_free_memory() / 1e9:.1f} GB are free")
     try:
         with folder.next_state(anew=replacing) if staged else nullcontext(folder) as reading:
             read, record = _read(job, reading, network, record)

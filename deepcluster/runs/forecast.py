@@ -1,14 +1,105 @@
-"""What a run is about to do, why, and how long it takes: a few lines for a person, before it begins."""
+"""What a run is about to do, its memory and its time: a few lines for a person, before anything is written."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from deepcluster.images import Source
+from deepcluster.errors import OutOfMemoryError
+from deepcluster.groups.neighbour_graph import SAMPLE
+from deepcluster.images import Images, Source, find
+from deepcluster.images.preview import preview
+from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.learning.pseudo_labels import number_of_parts
 from deepcluster.nets.backbone import Network
+from deepcluster.nets.published import PUBLISHED, local_file
 from deepcluster.presets import Plan
+from deepcluster.recipe import Recipe
+from deepcluster.report.sprite import MAX_PICTURES
 from deepcluster.runs import time_limit
-from deepcluster.runs.resources import Memory
+from deepcluster.runs.build import loss_of, network_of
+from deepcluster.runs.job import Request, facts_of, plan
+from deepcluster.runs.weights import choose, is_download
+from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.display import Display
+from deepcluster.runtime.memory import CERTAIN, available
+from deepcluster.runtime.torchrun import local_world_size
+
+# Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
+# step keeps for backward, as a multiple of all layer outputs.
+BASE = 500e6
+KEPT = 1.5
+# Bytes that tables and report of the result take: for each image, and for each image in the page
+# (benchmarks/result_phase.py).
+TABLES, PAGE = 300.0, 6e3
+
+
+def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
+    """Estimate the bytes that the main rank takes, which has the tables of all.
+
+    Args:
+        network: Sees one image.
+        recipe: Sizes and numbers.
+        count: Images in all.
+        processes: Ranks that share them.
+        gpu: The network learns on a GPU, which has the memory for that.
+    """
+    total, count = count, -(-count // processes)
+    images = count * 3 * recipe.store_size**2
+    # The features, those of the result, and both reduced; of several ranks' those that the main rank decides by.
+    dims = min(recipe.dims or 256, network.feature_dim)
+    sample = min(total, SAMPLE) if processes > 1 else 0
+    features = 4 * (count * (max(network.embedding_dim, network.feature_dim) + 2 * dims) + sample * dims)
+    tables = TABLES * total + PAGE * min(total, MAX_PICTURES)
+    training = 0.0 if gpu else _of_a_step(network, recipe, -(-min(recipe.batch_size, total) // processes), processes)
+    return BASE + (images if images <= MEMORY_BUDGET else 0) + features + training + tables
+
+
+def _of_a_step(network: Network, recipe: Recipe, batch: int, processes: int) -> float:
+    """Return the bytes of the network, its momentum and gradients, and of what a training step keeps for backward."""
+    sizes = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
+    pixels = sum(size**2 for size in sizes)
+    outputs = _outputs(network, recipe.image_size) * pixels / recipe.image_size**2
+    at_once = -(-batch // number_of_parts(network, batch, pixels, loss_of(recipe), processes))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    heads = sum(recipe.clusters) * network.embedding_dim
+    return 4 * (3 * (weights + heads) + KEPT * outputs * at_once)
+
+
+def _outputs(network: Network, size: int) -> int:
+    """Return the size of all layer outputs for one image of ``size`` px, in numbers.
+
+    Each counts once: layers that work in place and identities, of which transformers are full, return what they get.
+    """
+    outputs: dict[int, Tensor] = {}  # by address; kept, so that none is used twice
+
+    def add(layer: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs.setdefault(output.data_ptr(), output)
+
+    hooks = [layer.register_forward_hook(add) for layer in network.modules() if not list(layer.children())]
+    training = network.training
+    network.eval()  # batch normalisation learns nothing from it
+    try:
+        with torch.no_grad():
+            network.embed(network.features(torch.zeros(1, 3, size, size, device=network.mean.device)))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return sum(output.numel() for output in outputs.values())
+
+
+def check_memory(needed: float, recipe: Recipe) -> None:
+    """Raise OutOfMemoryError if ``needed`` bytes cannot be there."""
+    free = available() / local_world_size()
+    if CERTAIN * needed > free:
+        raise OutOfMemoryError(
+            f"the run needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: try --batch-size"
+            f" {max(1, recipe.batch_size // 4)} (it is {recipe.batch_size}), or a smaller --image-size"
+        )
 
 
 def forecast(
@@ -16,28 +107,27 @@ def forecast(
     n_clusters: int | None,
     source: Source,
     network: Network,
-    needed: Memory,
+    needed: float,
     device: torch.device,
     *,
     ranks: int = 1,
     timed: bool = True,
 ) -> Iterator[tuple[str, str]]:
-    """(heading, text) of each line.
+    """Yield (heading, text) of each line.
 
     Args:
         plan: What is done.
         n_clusters: As in ``Facts``.
         source: The images.
         network: As it is before the run.
-        needed: Estimated memory.
+        needed: Bytes of memory, estimated.
         device: Where the network will be.
         ranks: The processes that share the images.
         timed: Also how long it takes, by a pass over a few of the images.
     """
     yield "Network", plan.network
     yield "Plan", plan.in_short(n_clusters)
-    on_gpu = f", {needed.on_gpu / 1e9:.1f} GB on {device}" if needed.on_gpu else f" on {device}"
-    memory = f"{needed.total / 1e9:.1f} GB of memory{on_gpu}"
+    memory = f"{needed / 1e9:.1f} GB of memory on {device}"
     if not timed:
         yield "Memory", memory
         return
@@ -54,3 +144,25 @@ def in_words(seconds: float) -> str:
         (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
     )
     return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"
+
+
+def dry_run(images: Images, request: Request, display: Display) -> Recipe:
+    """Say what a fit would do and how long it would take, and return its recipe. Nothing is written or fetched."""
+    source = find(images)
+    seen = preview(source)
+    name = choose(request, facts_of(source, seen, request))
+    if name and not local_file(name):
+        then = "A fit downloads it" if is_download(request) else "A fit ends with an error until it is downloaded"
+        about = f"{name} is not on this machine ({PUBLISHED[name].description})"
+        display.say("Weights", f"{about}. {then}: deepcluster fetch {name}")
+    chosen = plan(source, seen, replace(request, published=name))
+    recipe, device = chosen.recipe, choose_device(request.device)
+    if recipe.weights == "timm":  # time and memory do not depend on them, and nothing is fetched here
+        recipe = replace(recipe, weights="")
+    network = network_of(recipe, request.seed, device)
+    needed = memory(network, recipe, len(source.paths), gpu=device.type == "cuda")
+    for heading, text in forecast(chosen, request.n_clusters, source, network, needed, device):
+        display.say(heading, text)
+    for line in chosen.by_reason() if request.verbose else ():
+        display.say("Plan", line)
+    return chosen.recipe

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from deepcluster.errors import DeepClusterWarning, ModelError
@@ -15,23 +15,8 @@ from deepcluster.runtime.display import Display
 from deepcluster.runtime.processes import ALONE, Processes
 
 
-@dataclass(frozen=True)
-class Start:
-    """The published network that a run starts from.
-
-    Attributes:
-        name: In ``PUBLISHED``; empty: none.
-        missing: It is not on this machine.
-        download: It may be downloaded: ``--weights timm`` says so.
-    """
-
-    name: str = ""
-    missing: bool = False
-    download: bool = False
-
-
-def choose(request: Request, facts: Facts, have: Callable[[str], object] = local_file) -> Start:
-    """Choose the published network for a run. Nothing is downloaded.
+def choose(request: Request, facts: Facts, have: Callable[[str], object] = local_file) -> str:
+    """Choose the published network (in ``PUBLISHED``) that a run starts from; empty: none. Nothing is downloaded.
 
     Args:
         request: Its ``published`` is the network that the run to be resumed has started from.
@@ -41,14 +26,18 @@ def choose(request: Request, facts: Facts, have: Callable[[str], object] = local
     base, options = options_of(request.recipe, request.options or {})
     weights, backbone = options.get("weights"), options.get("backbone")
     if weights not in (None, "timm") or (backbone is not None and backbone not in PUBLISHED):
-        return Start()
-    name = backbone or request.published
-    if not name and weights is None and (request.published == "" or base != AUTO or not facts.suits_published):
-        return Start()
-    name = name or next(filter(have, PUBLISHED), "")
-    if not name and weights == "timm":
-        name = next(iter(PUBLISHED))
-    return Start(name, bool(name) and not have(name), weights == "timm")
+        return ""  # a file, random weights, or a network without published weights
+    if backbone or request.published:
+        return str(backbone or request.published)
+    if weights is None and (request.published == "" or base != AUTO or not facts.suits_published):
+        return ""
+    best = next(filter(have, PUBLISHED), "")
+    return best or (next(iter(PUBLISHED)) if weights == "timm" else "")
+
+
+def is_download(request: Request) -> bool:
+    """Return whether a published network may be downloaded: ``--weights timm`` says so."""
+    return options_of(request.recipe, request.options or {})[1].get("weights") == "timm"
 
 
 def settle(request: Request, facts: Facts, *, display: Display, processes: Processes = ALONE) -> Request:
@@ -66,21 +55,25 @@ def settle(request: Request, facts: Facts, *, display: Display, processes: Proce
             DeepClusterWarning,
             stacklevel=2,
         )
-    start = choose(request, facts, lambda name: all(processes.all_gather_json(bool(local_file(name)))))
-    if start.missing:
-        processes.broadcast_json(lambda: str(_obtained(start, display)))
-    return replace(request, published=start.name)
+
+    def have(name: str) -> bool:
+        return all(processes.all_gather_json(bool(local_file(name))))
+
+    name = choose(request, facts, have)
+    if name and not have(name):
+        processes.broadcast_json(lambda: str(_obtained(name, is_download(request), display)))
+    return replace(request, published=name)
 
 
-def _obtained(start: Start, display: Display) -> Path:
-    network = PUBLISHED[start.name]
-    if not start.download:
+def _obtained(name: str, download: bool, display: Display) -> Path:
+    network = PUBLISHED[name]
+    if not download:
         raise ModelError(
-            f"{start.name} ({network.title}, {network.megabytes} MB) has not been downloaded yet: deepcluster fetch"
-            f" {start.name}; or start from nothing: --weights none"
+            f"{name} ({network.title}, {network.megabytes} MB) has not been downloaded yet: deepcluster fetch {name};"
+            " or start from nothing: --weights none"
         )
-    display.say("Weights", f"downloading {start.name}: {network.description}")
-    return fetch(start.name, display.progress)
+    display.say("Weights", f"downloading {name}: {network.description}")
+    return fetch(name, display.progress)
 
 
 def recorded(out: Path | None) -> str | None:

@@ -135,12 +135,6 @@ def total_memory(device: torch.device) -> float:
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else float("inf")
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes of a GPU that this process can still allocate, including what torch caches."""
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + cached)
-
-
 def holds_rows(device: torch.device, rows: int, width: int) -> bool:
     """Whether to cluster ``rows`` x ``width`` numbers on ``device``: whether it has float64 and room for them.
 
