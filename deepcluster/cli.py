@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -32,7 +33,6 @@ from deepcluster.errors import (
     DiskError,
     OutOfMemoryError,
     Stopped,
-    Unsaid,
     UsageError,
     missing_extra,
 )
@@ -66,6 +66,7 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 LONGEST = 1e9  # seconds of a time limit: 30 years
+RANK_WAIT_SECONDS = 5.0  # before another rank than the main rank prints an error
 # As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
 NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
 Value = TypeVar("Value")
@@ -968,6 +969,16 @@ def _not_shared(arguments: list[str]) -> str:
     return "" if name in SHARED or name.startswith("-") else name
 
 
+def _report(text: str) -> None:
+    """Print an error. Ranks other than the main rank wait first: if that meets it too, torchrun ends them meanwhile."""
+    if is_main_rank():
+        complain(f"error: {_short(text, 2000)}")
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(RANK_WAIT_SECONDS)
+    complain(f"[rank {os.environ['RANK']}] error: {_short(text, 2000)}")
+
+
 def run_command(arguments: list[str]) -> int:
     """Run one command; returns the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
@@ -979,23 +990,21 @@ def run_command(arguments: list[str]) -> int:
         with listening():
             _check_filled(arguments)
             if world_size() > 1 and (alone := _not_shared(arguments)):
-                if not is_main_rank():  # an error here could end the main rank before it has spoken
-                    return 0
                 raise UsageError(f"{alone} does not share its work among processes: run it without torchrun")
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
             if unwritten := streams.flush():
                 raise unwritten
     except Stopped as error:
-        complain(f"error: {error}")
+        if is_main_rank():  # a signal to torchrun stops all
+            complain(f"error: {error}")
         return Stopped.exit_code
     except cyclopts.CycloptsError as error:
-        complain(f"error: {_short(str(error), 1000)}")
+        _report(str(error))
         return UsageError.exit_code
     except DeepClusterError as error:
         if debug:
             raise
-        if not isinstance(error, Unsaid):
-            complain(f"error: {_short(str(error), 2000)}")
+        _report(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         complain("stopped")
@@ -1006,18 +1015,16 @@ def run_command(arguments: list[str]) -> int:
         if debug:
             raise
         if isinstance(error, OSError) and (unwritten := streams.flush()):
-            complain(f"error: {unwritten}")
+            _report(str(unwritten))
             return unwritten.exit_code
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-            complain(f"error: out of memory ({error}); try a smaller --image-size or --batch-size")
+            _report(f"out of memory ({error}); try a smaller --image-size or --batch-size")
             return OutOfMemoryError.exit_code
         if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
             # A path that cannot be used: too long a name, a file in place of a folder, ...
-            complain(
-                f"error: cannot use {error.filename} ({error.strerror}): check what is there, or name another place"
-            )
+            _report(f"cannot use {error.filename} ({error.strerror}): check what is there, or name another place")
             return DiskError.exit_code
-        complain(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)")
+        _report(f"{type(error).__name__}: {error} (this is a bug; --debug shows where)")
         return 1
     return 0
 

@@ -57,15 +57,7 @@ class Stopped(BaseException):
 
 
 class LostError(DeepClusterError):
-    """Another process of the run has ended, or the launcher of all."""
-
-
-class Unsaid(DeepClusterError):
-    """Another process has failed and said why; this one ends with the same exit code and says nothing."""
-
-    def __init__(self, exit_code: int):
-        super().__init__("another process of the run has failed")
-        self.exit_code = exit_code
+    """Another process of the run has ended."""
 
 
 class DeepClusterWarning(UserWarning):

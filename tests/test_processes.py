@@ -1,4 +1,4 @@
-"""What processes exchange, against what one process has at hand; and how the end of one ends all."""
+"""What processes exchange, against what one process has at hand."""
 
 import pickle
 
@@ -140,20 +140,3 @@ def test_a_pickle_from_another_process_is_no_json(ranks):
     said = ranks[2](rogue, pickle.dumps(Evil()))
     assert said[0] in ("JSONDecodeError", "UnicodeDecodeError")
     assert not hasattr(deepcluster, "ran")
-
-
-def announced(processes: Processes) -> str:
-    sizes = torch.zeros(2, dtype=torch.int64)
-    if processes.rank == 1:
-        sizes[1] = 1 << 50
-        processes.all_reduce(sizes)
-        return ""
-    try:
-        processes.all_gather_json([1, 2, 3])
-    except ValueError as error:
-        return str(error)
-    return "nothing"
-
-
-def test_no_memory_for_what_is_only_announced(ranks):
-    assert "announces 1,125,899,906,842,624 bytes" in ranks[2](announced)[0]

@@ -21,20 +21,17 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from deepcluster.errors import DeepClusterError, LostError, Stopped, Unsaid, UsageError, first_line
-from deepcluster.runtime.torchrun import local_world_size, world_size
+from deepcluster.errors import DeepClusterError, LostError, UsageError, first_line
+from deepcluster.runtime.torchrun import is_main_rank, local_world_size, world_size
 
 Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string keys only
 
 # Generous, because the main rank may be busy for hours (k-means, final cut). A crashed rank is noticed at once, as its
 # sockets close; a dead machine, by torchrun.
 COLLECTIVE_TIMEOUT = timedelta(days=7)
-REPORT_TIMEOUT = 2.0  # seconds in which a failing process reports its error to the others
 PARENT_POLL_SECONDS = 1.0  # between checks that the launcher is alive
-MAX_JSON_BYTES = 1 << 30  # from one process: the digests of ten million images are 700 MB
 DTYPES = {
     str(dtype): dtype
     for dtype in (
@@ -116,10 +113,9 @@ class Processes:
         data = _encoded(make()) if self.is_main else _buffer(0)
         size = torch.tensor([len(data)])
         dist.broadcast(size, 0)
-        sizes = _checked(size.tolist())
-        data = data if self.is_main else _buffer(sizes[0])
+        data = data if self.is_main else _buffer(int(size))
         dist.broadcast(data, 0)
-        value: Value = _decoded(data, sizes)[0]
+        value: Value = _decoded(data, [len(data)])[0]
         return value
 
     def broadcast_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -130,9 +126,7 @@ class Processes:
         kinds: dict[str, Any] = {name: [str(tensor.dtype), [*tensor.shape]] for name, tensor in sent.items()}
         tensors = {}
         for name, (dtype, shape) in self.broadcast_json(lambda: kinds).items():
-            kind = DTYPES.get(dtype)
-            if kind is None or not all(type(side) is int and side >= 0 for side in shape):
-                raise ValueError(f"another process sent no tensor: {dtype} {shape}")
+            kind = DTYPES[dtype]
             data = sent[name].view(-1).view(torch.uint8) if self.is_main else _buffer(math.prod(shape) * kind.itemsize)
             dist.broadcast(data, 0)
             tensors[name] = sent[name] if self.is_main else data.view(kind).view(shape)
@@ -142,7 +136,7 @@ class Processes:
         """The number of bytes of each rank's ``data``."""
         sizes = torch.zeros(self.world_size, dtype=torch.int64)
         sizes[self.rank] = len(data)
-        return _checked(self.all_reduce(sizes).tolist())
+        return self.all_reduce(sizes).tolist()
 
     def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Send each rank its rows.
@@ -188,16 +182,7 @@ def _buffer(size: int) -> Tensor:
 
 def _encoded(value: object) -> Tensor:
     """``value`` as JSON; ASCII, so that names of files that are no UTF-8 come through, and every float exactly."""
-    data = bytearray(json.dumps(value).encode())
-    if len(data) > MAX_JSON_BYTES:
-        raise ValueError(f"{len(data):,} bytes for the other processes, more than the {MAX_JSON_BYTES:,} that go round")
-    return torch.frombuffer(data, dtype=torch.uint8)
-
-
-def _checked(sizes: list[int]) -> list[int]:
-    if not all(0 < size <= MAX_JSON_BYTES for size in sizes):
-        raise ValueError(f"another process announces {max(sizes):,} bytes; at most {MAX_JSON_BYTES:,} are taken")
-    return sizes
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 
 def _decoded(data: Tensor, sizes: list[int]) -> list[Value]:
@@ -206,10 +191,10 @@ def _decoded(data: Tensor, sizes: list[int]) -> list[Value]:
 
 @contextmanager
 def init_processes() -> Iterator[Processes]:
-    """The processes that torchrun has started, for as long as the context lasts; this one alone where it did not.
+    """Yield the processes that torchrun has started, for as long as the context lasts; without torchrun this one alone.
 
-    An error in one ends all: the first to have one raises it; the others, which lose their connection to it, raise
-    Unsaid with the same exit code, or LostError where it ended without a word. A process whose launcher has gone ends.
+    An error in one ends all: the others lose their connection to it, and raise LostError. A process whose launcher has
+    gone ends.
     """
     if world_size() == 1:
         yield ALONE
@@ -222,7 +207,6 @@ def init_processes() -> Iterator[Processes]:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT
         )
-        board = _board()
     except (ValueError, dist.DistError) as error:
         raise UsageError(
             f"the processes did not find each other ({first_line(error)}): start them by torchrun"
@@ -230,43 +214,12 @@ def init_processes() -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
-        if threading.current_thread() is threading.main_thread():
+        if is_main_rank() and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that a killed one leaves
-        raise _reported(error, board) from error
+        if _is_lost_connection(error):
+            raise LostError("another process of this run has ended, and so do all; --resume goes on") from error
+        raise
     dist.destroy_process_group()
-
-
-def _board() -> Store:
-    """Where the processes leave a word: the store that torchrun, or the first of them, keeps."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store: Store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
-    )
-    return PrefixStore(f"deepcluster/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _reported(error: BaseException, board: Store) -> BaseException:
-    """What to raise here for ``error``: one process alone is to speak of what has happened."""
-    code = error.exit_code if isinstance(error, DeepClusterError | Stopped) else 1
-    code = Stopped.exit_code if isinstance(error, KeyboardInterrupt) else code
-    lost = _is_lost_connection(error)
-    try:
-        until = time.monotonic() + REPORT_TIMEOUT
-        while lost and time.monotonic() < until and not board.check(["said"]):
-            time.sleep(0.05)
-        own = f"{os.environ.get('RANK')}/{code}"
-        said = board.compare_set("said", "", own).decode()
-    except (RuntimeError, dist.DistError):  # the store has gone, and with it whoever started this
-        return (
-            LostError("the launcher of this run has ended, and so do its processes; --resume goes on")
-            if lost
-            else error
-        )
-    if said != own:
-        return Unsaid(int(said.rpartition("/")[2]))
-    if lost:
-        return LostError("another process of this run has ended without a word, and so do all; --resume goes on")
-    return error
 
 
 def _is_lost_connection(error: BaseException) -> bool:

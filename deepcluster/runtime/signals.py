@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from deepcluster.errors import LostError, Stopped, Unsaid
+from deepcluster.errors import LostError, Stopped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +108,7 @@ def listening() -> Iterator[Stop]:
         try:
             yield stop
         except Exception as error:
-            if stop.wanted and not isinstance(error, Unsaid | LostError):
+            if stop.wanted and not isinstance(error, LostError):
                 raise Stopped(stop.reason) from error
             raise
         finally:
