@@ -41,9 +41,18 @@ from deepcluster.nets.published import PUBLISHED
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals as stopping
-from deepcluster.runtime import streams
+from deepcluster.runtime.console import (
+    PipeConsole,
+    Printed,
+    Terminal,
+    complain,
+    flush_streams,
+    paragraph,
+    printable,
+    say,
+    set_up_streams,
+)
 from deepcluster.runtime.signals import Stop, listening
-from deepcluster.runtime.terminal import PipeConsole, Printed, Terminal, complain, paragraph, printable, say
 from deepcluster.runtime.torchrun import is_main_rank, world_size
 
 if TYPE_CHECKING:
@@ -992,7 +1001,7 @@ def run_command(arguments: list[str]) -> int:
             if world_size() > 1 and (alone := _not_shared(arguments)):
                 raise UsageError(f"{alone} does not share its work among processes: run it without torchrun")
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-            if unwritten := streams.flush():
+            if unwritten := flush_streams():
                 raise unwritten
     except Stopped as error:
         if is_main_rank():  # a signal to torchrun stops all
@@ -1014,7 +1023,7 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and (unwritten := streams.flush()):
+        if isinstance(error, OSError) and (unwritten := flush_streams()):
             _report(str(unwritten))
             return unwritten.exit_code
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
@@ -1031,8 +1040,8 @@ def run_command(arguments: list[str]) -> int:
 
 def main() -> None:
     """Run the command of the command line, and end the process with its exit code."""
-    streams.set_up()
-    app.console = PipeConsole()  # after set_up, which checks the COLUMNS that give it its width
+    set_up_streams()
+    app.console = PipeConsole()  # after set_up_streams, which checks the COLUMNS that give it its width
     code = run_command(sys.argv[1:])
-    streams.flush()
+    flush_streams()
     sys.exit(code)

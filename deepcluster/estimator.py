@@ -39,9 +39,8 @@ from deepcluster.runs import predict, recut, report
 from deepcluster.runs.job import Request
 from deepcluster.runs.report import found_again, pictures
 from deepcluster.runs.results import read_run
+from deepcluster.runtime.console import Display, Several, Silent, Terminal
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display, Several, Silent
-from deepcluster.runtime.terminal import Terminal
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables

@@ -19,7 +19,7 @@ from deepcluster.nets.published import PACKAGE, PUBLISHED, local_file
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.job import Request
 from deepcluster.runs.weights import choose, recorded, settle
-from deepcluster.runtime.display import Silent
+from deepcluster.runtime.console import Silent
 from deepcluster.runtime.processes import Processes
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import keep, tiny_file

@@ -17,7 +17,7 @@ from deepcluster.runs import fit as run
 from deepcluster.runs.finish import Results, change
 from deepcluster.runs.job import Request
 from deepcluster.runs.results import read_run
-from deepcluster.runtime.terminal import WIDTH, Terminal
+from deepcluster.runtime.console import WIDTH, Terminal
 from deepcluster.storage.run_folder import open_run
 from deepcluster.storage.run_record import RunRecord
 from tests.commands import SMALL_FIT

@@ -26,7 +26,7 @@ from deepcluster.runs.finish import Unsaid
 from deepcluster.runs.job import Request
 from deepcluster.runs.predict import predict
 from deepcluster.runs.recut import recut
-from deepcluster.runtime.display import Silent
+from deepcluster.runtime.console import Silent
 from deepcluster.runtime.signals import Stop
 from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models

@@ -32,9 +32,9 @@ from deepcluster.nets.backbone import build
 from deepcluster.records import State, Trained, Work
 from deepcluster.runs.checkpointing import Checkpointer
 from deepcluster.runtime import signals as stopping
+from deepcluster.runtime.console import Terminal
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
-from deepcluster.runtime.terminal import Terminal
 from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import model_files as models
 from deepcluster.storage.files import new_folder, write_whole

@@ -108,7 +108,7 @@ def test_what_is_no_run_is_not_called_one(photos, tmp_path, capsys):
 def test_a_network_of_timm_without_weights_is_warned_of(options, warned, recwarn):
     from deepcluster.runs.job import Request
     from deepcluster.runs.weights import settle
-    from deepcluster.runtime.display import Silent
+    from deepcluster.runtime.console import Silent
 
     request = Request(options={"backbone": "timm:resnet18", **options})
     settle(request, Facts(50, 32, False, 3, "cpu"), display=Silent())

@@ -20,7 +20,7 @@ from deepcluster.evaluation.options import FewLabelsOptions
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.backbone import Network
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator, lent_global
 
 BATCH = 256  # images, that the learning rates are for

@@ -13,7 +13,7 @@ from deepcluster.clustering.nearest import nearest
 from deepcluster.evaluation.common import NamedFigure, Once, ProbeTask, accuracies, anew, numbers
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 
 
 def knn(

@@ -19,7 +19,7 @@ from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.augment import centre_crop, fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 
 SAMPLE = 1024  # images by which maps are normalised

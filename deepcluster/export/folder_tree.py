@@ -12,7 +12,7 @@ from deepcluster.export.transfer import WORDS, Transfer, Unavailable
 from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import one_line, pillow_limits
 from deepcluster.report.text import count
-from deepcluster.runtime.display import Display
+from deepcluster.runtime.console import Display
 from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
 
 INVENTORY = "inventory.csv"

@@ -9,7 +9,7 @@ from deepcluster.export.folder_tree import write_folders
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 
 JUNK, APART = "_junk", "_outliers"
 OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out

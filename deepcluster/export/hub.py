@@ -10,7 +10,7 @@ from typing import Any
 
 from deepcluster.model import Model
 from deepcluster.report.text import inert, number, percent, three
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import new_folder, write_whole

@@ -11,7 +11,7 @@ from deepcluster.export.run_images import Row, read_run_images
 from deepcluster.images import Images
 from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage.files import write_whole
 
 SPLIT = "train"

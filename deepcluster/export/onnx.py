@@ -19,7 +19,7 @@ from deepcluster.clustering.whitening import square_roots
 from deepcluster.errors import ModelError, missing_extra
 from deepcluster.images.augment import fixed_view
 from deepcluster.model import Model
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage.files import check_no_file, new_file

@@ -11,7 +11,7 @@ from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import missing_extra
 from deepcluster.groups.embedding import layout
 from deepcluster.report.sprite import on_sheet
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from deepcluster.storage import report_files as drawn

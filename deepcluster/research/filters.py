@@ -24,7 +24,7 @@ from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, r
 from deepcluster.evaluation.options import FiltersOptions
 from deepcluster.images.augment import fixed_view
 from deepcluster.nets.backbone import Network
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 
 GREY, NOISE = 128 / 255, 20 / 255  # mean and standard deviation of the pixels at the start

@@ -12,7 +12,7 @@ from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import linear_of
 from deepcluster.nets.official import save_official
 from deepcluster.nets.paper import PaperNet
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints

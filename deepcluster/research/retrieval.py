@@ -23,7 +23,7 @@ from deepcluster.images.decode import explain
 from deepcluster.images.store import read_once
 from deepcluster.nets.backbone import Network
 from deepcluster.research.whole_images import whole
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 
 AT_A_TIME = 16  # images read before the network sees them

@@ -30,7 +30,7 @@ from deepcluster.nets.backbone import Network
 from deepcluster.nets.heads import reset_linear
 from deepcluster.nets.paper import PaperNet
 from deepcluster.research.whole_images import whole
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.threads import made_ahead
 from deepcluster.seeding import generator, lent_global
 

@@ -37,8 +37,8 @@ from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
 from deepcluster.runs.report import found_again
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import temporary_folder
 from deepcluster.storage import model_files as models

@@ -28,7 +28,7 @@ from deepcluster.runs.results import Rows, write_features, write_groups, write_m
 from deepcluster.runs.sample import Sample, sample_of
 from deepcluster.runs.time_limit import SHARE_OF_TIME
 from deepcluster.runs.train import Trained
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes

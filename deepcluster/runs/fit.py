@@ -34,8 +34,8 @@ from deepcluster.runs.forecast import check_memory, forecast, memory
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import recorded, settle
+from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on
-from deepcluster.runtime.display import Display, Several, Silent
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import Stop, temporary_folder
 from deepcluster.runtime.tensorboard import TensorBoard

@@ -22,8 +22,8 @@ from deepcluster.runs import time_limit
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.job import Request, facts_of, plan
 from deepcluster.runs.weights import choose, is_download
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display
 from deepcluster.runtime.memory import CERTAIN, available
 from deepcluster.runtime.torchrun import local_world_size
 

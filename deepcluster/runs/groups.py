@@ -12,7 +12,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs.build import kmeans_of_result
 from deepcluster.runs.sample import Sample
-from deepcluster.runtime.display import Display
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.csv_rows import round_to

@@ -14,8 +14,8 @@ from deepcluster.images.preview import Preview
 from deepcluster.images.store import Store
 from deepcluster.presets import Facts, Plan, check_groups, resolve
 from deepcluster.recipe import Recipe
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.processes import Processes
 from deepcluster.runtime.signals import Stop
 

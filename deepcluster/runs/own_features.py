@@ -30,8 +30,8 @@ from deepcluster.runs.report import shown_of, write_report
 from deepcluster.runs.results import Rows, write_features, write_groups, write_map
 from deepcluster.runs.resume import remember, row_digests
 from deepcluster.runs.sample import sample_of
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device, working_on
-from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE

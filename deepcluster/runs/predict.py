@@ -14,7 +14,7 @@ from deepcluster.images.given_features import read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 

@@ -18,7 +18,7 @@ from deepcluster.runs.edits import carried_over, carried_text, edited, moved_row
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.report import rewrite_report
 from deepcluster.runs.results import Rows, read_run, recipe_of, write_groups
-from deepcluster.runtime.display import Display, Silent
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits

@@ -30,8 +30,8 @@ from deepcluster.runs.recut import figures_at_start
 from deepcluster.runs.report import folder_of, found_again, name_in_run, rewrite_report
 from deepcluster.runs.results import Rows, read_run, write_features, write_groups
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU
-from deepcluster.runtime.display import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files

@@ -11,7 +11,7 @@ from deepcluster.nets.published import PUBLISHED, fetch, local_file
 from deepcluster.presets import Facts, options_of
 from deepcluster.recipe import AUTO, read_toml
 from deepcluster.runs.job import Request
-from deepcluster.runtime.display import Display
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.processes import ALONE, Processes
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import missing_extra
-from deepcluster.runtime.display import Silent
+from deepcluster.runtime.console import Silent
 
 FOLDER = "tensorboard"  # in the run folder
 

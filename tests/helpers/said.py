@@ -1,6 +1,6 @@
 """A display that remembers."""
 
-from deepcluster.runtime.display import Silent
+from deepcluster.runtime.console import Silent
 
 
 class Said(Silent):

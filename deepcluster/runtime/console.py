@@ -1,17 +1,23 @@
-"""What a person sees of a command: short lines that are safe on a terminal, and a live bar."""
+"""Lines on the screen: safe texts, standard streams that may fail, displays of a run, and the live bar."""
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from deepcluster.errors import DiskError
+
 WIDTH = 100  # characters of a line at most
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
@@ -54,8 +60,90 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    with suppress(OSError):  # reported at the end (streams.py)
+    with suppress(OSError):  # reported at the end (flush_streams)
         print(printable(text), file=sys.stderr)
+
+
+# ---- standard streams -----------------------------------------------------------------------------------------------
+
+
+def set_up_streams() -> None:
+    """Make both streams writable, also if they are closed; letters that a terminal lacks are shown by their codes."""
+    # A closed stream gets a file that refuses to be written to; else the next file that is opened would be the stream.
+    while (lowest := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    os.close(lowest)
+    # COLUMNS of 0, 1 or millions makes rich lay out the help forever.
+    if not re.fullmatch("[2-9][0-9]|[1-9][0-9]{2}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def flush_streams() -> DiskError | None:
+    """Flush both streams, and return an error for the first that cannot be written to; none if its reader has gone."""
+    failures = []
+    for stream, name in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
+        try:
+            stream.flush()
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                failures.append(DiskError(f"cannot write to {name} ({error.strerror}): send it elsewhere"))
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # Python flushes once more when it ends
+            os.close(nowhere)
+    return failures[0] if failures else None
+
+
+# ---- displays -------------------------------------------------------------------------------------------------------
+
+
+class Display(Protocol):
+    """Where a run says what it does: ``fit(..., display=)`` calls these in the main process, and waits for them."""
+
+    def say(self, heading: str, text: str) -> None:
+        """A line: ``Run`` with the folder, ``Plan``, ``Images``, ``Done``, ..."""
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """How many of the images a ``phase`` has done, many times a second."""
+
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+        """After each round: its row of history.csv (cells without a value are ""), the number of rounds planned, and
+        whether the groups got better in words; empty where nobody looked."""
+
+
+class Silent:
+    """A display that shows nothing; a display of your own may begin with it."""
+
+    def say(self, heading: str, text: str) -> None:
+        pass
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        pass
+
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+        pass
+
+
+class Several:
+    """Displays that all show a run."""
+
+    def __init__(self, *displays: Display):
+        self.displays = displays
+
+    def say(self, heading: str, text: str) -> None:
+        for display in self.displays:
+            display.say(heading, text)
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        for display in self.displays:
+            display.progress(phase, done, total)
+
+    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+        for display in self.displays:
+            display.round(row, rounds, groups)
 
 
 class PipeConsole(Console):
@@ -103,7 +191,7 @@ class Terminal:
 
     def say(self, heading: str, text: str) -> None:
         if not self.quiet:
-            # The run continues without a reader; a full disk is reported at the end (streams.py).
+            # The run continues without a reader; a full disk is reported at the end (flush_streams).
             with suppress(OSError):
                 self.console.print(paragraph(heading.capitalize(), text), markup=False)
 
