@@ -232,6 +232,8 @@ def check_no_folder(out: Path) -> None:
     with changing(out, ROOM):
         if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
             check_no_file(out)
+        elif out.samefile(Path.cwd()):  # a shell in it would stay in the folder that was replaced
+            raise DiskError(f"-o {out} is the current folder: name a new folder in it, as -o {out / 'new'}")
 
 
 def check_outside(out: Path, images: Path) -> None:
