@@ -194,7 +194,6 @@ class Scale:
     size: int = 224
     store: int = 256
     batch: int = 4096
-    levels: int = 1
     forward: float = 7000.0  # images a second a device, bf16, inference
     training: float = 2400.0  # images a second a device, bf16
     products: float = 30e12  # floating-point operations a second of k-means on a device, with its argmax
@@ -208,14 +207,11 @@ def round_of(at: Scale) -> dict[str, float]:
     devices_a_node = at.ranks / at.nodes
     across = (at.nodes - 1) / at.nodes  # the share of what goes round that leaves a machine
     iterations = 21
-    coarse = 2 * at.clusters**0.5 if at.levels == 2 else 0
-    compared = coarse + at.clusters / coarse if coarse else at.clusters
     return {
         "features": own / at.forward,
         "covariance": 2 * own * at.features**2 / at.products + 8 * at.features**2 * 2 / at.link * (at.nodes > 1),
-        "k-means": iterations * 2 * own * compared * at.dims / at.products,
-        "sums of k-means": iterations * 2 * 8 * (coarse or at.clusters) * (at.dims + 1) / at.link * (at.nodes > 1),
-        "rows to their owners": (at.levels == 2) * own * devices_a_node * across * 4 * at.dims / at.link,
+        "k-means": iterations * 2 * own * at.clusters * at.dims / at.products,
+        "sums of k-means": iterations * 2 * 8 * at.clusters * (at.dims + 1) / at.link * (at.nodes > 1),
         "labels": 4 * at.images * across / at.link,
         "training": own / at.training,
         "pictures": own * devices_a_node * across * 3 * at.store**2 / at.link,
@@ -232,8 +228,8 @@ def round_of(at: Scale) -> dict[str, float]:
 SAMPLING_NS, COMPARING_NS = 220, 140
 SCALES = (
     Scale("1.28 M on 8", 1.28e6, 1e4, 8, 1),
-    Scale("100 M on 64", 1e8, 3.2e5, 64, 8, levels=2),
-    Scale("1 B on 512", 1e9, 1e6, 512, 64, levels=2, batch=16384),
+    Scale("100 M on 64", 1e8, 3.2e5, 64, 8),
+    Scale("1 B on 512", 1e9, 1e6, 512, 64, batch=16384),
 )
 
 

@@ -219,7 +219,6 @@ class Recipe(Options):
         "kmeans", "kmeans, or power iteration, which finds the number itself.", choices=("kmeans", "pic")
     )
     kmeans_iterations: int = _clustering(20, "Iterations of k-means.", low=1, high=10**4)
-    kmeans_levels: int = _clustering(1, "2: k-means again inside coarse clusters, for 10,000 and more.", low=1, high=2)
     kmeans_start: str = _clustering(
         "random", "Start of k-means: a random sample, or the clusters before.", choices=("random", "previous")
     )
@@ -289,11 +288,8 @@ class Recipe(Options):
             )
         if self.clustering == "pic" and self.heads > 1:
             raise UsageError(f"clustering=pic gives one clustering: heads={self.heads} would all learn the same")
-        if self.kmeans_start == "previous" and (self.clustering != "kmeans" or self.kmeans_levels > 1):
-            raise UsageError(
-                "kmeans_start=previous is for k-means in one level:"
-                f" clustering={self.clustering}, kmeans_levels={self.kmeans_levels}"
-            )
+        if self.kmeans_start == "previous" and self.clustering != "kmeans":
+            raise UsageError(f"kmeans_start=previous is for k-means, and clustering={self.clustering}: leave one out")
         if self.renumber and self.temperature:
             raise UsageError(
                 f"renumber is for a new linear head: temperature={self.temperature:g} uses the cluster means instead"

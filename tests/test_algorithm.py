@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude, renumbered
-from deepcluster.clustering import kmeans, two_level_kmeans, whiten
+from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import changed, nmi, repeated
 from deepcluster.clustering.steps import KMeans, Reduction
 from deepcluster.errors import DataError
@@ -20,9 +20,7 @@ from deepcluster.learning import Learning
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances, repeated_weight
 from deepcluster.nets.backbone import build
-from deepcluster.recipe import Recipe
-from deepcluster.runs.build import rounds_of
-from deepcluster.seeding import derive, generator
+from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop
 
@@ -204,8 +202,6 @@ def test_k_means_may_start_from_the_previous_clusters(clusters):
     assert second.nmi_previous == pytest.approx(nmi(first.clustering.labels, second.clustering.labels))
     with pytest.raises(ValueError, match="start='last': choose random"):
         KMeans(start="last")
-    with pytest.raises(ValueError, match="k-means in one level"):
-        KMeans(start="previous", levels=2)
 
 
 def test_the_rounding_of_an_nmi_is_no_change(monkeypatch):
@@ -237,22 +233,6 @@ def test_conclude_is_a_fixed_function_of_the_network():
     assert torch.allclose(result.reduced.norm(dim=1), torch.ones(24), atol=1e-5)
     nearest = torch.cdist(result.reduced, result.clustering.centroids).argmin(1)
     assert torch.equal(nearest, result.clustering.labels)
-
-
-def test_two_levels():
-    """Pseudo-labels are the nearest of a coarse cluster; in the result, which places new images, the nearest of all."""
-    images, _ = drawings(40)
-    net = network()
-    recipe = Recipe(backbone="compact", image_size=24, pseudo_labels=30, rounds=1, epochs=1, dims=16, kmeans_levels=2)
-    (round,) = rounds_of(net, images, recipe, 0.0, 0)
-    levels = two_level_kmeans(round.reduced, 30, seed=derive(0, "k-means", 0, 0))
-    assert torch.equal(round.clustering.labels, levels.labels)
-    result = conclude(net, images, clusters=30, reduction=Reduction(16), clustering=KMeans(levels=2))
-    levels = two_level_kmeans(result.reduced, 30, seed=derive(0, "k-means final"), precision="fp32")
-    assert torch.equal(result.clustering.centroids, levels.centroids)
-    nearest = torch.cdist(result.reduced, levels.centroids).argmin(1)
-    assert torch.equal(result.clustering.labels, nearest)
-    assert not torch.equal(nearest, levels.labels)
 
 
 def test_it_finds_shapes_where_the_untrained_network_does_not():

@@ -40,7 +40,6 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "spherical": (True, {"clustering.spherical": True}),
     "clustering": ("pic", {"clustering": power_iteration}),
     "kmeans_iterations": (9, {"clustering.iterations": 9, "final_clustering.iterations": 9}),
-    "kmeans_levels": (2, {"clustering.levels": 2, "final_clustering.levels": 2}),
     "kmeans_start": ("previous", {"clustering.start": "previous"}),
     "empty": ("sample", {"clustering.empty": "sample", "final_clustering.empty": "sample"}),
     "renumber": (True, {"learning.renumber": True}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepcluster.algorithm import clustering_device, conclude
-from deepcluster.clustering import kmeans, pic, two_level_kmeans, whiten
+from deepcluster.clustering import kmeans, pic, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.steps import Reduction, power_iteration
 from deepcluster.images.augment import Augmentation, random_views
@@ -58,7 +58,6 @@ def test_the_second_device_refuses_what_a_gpu_refuses():
         lambda x: kmeans(x, 50, start=torch.arange(3000) % 50),
         lambda x: kmeans(x, 50, start=ROWS[-50:]),
         lambda x: kmeans(x, 50, precision="bf16", iterations=3),
-        lambda x: two_level_kmeans(x, 60),
         lambda x: pic(x[1500:1900]),
     ],
 )

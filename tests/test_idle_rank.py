@@ -16,7 +16,6 @@ from torch import Tensor
 
 import deepcluster
 from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
-from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.images.augment import Augmentation
 from deepcluster.learning.heads import CentroidHead, Head, new_linear_head
 from deepcluster.learning.instances import WithInstances
@@ -53,11 +52,7 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
 
 def final(processes: Processes) -> dict[str, Any]:
     rows = own(ROWS, processes)
-    return vars(KMeans(levels=2).exact(rows, 7, 0, Partition.of(processes, len(rows))))
-
-
-def two_level(processes: Processes) -> dict[str, Any]:
-    return vars(two_level_kmeans(own(ROWS, processes), 50, iterations=3, processes=processes))
+    return vars(KMeans().exact(rows, 7, 0, Partition.of(processes, len(rows))))
 
 
 def moved(processes: Processes) -> str:
@@ -102,7 +97,6 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
     return {
         **{name: (1e-5, clustered, ROWS, 40, None, options) for name, options in clustering.items()},
         "from labels": (1e-5, clustered, ROWS, 7, LABELS, {}),
-        "two levels": (1e-5, two_level),
         "whitening": (1e-5, whitened, ROWS, 5, False),
         "whitening of few": (1e-5, whitened, ROWS[:7], 5, True),
         "k-means": (1e-5, steps, KMeans()),

@@ -140,7 +140,7 @@ def test_auto_follows_the_facts(facts, expected):
 PAPER = {
     "weights": "", "frozen_statistics": False, "average": 1.0,
     "features": "pass", "reduce": True, "whitening": 1.0, "root": False,
-    "clustering": "kmeans", "kmeans_iterations": 20, "kmeans_levels": 1, "kmeans_start": "random",
+    "clustering": "kmeans", "kmeans_iterations": 20, "kmeans_start": "random",
     "spherical": False, "empty": "sample", "heads": 1, "grouping": "kmeans",
     "temperature": 0.0, "projection_hidden": 0, "projection_dim": 0, "instance_temperature": 0.0, "renumber": False,
     "sampling": "uniform", "lr": 0.05, "schedule": "constant", "warmup": 0.0, "momentum": 0.9, "weight_decay": 1e-5,
@@ -194,10 +194,8 @@ def test_published_recipes_start_k_means_anew_and_say_what_ends_them(base):
 
 def test_previous_clusters_are_a_start_of_k_means_alone():
     assert Recipe(kmeans_start="previous").kmeans_start == "previous"
-    with pytest.raises(UsageError, match="kmeans_start=previous is for k-means in one level: clustering=pic"):
+    with pytest.raises(UsageError, match="kmeans_start=previous is for k-means, and clustering=pic"):
         Recipe(kmeans_start="previous", clustering="pic")
-    with pytest.raises(UsageError, match="kmeans_levels=2"):
-        Recipe(kmeans_start="previous", kmeans_levels=2)
     with pytest.raises(UsageError, match="kmeans_start='last': choose random or previous"):
         Recipe(kmeans_start="last")
 
@@ -301,7 +299,7 @@ def test_more_pseudo_labels_than_images():
         ({"sobel": "maybe"}, "true or false"),
         ({"empty": "drop"}, "split or sample or faiss"),
         ({"renumber": "true"}, "for a new linear head: temperature=0.1"),
-        ({"kmeans_levels": "3"}, "kmeans_levels=3 must lie between 1 and 2"),
+        ({"views": "101"}, "views=101 must lie between 1 and 100"),
         ({"crop_min": "2"}, "crop_max"),
         ({"rounds": True}, "whole number"),
     ],

@@ -15,7 +15,6 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from deepcluster import load
 from deepcluster.algorithm import alternate
-from deepcluster.clustering import steps, two_level_kmeans
 from deepcluster.errors import DataError, DiskError, NonFiniteError, Stopped
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
@@ -181,21 +180,6 @@ def test_bad_files_change_nothing_and_are_listed(finished, photos, tmp_path):
     assert [row for row in table if row["status"] == "ok"] == rows(finished / "clusters.csv")
     assert {row["path"] for row in table if row["status"] == "skipped"} == {*bad}
     assert (found / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
-
-
-def test_two_levels_reach_the_rounds_and_the_result(photos, tmp_path, monkeypatch):
-    taken = []
-
-    def spy(*arguments, **options):
-        taken.append(options.get("precision"))
-        return two_level_kmeans(*arguments, **options)
-
-    monkeypatch.setattr(steps, "two_level_kmeans", spy)
-    folder = fit(photos, tmp_path / "run", kmeans_levels=2, pseudo_labels=20)
-    assert len(taken) == 3 + 1 + 3 + 1 and set(taken) == {"fp32"}  # three a round, the first result and the last
-    found = predicted(folder, photos)
-    fine = [int(row["fine_cluster"]) for row in rows(folder / "clusters.csv")]
-    assert found.model.place(found.reduced).fine_cluster.tolist() == fine
 
 
 def test_recut(finished, photos, tmp_path):

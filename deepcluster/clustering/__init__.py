@@ -3,7 +3,6 @@
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import pic
 from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
-from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, whiten
 
-__all__ = ["KMeans", "Reduction", "Whitening", "kmeans", "pic", "power_iteration", "two_level_kmeans", "whiten"]
+__all__ = ["KMeans", "Reduction", "Whitening", "kmeans", "pic", "power_iteration", "whiten"]

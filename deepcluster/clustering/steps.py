@@ -9,7 +9,6 @@ from torch import Tensor
 
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import pic
-from deepcluster.clustering.two_level import two_level_kmeans
 from deepcluster.clustering.whitening import Whitening, unit_rows, whiten
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -71,7 +70,6 @@ class KMeans:
     """Step 4 by k-means. The defaults are the paper's; see :func:`kmeans` for the attributes not named here.
 
     Attributes:
-        levels: 2 clusters by :func:`two_level_kmeans`, for very many clusters.
         start: "random" starts each round from a random sample, "previous" from the clusters of the previous round.
     """
 
@@ -79,14 +77,11 @@ class KMeans:
     empty: str = "split"
     spherical: bool = False
     precision: str = "fp32"
-    levels: int = 1
     start: str = "random"
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f"start={self.start!r}: choose {' or '.join(STARTS)}")
-        if self.start == "previous" and self.levels != 1:
-            raise ValueError(f"start='previous' is for k-means in one level: levels={self.levels}")
 
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
@@ -97,32 +92,24 @@ class KMeans:
         settings |= {"empty": self.empty, "spherical": self.spherical}
         clusterings = []
         for i, k in enumerate(clusters):
-            own = derive(seed, "k-means", round, i)
-            if self.levels == 2:
-                found = two_level_kmeans(rows, k, iterations=self.iterations, seed=own, **settings)
-            else:
-                start = before[i] if before and self.start == "previous" else None
-                found = kmeans(rows, k, start=start, iterations=self.iterations, seed=own, **settings)
-            clusterings.append(_with_all_labels(found, partition))
+            start = before[i] if before and self.start == "previous" else None
+            random = derive(seed, "k-means", round, i)
+            clustering = kmeans(rows, k, start=start, iterations=self.iterations, seed=random, **settings)
+            clusterings.append(_with_all_labels(clustering, partition))
         if not before or self.start == "previous":
             return tuple(clusterings), clusterings[0].labels
         # A random start finds other clusters in features that have not changed at all, so what has changed is told by a
-        # second k-means from the previous clusters. In two levels one assignment: more would cost what they save.
-        again = kmeans(
-            rows, clusters[0], start=before[0], iterations=self.iterations if self.levels == 1 else 0, **settings
-        )
+        # second k-means from the previous clusters.
+        again = kmeans(rows, clusters[0], start=before[0], iterations=self.iterations, **settings)
         return tuple(clusterings), _with_all_labels(again, partition).labels
 
     def exact(self, rows: Tensor, clusters: int, seed: int, partition: Partition) -> Clustering:
         """The clustering of the result (step 7): in float32, every label the nearest of all centroids."""
-        settings: dict[str, Any] = {
-            "seed": seed, "precision": "fp32", "empty": self.empty, "processes": partition.processes,
-        }  # fmt: skip
-        start, iterations = None, self.iterations
-        if self.levels == 2:
-            start = two_level_kmeans(rows, clusters, iterations=iterations, **settings).centroids
-            iterations = 0
-        return _with_all_labels(kmeans(rows, clusters, start=start, iterations=iterations, **settings), partition)
+        clustering = kmeans(
+            rows, clusters, iterations=self.iterations, seed=seed, precision="fp32", empty=self.empty,
+            processes=partition.processes,
+        )  # fmt: skip
+        return _with_all_labels(clustering, partition)
 
 
 def power_iteration(
