@@ -565,10 +565,9 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["folders", "imagefolder", "parquet", "onnx", "hub", "official"],
+        Literal["folders", "imagefolder", "parquet", "onnx", "hub"],
         Parameter(
-            help="What to make: images sorted into folders, a data set, a table, a graph, a model for the Hub, or a"
-            " checkpoint as the authors' own programs read it (alexnet and vgg16)."
+            help="What to make: images sorted into folders, a data set, a table, a graph, or a model for the Hub."
         ),
     ],
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The folder or file to make; it must not be there yet.")],
@@ -589,17 +588,12 @@ def export(
             help="Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).",
         ),
     ] = None,
-    fold_sobel: Annotated[
-        bool, Parameter(negative=(), help="For official: the Sobel filter becomes part of the first convolution.")
-    ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
     from deepcluster.storage.files import check_no_file, check_no_folder
 
-    if fold_sobel and to != "official":
-        raise UsageError(f"--fold-sobel is for --to official: --to {to} has no use for it, so leave it out")
     options: dict[str, Any] = {
         "mode": mode,
         "images": images,
@@ -613,17 +607,13 @@ def export(
             f"--mode, --images, --outliers, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to}"
             " writes none, so leave them out"
         )
-    if fold_sobel:
-        options["fold_sobel"] = True
     _check_run(run_)
     if not dry_run:
         (check_no_folder if to in (*IMAGE_EXPORTS, "hub") else check_no_file)(out)
     with Terminal(quiet) as terminal:
         from deepcluster import export as exports
-        from deepcluster.research.official_layout import official
 
-        write = official if to == "official" else getattr(exports, to)
-        write(run_, out, display=terminal, **options)
+        getattr(exports, to)(run_, out, display=terminal, **options)
 
 
 @app.command

@@ -23,7 +23,6 @@ from PIL import Image
 from deepcluster.cli import app, run_command
 from deepcluster.learning import pseudo_labels
 from deepcluster.nets.backbone import build
-from deepcluster.nets.official import save_official
 from deepcluster.seeding import generator
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
@@ -210,7 +209,8 @@ def write_published(path: Path) -> None:
         return
     network = build("alexnet", image_size=224, sobel=True)
     network.new_head(100, generator(0, "published"))
-    save_official(network.body, network.head, path)
+    state = {name.removeprefix("body."): value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": {name.replace("head.", "top_layer."): value for name, value in state.items()}}, path)
 
 
 def check_benchmark(script: str, given: list[str]) -> None:

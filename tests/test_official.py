@@ -5,7 +5,6 @@ None of the real files is here (they are CC BY-NC, and could not be fetched): th
 
 import base64
 import io
-import json
 import os
 import pickle
 import pickletools
@@ -20,22 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepcluster.cli import run_command
-from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DiskError, ModelError, UsageError
-from deepcluster.groups.cut import Cut
-from deepcluster.model import Model
+from deepcluster.errors import ModelError
 from deepcluster.nets import legacy_pickle as legacy
 from deepcluster.nets import paper
 from deepcluster.nets.backbone import Network, build, from_official
-from deepcluster.nets.official import read_official, recognised, save_official
+from deepcluster.nets.official import read_official, recognised
 from deepcluster.nets.shapes import shapes_only
-from deepcluster.nets.weights import named_tensors, read_checkpoint
-from deepcluster.records import State
-from deepcluster.research.official_layout import write_official
+from deepcluster.nets.weights import read_checkpoint
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
-from deepcluster.storage.checkpoint import Checkpoints
-from tests.exports import RECORD
 
 K = 5  # pseudo-labels
 IDENT = 139_872_341_234_512  # where Python 2 had a parameter in memory
@@ -88,19 +80,12 @@ def weights_of(arch: str, *, sobel: bool) -> OrderedDict[str, Tensor]:
     return state
 
 
-def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith("top_layer.")}
-
-
-def described(
-    arch: str, state: dict[str, Tensor], images: Tensor, *, sobel: bool, around: int = 1
-) -> dict[str, Tensor]:
-    """The output of each layer by its description, from the tensors of a file; ``around``: zeros before the filter."""
+def described(arch: str, state: dict[str, Tensor], images: Tensor, *, sobel: bool) -> dict[str, Tensor]:
+    """The output of each layer by its description, from the tensors of a file."""
     x, out = (images - MEAN) / STD, {}
     if sobel:
         x = F.conv2d(x, state["sobel.0.weight"], state["sobel.0.bias"])
-        x = F.pad(x, (around,) * 4)
-        x = out["sobel"] = F.conv2d(x, state["sobel.1.weight"], state["sobel.1.bias"])
+        x = out["sobel"] = F.conv2d(x, state["sobel.1.weight"], state["sobel.1.bias"], padding=1)
     for index, *numbers in LAYERS[arch]:
         if len(numbers) == 2:
             x = F.max_pool2d(x, *numbers)
@@ -184,7 +169,7 @@ def save_python2(content: object, path: Path) -> Path:
 WRITERS = {"zip": lambda content, path: torch.save(content, path) or path, "legacy": save_legacy, "py2": save_python2}
 
 
-# The others are slow: files of up to half a gigabyte. VGG-16 with the filter also is the network of DeeperCluster.
+# The others are slow: files of up to half a gigabyte.
 @pytest.fixture(
     scope="module",
     params=[
@@ -222,64 +207,6 @@ def test_every_layer_equals_its_description(published):
     for name, value in expected.items():
         assert value.std() > 0 and apart(found[name], value) < 1e-5, name
     assert network.architecture == {"name": arch, "image_size": 224, "sobel": sobel}
-
-
-def test_a_network_written_again_is_the_file_and_goes_into_the_network_of_2018(published, tmp_path):
-    """File, network, file: the same tensors under the same names in the same order; and these strictly into a network
-    made as that program makes it, with features in parallel, and an optimizer for what is trained below top_layer."""
-    arch, sobel, state, network = published
-    path = tmp_path / "again.pth.tar"
-    if arch == "alexnet":
-        write_official(network, path, epoch=8)
-    else:  # without waiting for the disk
-        save_official(network.body, network.head, path, epoch=8)
-    content = torch.load(path, weights_only=True)
-    assert list(content) == ["epoch", "arch", "state_dict", "optimizer"]
-    assert (content["epoch"], content["arch"]) == (8, arch)
-    assert list(content["state_dict"]) == list(state)
-    assert all(torch.equal(content["state_dict"][name], state[name]) for name in state)
-    assert not hasattr(content["state_dict"], "_metadata")
-    again = from_official(path)
-    path.unlink()
-    own, read = network.state_dict(), again.state_dict()
-    assert own.keys() == read.keys() and all(torch.equal(own[name], read[name]) for name in own)
-
-    with torch.device("meta"):
-        theirs = theirs_of(arch, sobel=sobel)
-    theirs.load_state_dict(content["state_dict"], strict=True, assign=True)
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = torch.tensor(0)
-    trained = [each for name, each in theirs.named_parameters() if not name.startswith(("top_layer.", "sobel."))]
-    optimizer = torch.optim.SGD(trained, 1.0, momentum=0.1)
-    optimizer.load_state_dict(content["optimizer"])
-    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.05, 0.9)
-    images = images_of(3)
-    with torch.no_grad():
-        x = (images - MEAN) / STD
-        x = theirs.features(theirs.sobel(x) if sobel else x).flatten(1)
-        logits = theirs.top_layer(theirs.classifier.eval()(x))
-        assert apart(network.eval()(images), logits) < 1e-5
-
-
-def theirs_of(arch: str, *, sobel: bool) -> nn.Module:
-    inputs, layers = 2 if sobel else 3, []
-    for _, outputs, kernel, *rest in LAYERS[arch]:
-        if rest:
-            layers += [nn.Conv2d(inputs, outputs, kernel, *rest), nn.BatchNorm2d(outputs), nn.ReLU()]
-            inputs = outputs
-        else:
-            layers += [nn.MaxPool2d(outputs, kernel)]
-    module = nn.Module()
-    module.features = nn.DataParallel(nn.Sequential(*layers).eval()).eval()
-    (first, width), _ = LINEAR[arch]
-    dropout = [nn.Dropout(0.5)] * first
-    linear = [nn.Linear(width, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU()]
-    module.classifier = nn.Sequential(*dropout, *linear)
-    module.top_layer = nn.Linear(4096, K)
-    if sobel:
-        module.sobel = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1))
-    return module
 
 
 # Names
@@ -398,44 +325,6 @@ def test_fit_says_what_it_began_with(resnet, photos, tmp_path, capsys):
     assert "DeepCluster-v2, resnet50; left out: projection_head, prototypes" in said.out + said.err
     body = models.load(tmp_path / "run").network.body.state_dict()
     assert all(torch.equal(body[name], value) for name, value in resnet.state_dict().items())
-
-
-# DeeperCluster
-
-
-def test_deepercluster(monkeypatch):
-    """Its names; and what a filter behind two pixels of zeros, instead of one within its padding, does there."""
-    state = weights_of("vgg16", sobel=True)
-    theirs = OrderedDict((f"module.body.{name.replace('module.', '')}", value) for name, value in state.items()
-                         if not name.startswith(("top_layer.", "sobel.")))  # fmt: skip
-    sobel = {"module.sobel.0.weight": torch.ones(1), "module.body.sobel.1.weight": torch.ones(1)}
-    content = {"epoch": 9, "pred_layer_state_dict": {"a": torch.ones(1)}, "state_dict": theirs | sobel}
-    found = recognised(named_tensors(content, "d.pth.tar"), "d.pth.tar")
-    assert (found.release, found.backbone, found.sobel, found.head) == ("DeeperCluster", "vgg16", True, None)
-    assert set(found.dropped) == set(sobel)
-    assert found.text == "DeeperCluster, vgg16 behind a Sobel filter; left out: sobel"
-    expected = {
-        name.replace("module.", ""): value for name, value in state.items() if not name.startswith("top_layer.")
-    }
-    assert found.state.keys() == expected.keys()
-    assert all(torch.equal(found.state[name], expected[name]) for name in expected)
-
-    images = images_of(5)
-    monkeypatch.setattr("deepcluster.nets.backbone.read_official", lambda path: found)
-    network = from_official("d.pth.tar")
-    expected = described("vgg16", without_head(state), images, sobel=True, around=2)
-    out = computed(network, images, list(expected))
-    assert expected["sobel"].shape[-1] == 226 and len(out) == len(expected)
-    assert all(apart(out[name], expected[name]) < 1e-5 for name in expected)
-    assert network.architecture == {} and network.head is None
-
-    # build() has the filter of 2018: its first map is the same inside, and another at the border.
-    x = (images - MEAN) / STD
-    conv = (state["features.module.0.weight"], state["features.module.0.bias"])
-    at_theirs = F.conv2d(expected["sobel"], *conv, padding=1)[..., 1:-1, 1:-1]
-    ours = F.conv2d(F.conv2d(x.mean(1, keepdim=True), state["sobel.1.weight"], padding=1), *conv, padding=1)
-    assert apart(ours[..., 1:-1, 1:-1], at_theirs[..., 1:-1, 1:-1]) < 1e-5
-    assert apart(ours, at_theirs) > 1e-2
 
 
 # What does not fit
@@ -610,118 +499,3 @@ def test_a_tar_archive_of_the_first_months_is_told_apart(tmp_path):
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
     with pytest.raises(ModelError, match=r"old.pth.tar: .*a tar archive of PyTorch 0.1.8 or older"):
         read_checkpoint(tmp_path / "old.pth.tar")
-
-
-# Folding
-
-
-def test_the_filter_folds_into_the_first_convolution(published):
-    arch, sobel, _, network = published
-    if not sobel:
-        with pytest.raises(UsageError, match="no Sobel filter"):
-            paper.fold_sobel(network.body)
-        return
-    body, folded = network.body.eval(), paper.fold_sobel(network.body)
-    conv = folded.features[0]
-    assert (conv.kernel_size, conv.padding, conv.stride) == {
-        "alexnet": ((13, 13), (3, 3), (4, 4)), "vgg16": ((5, 5), (2, 2), (1, 1)),
-    }[arch]  # fmt: skip
-    assert folded.sobel is None and folded.features[1] is body.features[1]
-    x = (images_of(6) - MEAN) / STD
-    with torch.no_grad():
-        before, after = body.features[0](body.sobel(x)), conv(x)
-        # Equal but for the outermost ring, where they do differ.
-        assert apart(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1]) < 1e-5
-        ring = torch.ones(before.shape[-2:], dtype=torch.bool)
-        ring[1:-1, 1:-1] = False
-        assert apart(after[..., ring], before[..., ring]) > 1e-2
-        # The colour of the mean around the image, and there is no border to differ at: the whole network agrees.
-        x[..., [0, -1], :] = 0
-        x[..., :, [0, -1]] = 0
-        assert apart(folded(x), body(x)) < 1e-5
-
-
-def test_the_constants_of_the_filter_fold_too():
-    body = paper.alexnet(sobel=True, generator=generator(0, "fold"))
-    with torch.no_grad():
-        for parameter in body.sobel.parameters():  # of the real filter all constants are 0, and so are the sums
-            parameter.normal_(generator=generator(1, "fold"))
-        body.features[0].bias.normal_(generator=generator(2, "fold"))
-        x = torch.randn(1, 3, 224, 224, generator=generator(3, "fold"))
-        before, after = body.features[0](body.sobel(x)), paper.fold_sobel(body).features[0](x)
-    assert apart(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1]) < 1e-5
-
-
-# The command
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """What export reads of a run with an AlexNet after three rounds: the model, run.json, and the last checkpoint."""
-    folder = tmp_path_factory.mktemp("official") / "run"
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(RECORD | {"location": "photos", "rounds": 3}))
-    network = build("alexnet", image_size=224, sobel=True, seed=7).eval()
-    model = Model(
-        network=network, reduction=Whitening(torch.zeros(4096), torch.eye(4096)[:, :4].contiguous()),
-        fine_centroids=torch.eye(4), groups=Cut(torch.eye(4), torch.tensor([0, 1, 0, 1])),
-        outlier_distance=torch.full((2,), torch.inf), names=("", "b"), image_size=224, store_size=256, batch_size=8,
-    )  # fmt: skip
-    models.save(model, folder / "model")
-    network.new_head(K, generator(0, "head"))
-    Checkpoints(folder / "checkpoints").write(State(round=3), network.state_dict(), {})
-    return folder, network
-
-
-def export(run: Path, out: Path, *options: str, to: str = "official") -> int:
-    return run_command(["export", str(run), "--to", to, "-o", str(out), *options])
-
-
-def test_the_command_writes_the_network_of_a_run(run, tmp_path, capsys):
-    folder, network = run
-    out = tmp_path / "ours.pth.tar"
-    assert export(folder, out) == 0
-    assert f"alexnet, top_layer of {K} pseudo-labels, epoch 3" in capsys.readouterr().out
-    content = torch.load(out, weights_only=True)
-    assert (content["epoch"], content["arch"]) == (3, "alexnet")
-    assert out.read_bytes().startswith(legacy.MAGIC)
-    again = from_official(out)
-    images = images_of(8)
-    with torch.no_grad():
-        assert torch.equal(again.eval()(images), network.eval()(images))
-    assert export(folder, out) == DiskError.exit_code  # it is there already
-    out.unlink()
-
-
-def test_the_command_folds(run, tmp_path, capsys):
-    folder, network = run
-    assert export(folder, tmp_path / "rgb.pth.tar", "--fold-sobel") == 0
-    state = torch.load(tmp_path / "rgb.pth.tar", weights_only=True)["state_dict"]
-    assert not any(name.startswith("sobel.") for name in state)
-    assert state["features.module.0.weight"].shape == (96, 3, 13, 13)
-    assert torch.equal(state["features.module.0.weight"], paper.fold_sobel(network.body).features[0].weight)
-    with pytest.raises(
-        ModelError, match=r"rgb.pth.tar.*features.0.weight \(96, 3, 13, 13\) instead of \(96, 3, 11, 11\)"
-    ):
-        from_official(tmp_path / "rgb.pth.tar")
-    (tmp_path / "rgb.pth.tar").unlink()
-    assert export(folder, tmp_path / "hub", "--fold-sobel", to="hub") == UsageError.exit_code
-    assert "--fold-sobel is for --to official" in capsys.readouterr().err
-
-
-def test_a_classifier_of_another_network_is_left_out(run, tmp_path, capsys):
-    """As if the network of the result is a mean of those before and after training."""
-    folder, network = run
-    state = network.state_dict()
-    state["body.classifier.4.bias"] = state["body.classifier.4.bias"] + 1
-    Checkpoints(folder / "checkpoints").write(State(round=4), state, {})
-    assert export(folder, tmp_path / "ours.pth.tar") == 0
-    assert "top_layer left out" in capsys.readouterr().out
-    assert read_official(tmp_path / "ours.pth.tar").head is None
-    (tmp_path / "ours.pth.tar").unlink()
-
-
-def test_other_networks_have_no_place_in_the_layout(tmp_path):
-    with pytest.raises(UsageError, match="alexnet and vgg16 only, and this network is compact"):
-        write_official(build("compact", image_size=16), tmp_path / "a.pth.tar")
-    assert not (tmp_path / "a.pth.tar").exists()

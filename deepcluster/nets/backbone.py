@@ -235,8 +235,7 @@ def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> 
 def from_official(path: str | Path) -> Network:
     """The network of a file that the authors published, for 224 px images, exactly as theirs.
 
-    Its head is the classifier of the pseudo-labels, if the file has one. ``build`` cannot make DeeperCluster's network,
-    whose Sobel filter reaches a pixel farther beyond the image.
+    Its head is the classifier of the pseudo-labels, if the file has one.
 
     Raises:
         ModelError: The file has none of the published layouts, is damaged, or a tensor is missing, left over or of
@@ -246,12 +245,6 @@ def from_official(path: str | Path) -> Network:
     network = build(official.backbone, image_size=paper.IMAGE_SIZE, sobel=official.sobel)
     load_body(network.body, official.state, path=path, name=official.backbone, heads=())
     network.origin = official.text
-    if official.release == "DeeperCluster":
-        # Two pixels of zeros and a filter without padding: maps of 226 x 226, which five poolings reduce to 7 x 7, too.
-        gradient = network.body.get_submodule("sobel.1")
-        assert isinstance(gradient, nn.Conv2d)
-        gradient.padding = (2, 2)
-        network.architecture = {}
     if official.head:
         network.head = linear_of(*official.head)
     return network

@@ -1,28 +1,24 @@
-"""Weights as the authors of DeepCluster published them, and as their programs read them.
+"""Weights as the authors of DeepCluster published them.
 
-Three layouts, recognised by the names of the tensors, with or without the ``module`` of parallel training:
+Two layouts, recognised by the names of the tensors, with or without the ``module`` of parallel training:
 
 - DeepCluster (2018), AlexNet and VGG-16: ``features.N``, ``classifier.N``, ``top_layer`` (the classifier of the
   pseudo-labels), ``sobel.0`` and ``sobel.1``. The numbers are those of ``paper.py``.
 - DeepCluster-v2 (2020), ResNet-50: torchvision's names, ``projection_head`` and ``prototypes``.
-- DeeperCluster (2019), VGG-16: ``body.features.N``, ``body.classifier.N``.
 
 Written from descriptions of the files: the published ones are CC BY-NC, and none is part of this package.
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepcluster.errors import ModelError
-from deepcluster.nets.paper import FEATURE_DIM, PaperNet, sobel_filter
+from deepcluster.nets.paper import FEATURE_DIM
 from deepcluster.nets.weights import read_state
 
 RESNET = "timm:resnet50"  # has torchvision's names and forward pass
@@ -35,7 +31,7 @@ class OfficialWeights:
     """Weights of a published layout, by the names of our networks.
 
     Attributes:
-        release: Which of the three.
+        release: Which of the two.
         backbone: The ``name`` for ``build`` that makes their network.
         sobel: The ``sobel`` for ``build``.
         state: All tensors of the body.
@@ -60,12 +56,12 @@ class OfficialWeights:
         """A description in one line."""
         net = self.backbone.removeprefix("timm:") + (" behind a Sobel filter" if self.sobel else "")
         head = f", with the classifier of {self.clusters:,} pseudo-labels" if self.head else ""
-        modules = dict.fromkeys(re.sub(r"^(module\.|body\.)+", "", name).split(".")[0] for name in self.dropped)
+        modules = dict.fromkeys(name.removeprefix("module.").split(".")[0] for name in self.dropped)
         return f"{self.release}, {net}{head}" + (f"; left out: {', '.join(modules)}" if modules else "")
 
 
 def read_official(path: str | Path) -> OfficialWeights:
-    """The weights in a file of one of the three layouts; by ``torch.load`` without code, or from ``.safetensors``.
+    """The weights in a file of one of the two layouts; by ``torch.load`` without code, or from ``.safetensors``.
 
     Whether they are complete is checked when they go into a network (``backbone.from_official``, ``backbone.build``).
 
@@ -75,14 +71,14 @@ def read_official(path: str | Path) -> OfficialWeights:
     official = recognised(read_state(path), path)
     if official is None:
         raise ModelError(
-            f"{path}: has none of the published layouts (DeepCluster, DeepCluster-v2, DeeperCluster): "
+            f"{path}: has none of the published layouts (DeepCluster, DeepCluster-v2): "
             "give it as --weights with the --backbone that it is for"
         )
     return official
 
 
 def official_network(path: str | Path) -> tuple[str, bool, str] | None:
-    """Backbone, Sobel filter and release of a file of the three layouts; None for another file, or none.
+    """Backbone, Sobel filter and release of a file of the two layouts; None for another file, or none.
 
     Raises:
         ModelError: The file is damaged, or has code in it.
@@ -101,7 +97,7 @@ def _network(path: Path, changed: int, size: int) -> tuple[str, bool, str] | Non
 
 
 def recognised(state: Mapping[str, Tensor], path: str | Path) -> OfficialWeights | None:
-    """The tensors of a file by our names; None if it has none of the three layouts.
+    """The tensors of a file by our names; None if it has none of the two layouts.
 
     Raises:
         ModelError: Two tensors have the same name, or the classifier of the pseudo-labels is malformed.
@@ -109,29 +105,21 @@ def recognised(state: Mapping[str, Tensor], path: str | Path) -> OfficialWeights
     plain = {name: ".".join(part for part in name.split(".") if part != "module") for name in state}
     names = set(plain.values())
     if any(name.startswith(f"{head}.") for head in TRAINING_HEADS for name in names) and "conv1.weight" in names:
-        release, inner = "DeepCluster-v2", ""
-    elif any(name.startswith("body.features.") for name in names):
-        release, inner = "DeeperCluster", "body."
+        release = "DeepCluster-v2"
     elif _of_2018(set(state), names):
-        release, inner = "DeepCluster", ""
+        release = "DeepCluster"
     else:
         return None
     tensors: dict[str, Tensor] = {}
     for name, short in plain.items():
-        if tensors.setdefault(short.removeprefix(inner), state[name]) is not state[name]:
-            raise ModelError(f"{path}: has {short.removeprefix(inner)} twice, the second time as {name}")
+        if tensors.setdefault(short, state[name]) is not state[name]:
+            raise ModelError(f"{path}: has {short} twice, the second time as {name}")
     if release == "DeepCluster-v2":
         dropped = tuple(name for name, short in plain.items() if short.split(".")[0] in TRAINING_HEADS)
         body = {name: value for name, value in tensors.items() if name.split(".")[0] not in TRAINING_HEADS}
         return OfficialWeights(release, RESNET, False, body, None, dropped)
     alexnet = bool({"classifier.1.weight", "classifier.4.weight"} & tensors.keys())
     backbone = "alexnet" if alexnet else "vgg16"
-    if release == "DeeperCluster":
-        # Its filter was not trained, and its own programs drop it too when they read a file.
-        dropped = tuple(name for name, short in plain.items() if "sobel" in short.split("."))
-        body = {name: value for name, value in tensors.items() if "sobel" not in name.split(".")}
-        body |= {f"sobel.{name}": value for name, value in sobel_filter().state_dict().items()}
-        return OfficialWeights(release, backbone, True, body, None, dropped)
     head = _head(tensors, path)
     body = {name: value for name, value in tensors.items() if not name.startswith("top_layer.")}
     return OfficialWeights(release, backbone, any(name.startswith("sobel.") for name in body), body, head, ())
@@ -163,28 +151,3 @@ def _head(tensors: Mapping[str, Tensor], path: str | Path) -> tuple[Tensor, Tens
             f"{path}: has {told}, not a classifier of K pseudo-labels (K x {FEATURE_DIM}, and K): is it damaged?"
         )
     return top["weight"], top["bias"]
-
-
-def save_official(body: PaperNet, head: nn.Linear | None, file: Any, *, epoch: int = 0) -> None:
-    """Write ``body`` (AlexNet or VGG-16) and the classifier ``head`` as a checkpoint of the release of 2018.
-
-    It has ``epoch``, ``arch``, ``state_dict`` and ``optimizer`` (the paper's options, no momentum yet). Names and order
-    are those of a network of which only ``features`` is data-parallel. ``num_batches_tracked`` is left out: PyTorch did
-    not have it then, and does not miss it today. The format is that before its zip archives (protocol 2), which all
-    versions since 0.4 read.
-    """
-    parts = {"features.module": body.features, "classifier": body.classifier, "top_layer": head, "sobel": body.sobel}
-    state = OrderedDict(
-        (f"{name}.{key}", value.detach().cpu().contiguous())
-        for name, part in parts.items()
-        if part is not None
-        for key, value in part.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    )
-    trained = sum(parameter.requires_grad for parameter in body.parameters())
-    options = {"lr": 0.05, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-5, "nesterov": False}
-    optimizer = {"state": {}, "param_groups": [{**options, "params": list(range(trained))}]}
-    # AlexNet has dropout before its first linear layer.
-    arch = "alexnet" if isinstance(body.classifier[0], nn.Dropout) else "vgg16"
-    checkpoint = {"epoch": epoch, "arch": arch, "state_dict": state, "optimizer": optimizer}
-    torch.save(checkpoint, file, pickle_protocol=2, _use_new_zipfile_serialization=False)

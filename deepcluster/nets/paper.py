@@ -87,33 +87,6 @@ def sobel_filter() -> nn.Sequential:
     return nn.Sequential(grey, gradient).requires_grad_(False)
 
 
-def fold_sobel(network: PaperNet) -> PaperNet:
-    """The same network without its Sobel filter, which has become part of the first convolution: RGB in.
-
-    The new convolution is larger by a ring: 13 x 13 with stride 4 and padding 3 for AlexNet, 5 x 5 with padding 2 for
-    VGG-16. Results agree to rounding except in the outermost ring of its map: there the two layers had zeros around the
-    filtered image, and the one has the filter's answer to zeros around the image. No single convolution gives both. All
-    other layers are shared with ``network``; the input is normalised as before.
-    """
-    if network.sobel is None:
-        raise UsageError("there is no Sobel filter before this network, so there is nothing to fold")
-    grey, gradient = network.sobel
-    conv = network.features[0]
-    assert isinstance(grey, nn.Conv2d) and isinstance(gradient, nn.Conv2d) and isinstance(conv, nn.Conv2d)
-    assert grey.bias is not None and gradient.bias is not None and conv.bias is not None
-    assert isinstance(conv.padding, tuple)
-    with torch.no_grad():
-        weight, along = conv.weight.double(), gradient.weight.double()
-        # Two correlations in a row are one, with the convolution of their kernels.
-        kernel = nn.functional.conv_transpose2d(weight, along) * grey.weight.double()
-        constant = gradient.bias.double() + along.sum((1, 2, 3)) * grey.bias.double()
-        bias = conv.bias.double() + (weight.sum((2, 3)) * constant).sum(1)
-    folded = _empty_conv(3, conv.out_channels, kernel.shape[-1], stride=conv.stride[0], padding=conv.padding[0] + 1)
-    folded.load_state_dict({"weight": kernel, "bias": bias})
-    features = nn.Sequential(folded.to(conv.weight.device), *list(network.features)[1:])
-    return PaperNet(features, network.classifier).train(network.training)
-
-
 def wrong_size(name: str, image_size: int) -> UsageError:
     """The error for images of another size: the first linear layer fits only one size of the last feature map."""
     return UsageError(

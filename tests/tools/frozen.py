@@ -277,8 +277,6 @@ def record(folder: Path, photos: Path | None, weights: Path | None) -> Digests:
     np.save(folder / "noise.npy", noise)
     command("fit", ALEXNET, "-o alexnet")
     found |= of_run("alexnet", folder / "alexnet")
-    command("export alexnet --to official -o official.tar")
-    found |= of_file("alexnet/official", folder / "official.tar")
 
     found |= uses(command, "auto", "sklearn:digits", tuple(PROTOCOLS), EXPORTS)
     if photos and weights:
