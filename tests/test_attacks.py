@@ -19,7 +19,7 @@ FAST = ("--image-size", "16", "--rounds", "0", "--precision", "fp32", "--quiet")
 TRAINED = ("--image-size", "16", "--rounds", "2", "--epochs", "1", "--pseudo-labels", "6", "--precision", "fp32", "-q")
 # What a user may keep in a run folder, under names that are nearly ours.
 BYSTANDERS = (
-    "images-2024/a.jpg", "images-raw/b.jpg", ".images-1/c.jpg", ".notes.tmp", ".metrics.json.7.tmp", "filters-mine.png",
+    "images-2024/a.jpg", "images-raw/b.jpg", ".images-1/c.jpg", ".notes.tmp", ".metrics.json.7.tmp",
     "evaluation-mine.json", "notes.txt", "run/run.json", "model/mine.txt", "model/weights.bin", "checkpoints/notes.md",
     "checkpoints/step100/opt.pt", ".deepcluster-export-7.tmp/x", ".deepcluster-0123456789abcdef/x",
 )  # fmt: skip
@@ -75,14 +75,6 @@ def test_overwrite_leaves_what_it_did_not_make(command, images, proj):
     before = contents(own)
     assert command("fit", own, "-o", proj, "-k", "3", *FAST, "--overwrite") == (0, "")
     assert contents(own) == before and check_whole(proj) == 3
-    check_bystanders(proj)
-
-
-def test_pictures_of_filters_leave_what_they_did_not_make(command, images, proj):
-    """A picture called like a sheet of filters is the user's (test_sequences has the other commands)."""
-    options = ["--set", "filters=2", "iterations=2", "count=2", "-q"]
-    assert command("evaluate", proj, "--protocol", "filters", "--layers", "block2", *options) == (0, "")
-    assert (proj / "filters-block2.png").exists()
     check_bystanders(proj)
 
 

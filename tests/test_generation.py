@@ -241,7 +241,7 @@ def test_own_files_are_told_by_exact_name_and_kind(tmp_path):
         (run / "checkpoints" / name).write_text("")
     for name in ("images-2024", "images-a1b2c3d4", "report.html"):
         (run / name).mkdir()
-    for name in (".notes.tmp", ".run.json.7.tmp", "filters-mine.png", "clusters.csv.bak", "Clusters.csv"):
+    for name in (".notes.tmp", ".run.json.7.tmp", "clusters.csv.bak", "Clusters.csv"):
         (run / name).write_text("mine")
     assert set(ownership.own_files(run)) == ours
     assert ours == {*OLD} | {

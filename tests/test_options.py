@@ -132,7 +132,7 @@ def test_the_reference_lists_every_option(capsys):
     assert f"```text\n{printed}```\n" in page, "put into it what `deepcluster recipes --options` prints"
 
 
-@pytest.mark.parametrize("protocol", ["linear", "voc07", "filters"])
+@pytest.mark.parametrize("protocol", ["linear", "voc07"])
 def test_the_tables_of_protocols_have_the_defaults(protocol):
     section = (ROOT / "docs/protocols.md").read_text().partition(f"\n## {protocol}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", section, re.MULTILINE)

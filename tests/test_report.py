@@ -116,11 +116,6 @@ def test_a_full_page_stays_below_five_megabytes(monkeypatch: pytest.MonkeyPatch)
     text, parsed = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)} | beside(rows))
     assert len(parsed.all("img")) == 1100
     assert 2_300_000 < len(text.encode()) <= 5_000_000
-    noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
-    sheets = [(f"layer{i}", Image.fromarray(noise)) for i in range(4)]
-    text, parsed = page(clusters=rows, filters=sheets, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)})
-    assert len(parsed.all("img")) == 1104
-    assert 2_300_000 < len(text.encode()) <= 5_000_000
 
 
 def beside(rows: list[dict[str, str]]) -> dict[str, Any]:
@@ -136,16 +131,6 @@ def test_a_page_of_very_many_images_stays_below_five_megabytes(monkeypatch: pyte
     rows = [row(f"{'n' * 25}{i:05}", i % 100, label=str(i % 100), is_outlier="1") for i in range(20_000)]
     text, _ = page(clusters=rows, **drawn(len(rows)) | {"sheet": bytes(sheet.BYTES)} | beside(rows))
     assert len(on_page(rows)[0]) == 20_000 and 3_000_000 < len(text.encode()) <= 5_000_000
-
-
-def test_sheets_of_filters() -> None:
-    sheets = [("conv1", Image.new("RGB", (60, 20), "red")), ("<b>", Image.new("RGB", (30, 30), "blue"))]
-    _, parsed = page(filters=sheets)
-    assert [text for _, text in parsed.all("figcaption")][-2:] == ["conv1", "<b>"]
-    first, second = pictures(parsed)[-2:]
-    assert (first.size, second.size) == ((60, 20), (30, 30))
-    assert np.abs(np.asarray(first.convert("RGB"), dtype=int) - (255, 0, 0)).max() < 12
-    assert [a["alt"] for a, _ in parsed.all("img")][-2:] == ["Filters of conv1", "Filters of <b>"]
 
 
 # The page
@@ -337,8 +322,6 @@ def test_tabs_are_links_to_the_parts_that_there_are() -> None:
     labelled = [row(f"{i}.png", i % 2, label="cat") for i in range(40)]
     everything = ["clusters", "map", "groups", "training", "problems", "labels", "run"]
     assert parts(page(clusters=labelled, **drawn(40))[1]) == everything
-    drawn_filters = {"filters": [("conv1", Image.new("RGB", (4, 4)))]}
-    assert parts(page(**drawn_filters)[1]) == ["clusters", "training", "filters", "problems", "run"]
     assert parts(page(clusters=[], summary=[])[1]) == ["clusters", "training", "problems", "run"]
 
 

@@ -33,7 +33,7 @@ OPTIONS = ["--image-size", "8", "--rounds", "0", "--precision", "fp32", "--pseud
 MORE = ["", "--overwrite", "--resume"]
 # What the user has in the run folder: next to our files, and called nearly like them.
 BYSTANDERS = (
-    "notes.txt", ".notes.tmp", "images-2024/only-copy.jpg", "images-a1b2c3d4/x.png", "filters-mine.png",
+    "notes.txt", ".notes.tmp", "images-2024/only-copy.jpg", "images-a1b2c3d4/x.png",
     "model/mine.bin", "checkpoints/step100/opt.pt", "checkpoints/mine.json",
     ".deepcluster-0123456789abcdef/mine.txt", "sorted/a.png",
     "clusters.csv.bak", ".run.json.7.tmp",

@@ -1,6 +1,6 @@
 """The feature maps inside a network: its layers by name, and their pooling to fewer than 10,000 numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -71,7 +71,7 @@ def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
 
 
 class _Reached(Exception):
-    """All maps are computed, so the layers above them need not be."""
+    """The maps are computed, so the layers above need not be."""
 
 
 def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
@@ -82,29 +82,15 @@ def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
     Raises:
         UsageError: The network cannot take images of this size, or has no maps there.
     """
-    return read_maps(network, (layer,), images, lambda maps: maps)[0]
-
-
-def read_maps(
-    network: Network, layers: Sequence[Layer], images: Tensor, read: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    """``read`` applied to the maps of each layer, in one pass; otherwise as :func:`maps_at`.
-
-    It is applied during the pass, as the next layer may change the maps in place.
-    """
     body = network.body
-    prefix = getattr(body, "num_prefix_tokens", 0)
-    results: dict[str, Tensor] = {}
+    maps: Tensor | None = None
 
-    def hook(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
-        def at_layer(module: nn.Module, inputs: object, maps: Tensor) -> None:
-            results[layer.name] = read(_as_maps(maps, layer, prefix))
-            if len(results) == len(layers):
-                raise _Reached
+    def at_layer(module: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal maps
+        maps = _as_maps(output, layer, getattr(body, "num_prefix_tokens", 0))
+        raise _Reached
 
-        return at_layer
-
-    handles = [layer.module.register_forward_hook(hook(layer)) for layer in layers]
+    handle = layer.module.register_forward_hook(at_layer)
     try:
         normalised = (images - network.mean) / network.std
         if isinstance(body, PaperNet):  # its linear layers take one size, its convolutions any
@@ -123,11 +109,10 @@ def read_maps(
             " try another --image-size"
         ) from error
     finally:
-        for handle in handles:
-            handle.remove()
-    if missing := [layer.name for layer in layers if layer.name not in results]:
-        raise UsageError(f"images do not pass through the layer {missing[0]}: choose others, --layers")
-    return [results[layer.name] for layer in layers]
+        handle.remove()
+    if maps is None:
+        raise UsageError(f"images do not pass through the layer {layer.name}: choose others, --layers")
+    return maps
 
 
 def _as_maps(output: Tensor, layer: Layer, prefix: int) -> Tensor:

@@ -93,21 +93,6 @@ class Voc07Options(Options):
             raise UsageError(f"crop_min={self.crop_min:g} is larger than crop_max={self.crop_max:g}")
 
 
-@dataclass(frozen=True)
-class FiltersOptions(Options):
-    """Options of the protocol ``filters``."""
-
-    layers: str = option("", "Names of layers, for example conv3,conv5; empty: all.", flag=True)
-    filters: int = option(16, "Filters of a layer, evenly chosen.", low=1, high=256)
-    count: int = option(9, "Images beside each picture.", low=1, high=100)
-    iterations: int = option(1000, "Steps of the gradient ascent.")
-    lr: float = option(3.0, "Learning rate of the ascent, along a gradient of length 1.")
-    weight_decay: float = option(1e-5, "Pull towards the mean colour.")
-    blur: float = option(0.3, "Standard deviation of the Gaussian that smooths the picture, px; 0: none.", high=10)
-    blur_every: int = option(5, "Smooth after every so many iterations.", low=1)
-    image_size: int = option(0, "Side of the picture, px; 0: that of the run.", high=8192, flag=True)
-
-
 PROTOCOL_OPTIONS: dict[str, type[Options]] = {
     "clustering": ClusteringOptions,
     "knn": KnnOptions,
@@ -115,5 +100,4 @@ PROTOCOL_OPTIONS: dict[str, type[Options]] = {
     "few": FewLabelsOptions,
     "retrieval": RetrievalOptions,
     "voc07": Voc07Options,
-    "filters": FiltersOptions,
 }

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.groups.split import Parts
@@ -53,7 +52,6 @@ from deepcluster.report.text import (
     short,
     three,
 )
-from deepcluster.report.thumbnails import sheet_uris
 from deepcluster.storage.table import Table
 
 MAX_CLUSTERS = 100
@@ -109,7 +107,6 @@ class RunData:
         positions: M x 2, where each image on the sheet is on the map; None leaves the map out.
         tree: Merge tree of the clusters; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
-        filters: Layers and their sheets of filters.
         name: What commands call the run.
         similar: n x m, the images most like each of the n that are in the page (``on_page``), as numbers among these.
         parts: What each cluster can be split into.
@@ -129,7 +126,6 @@ class RunData:
     positions: npt.NDArray[np.float32] | None = None
     tree: Tree | None = None
     sheet: bytes = b""
-    filters: Sequence[tuple[str, Image.Image]] = ()
     name: str = "RUN"
     similar: npt.NDArray[np.int64] | None = None
     parts: Mapping[int, Parts] = field(default_factory=dict)
@@ -146,14 +142,12 @@ def render(data: RunData) -> str:
     data = replace(data, clusters=Table.of(data.clusters).where("status", "ok"))
     check_rows(data.summary, data.clusters)
     name = shlex.quote(inert(data.name))
-    filters = sheet_uris([image for _, image in data.filters])
     parts: dict[str, Any] = {
         "run": _run(data, name),
-        "clusters": _clusters(data, taken=sum(map(len, filters))),
+        "clusters": _clusters(data),
         "map": _map(data),
         "groups": _groups(data),
         "training": _training(data.history, data.clusters),
-        "filters": [(layer, uri) for (layer, _), uri in zip(data.filters, filters, strict=True)],
         "problems": problems(data.skipped, data.clusters, data.duplicates),
         "labels": _labels(data),
     }
@@ -195,13 +189,12 @@ def _preliminary(run: Mapping[str, Any]) -> str:
     return f"Preliminary: the groups as they were {after}. The run replaces this page as it goes on."
 
 
-def _clusters(data: RunData, *, taken: int) -> dict[str, Any]:
-    """``taken``: characters of the page's other pictures."""
+def _clusters(data: RunData) -> dict[str, Any]:
     by_size = sorted(data.summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
     shown = sorted(by_size[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
     hidden = by_size[MAX_CLUSTERS:]
     return {
-        "sections": sections(shown, data.clusters, data.picture, taken=taken, in_page=on_page(data.clusters)[0]),
+        "sections": sections(shown, data.clusters, data.picture, in_page=on_page(data.clusters)[0]),
         "count": len(data.summary),
         "hidden": len(hidden),
         "hidden_images": sum(int(row["size"]) for row in hidden),
@@ -261,7 +254,6 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
         ("map", "Map", None, parts["map"]),
         ("groups", "Number of groups", None, parts["groups"]),
         ("training", "Training", None, True),
-        ("filters", "Filters", None, parts["filters"]),
         ("problems", "Problems", parts["problems"].count, True),
         ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
         ("run", "Run", None, True),

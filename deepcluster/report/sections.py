@@ -74,7 +74,7 @@ def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
 
 
 def sections(
-    shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, taken: int = 0, in_page: Sequence[int] = ()
+    shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, in_page: Sequence[int] = ()
 ) -> list[Section]:
     """A section for each cluster.
 
@@ -82,7 +82,6 @@ def sections(
         shown: Their rows of the summary.
         clusters: The usable rows of clusters.csv.
         picture: As in ``page.RunData``.
-        taken: Characters of the page's other pictures.
         in_page: The rows whose images the script has.
     """
     images = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
@@ -92,7 +91,7 @@ def sections(
         row["cluster"]: representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in shown
     }
     # The medoid covers four places, and may take as many bytes.
-    share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows), taken)
+    share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows))
     largest = max((int(row["size"]) for row in shown), default=0)
     return [
         Section(

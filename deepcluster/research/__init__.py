@@ -1,1 +1,1 @@
-"""What only a reproduction needs: VOC07, retrieval, filters."""
+"""What only a reproduction needs: VOC07, retrieval."""

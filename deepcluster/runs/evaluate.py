@@ -1,7 +1,6 @@
 """Evaluate a run by a protocol; the figures are cached in ``evaluation-PROTOCOL.json`` in its folder."""
 
 import hashlib
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,20 +11,16 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.evaluation.clustering import clustering
 from deepcluster.evaluation.common import Figure, Figures, Labelled, NamedFigure, Once, ProbeTask, held_out
-from deepcluster.evaluation.feature_maps import chosen_layers
 from deepcluster.evaluation.few_labels import few
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
 from deepcluster.evaluation.options import (
     ClusteringOptions,
     FewLabelsOptions,
-    FiltersOptions,
     KnnOptions,
     LinearOptions,
     RetrievalOptions,
@@ -43,12 +38,11 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.signals import temporary_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.ownership import SHEET_MARK
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.safe_read import json_sha256
 
 SCHEMA_VERSION = 1
-SINGLE_PROCESS = ("retrieval", "voc07", "filters")
+SINGLE_PROCESS = ("retrieval", "voc07")
 Set = TypeVar("Set", bound=Options)
 
 
@@ -433,43 +427,6 @@ def _voc07(job: _Evaluation) -> Prepared:
     return Prepared(options, depends, figures)
 
 
-def _filters(job: _Evaluation) -> Prepared:
-    """The run's images, or others. The sheets go into the run folder; a missing one has all made again."""
-    from deepcluster.research.filters import filters
-
-    options = job.options(FiltersOptions)
-    if job.request.labels is not None or job.request.train is not None:
-        raise UsageError("the protocol filters looks at images alone: leave --labels and --train out")
-    source = find(job.request.images, stdin=job.stdin) if job.request.images else job.run_images()
-    model = job.model
-    for layer in chosen_layers(model.network, options.layers):
-        if not job.folder.has(files.filters(layer.name)):
-            job.folder.remove(files.evaluation("filters"))
-
-    def save(layer: str, sheet: Image.Image) -> None:
-        data = io.BytesIO()
-        mark = PngInfo()
-        mark.add_text("Software", SHEET_MARK)
-        sheet.save(data, "PNG", pnginfo=mark)
-        job.folder.write_bytes(files.filters(layer), data.getvalue())
-
-    def figures(once: Once) -> Iterator[NamedFigure]:
-        with job.scratch() as scratch:
-            store, _ = job.read(source, source.paths, model.store_size, scratch / "images")
-            yield from filters(
-                model.network,
-                store.images,
-                options,
-                image_size=model.image_size,
-                batch_size=model.batch_size,
-                seed=job.request.seed,
-                keep=save,
-                display=job.display,
-            )
-
-    return Prepared(options, {"backbone": body_digest(model), "images": _fingerprint(source)}, figures)
-
-
 PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "clustering": _clustering,
     "knn": lambda job: _probed(job, job.options(KnnOptions), knn),
@@ -477,7 +434,6 @@ PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "few": lambda job: _probed(job, job.options(FewLabelsOptions), few, selecting=("shares", "lr", "head_lr")),
     "retrieval": _retrieval,
     "voc07": _voc07,
-    "filters": _filters,
 }
 
 

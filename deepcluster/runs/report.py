@@ -131,7 +131,6 @@ def write_report(folder: RunFolder, source: Source | None, shown: Shown | None =
         positions=drawn.read_map(folder, len(used), on_sheet(len(used))),
         tree=drawn.read_tree(folder, len(used)),
         sheet=sheet,
-        filters=drawn.read_filters(folder),
         name=_called(folder.path),
         similar=most_alike(shown.reduced[::every]) if shown and len(used) else None,
         **_parts(shown, every),

@@ -16,7 +16,7 @@ from deepcluster.errors import DiskError
 from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 from deepcluster.storage.files import changing, sync_folder, write_whole
-from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, is_ours, remove_own
+from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, remove_own
 from deepcluster.storage.safe_read import read_json
 
 COMMIT = ".deepcluster-commit"
@@ -120,7 +120,7 @@ def _removed(run: Path) -> list[str]:
         value: Any = read_json(path)
         if value["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"version {value['schema_version']}, and this program knows {SCHEMA_VERSION}")
-        removed = [name for name in map(str, value["removed"]) if is_ours(run, name)]
+        removed = [name for name in map(str, value["removed"]) if is_known(name)]
         if RUN in removed:
             raise ValueError(f"it removes {RUN}, without which there is no run")
         return removed

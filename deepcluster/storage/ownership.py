@@ -17,9 +17,9 @@ from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 
 LOCK = ".lock"
-PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07", "filters")
+PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07")
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
-ARRAYS = {"features.npy", "lengths.npy", "map.npy", "neighbours.safetensors", "former.safetensors"}
+ARRAYS = {"features.npy", "lengths.npy", "map.npy", "former.safetensors"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp"}
 MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
 CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}
@@ -27,8 +27,6 @@ EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
 NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
 FOLDERS = ("model", "checkpoints")
 _CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}(\.json|(-\d{1,6})?\.safetensors)|graph\d{1,6}\.safetensors)")
-# A sheet of filters is called after its layer, so it says itself whose it is: in the text at its beginning.
-SHEET_MARK = "deepcluster filters"
 _SCRATCH = re.compile(r"\.deepcluster-[0-9a-f]{16}")
 MARKER = ".scratch-of-deepcluster"
 
@@ -36,11 +34,6 @@ MARKER = ".scratch-of-deepcluster"
 def is_known(name: str) -> bool:
     """Whether a file of this name (relative to the run folder, with ``/``) is one that a run writes."""
     return name in NAMES or _CHECKPOINT.fullmatch(name) is not None
-
-
-def is_ours(run: Path, name: str) -> bool:
-    """Whether the file ``name`` of a run folder is one of ours."""
-    return is_known(name) or ("/" not in name and _is_sheet(run / name))
 
 
 def own_files(run: Path) -> list[str]:
@@ -51,7 +44,7 @@ def own_files(run: Path) -> list[str]:
             continue
         for path in sorted(folder.iterdir()):
             name = path.relative_to(run).as_posix()
-            if is_ours(run, name) and is_file_or_link(path):
+            if is_known(name) and is_file_or_link(path):
                 names.append(name)
     return names
 
@@ -109,10 +102,3 @@ def is_file_or_link(path: Path) -> bool:
     """Whether ``path`` is a plain file or a link, itself."""
     mode = os.lstat(path).st_mode
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-
-
-def _is_sheet(path: Path) -> bool:
-    if not (path.name.startswith("filters-") and path.suffix == ".png" and _is_file(path)):
-        return False
-    with path.open("rb") as file:
-        return SHEET_MARK.encode() in file.read(256)

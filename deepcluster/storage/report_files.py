@@ -1,21 +1,17 @@
 """What the report draws, as files of the run folder: the map, the merge tree, the thumbnails."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy.typing as npt
-from PIL import Image
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.runtime.plain_files import check_file
-from deepcluster.storage.ownership import is_ours
-from deepcluster.storage.run_folder import RunFolder, filters
+from deepcluster.storage.run_folder import RunFolder
 
 MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
 MOST_SHEET = 1 << 21  # bytes
-MOST_FILTERS = (1 << 26, 1 << 26)  # bytes and pixels of a sheet of filters
 SCHEMA_VERSION = 1
 
 
@@ -37,25 +33,6 @@ def read_sheet(folder: RunFolder) -> bytes:
     if data[:4] + data[8:12] != b"RIFFWEBP":
         raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
     return data
-
-
-def read_filters(folder: RunFolder) -> list[tuple[str, Image.Image]]:
-    """The layers whose filters were drawn, and their sheets; DiskError where one is no PNG picture."""
-    before, after = filters("*").split("*")
-    found: list[tuple[str, Image.Image]] = []
-    for path in sorted(folder.path.glob(filters("*"))):
-        if not is_ours(folder.path, path.name):  # a picture of the user's, whatever it shows
-            continue
-        try:
-            check_file(path, MOST_FILTERS[0])
-            image = Image.open(BytesIO(path.read_bytes()), formats=["PNG"])
-            if image.width * image.height > MOST_FILTERS[1]:
-                raise ValueError("too many pixels")
-            image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DiskError(f"{path} cannot be used ({error}): remove it, and the report does without") from None
-        found.append((path.name.removeprefix(before).removesuffix(after), image))
-    return found
 
 
 def write_tree(folder: RunFolder, tree: Tree) -> None:

@@ -77,11 +77,6 @@ def evaluation(protocol: str) -> str:
     return f"evaluation-{protocol}.json"
 
 
-def filters(layer: str) -> str:
-    """The name of the sheet that the protocol ``filters`` draws of a layer."""
-    return f"filters-{layer}.png"
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """A run folder that :func:`open_run` or :func:`locked` found.
