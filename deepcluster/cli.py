@@ -565,10 +565,8 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["folders", "imagefolder", "parquet", "onnx", "hub"],
-        Parameter(
-            help="What to make: images sorted into folders, a data set, a table, a graph, or a model for the Hub."
-        ),
+        Literal["folders", "imagefolder", "parquet", "onnx"],
+        Parameter(help="What to make: images sorted into folders, a data set, a table, or a graph."),
     ],
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The folder or file to make; it must not be there yet.")],
     mode: Annotated[
@@ -609,7 +607,7 @@ def export(
         )
     _check_run(run_)
     if not dry_run:
-        (check_no_folder if to in (*IMAGE_EXPORTS, "hub") else check_no_file)(out)
+        (check_no_folder if to in IMAGE_EXPORTS else check_no_file)(out)
     with Terminal(quiet) as terminal:
         from deepcluster import export as exports
 

@@ -195,7 +195,7 @@ def test_killed_at_any_change_of_the_disk(command, images, proj, tmp_path, name)
     assert seen == sorted(seen, key=lambda groups: groups == after), "one moment divides old from new"
 
 
-@pytest.mark.parametrize("to", ["folders", "imagefolder", "hub"])
+@pytest.mark.parametrize("to", ["folders", "imagefolder"])
 def test_a_killed_export_is_no_export(command, proj, tmp_path, to):
     """There is none, or all of it; and it can be made again, beside what the killed one left."""
     out, whole = tmp_path / "out" / "made", 0

@@ -290,7 +290,7 @@ def test_a_run_of_a_module_is_cut_anew_without_it(of_module, tmp_path, monkeypat
     assert again.n_clusters_ == 4 and np.array_equal(again.predict(pixels()), again.labels_)
     assert np.array_equal(again.transform(pixels()), of_module.embedding_)
     as_files(tmp_path)
-    for command in ("predict RUN .", "export RUN --to onnx -o x.onnx", "export RUN --to hub -o card"):
+    for command in ("predict RUN .", "export RUN --to onnx -o x.onnx"):
         capsys.readouterr()
         assert run_command(command.replace("RUN", str(copied.run_)).split()) == ModelError.exit_code
         assert "give the module in Python" in capsys.readouterr().err

@@ -410,7 +410,7 @@ def test_command(holiday, tmp_path, capsys):
     for arguments, code, said in [
         (["--to", "folders", "-o", str(out)], 5, "exists already"),
         (["--to", "parquet", "-o", str(tmp_path / "x"), "--mode", "copy"], 2, "leave them out"),
-        (["--to", "hub", "-o", str(tmp_path / "x"), "--dry-run"], 2, "leave them out"),
+        (["--to", "onnx", "-o", str(tmp_path / "x"), "--dry-run"], 2, "leave them out"),
         (["--to", "parquet", "-o", str(tmp_path / "x"), "--outliers", "keep"], 2, "leave them out"),
         (["--to", "nowhere", "-o", str(tmp_path / "x")], 2, "nowhere"),
         (["--to", "folders", "-o", str(tmp_path / "x"), "--mode", "move"], 2, "move"),

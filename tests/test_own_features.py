@@ -13,7 +13,7 @@ from PIL import Image
 import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
-from deepcluster.export import hub, onnx
+from deepcluster.export import onnx
 from deepcluster.images.given_features import read_features
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
@@ -97,9 +97,8 @@ def test_recut_and_report_find_the_pictures(made: Path) -> None:
 
 
 def test_what_needs_a_network_says_so(made: Path, tmp_path: Path) -> None:
-    for export in (onnx, hub):
-        with pytest.raises(UsageError, match="needs a network, and this model is of features"):
-            export(made / "run", tmp_path / "out")
+    with pytest.raises(UsageError, match="needs a network, and this model is of features"):
+        onnx(made / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,12 +1,11 @@
-"""A finished run in other forms: a tree of folders, a data set, a table, an ONNX graph, a model for the Hub.
+"""A finished run in other forms: a tree of folders, a data set, a table, an ONNX graph.
 
 Each function takes a run folder and the path to make, which must not exist yet; nothing is left of it after a failure.
 """
 
 from deepcluster.export.folders import folders
-from deepcluster.export.hub import hub
 from deepcluster.export.imagefolder import imagefolder
 from deepcluster.export.onnx import onnx
 from deepcluster.export.parquet import parquet
 
-__all__ = ["folders", "hub", "imagefolder", "onnx", "parquet"]
+__all__ = ["folders", "imagefolder", "onnx", "parquet"]

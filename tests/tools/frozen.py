@@ -50,7 +50,6 @@ PROTOCOLS = {
 EXPORTS = {
     "folders": "folders --mode copy",
     "imagefolder": "imagefolder",
-    "hub": "hub",
     **({"table.parquet": "parquet"} if find_spec("pyarrow") else {}),
     **({"graph.onnx": "onnx"} if find_spec("onnx") and find_spec("onnxruntime") else {}),
 }
