@@ -42,7 +42,7 @@ class Transfer:
     Args:
         source: The images.
         mode: symlink, hardlink or copy; None: for each file the first of these that works.
-        strip: Copy files without their metadata; as PNG if these cannot be separated from the pixels.
+        strip: Copy files without their metadata: JPEG files losslessly, others as PNG.
         roots: Real paths of the files that may be brought, or of folders above them; empty: any image may.
 
     Attributes:
