@@ -203,8 +203,8 @@ def fit(
         bool,
         Parameter(
             negative=(),
-            help="IMAGES are features: N x D numbers in an .npy (paths in a .txt or .csv of the same name) or .parquet"
-            " file. They are grouped without a network.",
+            help="IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name)."
+            " They are grouped without a network.",
         ),
     ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False,

@@ -169,21 +169,6 @@ def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_
     assert report(tmp_path / "run").is_file()
 
 
-@pytest.mark.parametrize("lists", [True, False])
-def test_a_parquet_table(lists: bool, tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    x = blobs().astype(np.float32)
-    columns = {"features": pa.array(x.tolist())} if lists else {f"x{i}": x[:, i] for i in range(WIDTH)}
-    pq.write_table(pa.table({"path": [f"{i}.jpg" for i in range(COUNT)], **columns}), tmp_path / "f.parquet")
-    given = read_features(tmp_path / "f.parquet")
-    assert np.array_equal(given.features.numpy(), x) and given.source.paths[3] == "3.jpg"
-    pq.write_table(pa.table({"features": pa.array([[1.0], [1.0, 2.0]])}), tmp_path / "ragged.parquet")
-    with pytest.raises(DataError, match=r"rows of 1 and of 2 numbers in features"):
-        read_features(tmp_path / "ragged.parquet")
-
-
 @pytest.mark.parametrize(
     ("words", "code"),
     [

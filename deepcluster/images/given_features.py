@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deepcluster.errors import DataError, missing_extra
+from deepcluster.errors import DataError
 from deepcluster.images.arrays import load_array, reading
 from deepcluster.images.datasets import is_tensor
 from deepcluster.images.decode import Undecodable, explain, one_line
@@ -21,10 +21,10 @@ from deepcluster.runtime.plain_files import MOST_TEXT, check_file, lines_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".npy", ".parquet")
+SUFFIX = ".npy"
 WHAT_FEATURES_ARE = (
     "features are an .npy array of N x D numbers, with the paths of the images in a .txt (one a line) or .csv (a column"
-    " path) of the same name beside it, or a .parquet table"
+    " path) of the same name beside it"
 )
 
 
@@ -37,36 +37,28 @@ class GivenFeatures:
 
 
 def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatures:
-    """Features from an .npy or .parquet file, or from an array.
-
-    Of a table the columns of numbers are the features, or the one column of lists; its column ``path`` has the paths.
-    Without paths the rows are numbered.
+    """Read features from an .npy file, or take those of an array. Without paths the rows are numbered.
 
     Raises:
         DataError: They are no N x D finite numbers, or their paths are not as many.
-        UsageError: A .parquet file needs the extra ``parquet``.
     """
     if is_tensor(given):
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray):
         return GivenFeatures(_checked(given, "the array"), _rows_alone(len(given), "features"))
     file = absolute(given)
-    if file.suffix.lower() not in SUFFIXES:
+    if file.suffix.lower() != SUFFIX:
         raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")
-    paths: Sequence[str] | None = None
     with reading("the features", file):
-        if file.suffix.lower() == ".npy":
-            array = load_array(file)
-        else:
-            array, paths = _read_parquet(file)
+        array = load_array(file)
     features = _checked(array, one_line(str(file)))
-    return GivenFeatures(features, _source(file, paths, len(features)))
+    return GivenFeatures(features, _source(file, len(features)))
 
 
 def check_features_there(given: str) -> None:
     """DataError where there is no such file, or one of another kind."""
     file = absolute(given)
-    if file.suffix.lower() not in SUFFIXES or not file.is_file():
+    if file.suffix.lower() != SUFFIX or not file.is_file():
         read_features(given)
 
 
@@ -89,45 +81,10 @@ def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
     return features
 
 
-def _read_parquet(file: Path) -> tuple[npt.NDArray[Any], Sequence[str] | None]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise missing_extra("parquet", error) from None
-    with pq.ParquetFile(file) as table_file:  # and not read_table, which takes folder names for columns
-        table = table_file.read()
-    kinds = {field.name: field.type for field in table.schema}
-    named = [name for name in kinds if name.lower() in PATH_COLUMNS and pa.types.is_string(kinds[name])]
-    lists = [name for name, kind in kinds.items() if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)]
-    numbers = [name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)]
-    if len(lists) > 1 or not (lists or numbers):
-        raise DataError(
-            f"{one_line(str(file))} has {len(lists)} columns of lists ({', '.join(lists) or 'none'}) and"
-            f" {len(numbers)} of numbers: keep one column of lists, or numbers, and a column path"
-        )
-    columns = [table[name].combine_chunks() for name in lists or numbers]
-    if any(column.null_count for column in columns):
-        raise DataError(f"{one_line(str(file))} has rows without a value in {lists or numbers}: leave these rows out")
-    if lists:
-        widths = np.diff(np.append(0, np.cumsum([len(row) for row in columns[0]])))
-        if len(set(widths.tolist())) > 1:
-            raise DataError(
-                f"{one_line(str(file))} has rows of {widths.min()} and of {widths.max()} numbers in {lists[0]}:"
-                " features have as many in each"
-            )
-        array = columns[0].flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    else:
-        array = np.stack([column.to_numpy(zero_copy_only=False) for column in columns], 1)
-    return array, [str(path) for path in table[named[0]].to_pylist()] if named else None
-
-
-def _source(file: Path, paths: Sequence[str] | None, count: int) -> Source:
+def _source(file: Path, count: int) -> Source:
     """The images that the rows are of."""
     listed, table = file.with_suffix(".txt"), file.with_suffix(".csv")
-    if paths is not None:
-        source, where = _of_paths(paths, file), file
-    elif listed.is_file():
+    if listed.is_file():
         source, where = from_list(listed), listed
     elif table.is_file():
         source, where = _of_paths(_column(table), table), table

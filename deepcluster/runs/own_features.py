@@ -54,7 +54,7 @@ def fit_features(
     """From features to a run folder, in which everything but the training of a network is as in any other.
 
     Args:
-        given: An .npy or .parquet file (see ``read_features``), or what was read of one.
+        given: An .npy file (see ``read_features``), or what was read of one.
         request: What to do with them.
         display: Shows the run (None: nothing does).
         stop: May end the run with Stopped.
