@@ -25,8 +25,8 @@ from deepcluster.clustering.kmeans import means
 from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.images import Images, Source, find
+from deepcluster.images.csv_files import PATH_COLUMNS
 from deepcluster.images.decode import one_line
-from deepcluster.images.files import PATH_COLUMNS
 from deepcluster.images.tabular import PixelScale, pixel_scale
 from deepcluster.model import Model
 from deepcluster.nets.sizes import MODULE

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import find, labels
+from deepcluster.images import csv_files, find
 from deepcluster.images.labels import check_labels_there, true_labels
 from deepcluster.runtime import plain_files
 
@@ -46,7 +46,7 @@ def test_folders_without_folders(photos):
     ("text", "error", "message"),
     [
         ("path,label\nnowhere.png,x\n", DataError, "nowhere.png"),
-        ("a,b\n1,2\n", DataError, "path and a label column"),
+        ("a,b\n1,2\n", DataError, "no column path: the first line must have path,label, and has a,b"),
         ("path,label\na.png,x\na.png,x\n./a.png,y\n", DataError, r"a\.png is 'x' in line 2 and 'y' in line 4"),
         ("", DataError, "an empty file"),
         ("path,label\n" + "x" * 101, DataError, "more than 100 characters"),
@@ -56,7 +56,7 @@ def test_folders_without_folders(photos):
 )
 def test_bad_csv(photos, tmp_path, text, error, message, monkeypatch):
     monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
-    monkeypatch.setattr(labels, "MOST_TEXT", 200)
+    monkeypatch.setattr(csv_files, "MOST_TEXT", 200)
     file = tmp_path / "labels.csv"
     if text is not None:
         file.write_text(text)

@@ -8,11 +8,15 @@ guard in front: a path ``./``, with which it still names the same file for every
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from deepcluster.runtime.plain_files import MOST_TEXT, check_file, lines_of
 
 Row = Mapping[str, Any]
 
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # names of a column of paths in strangers' tables
 PATH, TEXT = "./", "'"
 TEXT_COLUMNS = ("name", "reason", "label", "source", "member")
 GUARDS = {"path": PATH, "medoid_path": PATH} | dict.fromkeys(TEXT_COLUMNS, TEXT)
@@ -33,6 +37,33 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
         # Before Python 3.13 a carriage return alone is not quoted, and no reader would find the end of the row.
         writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in row.values()) else plain
         writer.writerow(row)
+
+
+def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line number and some cells of each row of a table from outside, without guards.
+
+    Args:
+        file: The table.
+        names: By the key of a cell, the names that its column may have; the first such column counts.
+
+    Raises:
+        ValueError: The first line lacks a column, or the file is too large.
+        OSError, csv.Error: The file cannot be read, or not as a table.
+    """
+    check_file(file, MOST_TEXT)
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(lines_of(stream))
+        header = [column or "" for column in reader.fieldnames or ()]
+        columns = {
+            key: next((column for column in header if column.strip().lower() in names[key]), None) for key in names
+        }
+        if missing := [key for key, column in columns.items() if column is None]:
+            raise ValueError(
+                f"no column {missing[0]}: the first line must have {','.join(names)}, and has"
+                f" {','.join(header) or 'nothing'}"
+            )
+        for cells in reader:
+            yield reader.line_num, unguarded({key: cells[column] or "" for key, column in columns.items()})
 
 
 def guarded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import TextIO
 
 from deepcluster.errors import DataError
 from deepcluster.images import webdataset
+from deepcluster.images.csv_files import PATH_COLUMNS
 from deepcluster.images.decode import decode, explain, is_empty, not_a_file, one_line, short_side
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source
 from deepcluster.runtime.plain_files import MOST_TEXT, check_file
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")  # what tables call a column of paths
 
 
 def from_folder(folder: Path) -> Source:

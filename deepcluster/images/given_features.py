@@ -12,11 +12,11 @@ from PIL import Image
 
 from deepcluster.errors import DataError
 from deepcluster.images.arrays import load_array, reading
+from deepcluster.images.csv_files import PATH_COLUMNS, read_columns
 from deepcluster.images.datasets import is_tensor
 from deepcluster.images.decode import Undecodable, explain, one_line
-from deepcluster.images.files import PATH_COLUMNS, absolute, from_files, from_list, located
+from deepcluster.images.files import absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered
-from deepcluster.runtime.plain_files import MOST_TEXT, check_file, lines_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,23 +99,17 @@ def _source(file: Path, count: int) -> Source:
 
 
 def _column(table: Path) -> list[str]:
+    paths = []
     try:
-        check_file(table, MOST_TEXT)
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            rows = csv.DictReader(lines_of(stream))
-            name = next((name for name in rows.fieldnames or () if name and name.lower() in PATH_COLUMNS), None)
-            if name is None:
-                raise DataError(f"{one_line(str(table))} has no column path: add one, or take the file away")
-            paths = []
-            for row in rows:
-                if not row[name]:
-                    raise DataError(f"{one_line(str(table))} has no path in line {rows.line_num}: give each row one")
-                paths.append(row[name])
-            return paths
+        for line, row in read_columns(table, {"path": PATH_COLUMNS}):
+            if not row["path"]:
+                raise DataError(f"{one_line(str(table))} has no path in line {line}: give each row one")
+            paths.append(row["path"])
     except DataError:
         raise
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
+    return paths
 
 
 def _of_paths(paths: Sequence[str], beside: Path) -> Source:

@@ -3,14 +3,11 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images.csv_files import unguarded
-from deepcluster.images.files import PATH_COLUMNS
+from deepcluster.images.csv_files import PATH_COLUMNS, read_columns
 from deepcluster.images.source import Source
-from deepcluster.runtime.plain_files import MOST_TEXT, check_file, lines_of
 
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
@@ -52,39 +49,23 @@ def check_labels_there(spec: str) -> None:
 
 
 def _read_csv(file: Path) -> dict[str, str]:
+    lines: dict[str, tuple[str, int]] = {}
     try:
-        check_file(file, MOST_TEXT)
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            reader = csv.DictReader(lines_of(handle))
-            columns = reader.fieldnames or ["nothing"]
-            path, label = _column(columns, PATH_COLUMNS), _column(columns, LABEL_COLUMNS)
-            if path is None or label is None:
+        for number, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
+            name, text = _plain(row["path"]), row["label"].strip()
+            before, line = lines.setdefault(name, (text, number))
+            if before != text:
                 raise DataError(
-                    f"--labels {file}: its first line must name a path and a label column (path,label);"
-                    f" it has {', '.join(columns)}"
+                    f"--labels {file}: {name} is {before!r} in line {line} and {text!r} in line {number}:"
+                    " remove one of the two lines"
                 )
-            lines: dict[str, tuple[str, int]] = {}
-            for cells in reader:
-                row = unguarded({"path": cells[path] or "", "label": cells[label] or ""})
-                name, text = _plain(row["path"]), row["label"].strip()
-                before, line = lines.setdefault(name, (text, reader.line_num))
-                if before != text:
-                    raise DataError(
-                        f"--labels {file}: {name} is {before!r} in line {line} and {text!r} in line {reader.line_num}:"
-                        " remove one of the two lines"
-                    )
-            return {name: text for name, (text, _) in lines.items()}
     except DataError:
         raise
     except OSError as error:
         raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
     except (csv.Error, ValueError) as error:
         raise DataError(f"--labels {file}: {error}; give `folders` or a CSV file of path,label") from None
-
-
-def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first column that has one of the names."""
-    return next((column for column in columns if column.strip().lower() in names), None)
+    return {name: text for name, (text, _) in lines.items()}
 
 
 def _plain(path: str) -> str:
