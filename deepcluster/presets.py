@@ -202,9 +202,7 @@ def _of_weights(base: str, options: Given) -> dict[str, Any]:
     return chosen if backbone == _BACKBONES.get(base) else {"backbone": backbone, **chosen}
 
 
-_BACKBONES = {"v1": "alexnet", "v1-official": "alexnet"} | dict.fromkeys(
-    ("v2", "v2-400-2x224", "v2-800"), "timm:resnet50"
-)
+_BACKBONES = {"v1": "alexnet", "v1-official": "alexnet", "v2": "timm:resnet50"}
 
 
 def _for_fixed_size(plan: Plan, options: Given) -> Plan:
@@ -281,23 +279,8 @@ def v2(options: Given, facts: Facts) -> Plan:
 
     The authors' 400-epoch run with views of 2 x 160 and 4 x 96 px, but with batches of 256 images, the learning rate in
     proportion, and plain SGD instead of LARC. Another network than ResNet-50 gets its own image size, and views in the
-    same proportion.
+    same proportion. Their two other runs are recipe files in ``examples/recipes``.
     """
-    return _v2(options, facts, rounds=400, side=160, crop_min=0.08, small_views=4)
-
-
-def v2_400_2x224(options: Given, facts: Facts) -> Plan:
-    """As v2: the 400-epoch run with two views of 224 px and no small ones."""
-    return _v2(options, facts, rounds=400, side=224, crop_min=0.08, small_views=0)
-
-
-def v2_800(options: Given, facts: Facts) -> Plan:
-    """As v2: the 800-epoch run with views of 2 x 224 and 6 x 96 px, the longest and best published."""
-    return _v2(options, facts, rounds=800, side=224, crop_min=0.14, small_views=6)
-
-
-def _v2(options: Given, facts: Facts, *, rounds: int, side: int, crop_min: float, small_views: int) -> Plan:
-    """``side``: of the two large views, px, for images of 224 px."""
     backbone = options.get("backbone", "timm:resnet50")
     size, why_size = (224, "as published") if "backbone" not in options else _image_size(backbone, facts)
     size = options.get("image_size", size)
@@ -309,7 +292,7 @@ def _v2(options: Given, facts: Facts, *, rounds: int, side: int, crop_min: float
         margin=_margin(size),
         pseudo_labels=clusters,
         heads=3,
-        rounds=rounds,
+        rounds=400,
         features="memory",
         whitening=0.5,
         reduce=False,
@@ -323,12 +306,12 @@ def _v2(options: Given, facts: Facts, *, rounds: int, side: int, crop_min: float
         schedule="cosine",
         warmup=10.0,
         weight_decay=1e-6,
-        crop_min=crop_min,
+        crop_min=0.08,
         colour=0.8,
         grey=0.2,
         views=2,
-        view_size=max(8, round(size * side / 224)),
-        small_views=small_views,
+        view_size=max(8, round(size * 160 / 224)),
+        small_views=4,
         small_size=max(8, round(size * 96 / 224)),
     )
     reasons = [f"image_size {size}: {why_size}"]
@@ -540,6 +523,4 @@ PRESETS: dict[str, Callable[[Given, Facts], Plan]] = {
     "v1": v1,
     "v1-official": v1_official,
     "v2": v2,
-    "v2-400-2x224": v2_400_2x224,
-    "v2-800": v2_800,
 }

@@ -150,7 +150,7 @@ def test_recipes_and_doctor(capsys):
     assert "``" not in listed
     assert "v1" in listed
     assert "auto" in listed
-    for name in ("v1", "v1-official", "v2", "v2-400-2x224", "v2-800"):
+    for name in ("v1", "v1-official", "v2"):
         assert name in listed
         assert run_command(["recipes", name]) == 0
         printed = capsys.readouterr().out
