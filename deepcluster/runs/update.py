@@ -13,7 +13,6 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.groups.embedding import between
 from deepcluster.images import Images, Source, find
@@ -21,7 +20,7 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given_features import GivenFeatures, read_features
 from deepcluster.images.skipped import counted
 from deepcluster.images.source import Origin, nothing_readable
-from deepcluster.images.store import MEMORY_BUDGET, gather, read_once
+from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
 from deepcluster.report.sprite import extended, not_on_sheet, on_sheet
 from deepcluster.report.thumbnails import THUMBNAIL
@@ -41,8 +40,6 @@ from deepcluster.storage.run_record import RunRecord
 # A new fit is due where the share of outliers among the images added since the fit, at least FEW, is above twice that
 # among the images of the fit, plus MORE; or where more were added than the fit had.
 FEW, MORE = 20, 0.05
-LIKELY = 0.8  # cosine of the features from which an image of the run is looked at, as it may be nearly the same
-MOST_ALIKE = 2  # images of the run that each new one is compared with
 
 Failures = Sequence[tuple[str, str]]  # (path, reason)
 
@@ -278,8 +275,8 @@ def _draw(folder: RunFolder, rows: Rows, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     source = found_again(folder)
     if folder.has("duplicates.csv") and new.images is not None:
-        alike = _alike(folder, rows, new, new.images, source)
-        folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
+        table = folder.read_rows("duplicates.csv", files.DUPLICATES)
+        folder.write_rows("duplicates.csv", files.DUPLICATES, _with_alike(table, new, new.images))
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
@@ -294,12 +291,10 @@ def _draw(folder: RunFolder, rows: Rows, new: _New, every: Rows) -> None:
         folder.write_array(drawn.MAP, places)
 
 
-def _read_again(
-    source: Source | None, paths: Iterable[str], size: int, most: int | None = None
-) -> tuple[list[str], Tensor]:
-    """The images of the run with these ``paths`` that are at hand, the first ``most``, and their paths."""
+def _read_again(source: Source | None, paths: Iterable[str], size: int) -> tuple[list[str], Tensor]:
+    """The images of the run with these ``paths`` that are at hand, and their paths."""
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
-    there = [path for path in paths if path in index][:most]
+    there = [path for path in paths if path in index]
     if source is None or not there:
         return [], torch.empty(0, 3, size, size, dtype=torch.uint8)
     store = read_once(source.rows([index[path] for path in there]), size, none_is_fine=True)
@@ -319,32 +314,15 @@ def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
     return extended
 
 
-def _alike(
-    folder: RunFolder, rows: Rows, new: _New, images: Tensor, source: Source | None
-) -> Sequence[Mapping[str, Any]]:
-    """The rows of duplicates.csv. Of the run's images those are looked at again that a new one may be a copy of."""
-    table: list[Mapping[str, Any]] = [*folder.read_rows("duplicates.csv", files.DUPLICATES)]
-    group_of = {row["path"]: int(row["group"]) for row in table}
-    firsts = {int(row["group"]): row["path"] for row in reversed(table)}
-    cosines, near = nearest(new.reduced, MOST_ALIKE, rows.reduced)
-    likely = {rows.paths[i] for i in near[cosines > LIKELY].tolist()}
-    likely |= {firsts[group_of[path]] for path in likely & group_of.keys()}
-    room = max(0, MEMORY_BUDGET // (images[0].numel()) - len(images))
-    again, seen = _read_again(source, (path for path in rows.paths if path in likely), images.shape[2], room)
-    paths = [*again, *new.source.paths]
-    if again:
-        images = torch.cat([seen, images])
-    before = len(again)
-    for members in near_duplicates(images):
-        if members[-1][0] < before:  # all of the run, which has them already
-            continue
-        groups = [group_of[paths[row]] for row, _ in members if paths[row] in group_of]
-        number = groups[0] if groups else max(group_of.values(), default=-1) + 1
-        for row, distance in members:
-            if paths[row] not in group_of:
-                group_of[paths[row]] = number
-                table.append({"group": number, "path": paths[row], "distance": f"{distance:.4f}"})
-    return sorted(table, key=lambda row: int(row["group"]))
+def _with_alike(table: Sequence[Mapping[str, Any]], new: _New, images: Tensor) -> Sequence[Mapping[str, Any]]:
+    """The rows of duplicates.csv, with those of new images that are nearly identical to each other."""
+    groups = 1 + max((int(row["group"]) for row in table), default=-1)
+    alike = [
+        {"group": group, "path": new.source.paths[row], "distance": f"{distance:.4f}"}
+        for group, members in enumerate(near_duplicates(images), groups)
+        for row, distance in members
+    ]
+    return [*table, *alike]
 
 
 def _judged(done: Update, folder: RunFolder) -> Update:
