@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
 from deepcluster.nets import legacy_pickle as legacy
-from deepcluster.nets import paper
 from deepcluster.nets.backbone import Network, build, from_official
 from deepcluster.nets.official import read_official, recognised
 from deepcluster.nets.shapes import shapes_only
