@@ -513,7 +513,7 @@ def evaluate(
         PathText | None, Parameter(help="folders (what comes with the source) or a CSV of path,label.")
     ] = None,
     protocol: Annotated[
-        Literal["clustering", "knn", "linear", "few", "retrieval", "voc07"],
+        Literal["clustering", "knn", "linear", "few"],
         Parameter(help="See docs/protocols.md."),
     ] = "clustering",
     train: Annotated[

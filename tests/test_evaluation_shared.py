@@ -102,9 +102,3 @@ def test_an_image_that_fills_up_a_batch_counts_once(ranks, protocol):
     for count in (2, 3):
         for found in ranks[count](learnt, protocol):
             assert found == pytest.approx(alone, rel=1e-4)
-
-
-@pytest.mark.parametrize("protocol", ["retrieval", "voc07"])
-def test_what_is_for_one_process_says_so(ranks, folder, protocol):
-    message = f"UsageError: the protocol {protocol} is for one process: leave torchrun out"
-    assert ranks[2](evaluated, folder, protocol, None, {}) == [message] * 2

@@ -20,7 +20,6 @@ LEVELS = (
     {"evaluation"},
     {"storage", "presets"},
     {"report"},
-    {"research"},
     {"runs"},
     {"export"},
     {"cli", "estimator"},

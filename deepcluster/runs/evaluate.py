@@ -23,8 +23,6 @@ from deepcluster.evaluation.options import (
     FewLabelsOptions,
     KnnOptions,
     LinearOptions,
-    RetrievalOptions,
-    Voc07Options,
 )
 from deepcluster.images import Source, find
 from deepcluster.images.labels import true_labels
@@ -42,7 +40,6 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.safe_read import json_sha256
 
 SCHEMA_VERSION = 1
-SINGLE_PROCESS = ("retrieval", "voc07")
 Set = TypeVar("Set", bound=Options)
 
 
@@ -90,8 +87,6 @@ def evaluate(
         DeepClusterError: With what to do about it; where possible before anything is computed.
     """
     files.open_run(run)
-    if not processes.alone and request.protocol in SINGLE_PROCESS:
-        raise UsageError(f"the protocol {request.protocol} is for one process: leave torchrun out")
     display = display if display and processes.is_main else Silent()
     with files.shared_lock(run, processes) as folder:
         prepared = PROTOCOLS[request.protocol](_Evaluation(folder, request, display, stdin, processes))
@@ -201,14 +196,6 @@ class _Evaluation:
                 f"the protocol {self.request.protocol} needs labels: --labels folders, or a CSV file of path,label"
             )
         return self.request.labels
-
-    def images(self, what: str) -> str:
-        """The images of a protocol that has labels of its own; ``what`` they must be, for the message."""
-        if self.request.images is None:
-            raise UsageError(f"the protocol {self.request.protocol} needs IMAGES: {what}")
-        if self.request.labels is not None:
-            raise UsageError(f"the protocol {self.request.protocol} brings its own labels: leave --labels out")
-        return self.request.images
 
     def run_images(self) -> Source:
         source = found_again(self.folder)
@@ -370,70 +357,11 @@ def _identities(source: Source) -> Iterator[tuple[object, str]]:
         yield identity(origin.source), origin.member
 
 
-def _retrieval(job: _Evaluation) -> Prepared:
-    """Images with queries, as Oxford and Paris come; the whitening is learnt from them, or from --train."""
-    from deepcluster.research.retrieval import dataset, images_below, retrieval
-
-    options = job.options(RetrievalOptions)
-    source, queries = dataset(job.images("images and ground truth of Oxford or Paris buildings"))
-    whiten_by = images_below(job.request.train) if job.request.train else None
-    model = job.model
-    contents = [[query.name, query.image, query.box, sorted(query.positive), sorted(query.junk)] for query in queries]
-    depends = {
-        "backbone": body_digest(model),
-        "test": _fingerprint(source),
-        "queries": hashlib.sha256(repr(contents).encode()).hexdigest(),
-        "train": _fingerprint(whiten_by) if whiten_by else "",
-    }
-    figures = partial(
-        retrieval,
-        model.network,
-        source,
-        queries,
-        options,
-        whiten_by=whiten_by,
-        seed=job.request.seed,
-        display=job.display,
-    )
-    return Prepared(options, depends, figures)
-
-
-def _voc07(job: _Evaluation) -> Prepared:
-    """The splits of a VOCdevkit."""
-    from deepcluster.research.voc07 import devkit, splits, voc07
-
-    options = job.options(Voc07Options)
-    root = devkit(job.images("the folder VOCdevkit/VOC2007"))
-    if job.request.train:
-        raise UsageError("the protocol voc07 learns from a part of VOC07: leave --train out, see --set split=...")
-    train, test, names = splits(root, options.split)
-    model = job.model
-    depends = {
-        "backbone": body_digest(model),
-        **{part: [_fingerprint(split.source), split.digest()] for part, split in (("train", train), ("test", test))},
-    }
-    figures = partial(
-        voc07,
-        model.network,
-        train,
-        test,
-        names,
-        options,
-        image_size=model.image_size,
-        scratch=job.scratch,
-        seed=job.request.seed,
-        display=job.display,
-    )
-    return Prepared(options, depends, figures)
-
-
 PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "clustering": _clustering,
     "knn": lambda job: _probed(job, job.options(KnnOptions), knn),
     "linear": _linear,
     "few": lambda job: _probed(job, job.options(FewLabelsOptions), few, selecting=("shares", "lr", "head_lr")),
-    "retrieval": _retrieval,
-    "voc07": _voc07,
 }
 
 

@@ -17,7 +17,7 @@ from deepcluster.images.run_folders import RUN
 from deepcluster.runtime import signals as stopping
 
 LOCK = ".lock"
-PROTOCOLS = ("clustering", "knn", "linear", "few", "retrieval", "voc07")
+PROTOCOLS = ("clustering", "knn", "linear", "few")
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
 ARRAYS = {"features.npy", "lengths.npy", "map.npy", "former.safetensors"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp"}

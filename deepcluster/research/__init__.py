@@ -1,1 +1,0 @@
-"""What only a reproduction needs: VOC07, retrieval."""
