@@ -10,25 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD
-=======
 from PIL import Image
->>>>>>> 538adaa (VOC07 and retrieval become scripts in examples/research; the room research/ is gone)
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 
 from deepcluster.cli import run_command
-<<<<<<< HEAD
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.sampling import each_once, uniform_over_clusters
 from deepcluster.learning.pseudo_labels import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.backbone import as_network
-=======
 from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
->>>>>>> 538adaa (VOC07 and retrieval become scripts in examples/research; the room research/ is gone)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -144,7 +138,6 @@ def test_voc07(output_of, tmp_path):
 
 def test_no_example_is_long():
     assert all(len(path.read_text().splitlines()) <= 150 for path in EXAMPLES.rglob("*.py"))
-<<<<<<< HEAD
 
 
 def test_deepcluster_on_one_page_beside_the_package(output_of, few_digits):
@@ -188,6 +181,3 @@ def test_deepcluster_on_one_page_beside_the_package(output_of, few_digits):
     page["optimizer_step"](body, head, both, pixels, targets)
     assert torch.allclose(body[1].weight, network.body[1].weight, atol=1e-6)
     assert torch.allclose(head.weight, network.head.weight, atol=1e-6)
-=======
-    assert all(len(path.read_text().splitlines()) < 150 for path in EXAMPLES.glob("research/*.py"))
->>>>>>> 538adaa (VOC07 and retrieval become scripts in examples/research; the room research/ is gone)
