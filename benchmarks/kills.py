@@ -31,8 +31,7 @@ from deepcluster.cli import run_command
 
 ROUNDS, SIZE = 4, 12
 OPTIONS = (
-    f"-k 4 --backbone compact --image-size {SIZE} --batch-size 16 --pseudo-labels 8 --epochs 2 --checkpoint-every 0s -q"
-    f" --rounds {ROUNDS}"
+    f"-k 4 --backbone compact --image-size {SIZE} --batch-size 16 --pseudo-labels 8 --epochs 2 -q --rounds {ROUNDS}"
 ).split()
 PHASES = ("reading", "rounds", "result")
 SAME = ("clusters.csv", "features.npy", "model/model.safetensors", "model/config.json", "cluster_summary.csv")

@@ -91,8 +91,9 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
         views = [Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)]
         STATE["rounds"] = alternate(
             network, store.images, clusters=of["clusters"], rounds=1000, size=of["size"], patience=1000,
-            learning=Learning(batch_size=BATCH, views=views, dtype=dtype),
-            reuse_features=of.get("features") == "memory",
+            learning=Learning(
+                batch_size=BATCH, views=views, dtype=dtype, reuse_features=of.get("features") == "memory"
+            ),
         )  # fmt: skip
     begin = time.perf_counter()
     round = next(STATE["rounds"])

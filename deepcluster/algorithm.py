@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from statistics import mean
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from deepcluster.clustering.agreement import compared
 from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction
@@ -30,21 +30,16 @@ from deepcluster.learning.pseudo_labels import (
     train_on_pseudo_labels,
 )
 from deepcluster.nets.backbone import Network, as_network
-from deepcluster.records import Clustering, Round, State, Trained, Work
+from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
-# True after an optimizer step ends the training of the round; true where the round has only clustered ends everything.
-OnState = Callable[[State], bool | None]
 Progress = Callable[[str, int, int], None]  # phase, images done, images in all
 PAPER_REDUCTION, PAPER_KMEANS, PAPER_LEARNING = Reduction(), KMeans(), Learning()
+BEGINNING = State()
 SLACK = 1e-9  # the NMI of two equal assignments may be 4e-16 below 1
-
-
-def ignore_state(state: State) -> None:
-    """Do nothing."""
 
 
 def ignore_progress(phase: str, done: int, total: int) -> None:
@@ -59,14 +54,12 @@ def alternate(
     rounds: int,
     seed: int = 0,
     size: int | None = None,
-    reuse_features: bool = False,
     reduction: Reduction = PAPER_REDUCTION,
     clustering: ClusteringStep = PAPER_KMEANS,
     learning: Learning = PAPER_LEARNING,
     tolerance: float = 0.0,
     patience: int = 3,
-    state: State | None = None,
-    on_state: OnState = ignore_state,
+    state: State = BEGINNING,
     progress: Progress = ignore_progress,
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
@@ -78,59 +71,51 @@ def alternate(
         images: N x 3 x S x S, uint8, or floats in [0, 1]; with several processes, this rank's.
         clusters: Number of pseudo-labels, or one for each of several clusterings that are learnt together.
         size: Side of what the network sees of an image, px. None: S.
-        reuse_features: After the first round cluster the features that training saw (DeepCluster-v2), without a pass.
         tolerance, patience: End where 1 - NMI to the previous round is at most the first, so many times in a row.
-        state: Go on from here, to the same result.
-        on_state: Called at the start of a round, when it has clustered, after each step, and at the end; see OnState.
+        state: Go on from the ``state`` of a round, with the network as it was then, to the same result.
     """
     numbers = (clusters,) if isinstance(clusters, int) else tuple(clusters)
     network, images, size = _as_network_and_images(network, images, size)
     partition = Partition.of(processes, len(images))
     optimizer = body_optimizer(network, momentum=learning.momentum, weight_decay=learning.weight_decay)
-    features_on, cluster_on = devices(network, len(images), network.embedding_dim, reduction.dims, processes)
-    state = _on_device(state or State(), features_on)
     restore_momentum(optimizer, state.momentum)
+    features_on, cluster_on = devices(network, len(images), network.embedding_dim, reduction.dims, processes)
     while state.round < rounds and state.settled < patience:
-        index, work = state.round, state.work
-        on_state(state)
-        if work is None:
-            clocks = [time.perf_counter()]
+        index, clocks = state.round, [time.perf_counter()]
 
-            # Step 2, features.
-            features = state.memory
-            if features is None:
-                features = extract(
-                    network, images, size=size, batch_size=learning.batch_size, embedded=True, dtype=learning.dtype,
-                    where=features_on, progress=partial(progress, "features"),
-                )  # fmt: skip
-            clocks.append(time.perf_counter())
+        # Step 2, features.
+        features = None if state.features is None else state.features.to(features_on)
+        if features is None:
+            features = extract(
+                network, images, size=size, batch_size=learning.batch_size, embedded=True, dtype=learning.dtype,
+                where=features_on, progress=partial(progress, "features"),
+            )  # fmt: skip
+        clocks.append(time.perf_counter())
 
-            # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
-            reduced = reduction(features, processes, cluster_on)
-            found = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=partition)
-            clocks.append(time.perf_counter())
+        # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
+        reduced = reduction(features, processes, cluster_on)
+        clusterings, current = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=partition)
+        reduced = reduced.cpu()
+        clocks.append(time.perf_counter())
 
-            # Step 5, learning, with a new classifier on top.
-            learning.head(network, features, found[0], partition, generator(seed, "head", index))
-            work = _compared(state, features, reduced, *found, learning, seed, clocks, partition)
-            state = replace(state, memory=features if reuse_features else None)
-            del features, reduced
-        if on_state(replace(state, work=work)):
-            return
-        work = replace(work, features=None)  # without a memory only the reduced features stay, and these on the CPU
-        begin = time.perf_counter()
+        # Step 5, learning, with a new classifier on top.
+        learning.head(network, features, clusterings, partition, generator(seed, "head", index))
+        state = replace(state, features=features if learning.reuse_features else None)
+        del features
+        previous = None if state.previous is None else state.previous[:, 0]
+        weight = learning.loss.cluster_weight(previous, current, seed, index)
         loss = train_on_pseudo_labels(
-            network, images, targets(work.clusterings, renumber=learning.renumber), optimizer, learning, size=size,
-            clusters=[len(each.centroids) for each in work.clusterings], cluster_weight=work.cluster_weight,
-            seed=seed, round=index, memory=state.memory, partition=partition, resume_from=work.trained,
-            on_step=partial(_report, on_state, state, work, optimizer), progress=partial(progress, "training"),
+            network, images, targets(clusterings, renumber=learning.renumber), optimizer, learning, size=size,
+            clusters=[len(each.centroids) for each in clusterings], cluster_weight=weight,
+            seed=seed, round=index, memory=state.features, partition=partition, progress=partial(progress, "training"),
         )  # fmt: skip
+        clocks.append(time.perf_counter())
 
         # Step 6, alternation.
-        yield _record(index, work, loss, learning, time.perf_counter() - begin, partition.total)
-        settled = state.settled + 1 if 1 - work.agreement <= tolerance + SLACK else 0
-        state = State(index + 1, targets(work.clusterings), settled, state.memory, momenta(optimizer))
-    on_state(state)
+        nmi, changed = _compared(previous, current, partition)
+        settled = state.settled + 1 if 1 - nmi <= tolerance + SLACK else 0
+        state = State(index + 1, targets(clusterings), settled, state.features, momenta(optimizer))
+        yield _record(state, reduced, clusterings, learning, clocks, partition.total, loss, weight, nmi, changed)
 
 
 def _as_network_and_images(
@@ -158,15 +143,6 @@ def clustering_device(network: Network, rows: int, width: int, processes: Proces
     return CPU if processes.any(not holds_rows(device, rows, width)) else device
 
 
-def _on_device(state: State, device: torch.device) -> State:
-    return state if state.memory is None else replace(state, memory=state.memory.to(device))
-
-
-def _report(on_state: OnState, state: State, work: Work, optimizer: SGD, trained: Trained) -> bool | None:
-    """Hand on the state in the middle of a training."""
-    return on_state(replace(state, momentum=momenta(optimizer), work=replace(work, trained=trained)))
-
-
 def targets(clusterings: Sequence[Clustering], *, renumber: bool = False) -> Tensor:
     """The pseudo-labels (int64, N x H) of H clusterings; renumbered: see :class:`Learning`."""
     labels = [clustering.labels for clustering in clusterings]
@@ -179,46 +155,40 @@ def renumbered(labels: Tensor) -> Tensor:
     return places
 
 
-def _compared(
-    state: State, features: Tensor, reduced: Tensor, clusterings: tuple[Clustering, ...], current: Tensor,
-    learning: Learning, seed: int, clocks: Sequence[float], partition: Partition,
-) -> Work:  # fmt: skip
-    """How much has changed since the previous round? (Of step 6; the loss may depend on it.)
+def _compared(previous: Tensor | None, current: Tensor, partition: Partition) -> tuple[float, float]:
+    """Return the NMI and the share of images that moved since the previous round (NaN in the first round).
 
     Args:
-        current: What the first clustering of the previous round has become in the features of this one.
-        clocks: Before and after the features, and after the clustering.
+        previous: The first clustering of the previous round.
+        current: What it has become in the features of this round.
     """
-    previous, agreement, moved = None, math.nan, math.nan
-    if state.previous is not None:
-        previous, own = state.previous[:, 0], partition.local
-        agreement, moved = compared(previous[own], current[own], partition.processes)
-    return Work(
-        reduced=reduced.cpu(),
-        clusterings=clusterings,
-        agreement=agreement,
-        moved=moved,
-        cluster_weight=learning.loss.cluster_weight(previous, current, seed, state.round),
-        seconds=(clocks[1] - clocks[0], clocks[2] - clocks[1]),
-        features=features if state.memory is None else None,
-    )
+    if previous is None:
+        return math.nan, math.nan
+    own = partition.local
+    return compared(previous[own], current[own], partition.processes)
 
 
-def _record(index: int, work: Work, loss: float, learning: Learning, seconds: float, images: int) -> Round:
+def _record(
+    state: State, reduced: Tensor, clusterings: Sequence[Clustering], learning: Learning, clocks: Sequence[float],
+    images: int, loss: float, cluster_weight: float, nmi: float, changed: float,
+) -> Round:  # fmt: skip
+    """Return the record of a round by the ``state`` after it and its ``clocks``: at its begin and after each step."""
+    features, clustering, training = (end - begin for begin, end in pairwise(clocks))
     return Round(
-        index=index,
-        reduced=work.reduced,
-        clustering=work.clusterings[0],
+        index=state.round - 1,
+        reduced=reduced,
+        clustering=clusterings[0],
         loss=loss,
-        chance_loss=mean(math.log(clustering.occupied) for clustering in work.clusterings),
-        nmi_previous=work.agreement,
-        changed=work.moved,
-        cluster_weight=work.cluster_weight,
-        lr=learning.lr_at(float(index)),
-        features_seconds=work.seconds[0],
-        clustering_seconds=work.seconds[1],
-        training_seconds=seconds,
-        images_per_second=images * learning.epochs / seconds,
+        chance_loss=mean(math.log(each.occupied) for each in clusterings),
+        nmi_previous=nmi,
+        changed=changed,
+        cluster_weight=cluster_weight,
+        lr=learning.lr_at(float(state.round - 1)),
+        features_seconds=features,
+        clustering_seconds=clustering,
+        training_seconds=training,
+        images_per_second=images * learning.epochs / training,
+        state=state,
     )
 
 

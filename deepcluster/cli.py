@@ -190,12 +190,6 @@ def fit(
     ] = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False,
     resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False,
-    checkpoint_every: Annotated[
-        str,
-        Parameter(
-            help="Interval between checkpoints (also one per round): 90s, 10m, ...; 0s: after every optimizer step."
-        ),
-    ] = "10m",
     log: Annotated[
         Literal["tensorboard"] | None, Parameter(help="tensorboard: the numbers of each round, in RUN/tensorboard.")
     ] = None,
@@ -223,7 +217,6 @@ def fit(
     limit = None if time_limit is None else _seconds("--time-limit", time_limit)
     if limit == 0:
         raise UsageError(f"--time-limit {time_limit}: give more than 0 seconds, as 90s, 30m, 2h or 1h30m")
-    interval = _seconds("--checkpoint-every", checkpoint_every)
     if resume and (overwrite or out is None):
         raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
     if features:
@@ -269,7 +262,6 @@ def fit(
             labels=labels,
             overwrite=overwrite,
             resume=resume,
-            checkpoint_every=interval,
             verbose=verbose,
             log=log or "",
             command=shlex.join(["deepcluster", *sys.argv[1:]]),

@@ -22,8 +22,6 @@ from deepcluster.runs import fit as run
 from deepcluster.runs.finish import collapse
 from deepcluster.runs.job import Request
 from deepcluster.runs.recut import recut
-from deepcluster.runs.time_limit import Schedule, TimeLimit
-from deepcluster.storage.run_folder import open_run
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, record, rows
 from tests.predicting import predicted
@@ -144,18 +142,3 @@ def test_a_run_that_collapses_says_so_and_a_healthy_one_does_not(tmp_path):
     assert text.startswith("training has collapsed (100% of the images are in one fine cluster): lower --lr")
     assert not warned(tmp_path / "healthy", epochs=5)
     assert not warned(tmp_path / "untrained", **COLLAPSING, rounds=0)
-
-
-def test_a_preliminary_result_that_becomes_the_final_one_says_so_too(tmp_path, monkeypatch):
-    """A time limit ends the run after the pass of its second round."""
-    monkeypatch.setattr("deepcluster.runs.finish.SHARE_OF_TIME", float("inf"))
-    begin_round = TimeLimit.begin_round
-
-    def ended(self, index, *arguments):
-        begin_round(self, index, *arguments)
-        self.schedule = Schedule(1 if index else 2, 1.0)
-
-    monkeypatch.setattr(TimeLimit, "begin_round", ended)
-    assert len(warned(tmp_path / "run", **COLLAPSING, rounds=2)) == 1
-    told = open_run(tmp_path / "run").read_record()
-    assert (told.rounds, told.result, told.stopped_because) == (1, "final", "time limit")

@@ -32,7 +32,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "epochs": (3, {"learning.epochs": 3}),
     "tolerance": (0.1, {"tolerance": 0.1}),
     "patience": (9, {"patience": 9}),
-    "features": ("memory", {"reuse_features": True}),
+    "features": ("memory", {"learning.reuse_features": True}),
     "dims": (9, {"reduction.dims": 9, "final_reduction.dims": 9}),
     "whitening": (0.5, {"reduction.whitening": 0.5, "final_reduction.whitening": 0.5}),
     "root": (True, {"reduction.root": True, "final_reduction.root": True}),

@@ -97,18 +97,17 @@ RECIPES = {
 def test_a_run_on_another_device(name, room, monkeypatch):
     monkeypatch.setattr(devices, "total_memory", lambda device: 1e9 if room else 0.0)
     images, _ = drawings(10)
-    places, states = [], []
+    places = []
     with second_device():
         net = build("compact", image_size=24, projection=(16, 8) if name == "v2" else None)
         net.to(ELSEWHERE)
         where = clustering_device(net, len(images), 16)
         assert where.type == ("meta" if room else "cpu")
         options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
-        for round in loop(net, images, on_state=states.append, **options):
+        for round in loop(net, images, **options):
             places += [round.reduced, round.clustering.labels, round.clustering.centroids]
-        # Once more from the middle of the last training, as from a file.
-        middle = next(each for each in reversed(states) if each.work and each.work.trained)
-        assert middle.memory is None or middle.memory.device == where
+            assert round.state.features is None or round.state.features.device == where
+            assert (round.state.features is not None) is (name == "v2")
         result = conclude(net, images, clusters=5, batch_size=10, reduction=Reduction(8))
         places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
     assert {each.device.type for each in places} == {"cpu"}  # what the run writes

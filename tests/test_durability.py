@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
 from deepcluster.nets.backbone import build
-from deepcluster.records import Clustering, State, Trained, Work
+from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import checkpoint, ownership, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
@@ -32,11 +32,11 @@ from tests.tiny import flipped
 
 def state_in(checkpoint: Checkpoint) -> State:
     """Its state with all rows (there are fewer than that)."""
-    return restored(checkpoint, Partition.single(1000))
+    return restored(checkpoint, Partition.single(1000))[0]
 
 
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
-ROUNDS = ("--rounds", "3", "--checkpoint-every", "0s")
+ROUNDS = ("--rounds", "3")
 OPTIONS = small_fit(*ROUNDS)
 SAME = ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json")
 
@@ -98,16 +98,17 @@ def test_without_its_checkpoints_a_run_ends_elsewhere(command, pictures, whole, 
 
 WINDOWS = {
     "reading": ("deepcluster.runs.fit:_read", 1),
-    "features": ("deepcluster.algorithm:extract", 1),
+    "features": ("deepcluster.runs.finish:extract", 1),
+    "features of a round": ("deepcluster.algorithm:extract", 1),
     "clustering": ("deepcluster.clustering.steps:kmeans", 3),
     "after clustering": ("deepcluster.nets.backbone:Network.centroid_head", 2),
     "a step": ("deepcluster.learning.pseudo_labels:_set_learning_rates", 5),
-    "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 4),
+    "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 3),
     "while it is written": ("os:fsync", 12),
     "before the rename": ("pathlib:Path.replace", 14),
     "after the rename": ("deepcluster.storage.files:sync_folder", 16),
-    "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 5),
-    "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 4),
+    "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 3),
+    "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 3),
     "between the rounds": ("deepcluster.runs.train:history_row", 2),
     "before the first result": ("deepcluster.runs.finish:conclude", 1),
     "before the result": ("deepcluster.runs.finish:Results.final", 1),
@@ -149,7 +150,7 @@ PHASES = {
     "features": ("deepcluster.algorithm:extract", 2),
     "clustering": ("deepcluster.clustering.steps:kmeans", 2),
     "training": ("deepcluster.learning.pseudo_labels:Outputs", 5),
-    "saving": ("deepcluster.storage.checkpoint:write_tensors", 6),
+    "saving": ("deepcluster.storage.checkpoint:write_tensors", 3),
     "result": ("deepcluster.runs.groups:cut", 1),
     "report": ("deepcluster.runs.report:render", 1),
 }
@@ -174,7 +175,7 @@ def test_a_signal_saves_and_ends_with_75(command, pictures, whole, tmp_path, pha
 
 
 def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
-    """In a step that takes forever the first one only asks; the second ends it."""
+    """The first one is caught by something that cleans up forever."""
     script = (
         "import os, signal, sys, threading, time\n"
         "import deepcluster.learning.pseudo_labels as learning\n"
@@ -182,8 +183,11 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
         "def forever(*_):\n"
         "    for pause in (0.2, 0.7):\n"
         "        threading.Timer(pause, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "    print('in a step', flush=True)\n"
-        "    while True: time.sleep(0.05)\n"
+        "    try:\n"
+        "        while True: time.sleep(0.05)\n"
+        "    finally:\n"
+        "        print('cleaning up', flush=True)\n"
+        "        while True: time.sleep(0.05)\n"
         "learning.Outputs = forever\n"
         "sys.exit(run_command(sys.argv[1:]))\n"
     )
@@ -191,7 +195,7 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
         [sys.executable, "-c", script, "fit", str(pictures), "-o", str(tmp_path / "run"), *OPTIONS],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (130, "in a step\n")
+    assert (done.returncode, done.stdout) == (130, "cleaning up\n")
 
 
 # ---- another run, other options, other images -----------------------------------------------------------------------
@@ -357,51 +361,42 @@ def test_resume_where_nothing_is_begins(command, pictures, whole, tmp_path):
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------
 
 
-def a_state(round: int, steps: int | None) -> State:
-    labels = torch.arange(6) % 3
-    clustering = Clustering(labels, torch.randn(3, 4), torch.bincount(labels), 1.5, 7, 0)
-    trained = None if steps is None else Trained(steps, torch.tensor(0.1), torch.tensor(0.2, dtype=torch.float64))
-    work = Work(torch.randn(6, 4), (clustering,), float("nan"), 0.25, 0.5, (1.0, 2.0), trained)
-    return State(round, labels, 1, torch.randn(6, 4), (torch.randn(2), torch.empty(0)), work if steps else None)
+def a_state(round: int) -> State:
+    return State(round, torch.arange(6)[:, None] % 3, 1, torch.randn(6, 4), (torch.randn(2), torch.empty(0)))
 
 
 @pytest.fixture
 def checkpoints(tmp_path) -> Checkpoints:
-    """Two checkpoints and a part."""
+    """Two checkpoints."""
     folder = Checkpoints(tmp_path / "checkpoints")
-    folder.add("start", {"reduced": torch.randn(6, 4)})
     network = {"weight": torch.randn(5, 3), "counter": torch.tensor(7)}
-    for state in (a_state(1, None), a_state(1, 4)):
-        folder.write(state, network, {"weights": [0.5], "elapsed": 3.0})
+    for round in (1, 2):
+        folder.write(a_state(round), network, {"weights": [0.5], "elapsed": 3.0})
     return folder
 
 
+def round_of(checkpoint: Checkpoint | None) -> int:
+    assert checkpoint is not None
+    return state_in(checkpoint).round
+
+
 def test_what_is_written_is_read_again(tmp_path):
-    folder, network = Checkpoints(tmp_path / "checkpoints"), build("compact", image_size=16).state_dict()
+    folder, network = Checkpoints(tmp_path / "checkpoints"), build("compact", image_size=16)
+    network.new_head(3, torch.Generator())
     assert folder.latest() is None
-    folder.add("start", {"reduced": torch.eye(3)})
-    for state in (a_state(0, None), a_state(0, 3), a_state(2, None), a_state(2, 11)):
-        folder.write(state, network, {"elapsed": 1.5})
+    for state in (State(), State(1, torch.arange(6)[:, None]), a_state(2)):
+        folder.write(state, network.state_dict(), {"elapsed": 1.5})
         found = Checkpoints(folder.folder).latest()
         assert found is not None and found.about == {"elapsed": 1.5}
-        assert torch.equal(found.parts["start"]["reduced"], torch.eye(3))
-        assert all(torch.equal(found.network[name], network[name]) for name in network)
-        assert (state_in(found).round, state_in(found).settled) == (state.round, state.settled)
-        assert torch.equal(state_in(found).memory, state.memory) and torch.equal(
-            state_in(found).previous, state.previous
-        )
-        assert all(map(torch.equal, state_in(found).momentum, state.momentum))
-        assert (state_in(found).work is None) == (state.work is None)
-        if state.work:
-            assert torch.equal(state_in(found).work.reduced, state.work.reduced)
-            assert np.isnan(state_in(found).work.agreement) and state_in(found).work.moved == 0.25
-            assert state_in(found).work.trained.steps == state.work.trained.steps
-            assert state_in(found).work.trained.loss.dtype == torch.float64
-            assert torch.equal(state_in(found).work.clusterings[0].centroids, state.work.clusterings[0].centroids)
+        again, weights = restored(found, Partition.single(6))
+        assert set(weights) == {name for name in network.state_dict() if not name.startswith("head.")}
+        assert all(torch.equal(value, network.state_dict()[name]) for name, value in weights.items())
+        assert (again.round, again.settled) == (state.round, state.settled)
+        for one, other in ((again.features, state.features), (again.previous, state.previous)):
+            assert one is other is None or torch.equal(one, other)
+        assert len(again.momentum) == len(state.momentum) and all(map(torch.equal, again.momentum, state.momentum))
     names = {path.name for path in folder.folder.iterdir()}
-    assert names == {f"000002-000000{end}" for end in ("00.json", "00.safetensors", "11.json", "11.safetensors")} | {
-        "start.safetensors"
-    }
+    assert names == {f"00000{round}.{end}" for round in (1, 2) for end in ("json", "safetensors")}
 
 
 def check_found(folder: Checkpoints, path: Path, contents: list[bytes]) -> None:
@@ -409,14 +404,13 @@ def check_found(folder: Checkpoints, path: Path, contents: list[bytes]) -> None:
     before = path.read_bytes()
     for content in contents:
         path.write_bytes(content)
-        with pytest.warns(DeepClusterWarning, match="going on from 000001-00000000, the one before"):
-            found = Checkpoints(folder.folder).latest()
-        assert found is not None and state_in(found).work is None
+        with pytest.warns(DeepClusterWarning, match="going on from 000001, the one before"):
+            assert round_of(Checkpoints(folder.folder).latest()) == 1
     path.write_bytes(before)
 
 
 def later(folder: Checkpoints) -> list[Path]:
-    return [folder.folder / f"000001-00000004.{end}" for end in ("json", "safetensors")]
+    return [folder.folder / f"000002.{end}" for end in ("json", "safetensors")]
 
 
 def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
@@ -430,33 +424,30 @@ def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
 
 def test_without_the_digests_flips_are_not_found(checkpoints, monkeypatch):
     """The negative control."""
-    chance, noticed = random.Random(0), 0
+    chance = random.Random(0)
     monkeypatch.setattr(checkpoint, "read_tensors", lambda path, digest=None: load_file(path))
     path = later(checkpoints)[1]
     begin = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     for _ in range(20):
         content = path.read_bytes()
         path.write_bytes(flipped(content, chance.randrange(begin, len(content)), 0))
-        found = Checkpoints(checkpoints.folder).latest()
-        noticed += found is None or state_in(found).work is None
-    assert noticed == 0
+        assert round_of(Checkpoints(checkpoints.folder).latest()) == 2
 
 
 def test_damaged_ones_do_not_push_out_those_written_after_them(checkpoints):
     """Three are there when a run is killed before the oldest is removed; the last two are damaged."""
-    first = {path: path.read_bytes() for path in checkpoints.folder.glob("000001-00000000.*")}
-    checkpoints.write(a_state(1, 6), {"weight": torch.ones(2)}, {})
+    first = {path: path.read_bytes() for path in checkpoints.folder.glob("000001.*")}
+    checkpoints.write(a_state(3), {"weight": torch.ones(2)}, {})
     for path in checkpoints.folder.glob("*.json"):
         path.write_text("{")
     for path, content in first.items():
         path.write_bytes(content)
     again = Checkpoints(checkpoints.folder)
-    with pytest.warns(DeepClusterWarning, match="going on from 000001-00000000"):
+    with pytest.warns(DeepClusterWarning, match="going on from 000001"):
         assert again.latest() is not None
-    again.write(a_state(1, 2), {"weight": torch.ones(2)}, {})
-    assert sorted(path.stem for path in again.folder.glob("*.json")) == ["000001-00000000", "000001-00000002"]
-    found = Checkpoints(again.folder).latest()
-    assert found is not None and state_in(found).work.trained.steps == 2
+    again.write(a_state(2), {"weight": torch.ones(2)}, {})
+    assert sorted(path.stem for path in again.folder.glob("*.json")) == ["000001", "000002"]
+    assert round_of(Checkpoints(again.folder).latest()) == 2
 
 
 def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
@@ -465,18 +456,18 @@ def test_an_old_one_that_is_in_use_is_removed_later(checkpoints, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", busy)
-        checkpoints.write(a_state(1, 6), {"weight": torch.ones(2)}, {})
+        checkpoints.write(a_state(3), {"weight": torch.ones(2)}, {})
     assert len([*checkpoints.folder.glob("*.json")]) == 3
-    checkpoints.write(a_state(1, 8), {"weight": torch.ones(2)}, {})
-    assert sorted(path.stem[-1] for path in checkpoints.folder.glob("*.json")) == ["6", "8"]
+    checkpoints.write(a_state(4), {"weight": torch.ones(2)}, {})
+    assert sorted(path.stem for path in checkpoints.folder.glob("*.json")) == ["000003", "000004"]
 
 
-def test_a_lost_file_or_part(checkpoints):
+def test_a_lost_file(checkpoints):
     later(checkpoints)[1].unlink()
-    with pytest.warns(DeepClusterWarning, match=r"000001-00000004.json: 000001-00000004.safetensors is missing"):
+    with pytest.warns(DeepClusterWarning, match=r"000002.json: 000002.safetensors is missing"):
         Checkpoints(checkpoints.folder).latest()
-    (checkpoints.folder / "start.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no checkpoint .* is whole \(.*start.safetensors is missing") as error:
+    (checkpoints.folder / "000001.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no checkpoint .* is whole \(.*000001.safetensors is missing") as error:
         Checkpoints(checkpoints.folder).latest()
     assert str(error.value).count("json: ") == 2
 
@@ -499,7 +490,7 @@ def test_a_run_whose_checkpoints_are_all_bad_ends_with_4(pictures, copied, ends)
 def test_what_is_not_finite_is_not_written(checkpoints):
     before = sorted(path.name for path in checkpoints.folder.iterdir())
     with pytest.raises(NonFiniteError, match=r"network.weight has numbers that are not finite"):
-        checkpoints.write(a_state(2, None), {"weight": torch.tensor([1.0, float("nan")])}, {})
+        checkpoints.write(a_state(3), {"weight": torch.tensor([1.0, float("nan")])}, {})
     assert before == sorted(path.name for path in checkpoints.folder.iterdir())
 
 
@@ -540,7 +531,7 @@ def test_a_full_disk_is_said_in_megabytes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(DiskError, match=r"1 MB are free\); the checkpoint needs 4.0 MB: make room .* --resume"):
-        Checkpoints(tmp_path).add("start", {"reduced": torch.zeros(1_000_000)})
+        Checkpoints(tmp_path).write(State(), {"weight": torch.zeros(1_000_000)}, {})
 
 
 @pytest.mark.slow

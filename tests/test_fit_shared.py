@@ -20,15 +20,13 @@ from deepcluster.images import store as stores
 from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_share
-from deepcluster.learning import features
+from deepcluster.learning import features, pseudo_labels
 from deepcluster.learning.batches import strides
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.backbone import Network
-from deepcluster.records import State
 from deepcluster.runs import fit as run
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runtime.processes import Processes
-from deepcluster.runtime.signals import Stop
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import record
 from tests.helpers.shared import OPTIONS, files_of, pixels
@@ -60,22 +58,18 @@ def small_network() -> Network:
 
 def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool) -> dict[str, Any]:
     store = read_share(numbered(count, bad), SIZE, processes)
-    network, states, seen, original = small_network(), [0], [], features.fixed_view
+    network, seen, original = small_network(), [], features.fixed_view
 
     def recorded(images: Tensor, size: int) -> Tensor:
         seen.extend(images[:, 0, 0, 0].tolist())
         return original(images, size)
-
-    def keep(state: State) -> None:
-        states[0] += 1
 
     features.fixed_view = recorded
     try:
         rounds = list(
             loop(
                 network, store.images, clusters=min(3, len(store.kept)), rounds=2, batch_size=batch, dims=4,
-                reuse_features=memory, head=CentroidHead(0.1) if memory else new_linear_head, on_state=keep,
-                processes=processes,
+                reuse_features=memory, head=CentroidHead(0.1) if memory else new_linear_head, processes=processes,
             )
         )  # fmt: skip
     finally:
@@ -83,7 +77,7 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
     k = min(3, len(store.kept))
     result = conclude(network, store.images, clusters=k, reduction=Reduction(4), processes=processes)
     return {
-        "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)], "states": states[0],
+        "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)],
         "losses": [each.loss for each in rounds], "labels": [each.clustering.labels for each in rounds],
         "reduced": result.reduced, "final": result.clustering.labels, "rows": len(store.images),
         "weights": {name: value.clone() for name, value in network.body.state_dict().items()},
@@ -111,7 +105,7 @@ def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
     for result in results:
         assert list(result["kept"]) == usable
         assert [path for path, _ in result["skipped"]] == [f"{i:02}" for i in sorted(bad)]
-        assert (result["states"], result["losses"]) == (first["states"], first["losses"])
+        assert result["losses"] == first["losses"]
         assert all(map(torch.equal, result["labels"], first["labels"]))
         assert torch.equal(result["final"], first["final"])
         assert result["weights"].keys() == first["weights"].keys()
@@ -149,34 +143,28 @@ def test_a_step_of_several_processes_is_that_of_one(ranks):
                 assert torch.allclose(found[name], value, atol=1e-6), name
 
 
-class StopAt(Stop):
-    """Stops after a number of looks at whether to stop."""
-
-    def __init__(self, looks: int):
-        self.left = looks
-        super().__init__()
-
-    @property
-    def wanted(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-    @wanted.setter
-    def wanted(self, value: bool) -> None:
-        pass
-
-
-def fitted(processes: Processes, out: Path, recipe: str, looks: int, resume: bool, rank: int = 0) -> str:
-    """A run that process ``rank`` stops; returns what came of it."""
-    stop = StopAt(looks if processes.rank == rank else 10**9)
+def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resume: bool) -> str:
+    """A run that stops after so many optimizer steps (None: it does not); returns what came of it."""
     request = run.Request(
         out=out, n_clusters=4, recipe=recipe, options=OPTIONS | ({"sobel": False} if recipe == "v1" else {}),
-        resume=resume, checkpoint_every=0.0,
+        resume=resume,
     )  # fmt: skip
-    try:
-        run.fit(pixels(), request, stop=stop, processes=processes)
-    except Stopped as error:
-        return str(error)
+    made = 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal made
+        if made == steps:
+            raise Stopped("stopped in a step")
+        made += 1
+        original(*arguments)
+
+    original = pseudo_labels._set_learning_rates
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pseudo_labels, "_set_learning_rates", counted)
+        try:
+            run.fit(pixels(), request, processes=processes)
+        except Stopped as error:
+            return str(error)
     return "done"
 
 
@@ -185,12 +173,13 @@ def fitted(processes: Processes, out: Path, recipe: str, looks: int, resume: boo
     [pytest.param(2, "auto", marks=pytest.mark.slow), (2, "classic"), pytest.param(3, "v1", marks=pytest.mark.slow)],
 )
 def test_resumed_by_as_many_processes_it_is_bit_identical(ranks, tmp_path, count, recipe):
-    assert ranks[count](fitted, tmp_path / "whole", recipe, 10**9, False) == ["done"] * count
-    for rank, looks in ((0, 2), (count - 1, 9)):
-        out = tmp_path / f"{rank}-{looks}"
-        said = ranks[count](fitted, out, recipe, looks, False, rank)
-        assert all(message.startswith("stopped in round") for message in said)
-        assert ranks[count](fitted, out, recipe, 10**9, True) == ["done"] * count
+    """Stopped in its first round, and in its second: six steps each."""
+    assert ranks[count](fitted, tmp_path / "whole", recipe, None, False) == ["done"] * count
+    for steps in (2, 9):
+        out = tmp_path / str(steps)
+        assert ranks[count](fitted, out, recipe, steps, False) == ["stopped in a step"] * count
+        assert record(out)["status"] == "stopped"
+        assert ranks[count](fitted, out, recipe, None, True) == ["done"] * count
         assert files_of(out) == files_of(tmp_path / "whole")
         assert not list(out.glob("images*"))
 
@@ -205,7 +194,7 @@ def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, firs
     out, difference = tmp_path / "run", f"processes {first} then, {second} now"
     ranks[first](fitted, out, "auto", 9, False)
     with pytest.warns(DeepClusterWarning, match=difference) if second == 1 else nullcontext():
-        assert ranks[second](fitted, out, "auto", 10**9, True) == ["done"] * second
+        assert ranks[second](fitted, out, "auto", None, True) == ["done"] * second
     assert difference in record(out)["resumed"]
     assert record(out)["status"] == "done"
 

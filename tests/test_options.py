@@ -91,7 +91,6 @@ TYPOS = {
     "fit photos --device tpu": "cuda",
     "fit photos --time-limit soon": "--time-limit soon: write it as 90s",
     "fit photos --time-limit 0m": "--time-limit 0m: give more than 0 seconds",
-    "fit photos --checkpoint-every soon": "--checkpoint-every soon: write it as 90s",
     "fit photos --resume": "give -o RUN",
     "recut run -k many": "-k many",
     "embed run photos -o features.txt": "a name ending in .npy",

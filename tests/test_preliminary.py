@@ -85,7 +85,7 @@ def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_
     assert (record(going_on)["status"], record(going_on)["result"]) == ("running", "preliminary")
     code, said = command(*fit_of(going_on), "--resume")
     assert code == 0, said
-    monkeypatch.setattr(Results, "preliminary", lambda *_: "")
+    monkeypatch.setattr(Results, "is_due", False)
     assert run_command([str(argument) for argument in fit_of(tmp_path / "plain")]) == 0
     same_result(going_on, tmp_path / "plain")
     average = 0.4 if "--weights" in fit_of("") else 1.0  # of the weights before and after, so both go on
@@ -108,29 +108,45 @@ def test_a_resumed_run_that_is_stopped_again_still_tells_of_its_result(killed, f
     assert read_run(open_run(again))[1].groups.count == told["clusters"]
 
 
-@pytest.mark.parametrize(("average", "passes"), [(1.0, 3), (0.5, 4)])
-def test_every_round_replaces_the_result_and_only_a_mean_needs_a_pass_of_its_own(
-    photos, weights, tmp_path, monkeypatch, average, passes
+@pytest.mark.parametrize("average", [1.0, 0.5])
+def test_every_round_replaces_the_result_and_the_first_round_takes_the_pass_of_the_first_result(
+    photos, weights, tmp_path, monkeypatch, average
 ):
-    """The passes of two rounds and of the result; after the first round the network of the rounds is not the mean."""
-    passed, results = [], []
+    passes, results = [], []
     original, write = algorithm.extract, Results._write
 
     def extract(network, images, **options):
-        passed.append(len(images))
+        passes.append(len(images))
         return original(network, images, **options)
 
-    def written(self, trained, outcome, record):
-        write(self, trained, outcome, record)
-        results.append((record.result, self.on_disk.rounds))
+    def written(self, rounds, outcome, record):
+        write(self, rounds, outcome, record)
+        results.append((record.result, self.on_disk.rounds, len(passes)))
 
-    monkeypatch.setattr(algorithm, "extract", extract)
+    for module in (algorithm, finish):
+        monkeypatch.setattr(module, "extract", extract)
     monkeypatch.setattr(Results, "_write", written)
     monkeypatch.setattr(finish, "SHARE_OF_TIME", float("inf"))
     options = {**OPTIONS, "rounds": 2, "backbone": "compact", "weights": str(weights), "view_size": 0}
     run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options=options | {"average": average}))
-    assert results == [("preliminary", 0), ("preliminary", 1), ("final", 2)]
-    assert passed == [48] * passes
+    assert results == [("preliminary", 0, 1), ("preliminary", 1, 2), ("final", 2, 4)]
+    assert passes == [48] * 4
+
+
+def test_a_preliminary_result_waits_until_it_costs_little_beside_the_time_since_the_last_one(
+    photos, tmp_path, monkeypatch
+):
+    written = []
+    preliminary = Results.preliminary
+
+    def recorded(self, rounds, features=None):
+        written.append(rounds)
+        return preliminary(self, rounds, features)
+
+    monkeypatch.setattr(Results, "preliminary", recorded)
+    monkeypatch.setattr(finish, "SHARE_OF_TIME", 1e-9)
+    run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 3}))
+    assert written == [0]
 
 
 @pytest.mark.parametrize("verb", ["recut", "apply", "update", "report", "similar", "export", "predict"])

@@ -21,7 +21,6 @@ from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
 from deepcluster.runs import train
 from deepcluster.runs.build import learning_rate
-from deepcluster.runs.finish import Unsaid
 from deepcluster.runs.job import Request
 from deepcluster.runs.predict import predict
 from deepcluster.runs.recut import recut
@@ -201,12 +200,12 @@ def test_recut(finished, photos, tmp_path):
 
 
 def test_without_k_a_number_is_suggested(photos, tmp_path):
-    display = Unsaid()
+    display = Said()
     folder = run.fit(photos, replace(REQUEST, out=tmp_path / "run", n_clusters=None), display).path
     count = len(rows(folder / "cluster_summary.csv"))
     assert 2 <= count <= 30
-    said = [text for heading, text in display.lines if heading == "Groups"]
-    assert any(text.strip().startswith(f"{count} groups: ") and "guess" in text for text in said)
+    said = [line for line in display.lines if line.startswith("Groups: ")]
+    assert any(f" {count} groups: " in text and "guess" in text for text in said)
     candidates = record(folder)["candidates"]
     assert candidates[0]["k"] == count
     assert len({candidate["k"] for candidate in candidates}) == 3
@@ -306,15 +305,15 @@ def test_float_images_are_pixels_or_refused_in_the_size_of_the_store_too(finishe
 def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_path, monkeypatch):
     class AfterOne(Silent):
         def round(self, row, rounds, groups):
-            stop.wanted = True
+            raise Stopped("after a round")
 
-    stop, schedules = Stop(), []
+    schedules = []
     options = {**REQUEST.options, "rounds": 10**6, "schedule": "cosine", "lr": 1.0}
     request = replace(REQUEST, out=tmp_path / "run", options=options, time_limit=100)
     with pytest.raises(Stopped):
-        run.fit(photos, request, AfterOne(), stop=stop)
+        run.fit(photos, request, AfterOne())
     checkpoint = Checkpoints(tmp_path / "run/checkpoints").latest()
-    planned, _ = checkpoint.about["schedule"]
+    planned = checkpoint.about["rounds"]
     assert 1 < planned < 10**6
 
     def seen(network, images, recipe, lr, *args, **options):

@@ -22,18 +22,14 @@ from typing import Any
 
 import pytest
 import timm
-import torch
 from PIL import Image, ImageFile
 
 from deepcluster.errors import LostError, Stopped
 from deepcluster.images import find, preview, store
 from deepcluster.images import webdataset as tars
 from deepcluster.nets.backbone import build
-from deepcluster.records import State, Trained, Work
-from deepcluster.runs.checkpointing import Checkpointer
 from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.console import Terminal
-from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.signals import Stop, later, listening, temporary_folder
 from deepcluster.runtime.threads import in_order, pool_of
 from deepcluster.storage import model_files as models
@@ -271,24 +267,6 @@ def test_in_a_step_of_training_it_is_only_wanted(monkeypatch):
 
 def handlers() -> list[Any]:
     return [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)), sys.unraisablehook]
-
-
-def test_a_state_between_two_rounds_is_saved_and_may_be_left_at_once():
-
-    class Checkpoints:
-        def __init__(self) -> None:
-            self.written: list[Any] = []
-
-        def write(self, state: Any, network: Any, about: Any, partition: Any) -> None:
-            self.written.append(state)
-
-    checkpoints, stop, none = Checkpoints(), Stop(), torch.zeros(0)
-    checkpointer = Checkpointer(checkpoints, torch.nn.Linear(1, 1), dict, stop, 1e9, Partition.single(3))  # type: ignore[arg-type]
-    trained = State(work=Work(none, (), 0.0, 0.0, 1.0, (0.0, 0.0), Trained(1, none, none)))
-    checkpointer(trained)
-    assert (checkpoints.written, stop.at_once) == ([], False)
-    checkpointer(State(round=1))
-    assert (checkpoints.written, stop.at_once) == ([State(round=1)], True)
 
 
 def test_behind_it_all_is_as_before():

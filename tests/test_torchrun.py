@@ -37,7 +37,7 @@ KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = 6
 SMALL = {"backbone": "compact", "image_size": 12, "batch_size": 16, "pseudo_labels": 8, "epochs": 1, "rounds": ROUNDS}
 OPTIONS = [
-    *("-q", "-k", "4", "--checkpoint-every", "0s"),
+    *("-q", "-k", "4"),
     *(word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))),
 ]
 
@@ -68,7 +68,7 @@ def fitted(processes: Processes, images: Path, folder: Path, resume: bool) -> No
     """The same command in processes that are there already, which takes a tenth of the time."""
     fit(
         str(images),
-        Request(out=folder, n_clusters=4, options=SMALL, checkpoint_every=0.0, resume=resume),
+        Request(out=folder, n_clusters=4, options=SMALL, resume=resume),
         processes=processes,
     )
 

@@ -26,9 +26,9 @@ from deepcluster.runs.edits import Edits
 from deepcluster.runs.fit import fit
 from deepcluster.runs.job import Request
 from deepcluster.runs.own_features import fit_features
-from deepcluster.runs.recut import apply, figures_at_start, recut, undo
+from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.report import found_again, name_in_run, report, shown_of
-from deepcluster.runs.results import read_run
+from deepcluster.runs.results import figures_at_start, read_run
 from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
 from deepcluster.runs.update import FEW, Update, new_fit_due, update

@@ -18,7 +18,6 @@ from deepcluster.learning.batches import Batch, batches
 from deepcluster.learning.heads import Head, new_linear_head
 from deepcluster.learning.losses import CrossEntropy, Loss, Outputs
 from deepcluster.nets.backbone import Network
-from deepcluster.records import Trained
 from deepcluster.runtime.devices import moved
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator, lent_global
@@ -46,6 +45,7 @@ class Learning:
         head: Puts the classifier of a round on top.
         loss: What is minimised.
         renumber: Train on each label's place among the clusters that are not empty (the released code).
+        reuse_features: Cluster the features that training saw, instead of those of a pass (DeepCluster-v2).
         dtype: Of the network's operations.
     """
 
@@ -59,6 +59,7 @@ class Learning:
     head: Head = new_linear_head
     loss: Loss = CrossEntropy()  # noqa: RUF009
     renumber: bool = False
+    reuse_features: bool = False
     dtype: torch.dtype = torch.float32
 
     def lr_at(self, time: float) -> float:
@@ -100,8 +101,6 @@ def train_on_pseudo_labels(
     round: int = 0,
     memory: Tensor | None = None,
     partition: Partition | None = None,
-    resume_from: Trained | None = None,
-    on_step: Callable[[Trained], bool | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Train ``network``, which has its head, for ``learning.epochs`` x N images.
@@ -119,8 +118,6 @@ def train_on_pseudo_labels(
         memory: n x D. Takes each image's embedding as it was when last trained on, the mean over its first two views
             where they are of one size.
         partition: Which rank has which images. None: one process has all.
-        resume_from: What ``on_step`` was last called with.
-        on_step: Called after each optimizer step with how far the training is; true: that was the last one.
         progress: Called with the images done and in all.
 
     Returns:
@@ -142,20 +139,18 @@ def train_on_pseudo_labels(
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(count / learning.batch_size))
     remembered = 2 if len(views) > 1 and views[0].size == views[1].size else 1
-    resume_from = resume_from or Trained(0, torch.zeros(()), torch.zeros((), dtype=torch.float64))
-    done, epoch_loss, total = resume_from.steps, resume_from.epoch_loss.to(device), resume_from.loss
-    ended: bool | None = False
+    total = 0.0
 
     def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
         random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
         seen = [random_views(batch.images, view.size or size, view, random) for view in views]
         return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
-    for epoch in range(done // steps, epochs):
+    for epoch in range(epochs):
+        epoch_loss = torch.zeros((), device=device)
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
         drawn = learning.sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
-        samples = ((step, drawn[step]) for step in range(done % steps, steps))
-        for batch, seen, targets, numbers in batches(images, partition, samples, prepare, device):
+        for batch, seen, targets, numbers in batches(images, partition, enumerate(drawn), prepare, device):
             _set_learning_rates(optimizers, learning, round + (epoch + batch.step / steps) / epochs)
             for each in optimizers:
                 each.zero_grad()
@@ -180,26 +175,13 @@ def train_on_pseudo_labels(
             for each in optimizers:
                 each.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
-            done += 1
-            if batch.step + 1 == steps:
-                epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
-                _check_finite(epoch_loss, round, epoch, optimizer)
-                total, epoch_loss = total + epoch_loss.cpu().double(), torch.zeros((), device=device)
-            if on_step is not None:
-                ended = on_step(Trained(done, epoch_loss, total))
             if progress is not None:
                 progress(epoch * count + (batch.step + 1) * count // steps, epochs * count)
-            if ended:
-                break
-        if ended:
-            break
-    processes.broadcast_buffers(network)
-    if not ended:
-        return total.item() / max(1, epochs)
-    if done % steps:
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
-        _check_finite(epoch_loss, round, done // steps, optimizer)
-    return (total.item() + epoch_loss.item()) * steps / done
+        _check_finite(epoch_loss, round, epoch, optimizer)
+        total += epoch_loss.item()
+    processes.broadcast_buffers(network)
+    return total / max(1, epochs)
 
 
 def _check_finite(loss: Tensor, round: int, epoch: int, optimizer: SGD) -> None:

@@ -112,17 +112,6 @@ class Network(nn.Module):
         """Put K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
         self.head = Centroids(centroids, temperature).to(self.mean.device)
 
-    def restore(self, state: Mapping[str, Tensor], temperature: float | None = None) -> None:
-        """Load a ``state_dict`` of this network with the head that it had then (of ``temperature``)."""
-        if "head.directions" in state:
-            self.centroid_head(state["head.directions"], temperature or 1.0)
-        elif "head.weight" in state:
-            clusters, inputs = state["head.weight"].shape
-            self.head = nn.Linear(inputs, clusters, device=self.mean.device)
-        else:
-            self.head = None
-        self.load_state_dict(state)
-
     def body_parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters below the head."""
         parts = (self.body, self.projection)

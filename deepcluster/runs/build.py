@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcluster.algorithm import OnState, Progress, alternate, ignore_progress, ignore_state
+from deepcluster.algorithm import BEGINNING, Progress, alternate, ignore_progress
 from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
 from deepcluster.errors import UsageError
 from deepcluster.images.augment import Augmentation
@@ -36,8 +36,7 @@ def rounds_of(
     lr: LearningRate,
     seed: int,
     *,
-    state: State | None = None,
-    on_state: OnState = ignore_state,
+    state: State = BEGINNING,
     progress: Progress = ignore_progress,
     processes: Processes = ALONE,
 ) -> Iterator[Round]:
@@ -50,14 +49,12 @@ def rounds_of(
         rounds=recipe.rounds,
         seed=seed,
         size=recipe.image_size,
-        reuse_features=recipe.features == "memory",
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
         clustering=power_iteration if recipe.clustering == "pic" else kmeans_of(recipe),
         learning=learning_of(recipe, lr, next(network.parameters()).device),
         tolerance=recipe.tolerance,
         patience=recipe.patience,
         state=state,
-        on_state=on_state,
         progress=progress,
         processes=processes,
     )
@@ -103,6 +100,7 @@ def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learn
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
         loss=loss_of(recipe),
+        reuse_features=recipe.features == "memory",
         dtype=choose_precision(recipe.precision, device),
     )
 

@@ -6,34 +6,35 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from deepcluster.algorithm import Result, conclude
+from deepcluster.algorithm import Result, conclude, devices
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.groups.cut import Cut, outlier_distances, outlier_length, place
+from deepcluster.groups.cut import Cut, outlier_distances, outlier_length
+from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.sprite import sprite_sheet, tiny_pictures
 from deepcluster.report.text import count
-from deepcluster.runs.build import kmeans_of_result, reduction_of, shares_pass
+from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.job import ImagesRead, Job
-from deepcluster.runs.report import Shown, shown_of, write_report
-from deepcluster.runs.results import Rows, write_features, write_groups, write_map
+from deepcluster.runs.report import shown_of, write_report
+from deepcluster.runs.results import Rows, figures_at_start, write_features, write_groups, write_map
 from deepcluster.runs.sample import Sample, sample_of
-from deepcluster.runs.time_limit import SHARE_OF_TIME
-from deepcluster.runs.train import Trained
+from deepcluster.runs.time_limit import RESULT, RESULT_EACH, SHARE_OF_TIME
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files, report_files
-from deepcluster.storage.csv_rows import metrics, round_to
+from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_folder import FORMER, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
@@ -55,14 +56,14 @@ class Outcome:
 
 
 class Results:
-    """The result on disk: the first after the first pass over the images, others as the rounds go on, the final one.
+    """The results on disk: the first before any round, others as the rounds go on, the final one.
 
-    Each is made by the same steps, and replaces the one before all at once.
+    Each replaces the one before all at once.
 
     Args:
         job: The fit.
         folder: Its folder.
-        network: The network of the rounds; it stays as it is.
+        network: The network of the rounds, with the weights that it begins with; it stays as it is.
         images: Its images and recipe.
         record: run.json so far, without a result.
         on_disk: run.json as it is on disk, with the result of an earlier process.
@@ -73,82 +74,74 @@ class Results:
     ):
         self.job, self.folder, self.network, self.images = job, folder, network, images
         self.record, self.on_disk = record, on_disk
-        self.shares_pass = shares_pass(images.recipe, job.device)
+        self.baseline: Mapping[str, float] = {}  # the metrics of the first result
+        weights = network.body.state_dict() if images.recipe.average < 1 else {}
+        self._first_weights = {name: value.clone() for name, value in weights.items()}
+        self.pass_seconds = 0.0  # of the last pass over the images for a result
+        self.seconds = RESULT + len(images.store.kept) * RESULT_EACH  # of the last result; until then, of its files
+        self._written = -math.inf  # when the last one was written
         self._has_thumbnails = False  # they never change
-        self._baseline: dict[int, Mapping[str, float]] = {}  # by the number of groups
-        self._rounds = -1  # before the last preliminary result
-        self._unsaid = Unsaid()  # with it
         self._judged: list[Tensor] = []  # clusters of this rank's images: in the first result, and in the last two
-        self._shown: Shown | None = None  # of the last one
-        self._last, self._took = -math.inf, 0.0  # when the last one was written, and how long it took
 
-    def preliminary(self, features: Tensor, trained: Trained) -> str:
-        """Write what the result would be if the rounds ended here; nothing where nobody looks, or where that costs much
-        beside what has passed since the last time.
+    def features(self) -> Tensor:
+        """Return the features of the network as it is now, for a result."""
+        recipe, images, processes = self.images.recipe, self.images.store.images, self.job.processes
+        dims, begin = reduction_of(recipe, self.network.feature_dim).dims, time.perf_counter()
+        where, _ = devices(self.network, len(images), self.network.feature_dim, dims, processes)
+        features = extract(
+            self.network,
+            images,
+            size=recipe.image_size,
+            batch_size=recipe.batch_size,
+            where=where,
+            progress=partial(self.job.display.progress, "features"),
+        )
+        self.pass_seconds = time.perf_counter() - begin
+        return features
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a preliminary result costs little beside the time since the last one. False if nobody looks."""
+        waited = time.perf_counter() - self._written
+        return self.job.request.report and waited >= self.seconds / SHARE_OF_TIME
+
+    def preliminary(self, rounds: int, features: Tensor | None = None) -> str:
+        """Write the result that the run has after ``rounds``.
 
         Args:
-            features: Those of the pass that a round began with.
-            trained: The rounds so far.
+            rounds: The rounds done.
+            features: Those of the network, if its pass is made already.
 
         Returns:
-            Whether the groups got better than in the last result, in words; empty where there is nothing new.
+            Whether the groups got better than in the last result, in words; empty for the first result.
         """
-        begin = time.perf_counter()
-        due = self.job.request.report and begin - self._last >= self._took / SHARE_OF_TIME
-        if not self.job.processes.broadcast_json(lambda: due):
-            return ""
-        self._unsaid = Unsaid()
-        outcome, record = self._outcome(trained, self._unsaid, features if self.shares_pass else None)
-        self._write(trained, outcome, replace(record, result=PRELIMINARY))
-        if trained.rounds and (text := collapse(outcome.result)):
-            self._unsaid.warnings.append(text)
+        begin, before = time.perf_counter(), 0.0 if features is None else self.pass_seconds
+        outcome, record = self._outcome(rounds, features, Silent())
+        self._write(rounds, outcome, replace(record, result=PRELIMINARY))
+        self._written = time.perf_counter()
+        self.seconds = before + self._written - begin
+        if rounds == 0 and self.job.processes.is_main:
+            self.baseline = figures_at_start(self.folder)
         if len(self._judged) == 1:
             page = self.folder.path / "report.html"
             self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
-        self._last, self._rounds = time.perf_counter(), trained.rounds
-        self._took = self._last - begin
-        if len(self._judged) < 2:
             return ""
         return change(self._judged[-2], self._judged[-1], self.job.processes)
 
-    def final(self, trained: Trained) -> RunRecord:
-        """Conclude, and return run.json at the end."""
+    def final(self, rounds: int, stopped_because: str, features: Tensor | None = None) -> RunRecord:
+        """Write the final result, and return run.json."""
         self.record = self.record.with_phase("rounds", self.job.clock.lap())
-        if trained.features is not None and trained.rounds == self._rounds:  # nothing has changed since
-            self._make_final(trained)
-        else:
-            features = trained.features if self.shares_pass else None
-            outcome, record = self._outcome(trained, self.job.display, features)
-            self._write(trained, outcome, replace(record, result=FINAL, stopped_because=trained.stopped_because))
-            if trained.rounds and (text := collapse(outcome.result)):
-                warnings.warn(text, DeepClusterWarning, stacklevel=2)
+        outcome, record = self._outcome(rounds, features, self.job.display)
+        self._write(rounds, outcome, replace(record, result=FINAL, stopped_because=stopped_because))
+        if rounds and (text := collapse(outcome.result)):
+            warnings.warn(text, DeepClusterWarning, stacklevel=2)
         return self.on_disk
 
-    def _make_final(self, trained: Trained) -> None:
-        """Call the last preliminary result the final one."""
-        self._unsaid.repeat(self.job.display)
-        if not self.job.processes.is_main:
-            return
-        with self.folder.next_state() as staged:
-            record = replace(
-                self.on_disk,
-                result=FINAL,
-                status="done",
-                stopped_because=trained.stopped_because,
-                seconds_by_phase=self.record.seconds_by_phase,
-                seconds=round_to(self.job.clock.elapsed(), 2),
-            ).with_phase("result", self.job.clock.lap())
-            staged.write_record(record)
-            if self.job.request.report:
-                write_report(staged, self.job.source, self._shown)
-            self.job.stop.too_late()
-        self.on_disk = record
-
-    def _outcome(self, trained: Trained, display: Display, features: Tensor | None) -> tuple[Outcome, RunRecord]:
+    def _outcome(self, rounds: int, features: Tensor | None, display: Display) -> tuple[Outcome, RunRecord]:
         """The features and the number of groups, and run.json with the candidates for that number."""
         job, record = self.job, self.record
-        with self._averaged(trained) as averaged:
-            result = self._conclude(None if averaged else features)
+        with self._averaged(rounds):
+            result = self._conclude(self.features() if features is None else features)
         sample = sample_of(result.reduced, self.images.store.partition, job.request.seed)
         n_clusters = 0
         if job.processes.is_main:
@@ -158,29 +151,28 @@ class Results:
         return Outcome(result, sample, n_clusters), record
 
     @contextmanager
-    def _averaged(self, trained: Trained) -> Iterator[bool]:
+    def _averaged(self, rounds: int) -> Iterator[None]:
         """Inside, the network has the weights of the result: a mean of those before and after training.
 
         The mean keeps more of what a pretrained network knew than its last state does (WiSE-FT, Wortsman et al. 2022).
-        Yields whether that changes anything.
         """
         share, body = self.images.recipe.average, self.network.body
-        if share == 1 or not trained.rounds:
-            yield False
+        if share == 1 or not rounds:
+            yield
             return
         last = {name: value.clone() for name, value in body.state_dict().items()}
         body.load_state_dict(
             {
-                name: torch.lerp(trained.given[name], value, share) if value.is_floating_point() else value
+                name: torch.lerp(self._first_weights[name], value, share) if value.is_floating_point() else value
                 for name, value in last.items()
             }
         )
         try:
-            yield True
+            yield
         finally:
             body.load_state_dict(last)
 
-    def _conclude(self, features: Tensor | None) -> Result:
+    def _conclude(self, features: Tensor) -> Result:
         """Step 7."""
         job, recipe, store = self.job, self.images.recipe, self.images.store
         return conclude(
@@ -197,7 +189,7 @@ class Results:
             features=features,
         )
 
-    def _write(self, trained: Trained, outcome: Outcome, record: RunRecord) -> None:
+    def _write(self, rounds: int, outcome: Outcome, record: RunRecord) -> None:
         """The result in files: the model, the features, the clusters, the report. All ranks have a part in it."""
         is_main, store, result = self.job.processes.is_main, self.images.store, outcome.result
         seed = self.job.request.seed
@@ -218,7 +210,7 @@ class Results:
             )
             model = model_of(self.network, result, groups, outcome.sample.reduced, lengths, self.images.recipe)
             if is_main:
-                with self._averaged(trained):
+                with self._averaged(rounds):
                     model_files.save_in_run(model, staged)
                 staged.remove(FORMER)  # of a recut of an earlier result
             if not self._has_thumbnails:
@@ -231,14 +223,13 @@ class Results:
             if record.result == FINAL:
                 record = record.with_phase("result", self.job.clock.lap())
             seconds = round_to(self.job.clock.elapsed(), 2)
-            record = replace(record, rounds=trained.rounds, peak_memory_mb=peak_mb(), seconds=seconds)
-            baseline = self._metrics_at_start(rows, trained, outcome.n_clusters) if is_main else {}
-            record = write_groups(staged, model, placement, rows, record, baseline)
+            record = replace(record, rounds=rounds, peak_memory_mb=peak_mb(), seconds=seconds)
+            record = write_groups(staged, model, placement, rows, record, self.baseline)
             if self.job.request.report:
-                self._shown = shown_of(rows, model.groups, placement.centroid)
+                shown = shown_of(rows, model.groups, placement.centroid)
                 if is_main:
-                    write_map(staged, self._shown.reduced, seed)
-                    write_report(staged, self.job.source, self._shown)
+                    write_map(staged, shown.reduced, seed)
+                    write_report(staged, self.job.source, shown)
             if is_main and record.result == FINAL:
                 self.job.stop.too_late()  # it must not be called stopped when it is done
                 record = replace(record, status="done")
@@ -252,46 +243,16 @@ class Results:
         def found() -> dict[str, Tensor]:
             seed, sample, fine = self.job.request.seed, outcome.sample, outcome.result.clustering
             groups = groups_of(sample.reduced, fine, outcome.n_clusters, seed, self.images.recipe)
-            if groups.count < outcome.n_clusters:
-                text = (
+            if groups.count < outcome.n_clusters and record.result == FINAL:
+                warnings.warn(
                     f"only {groups.count} of {outcome.n_clusters} clusters are not empty: the features of the images"
-                    " have no more distinct values (are many images equal?)"
+                    " have no more distinct values (are many images equal?)",
+                    DeepClusterWarning,
+                    stacklevel=2,
                 )
-                if record.result == FINAL:
-                    warnings.warn(text, DeepClusterWarning, stacklevel=2)
-                else:
-                    self._unsaid.warnings.append(text)
             return {"centroids": groups.centroids, "groups": groups.groups}
 
         return Cut(**self.job.processes.broadcast_tensors(found))
-
-    def _metrics_at_start(self, rows: Rows, trained: Trained, n_clusters: int) -> Mapping[str, float]:
-        """Of the sample."""
-        if rows.labels is None or trained.start is None:
-            return {}
-        if n_clusters not in self._baseline:
-            reduced, clustering = trained.start
-            groups = groups_of(reduced, clustering, n_clusters, self.job.request.seed, self.images.recipe)
-            labels = [rows.labels[i] for i in rows.sample.rows.tolist()]
-            self._baseline[n_clusters] = metrics(labels, place(reduced, groups, clustering.centroids).cluster)
-        return self._baseline[n_clusters]
-
-
-class Unsaid(Silent):
-    """What a preliminary result leaves unsaid, as the final one will say it."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
-        self.warnings: list[str] = []
-
-    def say(self, heading: str, text: str) -> None:
-        self.lines.append((heading, text))
-
-    def repeat(self, display: Display) -> None:
-        for heading, text in self.lines:
-            display.say(heading, text)
-        for text in self.warnings:
-            warnings.warn(text, DeepClusterWarning, stacklevel=2)
 
 
 def change(before: Tensor, after: Tensor, processes: Processes = ALONE) -> str:

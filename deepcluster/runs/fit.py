@@ -259,8 +259,8 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
         elif is_main:
             resuming.remember(folder, read.digests)
         results = Results(job, folder, network, read, record, record.with_result_of(before))
-        trained = train(job, folder, network, read, checkpoints, checkpoint, about, results.preliminary)
-        record = results.final(trained)
+        rounds = train(job, folder, network, read, checkpoints, checkpoint, about, results)
+        record = results.final(rounds.count, rounds.stopped_because, rounds.features)
         if is_main:
             job.display.say("Done", summary(folder, record))
     except BaseException as error:

@@ -36,7 +36,6 @@ class Request:
     labels: str | None = None
     overwrite: bool = False
     resume: bool = False
-    checkpoint_every: float = 600.0  # seconds, beside the start of each round
     verbose: bool = False  # every choice with its reason, instead of a line about all
     log: str = ""  # where the rounds go beside the display: tensorboard
     report: bool = True  # False: nobody looks before the end, and map and report are made when they are asked for

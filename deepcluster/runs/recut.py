@@ -17,7 +17,7 @@ from deepcluster.records import Clustering
 from deepcluster.runs.edits import carried_over, carried_text, edited, moved_rows, told
 from deepcluster.runs.groups import choose_number, groups_of, placed
 from deepcluster.runs.report import rewrite_report
-from deepcluster.runs.results import Rows, read_run, recipe_of, write_groups
+from deepcluster.runs.results import Rows, figures_at_start, read_run, recipe_of, write_groups
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -135,12 +135,6 @@ def _keep(folder: RunFolder, model: Model, record: RunRecord) -> None:
 
 def _way_back(folder: RunFolder) -> str:
     return f"To take it back: deepcluster apply {shlex.quote(str(folder.path))} --undo"
-
-
-def figures_at_start(folder: RunFolder) -> dict[str, float]:
-    """The figures of the network at the start, of which the groups at the end of the fit are the measure."""
-    metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
-    return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}
 
 
 def _write(

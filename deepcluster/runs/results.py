@@ -139,7 +139,7 @@ def write_groups(
         return record
     folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows) for row in summary))
     if metrics:
-        baseline = baseline or (metrics if record.rounds == 0 else {})
+        baseline = baseline or ({**metrics, "clusters": len(summary)} if record.rounds == 0 else {})
         metrics_at_start = {f"baseline_{name}": value for name, value in baseline.items()}
         labelled = sum(1 for label in rows.labels or () if label)
         folder.write_json(
@@ -154,6 +154,12 @@ def write_groups(
     )
     folder.write_record(record)
     return record
+
+
+def figures_at_start(folder: RunFolder) -> dict[str, float]:
+    """Return the figures of the network at the start, of which the groups at the end of the fit are the measure."""
+    metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
+    return {name.removeprefix("baseline_"): value for name, value in metrics.items() if name.startswith("baseline_")}
 
 
 def _described(row: Mapping[str, Any], model: Model, rows: Rows) -> dict[str, Any]:

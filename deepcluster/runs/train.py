@@ -1,84 +1,54 @@
-"""The rounds of a run: what is kept of each, its checkpoints, and when they end."""
+"""The rounds of a run: history, checkpoints and now and then a result; and when they end."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from deepcluster.errors import Stopped
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
-from deepcluster.records import Clustering, Round, State
+from deepcluster.records import Round, State
+from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
-from deepcluster.runs.build import learning_rate, rounds_of
-from deepcluster.runs.checkpointing import Checkpointer
+from deepcluster.runs.build import learning_rate, rounds_of, shares_pass
+from deepcluster.runs.finish import Results
 from deepcluster.runs.job import ImagesRead, Job
-from deepcluster.runs.sample import Sample, sample_of
-from deepcluster.runs.time_limit import Schedule, TimeLimit
-from deepcluster.runtime.partition import Partition
+from deepcluster.runs.time_limit import SHARE_OF_TIME, TimeLimit, in_minutes, training_cost
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.csv_rows import history_row
 from deepcluster.storage.run_folder import HISTORY, RunFolder
 
 
 @dataclass(frozen=True)
-class Trained:
-    """How the rounds went.
+class Rounds:
+    """The rounds of a run, which have ended.
 
-    rounds: Their number.
-    stopped_because: Why there were no more.
-    start: The reduced features of a sample and the clustering of the first round, for what the network was worth before
-        training.
-    given: The body of the network before the rounds.
-    features: Those of a pass of the network as it is now, where one was made.
+    Attributes:
+        count: Their number.
+        stopped_because: The reason why there are no more.
+        features: The features of the network as it is now, if its pass is made already.
     """
 
-    rounds: int
+    count: int
     stopped_because: str
-    start: "Start | None"
-    given: Mapping[str, Tensor]
     features: Tensor | None = None
 
 
-Start = tuple[Tensor, Clustering]
-Publish = Callable[[Tensor, Trained], str]  # writes a preliminary result, and says whether the groups got better
+class History:
+    """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds."""
 
-
-class Kept:
-    """History of the rounds (main rank): rows of history.csv, and the clustering of the first round."""
-
-    def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, recipe: Recipe, truth: list[str] | None):
-        self.job, self.folder, self.checkpoints, self.recipe, self.truth = job, folder, checkpoints, recipe, truth
+    def __init__(self, folder: RunFolder, truth: list[str] | None, done: int):
+        self.folder, self.truth = folder, truth
         self.columns = HISTORY if truth is None else (*HISTORY, "nmi_labels")
-        self.history: list[Mapping[str, Any]] = []
-        self.start: Start | None = None
+        self.rows: list[Mapping[str, Any]] = resuming.history(folder, self.columns, done) if done else []
+        folder.write_rows("history.csv", self.columns, self.rows)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over what an earlier process kept."""
-        self.history = resuming.history(self.folder, self.columns, checkpoint.round)
-        if parts := checkpoint.parts.get("start"):
-            clustering = Clustering(parts["labels"], parts["centroids"], parts["sizes"], math.nan, 0, 0)
-            self.start = (parts["reduced"], clustering)
-
-    def write_history(self) -> None:
-        self.folder.write_rows("history.csv", self.columns, self.history)
-
-    def so_far(self, rounds: int, given: Mapping[str, Tensor], stopped_because: str = "") -> Trained:
-        return Trained(rounds, stopped_because, self.start, given)
-
-    def add(self, round: Round, sample: Sample | None, groups: str, rounds: int) -> None:
-        """Keep one of ``rounds``; ``sample``: its features, where needed; ``groups``: whether these got better."""
-        if sample and self.start is None and round.index == 0:
-            first = round.clustering
-            self.start = (sample.reduced, first)
-            parts = {"labels": first.labels, "centroids": first.centroids, "sizes": first.sizes}
-            self.checkpoints.add("start", {"reduced": sample.reduced, **parts})
-        row = history_row(round, self.truth)
-        self.history.append(row)
-        self.write_history()
-        self.job.display.round(row, rounds, groups)
+    def add(self, round: Round) -> Mapping[str, Any]:
+        """Write the row of a round, and return it."""
+        self.rows.append(history_row(round, self.truth))
+        self.folder.write_rows("history.csv", self.columns, self.rows)
+        return self.rows[-1]
 
 
 def train(
@@ -89,9 +59,9 @@ def train(
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
     about: Mapping[str, Any],
-    publish: Publish,
-) -> Trained:
-    """Alternate until the recipe or the time limit ends it; keep history.csv up to date, checkpoints and the result.
+    results: Results,
+) -> Rounds:
+    """Alternate until the recipe or the time limit ends it; after each round write what it leaves.
 
     Args:
         job: The fit.
@@ -101,100 +71,91 @@ def train(
         checkpoints: Where checkpoints go.
         checkpoint: The one to go on from, for the main rank.
         about: What each checkpoint says of the run.
-        publish: Called with the features of each pass and the rounds so far.
+        results: Writes the first result and the preliminary ones.
     """
-    store, recipe, processes, clock = images.store, images.recipe, job.processes, job.clock
-    needed_again = recipe.average < 1
-    given = {name: value.clone() for name, value in network.body.state_dict().items()} if needed_again else {}
-    kept = Kept(job, folder, checkpoints, recipe, job.truth(store.kept))
-    timed = job.request.time_limit is not None
-    limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe, len(store.kept))
-    if checkpoint:
-        kept.restore(checkpoint)
-        clock.add(checkpoint.about["elapsed"])
-        if timed and "schedule" in checkpoint.about:
-            limit.schedule = Schedule(*checkpoint.about["schedule"])
-        job.display.say("Resumed", f"in round {checkpoint.round + 1}, from {checkpoints.folder}")
-    if processes.is_main:
-        kept.write_history()
-    state = _restored(network, checkpoint, recipe, store.partition)
-    steps = recipe.epochs * max(1, math.ceil(store.partition.total / recipe.batch_size))
-    checkpointer = Checkpointer(
-        checkpoints,
-        network,
-        lambda: {
-            **about,
-            "elapsed": clock.elapsed(),
-            **({"schedule": [*astuple(limit.schedule)]} if timed else {}),
-        },
-        job.stop,
-        job.request.checkpoint_every,
-        store.partition,
-        lambda trained: limit.is_enough(trained.steps, steps),
-    )
-    groups, ended = "", ""
-    left_over: Tensor | None = None
+    recipe, processes, clock = images.recipe, job.processes, job.clock
+    limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe.rounds)
 
-    def on_state(state: State) -> bool:
-        nonlocal groups, left_over, ended
-        features, begin = None, clock.elapsed()
-        if state.work is not None and state.work.features is not None:
-            features = state.work.features
-            groups = publish(features, kept.so_far(state.round, given))
-            state = replace(state, work=replace(state.work, features=None))
-        if state.work is not None and limit.round != state.round:
-            is_first = limit.round < 0
-            limit.begin_round(state.round, state.work, clock.elapsed() - begin)
-            follow_main_rank()
-            if timed and is_first:
-                job.display.say("Time", limit.text)
-            if limit.schedule.rounds <= state.round:
-                left_over, ended = features, "time limit"
-                return True
-        if state.work and state.work.trained and limit.measure(state.work.trained.steps, steps):
-            follow_main_rank()
-        return checkpointer(state)
+    def save(state: State) -> None:
+        so_far = {"elapsed": clock.elapsed(), "rounds": limit.rounds, "baseline": results.baseline}
+        checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
-    def follow_main_rank() -> None:
-        """All ranks train by its schedule."""
-        limit.schedule = Schedule(*processes.broadcast_json(lambda: astuple(limit.schedule)))
-
+    if processes.any(checkpoint is not None):
+        state = _resumed(job, network, images, checkpoint, limit, results)
+    else:
+        state = State()
+        save(state)
+    history = History(folder, job.truth(images.store.kept), state.round) if processes.is_main else None
+    if state.round == 0 and recipe.rounds and job.request.report:
+        features = _first_result(job, recipe, limit, results)
+        if not limit.rounds:
+            return Rounds(0, "time limit", features)
+        state = replace(state, features=features if shares_pass(recipe, job.device) else None)
+        del features
     rounds = rounds_of(
         network,
-        store.images,
+        images.store.images,
         recipe,
-        lambda time: learning_rate(recipe, *limit.time(time)),
+        lambda time: learning_rate(recipe, time, limit.rounds),
         job.request.seed,
         state=state,
-        on_state=on_state,
         progress=job.display.progress,
         processes=processes,
     )
-    done = state.round if state else 0
-    del state  # it may hold features
-    for round in rounds:
-        done = round.index + 1
-        sample = sample_of(round.reduced, store.partition, job.request.seed) if round.index == 0 else None
-        if processes.is_main:
-            kept.add(round, sample, groups, limit.schedule.rounds)
-        groups = ""
-        limit.end_round(done)
-        follow_main_rank()
-        if limit.schedule.rounds <= done < recipe.rounds:
-            ended = "time limit"
+    state, begin = replace(state, features=None), clock.elapsed()  # the round frees its features before it trains
+    for round in rounds if state.round < limit.rounds else ():
+        state = replace(round.state, features=None)
+        row = history.add(round) if history else {}
+        _plan(limit, results, round, clock.elapsed() - begin)
+        limit.rounds, is_due = processes.broadcast_json(lambda: [limit.rounds, results.is_due])
+        save(round.state)
+        goes_on = state.round < limit.rounds and state.settled < recipe.patience
+        groups = results.preliminary(state.round) if goes_on and is_due else ""
+        job.display.round(row, limit.rounds, groups)
+        if not goes_on:
             break
-    job.stop.at_once = True
-    if processes.any(job.stop.wanted):
-        raise Stopped("stopped after the last round")
-    ended = ended or ("assignments settled" if checkpointer.settled >= recipe.patience else "all rounds done")
-    return replace(kept.so_far(done, given, ended), features=left_over)
+        begin = clock.elapsed()
+    return Rounds(state.round, _reason(state, recipe))
 
 
-def _restored(network: Network, checkpoint: Checkpoint | None, recipe: Recipe, partition: Partition) -> State | None:
-    """The state to go on from, and the network as it was then, on each rank; None: from the beginning."""
-    processes = partition.processes
-    if not processes.any(checkpoint is not None):
-        return None
-    tensors = processes.broadcast_tensors(lambda: checkpoint.network if checkpoint else {})
-    network.restore(tensors, recipe.temperature or None)
-    return restored(checkpoint, partition)
+def _resumed(
+    job: Job, network: Network, images: ImagesRead, checkpoint: Checkpoint | None, limit: TimeLimit, results: Results
+) -> State:
+    """Put back what the checkpoint of the main rank says, and return its state. A collective."""
+    state, parameters = restored(checkpoint, images.store.partition)
+    network.load_state_dict(parameters)
+    about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
+    job.clock.add(about["elapsed"])
+    results.baseline = about["baseline"]
+    if job.request.time_limit is not None:
+        limit.rounds = about["rounds"]
+    job.display.say("Resumed", f"in round {state.round + 1}")
+    return state
+
+
+def _first_result(job: Job, recipe: Recipe, limit: TimeLimit, results: Results) -> Tensor:
+    """Plan the rounds, and write the first result if there are any; return its features. A collective."""
+    features = results.features()
+    one_pass = results.pass_seconds
+    each = (1 + SHARE_OF_TIME) * (one_pass + training_cost(recipe, one_pass))
+    limit.plan(0, each, one_pass + 2 * results.seconds)  # this result and the final one
+    limit.rounds = job.processes.broadcast_json(lambda: limit.rounds)
+    if job.request.time_limit is not None:
+        rounds = count(limit.rounds, "round") if limit.rounds else "the groups of the network as it was given"
+        job.display.say("Time", f"{rounds}, done after about {in_minutes(limit.end)}")
+    if limit.rounds:
+        results.preliminary(0, features)
+    return features
+
+
+def _plan(limit: TimeLimit, results: Results, round: Round, seconds: float) -> None:
+    """Plan the rounds after one that took so many seconds, in which its pass may have been made already."""
+    one_pass = max(results.pass_seconds, round.features_seconds)
+    each = (1 + SHARE_OF_TIME) * (seconds - round.features_seconds + one_pass)
+    limit.plan(round.state.round, each, max(results.seconds, one_pass))
+
+
+def _reason(state: State, recipe: Recipe) -> str:
+    if state.settled >= recipe.patience:
+        return "assignments settled"
+    return "all rounds done" if state.round >= recipe.rounds else "time limit"

@@ -25,9 +25,8 @@ from deepcluster.model import Model
 from deepcluster.report.sprite import extended, not_on_sheet, on_sheet
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.own_features import pictures_of
-from deepcluster.runs.recut import figures_at_start
 from deepcluster.runs.report import folder_of, found_again, name_in_run, rewrite_report
-from deepcluster.runs.results import Rows, read_run, write_features, write_groups
+from deepcluster.runs.results import Rows, figures_at_start, read_run, write_features, write_groups
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU

@@ -22,11 +22,11 @@ TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv"
 ARRAYS = {"features.npy", "lengths.npy", "map.npy", "former.safetensors"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp"}
 MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
-CHECKPOINTS = {"checkpoints/images.csv", "checkpoints/start.safetensors"}
+CHECKPOINTS = {"checkpoints/images.csv"}
 EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
 NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
 FOLDERS = ("model", "checkpoints")
-_CHECKPOINT = re.compile(r"checkpoints/(\d{6}-\d{8}(\.json|(-\d{1,6})?\.safetensors)|graph\d{1,6}\.safetensors)")
+_CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
 _SCRATCH = re.compile(r"\.deepcluster-[0-9a-f]{16}")
 MARKER = ".scratch-of-deepcluster"
 

@@ -36,7 +36,7 @@ RUNS = {
     "v2": f"{DIGITS} -k 10 --recipe v2 --rounds 2 --epochs 1",
     "pic": f"{DIGITS} -k 10 --recipe classic --set clustering=pic --rounds 2 --epochs 1",
 }
-INTERRUPTED = f"{DIGITS} -k 10 --rounds 2 --epochs 1 --checkpoint-every 0s"
+INTERRUPTED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
 SHARED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
 ALEXNET = "noise.npy --backbone alexnet --recipe classic -k 3 --pseudo-labels 4 --rounds 0 --seed 3"
 PHOTOS = "photos --backbone timm:tf_efficientnet_lite0 --image-size 64 -k 5 --rounds 1 --labels folders --seed 3"
@@ -94,7 +94,7 @@ class Commands:
         """Kill a run in its second round. What it has done by then may differ; the result of going on may not."""
         with subprocess.Popen(self._line(arguments, ""), cwd=self.folder, env=self.environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
-            while process.poll() is None and not list(run.glob("checkpoints/000001-*.json")):
+            while process.poll() is None and not list(run.glob("checkpoints/000001.json")):
                 time.sleep(0.005)
             process.kill()
         if process.returncode != -signal.SIGKILL:
@@ -201,7 +201,7 @@ def of_file(name: str, file: Path) -> Digests:
 
 def of_run(name: str, run: Path) -> Digests:
     """Everything in a run folder, and of its checkpoints the last: how training ended."""
-    last = max(run.glob("checkpoints/*-*.safetensors"), default=None)
+    last = max(run.glob("checkpoints/[0-9]*.safetensors"), default=None)
     found = of_file(f"{name}/checkpoint", last) if last else {}
     for file in sorted(run.rglob("*")):
         if file.is_file() and file.parent.name != "checkpoints":
