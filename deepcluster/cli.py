@@ -182,7 +182,7 @@ def fit(
         int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
     ] = 0,
     time_limit: Annotated[
-        str | None, Parameter(help="Be done by then, with as many rounds as fit: 90s, 30m, 2h.")
+        str | None, Parameter(help="Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.")
     ] = None,
     labels: Annotated[
         PathText | None,

@@ -15,8 +15,8 @@ from deepcluster.images.skipped import counted
 from deepcluster.presets import Facts, Plan, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runs import time_limit
-from deepcluster.runs.forecast import forecast, in_words
-from deepcluster.runs.time_limit import Pace
+from deepcluster.runs.forecast import forecast
+from deepcluster.runs.time_limit import Pace, in_words
 from tests.helpers.runs import small_fit
 
 

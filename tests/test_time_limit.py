@@ -1,61 +1,81 @@
-"""A time limit is kept: what fits is planned from measured seconds, and planned anew whenever more is known."""
+"""A time limit is kept with whole rounds: planned from measured seconds, and planned again after each round."""
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.images import find
+from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
-from deepcluster.runs import time_limit
 from deepcluster.runs.job import Clock, Request
-from deepcluster.runs.time_limit import LEFT_OUT, Pace, fitting, only, sample
+from deepcluster.runs.time_limit import KEPT_BACK, TimeLimit, training_cost
 from tests.helpers.runs import OPTIONS, record, rows
+from tests.helpers.said import Said
+
+RECIPE = Recipe(rounds=3, epochs=2, image_size=144, view_size=108, views=1)
+PASS, RESULT = 20.0, 5.0  # seconds
 
 
-def test_the_images_that_fit():
-    pace = Pace(reading=0.02, features=0.01)
-    assert fitting(1e6, 10, pace, 5000) == 5000
-    part = fitting(180, 10, pace, 17_000)
-    assert 200 < part < 17_000
-    assert 10 + part * (0.03 + time_limit.RESULT_EACH) + time_limit.RESULT == pytest.approx(0.95 * 180, abs=0.1)
-    assert fitting(0.01, 10, pace, 17_000) == time_limit.FEWEST
-    assert fitting(0.01, 10, pace, 50) == 50
+@pytest.mark.parametrize(
+    ("left", "done", "wanted"),
+    [(1e9, 1, 3), (8 + 3 * 42, 0, 3), (8 + 2 * 42, 0, 2), (8 + 2 * 42 - 1, 0, 1), (8 + 41, 0, 0), (8 + 42, 1, 2),
+     (7, 1, 1), (-100, 2, 2)],
+)  # fmt: skip
+def test_as_many_whole_rounds_as_fit_before_the_result(left, done, wanted):
+    limit = TimeLimit((100 + left) / (1 - KEPT_BACK) + 1e-6, lambda: 100.0, 3)
+    limit.plan(done, round=42, result=8)
+    assert limit.rounds == wanted
+    assert limit.end == pytest.approx(100 + 8 + (wanted - done) * 42)
 
 
-def test_a_sample_is_drawn_at_random_and_says_what_it_leaves_out():
-    kept = sample(1000, 100, seed=1)
-    assert kept == sorted(set(kept)) and len(kept) == 100
-    assert 350 < sum(kept) / 100 < 650
-    assert kept != sample(1000, 100, seed=2)
-    source = find(torch.zeros(5, 4, 4, 3).byte().numpy())
-    part = only(source, [1, 4])
-    assert part.paths == (source.paths[1], source.paths[4])
-    assert part.skipped == tuple((source.paths[i], LEFT_OUT) for i in (0, 2, 3))
+def test_without_a_limit_the_rounds_are_those_of_the_recipe():
+    limit = TimeLimit(None, lambda: 1e9, 3)
+    limit.plan(1, round=1e9, result=1e9)
+    assert limit.rounds == 3
 
 
-def test_a_limit_that_nothing_fits_into_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(time_limit, "FEWEST", 30)
+@pytest.mark.parametrize("seconds", [60, 100, 180, 480, 2000])
+@pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
+def test_a_run_on_a_clock_of_its_own(seconds, slower):
+    """A round takes ``slower`` times as long as its pass lets expect: only the first round can go beyond the limit."""
+    now = 10.0 + PASS
+    limit = TimeLimit(seconds, lambda: now, RECIPE.rounds)
+    each, done = PASS + slower * training_cost(RECIPE, PASS), 0
+    limit.plan(0, PASS + training_cost(RECIPE, PASS), PASS + 2 * RESULT)
+    now += RESULT
+    while done < limit.rounds:
+        now, done = now + each, done + 1
+        limit.plan(done, each, PASS + RESULT)
+    end = now + PASS + RESULT
+    assert end <= seconds or done <= 1
+    assert done == 3 or end + each > (1 - KEPT_BACK) * seconds or slower < 1, "another round would have fitted"
+    if seconds == 2000 and slower <= 1:
+        assert done == 3
+
+
+def test_a_limit_shorter_than_a_pass_says_so_and_gives_the_groups_of_the_network_as_it_was_given(photos, tmp_path):
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=0.01)
-    part = pytest.warns(DeepClusterWarning, match=r"all 48 images do not fit into 0 s: 30 of them are.*skipped\.csv")
-    late = pytest.warns(DeepClusterWarning, match=r"limit of 0 s is too short for 30 images.* after about \d+ s")
-    with part, late:
+    with pytest.warns(DeepClusterWarning, match=r"too short for one pass over 48 images: .* take about \d"):
         folder = run.fit(photos, replace(request, labels="folders")).path
     told = record(folder)
     assert (told["status"], told["result"], told["rounds"]) == ("done", "final", 0)
-    assert told["stopped_because"] == "time limit"
-    table = rows(folder / "clusters.csv")
-    assert len(table) == 48 and sum(row["status"] == "ok" for row in table) == 30
-    assert all(row["label"] == Path(row["path"]).parts[0] for row in table if row["status"] == "ok")
-    skipped = {row["path"] for row in rows(folder / "skipped.csv") if row["reason"] == LEFT_OUT}
-    assert len(skipped) == 18
-    assert run.fit(photos, replace(request, resume=True)).path == folder  # finished, with the same sample
-    assert told["images_count"] == 30
+    assert (told["stopped_because"], told["images_count"]) == ("time limit", 48)
+    assert {row["status"] for row in rows(folder / "clusters.csv")} == {"ok"}
+    assert run.fit(photos, replace(request, resume=True)).path == folder  # finished
     assert "Preliminary" not in (folder / "report.html").read_text()
     assert set(told["seconds_by_phase"]) == {"reading", "rounds", "result"}
+
+
+def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path, monkeypatch):
+    """Of 1000 rounds only those that are planned; each is over all images."""
+    monkeypatch.setattr("deepcluster.runs.time_limit.RESULT", 0.0)
+    monkeypatch.setattr(TimeLimit, "plan", lambda self, done, round, result: setattr(self, "rounds", 3 if done else 2))
+    display = Said()
+    request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=1e6)
+    told = record(run.fit(photos, request, display).path)
+    assert (told["rounds"], told["stopped_because"], told["images_count"]) == (3, "time limit", 48)
+    assert any(line.startswith("Time: 2 rounds, done after about ") for line in display.lines)
 
 
 def test_the_clock_of_a_run_counts_from_the_beginning_of_the_command():

@@ -16,7 +16,6 @@ KINDS = {
     "a socket": "no plain file",
     "a device": "no plain file",
     "beside the shards": "beside the shards",
-    "left out": "beyond the time limit",
 }
 
 

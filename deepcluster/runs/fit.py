@@ -5,7 +5,7 @@ import secrets
 import time
 import warnings
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def fit(
         if request.resume:
             request = replace(request, published=processes.broadcast_json(lambda: recorded(request.out)))
         if request.resume and request.out:
-            source = _as_before(source, request.out, processes)
+            source = _without_added(source, request.out, processes)
         if finished := _finished(source, request, processes):
             display.say("Run", f"{finished.path} is finished already")
             return finished
@@ -93,8 +93,7 @@ def fit(
         job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device, request.module)
-        job = _within_limit(job, network, recipe)
-        recipe = job.plan().recipe
+        _check_limit(job, network, recipe)
         needed = memory(network, recipe, len(job.source.paths), processes.world_size, gpu=device.type == "cuda")
         check_memory(needed, recipe)
         if job.shows:
@@ -116,46 +115,33 @@ def fit(
         return files.open_run(folder.path)
 
 
-def _as_before(source: Source, out: Path, processes: Processes) -> Source:
-    """The source without the images that a run left out, as it goes on without them."""
-    left_out = set(processes.broadcast_json(lambda: resuming.left_out(out)))
-    if not left_out:
+def _without_added(source: Source, out: Path, processes: Processes) -> Source:
+    """The source without the images that an update has added to the run at ``out``."""
+    added = set(processes.broadcast_json(lambda: resuming.added(out)))
+    if not added:
         return source
-    return time_limit.only(source, [i for i, path in enumerate(source.paths) if path not in left_out])
+    kept = source.rows([i for i, path in enumerate(source.paths) if path not in added])
+    return replace(kept, skipped=source.skipped)
 
 
-def _within_limit(job: Job, network: Network, recipe: Recipe) -> Job:
-    """The job, with a sample of its images where all of them do not fit into its time limit."""
+def _check_limit(job: Job, network: Network, recipe: Recipe) -> None:
+    """Say how long the first groups take, and warn if that is longer than the time limit."""
     limit, source, processes = job.request.time_limit, job.source, job.processes
     if limit is None or processes.broadcast_json(lambda: job.request.resume and resuming.has_begun(job.request.out)):
-        return job
-    total = len(source.paths)
-    measured = processes.broadcast_json(lambda: astuple(time_limit.measured(source, network, recipe)))
-    pace = time_limit.Pace(*measured).shared(processes.world_size)
-    count = processes.broadcast_json(
-        lambda: time_limit.fitting(limit, job.clock.elapsed(), pace, total, job.request.n_clusters or 0)
-    )
+        return
+    if not processes.is_main:
+        return
+    count = len(source.paths)
+    pace = time_limit.measured(source, network, recipe).shared(processes.world_size)
     first = job.clock.elapsed() + time_limit.first_result(pace, count)
-    if first > limit and processes.is_main:
+    job.display.say("Time", f"the first groups after about {time_limit.in_words(first)}")
+    if first > limit:
         warnings.warn(
-            f"the limit of {time_limit.in_minutes(limit)} is too short for {count:,} images, the fewest that are used:"
-            f" the first groups are expected after about {time_limit.in_minutes(first)}",
+            f"--time-limit {time_limit.in_words(limit)} is too short for one pass over {count:,} images: the first"
+            f" groups take about {time_limit.in_words(first)}, and then the run ends. Give more time, or fewer images",
             DeepClusterWarning,
             stacklevel=2,
         )
-    if count == total:
-        job.display.say("Time", f"the first groups after about {time_limit.in_minutes(first)}")
-        return job
-    if processes.is_main:  # a warning, as --quiet shows no more, and the result is of a part of the images
-        warnings.warn(
-            f"all {total:,} images do not fit into {time_limit.in_minutes(limit)}: {count:,} of them are used, drawn at"
-            " random, and the others are in skipped.csv; deepcluster predict places them afterwards",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
-    rows = time_limit.sample(total, count, job.request.seed)
-    labels = None if job.labels is None else [job.labels[i] for i in rows]
-    return replace(job, source=time_limit.only(source, rows), labels=labels)
 
 
 def _finished(source: Source, request: Request, processes: Processes) -> RunFolder | None:

@@ -134,16 +134,8 @@ def forecast(
     pace, count = time_limit.measured(source, network, plan.recipe).shared(ranks), len(source.paths)
     first = time_limit.first_result(pace, count)
     whole = first + plan.recipe.rounds * time_limit.round_cost(pace, count, plan.recipe)
-    early = f", the first groups after {in_words(first)}" if whole > 1.5 * first else ""
-    yield "Time", f"about {in_words(whole)}{early}; {memory}"
-
-
-def in_words(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``1.5 h``."""
-    unit, name = next(
-        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
-    )
-    return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"
+    early = f", the first groups after {time_limit.in_words(first)}" if whole > 1.5 * first else ""
+    yield "Time", f"about {time_limit.in_words(whole)}{early}; {memory}"
 
 
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:

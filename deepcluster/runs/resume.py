@@ -14,8 +14,7 @@ from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.store import Store
-from deepcluster.runs.time_limit import LEFT_OUT
-from deepcluster.storage.run_folder import SKIPPED, RunFolder, open_run
+from deepcluster.storage.run_folder import RunFolder, open_run
 from deepcluster.storage.run_record import RunRecord
 
 IMAGES_READ = "checkpoints/images.csv"
@@ -54,12 +53,9 @@ def has_begun(out: Path | None) -> bool:
     return out is not None and is_run(out) and RunFolder(out).has(IMAGES_READ)
 
 
-def left_out(out: Path) -> list[str]:
-    """The images that a fit leaves out: they did not fit into its time limit, or were added when it was done."""
-    if not has_begun(out):
-        return []
-    skipped = RunFolder(out).read_rows("skipped.csv", SKIPPED)
-    return [*(row["path"] for row in skipped if row["reason"] == LEFT_OUT), *_added(RunFolder(out))]
+def added(out: Path) -> list[str]:
+    """The images that an update has added to the run at ``out``."""
+    return _added(RunFolder(out)) if has_begun(out) else []
 
 
 def _added(folder: RunFolder) -> list[str]:

@@ -1,9 +1,9 @@
-"""What fits into a time limit, and how long a run takes."""
+"""How long a run takes, and how many of its rounds fit into a time limit."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +12,6 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
-from deepcluster.seeding import generator
 
 KEPT_BACK = 0.05  # of a limit: nothing is planned for it, as no estimate is exact
 # Seconds of the files of a result (graph, cut, signs, tree, map, report), and for each image with its digest and the
@@ -21,8 +20,6 @@ RESULT, RESULT_EACH = 8.0, 1.5e-3
 SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
 BACKWARD = 3.0  # a training step in forward passes
 TRIAL = 32  # images that are read, and seen by the network, to tell how long all take
-FEWEST, FEWEST_EACH = 200, 10  # images that are used whatever the limit: in all, and for a group
-LEFT_OUT = "left out: it did not fit into --time-limit (deepcluster predict RUN FILE places it)"
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,6 @@ class Pace:
     def shared(self, ranks: int) -> "Pace":
         """Of all ranks together, where each reads its share."""
         return Pace(self.reading / ranks, self.features / ranks)
-
-
-def fitting(limit: float, elapsed: float, pace: Pace, count: int, groups: int = 0) -> int:
-    """How many of ``count`` images can be read, seen once by the network and put into ``groups`` before the limit."""
-    left = (1 - KEPT_BACK) * limit - elapsed - RESULT
-    fewest = max(FEWEST, FEWEST_EACH * groups)
-    return max(min(count, fewest), min(count, int(left / (pace.reading + pace.features + RESULT_EACH))))
 
 
 def first_result(pace: Pace, count: int) -> float:
@@ -77,18 +67,6 @@ def measured(source: Source, network: Network, recipe: Recipe) -> Pace:
     return Pace(reading, (time.perf_counter() - begin) / len(batch))
 
 
-def sample(total: int, count: int, seed: int) -> list[int]:
-    """``count`` of ``total`` rows, drawn at random, ascending."""
-    return torch.randperm(total, generator=generator(seed, "time limit"))[:count].sort().values.tolist()
-
-
-def only(source: Source, kept: Sequence[int]) -> Source:
-    """The source with these images alone; the others are skipped, and it says why."""
-    used = set(kept)
-    left_out = ((path, LEFT_OUT) for i, path in enumerate(source.paths) if i not in used)
-    return replace(source.rows(kept), skipped=(*source.skipped, *left_out))
-
-
 class TimeLimit:
     """The number of whole rounds in a time limit, planned again after each round.
 
@@ -121,5 +99,9 @@ class TimeLimit:
         self.end = self.elapsed() + result + (self.rounds - done) * round
 
 
-def in_minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def in_words(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``1.5 h``."""
+    unit, name = next(
+        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
+    )
+    return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"

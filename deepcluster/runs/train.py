@@ -14,7 +14,7 @@ from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, rounds_of, shares_pass
 from deepcluster.runs.finish import Results
 from deepcluster.runs.job import ImagesRead, Job
-from deepcluster.runs.time_limit import SHARE_OF_TIME, TimeLimit, in_minutes, training_cost
+from deepcluster.runs.time_limit import SHARE_OF_TIME, TimeLimit, in_words, training_cost
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.csv_rows import history_row
 from deepcluster.storage.run_folder import HISTORY, RunFolder
@@ -142,7 +142,7 @@ def _first_result(job: Job, recipe: Recipe, limit: TimeLimit, results: Results) 
     limit.rounds = job.processes.broadcast_json(lambda: limit.rounds)
     if job.request.time_limit is not None:
         rounds = count(limit.rounds, "round") if limit.rounds else "the groups of the network as it was given"
-        job.display.say("Time", f"{rounds}, done after about {in_minutes(limit.end)}")
+        job.display.say("Time", f"{rounds}, done after about {in_words(limit.end)}")
     if limit.rounds:
         results.preliminary(0, features)
     return features
