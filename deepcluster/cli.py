@@ -75,7 +75,7 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 LONGEST = 1e9  # seconds of a time limit: 30 years
-RANK_WAIT_SECONDS = 5.0  # before another rank than the main rank prints an error
+RANK_WAIT_SECONDS = 20.0  # before another rank than the main rank prints an error
 # As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
 NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
 Value = TypeVar("Value")
