@@ -518,7 +518,7 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score clusters and features against labels. Results are cached in the run folder."""
+    """Score clusters and features against labels. The last figures are kept in the run folder."""
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(flags or {}), **_assignments(set_)})
     kind(**options)  # checks what the options must be together
@@ -540,13 +540,10 @@ def evaluate(
         request = EvaluationRequest(
             protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
         )
-        try:
-            for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes):
-                values[name] = value
-                if processes.is_main and not (as_json or quiet):
-                    say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
-        except Stopped as error:
-            raise Stopped(f"{error}; to go on: run it again") from None
+        for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes):
+            values[name] = value
+            if processes.is_main and not (as_json or quiet):
+                say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
     if as_json and processes.is_main:
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 

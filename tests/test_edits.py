@@ -18,7 +18,6 @@ from deepcluster.groups.moves import pinned
 from deepcluster.groups.split import parts_of, split
 from deepcluster.model import Model
 from deepcluster.runs.edits import carried_over, carried_text, edited, told
-from deepcluster.runs.evaluate import model_digest
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
 from deepcluster.storage.csv_rows import placement_rows
@@ -382,7 +381,6 @@ def test_a_model_keeps_whether_it_takes_square_roots(tmp_path):
     found = models.load(tmp_path / "model")
     assert torch.equal(found.transform(images), model.transform(images))
     assert not torch.allclose(found.transform(images), plain.transform(images), atol=1e-3)
-    assert model_digest(found) == model_digest(model) != model_digest(plain)
 
 
 class Counted(int):

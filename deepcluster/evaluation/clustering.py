@@ -6,7 +6,7 @@ import torch
 
 from deepcluster.clustering.agreement import scores
 from deepcluster.errors import DataError
-from deepcluster.evaluation.common import NamedFigure, Once, anew
+from deepcluster.evaluation.common import NamedFigure
 from deepcluster.evaluation.options import ClusteringOptions
 from deepcluster.seeding import generator
 
@@ -17,7 +17,6 @@ def clustering(
     options: ClusteringOptions | None = None,
     *,
     seed: int = 0,
-    once: Once = anew,
 ) -> Iterator[NamedFigure]:
     """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, and each with ``_chance``: for shuffled labels.
 
@@ -26,7 +25,6 @@ def clustering(
         labels: The label of each image; "": none.
         options: None: the defaults.
         seed: Seed of the shuffles.
-        once: Remembers parts.
 
     Raises:
         DataError: No image has a label.
@@ -45,6 +43,6 @@ def clustering(
         return {f"{name}_chance": sum(result[name] for result in drawn) / len(drawn) for name in drawn[0]}
 
     yield from {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}.items()
-    yield from once("agreement", lambda: scores(truth, assigned)).items()
+    yield from scores(truth, assigned).items()
     if options.shuffles > 0:
-        yield from once("chance", by_chance).items()
+        yield from by_chance().items()

@@ -1,9 +1,9 @@
-"""What the protocols share: labelled images, parts that are computed once, scores.
+"""What the protocols share: labelled images and scores.
 
 No protocol selects by a score: a probe is scored after its last epoch, never after its best one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,6 @@ from deepcluster.seeding import generator
 Figure = float | str
 NamedFigure = tuple[str, Figure]
 Figures = Mapping[str, Figure]
-# once(part, compute): the figures of a part of a protocol, computed or remembered.
-Once = Callable[[str, Callable[[], Figures]], Figures]
-
-
-def anew(part: str, compute: Callable[[], Figures]) -> Figures:
-    """A ``Once`` that remembers nothing."""
-    return compute()
 
 
 @dataclass(frozen=True)

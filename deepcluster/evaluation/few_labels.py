@@ -7,7 +7,6 @@ learning rate for the head than for the body. The learning rates are for batches
 import math
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite, numbers
+from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, accuracies, check_finite, numbers
 from deepcluster.evaluation.options import FewLabelsOptions
 from deepcluster.images.augment import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
@@ -28,7 +27,7 @@ DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on: the factor
 
 
 def few(
-    task: ProbeTask, options: FewLabelsOptions | None = None, *, once: Once = anew, display: Display | None = None
+    task: ProbeTask, options: FewLabelsOptions | None = None, *, display: Display | None = None
 ) -> Iterator[NamedFigure]:
     """Yield for each share S of the labels ``S_labels`` (their number), ``S_loss`` and ``S_top1`` after the last epoch.
 
@@ -42,9 +41,7 @@ def few(
     yield from task.facts.items()
     for share, lr, head_lr in zip(shares, *rates, strict=True):
         name = f"{100 * share:g}%"
-        compute = partial(fine_tune, task, name, share, lr, head_lr, options, display)
-        # The name of a part has all that it depends on: its share and its learning rates.
-        yield from once(f"{name} by {lr:g} and {head_lr:g}", compute).items()
+        yield from fine_tune(task, name, share, lr, head_lr, options, display).items()
 
 
 def _for_each(text: str, option: str, count: int) -> list[float]:

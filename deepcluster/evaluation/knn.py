@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.nearest import nearest
-from deepcluster.evaluation.common import NamedFigure, Once, ProbeTask, accuracies, anew, numbers
+from deepcluster.evaluation.common import NamedFigure, ProbeTask, accuracies, numbers
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract
 from deepcluster.runtime.console import Display, Silent
 
 
-def knn(
-    task: ProbeTask, options: KnnOptions | None = None, *, once: Once = anew, display: Display | None = None
-) -> Iterator[NamedFigure]:
+def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display | None = None) -> Iterator[NamedFigure]:
     """Yield ``top1_kN`` for N neighbours (at most all images to learn from), of more than 5 classes also ``top5_kN``.
 
     The features are those of the backbone at length 1, not reduced. ``chance`` is the accuracy of the most frequent
@@ -44,7 +42,7 @@ def knn(
         }
 
     yield from task.facts.items()
-    yield from once("knn", compute).items()
+    yield from compute().items()
 
 
 def weighted_votes(

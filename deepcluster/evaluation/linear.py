@@ -6,14 +6,13 @@ The figure is that of the last epoch; the release reports the best epoch by the 
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from deepcluster.evaluation.common import Figure, NamedFigure, Once, ProbeTask, accuracies, anew, check_finite
+from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, accuracies, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.augment import centre_crop, fixed_view
@@ -30,7 +29,7 @@ STEEPEST = 200.0
 
 
 def linear(
-    task: ProbeTask, options: LinearOptions | None = None, *, once: Once = anew, display: Display | None = None
+    task: ProbeTask, options: LinearOptions | None = None, *, display: Display | None = None
 ) -> Iterator[NamedFigure]:
     """Yield for each layer its ``_pooling``, ``_maps``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
 
@@ -40,7 +39,7 @@ def linear(
     layers = chosen_layers(task.network, options.layers)
     yield from task.facts.items()
     for layer in layers:
-        yield from once(layer.name, partial(probe, task, layer, options, display)).items()
+        yield from probe(task, layer, options, display).items()
 
 
 def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Display) -> dict[str, Figure]:

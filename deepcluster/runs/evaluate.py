@@ -14,7 +14,7 @@ import torch
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.evaluation.clustering import clustering
-from deepcluster.evaluation.common import Figure, Figures, Labelled, NamedFigure, Once, ProbeTask, held_out
+from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask, held_out
 from deepcluster.evaluation.few_labels import few
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
@@ -74,7 +74,7 @@ def evaluate(
     stdin: TextIO | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[NamedFigure]:
-    """Yield the figures of a protocol as they are computed; cached parts are not computed again.
+    """Yield the figures of a protocol as they are computed, or those in the run folder if nothing has changed since.
 
     Args:
         run: The run folder.
@@ -90,15 +90,23 @@ def evaluate(
     display = display if display and processes.is_main else Silent()
     with files.shared_lock(run, processes) as folder:
         prepared = PROTOCOLS[request.protocol](_Evaluation(folder, request, display, stdin, processes))
-        cache = EvaluationFile(folder, request, prepared, processes)
-        if cache.complete:
-            display.say("Cached", f"in {cache.path}: nothing has changed since")
-            yield from cache.values.items()
+        file = files.evaluation(request.protocol)
+        about = {
+            "schema_version": SCHEMA_VERSION,
+            "protocol": request.protocol,
+            "inputs": {**prepared.depends, "seed": request.seed},
+            "options": asdict(prepared.options),
+        }
+        if (kept := processes.broadcast_json(lambda: _kept(folder, file, about))) is not None:
+            display.say("Cached", f"in {folder.path / file}: nothing has changed since")
+            yield from kept.items()
             return
-        for name, value in prepared.figures(once=cache.once):
-            cache.values[name] = value
+        values = {}
+        for name, value in prepared.figures():
+            values[name] = value
             yield name, value
-        cache.write("done")
+        if processes.is_main:
+            folder.write_json(file, {**about, "values": values})
 
 
 @dataclass(frozen=True)
@@ -107,70 +115,23 @@ class Prepared:
 
     Attributes:
         options: Its options, checked.
-        depends: What else the figures depend on: digests of models, images and labels.
-        figures: Yields the figures, computing their parts by the ``once`` that it is given.
-        selecting: Options that choose among the parts, or are in their names: no part depends on them.
+        depends: What else the figures depend on: digests of the model, images and labels.
+        figures: Computes and yields the figures.
     """
 
     options: Options
     depends: Mapping[str, Any]
-    figures: Callable[..., Iterator[NamedFigure]]
-    selecting: tuple[str, ...] = ()
+    figures: Callable[[], Iterator[NamedFigure]]
 
 
-class EvaluationFile:
-    """``evaluation-PROTOCOL.json``, written after each part.
-
-    Attributes:
-        values: The figures of the last evaluation.
-        parts: The figures of every part ever computed, by a digest of what they depend on.
-        complete: Whether the last evaluation was this one and came to its end.
-    """
-
-    def __init__(self, folder: RunFolder, request: EvaluationRequest, prepared: Prepared, processes: Processes):
-        self.folder = folder
-        self.processes = processes
-        self.name = files.evaluation(request.protocol)
-        self.path = folder.path / self.name
-        inputs, options = {**prepared.depends, "seed": request.seed}, asdict(prepared.options)
-        self.about = {
-            "schema_version": SCHEMA_VERSION,
-            "protocol": request.protocol,
-            "inputs": inputs,
-            "options": options,
-        }
-        shaping = {name: value for name, value in options.items() if name not in prepared.selecting}
-        self._depends = {"schema_version": SCHEMA_VERSION, "inputs": inputs, "options": shaping}
-        cached = processes.broadcast_json(self._read)
-        self.parts: dict[str, dict[str, Figure]] = cached.get("parts", {})
-        self.complete = cached.get("status") == "done" and all(cached.get(key) == self.about[key] for key in self.about)
-        self.values: dict[str, Figure] = cached["values"] if self.complete else {}
-
-    def once(self, part: str, compute: Callable[[], Figures]) -> Figures:
-        key = json_sha256({**self._depends, "part": part})
-        if key not in self.parts:
-            self.parts[key] = dict(compute())
-            self.write("running")
-        return self.parts[key]
-
-    def write(self, status: str) -> None:
-        if self.processes.is_main:
-            self.folder.write_json(
-                self.name, {**self.about, "status": status, "values": self.values, "parts": self.parts}
-            )
-
-    def _read(self) -> dict[str, Any]:
-        if not self.folder.has(self.name):
-            return {}
-        types = {"schema_version": int, "status": str, "values": dict, "parts": dict}
-        try:
-            content = self.folder.read_json(self.name, types)
-            parts = [value for part in content["parts"].values() for value in part.values()]
-            if not all(isinstance(value, int | float | str) for value in (*content["values"].values(), *parts)):
-                raise ValueError
-        except (DiskError, ValueError, AttributeError):
-            raise DiskError(f"{self.path} is damaged: remove it, and it is computed again") from None
-        return content if content["schema_version"] == SCHEMA_VERSION else {}
+def _kept(folder: RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
+    """Return the figures of the last evaluation if it was this one, and came to its end; else None."""
+    kept = {}
+    with suppress(DiskError):  # a damaged file is written again
+        kept = folder.read_json(name, {"values": dict}) if folder.has(name) else {}
+    values = kept.pop("values", {})
+    whole = kept == about and all(isinstance(value, int | float | str) for value in values.values())
+    return values if whole else None
 
 
 # ---- what each protocol needs ---------------------------------------------------------------------------------------
@@ -220,6 +181,12 @@ class _Evaluation:
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         return model
 
+    @property
+    def model_digest(self) -> str:
+        """The digest of config.json, which has that of the weights."""
+        digest: str = self.folder.read_json("model/config.json", {"config_sha256": str})["config_sha256"]
+        return digest
+
     def scratch(self) -> AbstractContextManager[Path]:
         """A temporary folder in the run folder, for images that do not fit into memory."""
         return temporary_folder(place=self.folder.scratch)
@@ -245,9 +212,6 @@ def _clustering(job: _Evaluation) -> Prepared:
     """The run's own images are in the clusters of clusters.csv, others in those of the model."""
     options = job.options(ClusteringOptions)
 
-    def figures(clusters: Sequence[int], labels: Sequence[str], once: Once) -> Iterator[NamedFigure]:
-        return clustering(clusters, labels, options, seed=job.request.seed, once=once)
-
     if job.request.images is None:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))
@@ -256,18 +220,19 @@ def _clustering(job: _Evaluation) -> Prepared:
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
             clusters = [int(cell) for cell in rows.column("cluster")]
-        return Prepared(options, {"clusters": json_sha256([clusters, labels])}, partial(figures, clusters, labels))
+        figures = partial(clustering, clusters, labels, options, seed=job.request.seed)
+        return Prepared(options, {"clusters": json_sha256([clusters, labels])}, figures)
     source = find(job.request.images, stdin=job.stdin)
     all_labels = true_labels(job.labels, source)
     model = job.model
 
-    def figures_of_others(once: Once) -> Iterator[NamedFigure]:
+    def figures_of_others() -> Iterator[NamedFigure]:
         with job.scratch() as scratch:
             store, labels = job.read(source, all_labels, model.store_size, scratch / "images")
             clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
-        yield from figures(clusters, labels, once)
+        yield from clustering(clusters, labels, options, seed=job.request.seed)
 
-    depends = {"model": model_digest(model), "test": _fingerprint(source, all_labels)}
+    depends = {"model": job.model_digest, "test": _fingerprint(source, all_labels)}
     return Prepared(options, depends, figures_of_others)
 
 
@@ -275,7 +240,7 @@ def _linear(job: _Evaluation) -> Prepared:
     options = job.options(LinearOptions)
     size = options.image_size or job.model.image_size
     sizes = size, max(size, round(size * options.margin))
-    return _probed(job, options, linear, sizes=sizes, selecting=("layers",))
+    return _probed(job, options, linear, sizes=sizes)
 
 
 def _probed(
@@ -284,7 +249,6 @@ def _probed(
     protocol: Callable[..., Iterator[NamedFigure]],
     *,
     sizes: tuple[int, int] | None = None,
-    selecting: tuple[str, ...] = (),
 ) -> Prepared:
     """A protocol that learns from labelled images and is scored on others: IMAGES, or a fifth held out.
 
@@ -301,7 +265,7 @@ def _probed(
     model = job.model
     image_size, store_size = sizes or (model.image_size, model.store_size)
 
-    def figures(once: Once) -> Iterator[NamedFigure]:
+    def figures() -> Iterator[NamedFigure]:
         with job.scratch() as scratch:
             train, train_names = job.read(source, labels, store_size, scratch / "train")
             test, test_names = job.read(tests, test_labels, store_size, scratch / "test")
@@ -316,14 +280,14 @@ def _probed(
                 batch_size=model.batch_size,
                 seed=job.request.seed,
             )
-            yield from protocol(task, options, once=once, display=job.display)
+            yield from protocol(task, options, display=job.display)
 
     depends = {
-        "backbone": body_digest(model),
+        "model": job.model_digest,
         "train": _fingerprint(source, labels),
         "test": _fingerprint(tests, test_labels),
     }
-    return Prepared(options, depends, figures, selecting)
+    return Prepared(options, depends, figures)
 
 
 def _split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
@@ -361,26 +325,8 @@ PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "clustering": _clustering,
     "knn": lambda job: _probed(job, job.options(KnnOptions), knn),
     "linear": _linear,
-    "few": lambda job: _probed(job, job.options(FewLabelsOptions), few, selecting=("shares", "lr", "head_lr")),
+    "few": lambda job: _probed(job, job.options(FewLabelsOptions), few),
 }
-
-
-def body_digest(model: Model) -> str:
-    """SHA-256 of the backbone and its image sizes, which a recut does not change."""
-    digest = hashlib.sha256(f"{model.network.architecture} {model.image_size} {model.store_size}".encode())
-    for name, value in model.network.body.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def model_digest(model: Model) -> str:
-    """SHA-256 of all that places an image in a cluster."""
-    reduction, groups = model.reduction, model.groups
-    digest = hashlib.sha256(f"{body_digest(model)}{' root' if reduction.root else ''}".encode())
-    for part in (reduction.mean, reduction.projection, model.fine_centroids, groups.centroids, groups.groups):
-        digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _fingerprint(source: Source, labels: Sequence[str] = ()) -> str:
