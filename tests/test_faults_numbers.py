@@ -90,7 +90,7 @@ def test_less_than_one_cluster(k: int, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{k} clusters: give a whole number of at least 1"):
         clusters(noise(3), k, tmp_path / "run")
     clusters(noise(3), 2, tmp_path / "run")
-    with pytest.raises(UsageError, match=f"-k {k}"):
+    with pytest.raises(UsageError, match=f"{k} clusters"):
         recut(tmp_path / "run", k)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import small_fit
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_run
 
 COMMAND = [sys.executable, "-m", "deepcluster"]
 
@@ -156,9 +156,8 @@ def peaks_of_predict(run: Path, folders: Sequence[Path]) -> list[float]:
 )
 def test_memory_does_not_grow_with_the_number_of_images(few, most, size, tmp_path):
     """All pixels of 1,000 images of 128 px would take 49 MB in the model's store."""
-    run = tmp_path / "run"
+    run = tiny_run(tmp_path / "run")
     models.save(replace(tiny_model(), store_size=size), run / "model")
-    (run / "run.json").write_text("{}")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "one.png")
     for count in (few, most):
         (tmp_path / str(count)).mkdir()
