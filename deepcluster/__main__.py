@@ -4,28 +4,24 @@ import os
 import sys
 
 from deepcluster.errors import Stopped
-from deepcluster.runtime.signals import Stop
+from deepcluster.runtime import signals
 
 
 def main() -> None:
     """Run the command of the command line and end the process with its exit code."""
-    stop = Stop()
     try:
-        stop.__enter__()  # and no end: until the process has ended a signal must not find Python's own handlers
-        from deepcluster import cli
+        with signals.stoppable():
+            from deepcluster import cli
 
-        cli.main()
-    except SystemExit as error:
-        code = error.code
-    except BaseException:
-        if not stop.wanted:
-            raise
-        print(f"error: {stop.reason}", file=sys.stderr)
+            code = cli.main()
+            signals.ignore()
+    except Stopped as error:
+        signals.ignore()
+        print(f"error: {error}", file=sys.stderr)
         code = Stopped.exit_code
-    stop.ignore()
     if code == Stopped.exit_code:
         sys.stderr.flush()
-        os._exit(Stopped.exit_code)  # Python would wait for threads that are at work on what nobody wants any more
+        os._exit(code)  # Python would wait for threads that are at work on what nobody wants any more
     sys.exit(code)
 
 

@@ -40,7 +40,7 @@ from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.nets.published import PUBLISHED
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
-from deepcluster.runtime import signals as stopping
+from deepcluster.runtime import signals
 from deepcluster.runtime.console import (
     PipeConsole,
     Printed,
@@ -52,7 +52,6 @@ from deepcluster.runtime.console import (
     say,
     set_up_streams,
 )
-from deepcluster.runtime.signals import Stop, listening
 from deepcluster.runtime.torchrun import is_main_rank, world_size
 
 if TYPE_CHECKING:
@@ -278,15 +277,10 @@ def fit(
         from deepcluster.runs import fit as runs
         from deepcluster.runs.own_features import fit_features
 
-        stop = Stop()
-        try:
-            with listening() as stop:
-                if isinstance(source, str):
-                    folder = fit_features(source, request(), terminal, stop)
-                else:
-                    folder = runs.fit(source, request(), terminal, sys.stdin, stop, processes)
-        except Stopped as error:
-            raise Stopped(f"{error}{_so_far(stop.run)}") from None
+        if isinstance(source, str):
+            folder = fit_features(source, request(), terminal)
+        else:
+            folder = runs.fit(source, request(), terminal, sys.stdin, processes)
         is_main = processes.is_main
     if is_main:
         _print_result(folder, quiet, as_json, open_)
@@ -369,8 +363,8 @@ def embed(
     features_file, paths_file = targets
     features = np.concatenate([part.reduced.numpy() for part in parts])
     paths = [{"path": path} for part in parts for path in part.paths]
-    stopping.check()
-    with stopping.later():
+    signals.check()
+    with signals.uninterrupted():
         write_output(features_file, lambda file: np.save(file, features), binary=True)
         write_output(paths_file, lambda file: write_csv(file, ("path",), paths))
 
@@ -895,18 +889,6 @@ def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
     return [f"deepcluster predict {run} NEW_IMAGES", *recut]
 
 
-def _so_far(run_: str) -> str:
-    """Return what a stopped fit has in its folder (empty: nothing), and how to go on, for the end of the message."""
-    from deepcluster.images.run_folders import is_run
-    from deepcluster.storage.run_folder import open_run
-
-    if not run_:  # nothing is written so far
-        return "; to go on: run it again"
-    has_result = is_run(Path(run_)) and open_run(Path(run_)).read_record().result is not None
-    groups = f"; the groups so far are in {run_}" if has_result else ""
-    return f"{groups}; to go on: run it again with -o {shlex.quote(run_)} --resume"
-
-
 def _n_clusters(k: str) -> int | None:
     if k == "auto":
         return None
@@ -973,7 +955,7 @@ def run_command(arguments: list[str]) -> int:
     warnings.filterwarnings("always" if is_main_rank() else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:
-        with listening():
+        with signals.stoppable():
             _check_filled(arguments)
             if world_size() > 1 and (alone := _not_shared(arguments)):
                 raise UsageError(f"{alone} does not share its work among processes: run it without torchrun")
@@ -992,10 +974,14 @@ def run_command(arguments: list[str]) -> int:
             raise
         _report(str(error))
         return error.exit_code
+<<<<<<< HEAD
     except KeyboardInterrupt:
         complain("stopped")
         return Stopped.exit_code
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+=======
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does (streams.py)
+>>>>>>> babf64a (A stop is an exception, as Ctrl-C is in any Python program)
         return 0
     except Exception as error:
         if debug:
@@ -1015,6 +1001,7 @@ def run_command(arguments: list[str]) -> int:
     return 0
 
 
+<<<<<<< HEAD
 def main() -> None:
     """Run the command of the command line, and end the process with its exit code."""
     set_up_streams()
@@ -1022,3 +1009,14 @@ def main() -> None:
     code = run_command(sys.argv[1:])
     flush_streams()
     sys.exit(code)
+=======
+def main() -> int:
+    """Run the command of the command line, and return its exit code."""
+    streams.set_up()
+    app.console = PipeConsole()  # after set_up, which checks the COLUMNS that give it its width
+    code = run_command(sys.argv[1:])
+    if (unsaid := streams.failure()) and code == 0:
+        complain(f"error: {unsaid}")
+        code = unsaid.exit_code
+    return code
+>>>>>>> babf64a (A stop is an exception, as Ctrl-C is in any Python program)

@@ -59,7 +59,7 @@ def trapped(what: str, where: str, count: int) -> None:
 def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
     from deepcluster.cli import run_command
     from deepcluster.errors import Stopped
-    from deepcluster.runtime.signals import Stop
+    from deepcluster.runtime import signals
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(errors, 2)
@@ -69,9 +69,10 @@ def child(arguments: list[str], trap: list[Any] | None, errors: int) -> int:
         trapped(*trap)
     sys.argv = ["deepcluster", *arguments]
     try:
-        Stop().__enter__()  # as __main__ does
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
-        code = run_command(arguments)
+        with signals.stoppable():  # as __main__ does
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
+            code = run_command(arguments)
+            signals.ignore()
     except Stopped as error:
         print(f"error: {error}", file=sys.stderr)
         code = Stopped.exit_code

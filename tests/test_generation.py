@@ -234,20 +234,18 @@ def test_a_damaged_commit_is_said(tmp_path, manifest):
 def test_own_files_are_told_by_exact_name_and_kind(tmp_path):
     run = make(tmp_path / "run")
     (run / "checkpoints").mkdir()
-    for name in ("000001-00000010.json", "000001-00000010.safetensors", "graph3.safetensors", "start.safetensors"):
+    checkpoint = ("000001.json", "000001.safetensors", "000001-12.safetensors")
+    for name in checkpoint:
         (run / "checkpoints" / name).write_text("")
     ours = set(ownership.own_files(run))
-    for name in ("step100.pt", "mine.json", "000001-00000010.json.bak", "graph.safetensors", "1-2.json"):
+    for name in ("step100.pt", "mine.json", "000001.json.bak", "graph.safetensors", "1-2.json", "1.json"):
         (run / "checkpoints" / name).write_text("")
     for name in ("images-2024", "images-a1b2c3d4", "report.html"):
         (run / name).mkdir()
     for name in (".notes.tmp", ".run.json.7.tmp", "clusters.csv.bak", "Clusters.csv"):
         (run / name).write_text("mine")
     assert set(ownership.own_files(run)) == ours
-    assert ours == {*OLD} | {
-        f"checkpoints/{name}"
-        for name in ("000001-00000010.json", "000001-00000010.safetensors", "graph3.safetensors", "start.safetensors")
-    }
+    assert ours == {*OLD} | {f"checkpoints/{name}" for name in checkpoint}
 
 
 def test_a_linked_folder_has_no_files_of_ours(tmp_path):

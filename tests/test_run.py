@@ -25,7 +25,6 @@ from deepcluster.runs.job import Request
 from deepcluster.runs.predict import predict
 from deepcluster.runs.recut import recut
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.signals import Stop
 from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -331,13 +330,6 @@ def test_no_preliminary_result_where_nobody_looks(photos, tmp_path, report):
     display = Said()
     run.fit(photos, replace(REQUEST, out=tmp_path / "run", report=report), display)
     assert any(line.startswith("First: ") for line in display.lines) is report
-
-
-def test_who_displays_nothing_knows_the_run_to_resume_all_the_same(photos, tmp_path):
-    """As a rank does that is not the main one: the command that it names goes on with the run."""
-    stop = Stop()
-    run.fit(photos, replace(REQUEST, out=tmp_path / "run", options={**REQUEST.options, "rounds": 0}), stop=stop)
-    assert stop.run == str(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def wait_until_gone(processes: list[int], seconds: float) -> None:
 def begun(launcher: subprocess.Popen[str], run: Path, round: int) -> list[int]:
     """Wait until a run is in this round; its processes."""
     until = time.monotonic() + 120
-    while not list((run / "checkpoints").glob(f"{round:06d}-*.json")):
+    while not list((run / "checkpoints").glob(f"{round:06d}.json")):
         assert launcher.poll() is None, launcher.stdout and launcher.stdout.read()
         assert time.monotonic() < until
         time.sleep(0.02)

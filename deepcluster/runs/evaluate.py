@@ -4,10 +4,11 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO, TypeVar
 
 import torch
@@ -33,7 +34,6 @@ from deepcluster.runs.report import found_again
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.runtime.signals import temporary_folder
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
@@ -181,15 +181,11 @@ class _Evaluation:
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         return model
 
-    @property
-    def model_digest(self) -> str:
-        """The digest of config.json, which has that of the weights."""
-        digest: str = self.folder.read_json("model/config.json", {"config_sha256": str})["config_sha256"]
-        return digest
-
-    def scratch(self) -> AbstractContextManager[Path]:
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
         """A temporary folder in the run folder, for images that do not fit into memory."""
-        return temporary_folder(place=self.folder.scratch)
+        with TemporaryDirectory(dir=self.folder.scratch) as folder:
+            yield Path(folder)
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
         """The usable images among those that have a label ("": none), and their labels.

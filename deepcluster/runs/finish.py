@@ -66,14 +66,11 @@ class Results:
         network: The network of the rounds, with the weights that it begins with; it stays as it is.
         images: Its images and recipe.
         record: run.json so far, without a result.
-        on_disk: run.json as it is on disk, with the result of an earlier process.
     """
 
-    def __init__(
-        self, job: Job, folder: RunFolder, network: Network, images: ImagesRead, record: RunRecord, on_disk: RunRecord
-    ):
+    def __init__(self, job: Job, folder: RunFolder, network: Network, images: ImagesRead, record: RunRecord):
         self.job, self.folder, self.network, self.images = job, folder, network, images
-        self.record, self.on_disk = record, on_disk
+        self.record = record
         self.baseline: Mapping[str, float] = {}  # the metrics of the first result
         weights = network.body.state_dict() if images.recipe.average < 1 else {}
         self._first_weights = {name: value.clone() for name, value in weights.items()}
@@ -132,10 +129,10 @@ class Results:
         """Write the final result, and return run.json."""
         self.record = self.record.with_phase("rounds", self.job.clock.lap())
         outcome, record = self._outcome(rounds, features, self.job.display)
-        self._write(rounds, outcome, replace(record, result=FINAL, stopped_because=stopped_because))
+        record = self._write(rounds, outcome, replace(record, result=FINAL, stopped_because=stopped_because))
         if rounds and (text := collapse(outcome.result)):
             warnings.warn(text, DeepClusterWarning, stacklevel=2)
-        return self.on_disk
+        return record
 
     def _outcome(self, rounds: int, features: Tensor | None, display: Display) -> tuple[Outcome, RunRecord]:
         """The features and the number of groups, and run.json with the candidates for that number."""
@@ -189,8 +186,8 @@ class Results:
             features=features,
         )
 
-    def _write(self, rounds: int, outcome: Outcome, record: RunRecord) -> None:
-        """The result in files: the model, the features, the clusters, the report. All ranks have a part in it."""
+    def _write(self, rounds: int, outcome: Outcome, record: RunRecord) -> RunRecord:
+        """Write the model, the features, the clusters and the report, and return run.json. A collective."""
         is_main, store, result = self.job.processes.is_main, self.images.store, outcome.result
         seed = self.job.request.seed
         with self.folder.next_state() if is_main else nullcontext(self.folder) as staged:
@@ -231,11 +228,10 @@ class Results:
                     write_map(staged, shown.reduced, seed)
                     write_report(staged, self.job.source, shown)
             if is_main and record.result == FINAL:
-                self.job.stop.too_late()  # it must not be called stopped when it is done
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
-        self.on_disk = record
         self._judged = [*self._judged[:1], *self._judged[1:][-1:], placement.cluster]
+        return record
 
     def _groups(self, outcome: Outcome, record: RunRecord) -> Cut:
         """The groups of the sample, on every rank."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import torch
@@ -34,10 +35,10 @@ from deepcluster.runs.forecast import check_memory, forecast, memory
 from deepcluster.runs.job import Clock, ImagesRead, Job, Request, facts_of, plan
 from deepcluster.runs.train import train
 from deepcluster.runs.weights import recorded, settle
+from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.runtime.signals import Stop, temporary_folder
 from deepcluster.runtime.tensorboard import TensorBoard
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
@@ -52,7 +53,6 @@ def fit(
     request: Request,
     display: Display | None = None,
     stdin: TextIO | None = None,
-    stop: Stop | None = None,
     processes: Processes = ALONE,
 ) -> RunFolder:
     """From images to a run folder (docs/run-folder.md).
@@ -65,7 +65,6 @@ def fit(
             where there is none.
         display: Shows the run (None: nothing does).
         stdin: Where the list of paths comes from if ``images`` is "-".
-        stop: May end the run with Stopped.
         processes: Those that share the images; the main rank writes and displays.
 
     Raises:
@@ -90,7 +89,7 @@ def fit(
         labels = true_labels(request.labels, source) if request.labels else None
         seen = preview(source)
         request = settle(request, facts_of(source, seen, request), display=display, processes=processes)
-        job = Job(request, source, seen, labels, device, display, stop or Stop(), processes, clock)
+        job = Job(request, source, seen, labels, device, display, processes, clock)
         recipe = job.plan().recipe
         network = network_of(recipe, request.seed, device, request.module)
         _check_limit(job, network, recipe)
@@ -167,8 +166,8 @@ def _finished(source: Source, request: Request, processes: Processes) -> RunFold
     if processes.broadcast_json(lambda: resuming.is_untouched(source, record)):
         return folder
     size = folder.read_json("model/config.json", {"store_size": int})["store_size"]
-    with temporary_folder() as place:
-        digests = resuming.digests(source, read_share(source, size, processes, folder=place))
+    with TemporaryDirectory() as place:
+        digests = resuming.digests(source, read_share(source, size, processes, folder=Path(place)))
     if processes.is_main:
         resuming.check_fingerprint(folder, digests)
     return folder
@@ -204,7 +203,6 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
     replacing = before is not None and request.overwrite
     before = None if replacing else before
     record = first_record(job, before, needed)
-    results: Results | None = None
     files.check_shared(folder, job.processes)
     checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch, job.processes)
     checkpoint = checkpoints.latest() if request.resume else None
@@ -213,7 +211,7 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
     if is_main and not staged:
         folder.write_record(record.with_result_of(before))
     if not replacing:
-        job.announce(folder.path)
+        job.display.say("Run", str(folder.path))
     if network.origin:
         job.display.say("Weights", network.origin)
     try:
@@ -236,28 +234,46 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
                 resuming.check_images(folder, read.digests)
             if is_main:
                 reading.write_record(record.with_result_of(before))
-        staged = False
         if replacing:
-            job.announce(folder.path)
+            job.display.say("Run", str(folder.path))
         if checkpoint:
             differences = resuming.differing_environment(checkpoint.about["environment"], about["environment"])
             record = replace(record, resumed=differences)
         elif is_main:
             resuming.remember(folder, read.digests)
-        results = Results(job, folder, network, read, record, record.with_result_of(before))
+        results = Results(job, folder, network, read, record)
         rounds = train(job, folder, network, read, checkpoints, checkpoint, about, results)
         record = results.final(rounds.count, rounds.stopped_because, rounds.features)
         if is_main:
             job.display.say("Done", summary(folder, record))
     except BaseException as error:
-        stopped = job.stop.wanted or isinstance(error, KeyboardInterrupt | Stopped)
-        shown = results.on_disk if results else record.with_result_of(before)
-        if is_main and not staged and shown.status != "done":  # an error of the last messages changes no result
-            status = "stopped" if stopped else "failed"
-            record = replace(shown, status=status, error=f"{type(error).__name__}: {error}")
-            with suppress(DeepClusterError):
-                folder.write_record(record)
+        stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
+        begun = _record_end(folder, record, error, "stopped" if stopped else "failed") if is_main else True
+        if isinstance(error, Stopped) and (begun or not replacing):
+            so_far = _so_far(folder)
+            raise Stopped(
+                f"{error}{so_far}; to go on: run it again with -o {shlex.quote(str(folder.path))} --resume"
+            ) from None
         raise
+
+
+def _record_end(folder: RunFolder, record: RunRecord, error: BaseException, status: str) -> bool:
+    """Write into run.json how the run ended, unless it is done, and return whether run.json is of this process."""
+    with suppress(DeepClusterError), signals.uninterrupted():
+        written = folder.read_record()
+        if (written.run, written.started) == (record.run, record.started):
+            if written.status != "done":
+                folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
+            return True
+    return False
+
+
+def _so_far(folder: RunFolder) -> str:
+    """Name the preliminary result, if there is one."""
+    with suppress(DeepClusterError):
+        if folder.read_record().result:
+            return f"; the groups so far are in {folder.path}"
+    return ""
 
 
 def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:

@@ -17,7 +17,6 @@ from deepcluster.recipe import Recipe
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import Processes
-from deepcluster.runtime.signals import Stop
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Job:
     labels: Sequence[str] | None
     device: torch.device
     display: Display
-    stop: Stop
     processes: Processes
     clock: Clock
 
@@ -89,11 +87,6 @@ class Job:
     def shows(self) -> bool:
         """Whether somebody sees what this rank displays."""
         return not isinstance(self.display, Silent) and not getattr(self.display, "quiet", False)
-
-    def announce(self, run: Path) -> None:
-        """Name the folder of the run, which can be resumed from here on."""
-        self.stop.run = str(run)
-        self.display.say("Run", str(run))
 
     def truth(self, kept: Sequence[int]) -> list[str] | None:
         """The true labels of the images that are ``kept``, in this order; None where none of them has one."""

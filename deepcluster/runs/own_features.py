@@ -35,7 +35,6 @@ from deepcluster.runtime.devices import choose_device, working_on
 from deepcluster.runtime.memory import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
-from deepcluster.runtime.signals import Stop
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
@@ -48,16 +47,13 @@ OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterat
 THUMBNAIL = 48  # px
 
 
-def fit_features(
-    given: str | Path | GivenFeatures, request: Request, display: Display | None = None, stop: Stop | None = None
-) -> RunFolder:
+def fit_features(given: str | Path | GivenFeatures, request: Request, display: Display | None = None) -> RunFolder:
     """From features to a run folder, in which everything but the training of a network is as in any other.
 
     Args:
         given: An .npy file (see ``read_features``), or what was read of one.
         request: What to do with them.
         display: Shows the run (None: nothing does).
-        stop: May end the run with Stopped.
 
     Raises:
         DeepClusterError: It says what to do.
@@ -72,9 +68,7 @@ def fit_features(
         recipe = _recipe(request, count)
         labels = true_labels(request.labels, given.source) if request.labels else None
         seen = Preview(short_side=1, grey=False)
-        job = Job(
-            request, given.source, seen, labels, torch.device("cpu"), display or Silent(), stop or Stop(), ALONE, clock
-        )
+        job = Job(request, given.source, seen, labels, torch.device("cpu"), display or Silent(), ALONE, clock)
         out = free_path(job)
         if request.overwrite and place is not None:
             check_not_inside(replace(given.source, location=str(place.absolute()), file=None), out)
@@ -136,7 +130,6 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     sample = sample_of(result.reduced, partition, seed)
     truth = job.truth(range(partition.total))
     rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.lengths)
-    job.stop.check()
     record = replace(
         first_record(job, None, 0),
         images_count=partition.total,
@@ -158,7 +151,6 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
     groups, placement = placed(groups, result.reduced, result.clustering.centroids, sample, partition)
     network, lengths = no_network(given.features.shape[1]), result.lengths[sample.rows]
     model = replace(model_of(network, result, groups, sample.reduced, lengths, recipe), image_size=1, store_size=1)
-    job.stop.check()
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])
@@ -174,7 +166,6 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         shown = shown_of(rows, groups, placement.centroid)
         write_map(folder, shown.reduced, seed)
         write_report(folder, source, shown)
-    job.stop.too_late()
     record = replace(record.with_phase("result", job.clock.lap()), status="done", result=FINAL)
     folder.write_record(record)
     return record

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from deepcluster.errors import DeepClusterError, DiskError, UsageError
-from deepcluster.runtime import signals as stopping
+from deepcluster.runtime import signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +47,9 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        stopping.check()
-        with stopping.later():
-            beside.replace(path)
-            sync_folder(path.parent)
+        signals.check()
+        beside.replace(path)
+        sync_folder(path.parent)
     except BaseException as error:
         if made:
             with suppress(OSError):
@@ -84,12 +83,11 @@ def new_folder(out: Path) -> Iterator[Path]:
     made = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with stopping.later():
-            beside.mkdir()
-            made = True
+        beside.mkdir()
+        made = True
         yield beside
-        stopping.check()
-        with stopping.later():
+        signals.check()
+        with signals.uninterrupted():
             if out.exists():
                 out.rmdir()
             beside.rename(out)

@@ -14,7 +14,7 @@ from typing import Any
 
 from deepcluster.errors import DiskError
 from deepcluster.images.run_folders import RUN
-from deepcluster.runtime import signals as stopping
+from deepcluster.runtime import signals
 from deepcluster.storage.files import changing, sync_folder, write_whole
 from deepcluster.storage.ownership import FOLDERS, NAMES, is_file_or_link, is_known, remove_own
 from deepcluster.storage.safe_read import read_json
@@ -52,8 +52,8 @@ class Stage:
             raise _in_the_way(self.run / COMMIT)
         manifest = json.dumps({"schema_version": SCHEMA_VERSION, "removed": sorted(self.removed)}) + "\n"
         write_whole(self.folder / MANIFEST, lambda file: file.write(manifest))
-        stopping.check()
-        with stopping.later(), changing(self.run):
+        signals.check()
+        with signals.uninterrupted(), changing(self.run):
             self.folder.rename(self.run / COMMIT)
             sync_folder(self.run)
             finish(self.run)

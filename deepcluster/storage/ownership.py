@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepcluster.images.run_folders import RUN
-from deepcluster.runtime import signals as stopping
+from deepcluster.runtime import signals
 
 LOCK = ".lock"
 PROTOCOLS = ("clustering", "knn", "linear", "few")
@@ -64,13 +64,12 @@ def remove_own(run: Path, names: list[str]) -> None:
 def scratch(folder: Path) -> Iterator[Path]:
     """A new scratch folder in ``folder``, which is removed at the end."""
     path = folder / f".deepcluster-{secrets.token_hex(8)}"
-    with stopping.later():
+    try:
         path.mkdir()
         (path / MARKER).write_text(path.name, encoding="utf-8")
-    try:
         yield path
     finally:
-        with stopping.later():
+        with signals.uninterrupted():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -22,7 +22,6 @@ from deepcluster.images.csv_files import Row, unguarded, write_csv
 from deepcluster.images.run_folders import RECORD as RECORD
 from deepcluster.images.run_folders import RUN as RUN
 from deepcluster.images.run_folders import is_run
-from deepcluster.runtime import signals as stopping
 from deepcluster.runtime.plain_files import check_file, lines_of
 from deepcluster.storage import generation
 from deepcluster.storage.files import changing, write_tensors, write_whole
@@ -318,10 +317,9 @@ def locked(path: Path, *, make: bool = False) -> Iterator[RunFolder]:
     """
     with ExitStack() as stack:
         try:
-            with stopping.later():
-                if make:
-                    path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(hold(path / LOCK))
+            if make:
+                path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(path / LOCK))
             generation.finish(path)
             remove_stale_scratch(path)
             place = stack.enter_context(scratch(path))
