@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -212,12 +214,13 @@ def test_an_interrupt_is_not_a_traceback(photos, tmp_path, monkeypatch, capsys):
     from deepcluster.runs import build as assembly
 
     def interrupted(*_, **__):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(assembly, "alternate", interrupted)
     out = tmp_path / "run"
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 75
-    assert capsys.readouterr().err == "stopped\n"
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: stopped by SIGINT; .*; to go on: the same command with -o \S+ --resume\n", said)
     assert json.loads((out / "run.json").read_text())["status"] == "stopped"
 
 

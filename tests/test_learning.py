@@ -394,19 +394,15 @@ def test_clusterings_take_turns_in_the_sampling():
     assert seen == [labels[:, 0].tolist(), labels[:, 1].tolist(), labels[:, 0].tolist()]
 
 
-def test_the_loss_becomes_float64_on_the_cpu_alone(monkeypatch):
-    """Apple's GPUs have no float64."""
-    calls = []
-    for name in ("cpu", "double"):
+def test_no_tensor_becomes_float64(monkeypatch):
+    """Apple's GPUs have none."""
 
-        def called(self: torch.Tensor, name=name, method=getattr(torch.Tensor, name)) -> torch.Tensor:  # noqa: B008
-            calls.append(name)
-            return method(self)
+    def refused(self: torch.Tensor) -> torch.Tensor:
+        raise TypeError("no float64")
 
-        monkeypatch.setattr(torch.Tensor, name, called)
+    monkeypatch.setattr(torch.Tensor, "double", refused)
     images, kinds = drawings(4)
-    train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6)
-    assert calls == ["cpu", "double"] * 2
+    assert train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6) > 0
 
 
 def taken_in_parts(
