@@ -974,14 +974,7 @@ def run_command(arguments: list[str]) -> int:
             raise
         _report(str(error))
         return error.exit_code
-<<<<<<< HEAD
-    except KeyboardInterrupt:
-        complain("stopped")
-        return Stopped.exit_code
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
-=======
-    except BrokenPipeError:  # the reader has closed the pipe, as `head` does (streams.py)
->>>>>>> babf64a (A stop is an exception, as Ctrl-C is in any Python program)
         return 0
     except Exception as error:
         if debug:
@@ -1001,22 +994,10 @@ def run_command(arguments: list[str]) -> int:
     return 0
 
 
-<<<<<<< HEAD
-def main() -> None:
-    """Run the command of the command line, and end the process with its exit code."""
+def main() -> int:
+    """Run the command of the command line, and return its exit code."""
     set_up_streams()
     app.console = PipeConsole()  # after set_up_streams, which checks the COLUMNS that give it its width
     code = run_command(sys.argv[1:])
     flush_streams()
-    sys.exit(code)
-=======
-def main() -> int:
-    """Run the command of the command line, and return its exit code."""
-    streams.set_up()
-    app.console = PipeConsole()  # after set_up, which checks the COLUMNS that give it its width
-    code = run_command(sys.argv[1:])
-    if (unsaid := streams.failure()) and code == 0:
-        complain(f"error: {unsaid}")
-        code = unsaid.exit_code
     return code
->>>>>>> babf64a (A stop is an exception, as Ctrl-C is in any Python program)

@@ -148,7 +148,7 @@ def test_an_error_that_compiled_code_makes_of_it_is_a_stop(error):
 
 
 def test_an_error_that_another_process_has_reported_is_none():
-    with pytest.raises(DeepClusterError), stoppable():
+    with pytest.raises(LostError), stoppable():
         with suppress(Stopped):
             signal.raise_signal(signal.SIGTERM)
         raise LostError("the launcher has ended")

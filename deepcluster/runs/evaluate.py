@@ -181,6 +181,12 @@ class _Evaluation:
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         return model
 
+    @property
+    def model_digest(self) -> str:
+        """The digest of config.json, which has that of the weights."""
+        digest: str = self.folder.read_json("model/config.json", {"config_sha256": str})["config_sha256"]
+        return digest
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder in the run folder, for images that do not fit into memory."""

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import time
 import warnings
 from contextlib import nullcontext, suppress
