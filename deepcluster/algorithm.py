@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering.agreement import compared
+from deepcluster.clustering.outliers import Outliers, fit_outliers
 from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.images.arrays import as_images
@@ -199,13 +200,15 @@ class Result:
     Attributes:
         reduction: The map from features to reduced ones.
         reduced: The reduced features, N x d; with several processes, this rank's.
-        lengths: Their lengths (N) before they had length 1.
+        outliers: The measure of outliers.
+        residuals: How far the features (n) are outside the principal directions that it has.
         clustering: The final assignments and centroids.
     """
 
     reduction: Whitening
     reduced: Tensor
-    lengths: Tensor
+    outliers: Outliers
+    residuals: Tensor
     clustering: Clustering
 
 
@@ -252,6 +255,7 @@ def result_of(
     """Reduce the final features (n x D, this rank's) and cluster them on the device ``where``."""
     mapping = reduction.fit(features, partition.processes, where)
     # On the CPU, where a model reduces new images too: so the same image has the same bits.
-    reduced, lengths = mapping.measure(features.cpu())
+    reduced = mapping(features.cpu())
     final = clustering.exact(reduced.to(where), clusters, derive(seed, "k-means final"), partition)
-    return Result(mapping, reduced, lengths, final)
+    outliers = fit_outliers(features, partition, root=reduction.root)
+    return Result(mapping, reduced, outliers, outliers.residuals(features), final)

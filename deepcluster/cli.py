@@ -315,7 +315,7 @@ def predict(
 
         def placed() -> Iterator[dict[str, Any]]:
             for model, part in _predictions(run_, source, device, processes, terminal, target):
-                placements = placement_rows(model, model.place(part.reduced), part.lengths, reject=reject)
+                placements = placement_rows(model, model.place(part.reduced), part.residuals, reject=reject)
                 for path, row in zip(part.paths, placements, strict=True):
                     sizes[row["cluster"]] += 1
                     yield {"path": path, **row}

@@ -1,6 +1,5 @@
 """The model that places new images: network, reduction and centroids."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, place
@@ -34,9 +34,8 @@ class Model:
     """All that :meth:`place` needs: the network, the reduction, the fine centroids and the groups.
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
-    model, because another size may round differently); outlier_distance (K): from where an image is an outlier of its
-    group; outlier_length: from which length of its whitened features it is one of all groups; names (K): what a person
-    called the groups, "" where nobody did; junk: the groups that a person marked so.
+    model, because another size may round differently); outliers: from where an image is an outlier; names (K): what a
+    person called the groups, "" where nobody did; junk: the groups that a person marked so.
 
     A group that was merged into another one has no centroid any more, and so no image.
     """
@@ -45,13 +44,12 @@ class Model:
     reduction: Whitening
     fine_centroids: Tensor
     groups: Cut
-    outlier_distance: Tensor
+    outliers: Outliers
     names: tuple[str, ...]
     image_size: int
     store_size: int
     batch_size: int
     junk: tuple[int, ...] = ()
-    outlier_length: float = math.inf
 
     def __repr__(self) -> str:
         """Short: the tensors would fill the screen."""
@@ -69,7 +67,7 @@ class Model:
         return self.measure(images, progress)[0]
 
     def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
-        """What :meth:`transform` gives, and the length (float32, N) that each row had before it was 1."""
+        """What :meth:`transform` gives, and the residuals (float32, N) by which an image is an outlier."""
         if self.of_features:
             return self.measure_features(read_features(images).features)  # type: ignore[arg-type]
         stored = (3, self.store_size, self.store_size)
@@ -103,10 +101,10 @@ class Model:
         width = len(self.reduction.mean)
         if features.shape[1] != width:
             raise DataError(f"the features have {features.shape[1]:,} numbers a row, and the model is of {width:,}")
-        reduced, lengths = self.reduction.measure(features)
+        reduced = self.reduction(features)
         if not torch.isfinite(reduced).all():
             raise NonFiniteError("the model's features of these images are not finite numbers: fit again")
-        return reduced, lengths
+        return reduced, self.outliers.residuals(features)
 
     @cached_property
     def _features(self) -> Callable[[Tensor], Tensor]:

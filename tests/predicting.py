@@ -16,7 +16,7 @@ class Found:
     model: Model
     paths: list[str]
     reduced: torch.Tensor
-    lengths: torch.Tensor
+    residuals: torch.Tensor
     skipped: list[tuple[str, str]]
 
 
@@ -27,6 +27,6 @@ def predicted(run: Path, images: Any) -> Found:
         model=model,
         paths=[path for part in parts for path in part.paths],
         reduced=torch.cat([part.reduced for part in parts]),
-        lengths=torch.cat([part.lengths for part in parts]),
+        residuals=torch.cat([part.residuals for part in parts]),
         skipped=[each for part in parts for each in part.skipped],
     )

@@ -25,6 +25,7 @@ from deepcluster.runs.recut import recut
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, record, rows
 from tests.predicting import predicted
+from tests.tiny import no_outliers
 
 
 def body(folder: Path) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ def result(sizes: list[int], width: int) -> Result:
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     clustering = Clustering(labels, torch.zeros(len(sizes), width), torch.tensor(sizes), 0.0, 1, 0)
     reduction = Whitening(torch.zeros(width), torch.eye(width))
-    return Result(reduction, torch.zeros(len(labels), width), torch.ones(len(labels)), clustering)
+    return Result(reduction, torch.zeros(len(labels), width), no_outliers(width), torch.ones(len(labels)), clustering)
 
 
 @pytest.mark.parametrize(

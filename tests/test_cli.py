@@ -96,11 +96,11 @@ def test_predict_reads_paths_from_standard_input(finished, photos):
     assert len(done.stdout.splitlines()) == 3
 
 
-@pytest.mark.parametrize(("fence", "rejected"), [(0.0, True), (9.0, False)])
-def test_reject(finished, photos, tmp_path, capsys, fence, rejected):
-    """Where every distance is beyond the fence all images are rejected, where none is nobody."""
+@pytest.mark.parametrize(("limit", "rejected"), [(0.0, True), (torch.inf, False)])
+def test_reject(finished, photos, tmp_path, capsys, limit, rejected):
+    """A limit below all residuals rejects all images, one above them none."""
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    change_tensors(run / "model", outlier_distance=torch.full((3,), fence))
+    change_tensors(run / "model", outliers__limit=torch.tensor(limit))
     assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 48

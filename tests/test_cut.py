@@ -7,14 +7,10 @@ from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import neighbour_graph as graph
 from deepcluster.groups.cut import (
-    LONG,
     ROWS_EACH,
-    TAIL,
     Cut,
     as_groups,
     cut,
-    outlier_distances,
-    outlier_length,
     place,
 )
 from deepcluster.recipe import Recipe
@@ -231,49 +227,3 @@ def test_too_many_groups_for_a_cut_are_the_last_clustering(monkeypatch):
     fine = kmeans(x, 2)
     assert torch.equal(run_groups.groups_of(x, fine, 2, 0, EMBEDDED).centroids, as_groups(fine).centroids)
     assert len(run_groups.groups_of(x, fine, 3, 0, EMBEDDED).centroids) > 3
-
-
-def test_outliers_by_hand():
-    # Distances 0 to 4 from a centroid of five rows; without a row it is 5/4 as far: median 2.5, 90th percentile 4.5.
-    groups = Cut(torch.tensor([[0.0], [1000]]), torch.tensor([0, 1]))
-    fences = outlier_distances(torch.arange(5.0).unsqueeze(1), groups)
-    assert fences[0].item() == pytest.approx(2.5 + TAIL * 2)
-    assert fences[1] == torch.inf  # nobody is in it, so nothing is known
-
-
-def test_a_row_alone_on_its_centroid_is_as_far_as_the_next():
-    groups = Cut(torch.tensor([[0.0], [3]]), torch.tensor([0, 0]))
-    assert outlier_distances(torch.tensor([[3.0]]), groups).item() == 3
-    assert outlier_distances(torch.tensor([[0.0]]), Cut(torch.zeros(1, 1), torch.tensor([0]))).item() == torch.inf
-
-
-def blobs_apart(rows: int, seed: int) -> torch.Tensor:
-    """Three blobs of rows of length 1, in 24 dimensions."""
-    labels = torch.randint(3, (rows,), generator=generator(seed, "labels"))
-    return F.normalize(5 * torch.eye(24)[labels] + torch.randn(rows, 24, generator=generator(seed, "rows")))
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_few_new_rows_of_the_same_kind_are_outliers(seed):
-    x, new = blobs_apart(1000, seed).split(500)
-    groups = cut(x, 3, seed=seed)
-    fences = outlier_distances(x, groups)
-    placements = [place(rows, groups, x) for rows in (x, new)]
-    share = [(found.distance > fences[found.cluster]).float().mean() for found in placements]
-    assert share[1] < 0.02
-    assert share[0] < 0.02
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ten_alike_and_apart_from_all_others_are_outliers(seed):
-    odd = F.normalize(torch.eye(24)[20] + 0.05 * torch.randn(10, 24, generator=generator(seed, "odd")))
-    x = torch.cat([blobs_apart(600, seed), odd])
-    groups = cut(x, 3, seed=seed)
-    found = place(x, groups, x)
-    assert (found.distance > outlier_distances(x, groups)[found.cluster])[-10:].sum() >= 8
-
-
-def test_the_length_from_which_images_are_outliers():
-    lengths = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
-    assert outlier_length(lengths) == pytest.approx(2 + LONG * 0.8)
-    assert outlier_length(torch.empty(0)) == torch.inf

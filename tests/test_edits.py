@@ -288,8 +288,8 @@ def test_rejected_are_outliers_and_junk(finished, photos, tmp_path):
     apply(finished, read_edits(written(tmp_path, junk=[2], names={"2": "blurred"})))
     found = predicted(finished, photos)
     placement = found.model.place(found.reduced)
-    table = placement_rows(found.model, placement, found.lengths, reject=True)
-    for row, number in zip(table, placement.cluster, strict=True):
+    rejecting = placement_rows(found.model, placement, found.residuals, reject=True)
+    for row, number in zip(rejecting, placement.cluster, strict=True):
         assert (row["cluster"] == -1) == (int(number) == 2 or row["is_outlier"] == 1)
         assert row["name"] == ""
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import deepcluster
+from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import whiten
 from deepcluster.errors import DiskError, ModelError, UsageError
 from deepcluster.export import onnx
@@ -34,8 +35,11 @@ def model_on(images, name, image_size, root=False, **options):
     # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.
     centroids = torch.cat([reduced[:8], F.normalize(reduced[8:16] + 1e-3 * reduced[16:24])])
     groups = torch.tensor([0, 2, 3, 4] * 4)
+    halves = [whiten(half, 3, strength=0, root=root) for half in (features[::2], features[1::2])]
+    means, directions = (torch.stack([getattr(half, name) for half in halves]) for name in ("mean", "projection"))
+    outliers = Outliers(means, directions, 0.5, root)
     return Model(
-        network, reduction, reduced[:4], Cut(centroids, groups), torch.tensor([0.5, torch.inf, 0.7, 0.8, 0.9]),
+        network, reduction, reduced[:4], Cut(centroids, groups), outliers,
         ("", "", "a", 'b"\n', ""), image_size, images.shape[-1], 16, junk=(3,),
     )  # fmt: skip
 
@@ -57,14 +61,15 @@ def check(model, images, tmp_path):
     models.save(model, tmp_path / "model")
     onnx(tmp_path / "model", tmp_path / "x.onnx")
     session = runtime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    features, distances, cluster = by_hand(model, images)
+    (features, distances, cluster), residuals = by_hand(model, images), model.measure(images)[1]
     for rows in (slice(0, 1), slice(1, 4), slice(0, len(images))):
-        found = session.run(["features", "distances", "cluster"], {"images": images[rows].numpy()})
+        found = session.run(["features", "distances", "cluster", "residual"], {"images": images[rows].numpy()})
         assert np.abs(found[0] - features[rows]).max() < 1e-4
         finite = np.isfinite(distances[rows])
         assert np.array_equal(np.isfinite(found[1]), finite)
         assert np.abs(found[1][finite] - distances[rows][finite]).max() < 1e-4
         assert np.array_equal(found[2], cluster[rows])
+        assert np.abs(found[3] - residuals[rows].numpy()).max() < 1e-4
     assert [(each.name, each.shape[1:], each.type) for each in session.get_inputs()] == [
         ("images", [3, model.store_size, model.store_size], "tensor(uint8)")
     ]  # fmt: skip
@@ -83,7 +88,7 @@ def test_distances_agree_with_torch(small, tmp_path, root):
     about = session.get_modelmeta().custom_metadata_map
     assert about["deepcluster_version"] == deepcluster.__version__
     assert json.loads(about["names"]) == ["", "", "a", 'b"\n', ""]
-    assert json.loads(about["outlier_distance"]) == pytest.approx([0.5, None, 0.7, 0.8, 0.9], nan_ok=True)
+    assert json.loads(about["outlier_residual"]) == 0.5
     assert (about["store_size"], about["image_size"], about["backbone"]) == ("36", "32", "compact")
     assert json.loads(about["junk"]) == [3]
 
@@ -104,17 +109,18 @@ def test_distances_agree_with_torch_for_other_networks(photos, tmp_path, name, i
 
 def test_the_comparison_sees_a_difference(small):
     model = model_on(small, "compact", 32)
-    reduced = model.transform(small)
-    placement = model.place(reduced)
+    reduced, residuals = (each.numpy() for each in model.measure(small))
     distances = by_hand(model, small)[1].astype(np.float32)
-    cluster = placement.cluster.numpy()
-    assert difference(model, small, [reduced.numpy(), distances, cluster]) < 1e-5
-    assert difference(model, small, [reduced.numpy() + 1e-3, distances, cluster]) > MAX_DIFFERENCE
-    assert difference(model, small, [reduced.numpy(), distances + 1e-3, cluster]) > MAX_DIFFERENCE
-    wrong = np.where(np.arange(len(cluster)) == 5, (cluster + 2) % 5, cluster)
-    assert difference(model, small, [reduced.numpy(), distances, wrong]) > MAX_DIFFERENCE
-    assert np.isnan(difference(model, small, [reduced.numpy() * np.nan, distances, cluster]))
-    assert np.isnan(difference(model, small, [reduced.numpy(), distances * np.nan, cluster]))
+    cluster = model.place(torch.from_numpy(reduced)).cluster.numpy()
+    right = [reduced, distances, cluster, residuals]
+    assert difference(model, small, right) < 1e-5
+    for column in (0, 1, 3):
+        for wrong in (right[column] + 1e-3, right[column] * np.nan):
+            apart = difference(model, small, [*right[:column], wrong, *right[column + 1 :]])
+            assert apart > MAX_DIFFERENCE or np.isnan(apart)
+            assert np.isnan(apart) == np.isnan(wrong).any()
+    other = np.where(np.arange(len(cluster)) == 5, (cluster + 2) % 5, cluster)
+    assert difference(model, small, [reduced, distances, other, residuals]) > MAX_DIFFERENCE
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):

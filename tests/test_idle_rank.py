@@ -88,7 +88,7 @@ def figures(processes: Processes, folder: Path, protocol: str, options: dict[str
 
 def placed(processes: Processes, folder: Path) -> list[Any]:
     found = predicted(processes, folder / "tiny", pixels(9).repeat(2, 1).repeat(2, 2)[:, :16, :16])
-    return [[each.paths, each.reduced, each.lengths] for each in found]
+    return [[each.paths, each.reduced, each.residuals] for each in found]
 
 
 def table(folder: Path) -> dict[str, tuple[Any, ...]]:

@@ -24,7 +24,7 @@ from tests.commands import SMALL_FIT
 from tests.helpers.runs import OPTIONS, record, rows
 
 TRAINING = "deepcluster.algorithm:train_on_pseudo_labels"
-RESULT = ("clusters.csv", "cluster_summary.csv", "features.npy", "lengths.npy", "map.npy", "tree.json", "recipe.toml")
+RESULT = ("clusters.csv", "cluster_summary.csv", "features.npy", "residuals.npy", "map.npy", "tree.json", "recipe.toml")
 MODEL = ("model/config.json", "model/model.safetensors")
 
 

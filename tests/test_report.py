@@ -200,7 +200,7 @@ def test_labels_and_outliers_of_a_cluster() -> None:
     assert [text for _, text in parsed.all("li", class_="labels")] == ["label cat 80.0%, dog 15.0%"]
     about = parsed.all("div", class_="about")[0][1]
     assert "25 images · 100.0%" in about and "3 outliers" in about and "nearest" not in about
-    assert "3 images (12.0%) lie far from every cluster" in parsed.text()
+    assert "3 images (12.0%) are outliers" in parsed.text()
 
 
 def test_metrics_stand_beside_the_untrained_network() -> None:

@@ -152,7 +152,7 @@ def shared(processes: Processes, out: Path) -> None:
 def test_a_run_of_more_images_than_the_sample_is_that_of_one_process(ranks, tmp_path):
     for count in (1, 2, 3):
         ranks[count](shared, tmp_path / str(count))
-    names = ("clusters.csv", "features.npy", "lengths.npy", "cluster_summary.csv", "map.npy", "tree.json")
+    names = ("clusters.csv", "features.npy", "residuals.npy", "cluster_summary.csv", "map.npy", "tree.json")
     for name in (*names, "metrics.json", "model/model.safetensors"):
         assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1, name
     assert np.load(tmp_path / "1/map.npy").shape == (20, 2) and len(rows(tmp_path / "1/clusters.csv")) == 40
@@ -174,7 +174,7 @@ def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch
     monkeypatch.setattr(Partition.blocks, "__defaults__", (500,))
     count = 10_000
     numbers, x = torch.arange(count), torch.rand(count)
-    model: Any = SimpleNamespace(outlier_distance=torch.ones(5), outlier_length=1.0, names=("",) * 5, junk=())
+    model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=())
     paths = tuple(f"{row:05}.png" for row in range(count))
     partition = Partition.single(count)
     table = Rows(paths, None, [("bad.png", "")], x[:, None], Sample(numbers, x[:, None]), partition, x)

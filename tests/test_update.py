@@ -31,7 +31,7 @@ from deepcluster.runs.report import found_again, name_in_run, report, shown_of
 from deepcluster.runs.results import figures_at_start, read_run
 from deepcluster.runs.resume import is_finished
 from deepcluster.runs.similar import similar
-from deepcluster.runs.update import FEW, Update, new_fit_due, update
+from deepcluster.runs.update import Update, update
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
 from tests.drawings import drawings, save_drawings
@@ -69,7 +69,7 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     assert [int(row["cluster"]) for row in new] == predictions.model.place(predictions.reduced).cluster.tolist()
     assert [Path(row["path"]).name for row in new] == [Path(path).name for path in predictions.paths]
     assert np.array_equal(features(run), np.concatenate([old, predictions.reduced.numpy()]))
-    assert len(np.load(run / "lengths.npy")) == len(np.load(run / "map.npy")) == len(after)
+    assert len(np.load(run / "residuals.npy")) == len(np.load(run / "map.npy")) == len(after)
     assert contents(run / "model") == model
     sizes = {row["cluster"]: int(row["size"]) for row in rows(run / "cluster_summary.csv")}
     assert sizes == Counter(row["cluster"] for row in after)
@@ -198,7 +198,7 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
     assert used(run)[:48] == used(alone)
     found = predicted(run, str(more))
     assert [int(row["cluster"]) for row in used(run)[48:]] == found.model.place(found.reduced).cluster.tolist()
-    assert torch.equal(found.model.outlier_distance, predicted(alone, str(more)).model.outlier_distance)
+    assert found.model.outliers.limit == predicted(alone, str(more)).model.outliers.limit
 
 
 def test_the_images_are_found_again(run, photos, more, tmp_path):
@@ -210,11 +210,13 @@ def test_the_images_are_found_again(run, photos, more, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 60
 
 
-def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more):
-    update(run, str(more))
-    page = (run / "report.html").read_bytes()
-    report(run)
-    assert (run / "report.html").read_bytes() == page
+def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more, many_features):
+    """With links to the images that were added, or (of features) without images."""
+    for folder, images in ((run, str(more)), (many_features[0], many_features[2][:5])):
+        update(folder, images)
+        page = (folder / "report.html").read_bytes()
+        report(folder)
+        assert (folder / "report.html").read_bytes() == page
 
 
 def array(images: torch.Tensor) -> np.ndarray:
@@ -478,23 +480,51 @@ def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path
     assert [row["cluster"] for row in used(run)[:90]] == [row["cluster"] for row in used(alone)]
 
 
-def test_when_a_new_fit_is_due():
-    assert new_fit_due(10, 1000, FEW - 1, FEW - 1) == ""
-    assert new_fit_due(0, 1000, FEW, FEW).startswith("100% of")
-    assert new_fit_due(10, 1000, 7, 100) == ""  # 7 %, twice 1 % and 5 more
-    assert new_fit_due(10, 1000, 8, 100).startswith("8% of the images that came after the fit")
-    assert new_fit_due(100, 1000, 24, 100) == ""
-    assert new_fit_due(10, 1000, 0, 1000) == ""
-    assert new_fit_due(10, 1000, 0, 1001) == "1,001 images came after the fit, which had 1,000"
+@pytest.fixture
+def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A run of features that lie near a plane, more of the same kind, and the same away from the plane."""
+    chance = np.random.default_rng(0)
+    plane = chance.normal(size=(3, 40)) * 4
+    given = (chance.normal(size=(280, 3)) @ plane + chance.normal(size=(280, 40))).astype(np.float32)
+    np.save(tmp_path / "near.npy", given[:200])
+    run = fit_features(tmp_path / "near.npy", Request(out=tmp_path / "near", n_clusters=3)).path
+    strange = given[200:] + np.float32(10) * chance.normal(size=40).astype(np.float32)
+    return run, given[200:], strange
 
 
-def test_other_images_make_a_new_fit_due(of_features, tmp_path, capsys):
+def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_path, capsys):
+    run, alike, strange = many_features
+    for images, due in ((alike[:40], False), (strange[:20], True)):
+        np.save(tmp_path / "more.npy", images)
+        assert run_command(["update", str(run), str(tmp_path / "more.npy"), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["added"] == len(images) and said["due"] is due
+        assert said["outliers"] == 20 if due else said["outliers"] <= 2
+        assert 0 <= said["residual_rank"] <= 1 and 0 <= said["shift"] <= 1
+        reason = "35% of the images added since the fit are outliers, and"
+        assert (said["reason"] or "").startswith(reason) == due and (said["reason"] is None) != due
+    assert run_command(["update", str(run), str(tmp_path / "more.npy")]) == 0  # known by now, and still due
+    np.save(tmp_path / "more.npy", strange[20:])
+    assert run_command(["update", str(run), str(tmp_path / "more.npy")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "60 of 60 fit nowhere (is_outlier in clusters.csv). A new fit is due: 68% of" in text
+
+
+def test_an_update_counts_its_own_outliers_and_judges_all_since_the_fit(many_features):
+    run, alike, strange = many_features
+    for images, outliers, due in ((strange[:15], 15, False), (alike[:2], 0, False), (strange[15:20], 5, True)):
+        done = update(run, images)
+        assert (done.added, done.outliers, done.due) == (len(images), outliers, due)
+    assert update(run, alike[:2]).due  # known images change nothing
+
+
+def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, capsys):
     run, given = of_features
     np.save(tmp_path / "far.npy", 20 * given[:30])
-    assert run_command(["update", str(run), str(tmp_path / "far.npy"), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["added"] == said["outliers"] == 30
-    assert said["due"].startswith("100% of the images that came after the fit are outliers")
+    assert run_command(["update", str(run), str(tmp_path / "far.npy")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "with fewer than 100 images in the fit no outlier can be told" in said
+    assert {row["is_outlier"] for row in used(run)} == {"0"}
 
 
 def test_a_longer_sheet_has_the_pictures_of_both():
@@ -541,19 +571,6 @@ def test_a_sheet_stays_where_no_new_image_is_on_it(monkeypatch):
     images = drawings(4, size=32)[0][:11]
     sheet = sprite_sheet(tiny_pictures(images[:10], 0, 10))
     assert open_sheet(extended(sheet, 10, images[10:], {})).size == open_sheet(sheet).size
-
-
-def test_all_that_came_after_the_fit_is_judged_together(of_features):
-    run, given = of_features
-    for part, due in ((slice(0, 15), False), (slice(15, 30), True)):
-        done = update(run, 20 * given[part])
-        assert (done.added, done.outliers) == (15, 15) and done.due.startswith("100%") == due
-
-
-def test_an_update_counts_its_own_outliers(of_features):
-    run, given = of_features
-    for part, factor, outliers in ((slice(0, 3), 20, 3), (slice(3, 7), 1.001, 0)):
-        assert update(run, np.float32(factor) * given[part]).outliers == outliers
 
 
 def test_the_map_and_the_sheet_have_the_new_images_behind_the_others(run, more):

@@ -3,11 +3,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from deepcluster.algorithm import result_of
-from deepcluster.clustering import whiten, whitening
-from deepcluster.clustering.steps import KMeans, Reduction
+from deepcluster.clustering import whiten
 from deepcluster.errors import NonFiniteError
-from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 
 
@@ -67,18 +64,6 @@ def test_rank_deficient_features_keep_their_rank(rows, width, rank):
 def test_a_row_at_the_mean_stays_zero():
     x = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
     assert torch.equal(whiten(x)(x)[4], torch.zeros(2))
-
-
-def test_lengths_come_in_the_pass_that_makes_the_rows(monkeypatch):
-    products, original = [], whitening.product
-    monkeypatch.setattr(whitening, "product", lambda *factors: products.append(factors) or original(*factors))
-    x, partition = correlated(300, 20), Partition.single(300)
-    settings = {"reduction": Reduction(8), "clustering": KMeans(), "where": x.device, "partition": partition}
-    result = result_of(x, 5, seed=0, **settings)
-    assert len(products) == 1
-    by_hand = (x - result.reduction.mean).double() @ result.reduction.projection.double()
-    torch.testing.assert_close(result.lengths.double(), by_hand.norm(dim=1), rtol=1e-5, atol=0)
-    torch.testing.assert_close(result.reduced.double(), by_hand / by_hand.norm(dim=1, keepdim=True), rtol=0, atol=1e-5)
 
 
 def test_a_new_row_is_mapped_as_in_the_fit():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.cut import Cut
 from deepcluster.model import Model
@@ -16,6 +17,11 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.safe_read import json_sha256, sha256
 
 SIZE = 16
+
+
+def no_outliers(width: int) -> Outliers:
+    """The measure of a fit that had too few images to tell."""
+    return Outliers(torch.zeros(2, width), torch.zeros(2, width, 1), torch.inf)
 
 
 def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
@@ -29,7 +35,7 @@ def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
         reduction=Whitening(torch.zeros(network.feature_dim), projection),
         fine_centroids=torch.randn(5, 4, generator=random),
         groups=Cut(torch.randn(len(groups), 4, generator=random), groups),
-        outlier_distance=torch.full((len(names),), torch.inf),
+        outliers=no_outliers(network.feature_dim),
         names=names,
         image_size=SIZE,
         store_size=SIZE,

@@ -41,21 +41,13 @@ class Whitening:
 
     def project(self, x: Tensor) -> Tensor:
         """N x D features to N x d whitened ones: mean zero and the identity as covariance on the fitted rows."""
-        rows, lengths = self.measure(x)
-        return rows * lengths.unsqueeze(1)
+        return self(x, unit=False)
 
-    def __call__(self, x: Tensor, device: torch.device | None = None) -> Tensor:
+    def __call__(self, x: Tensor, device: torch.device | None = None, *, unit: bool = True) -> Tensor:
         """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero."""
-        return self.measure(x, device)[0]
-
-    def measure(self, x: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Return the rows of ``__call__`` and the length (N) of each before: its distance from the mean of the fit."""
         x = matrix(x)
         device = device or x.device
-        reduced, lengths = (
-            torch.empty(len(x), self.projection.shape[1], device=device),
-            torch.empty(len(x), device=device),
-        )
+        reduced = torch.empty(len(x), self.projection.shape[1], device=device)
         mean, weight = self.mean.to(device), self.projection.T.to(device).contiguous()
         # The mean goes before the product: as part of an offset it would leave rounding errors of a row at the mean.
         multiply = product(weight, weight.new_zeros(len(weight)))
@@ -63,14 +55,12 @@ class Whitening:
         def work(begin: int, rows: Tensor) -> None:
             rows = rows.to(device)
             out = multiply((square_roots(rows) if self.root else rows) - mean)
-            part = slice(begin, begin + len(rows))
-            lengths[part] = out.norm(dim=1)
-            reduced[part] = out / lengths[part].clamp(min=1e-12).unsqueeze(1)
+            reduced[begin : begin + len(rows)] = F.normalize(out, eps=1e-12) if unit else out
 
         with shared_out(x) as walk:
             for _ in walk.blocks(work):
                 pass
-        return reduced, lengths
+        return reduced
 
 
 def whiten(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deepcluster
+from deepcluster.clustering.outliers import outside
 from deepcluster.clustering.whitening import square_roots
 from deepcluster.errors import ModelError, missing_extra
 from deepcluster.images.augment import fixed_view
@@ -25,7 +26,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage.files import check_no_file, new_file
 
 OPSET = 18  # the first whose ScatterElements takes the smallest
-OUTPUTS = ("features", "distances", "cluster")
+OUTPUTS = ("features", "distances", "cluster", "residual")
 MAX_DIFFERENCE = 1e-4
 TRIAL_IMAGES = 5  # another number than the graph is traced with
 PIXELS = (
@@ -38,7 +39,8 @@ class Placing(nn.Module):
     """From uint8 N x 3 x S x S images to features, distances and clusters.
 
     ``forward`` returns the reduced features (float32, N x d), the distance to the nearest centroid of each group
-    (float32, N x K; infinite for a number that was merged into another), and the cluster (int64, N).
+    (float32, N x K; infinite for a number that was merged into another), the cluster (int64, N), and the residual
+    (float32, N) by which an image is an outlier.
     """
 
     mean: Tensor
@@ -46,6 +48,8 @@ class Placing(nn.Module):
     centroids: Tensor
     lengths: Tensor
     groups: Tensor
+    means: Tensor
+    directions: Tensor
 
     def __init__(self, model: Model):
         super().__init__()
@@ -57,8 +61,10 @@ class Placing(nn.Module):
         self.register_buffer("groups", model.groups.groups)
         self.register_buffer("centroids", centroids.T.contiguous())
         self.register_buffer("lengths", centroids.square().sum(1))
+        self.register_buffer("means", model.outliers.means)
+        self.register_buffer("directions", model.outliers.directions)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.network.features(fixed_view(images, self.size))
         features = square_roots(features) if self.root else features
         reduced = F.normalize((features - self.mean) @ self.projection, eps=1e-12)
@@ -69,14 +75,16 @@ class Placing(nn.Module):
         distances = squares.float().clamp(min=0).sqrt()
         by_group = torch.full((rows.shape[0], self.count), torch.inf)
         by_group = by_group.scatter_reduce(1, self.groups.expand(rows.shape[0], -1), distances, "amin")
-        return reduced, by_group, by_group.argmin(1)
+        centred = features - self.means.unsqueeze(1)  # 2 x N x D
+        residual = outside(centred, centred @ self.directions).amax(0)
+        return reduced, by_group, by_group.argmin(1), residual
 
 
 def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     """Write the model as a graph for any number of images. Needs the extra ``onnx``.
 
-    In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster`` (see Placing). Names, sizes and
-    outlier distances of the clusters are in its metadata.
+    In: ``images``, uint8 N x 3 x S x S. Out: ``features``, ``distances``, ``cluster``, ``residual`` (see Placing). Its
+    metadata has names, sizes and the limit of outliers.
 
     Args:
         run: A run folder, or the folder of a model.
@@ -126,26 +134,26 @@ def metadata(model: Model) -> dict[str, str]:
         "backbone": model.network.architecture["name"],
         "names": list(model.names),
         "junk": list(model.junk),
-        # JSON has no infinity: null for a group without outliers.
-        "outlier_distance": [limit if np.isfinite(limit) else None for limit in model.outlier_distance.tolist()],
+        # JSON has no infinity: null if nothing is an outlier.
+        "outlier_residual": model.outliers.limit if np.isfinite(model.outliers.limit) else None,
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
-    """The largest difference between a graph's outputs and the model, in features or distances.
+    """The largest difference between a graph's outputs and the model, in features, distances or residuals.
 
     Infinite if a cluster differs that is not one of two at the same distance; NaN if an output is.
     """
-    features, distances, cluster = map(torch.from_numpy, outputs)
-    reduced = model.transform(images)
+    features, distances, cluster, residual = map(torch.from_numpy, outputs)
+    reduced, residuals = model.measure(images)
     placement = model.place(reduced)
     nearest = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
     other = cluster != placement.cluster
     at_border = placement.margin < MAX_DIFFERENCE
     if (other & ~at_border).any():
         return float("inf")
-    apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance]).abs()
+    apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance, residual - residuals]).abs()
     return apart.max().item()  # NaN if one is
 
 

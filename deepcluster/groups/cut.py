@@ -24,8 +24,8 @@ ROWS_EACH = 10
 FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
 OWN_FENCE = 50  # rows of a group that tell how far its images may lie; of fewer, those of all groups do
 # A fence is at the median plus so many times the distance from it to the 90th percentile: the farthest 5 % have no say.
-# 2.2 is where .2 % of normally distributed numbers are beyond it, 1.284 where 5 % are, and 4 where none are.
-TAIL, STRAY, LONG = 2.2, 1.284, 4.0
+# 1.284 is where 5 % of normally distributed numbers are beyond it.
+STRAY = 1.284
 ROWS_AT_ONCE, PAIRS_AT_ONCE = 4096, 1 << 16  # in place
 ROUNDING = 2e-5  # the most that a product of float32 is wrong by, as a share of the lengths; 1e-6 was seen
 
@@ -120,7 +120,7 @@ def _without_strays(groups: Cut, rows: Tensor) -> Cut:
     few = (members // 2).clamp(max=FEW).unsqueeze(1)
     parts = zip(rows.split(4096), few.split(4096), strict=True)
     reach = torch.cat([_reach(part, groups.centroids, sizes, least) for part, least in parts])
-    beyond = reach > _fences(reach, group, groups.count, STRAY)[group]
+    beyond = reach > _fences(reach, group, groups.count)[group]
     beyond &= members >= OWN_FENCE  # a few rows of a small group are no strays: they are the group
     strays = torch.bincount(nearest, beyond.double(), len(sizes)) > sizes / 2
     largest = torch.zeros(groups.count, dtype=torch.int64).scatter_reduce(0, groups.groups, sizes, "amax")
@@ -210,55 +210,22 @@ def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def outlier_distances(reduced: Tensor, groups: Cut) -> Tensor:
-    """The distance (float32, K) from which an image is an outlier of its group.
-
-    By the distances of the N x d ``reduced`` features that the groups were made of, each measured as if it had not been
-    among them: to its own centroid without it, or to the next one. So new images of the same kind lie no farther.
-    """
-    sizes = torch.bincount(assigner(groups.centroids)(reduced), minlength=len(groups.centroids))
-    parts = [_left_out(part, groups.centroids, sizes) for part in reduced.split(4096)]
-    distances, nearest = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return _fences(distances, groups.groups[nearest], groups.count, TAIL)
-
-
-def outlier_length(lengths: Tensor) -> float:
-    """The length of whitened features from which an image is an outlier, wherever its centroids are.
-
-    The direction alone does not tell images of another kind: a trained network puts noise near some group, but twice as
-    far from the mean of all images as these are.
-    """
-    return _fence(lengths, LONG)
-
-
-def _left_out(rows: Tensor, centroids: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance of each row to the centroids without it, and which was nearest with it."""
-    near = torch.cdist(rows, centroids).topk(min(2, len(centroids)), largest=False)
-    others = (sizes[near.indices[:, 0]] - 1).clamp(min=0)
-    distances = near.values.clone()
-    distances[:, 0] *= (others + 1) / others  # the mean of the others is so much farther away
-    return distances.nan_to_num(torch.inf).min(1).values, near.indices[:, 0]
-
-
-def _fences(distances: Tensor, group: Tensor, count: int, tail: float) -> Tensor:
+def _fences(distances: Tensor, group: Tensor, count: int) -> Tensor:
     """From where on a distance is far (float32, ``count``), by the distances in each group.
 
     Never farther than by the distances in all groups; infinite for a group without any.
     """
     fences = torch.full((count,), torch.inf)
-    finite = torch.isfinite(distances)
-    fence_of_all = _fence(distances[finite], tail)
+    fence_of_all = _fence(distances)
     for number in range(count):
-        members = distances[(group == number) & finite]
+        members = distances[group == number]
         if len(members) >= OWN_FENCE:
-            fences[number] = min(_fence(members, tail), fence_of_all)
+            fences[number] = min(_fence(members), fence_of_all)
         elif len(members):
             fences[number] = fence_of_all
     return fences
 
 
-def _fence(distances: Tensor, tail: float) -> float:
-    if not len(distances):
-        return np.inf
+def _fence(distances: Tensor) -> float:
     middle, high = np.quantile(distances.numpy(), [0.5, 0.9])  # torch's refuses more than 16 million numbers
-    return float(middle + tail * (high - middle))
+    return float(middle + STRAY * (high - middle))

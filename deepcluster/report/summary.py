@@ -50,8 +50,8 @@ def _training(history: Sequence[Row]) -> list[str]:
 def _outliers(outliers: int, images: int) -> list[str]:
     if not outliers:
         return []
-    lie = "lies far from every cluster and is an outlier" if outliers == 1 else "lie far from every cluster: outliers"
-    return [f"{count(outliers, 'image')} ({percent(outliers / max(1, images))}) {lie}."]
+    are = "is an outlier" if outliers == 1 else "are outliers"
+    return [f"{count(outliers, 'image')} ({percent(outliers / max(1, images))}) {are}, unlike the images of the fit."]
 
 
 def _against_labels(metrics: Mapping[str, float | str], *, trained: bool) -> list[str]:

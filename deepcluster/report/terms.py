@@ -8,8 +8,8 @@ TERMS = {
     "outlying": ("outlying", "The images farthest from the rest of their cluster; outliers among them are framed."),
     "outlier": (
         "outlier",
-        "An image farther away than is usual in its cluster: beyond the fence, a distance that about one image in 500"
-        " exceeds by chance.",
+        "An image unlike those of the fit: its features lie beyond a limit that about one image of the same kind in 150"
+        " exceeds.",
     ),
     "distance": (
         "mean distance",

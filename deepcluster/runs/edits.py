@@ -23,7 +23,7 @@ MOST_NEW = 1000  # clusters made by moves at a time
 def edited(
     model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = (), fitted: int | None = None
 ) -> Model:
-    """The model with these edits; the outlier distances of changed clusters are still to be computed.
+    """The model with these edits.
 
     Clusters keep their numbers: of merged ones all but the first have no images from then on.
 

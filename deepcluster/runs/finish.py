@@ -14,7 +14,7 @@ from torch import Tensor
 from deepcluster.algorithm import Result, conclude, devices
 from deepcluster.clustering.agreement import compared
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.groups.cut import Cut, outlier_distances, outlier_length
+from deepcluster.groups.cut import Cut
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.backbone import Network
@@ -195,7 +195,6 @@ class Results:
             groups, placement = placed(
                 groups, result.reduced, result.clustering.centroids, outcome.sample, store.partition
             )
-            lengths = store.partition.to_main(result.lengths, outcome.sample.rows)
             rows = Rows(
                 paths=[self.job.source.paths[i] for i in store.kept],
                 labels=self.job.truth(store.kept),
@@ -203,9 +202,9 @@ class Results:
                 reduced=result.reduced,
                 sample=outcome.sample,
                 partition=store.partition,
-                lengths=result.lengths,
+                residuals=result.residuals,
             )
-            model = model_of(self.network, result, groups, outcome.sample.reduced, lengths, self.images.recipe)
+            model = model_of(self.network, result, groups, self.images.recipe)
             if is_main:
                 with self._averaged(rounds):
                     model_files.save_in_run(model, staged)
@@ -265,24 +264,14 @@ def collapse(result: Result) -> str:
     return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
 
 
-def model_of(network: Network, result: Result, groups: Cut, reduced: Tensor, lengths: Tensor, recipe: Recipe) -> Model:
-    """The model that places images as the ``groups`` of a result say; what an outlier is it has from a sample.
-
-    Args:
-        network: Of the result.
-        result: Its reduction and its fine clusters.
-        groups: Its groups.
-        reduced: Features of the sample; none on other ranks than the main rank.
-        lengths: Of these, before they had length 1.
-        recipe: The sizes of images and batches.
-    """
+def model_of(network: Network, result: Result, groups: Cut, recipe: Recipe) -> Model:
+    """Return the model that places images in the ``groups`` of a result."""
     return Model(
         network=network,
         reduction=result.reduction,
         fine_centroids=result.clustering.centroids,
         groups=groups,
-        outlier_distance=outlier_distances(reduced, groups),
-        outlier_length=outlier_length(lengths),
+        outliers=result.outliers,
         names=("",) * groups.count,
         image_size=recipe.image_size,
         store_size=recipe.store_size,

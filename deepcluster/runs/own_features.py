@@ -129,7 +129,7 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
         ) from error
     sample = sample_of(result.reduced, partition, seed)
     truth = job.truth(range(partition.total))
-    rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.lengths)
+    rows = Rows(source.paths, truth, (), result.reduced, sample, partition, result.residuals)
     record = replace(
         first_record(job, None, 0),
         images_count=partition.total,
@@ -149,8 +149,8 @@ def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) ->
             stacklevel=2,
         )
     groups, placement = placed(groups, result.reduced, result.clustering.centroids, sample, partition)
-    network, lengths = no_network(given.features.shape[1]), result.lengths[sample.rows]
-    model = replace(model_of(network, result, groups, sample.reduced, lengths, recipe), image_size=1, store_size=1)
+    network = no_network(given.features.shape[1])
+    model = replace(model_of(network, result, groups, recipe), image_size=1, store_size=1)
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])

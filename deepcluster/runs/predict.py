@@ -21,12 +21,12 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class Prediction:
-    """Some of the images of a source: the usable ones with their reduced features and the lengths that these had, and
-    (path, reason) of the others."""
+    """Some of the images of a source: the usable ones with their reduced features and their residuals, and (path,
+    reason) of the others."""
 
     paths: tuple[str, ...]
     reduced: Tensor
-    lengths: Tensor
+    residuals: Tensor
     skipped: tuple[tuple[str, str], ...]
 
 
@@ -83,14 +83,14 @@ def _at_first(own: Prediction | None, processes: Processes) -> list[Prediction]:
         return [own] if own else []
     own = own or Prediction((), torch.empty(0), torch.empty(0), ())
     partition = Partition.of(processes, len(own.paths))
-    reduced, lengths = partition.gather(own.reduced), partition.gather(own.lengths)
+    reduced, residuals = partition.gather(own.reduced), partition.gather(own.residuals)
     told: list[Any] = processes.gather_json([[*own.paths], [*own.skipped]])
     if not processes.is_main:
         return []
     return [
-        Prediction(tuple(paths), rows, length, tuple((path, reason) for path, reason in skipped))
-        for (paths, skipped), rows, length in zip(
-            told, reduced.split(partition.sizes), lengths.split(partition.sizes), strict=True
+        Prediction(tuple(paths), rows, outside, tuple((path, reason) for path, reason in skipped))
+        for (paths, skipped), rows, outside in zip(
+            told, reduced.split(partition.sizes), residuals.split(partition.sizes), strict=True
         )
     ]
 
@@ -99,5 +99,5 @@ def _predict(model: Model, source: Source) -> Prediction:
     # In memory, as the network would take far more than its batch.
     store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
     nothing = torch.empty(0, model.reduction.projection.shape[1])
-    reduced, lengths = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
-    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, lengths, store.skipped)
+    reduced, residuals = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
+    return Prediction(tuple(source.paths[i] for i in store.kept), reduced, residuals, store.skipped)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Placement, outlier_distances
+from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
@@ -149,7 +149,6 @@ def _write(
     report: bool = True,
 ) -> None:
     """The model with other groups than before, and the files that depend on them."""
-    model = replace(model, outlier_distance=outlier_distances(rows.sample.reduced, model.groups))
     models.save_in_run(model, folder)
     write_groups(folder, model, placement, rows, record, baseline)
     if report:

@@ -40,7 +40,7 @@ class Rows:
     reduced: Their features (N x d); with several processes, this rank's.
     sample: What the main rank decides by.
     partition: Which rank has which rows.
-    lengths: Of the whitened features of this rank's rows.
+    residuals: Of this rank's rows, by which an image is an outlier.
     added: Images that came after the fit, the last rows: they have a place, and no say in what the groups are.
     """
 
@@ -50,7 +50,7 @@ class Rows:
     reduced: Tensor
     sample: Sample
     partition: Partition
-    lengths: Tensor
+    residuals: Tensor
     added: int = 0
 
     @property
@@ -71,7 +71,6 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
     used = table.where("status", "ok")
     dims = model.reduction.projection.shape[1]
     reduced = torch.from_numpy(folder.read_array("features.npy", len(used), dims))
-    lengths = torch.from_numpy(folder.read_array(files.LENGTHS, len(used), 1)).squeeze(1)
     added = _added(folder, used)
     fitted = len(used) - added
     rows = Rows(
@@ -81,7 +80,7 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
         reduced=reduced,
         sample=sample_of(reduced[:fitted], Partition.single(fitted), record.seed),
         partition=Partition.single(len(used)),
-        lengths=lengths,
+        residuals=torch.from_numpy(folder.read_array(files.RESIDUALS, len(used), 1)).squeeze(1),
         added=added,
     )
     return record, model, rows
@@ -102,8 +101,8 @@ def _added(folder: RunFolder, used: Table) -> int:
 
 
 def write_features(folder: RunFolder, rows: Rows) -> None:
-    """features.npy and the lengths, a block of rows at a time. A collective."""
-    for name, table in (("features.npy", rows.reduced), (files.LENGTHS, rows.lengths.unsqueeze(1))):
+    """features.npy and residuals.npy, a block of rows at a time. A collective."""
+    for name, table in (("features.npy", rows.reduced), (files.RESIDUALS, rows.residuals.unsqueeze(1))):
         blocks = rows.partition.blocks(table)
         if rows.is_main:
             folder.write_blocks(name, (rows.partition.total, table.shape[1]), blocks)
@@ -195,7 +194,7 @@ def _judged(folder: RunFolder, rows: Rows, record: RunRecord, n_clusters: int) -
 def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:
     """Write clusters.csv, a block of rows at a time, and return its digests. A collective."""
     integers = [column.int() for column in (placement.cluster, placement.fine_cluster)]
-    floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.lengths)]
+    floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
     blocks = rows.partition.blocks(torch.stack([*integers, *floats], 1))
     digests = files.Digests(rows.fitted)
     if rows.is_main:
@@ -210,8 +209,7 @@ def _used_rows(blocks: Iterator[Tensor], model: Model, rows: Rows) -> Iterator[d
     row = 0
     for block in blocks:
         cluster, fine, *floats = block.T.contiguous()
-        distance, margin, lengths = (column.view(torch.float32) for column in floats)
-        placed = tables.prediction_rows(model, cluster.long(), distance, margin, lengths)
+        placed = tables.prediction_rows(model, cluster.long(), *(column.view(torch.float32) for column in floats))
         for number, columns in zip(fine.tolist(), placed, strict=True):
             label = "" if rows.labels is None else rows.labels[row]
             yield {"path": rows.paths[row], "status": "ok", "fine_cluster": number, "label": label, **columns}

@@ -4,7 +4,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import DeepClusterWarning, UsageError
+from deepcluster.groups.drift import drift
 from deepcluster.groups.embedding import between
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
@@ -33,12 +35,10 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
-
-# A new fit is due where the share of outliers among the images added since the fit, at least FEW, is above twice that
-# among the images of the fit, plus MORE; or where more were added than the fit had.
-FEW, MORE = 20, 0.05
+from deepcluster.storage.table import Table
 
 Failures = Sequence[tuple[str, str]]  # (path, reason)
 
@@ -52,14 +52,19 @@ class Update:
         known: Images that it had already, by path (files) or content.
         skipped: Files that cannot be used.
         outliers: Added images that fit nowhere.
-        due: Why a new fit is due; empty where it is not.
+        residual_rank, shift: Of all images added since the fit, see :class:`~deepcluster.groups.drift.Drift`.
+        due: A new fit is due.
+        reason: Why it is due; None if it is not.
     """
 
     added: int
     known: int
     skipped: int
     outliers: int = 0
-    due: str = ""
+    residual_rank: float | None = field(default=None, compare=False)
+    shift: float = field(default=0.0, compare=False)
+    due: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class _New:
 
     source: Source
     reduced: Tensor
-    lengths: Tensor
+    residuals: Tensor
     images: Tensor | None
     digests: Sequence[str]
 
@@ -140,11 +145,20 @@ def update(
         if added or reasons != before:
             with folder.next_state() as staged:
                 _write(staged, record, model, rows, new, reasons)
-                done = _judged(done, staged)
+        done = _judged(done, folder, model)
         if added:
-            text = f"{done.outliers:,} of them fit nowhere (is_outlier in clusters.csv)"
-            display.say("Placed", f"{text}; a new fit is {f'due: {done.due}' if done.due else 'not due'}")
+            display.say("Placed", _placed_text(done, model))
     return done
+
+
+def _placed_text(done: Update, model: Model) -> str:
+    if model.outliers.limit == torch.inf:
+        text = f"Placed in the present clusters; with fewer than {MIN_ROWS} images in the fit no outlier can be told"
+    elif done.outliers:
+        text = f"{done.outliers:,} of {done.added:,} fit nowhere (is_outlier in clusters.csv)"
+    else:
+        text = f"All {done.added:,} fit into the present clusters"
+    return f"{text}. " + (f"A new fit is due: {done.reason}" if done.due else "No new fit is needed")
 
 
 def _called_as(source: Source, location: str) -> Source:
@@ -209,9 +223,9 @@ def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
 def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> tuple[_New, Failures]:
     digests = row_digests(features)
     kept = sorted(_unknown(digests, known))
-    reduced, lengths = model.measure_features(features[kept])
+    reduced, residuals = model.measure_features(features[kept])
     source = source.rows(kept)
-    return _New(source, reduced, lengths, pictures_of(source), [digests[i] for i in kept]), ()
+    return _New(source, reduced, residuals, pictures_of(source), [digests[i] for i in kept]), ()
 
 
 def _of_images(
@@ -231,11 +245,11 @@ def _of_images(
     images = store.images
     if len(kept) < len(images):
         images = gather(images, torch.tensor(kept, dtype=torch.int64))
-    reduced, lengths = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
+    reduced, residuals = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
     if kept:
-        reduced, lengths = model.measure(images, partial(display.progress, "features"))
+        reduced, residuals = model.measure(images, partial(display.progress, "features"))
     source = source.rows([store.kept[i] for i in kept])
-    return _New(source, reduced, lengths, images, [digests[i] for i in kept]), store.skipped
+    return _New(source, reduced, residuals, images, [digests[i] for i in kept]), store.skipped
 
 
 def _write(
@@ -256,7 +270,7 @@ def _write(
         reduced=torch.cat([rows.reduced, new.reduced]),
         sample=rows.sample,
         partition=Partition.single(len(rows.paths) + len(paths)),
-        lengths=torch.cat([rows.lengths, new.lengths]),
+        residuals=torch.cat([rows.residuals, new.residuals]),
         added=len(added),
     )
     if paths:
@@ -324,24 +338,18 @@ def _with_alike(table: Sequence[Mapping[str, Any]], new: _New, images: Tensor) -
     return [*table, *alike]
 
 
-def _judged(done: Update, folder: RunFolder) -> Update:
-    """With the outliers, and whether a new fit is due, by the tables as they are now."""
-    outlier = [row["is_outlier"] == "1" for row in folder.read_clusters() if row["status"] == "ok"]
-    fitted = len(outlier) - len(folder.read_added())
-    due = new_fit_due(sum(outlier[:fitted]), fitted, sum(outlier[fitted:]), len(outlier) - fitted)
-    return replace(done, outliers=sum(outlier[len(outlier) - done.added :]), due=due)
-
-
-def new_fit_due(outliers: int, fitted: int, outliers_added: int, added: int) -> str:
-    """Why a new fit is due; empty where it is not.
-
-    Args:
-        outliers: Among the images of the fit.
-        fitted: Images of the fit.
-        outliers_added: Among those that came after it.
-        added: Images that came after it.
-    """
-    usual, share = outliers / max(1, fitted), outliers_added / max(1, added)
-    if added >= FEW and share > 2 * usual + MORE:
-        return f"{share:.0%} of the images that came after the fit are outliers, and {usual:.1%} of its own"
-    return f"{added:,} images came after the fit, which had {fitted:,}" if added > fitted else ""
+def _judged(done: Update, folder: RunFolder, model: Model) -> Update:
+    """With the outliers and the drift, by the tables as they are now."""
+    used = Table.of(folder.read_clusters()).where("status", "ok")
+    cluster = torch.tensor([int(number) for number in used.column("cluster")])
+    residuals = torch.from_numpy(folder.read_array(files.RESIDUALS, len(used), 1)).squeeze(1)
+    found = drift(cluster, residuals, len(used) - len(folder.read_added()), model.outliers.limit)
+    rank = found.residual_rank
+    return replace(
+        done,
+        outliers=int((residuals[len(used) - done.added :] > model.outliers.limit).sum()),
+        residual_rank=None if rank is None else round_to(rank, 3),
+        shift=round_to(found.shift, 3),
+        due=found.reason is not None,
+        reason=found.reason,
+    )

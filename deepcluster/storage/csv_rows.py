@@ -69,18 +69,18 @@ def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition | None =
 
 
 def placement_rows(
-    model: Model, placement: Placement, lengths: Tensor, *, reject: bool = False
+    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The columns of predictions: cluster (-1 where ``reject`` leaves out outliers and junk), name, distance, margin,
-    is_outlier: too far from its group, or by the ``lengths`` of its features from all images."""
-    return prediction_rows(model, placement.cluster, placement.distance, placement.margin, lengths, reject=reject)
+    is_outlier: by the ``residuals`` that the model measured."""
+    return prediction_rows(model, placement.cluster, placement.distance, placement.margin, residuals, reject=reject)
 
 
 def prediction_rows(
-    model: Model, cluster: Tensor, distance: Tensor, margin: Tensor, lengths: Tensor, *, reject: bool = False
+    model: Model, cluster: Tensor, distance: Tensor, margin: Tensor, residuals: Tensor, *, reject: bool = False
 ) -> Iterator[dict[str, Any]]:
     """:func:`placement_rows` of the columns of a placement."""
-    outlier = (distance > model.outlier_distance[cluster]) | (lengths > model.outlier_length)
+    outlier = residuals > model.outliers.limit
     for group, away, ahead, out in zip(*(each.tolist() for each in (cluster, distance, margin, outlier)), strict=True):
         rejected = reject and (out or group in model.junk)
         yield {

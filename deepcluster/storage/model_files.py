@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, first_line
 from deepcluster.groups.cut import Cut
@@ -65,8 +66,9 @@ def _tensors(model: Model) -> dict[str, Tensor]:
         "fine_centroids": model.fine_centroids,
         "groups.centroids": model.groups.centroids,
         "groups.groups": model.groups.groups,
-        "outlier_distance": model.outlier_distance,
-        "outlier_length": torch.tensor(model.outlier_length),
+        "outliers.means": model.outliers.means,
+        "outliers.directions": model.outliers.directions,
+        "outliers.limit": torch.tensor(model.outliers.limit),
     }
 
 
@@ -156,18 +158,20 @@ def _load(
     if not is_absent:
         network.body.load_state_dict(_of_body(tensors))
     channels_last(network.eval().to(device or torch.device("cpu")))
+    root = config.get("root", False)
     return Model(
         network=network,
-        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], config["root"]),
+        reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], root),
         fine_centroids=tensors["fine_centroids"],
         groups=Cut(tensors["groups.centroids"], tensors["groups.groups"]),
-        outlier_distance=tensors["outlier_distance"],
+        outliers=Outliers(
+            tensors["outliers.means"], tensors["outliers.directions"], float(tensors["outliers.limit"]), root
+        ),
         names=tuple(config["names"]),
         image_size=config["image_size"],
         store_size=config["store_size"],
         batch_size=config["batch_size"],
-        junk=tuple(config["junk"]),
-        outlier_length=float(tensors["outlier_length"]),
+        junk=tuple(config.get("junk", ())),
     )
 
 
@@ -237,7 +241,8 @@ def _check_constants(shapes: Network) -> None:
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) -> None:
     """Exactly the tensors of the network ``shapes`` and of ``count`` groups, in shapes that agree."""
-    for name, axes in (("reduction.projection", 2), ("groups.groups", 1), ("fine_centroids", 2)):
+    axes_of = {"reduction.projection": 2, "groups.groups": 1, "fine_centroids": 2, "outliers.directions": 3}
+    for name, axes in axes_of.items():
         if name not in tensors or tensors[name].dim() != axes or not tensors[name].numel():
             raise ValueError(f"{name} is missing or has another shape")
     dims, centroids = tensors["reduction.projection"].shape[1], len(tensors["groups.groups"])
@@ -248,8 +253,9 @@ def _check_shapes(tensors: Mapping[str, Tensor], shapes: Network, count: int) ->
         "fine_centroids": (torch.float32, (len(tensors["fine_centroids"]), dims)),
         "groups.centroids": (torch.float32, (centroids, dims)),
         "groups.groups": (torch.int64, (centroids,)),
-        "outlier_distance": (torch.float32, (count,)),
-        "outlier_length": (torch.float32, ()),
+        "outliers.means": (torch.float32, (2, shapes.feature_dim)),
+        "outliers.directions": (torch.float32, (2, shapes.feature_dim, tensors["outliers.directions"].shape[2])),
+        "outliers.limit": (torch.float32, ()),
     }
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
@@ -265,10 +271,10 @@ def _check_values(tensors: Mapping[str, Tensor], count: int) -> None:
     """Finite numbers, and centroids of ``count`` groups (those that were merged into others have none)."""
     for name, value in tensors.items():
         parts = value.flatten().split(1 << 20)
-        # An empty group has no distance that is too large.
-        fine = (part >= 0 if name.startswith("outlier_") else torch.isfinite(part) for part in parts)
+        # Without a limit, which needs some images, nothing is an outlier.
+        fine = (part >= 0 if name == "outliers.limit" else torch.isfinite(part) for part in parts)
         if not all(each.all() for each in fine):
-            raise ValueError(f"{name} has numbers that are not finite or, where they are distances, negative")
+            raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
     groups = tensors["groups.groups"]
     if groups.min() < 0 or groups.max() != count - 1:
         raise ValueError(f"groups.groups are not the numbers of {count} clusters")

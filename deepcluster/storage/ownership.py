@@ -19,7 +19,7 @@ from deepcluster.runtime import signals
 LOCK = ".lock"
 PROTOCOLS = ("clustering", "knn", "linear", "few")
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
-ARRAYS = {"features.npy", "lengths.npy", "map.npy", "former.safetensors"}
+ARRAYS = {"features.npy", "residuals.npy", "map.npy", "former.safetensors"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp"}
 MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
 CHECKPOINTS = {"checkpoints/images.csv"}

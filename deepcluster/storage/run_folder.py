@@ -60,7 +60,7 @@ HISTORY = (
     "images_per_second",
 )
 FORMER = "former.safetensors"  # the groups before the last apply or recut
-LENGTHS = "lengths.npy"  # of the whitened features, before they have length 1
+RESIDUALS = "residuals.npy"  # of the features, by which an image is an outlier
 # A run can be read without these files, which some runs do not have.
 SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json")
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")

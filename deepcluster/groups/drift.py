@@ -1,0 +1,81 @@
+"""Drift: do the images that were added since a fit differ so much from those of the fit that a new fit is due?"""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import chi2_contingency
+from torch import Tensor
+
+MIN_ADDED = 20  # images: fewer tell little
+# Outliers among the images added: at least so many, and so much more than twice the share among the images of the fit.
+MIN_OUTLIERS, MORE_OUTLIERS = 5, 0.05
+# Share of the fit's images that are less strange than the median image added. Of batches of 20 images of the same kind
+# none reached .9, of strangers all did (benchmarks/judgement.py).
+STRANGE_MEDIAN = 0.9
+# Share of all images that are in other clusters than the sizes of the fit let expect, and the chance of its test.
+MIN_SHIFT, SHIFT_P = 0.1, 0.001
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How the images added since a fit differ from those of the fit.
+
+    fitted, added: Their numbers.
+    fitted_outliers, added_outliers: How many of them are outliers.
+    residual_rank: Share of the fit's images with a smaller residual than the median image added; None if there are no
+        such images, or the fit had too few to tell.
+    shift: Share of all images that are in other clusters than if those added were spread as those of the fit.
+    shift_p: The chance of such a shift, or of a larger one, if the images added were drawn as those of the fit.
+    """
+
+    fitted: int
+    added: int
+    fitted_outliers: int = 0
+    added_outliers: int = 0
+    residual_rank: float | None = None
+    shift: float = 0.0
+    shift_p: float = 1.0
+
+    @property
+    def reason(self) -> str | None:
+        """Why a new fit is due; None if it is not."""
+        usual, share = self.fitted_outliers / max(1, self.fitted), self.added_outliers / max(1, self.added)
+        if self.added >= MIN_ADDED:
+            if self.added_outliers >= MIN_OUTLIERS and share > 2 * usual + MORE_OUTLIERS:
+                return f"{share:.0%} of the images added since the fit are outliers, and {usual:.1%} of its own"
+            if self.residual_rank is not None and self.residual_rank >= STRANGE_MEDIAN:
+                return f"half of the images added since the fit are stranger than {self.residual_rank:.0%} of its own"
+            if self.shift >= MIN_SHIFT and self.shift_p < SHIFT_P:
+                return f"the images added since the fit changed the clusters' shares by {self.shift:.0%} in all"
+        if self.added > self.fitted:
+            return f"{self.added:,} images were added to a fit of {self.fitted:,}"
+        return None
+
+
+def drift(cluster: Tensor, residuals: Tensor, fitted: int, limit: float) -> Drift:
+    """Compare the images added since a fit with those of the fit.
+
+    Args:
+        cluster: Of all images (int64, N), those of the fit first.
+        residuals: Of all images.
+        fitted: The number of images of the fit.
+        limit: The residual above which an image is an outlier.
+    """
+    added = len(cluster) - fitted
+    if not added:
+        return Drift(fitted, 0)
+    ours, new = residuals.split([fitted, added])
+    clusters = int(cluster.max()) + 1
+    counts = torch.stack([torch.bincount(part, minlength=clusters) for part in cluster.split([fitted, added])])
+    counts = counts[:, counts.sum(0) > 0]
+    shares = counts / counts.sum(1, keepdim=True)
+    apart = (shares[0] - shares[1]).abs().sum().item() / 2
+    return Drift(
+        fitted=fitted,
+        added=added,
+        fitted_outliers=int((ours > limit).sum()),
+        added_outliers=int((new > limit).sum()),
+        residual_rank=(ours < new.median()).double().mean().item() if limit < torch.inf else None,
+        shift=apart * added / len(cluster),
+        shift_p=float(chi2_contingency(counts.numpy(), correction=False).pvalue) if counts.shape[1] > 1 else 1.0,
+    )

@@ -1,0 +1,110 @@
+"""Outliers: images outside the principal directions of the images of a fit."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from deepcluster.clustering import outliers as module
+from deepcluster.clustering.outliers import MIN_ROWS, Outliers, fit_outliers, limit_of
+from deepcluster.clustering.whitening import square_roots
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import Processes
+
+WIDTH, INSIDE = 40, 6
+
+
+def near_a_plane(count: int, seed: int = 0, plane: int = 0) -> torch.Tensor:
+    """Rows near ``INSIDE`` directions, which the number of the plane draws."""
+    random, directions = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(100 + plane)
+    basis = 3 * torch.randn(INSIDE, WIDTH, generator=directions)
+    return 5 + torch.randn(count, INSIDE, generator=random) @ basis + 0.5 * torch.randn(count, WIDTH, generator=random)
+
+
+def fitted(x: torch.Tensor, **options: Any) -> Outliers:
+    return fit_outliers(x, Partition.single(len(x)), **options)
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_residuals_by_hand(root):
+    x = near_a_plane(300)
+    found = fitted(x, root=root)
+    rows = (square_roots(x) if root else x).double()
+    outside = []
+    for half in (rows[::2], rows[1::2]):
+        directions = torch.linalg.svd(half - half.mean(0))[2][: WIDTH // 2]
+        centred = rows - half.mean(0)
+        outside.append((centred - centred @ directions.T @ directions).norm(dim=1))
+    wanted = torch.maximum(*outside)
+    assert found.directions.shape == (2, WIDTH, WIDTH // 2)
+    torch.testing.assert_close(found.residuals(x).double(), wanted, rtol=2e-3, atol=1e-4)
+    assert found.limit == pytest.approx(limit_of(wanted), rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [120, 600, 3000])
+def test_strangers_are_outliers_and_new_images_of_the_same_kind_are_not(count):
+    found = fitted(near_a_plane(count))
+    new, strange = near_a_plane(1000, seed=1), near_a_plane(1000, seed=1, plane=1)
+    assert (found.residuals(new) > found.limit).float().mean() < 0.02
+    assert (found.residuals(strange) > found.limit).float().mean() > 0.98
+
+
+def test_strangers_among_the_images_of_a_fit_are_outliers():
+    x = near_a_plane(1000)
+    x[::50] = near_a_plane(20, seed=1, plane=1)
+    x[1::50] = near_a_plane(20, seed=2, plane=2)
+    outlier = fitted(x).residuals(x) > fitted(x).limit
+    strange = torch.arange(1000) % 50 < 2
+    assert outlier[strange].float().mean() > 0.9 and outlier[~strange].float().mean() < 0.01
+
+
+def test_an_image_alone_has_the_bits_that_it_has_among_others():
+    x = near_a_plane(300)
+    found = fitted(x)
+    whole = found.residuals(x)
+    for rows in (slice(0, 1), slice(7, 9), slice(100, 250)):
+        assert torch.equal(found.residuals(x[rows]), whole[rows])
+    assert found.residuals(x[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("x", [near_a_plane(MIN_ROWS - 1), near_a_plane(1), near_a_plane(200)[:, :1]])
+def test_too_few_rows_or_columns_tell_no_outliers(x):
+    found = fitted(x)
+    assert found.limit == torch.inf and not (found.residuals(1e6 * x) > found.limit).any()
+
+
+def test_rounding_errors_make_no_outliers():
+    x = near_a_plane(1) + torch.randn(200, 2) @ torch.randn(2, WIDTH)  # nothing outside two directions
+    found = fitted(x)
+    assert not (found.residuals(x) > found.limit).any()
+    assert not (fitted(x[:1].repeat(200, 1)).residuals(x[:1]) > 0).any()  # all equal
+    assert (found.residuals(x + torch.randn(WIDTH)) > found.limit).all()
+
+
+def test_the_limit_by_hand():
+    residuals = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
+    assert limit_of(residuals, tail=0.5, quantile=1) == pytest.approx(2.4)
+    assert limit_of(residuals, tail=5, quantile=0.95) == pytest.approx(2.9)
+
+
+def of_ranks(processes: Processes) -> list[Any]:
+    x = near_a_plane(500)
+    share = processes.part(len(x))
+    own = x[share.start : share.stop]
+    partition = Partition.of(processes, len(own))
+    found = fit_outliers(own, partition)
+    return [found.means, found.directions, found.limit, partition.all_gather(found.residuals(own))]
+
+
+def test_any_number_of_ranks_finds_the_same(ranks, monkeypatch):
+    alone, *others = (each for count in (1, 2, 3) for each in ranks[count](of_ranks))
+    for found in (*others, *ranks[2](of_ranks, idle=0)):
+        assert found[2] == alone[2] and all(torch.equal(found[i], alone[i]) for i in (0, 1, 3))
+
+
+def test_of_very_many_images_some_are_enough(monkeypatch):
+    x = near_a_plane(2000)
+    whole = fitted(x)
+    monkeypatch.setattr(module, "MAX_ROWS", 500)
+    some = fitted(x)
+    assert torch.equal(some.means, fitted(x[::4]).means) and some.limit == pytest.approx(whole.limit, rel=0.1)
