@@ -1,0 +1,178 @@
+"""How right is the program about its own result? Judgements on cached features; labels and other sets only judge them.
+
+    python benchmarks/judgement.py CACHE outliers NAME [NAME ...] [--images 300 600 1500 3000] [--seeds 0 1 2]
+                                                   [--alike NAME,NAME] [--name judgement_outliers]
+
+NAME is a file that `cached_features.py` made, without its ending; one that ends in -sSEED has features that a run
+adapted. Every constant is chosen on all other sets, and the figures of a set are by the constants chosen without it.
+
+outliers: Of each set N images are fitted and 300 kept aside: false alarms are the share of these that is flagged.
+Strangers are 60 images of each other set (not of one that is --alike, such as two sets of digits), or the images of
+every third class of the set, which is then fitted without them (hard, because they are of the same kind). `within`:
+strangers are 2 % of the images of the fit itself. `batches`: the share of batches of 20 added images that say by half
+of their images that a new fit is due.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from cached_features import load
+from common import save
+from torch import Tensor
+
+from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
+from deepcluster.groups.drift import STRANGE_MEDIAN
+from deepcluster.runtime.partition import Partition
+
+HELD_OUT, STRANGERS, BATCH = 300, 60, 20
+TAILS = (1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5)
+MOST_FALSE_ALARMS = 0.0075  # a tail is the one that finds most among those with so many false alarms in the mean
+Features = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Residuals of the images of a fit, of others of the same set, of strangers, and of strangers inside the fit."""
+
+    fitted: Tensor
+    held_out: Tensor
+    strangers: Tensor
+    within: Tensor
+
+
+def shuffled(x: Tensor, seed: int) -> Tensor:
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
+
+
+def fit(rows: Tensor) -> Outliers:
+    return fit_outliers(rows, Partition.single(len(rows)), root=True)
+
+
+def others(sets: Features, name: str, alike: Sequence[str], seed: int) -> Tensor:
+    """Images of the other sets: half of them are strangers, half may be put into a fit."""
+    near = alike if name in alike else ()
+    return torch.cat([shuffled(sets[other][0], seed)[: 2 * STRANGERS] for other in sets if other not in (name, *near)])
+
+
+def of_other_sets(sets: Features, name: str, count: int, seed: int, alike: Sequence[str], dirty: float) -> Trial:
+    features = shuffled(sets[name][0], seed)
+    held_out, fitted = features[:HELD_OUT], features[HELD_OUT:][:count]
+    strange = others(sets, name, alike, seed).unflatten(0, (-1, STRANGERS))
+    inside = shuffled(strange[1::2].flatten(0, 1), seed)[: round(dirty * len(fitted))]
+    judge = fit(shuffled(torch.cat([fitted, inside]), seed))
+    residuals = [judge.residuals(rows) for rows in (fitted, held_out, strange[::2].flatten(0, 1), inside)]
+    return Trial(*residuals) if not dirty else Trial(torch.cat([residuals[0], residuals[3]]), *residuals[1:])
+
+
+def of_other_classes(sets: Features, name: str, count: int, seed: int) -> Trial:
+    features, labels = (shuffled(each, seed) for each in sets[name])
+    strange = labels % 3 == 0
+    held_out, fitted = features[~strange][:HELD_OUT], features[~strange][HELD_OUT:][:count]
+    judge = fit(fitted)
+    residuals = [judge.residuals(rows) for rows in (fitted, held_out, features[strange][:300])]
+    return Trial(*residuals, within=torch.empty(0))
+
+
+def scores(trial: Trial, tail: float) -> dict[str, float]:
+    limit = limit_of(trial.fitted, tail)
+    columns = {"found": trial.strangers, "false_alarms": trial.held_out, "within": trial.within}
+    return {name: (rows > limit).double().mean().item() for name, rows in columns.items() if len(rows)}
+
+
+def batches(trial: Trial) -> dict[str, float]:
+    """Share of batches of new images, and of strangers, for which `update` says that a new fit is due."""
+    columns = {"own": trial.held_out, "strangers": trial.strangers}
+    return {
+        name: mean(
+            float((trial.fitted < batch.median()).double().mean() >= STRANGE_MEDIAN)
+            for batch in shuffled(rows, 0).split(BATCH)
+            if len(batch) == BATCH
+        )
+        for name, rows in columns.items()
+    }
+
+
+def averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: mean(row[name] for row in rows) for name in rows[0]}
+
+
+def chosen(trials: dict[str, list[Trial]], names: Sequence[str]) -> float:
+    """The tail that finds most strangers of the sets ``names`` with few false alarms."""
+    figures = {tail: averaged([scores(trial, tail) for name in names for trial in trials[name]]) for tail in TAILS}
+    few = [tail for tail in TAILS if figures[tail]["false_alarms"] <= MOST_FALSE_ALARMS]
+    return max(few, key=lambda tail: figures[tail]["found"])
+
+
+def summary(by_set: dict[str, dict[str, float]]) -> dict[str, Any]:
+    rows = list(by_set.values())
+    worst = {name: (max if name in ("false_alarms", "own") else min)(row[name] for row in rows) for name in rows[0]}
+    shown = {"mean": averaged(rows), "worst": worst, **by_set}
+    return {key: {name: round(value, 4) for name, value in row.items()} for key, row in shown.items()}
+
+
+def outliers(cache: Path, arguments: argparse.Namespace) -> None:
+    sets: Features = {}
+    for name in arguments.names:
+        cached = load(cache / f"{name}.pt")
+        sets[name] = cached.rounds[-1], cached.labels
+    frozen = [name for name in sets if "-s" not in name]
+    adapted = [name for name in sets if name not in frozen]
+    alone = {name: sets[name] for name in frozen}
+
+    def of_sets(dirty: float) -> Callable[[str, int, int], Trial]:
+        return lambda name, count, seed: of_other_sets(alone, name, count, seed, arguments.alike, dirty)
+
+    def of_classes(name: str, count: int, seed: int) -> Trial:
+        return of_other_classes(sets, name, count, seed)
+
+    def trials(make: Callable[[str, int, int], Trial], names: Sequence[str], count: int) -> dict[str, list[Trial]]:
+        return {name: [make(name, count, seed) for seed in arguments.seeds] for name in names}
+
+    easy = {count: trials(of_sets(0), frozen, count) for count in arguments.images}
+    every = {name: [trial for count in arguments.images for trial in easy[count][name]] for name in frozen}
+    tails = {name: chosen(every, [other for other in frozen if other != name]) for name in frozen}
+    tails |= {name: next(tail for other, tail in tails.items() if name.startswith(other)) for name in adapted}
+    results: dict[str, Any] = {"tail by all sets": chosen(every, frozen), "tails": tails}
+
+    def judged(found: dict[str, list[Trial]]) -> dict[str, Any]:
+        return summary({name: averaged([scores(each, tails[name]) for each in many]) for name, many in found.items()})
+
+    def reports() -> Iterator[tuple[str, dict[str, Any]]]:
+        for count in arguments.images:
+            yield f"{count}, other sets, frozen", judged(easy[count])
+            yield f"{count}, 2 % within, frozen", judged(trials(of_sets(0.02), frozen, count))
+            yield f"{count}, other classes, frozen", judged(trials(of_classes, frozen, count))
+            if adapted:
+                yield f"{count}, other classes, adapted", judged(trials(of_classes, adapted, count))
+            by_set = {name: averaged([batches(trial) for trial in many]) for name, many in easy[count].items()}
+            yield f"{count}, batches, frozen", summary(by_set)
+
+    print(results, flush=True)
+    for name, table in reports():
+        results[name] = table
+        print(name, {key: table[key] for key in ("mean", "worst")}, flush=True)
+    save(arguments.name, results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path)
+    judgements = parser.add_subparsers(required=True)
+    command = judgements.add_parser("outliers")
+    command.set_defaults(judge=outliers)
+    command.add_argument("names", nargs="+")
+    command.add_argument("--images", type=int, nargs="+", default=[300, 600, 1500, 3000])
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    command.add_argument("--alike", type=lambda text: text.split(","), default=[])
+    command.add_argument("--name", default="judgement_outliers")
+    arguments = parser.parse_args()
+    arguments.judge(arguments.cache, arguments)
+
+
+if __name__ == "__main__":
+    main()
