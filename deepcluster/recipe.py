@@ -257,7 +257,7 @@ class Recipe(Options):
     weight_decay: float = _learning(1e-5, "Weight decay of SGD.", high=1)
     precision: str = _learning(
         "fp32",
-        "Type of matrix products; auto: bf16 where the processor has it.",
+        "Type of the network's products; auto: bf16 where the processor has it.",
         choices=("auto", "fp32", "bf16"),
         flag=True,
     )

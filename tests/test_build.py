@@ -54,7 +54,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "warmup": (100.0, {"schedule.start": 0.0}),
     "momentum": (0.5, {"learning.momentum": 0.5}),
     "weight_decay": (0.1, {"learning.weight_decay": 0.1}),
-    "precision": ("bf16", {"learning.dtype": torch.bfloat16, "clustering.precision": "bf16"}),
+    "precision": ("bf16", {"learning.dtype": torch.bfloat16}),
     "views": (2, {"large": 2}),
     "view_size": (48, {"view.size": 48}),
     "crop_min": (0.2, {"view.crop": (0.2, 1.0)}),

@@ -57,7 +57,6 @@ def test_the_second_device_refuses_what_a_gpu_refuses():
         lambda x: kmeans(x, 50, spherical=True),
         lambda x: kmeans(x, 50, start=torch.arange(3000) % 50),
         lambda x: kmeans(x, 50, start=ROWS[-50:]),
-        lambda x: kmeans(x, 50, precision="bf16", iterations=3),
         lambda x: pic(x[1500:1900]),
     ],
 )

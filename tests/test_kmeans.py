@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from deepcluster.clustering import assignment, kmeans
 from deepcluster.clustering import matmul as products
-from deepcluster.clustering.assignment import _argmax, assigner, label_sums, segment_sums
+from deepcluster.clustering.assignment import label_sums, segment_sums
 from deepcluster.clustering.blocks import shared_out
 from deepcluster.clustering.kmeans import _as_faiss
 from deepcluster.errors import NonFiniteError
@@ -26,7 +26,7 @@ def normal(rows: int, width: int, *index: int) -> torch.Tensor:
 
 def test_four_points_by_hand():
     x = torch.tensor([[0.0, 0], [0, 2], [10, 0], [10, 2]])
-    found = kmeans(x, 2, start=torch.tensor([[1.0, 0], [9, 0]]), precision="fp32")
+    found = kmeans(x, 2, start=torch.tensor([[1.0, 0], [9, 0]]))
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(found.centroids, torch.tensor([[0.0, 1], [10, 1]]))
     assert found.sizes.tolist() == [2, 2]
@@ -38,7 +38,7 @@ def test_four_points_by_hand():
 def test_same_as_scikit_learn_from_the_same_start(rows, width, k):
     x = normal(rows, width) + 3 * torch.randint(0, 3, (rows, 1), generator=generator(1, "test"))
     start = x[torch.randperm(rows, generator=generator(2, "test"))[:k]]
-    ours = kmeans(x, k, start=start, iterations=12, precision="fp32")
+    ours = kmeans(x, k, start=start, iterations=12)
     theirs = KMeans(k, init=start.double().numpy(), n_init=1, max_iter=12, tol=0).fit(x.double().numpy())
     assert (ours.labels.numpy() == theirs.labels_).mean() > 0.999
     assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-4)
@@ -48,29 +48,26 @@ def test_same_as_scikit_learn_from_the_same_start(rows, width, k):
 def test_rows_far_from_zero():
     """At 4,000 a float32 product of 16 numbers is 2.6e8: it has no digits left for distances of 1."""
     x = normal(600, 16) + 4 * torch.eye(16)[torch.arange(600) % 16] + 4000
-    for precision in ("fp32", "bf16"):
-        ours = kmeans(x, 16, start=x[:16], iterations=10, precision=precision)
-        theirs = KMeans(16, init=x[:16].double().numpy(), n_init=1, max_iter=10, tol=0).fit(x.double().numpy())
-        assert (ours.labels.numpy() == theirs.labels_).mean() > 0.98
-        assert ours.inertia == pytest.approx(theirs.inertia_, rel=2e-3)
+    ours = kmeans(x, 16, start=x[:16], iterations=10)
+    theirs = KMeans(16, init=x[:16].double().numpy(), n_init=1, max_iter=10, tol=0).fit(x.double().numpy())
+    assert (ours.labels.numpy() == theirs.labels_).mean() > 0.98
+    assert ours.inertia == pytest.approx(theirs.inertia_, rel=2e-3)
 
 
 def test_labels_belong_to_the_returned_centroids():
     x = F.normalize(normal(2000, 16))
-    for precision in ("fp32", "bf16"):
-        found = kmeans(x, 30, iterations=3, precision=precision)
-        distances = torch.cdist(x.double(), found.centroids.double())
-        assert torch.equal(found.labels, distances.argmin(1))
-        assert torch.equal(found.sizes, torch.bincount(found.labels, minlength=30))
-        assert found.inertia == pytest.approx(distances.min(1).values.square().sum().item(), rel=1e-5)
+    found = kmeans(x, 30, iterations=3)
+    distances = torch.cdist(x.double(), found.centroids.double())
+    assert torch.equal(found.labels, distances.argmin(1))
+    assert torch.equal(found.sizes, torch.bincount(found.labels, minlength=30))
+    assert found.inertia == pytest.approx(distances.min(1).values.square().sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("empty", ["split", "sample"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("iterations", [1, 20])
-def test_no_cluster_is_empty_where_most_rows_are_one_point(empty, precision, iterations):
+def test_no_cluster_is_empty_where_most_rows_are_one_point(empty, iterations):
     x = torch.cat([normal(400, 8), torch.full((600, 8), 0.3)])
-    found = kmeans(x, 300, empty=empty, precision=precision, iterations=iterations)
+    found = kmeans(x, 300, empty=empty, iterations=iterations)
     assert found.sizes.min() >= 1
     assert found.sizes.sum() == 1000
 
@@ -78,7 +75,7 @@ def test_no_cluster_is_empty_where_most_rows_are_one_point(empty, precision, ite
 def test_repair_after_the_last_update():
     # Two starts on one point: the second is empty at once, and with no iteration left only the last repair can help.
     x = torch.tensor([[0.0, 0], [0, 1], [5, 5]])
-    found = kmeans(x, 2, start=torch.zeros(2, 2), iterations=0, precision="fp32")
+    found = kmeans(x, 2, start=torch.zeros(2, 2), iterations=0)
     assert found.labels.tolist() == [0, 0, 1]
     assert found.reseeded == 1
 
@@ -104,7 +101,7 @@ def test_start_is_a_sample_of_distinct_rows():
 
 def test_inertia_never_rises():
     x = normal(1500, 12)
-    inertias = [kmeans(x, 25, iterations=i, precision="fp32").inertia for i in range(8)]
+    inertias = [kmeans(x, 25, iterations=i).inertia for i in range(8)]
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
 
 
@@ -150,16 +147,15 @@ def test_sums_of_labels(k):
     assert torch.allclose(totals, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("rows", "k"), [(5001, 7), (5001, 600), (300, 290)])
-def test_workers_and_chunks_change_nothing(monkeypatch, precision, rows, k):
+def test_workers_and_chunks_change_nothing(monkeypatch, rows, k):
     x = F.normalize(normal(rows, 24))
 
     def clustered(workers: int, chunk: int | None = None, seed: int = 0) -> Clustering:
         if chunk is not None:
             monkeypatch.setattr(assignment, "LEAST_CHUNK", chunk)
             monkeypatch.setattr(assignment, "SCORES", dict.fromkeys(assignment.SCORES, 0))
-        return kmeans(x, k, iterations=3, precision=precision, workers=workers, seed=seed)
+        return kmeans(x, k, iterations=3, workers=workers, seed=seed)
 
     first = clustered(1)
     for other in (clustered(2), clustered(3, 1), clustered(2, 17), clustered(1, 2048), clustered(5, 10_000)):
@@ -176,7 +172,7 @@ def test_the_number_of_torch_threads_changes_nothing_and_is_put_back():
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(kmeans(x, 20, precision="bf16"))
+            found.append(kmeans(x, 20))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
@@ -184,77 +180,38 @@ def test_the_number_of_torch_threads_changes_nothing_and_is_put_back():
     assert torch.equal(found[0].centroids, found[1].centroids)
 
 
-@pytest.mark.parametrize("k", [5, 700])
-def test_bfloat16_where_every_score_is_negative(k):
-    """Rows on the other side of the origin than all centroids: the bits of negative numbers are in reverse order."""
-    centroids = normal(k, 8).abs() + torch.linspace(1, 3, k).unsqueeze(1)
-    spread = centroids - centroids.mean(0)
-    rows = torch.cat([-50 * F.normalize(centroids[:40]), 50 * spread[:40]])
-    found = assigner(centroids, torch.bfloat16)(rows)
-    scores = rows.double() @ centroids.double().T - centroids.double().square().sum(1) / 2
-    lost = (scores.max(1).values - scores.gather(1, found.unsqueeze(1)).squeeze(1)) / scores.abs().max(1).values
-    assert lost.max() < 0.02
+KERNELS = ("AVX512", "AVX2")  # a processor whose products go to oneDNN, and one on which torch chooses
 
 
-def test_argmax_of_bfloat16_is_the_first_largest():
-    scores = torch.tensor([[-3.0, -1, -2, -1], [0.5, 2, 2, 1], [-0.0, 0, -1, 0]]).repeat(1, 200).bfloat16()
-    assert torch.equal(_argmax(scores)[:2], scores.float().argmax(1)[:2])
-    assert scores[2, _argmax(scores)[2]] == 0
-
-
-def test_plain_torch_gives_the_same_clusters(monkeypatch):
-    """The way of a machine without oneDNN."""
-    x = F.normalize(normal(3000, 32))
-    usual = kmeans(x, 40, precision="fp32")
-    monkeypatch.setattr(products, "_onednn_pays", lambda dtype: False)
-    plain = kmeans(x, 40, precision="fp32")
-    assert (usual.labels == plain.labels).float().mean() > 0.99
-    assert plain.inertia == pytest.approx(usual.inertia, rel=1e-4)
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
-@pytest.mark.parametrize("count", [1, 3, 10, 64, 65])
-def test_a_small_weight_is_not_put_into_order_and_the_bits_are_the_same(monkeypatch, count):
-    calls, original = [], torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight: calls.append(1) or original(weight))
-    rows, weight, offset = normal(200, 64), normal(count, 64, 1), normal(1, count, 2)[0]
-    usual = products._onednn(weight, offset)(rows)
-    assert len(calls) == (count * 64 > products.SMALL)
-    monkeypatch.setattr(products, "SMALL", 0)
-    assert torch.equal(products._onednn(weight, offset)(rows), usual) and calls
-
-
-def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch):
-    def missing(weight, offset):
-        raise AttributeError
-
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for broken in (missing, lambda weight, offset: lambda rows: rows @ weight.T):
-        monkeypatch.setattr(products, "_onednn", broken)
+@pytest.fixture
+def processor(monkeypatch):
+    def pretend(capability: str) -> None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         products._onednn_pays.cache_clear()
-        assert not products._onednn_pays(torch.float32)
+
+    yield pretend
     monkeypatch.undo()
     products._onednn_pays.cache_clear()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_right_kernel_is_used_where_it_is_the_faster_one(monkeypatch, dtype):
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN has no bfloat16 on this processor")
-    for capability, used in (("AVX512", True), ("AVX512_BF16", True), ("AVX2", False), ("DEFAULT", False)):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
-        products._onednn_pays.cache_clear()
-        assert products._onednn_pays(dtype) == used
-    products._onednn_pays.cache_clear()
+def test_both_kernels_give_the_same_clusters(processor):
+    x = F.normalize(normal(3000, 32))
+    found = []
+    for capability in KERNELS:
+        processor(capability)
+        found.append(kmeans(x, 40))
+    assert (found[0].labels == found[1].labels).float().mean() > 0.99
+    assert found[0].inertia == pytest.approx(found[1].inertia, rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("capability", KERNELS)
 @pytest.mark.parametrize("width", [8, 100, 256, 300])
-def test_a_product_depends_on_its_row_alone(dtype, width):
-    rows, weight, offset = (normal(*shape).to(dtype) for shape in ((2000, width), (70, width), (1, 70)))
+def test_a_product_depends_on_its_row_alone(processor, capability, width):
+    processor(capability)
+    rows, weight, offset = (normal(*shape) for shape in ((2000, width), (70, width), (1, 70)))
     multiply = products.product(weight, offset[0])
     whole = multiply(rows)
+    assert torch.allclose(whole, rows @ weight.T + offset, atol=1e-3)
     for begin, count in [(0, 1), (5, 2), (900, 3), (37, 17), (1000, 1000)]:
         assert torch.equal(multiply(rows[begin : begin + count]), whole[begin : begin + count])
 
@@ -271,9 +228,9 @@ def test_labels_as_start():
 def test_labels_as_start_save_iterations():
     """After a rotation and a change of sign of all features, the old labels are worth what 20 iterations give."""
     x = F.normalize(normal(4000, 16))
-    old = kmeans(x, 60, precision="fp32")
+    old = kmeans(x, 60)
     turned = x @ torch.linalg.qr(normal(16, 16)).Q
-    cold, warm = kmeans(turned, 60, precision="fp32"), kmeans(turned, 60, start=old.labels, iterations=1)
+    cold, warm = kmeans(turned, 60), kmeans(turned, 60, start=old.labels, iterations=1)
     assert warm.inertia <= cold.inertia * 1.002
     assert kmeans(turned, 60, start=old.centroids, iterations=1).inertia > cold.inertia * 1.01
 
@@ -282,7 +239,7 @@ def test_faiss_splits_by_hand():
     """Four rows and two centroids without any: halves of the only donor, each 1/1024 apart from where it then is."""
     x = torch.tensor([[1.0, 1, 1], [1, 1, 1], [3, 3, 3], [3, 3, 3]])
     start = torch.tensor([[2.0, 2, 2], [9, 9, 9], [9, 9, 9]])
-    found = kmeans(x, 3, start=start, empty="faiss", iterations=1, precision="fp32")
+    found = kmeans(x, 3, start=start, empty="faiss", iterations=1)
     away = torch.tensor([1, -1, 1]) / 1024
     # First 1 gets its place and half of 4, then 2 that of 0 or of 1, which have two rows each.
     first, donor = 2 * (1 + away), 2 * (1 - away)
@@ -298,7 +255,7 @@ def test_faiss_splits_by_hand():
 def test_faiss_leaves_clusters_empty_and_draws_donors_by_size():
     """What was measured of faiss 1.15: 60 clusters of 30 distinct rows are 30 with rows, and 30 are split each time."""
     x = normal(30, 8).repeat(20, 1)
-    found = kmeans(x, 60, empty="faiss", iterations=5, precision="fp32")
+    found = kmeans(x, 60, empty="faiss", iterations=5)
     assert (found.occupied, found.reseeded) == (30, 30 * 5)
     sizes = torch.tensor([700, 300, 1] + [0] * 200)
     centroids = torch.zeros(203, 2)
@@ -331,8 +288,7 @@ def test_mapped_file_and_other_types(tmp_path):
     assert torch.equal(halves.labels, kmeans(x.half().float(), 15).labels)
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
-def test_input_is_not_copied(precision):
+def test_input_is_not_copied():
     """Of 60 MB of rows a k-means may need a tenth: chunks of scores, sums, labels."""
     code = """
 import resource, torch
@@ -341,21 +297,19 @@ torch.manual_seed(0)
 x = torch.randn(240_000, 64)
 kmeans(x[:3000], 50)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-kmeans(x, 50, iterations=2, precision="{precision}")
+kmeans(x, 50, iterations=2)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(precision=precision)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert float(done.stdout) < 25
 
 
 def test_split_puts_centroids_beside_large_clusters():
     """60 % of the rows are nearly one point: splitting must end with less inertia than random rows give."""
     x = F.normalize(torch.cat([normal(800, 16), normal(1200, 16, 1) * 0.05 + 1]))
-    split = [kmeans(x, 200, empty="split", seed=seed, precision="fp32").inertia for seed in range(3)]
+    split = [kmeans(x, 200, empty="split", seed=seed).inertia for seed in range(3)]
     start = x[-200:]
-    from_one_point = kmeans(x, 200, start=start, empty="split", precision="fp32")
+    from_one_point = kmeans(x, 200, start=start, empty="split")
     assert from_one_point.sizes.min() >= 1
     assert from_one_point.inertia < 1.1 * min(split)
 
@@ -367,7 +321,7 @@ def test_split_puts_centroids_beside_large_clusters():
         (6, {}, "k=6 .* rows, 5"),
         (2, {"empty": "drop"}, "split or sample"),
         (2, {"start": torch.zeros(3, 2)}, r"\(3, 2\).*\(2, 2\)"),
-        (2, {"precision": "fp8"}, "fp8"),
+        (2, {"precision": "bf16"}, "choose auto or fp32"),
         (2, {"start": torch.zeros(4, dtype=torch.int64)}, "4 labels, but there are 5 rows"),
         (2, {"start": torch.tensor([0, 1, 2, 0, 1])}, "labels 0 to 2.* 0 to 1"),
         (2, {"workers": 0}, "workers=0"),
@@ -403,33 +357,24 @@ def test_never_an_empty_cluster_that_could_be_filled(rows, k, empty):
     x = torch.tensor(rows, dtype=torch.float32)
     if k > len(x):
         return
-    found = kmeans(x, k, empty=empty, precision="fp32")
+    found = kmeans(x, k, empty=empty)
     assert int((found.sizes > 0).sum()) == min(k, len(set(rows)))
     assert found.labels.min() >= 0
     assert found.labels.max() < k
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_ends_where_nothing_changes_any_more(precision):
+def test_it_ends_where_nothing_changes_any_more():
     """And that is the end that all further iterations would have come to."""
     x = normal(400, 6, 3)
-    found = kmeans(x, 8, iterations=300, precision=precision)
+    found = kmeans(x, 8, iterations=300)
     assert 1 < found.iterations < 100
     for more in (1, 7):
-        again = kmeans(x, 8, start=found.centroids, iterations=more, precision=precision)
+        again = kmeans(x, 8, start=found.centroids, iterations=more)
         assert again.iterations == 1
         assert torch.equal(again.centroids, found.centroids) and torch.equal(again.labels, found.labels)
-    before = kmeans(x, 8, iterations=found.iterations - 1, precision=precision)
-    assert torch.equal(kmeans(x, 8, iterations=found.iterations, precision=precision).centroids, found.centroids)
+    before = kmeans(x, 8, iterations=found.iterations - 1)
+    assert torch.equal(kmeans(x, 8, iterations=found.iterations).centroids, found.centroids)
     assert before.iterations == found.iterations - 1
-
-
-@pytest.mark.parametrize("longer", [1, 10, 20, 40])
-def test_bf16_gives_way_where_one_centroid_is_far_longer_than_the_others(longer):
-    x = normal(3000, 64, 5)
-    x[0] *= longer
-    inertia = [kmeans(x, 50, start=x[:50], precision=precision).inertia for precision in ("fp32", "bf16")]
-    assert inertia[1] < 1.005 * inertia[0]
 
 
 @pytest.mark.parametrize("apart", [1e3, 1e4])

@@ -47,7 +47,7 @@ def labels_of(found: list[Clustering]) -> Tensor:
         (3, {}, "none"),
         (2, {"spherical": True}, "labels"),
         (3, {"empty": "sample"}, "rows"),
-        (2, {"precision": "bf16"}, "none"),
+        (2, {}, "none"),
     ],
     ids=str,
 )

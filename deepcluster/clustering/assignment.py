@@ -16,16 +16,13 @@ from deepcluster.clustering.matmul import product
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
 
 # Scores (rows x K) computed at a time. On a CPU 4 MB, which stay in the cache until the best of each row is taken.
-SCORES = {torch.float64: 1 << 19, torch.float32: 1 << 20, torch.bfloat16: 1 << 21}
+SCORES = {torch.float64: 1 << 19, torch.float32: 1 << 20}
 SCORES_ON_GPU = 1 << 24
 LEAST_CHUNK = 256
 DISTANCES = 1 << 10  # rows
-SHORT = 512
-# The largest |c|^2, in mean squared distances of rows from their centroid, at which a type of scores is exact enough.
-# Measured (docs/decisions.md): in bfloat16 20 cost 1 % of inertia and 40 cost 8 %. float32 has 16 bits more; at
-# 1,000,000 a quarter of the labels were not the nearest.
-REACH = {torch.bfloat16: 16.0, torch.float32: 16_000.0}
-_WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
+# The largest |c|^2, in mean squared distances of rows from their centroid, at which float32 scores are exact enough:
+# at 1,000,000 a quarter of the labels were not the nearest.
+REACH = 16_000.0
 
 
 def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,37 +70,31 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
     chunk = max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
     middle = centroids.mean(0, dtype=torch.float64)
     far = middle.square().sum() > _squared_lengths(centroids).mean() / 2  # the rest is the spread around the middle
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    shift = middle.float().to(exact) if far else None
-    towards = centroids if shift is None else centroids.to(exact) - shift
-    lengths = _squared_lengths(towards)
-    # The bits of bfloat16 are in order where the numbers are positive (see _argmax), so the offsets are not negative.
-    offset = (lengths.max() if dtype == torch.bfloat16 else 0) / 2 - lengths / 2
-    scores = product(towards.to(dtype), offset.to(dtype))
+    shift = middle.float().to(dtype) if far else None
+    towards = centroids if shift is None else centroids.to(dtype) - shift
+    scores = product(towards.to(dtype), (-_squared_lengths(towards) / 2).to(dtype))
 
     def assign(rows: Tensor) -> Tensor:
         parts = rows.split(chunk)
         if shift is not None:
-            parts = tuple(part.to(exact) - shift for part in parts)
+            parts = tuple(part.to(dtype) - shift for part in parts)
         return torch.cat([_argmax(scores(part.to(dtype))) for part in parts])
 
     return assign
 
 
-def exact_enough(rows: Tensor, centroids: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, or the next one up that tells the centroids apart; by a sample of the ``rows`` (float32).
+def exact_enough(rows: Tensor, centroids: Tensor) -> torch.dtype:
+    """float32, or float64 if float32 cannot tell the centroids apart; by a sample of the ``rows``.
 
     The error of all scores is that of the longest centroid's: it must be small beside what rows are from theirs.
     """
-    rows, centroids = rows.to(_WIDE[dtype]), centroids.to(_WIDE[dtype])
+    rows, centroids = rows.double(), centroids.double()
     middle = centroids.mean(0)
     around = centroids - middle
     lengths = around.square().sum(1)
     likeness = (rows - middle) @ around.T - lengths / 2
     spread = ((rows - middle).square().sum(1) - 2 * likeness.max(1).values).clamp(min=0).mean()
-    if lengths.max() <= REACH[dtype] * spread:
-        return dtype
-    return torch.float32 if dtype == torch.bfloat16 else torch.float64
+    return torch.float32 if lengths.max() <= REACH * spread else torch.float64
 
 
 def _squared_lengths(x: Tensor) -> Tensor:
@@ -114,21 +105,7 @@ def _squared_lengths(x: Tensor) -> Tensor:
 
 def _argmax(scores: Tensor) -> Tensor:
     """The first of the largest in each row. On a CPU by numpy: 4 % of the product's time, where torch takes 30 %."""
-    if scores.device.type != "cpu":
-        return scores.argmax(1)
-    if scores.dtype != torch.bfloat16:
-        return torch.from_numpy(scores.numpy().argmax(1))
-    if scores.shape[1] < SHORT:
-        # Measured at 2,048 x 100: as float32 .08 ms with the conversion, .18 ms as int16.
-        return torch.from_numpy(scores.float().numpy().argmax(1))
-    # bfloat16 has the bits of float32's upper half: as integers positive ones keep their order, and negative ones come
-    # below them, in the wrong order. A row in which all are negative is looked at again.
-    bits = scores.view(torch.int16).numpy()
-    best = bits.argmax(1)
-    wrong = np.flatnonzero(bits[np.arange(len(bits)), best] < 0)
-    if len(wrong):
-        best[wrong] = scores[wrong].float().numpy().argmax(1)
-    return torch.from_numpy(best)
+    return scores.argmax(1) if scores.device.type != "cpu" else torch.from_numpy(scores.numpy().argmax(1))
 
 
 def least_block(k: int) -> int:

@@ -13,13 +13,12 @@ from deepcluster.clustering.assignment import exact_enough, label_sums, least_bl
 from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
-from deepcluster.runtime.devices import choose_precision
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.seeding import derive, generator
 
 EMPTY_POLICIES = ("split", "sample", "faiss")
-LARGE = 1 << 30  # multiplications of an assignment; a smaller one takes some 10 ms in float32, and exact is worth more
+PRECISIONS = ("auto", "fp32")
 SAMPLE = 64  # rows that tell how exact scores must be
 Finish = Callable[[Tensor], Tensor]
 Reseed = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]  # centroids, sizes, how many, random: new centroids
@@ -51,8 +50,7 @@ def kmeans(
             of distinct rows.
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment
             follows, so that the labels belong to the centroids returned.
-        precision: Of the scores: "fp32"; "bf16" in all assignments but the last; "auto", which is bf16 where that is
-            native and the product large. Where this would not tell near centroids apart, the next wider type.
+        precision: "auto" or "fp32": scores are float32, or float64 if that would not tell near centroids apart.
         empty: Where to put a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
@@ -70,13 +68,12 @@ def kmeans(
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
     if empty not in EMPTY_POLICIES:
         raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check_start(start, len(x), k, width)
-    if precision == "auto" and partition.total * width * k < LARGE:
-        precision = "fp32"
-    dtype = choose_precision(precision, x.device)
     chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
     sample = partition.index_select(x, chosen).float()
     finish: Finish = F.normalize if spherical else lambda centroids: centroids
@@ -109,13 +106,13 @@ def kmeans(
             centroids = start.float().clone()
         for iteration in range(iterations):
             before = centroids
-            if dtype == torch.bfloat16 or iteration == 0:
-                scores = exact_enough(sample, before, dtype)
+            if iteration == 0:
+                scores = exact_enough(sample, before)
             centroids, vacant = update(nearest_sums(blocks, before, scores), iteration)
             reseeded, done = reseeded + vacant, iteration + 1
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
-        scores = exact_enough(sample, centroids, torch.float32)
+        scores = exact_enough(sample, centroids)
         labels, distances = place(walk, centroids, scores)
         if processes.any(not torch.isfinite(distances).all()):
             raise _not_finite(walk, processes)

@@ -76,7 +76,6 @@ class KMeans:
     iterations: int = 20
     empty: str = "split"
     spherical: bool = False
-    precision: str = "fp32"
     start: str = "random"
 
     def __post_init__(self) -> None:
@@ -88,8 +87,9 @@ class KMeans:
         partition: Partition,
     ) -> tuple[tuple[Clustering, ...], Tensor]:  # fmt: skip
         before = () if previous is None else previous[partition.local].unbind(1)
-        settings: dict[str, Any] = {"precision": self.precision, "processes": partition.processes}
-        settings |= {"empty": self.empty, "spherical": self.spherical}
+        settings: dict[str, Any] = {
+            "empty": self.empty, "spherical": self.spherical, "processes": partition.processes,
+        }  # fmt: skip
         clusterings = []
         for i, k in enumerate(clusters):
             start = before[i] if before and self.start == "previous" else None
@@ -106,7 +106,7 @@ class KMeans:
     def exact(self, rows: Tensor, clusters: int, seed: int, partition: Partition) -> Clustering:
         """The clustering of the result (step 7): in float32, every label the nearest of all centroids."""
         clustering = kmeans(
-            rows, clusters, iterations=self.iterations, seed=seed, precision="fp32", empty=self.empty,
+            rows, clusters, iterations=self.iterations, seed=seed, empty=self.empty,
             processes=partition.processes,
         )  # fmt: skip
         return _with_all_labels(clustering, partition)
