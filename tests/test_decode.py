@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from deepcluster.images import decode as decoding
 from deepcluster.images.decode import (
@@ -97,43 +97,15 @@ def test_hsv() -> None:
     assert pixels(as_rgb(of("HSV", (0, 255, 255), (0, 0, 128)))) == [RED, (128, 128, 128)]
 
 
-def test_integers_of_32_bits() -> None:
+def test_grey_values_of_32_bits() -> None:
     assert pixels(decode(stored(of("I", 0, 256, 65535), "TIFF"))) == [BLACK, (1, 1, 1), WHITE]
-    wide = of("I", -1000, 0, 1000)  # beyond 16 bits: its own range, 127.5 rounds to the even 128
-    assert pixels(decode(stored(wide, "TIFF"))) == [BLACK, (128, 128, 128), WHITE]
-    assert pixels(as_rgb(of("I", 70000, 70000))) == [BLACK, BLACK]
-
-
-@pytest.mark.parametrize(
-    ("values", "grey"),
-    [
-        ([0.0, 0.2, 1.0], [0, 51, 255]),  # shares
-        ([0.1, 0.2, 0.4], [26, 51, 102]),  # shares, not stretched
-        ([0.0, 100.4, 255.0], [0, 100, 255]),  # grey values
-        ([10.0, 20.0], [10, 20]),
-        ([-1.0, 0.0, 1.0], [0, 128, 255]),  # its own range
-        ([1000.0, 3000.0, 2000.0], [0, 255, 128]),
-        ([float("nan"), 1000.0, 3000.0], [0, 0, 255]),
-        ([float("inf"), float("-inf"), 0.0, 500.0], [255, 0, 0, 255]),
-        ([float("nan"), float("nan")], [0, 0]),
-        ([-7.0, -7.0], [0, 0]),
-        ([-3.4e38, 3.4e38], [0, 255]),
-    ],
-)
-def test_floating_point(values: list[float], grey: list[int]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = decode(stored(Image.fromarray(np.array([values], np.float32)), "TIFF"))
-    assert pixels(image) == [(value, value, value) for value in grey]
+    for image in (of("I", -1, 0), of("I", 0, 65536), of("F", 0.5, 1.0)):
+        assert reason(stored(image, "TIFF").getvalue()).startswith("grey values of 32 bits, whose range nothing tells")
 
 
 def test_lab_by_colour_management() -> None:
     neutral = of("LAB", (255, 128, 128), (0, 128, 128))
     assert np.abs(np.asarray(decode(stored(neutral, "TIFF"))).astype(int) - [[WHITE, BLACK]]).max() <= 1
-    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
-    lab = ImageCms.applyTransform(of("RGB", (200, 100, 50), (20, 40, 60)), to_lab)
-    there_and_back = np.asarray(decode(stored(lab, "TIFF"))).astype(int)
-    assert np.abs(there_and_back - [(200, 100, 50), (20, 40, 60)]).max() <= 2
 
 
 # Orientation and frames
@@ -387,17 +359,10 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     assert explain(caught.value) == "a symbolic link that leads to itself"
 
 
-def test_pillow_limits_hide_what_pillow_and_libtiff_say(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    damaged = bytearray(stored(noise, "TIFF", compression="tiff_lzw").getvalue())
-    damaged[200:4000] = b"\xff" * 3800
+def test_pillow_limits_hide_what_pillow_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with pillow_limits(), pytest.raises(Undecodable, match="decoder error"):
-            decode(io.BytesIO(damaged))
         with pillow_limits():
             decode(stored(Image.new("RGB", (10, 10)), "PNG"))  # more pixels than Pillow's own limit
             decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))  # one about the tag
@@ -406,7 +371,6 @@ def test_pillow_limits_hide_what_pillow_and_libtiff_say(
         decode(stored(Image.new("RGB", (10, 10)), "PNG"))
         decode(stored(Image.new("RGB", (2, 2)), "JPEG", exif=CUT_EXIF))
         assert len(said) >= 3  # Pillow speaks again afterwards
-    assert capfd.readouterr() == ("", "")
 
 
 # In strips, and one at a time
@@ -430,11 +394,7 @@ def random_images() -> dict[str, Image.Image]:
     found["I;16 int"].info["transparency"] = found["I;16"].getpixel((5, 40))
     found["I;16B"] = Image.frombytes("I;16B", shape[::-1], random.bytes(2 * 57 * 41))
     found["I"] = Image.fromarray(random.integers(0, 65536, shape).astype(np.int32))
-    found["I wide"] = Image.fromarray(random.integers(-70_000, 65536, shape).astype(np.int32))
-    numbers = random.random(shape).astype(np.float32)
-    found |= {f"F {top}": Image.fromarray(numbers * top) for top in (0, 1, 255, 1000)}
-    numbers[50, 3], numbers[20], numbers[3, 3] = np.inf, -np.inf, np.nan
-    return found | {"F odd": Image.fromarray(numbers * 500), "F none": Image.fromarray(numbers * np.nan)}
+    return found
 
 
 @pytest.mark.parametrize("strip", [1, 41, 333])

@@ -1,6 +1,5 @@
 """From the bytes of a file to upright RGB pixels. The only decoder, so that every step sees the same pixels."""
 
-import ctypes
 import errno
 import logging
 import os
@@ -13,11 +12,10 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, _imaging
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import features as pillow
 
 # Without EPS (it starts Ghostscript) and without rare formats, which are seldom tested. See also accepted_formats().
@@ -90,15 +88,11 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
 
     | mode | becomes |
     |---|---|
-    | 1, L, P, RGB, CMYK, YCCK, YCbCr, HSV | Pillow's ``convert("RGB")`` |
+    | 1, L, P, RGB, CMYK, YCCK, YCbCr, HSV, LAB | Pillow's ``convert("RGB")`` |
     | alpha: LA, PA, RGBA, or a transparent colour (tRNS) in any mode | composed over white |
     | 16 bits: I;16 in either byte order, I with values in 0..65535 | the upper 8 bits |
-    | F with values in 0..1 | times 255 |
-    | F with values in 0..255 | as is |
-    | other I and F | the image's own minimum..maximum becomes 0..255 (constant: 0) |
-    | LAB | sRGB by colour management |
 
-    In F, NaN counts as the minimum and an infinity as the nearer end of the range. ICC profiles are ignored.
+    Other grey values of 32 bits are refused, as nothing tells their range. ICC profiles are ignored.
 
     Args:
         file: A path, or a seekable stream, which is read from its start.
@@ -146,31 +140,30 @@ def as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
         return convert(image)
     width, height = (-(-side // factor) for side in image.size)
     rgb = Image.new("RGB", (width, height))
-    for top, strip in _strips(image, factor):
-        part = convert(strip)
+    rows = max(1, STRIP // image.width // factor) * factor
+    for top in range(0, image.height, rows):
+        part = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
         rgb.paste(part.reduce(factor) if factor > 1 else part, (0, top // factor))
     return rgb
 
 
-def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """(first row, part of the image); parts begin at multiples of ``factor`` rows."""
-    if image.width * image.height <= STRIP:
-        yield 0, image
-        return
-    rows = max(1, STRIP // image.width // factor) * factor
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """The function that turns the image, or a part of it, into RGB."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        eight_bits = _eight_bits(image)
-        return lambda part: Image.fromarray(eight_bits(np.asarray(part))).convert("RGB")
-    if image.mode == "LAB":
-        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply
+    ends = np.array(image.getextrema() if image.mode == "I" else (0, 0))
+    if image.mode == "F" or ends.min() < 0 or ends.max() > 65535:
+        raise Undecodable("grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        transparent = image.info.get("transparency")
+        return lambda part: _upper_bits(part, transparent if isinstance(transparent, int) else None)
     return _over_white if image.has_transparency_data else lambda part: part.convert("RGB")
+
+
+def _upper_bits(image: Image.Image, transparent: int | None) -> Image.Image:
+    values = np.asarray(image)
+    grey = (values >> 8).astype(np.uint8)
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -181,7 +174,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def pillow_limits() -> Iterator[None]:
-    """Keep warnings of Pillow and libtiff off the terminal, and allow images of up to ``MAX_PIXELS`` pixels.
+    """Keep warnings of Pillow off the terminal, and allow images of up to ``MAX_PIXELS`` pixels.
 
     This changes state of the whole process (``warnings.catch_warnings`` is not thread-safe): put it around the loop
     over images, in the thread that starts the others.
@@ -192,11 +185,9 @@ def pillow_limits() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logger.setLevel(logging.CRITICAL + 1)
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-        tiff_handler = _set_tiff_handler(None)
         try:
             yield
         finally:
-            _set_tiff_handler(tiff_handler)
             logger.setLevel(level)
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -225,17 +216,6 @@ def not_a_file(mode: int) -> str:
     """What ``st_mode`` describes, as the reason not to open it."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
-
-
-def _set_tiff_handler(handler: int | None) -> int | None:
-    """Set the function (its address) by which libtiff writes errors to standard error; returns the one before."""
-    try:
-        exchange = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # a symbol of the libtiff that Pillow links
-    except (AttributeError, OSError):  # linked statically: its messages stay
-        return None
-    exchange.argtypes, exchange.restype = [ctypes.c_void_p], ctypes.c_void_p
-    previous: int | None = exchange(handler)
-    return previous
 
 
 def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
@@ -327,36 +307,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
-
-
-def _eight_bits(image: Image.Image) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]:
-    """The function that turns grey values of modes I, I;16 and F into 8 bits, by the range of the whole image."""
-    ranges = list(_ranges(image))
-    low = min((low for low, _ in ranges), default=0.0)
-    high = max((high for _, high in ranges), default=0.0)
-    shifted = image.mode != "F" and low >= 0 and high <= 65535
-    tops = (1, 255) if image.mode == "F" else ()
-    bottom, top = next(((0.0, float(top)) for top in tops if low >= 0 and high <= top), (low, high))
-    scale = 255 / (top - bottom) if top > bottom else 0.0
-    transparent = image.info.get("transparency")
-
-    def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        if shifted:
-            grey = (values >> 8).astype(np.uint8)
-        else:
-            filled = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-            grey = np.rint((filled - bottom) * scale).astype(np.uint8)
-        if isinstance(transparent, int):
-            grey[values == transparent] = 255
-        return grey
-
-    return eight_bits
-
-
-def _ranges(image: Image.Image) -> Iterator[tuple[float, float]]:
-    """The least and the largest finite number of each strip that has any."""
-    for _, strip in _strips(image):
-        values = np.asarray(strip)
-        finite = values[np.isfinite(values)]
-        if finite.size:
-            yield float(finite.min()), float(finite.max())
