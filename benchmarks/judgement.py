@@ -2,6 +2,8 @@
 
     python benchmarks/judgement.py CACHE outliers NAME [NAME ...] [--images 300 600 1500 3000] [--seeds 0 1 2]
                                                    [--alike NAME,NAME] [--name judgement_outliers]
+    python benchmarks/judgement.py CACHE number NAME [NAME ...]
+    python benchmarks/judgement.py CACHE stability NAME [NAME ...]
 
 NAME is a file that `cached_features.py` made, without its ending; one that ends in -sSEED has features that a run
 adapted. Every constant is chosen on all other sets, and the figures of a set are by the constants chosen without it.
@@ -11,11 +13,15 @@ Strangers are 60 images of each other set (not of one that is --alike, such as t
 every third class of the set, which is then fitted without them (hard, because they are of the same kind). `within`:
 strangers are 2 % of the images of the fit itself. `batches`: the share of batches of 20 added images that say by half
 of their images that a new fit is due.
+
+number: the guess of `-k auto` against the classes of 300 to 2,500 images of all or of 3, 5 and 7 classes.
+stability: its rank correlation with the agreement to the labels; the right number of groups, half and twice as many.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,9 +29,15 @@ from typing import Any
 import torch
 from cached_features import load
 from common import save
+from scipy.stats import spearmanr
 from torch import Tensor
 
+from deepcluster.clustering.agreement import ari
+from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
+from deepcluster.clustering.whitening import whiten
+from deepcluster.groups.choose_k import candidates, stability
+from deepcluster.groups.cut import as_groups, cut, place
 from deepcluster.groups.drift import STRANGE_MEDIAN
 from deepcluster.runtime.partition import Partition
 
@@ -159,6 +171,80 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     save(arguments.name, results)
 
 
+def collections(cache: Path, names: Sequence[str], counts: Sequence[int]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield a set's name, reduced features and labels: of all its classes, and of random 3, 5 and 7 of them."""
+    for name in names:
+        cached = load(cache / f"{name}.pt")
+        classes = len(cached.labels.unique())
+        for count, some in product(counts, sorted({3, 5, 7, classes})):
+            random = torch.Generator().manual_seed(7 * some + count)
+            kinds = torch.randperm(classes, generator=random)[:some]
+            rows = torch.nonzero(torch.isin(cached.labels, kinds)).flatten()
+            if some <= classes and len(rows) >= 0.6 * count:
+                rows = rows[torch.randperm(len(rows), generator=random)[:count]].sort().values
+                yield name, reduced_of(cached.rounds[0][rows]), cached.labels[rows].unique(return_inverse=True)[1]
+
+
+def reduced_of(features: Tensor) -> Tensor:
+    """Reduce features as `auto` does with the installed network."""
+    return whiten(features, 256, 0.25, root=True)(features)
+
+
+def number(cache: Path, arguments: argparse.Namespace) -> None:
+    """Is the number of groups within a factor of 1.5 of the classes? The rule of a set is chosen on all others."""
+    rules = {f"finest within {share}": share for share in (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.0)}
+    right: dict[str, dict[str, list[float]]] = {}
+    for name, rows, labels in collections(cache, arguments.names, arguments.images):
+        plausible, wanted = (
+            candidates(rows, cut_rows=lambda rows, k, seed: as_groups(kmeans(rows, k))),
+            len(labels.unique()),
+        )
+        best = max(candidate.score for candidate in plausible)
+        for rule, share in rules.items():
+            k = max(candidate.k for candidate in plausible if candidate.score >= share * best)
+            right.setdefault(rule, {}).setdefault(name, []).append(near(k, wanted))
+        some = float(any(near(candidate.k, wanted) for candidate in plausible))
+        right.setdefault("any of three", {}).setdefault(name, []).append(some)
+    shares = {rule: {name: mean(values) for name, values in by_set.items()} for rule, by_set in right.items()}
+
+    def left_out(name: str) -> float:
+        best = max(rules, key=lambda rule: mean(share for other, share in shares[rule].items() if other != name))
+        return shares[best][name]
+
+    results: dict[str, Any] = {rule: {"mean": mean(by_set.values()), **by_set} for rule, by_set in shares.items()}
+    results["rule of the other sets"] = {"mean": mean(map(left_out, arguments.names))}
+    for rule, by_set in results.items():
+        print(rule, {name: round(share, 2) for name, share in by_set.items()})
+    save("judgement_number", results)
+
+
+def near(k: int, wanted: int) -> float:
+    return float(max(k / wanted, wanted / k) <= 1.5)
+
+
+def stable(cache: Path, arguments: argparse.Namespace) -> None:
+    """Does the stability follow the agreement with the labels? With the right number of groups, half and twice."""
+    results, figures = [], {}
+    for name in arguments.names:
+        cached = load(cache / f"{name}.pt")
+        for features, count in product(cached.rounds[:2], arguments.images):
+            rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(1))[:count].sort().values
+            reduced, labels = reduced_of(features[rows]), cached.labels[rows]
+            for factor in (0.5, 1, 2):
+                k = max(2, round(factor * len(labels.unique())))
+                if (value := stability(reduced, k)) is not None:
+                    groups = cut(reduced, k)
+                    agreement = ari(labels, place(reduced, groups, groups.centroids[:1]).cluster)
+                    results.append(
+                        {"set": name, "images": len(rows), "factor": factor, "stability": value, "ari": agreement}
+                    )
+    for title, factors in (("all", (0.5, 1, 2)), ("right number", (1,))):
+        rows = [row for row in results if row["factor"] in factors]
+        figures[title] = spearmanr([row["stability"] for row in rows], [row["ari"] for row in rows])[0]
+        print(title, len(rows), round(figures[title], 3))
+    save("judgement_stability", {"rank correlation": figures, "cuts": results})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
@@ -170,6 +256,11 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--alike", type=lambda text: text.split(","), default=[])
     command.add_argument("--name", default="judgement_outliers")
+    for name, judge, counts in (("number", number, [1000, 300, 2500]), ("stability", stable, [300, 600, 1500, 3000])):
+        command = judgements.add_parser(name)
+        command.set_defaults(judge=judge)
+        command.add_argument("names", nargs="+")
+        command.add_argument("--images", type=int, nargs="+", default=counts)
     arguments = parser.parse_args()
     arguments.judge(arguments.cache, arguments)
 
