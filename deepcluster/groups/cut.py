@@ -21,11 +21,6 @@ EMBEDDINGS = 5  # that the graph chooses among
 EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are fewer, for time
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
-FEW = 20  # rows that, alone and far from all others, make a stray centroid and not a part of a group
-OWN_FENCE = 50  # rows of a group that tell how far its images may lie; of fewer, those of all groups do
-# A fence is at the median plus so many times the distance from it to the 90th percentile: the farthest 5 % have no say.
-# 1.284 is where 5 % of normally distributed numbers are beyond it.
-STRAY = 1.284
 ROWS_AT_ONCE, PAIRS_AT_ONCE = 4096, 1 << 16  # in place
 ROUNDING = 2e-5  # the most that a product of float32 is wrong by, as a share of the lengths; 1e-6 was seen
 
@@ -90,7 +85,7 @@ def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0)
         if sizes[group] > 0
     ]
     groups = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
-    return _numbered(_without_strays(Cut(torch.cat(parts), groups), rows), reduced)
+    return _numbered(Cut(torch.cat(parts), groups), reduced)
 
 
 def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
@@ -106,33 +101,6 @@ def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
     """The centroids of one group, a ``share`` of its number of rows, none of them without a row."""
     clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed, precision="fp32")
     return clustering.centroids[clustering.sizes > 0]
-
-
-def _without_strays(groups: Cut, rows: Tensor) -> Cut:
-    """The groups without the centroids that only a few rows have, far from all others.
-
-    Each row's reach is the distance within which it has ``FEW`` others, by the sizes of the centroids on the way. A
-    centroid is dropped if most of its rows reach beyond the fence of their group: they are outliers of what is left.
-    """
-    nearest = assigner(groups.centroids)(rows)
-    sizes, group = torch.bincount(nearest, minlength=len(groups.centroids)), groups.groups[nearest]
-    members = torch.bincount(group, minlength=groups.count)[group]
-    few = (members // 2).clamp(max=FEW).unsqueeze(1)
-    parts = zip(rows.split(4096), few.split(4096), strict=True)
-    reach = torch.cat([_reach(part, groups.centroids, sizes, least) for part, least in parts])
-    beyond = reach > _fences(reach, group, groups.count)[group]
-    beyond &= members >= OWN_FENCE  # a few rows of a small group are no strays: they are the group
-    strays = torch.bincount(nearest, beyond.double(), len(sizes)) > sizes / 2
-    largest = torch.zeros(groups.count, dtype=torch.int64).scatter_reduce(0, groups.groups, sizes, "amax")
-    remaining = ~strays | (sizes == largest[groups.groups])
-    return Cut(groups.centroids[remaining], groups.groups[remaining])
-
-
-def _reach(rows: Tensor, centroids: Tensor, sizes: Tensor, least: Tensor) -> Tensor:
-    """The distance of each row to the centroid up to which there are ``least`` other rows."""
-    near = torch.cdist(rows, centroids).topk(min(len(centroids), FEW + 1), largest=False)
-    enough = sizes[near.indices].cumsum(1) > least
-    return near.values.gather(1, enough.int().argmax(1, keepdim=True)).squeeze(1)
 
 
 def _numbered(groups: Cut, reduced: Tensor) -> Cut:
@@ -208,24 +176,3 @@ def _place(
 def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
     """The exact sum: a matrix product would not make the distance of an image to itself 0."""
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _fences(distances: Tensor, group: Tensor, count: int) -> Tensor:
-    """From where on a distance is far (float32, ``count``), by the distances in each group.
-
-    Never farther than by the distances in all groups; infinite for a group without any.
-    """
-    fences = torch.full((count,), torch.inf)
-    fence_of_all = _fence(distances)
-    for number in range(count):
-        members = distances[group == number]
-        if len(members) >= OWN_FENCE:
-            fences[number] = min(_fence(members), fence_of_all)
-        elif len(members):
-            fences[number] = fence_of_all
-    return fences
-
-
-def _fence(distances: Tensor) -> float:
-    middle, high = np.quantile(distances.numpy(), [0.5, 0.9])  # torch's refuses more than 16 million numbers
-    return float(middle + STRAY * (high - middle))
