@@ -64,11 +64,7 @@ def train(
     """Alternate until the recipe or the time limit ends it; after each round write what it leaves.
 
     Args:
-        job: The fit.
-        folder: Its folder.
         network: It is trained in place.
-        images: Its images and recipe.
-        checkpoints: Where checkpoints go.
         checkpoint: The one to go on from, for the main rank.
         about: What each checkpoint says of the run.
         results: Writes the first result and the preliminary ones.
@@ -80,11 +76,9 @@ def train(
         so_far = {"elapsed": clock.elapsed(), "rounds": limit.rounds, "baseline": results.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
-    if processes.any(checkpoint is not None):
-        state = _resumed(job, network, images, checkpoint, limit, results)
-    else:
-        state = State()
-        save(state)
+    state = _resumed(job, network, images, checkpoint, limit, results)
+    if state is None:
+        save(state := State())
     history = History(folder, job.truth(images.store.kept), state.round) if processes.is_main else None
     if state.round == 0 and recipe.rounds and job.request.report:
         features = _first_result(job, recipe, limit, results)
@@ -120,8 +114,10 @@ def train(
 
 def _resumed(
     job: Job, network: Network, images: ImagesRead, checkpoint: Checkpoint | None, limit: TimeLimit, results: Results
-) -> State:
-    """Put back what the checkpoint of the main rank says, and return its state. A collective."""
+) -> State | None:
+    """Put back what the checkpoint of the main rank says, and return its state; None if it has none. A collective."""
+    if not job.processes.any(checkpoint is not None):
+        return None
     state, parameters = restored(checkpoint, images.store.partition)
     network.load_state_dict(parameters)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
