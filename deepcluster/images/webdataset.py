@@ -25,13 +25,6 @@ _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What writers of shards put beside them: statistics, tables of the samples, indices.
 _BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
-_NO_FILE = {
-    tarfile.SYMTYPE: "a symbolic link, not followed",
-    tarfile.LNKTYPE: "a hard link, not followed",
-    tarfile.FIFOTYPE: "a FIFO, not a file",
-    tarfile.CHRTYPE: "a device, not a file",
-    tarfile.BLKTYPE: "a device, not a file",
-}
 _LONGEST_NAME = 4096  # bytes: Linux's limit for a path
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
 _LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one member
@@ -216,27 +209,38 @@ def _check_plain(file: Path, stream: BinaryIO) -> None:
 
 
 def _read_members(stream: "_Headers", contents: _Contents) -> str:
-    """Put the members of an archive into ``contents``; returns why the reading ended early, or ""."""
+    """Put the members of an archive into ``contents``; return why the reading ended early, or ""."""
     length = os.fstat(stream.fileno()).st_size
     at = 0
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
+                plain = member.isreg() and not member.issparse()
+                # With a size below 0 the same header could come again, forever.
+                if member.size < 0 or tar.offset <= member.offset or (plain and _end(member) > length):
+                    return _damaged(member.offset)
                 at = tar.offset
-                if member.size < 0 or at <= member.offset:  # the same header could come again, forever
-                    return _damaged(member.offset, "a size below 0")
-                cut = member.isreg() and not member.issparse() and member.offset_data + member.size > length
-                _take(member, stream, contents, cut=cut)
+                _take(member, stream, contents, plain=plain)
     except (MemoryError, OSError):
         raise
-    except Exception as error:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
-        if at < length:
-            return _damaged(at, one_line(str(error)) or type(error).__name__)
-    return _how_it_ends(stream, at, length)
+    except Exception:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
+        return _damaged(at)
+    # An archive ends with zeros. Anything else is damage, or another archive behind the first.
+    stream.seek(min(at, length))
+    rest = iter(lambda: stream.read(1 << 20), b"")
+    return "" if at < length and not any(part.strip(b"\0") for part in rest) else _damaged(at)
 
 
-def _take(member: tarfile.TarInfo, stream: BinaryIO, contents: _Contents, *, cut: bool) -> None:
+def _end(member: tarfile.TarInfo) -> int:
+    return member.offset_data + member.size
+
+
+def _damaged(at: int) -> str:
+    return f"not a tar archive, or cut off, from byte {at} on: the rest is not read"
+
+
+def _take(member: tarfile.TarInfo, stream: BinaryIO, contents: _Contents, *, plain: bool) -> None:
     """Put one member into ``contents`` if it is an image, a label, or something that a user would miss."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
@@ -244,29 +248,22 @@ def _take(member: tarfile.TarInfo, stream: BinaryIO, contents: _Contents, *, cut
     name = "/".join(parts)
     suffix, dots = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
     if dots in ("cls", "json"):
-        if member.isreg() and not cut and member.size <= _LONGEST_LABEL:
+        if plain and member.size <= _LONGEST_LABEL:
             _take_label(stream, member, dots, _key(name), contents.labels)
     elif suffix in SUFFIXES:
-        reason = _why_not(member, name, contents, cut=cut)
-        if reason is None:
-            contents.images[name] = (member.offset_data, member.size)
+        if "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+            reason = "not a possible file name"
+        elif not plain:
+            reason = "a link, a device or a sparse file, not read"
+        elif name in contents.images:
+            reason = "a second member of this name; the first is used"
         else:
-            shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
-            contents.skipped.append((f"{shown}#{member.offset}" if shown in contents.images else shown, reason))
+            contents.images[name] = (member.offset_data, member.size)
+            return
+        shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
+        contents.skipped.append((f"{shown}#{member.offset}" if shown in contents.images else shown, reason))
     elif is_shard(name):
         contents.skipped.append((name, "an archive within an archive, not read"))
-
-
-def _why_not(member: tarfile.TarInfo, name: str, contents: _Contents, *, cut: bool) -> str | None:
-    if "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
-        return "not a possible file name"
-    if member.issparse():
-        return "a sparse file, in pieces: write the shard without sparse files"
-    if not member.isreg():
-        return _NO_FILE.get(member.type, "not a file")
-    if name in contents.images:
-        return "a second member of this name; the first is used"
-    return "cut off by the end of the shard" if cut else None
 
 
 def _take_label(stream: BinaryIO, member: tarfile.TarInfo, kind: str, key: str, labels: dict[str, str]) -> None:
@@ -288,24 +285,6 @@ def _key(name: str) -> str:
     """What the members of one sample have in common: the name up to the first dot after the last slash."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
-
-
-def _how_it_ends(stream: BinaryIO, at: int, length: int) -> str:
-    """Why there is no header at byte ``at``; "" if the archive is complete."""
-    stream.seek(min(at, length))
-    block = stream.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        return f"cut off at byte {length}: what followed is not there" if length else "empty file"
-    if block.strip(b"\0"):
-        return _damaged(at, "no header")
-    while rest := stream.read(1 << 20):
-        if rest.strip(b"\0"):
-            return f"goes on after its end at byte {at}: several archives in one file, of which the first is read"
-    return ""
-
-
-def _damaged(at: int, what: str) -> str:
-    return f"not a tar archive from byte {at} on ({what}): the rest is not read"
 
 
 class _Headers(io.BufferedReader):
