@@ -209,25 +209,15 @@ def test_rows_of_an_array(shape: tuple[int, ...], order: str, tmp_path: Path) ->
 
 
 def test_an_array_that_shrinks(tmp_path: Path) -> None:
-    """It is said, with both sizes: the process died of SIGBUS."""
+    """An error says so: the process died of SIGBUS."""
     np.save(tmp_path / "a.npy", pixels(600, 16, 16, 3))
-    size = (tmp_path / "a.npy").stat().st_size
     source = find(tmp_path / "a.npy")
     assert source.read(599).size == (16, 16)
     os.truncate(tmp_path / "a.npy", 200)
-    with pytest.raises(DataError, match=rf"it had {size:,} bytes and has 200"):
+    with pytest.raises(DataError, match=r"a\.npy became shorter while it was read"):
         source.read(599)
-    with pytest.raises(DataError, match="changed while it was read"):  # and is no image that is left out
+    with pytest.raises(DataError, match="became shorter"):  # and is no image that is left out
         read_once(source, 16)
-
-
-def test_an_array_that_is_written_anew(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", pixels(4, 16, 16, 3))
-    source = find(tmp_path / "a.npy")
-    np.save(tmp_path / "a.npy", pixels(4, 16, 16, 3))
-    os.utime(tmp_path / "a.npy", (1, 1))
-    with pytest.raises(DataError, match="changed while it was read"):
-        source.read(0)
 
 
 def test_a_fit_of_an_array_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HOLDS_OBJECTS = ValueError("it holds Python objects and not numbers: save numbers of type uint8")
-# An .npz member of more than UNPACKED bytes is refused if it unpacks to more than DENSEST times its size in the file.
-# Photographs have a ratio of 1 to 2, drawings of digits 5 to 20, nothing but zeros 1,000.
-UNPACKED = 100_000_000
-DENSEST = 300
 MAGICS = (b"\x93NUMPY", b"PK")
 
 
@@ -48,16 +43,10 @@ def _without_advice(error: ValueError) -> ValueError:
     return HOLDS_OBJECTS if "pickle" in str(error) or "Python objects" in str(error) else error
 
 
-def _state(stream: FileIO) -> tuple[int, int]:
-    status = os.fstat(stream.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
 class NumpyFile:
     """The uint8 images of an .npy file, by number; each is read when asked for.
 
-    It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError if the file
-    has changed since it was opened.
+    It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
 
     Args:
         file: The file.
@@ -69,16 +58,14 @@ class NumpyFile:
         self.shape = array.shape
         self._begin = array.offset
         self._stream = file.open("rb", buffering=0)
-        self._before = _state(self._stream)
 
     def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
         size = int(np.prod(self.shape[1:]))
         data = os.pread(self._stream.fileno(), size, self._begin + i * size)
-        now = _state(self._stream)
-        if now != self._before or len(data) != size:
+        if len(data) != size:
             raise DataError(
-                f"{one_line(str(self.file))} changed while it was read (it had {self._before[0]:,} bytes and has"
-                f" {now[0]:,}): wait until it is complete, then run the same command again"
+                f"{one_line(str(self.file))} became shorter while it was read: wait until it is complete, then run the"
+                " same command again"
             )
         return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
 
@@ -119,12 +106,11 @@ def _members_to_read(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Header:
-    """What an .npz says about one of its members; ``packed`` is its size in the file, in bytes."""
+    """What an .npz says about one of its members."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    packed: int
 
     @property
     def bytes(self) -> int:
@@ -141,7 +127,7 @@ def _header(archive: Any, name: str) -> _Header:
     shape, _, dtype = read(start)
     if dtype.hasobject:
         raise HOLDS_OBJECTS
-    return _Header(name, dtype, shape, entry.compress_size)
+    return _Header(name, dtype, shape)
 
 
 def _check_members(images: _Header, labels: _Header | None, file: Path) -> None:
@@ -150,14 +136,7 @@ def _check_members(images: _Header, labels: _Header | None, file: Path) -> None:
     _check_array(images.dtype, images.shape, f"the array {where}")
     if labels is not None:
         _check_labels(math.prod(labels.shape), images.shape[0], where)
-    members = [images] if labels is None else [images, labels]
-    for member in members:
-        if member.bytes > max(UNPACKED, DENSEST * member.packed):
-            raise DataError(
-                f"{one_line(member.name)} in {where} has {member.packed:,} bytes and would take {member.bytes:,}"
-                " unpacked, which images do not: if you trust them, unpack them with numpy and save them as .npy"
-            )
-    needed = sum(member.bytes for member in members)
+    needed = images.bytes + (0 if labels is None else labels.bytes)
     check_fits(f"unpacking {where}", needed, "save the images with np.save as .npy, which is read from the disk")
 
 

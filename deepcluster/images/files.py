@@ -4,7 +4,6 @@ import codecs
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -167,20 +166,19 @@ def _sent(stdin: TextIO | None) -> Iterator[str]:
         raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
     # The bytes below the text, where there are some: a strict text stream fails on names that are not UTF-8.
     raw = getattr(stdin, "buffer", None)
-    blocks = iter(partial(raw.read1, 1 << 16), b"") if raw else iter([stdin.read().encode(errors="surrogateescape")])
-    waiting, separator = b"", b""
     try:
-        for block in blocks:
-            waiting += block
-            if waiting.startswith(UTF_16):  # its separators are two bytes wide
-                continue
-            separator = separator or next((sign for sign in (b"\0", b"\n") if sign in waiting), b"")
-            if separator:
-                whole, _, waiting = waiting.rpartition(separator)
-                yield from _lines(whole)
+        if raw is None:
+            yield from _lines(stdin.read().encode(errors="surrogateescape"))
+            return
+        start = raw.read1(1 << 16)
+        if start.startswith(UTF_16) or b"\0" in start:
+            yield from _lines(start + raw.read())
+            return
+        yield from _lines(start if start.endswith(b"\n") else start + raw.readline())
+        for line in raw:  # as they arrive
+            yield from _lines(line)
     except OSError as error:
         raise DataError(f"cannot read standard input: {explain(error)}") from error
-    yield from _lines(waiting)
 
 
 def _listed(file: Path) -> list[str]:
