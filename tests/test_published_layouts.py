@@ -90,15 +90,6 @@ def test_convnext_by_the_names_of_its_authors(tmp_path, wrapped):
     same_features("test_convnext", 144, tmp_path / "a.pth", model)
 
 
-def test_what_has_no_place_is_named(tmp_path):
-    path = tmp_path / "a.safetensors"
-    state = published("test_vit")
-    save_file(with_mask_token(state), path)
-    assert build("timm:test_vit", image_size=96, weights=str(path)).origin == f"left out of {path}: mask_token"
-    save_file({key: value for key, value in state.items() if not key.startswith("head.")}, path)
-    assert build("timm:test_vit", image_size=96, weights=str(path)).origin == ""
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -42,7 +42,7 @@ class Network(nn.Module):
         mean: Of each colour; part of the network, so that nobody can forget the normalisation or do it twice.
         std: Likewise.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
-        origin: A description of the initial weights and of what was left out of their file; may be empty.
+        origin: A description of the published file that the initial weights are from; may be empty.
     """
 
     head: nn.Linear | Centroids | None
@@ -207,9 +207,8 @@ def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: in
         raise unknown_backbone(name)
     if state is None:
         return part
-    path = str(weights)
-    left_out = load_body(part.body, state, path=path, name=name, heads=() if official else heads, convert=convert)
-    return replace(part, origin=official.text if official else f"left out of {path}: {left_out}" if left_out else "")
+    load_body(part.body, state, path=str(weights), name=name, heads=() if official else heads, convert=convert)
+    return replace(part, origin=official.text if official else "")
 
 
 def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:

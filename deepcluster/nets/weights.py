@@ -91,7 +91,7 @@ def load_body(
     name: str,
     heads: tuple[str, ...],
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
-) -> str:
+) -> None:
     """Copy ``state`` into ``body``.
 
     Prefixes of the names (``module.``, ``body.``, ...) are removed. Only the step counts of batch normalisation
@@ -104,9 +104,6 @@ def load_body(
         name: Of the network, for messages.
         heads: Modules that classify; what ``body`` has not of them is ignored.
         convert: From another layout to that of ``body``, for a file that does not fit as it is.
-
-    Returns:
-        The modules in the file that have no place in ``body``, in words; the heads, which never have one, left out.
 
     Raises:
         ModelError: A name is missing, is left over, or has another shape, or a number is not finite.
@@ -131,7 +128,6 @@ def load_body(
                 " that made it had failed; give other --weights"
             )
     body.load_state_dict(expected | given)
-    return ", ".join(module for module in _left_out(state, given) if module not in heads)
 
 
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
@@ -144,19 +140,6 @@ def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tup
         if key in given and given[key].shape != expected[key].shape
     ]
     return missing, unexpected, misshapen
-
-
-def _left_out(state: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> list[str]:
-    """The modules of ``state`` with tensors that are not among those ``used``, under whatever name or shape."""
-    memory = {tensor.data_ptr() for tensor in used.values()}
-    modules: dict[str, None] = {}
-    for key, tensor in state.items():
-        parts = key.split(".")
-        named = any(".".join(parts[start:]) in used for start in range(len(parts)))
-        if not named and (tensor.data_ptr() not in memory or not tensor.numel()):
-            inner = [part for part in parts if f"{part}." not in PREFIXES]
-            modules[inner[0] if inner else key] = None
-    return list(modules)
 
 
 def _unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
