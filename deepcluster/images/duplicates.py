@@ -6,6 +6,9 @@ again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (
 .24 or more from every other, and of the rest all below .1 are true copies.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import Processes
 
 SIDE = 16  # px of the small pictures
 ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
@@ -24,16 +26,14 @@ WINDOW = 32  # neighbours in sorted order that are compared
 BITS = 8  # of 64 that may differ: JPEG of quality 75 changes up to 5
 # Bits by which the hash is rotated before sorting: with up to 3 wrong bits one of its four 16-bit blocks is intact.
 TURNS = (0, 16, 32, 48)
-CHUNK = 512
-SPLITTERS = 256  # hashes of each rank that tell where the bands of all begin
-PICTURE = 8 + 8 + 4 + 4  # bytes of a record before the small picture: number, hash, lightness, contrast
-RECORD = PICTURE + 3 * SIDE**2
+CHUNK = 512  # images described at a time
+PAIRS = 1 << 14  # compared at a time
 
 
 def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[list[tuple[int, float]]]:
-    """Groups of nearly identical images, in the order of their first rows; none on other ranks than the main rank.
+    """Return groups of nearly identical images by their first rows; none on other ranks than the main rank.
 
-    Each rank compares the images of one band of hashes, whoever has them.
+    The main rank has the hashes of all images, and fetches the small pictures of those that it compares.
 
     Args:
         images: uint8 N x 3 x S x S; with several ranks this one's.
@@ -45,75 +45,54 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
     """
     partition = partition or Partition.single(len(images))
     processes = partition.processes
-    own = _records(images, partition.local.start)
-    found = torch.cat([_ties(_band(own, turn, processes), turn, processes) for turn in TURNS])
-    ties = Partition.of(processes, len(found)).gather(found)
-    alike = processes.broadcast_tensors(lambda: {"pairs": _spanning(ties)})["pairs"].split(CHUNK)
-    distances = [_apart(*(partition.to_main(own, rows) for rows in pairs.T)).tolist() for pairs in alike]
+    parts = [_described(part) for part in images.split(CHUNK) if len(part)]
+    none = torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4 + 3 * SIDE**2, dtype=torch.uint8)
+    hashes, light, pictures = (torch.cat(rows) for rows in zip(none, *parts, strict=True))
+    hashes, light = partition.gather(hashes), partition.gather(light)
+
+    def on_all(pairs: Callable[[], Tensor]) -> Tensor:
+        return processes.broadcast_tensors(lambda: {"pairs": pairs()})["pairs"]
+
+    def apart(pairs: Tensor) -> Tensor:
+        """The distances of pairs of images (numbers, n x 2), on the main rank."""
+        fetched = ([partition.to_main(pictures, rows) for rows in part.T] for part in pairs.split(PAIRS))
+        return torch.cat([_apart(*two) for two in fetched])
+
+    ties = [torch.empty(0, 2, dtype=torch.int64)]
+    for turn in TURNS:
+        turned, order = _sorted(hashes, light, turn)
+        for step in range(1, min(WINDOW, partition.total - 1) + 1):
+            pairs = on_all(partial(_near, turned, order, step))
+            distances = apart(pairs)
+            if processes.is_main:
+                ties.append(pairs[distances <= ALIKE])
+        ties = [_spanning(torch.cat(ties))]  # a thousand equal images are 999 pairs then, not 32,000
+    alike = on_all(lambda: ties[0])
     members: dict[int, list[tuple[int, float]]] = {}
-    for pairs, apart in zip(alike, distances, strict=True):
-        for (first, row), distance in zip(pairs.tolist(), apart, strict=False):  # other ranks have no distances
-            members.setdefault(first, []).append((row, distance))
+    for (first, row), distance in zip(alike.tolist(), apart(alike).tolist(), strict=False):  # none on other ranks
+        members.setdefault(first, []).append((row, distance))
     return [*members.values()]
 
 
-def _records(images: Tensor, begin: int) -> Tensor:
-    """A row of bytes for each image: its number, its hash, its lightness, its contrast and its small picture."""
-    parts = [torch.empty(0, RECORD, dtype=torch.uint8)]
-    for part in images.split(CHUNK) if len(images) else ():  # split makes an empty part of none
-        small, hashes, spread = _signatures(part)
-        numbers = torch.arange(begin, begin + len(part))
-        begin += len(part)
-        columns = [numbers, small.float().mean(1), spread]
-        number, light, contrast = (column.unsqueeze(1).view(torch.uint8) for column in columns)
-        parts.append(torch.cat([number, hashes, light, contrast, small], 1))
-    return torch.cat(parts)
+def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The hash (int64) and lightness of each image, and the bytes of its contrast and small picture."""
+    small, hashes, spread = _signatures(images)
+    contrast = spread.unsqueeze(1).view(torch.uint8)
+    return hashes.view(torch.int64).squeeze(1), small.float().mean(1), torch.cat([contrast, small], 1)
 
 
-def _column(records: Tensor, begin: int, dtype: torch.dtype) -> Tensor:
-    return records[:, begin : begin + dtype.itemsize].contiguous().view(dtype).squeeze(1)
+def _sorted(hashes: Tensor, light: Tensor, turn: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """The hashes of all images rotated by ``turn``, and the order of the images by them, then by lightness."""
+    bits = hashes.numpy().view(np.uint64)
+    turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
+    return turned, np.lexsort((light.numpy(), turned))
 
 
-def _turned(records: Tensor, turn: int) -> npt.NDArray[np.uint64]:
-    hashes: npt.NDArray[np.uint64] = _column(records, 8, torch.int64).numpy().view(np.uint64)
-    turned: npt.NDArray[np.uint64] = (hashes << np.uint64(turn)) | (hashes >> np.uint64(-turn % 64))
-    return turned
-
-
-def _band(own: Tensor, turn: int, processes: Processes) -> Tensor:
-    """The records of all ranks whose hashes, rotated by ``turn``, are in this rank's range, by their numbers."""
-    if processes.alone:
-        return own
-    turned = _turned(own, turn)
-    seen = np.sort(turned)[:: max(1, len(turned) // SPLITTERS)].tolist()
-    every = np.sort(np.array([each for part in processes.all_gather_json(seen) for each in part], np.uint64))
-    bounds = every[[len(every) * (rank + 1) // processes.world_size for rank in range(processes.world_size - 1)]]
-    owner = np.searchsorted(bounds, turned, "right")
-    send = np.bincount(owner, minlength=processes.world_size).tolist()
-    receive = [sizes[processes.rank] for sizes in processes.all_gather_json(send)]
-    return processes.all_to_all(own[torch.from_numpy(np.argsort(owner, kind="stable"))], send, receive)
-
-
-def _ties(band: Tensor, turn: int, processes: Processes) -> Tensor:
-    """Pairs of images (numbers, n x 2) in a band that are nearly identical, as few as tie together what belongs
-    together. Compared are those that are near each other when sorted by rotated hash, then by light."""
-    order = np.lexsort((_column(band, 16, torch.float32).numpy(), _turned(band, turn)))
-    own = len(order)
-    if not processes.alone:  # the last ones are compared with the first ones of the next bands
-        heads = Partition.of(processes, min(WINDOW, own))
-        following = heads.all_gather(band[torch.from_numpy(order[:WINDOW])])[heads.local.stop :][:WINDOW]
-        order = np.concatenate([order, own + np.arange(len(following))])
-        band = torch.cat([band, following])
-    turned = _turned(band, turn)
-    pairs = [torch.empty(0, 2, dtype=torch.int64)]
-    for step in range(1, min(WINDOW, len(order) - 1) + 1):
-        one = order[: min(own, len(order) - step)]
-        other = order[step : step + len(one)]
-        near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
-        candidates = torch.from_numpy(np.stack([one[near], other[near]], 1))
-        pairs += [part[_apart(*(band[rows] for rows in part.T)) <= ALIKE] for part in candidates.split(32 * CHUNK)]
-    numbers = _column(band, 0, torch.int64)
-    return _spanning(numbers[torch.cat(pairs)])
+def _near(turned: npt.NDArray[np.uint64], order: npt.NDArray[np.int64], step: int) -> Tensor:
+    """Pairs of images (n x 2) that are ``step`` apart in the order, and whose hashes hardly differ."""
+    one, other = order[:-step], order[step:]
+    near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
+    return torch.from_numpy(np.stack([one[near], other[near]], 1))
 
 
 def _spanning(pairs: Tensor) -> Tensor:
@@ -131,9 +110,10 @@ def _spanning(pairs: Tensor) -> Tensor:
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
-    """The distance of the images of two lists of records."""
-    difference = (one[:, PICTURE:].float() - other[:, PICTURE:].float()).square().mean(1).sqrt()
-    apart: Tensor = difference / torch.maximum(*(_column(records, 20, torch.float32) for records in (one, other)))
+    """The distances of pairs of images by their contrasts and small pictures."""
+    difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
+    contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
+    apart: Tensor = difference / torch.maximum(*contrast)
     return apart
 
 
