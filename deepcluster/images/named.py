@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from deepcluster.errors import DataError, missing_extra
 from deepcluster.images.arrays import from_array
 from deepcluster.images.datasets import reader
-from deepcluster.images.decode import Undecodable, as_rgb, one_line
+from deepcluster.images.decode import one_line
 from deepcluster.images.source import Source, numbered
 
 ANSWER_SECONDS = 10.0  # for the Hub's first answer
@@ -49,13 +48,7 @@ def from_torchvision(name: str) -> Source:
             "type the same again, or download it on another machine and copy that folder here"
         ) from error
 
-    def read(i: int, size: int | None = None) -> Image.Image:
-        image = dataset[i][0]
-        if not isinstance(image, Image.Image):
-            raise Undecodable(f"not an image but a {type(image).__name__}")
-        return as_rgb(image)
-
-    return Source(title, f"torchvision:{title}", numbered(len(dataset)), read, _targets(dataset), ())
+    return Source(title, f"torchvision:{title}", numbered(len(dataset)), reader(dataset), _targets(dataset), ())
 
 
 def cache_folder(name: str) -> Path:
