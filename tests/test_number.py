@@ -79,7 +79,7 @@ def test_better_than_both_beside_it_comes_first():
 
 
 def test_the_finest_of_the_nearly_best_comes_first():
-    assert finer_first(np.array([0.5, 0.1, 0.49, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
+    assert finer_first(np.array([0.5, 0.1, 0.495, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
     assert finer_first(np.array([0.5, 0.1, 0.4]), 3) == [0, 2, 1]
     assert finer_first(np.array([]), 3) == []
 

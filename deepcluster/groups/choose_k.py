@@ -20,7 +20,7 @@ from deepcluster.seeding import derive, generator
 
 MAX_GROUPS = 30
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
-FINER = 0.95  # share of the best score from which the finest candidate comes first: people merge more easily than split
+FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 CUTS = 3
 SHARE = 0.8  # of the sample, for each cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
