@@ -763,8 +763,8 @@ def files_read(run: Path, images: str) -> Iterator[Path]:
     from deepcluster.images.run_folders import is_run
     from deepcluster.images.webdataset import files_of, is_pattern
     from deepcluster.nets.sizes import FEATURES
-    from deepcluster.storage.ownership import own_files
     from deepcluster.storage.run_folder import open_run
+    from deepcluster.storage.state import own_files
 
     record = open_run(run).read_record() if is_run(run) else None
     yield from (run / name for name in own_files(run))

@@ -45,8 +45,8 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables
 from deepcluster.storage.files import check_output, write_output
-from deepcluster.storage.ownership import own_files
 from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.state import own_files
 
 Errors = Literal["raise", "coerce"]
 # Files that a copy leaves out, as it can make them again. (Checkpoints are left out too: the run is finished.)

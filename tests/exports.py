@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, Digests, RunFolder
+from deepcluster.storage.run_folder import CLUSTERS, SUMMARY, rows_sha256
 from tests.helpers.runs import change_record
+from tests.tiny import writable
 
 RECORD = {"schema_version": 1, "images": "pictures", "seed": 0, "rounds": 0, "status": "done"}
 
@@ -39,7 +40,7 @@ def hand_run(
 ) -> Path:
     """A run on the images of ``location`` that put each path into a cluster."""
     run.mkdir()
-    folder, names, labels = RunFolder(run), names or {}, labels or {}
+    folder, names, labels = writable(run), names or {}, labels or {}
     rows = [
         {
             "path": path, "status": "ok", "cluster": cluster, "name": names.get(cluster, ""), "fine_cluster": cluster,
@@ -57,8 +58,8 @@ def hand_run(
 
 def write_clusters(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write clusters.csv and its digest."""
-    RunFolder(run).write_rows("clusters.csv", CLUSTERS, rows)
-    change_record(run, rows=Digests.of(rows).rows)
+    writable(run).write_rows("clusters.csv", CLUSTERS, rows)
+    change_record(run, rows=rows_sha256(rows))
 
 
 def photos_run(folder: Path, clusters: Mapping[str, int], **about: Any) -> Path:

@@ -14,19 +14,20 @@ from deepcluster.groups.merge_tree import Tree
 from deepcluster.runs import results
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import RunFolder
+from tests.tiny import writable
 
 TREE = Tree(groups=(0, 0, 12), merges=((0, 1), (3, 2)), sizes=(2, 3, 4, 5, 9), medoids=(0, 3, 8, 3, 8))
 
 
 def test_a_tree_comes_back(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = writable(tmp_path)
     assert drawn.read_tree(folder, 9) is None and drawn.read_map(folder, 9) is None and drawn.read_sheet(folder) == b""
     drawn.write_tree(folder, TREE)
     assert drawn.read_tree(folder, 9) == TREE
 
 
 def test_a_key_of_another_version_is_ignored(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = writable(tmp_path)
     drawn.write_tree(folder, TREE)
     table = json.loads((tmp_path / "tree.json").read_text())
     (tmp_path / "tree.json").write_text(json.dumps(table | {"levels": [[2, "<b>", None]]}))
@@ -43,7 +44,7 @@ def test_a_key_of_another_version_is_ignored(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_tree_is_refused(tmp_path: Path, key: str, value: object) -> None:
-    folder = RunFolder(tmp_path)
+    folder = writable(tmp_path)
     drawn.write_tree(folder, TREE)
     table = json.loads((tmp_path / "tree.json").read_text())
     (tmp_path / "tree.json").write_text(json.dumps(table | {key: value}))

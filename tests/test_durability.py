@@ -23,10 +23,11 @@ from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFin
 from deepcluster.nets.backbone import build
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
-from deepcluster.storage import checkpoint, ownership, run_folder
+from deepcluster.storage import checkpoint, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
+from deepcluster.storage.state import LOCK, scratch_of
 from tests.drawings import save_drawings
-from tests.helpers.runs import contents, record, small_fit
+from tests.helpers.runs import contents, left_behind, record, small_fit
 from tests.tiny import flipped
 
 
@@ -86,7 +87,7 @@ def test_killed_at_random_moments_it_ends_the_same(command, pictures, whole, tmp
         assert same(wanted, out)
         with run_folder.locked(out):  # a kill after the result leaves its lock to the next command that writes
             pass
-        assert not list(out.glob(".*")) and not list((out / "checkpoints").glob(".*"))
+        assert not left_behind(out)
 
 
 def test_without_its_checkpoints_a_run_ends_elsewhere(command, pictures, whole, tmp_path):
@@ -112,21 +113,19 @@ WINDOWS = {
     "between the rounds": ("deepcluster.runs.train:history_row", 2),
     "before the first result": ("deepcluster.runs.finish:conclude", 1),
     "before the result": ("deepcluster.runs.finish:Results.final", 1),
-    "before a result is current": ("deepcluster.storage.generation:Stage.commit", 1),
+    "before a result is current": ("deepcluster.storage.state:Stage.commit", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
     "the report": ("deepcluster.runs.report:render", 1),
 }
 
 
-def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied, tmp_path):
-    with ownership.scratch(copied) as folder:
-        (folder / "half").write_bytes(b"half")
-        left = Path(shutil.copytree(folder, tmp_path / folder.name))
-    shutil.move(left, copied)
-    foreign = copied / ".deepcluster-0123456789abcdef"  # called like one, without a marker of its own name
-    shutil.copytree(copied / left.name, foreign)
+def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied):
+    for rank in (0, 3):
+        scratch_of(copied, rank).mkdir(parents=True)
+        (scratch_of(copied, rank) / "half").write_bytes(b"half")
+    (copied / ".deepcluster" / "mine").write_bytes(b"mine")
     finish(command, pictures, copied)
-    assert not (copied / left.name).exists() and (foreign / "half").exists()
+    assert left_behind(copied) == [".deepcluster/mine"]
 
 
 QUICK_WINDOWS = ("between its two files", "the model is half there")
@@ -211,8 +210,7 @@ def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
         assert command("report", whole[0])[0] == 0
     with run_folder.locked(whole[0]):
         assert command("report", whole[0])[0] == command("recut", whole[0], "-k", "3")[0] == 5
-    assert not (out / ".lock").exists()
-    (out / ".lock").write_text("process 1 on elsewhere\n")  # left behind by one that was killed
+    (out / LOCK).write_text("process 1 on elsewhere\n")  # as a killed process leaves it
     assert command("fit", pictures, "-o", out, *small_fit("--rounds", "0"))[0] == 0
 
 

@@ -19,6 +19,7 @@ from deepcluster.images import find
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.said import Said
+from tests.tiny import writable
 
 MODES = [None, "symlink", "hardlink", "copy"]
 
@@ -324,7 +325,7 @@ def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
     columns = ("path", "label", "source", "member", "sha256", "added")
     added = [{"path": "../more/b.png", "source": str(tmp_path / "more" / "b.png")}]
     added += [{"path": "../private.png", "source": str(tmp_path / "none.png")}]
-    RunFolder(run).write_rows("added.csv", columns, added)
+    writable(run).write_rows("added.csv", columns, added)
     assert read_run_images(run, None).roots == {str(tmp_path / name) for name in ("photos", "more/b.png")}
     with pytest.warns(DeepClusterWarning, match=r"1 images .* left out: \.\./private.png"):
         folders(run, tmp_path / "out")

@@ -10,7 +10,7 @@ from deepcluster.report import sprite
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import CLUSTERS, RunFolder
 from tests.exports import hand_run, write_clusters
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, writable
 
 PATHS = ["a.png", "=1+1.png", "\udcff\n.png", "ü.png"]
 
@@ -24,7 +24,7 @@ def run(tmp_path):
     models.save(tiny_model(), run / "model")
     features = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    RunFolder(run).write_array("features.npy", features)
+    writable(run).write_array("features.npy", features)
     return run
 
 
@@ -57,7 +57,7 @@ def test_read_back(run, tmp_path):
 def test_what_viewers_need(run, tmp_path):
     """In embedding-atlas' form: zero-based rows of the table, the nearest first, and not the image itself."""
     pq = pytest.importorskip("pyarrow.parquet")
-    folder = RunFolder(run)
+    folder = writable(run)
     rows = folder.read_rows("clusters.csv")
     write_clusters(run, [rows[4], *rows[:4]])  # the skipped one first
     places = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -97,7 +97,7 @@ def test_what_is_there_is_left_alone(run, tmp_path):
 
 def test_features_of_other_images(run, tmp_path):
     pytest.importorskip("pyarrow")
-    RunFolder(run).write_array("features.npy", np.zeros((5, 4), np.float32))
+    writable(run).write_array("features.npy", np.zeros((5, 4), np.float32))
     with pytest.raises(DiskError, match=r"features.npy is damaged .*instead of float32 \(4, 4\)"):
         parquet(run, tmp_path / "x")
     assert not (tmp_path / "x").exists()

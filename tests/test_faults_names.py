@@ -35,7 +35,7 @@ from deepcluster.report.text import bare, inert, retold
 from deepcluster.storage import run_folder as files
 from tests.helpers.report import Page, page, row, summary_of
 from tests.helpers.runs import small_fit
-from tests.tiny import empty_folder
+from tests.tiny import writable
 
 NAMES = [
     *(b"plain.png", b"two words.png", b" lead.png", b"trail.png ", b"  ", b"two  spaces.png", b"dot.", b"no suffix"),
@@ -169,7 +169,7 @@ def test_no_control_character_of_an_argument_is_printed(
 
 
 def test_names_come_back_from_json(tmp_path: Path) -> None:
-    folder, names = empty_folder(tmp_path / "run"), list(map(os.fsdecode, NAMES))
+    folder, names = writable(tmp_path / "run"), list(map(os.fsdecode, NAMES))
     folder.write_json("run.json", {"names": names})
     assert folder.read_json("run.json")["names"] == names
 
@@ -204,7 +204,7 @@ def written(rows: list[dict[str, object]], columns: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
 def test_no_cell_of_text_is_a_formula_and_all_come_back(column: str, tmp_path: Path) -> None:
-    folder = empty_folder(tmp_path / "run")
+    folder = writable(tmp_path / "run")
     cells = FORMULAS + HARMLESS
     folder.write_rows("t.csv", (column, "distance"), [{column: cell, "distance": -1.5} for cell in cells])
     assert [row[column] for row in folder.read_rows("t.csv")] == cells
@@ -264,7 +264,7 @@ def test_any_name_is_found_as_it_is(name: str) -> None:
 def test_a_table_of_labels_may_be_our_own_and_tells_alike_names_apart(corpus: Path, tmp_path: Path) -> None:
     source = find(corpus)
     labels = {path: f"label {i}" for i, path in enumerate(source.paths)}  # the two cafés are of two labels
-    folder = empty_folder(tmp_path / "run")
+    folder = writable(tmp_path / "run")
     folder.write_rows("labels.csv", ("path", "label"), [{"path": p, "label": labels[p]} for p in source.paths])
     assert true_labels(str(tmp_path / "run/labels.csv"), source) == list(labels.values())
 

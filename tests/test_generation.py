@@ -3,18 +3,20 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from deepcluster.errors import DiskError
-from deepcluster.storage import generation, ownership
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage import state as states
+from deepcluster.storage.run_folder import LockedFolder
+from tests.helpers.runs import contents, left_behind
 from tests.tiny import RECORD
 
 OLD = {"run.json": "old", "clusters.csv": "old", "model/config.json": "old", "tree.json": "old"}
@@ -51,7 +53,7 @@ def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> N
 
 def state(run: Path) -> dict[str, str]:
     """What a reader finds, by name."""
-    folder = files.RunFolder(run)
+    folder = files.open_run(run)
     found = {name: folder.file(name).read_text() for name in {**OLD, **NEW} if folder.has(name)}
     return found | {"run.json": json.loads(found["run.json"])["images"]}
 
@@ -85,31 +87,39 @@ def test_a_kill_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(tm
     while killed:
         run = make(tmp_path / str(kill_at))
         killed = in_a_child(lambda run=run: change(run), kill_at)
-        seen.append(found := state(run))
+        copy = Path(shutil.copytree(run, tmp_path / f"copy{kill_at}"))
+        seen.append(found := state(run))  # a reader completes the state
         assert found in (OLD, NEW), (kill_at, found)
-        with files.locked(run):  # whoever has the lock next finishes
-            assert state(run) == found
-        names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-        assert names == {*found, "mine.txt", "model/mine.bin"}, (kill_at, names)
+        for place in (run, copy):
+            with files.locked(place):  # and so does the next lock holder
+                assert state(place) == found
+            names = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
+            assert names == {*found, "mine.txt", "model/mine.bin", states.LOCK}, (kill_at, names)
         assert (run / "mine.txt").read_text() == (run / "model" / "mine.bin").read_text() == "mine"
         kill_at += 1
     assert seen[0] == OLD and seen[-1] == NEW and kill_at > 30
     assert seen == sorted(seen, key=lambda each: each == NEW), "one moment divides old from new"
 
 
+def leave_pending(run: Path) -> None:
+    """Kill a process between the commit and the moves."""
+
+    def no_finish() -> None:
+        states.finish = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_child(lambda: change(run, no_finish), -1)
+    assert states.pending(run)
+
+
 def test_a_process_that_finishes_may_be_killed_too(tmp_path):
     """After the commit, and again and again while the moves are finished."""
     run, moves = make(tmp_path / "run"), []
 
-    def no_finish() -> None:
-        generation.finish = lambda run: os.kill(os.getpid(), signal.SIGKILL)
-
-    assert in_a_child(lambda: change(run, no_finish), -1)
-    assert generation.is_pending(run) and state(run) == NEW
-    while in_a_child(lambda: generation.finish(run), 3 + len(moves)):
-        moves.append(state(run))
+    leave_pending(run)
+    while in_a_child(lambda: states.finish(run), 3 + len(moves)):
+        moves.append(state(Path(shutil.copytree(run, tmp_path / f"copy{len(moves)}"))))
     assert moves == [NEW] * len(moves) and len(moves) > 3
-    assert not generation.is_pending(run) and state(run) == NEW
+    assert not states.pending(run) and state(run) == NEW
 
 
 def test_an_error_drops_the_next_state(tmp_path):
@@ -121,8 +131,37 @@ def test_an_error_drops_the_next_state(tmp_path):
     ):
         staged.write_text("clusters.csv", "new")
         raise RuntimeError("half way")
-    assert state(run) == OLD
-    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert state(run) == OLD and left_behind(run) == []
+
+
+def test_a_reader_waits_for_the_process_that_finishes(tmp_path, monkeypatch):
+    run = make(tmp_path / "run")
+    leave_pending(run)
+    with ThreadPoolExecutor(1) as pool:
+        with states.hold(run):
+            reader = pool.submit(state, run)
+            with pytest.raises(TimeoutError):
+                reader.result(timeout=0.1)
+        assert reader.result() == NEW
+    leave_pending(make(tmp_path / "other"))
+    monkeypatch.setattr(states, "ATTEMPTS", 3)
+    with states.hold(tmp_path / "other"), pytest.raises(DiskError, match=f"in use by process {os.getpid()}"):
+        state(tmp_path / "other")
+    assert state(tmp_path / "other") == NEW
+
+
+def test_a_reader_that_cannot_complete_a_state_says_so(tmp_path, monkeypatch):
+    run = make(tmp_path / "run")
+    leave_pending(run)
+
+    def read_only(run: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(run))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "hold", read_only)
+        with pytest.raises(DiskError, match=r"changed .*run was killed .* \(Read-only file system\): make it writable"):
+            state(run)
+    assert state(run) == NEW
 
 
 def test_a_file_that_cannot_be_removed_is_no_damage(tmp_path, monkeypatch):
@@ -137,12 +176,9 @@ def test_a_file_that_cannot_be_removed_is_no_damage(tmp_path, monkeypatch):
         patch.setattr(Path, "unlink", busy)
         with pytest.raises(DiskError, match=r"cannot write .*run \(Device or resource busy\): close"):
             change(run)
-        with pytest.raises(DiskError, match=r"cannot write .*tree.json \(Dev"), RunFolder(run).as_disk_errors():
-            RunFolder(run).remove("tree.json")
-    assert state(run) == NEW
-    with files.locked(run):
-        pass
-    assert state(run) == NEW and not generation.is_pending(run)
+        with pytest.raises(DiskError, match=r"cannot write .*tree.json \(Dev"):
+            LockedFolder(run).remove("tree.json")
+    assert states.pending(run) and state(run) == NEW and not states.pending(run)
 
 
 def test_a_staged_folder_reads_its_own_files_first(tmp_path):
@@ -202,30 +238,53 @@ def test_what_is_in_the_way_is_left_and_named(tmp_path, name):
     assert (run / name / "mine.txt").read_text() == "mine" and state(run)["run.json"] == "old"
 
 
+def strangers(run: Path, contents: Mapping[str, str]) -> Path:
+    """A folder of committed files that somebody else has made."""
+    commit = run / states.COMMIT
+    (commit / "model").mkdir(parents=True)
+    for name, content in contents.items():
+        (commit / name).write_text(content)
+    return commit
+
+
 def test_a_strangers_commit_moves_and_removes_only_files_of_a_run(tmp_path):
     run = make(tmp_path / "run")
-    commit = run / generation.COMMIT
-    commit.mkdir()
-    (commit / "evil.sh").write_text("evil")
-    (commit / "clusters.csv").write_text("new")
-    removed = ["../outside.txt", "mine.txt", "model/mine.bin", "tree.json", "/etc/passwd"]
-    (commit / generation.MANIFEST).write_text(json.dumps({"schema_version": 1, "removed": removed}))
     (tmp_path / "outside.txt").write_text("mine")
-    with files.locked(run):
-        pass
-    assert (tmp_path / "outside.txt").exists() and (run / "mine.txt").exists() and (run / "model/mine.bin").exists()
-    assert not (run / "evil.sh").exists() and not (run / "tree.json").exists()
-    assert (run / "clusters.csv").read_text() == "new"
+    commit = strangers(
+        run, {"evil.sh": "evil", "mine.txt": "", "model/mine.bin": "", "clusters.csv": "new", "tree.json": ""}
+    )
+    (commit / "report.html").symlink_to(tmp_path / "outside.txt")
+    assert state(run) == {"run.json": "old", "clusters.csv": "new", "model/config.json": "old"}
+    assert not (run / "evil.sh").exists() and not (run / "report.html").is_symlink()
+    assert (run / "mine.txt").read_text() == (run / "model/mine.bin").read_text() == "mine"
+    assert (tmp_path / "outside.txt").read_text() == "mine" and (commit / "evil.sh").exists()
+    with pytest.raises(DiskError, match=r"commit is in the way"):
+        change(run)
 
 
-@pytest.mark.parametrize("manifest", ["{", '{"schema_version": 1, "removed": ["tree.json", "run.json"]}'])
-def test_a_damaged_commit_is_said(tmp_path, manifest):
+def test_a_commit_that_removes_the_run_is_refused(tmp_path):
     run = make(tmp_path / "run")
-    (run / generation.COMMIT).mkdir()
-    (run / generation.COMMIT / generation.MANIFEST).write_text(manifest)
-    with pytest.raises(DiskError, match=r"commit.json cannot be used"), files.locked(run):
-        pass
+    strangers(run, {"run.json": "", "tree.json": ""})
+    for use in (lambda: files.open_run(run), lambda: change(run)):
+        with pytest.raises(DiskError, match=r"run.json is empty, and there is no run without it"):
+            use()
     assert all((run / name).exists() for name in OLD)
+
+
+@pytest.mark.parametrize("name", [states.HIDDEN, states.SCRATCH, states.COMMIT, states.LOCK])
+def test_no_hidden_link_is_followed(tmp_path, name):
+    run, elsewhere = make(tmp_path / "run"), tmp_path / "elsewhere"
+    for folder in ("rank-0", "scratch", "commit"):
+        (elsewhere / folder).mkdir(parents=True)
+        (elsewhere / folder / "clusters.csv").write_text("mine")
+    (elsewhere / "checkpoints").mkdir()
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(elsewhere / "rank-0/clusters.csv" if name == states.LOCK else elsewhere)
+    before = contents(elsewhere)
+    assert state(run) == OLD
+    with pytest.raises(DiskError, match=r"symbolic link|in the way|Too many levels"):
+        change(run)
+    assert contents(elsewhere) == before and (elsewhere / "checkpoints").is_dir() and state(run) == OLD
 
 
 # ---- what is ours ---------------------------------------------------------------------------------------------------
@@ -234,39 +293,37 @@ def test_a_damaged_commit_is_said(tmp_path, manifest):
 def test_own_files_are_told_by_exact_name_and_kind(tmp_path):
     run = make(tmp_path / "run")
     (run / "checkpoints").mkdir()
-    checkpoint = ("000001.json", "000001.safetensors", "000001-12.safetensors")
-    for name in checkpoint:
-        (run / "checkpoints" / name).write_text("")
-    ours = set(ownership.own_files(run))
-    for name in ("step100.pt", "mine.json", "000001.json.bak", "graph.safetensors", "1-2.json", "1.json"):
+    checkpoints = {f"checkpoints/{name}" for name in ("000001.json", "000001.safetensors", "000001-12.safetensors")}
+    for name in checkpoints:
+        (run / name).write_text("")
+    for name in ("step100.pt", "mine.json", "000001.json.bak", "1.json", "000001-12.json", "graph.safetensors"):
         (run / "checkpoints" / name).write_text("")
     for name in ("images-2024", "images-a1b2c3d4", "report.html"):
         (run / name).mkdir()
     for name in (".notes.tmp", ".run.json.7.tmp", "clusters.csv.bak", "Clusters.csv"):
         (run / name).write_text("mine")
-    assert set(ownership.own_files(run)) == ours
-    assert ours == {*OLD} | {f"checkpoints/{name}" for name in checkpoint}
+    assert set(states.own_files(run)) == {*OLD} | checkpoints
 
 
 def test_a_linked_folder_has_no_files_of_ours(tmp_path):
     run = make(tmp_path / "run")
     (run / "model").rename(tmp_path / "elsewhere")
     (run / "model").symlink_to(tmp_path / "elsewhere")
-    assert "model/config.json" not in ownership.own_files(run)
-    ownership.remove_own(run, ["model/config.json"])
-    assert (tmp_path / "elsewhere" / "config.json").exists()
+    assert "model/config.json" not in states.own_files(run)
 
 
-def test_scratch_is_known_by_its_marker(tmp_path):
-    with ownership.scratch(tmp_path) as folder:
-        (folder / "half").write_text("half")
-        kept = tmp_path / f".deepcluster-{'0' * 16}"
-        kept.mkdir()
-        (kept / ownership.MARKER).write_text(folder.name)  # copied: it names another folder
-        (tmp_path / ".deepcluster-notes").mkdir()
-        assert ownership.is_scratch(folder) and not ownership.is_scratch(kept)
-        ownership.remove_stale_scratch(tmp_path)
-        assert not folder.exists() and kept.exists() and (tmp_path / ".deepcluster-notes").exists()
+def test_a_lock_holder_empties_the_scratch_folder_alone(tmp_path):
+    run = make(tmp_path / "run")
+    for name in (".deepcluster/scratch/rank-3/half", ".deepcluster/mine", ".deepcluster-0123456789abcdef/mine"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    with files.locked(run) as folder:
+        assert [*(run / states.SCRATCH).iterdir()] == [folder.scratch] and not [*folder.scratch.iterdir()]
+        assert f"process {os.getpid()} on" in (run / states.LOCK).read_text()
+    assert (run / states.LOCK).read_text() == ""
+    assert left_behind(run) == [
+        ".deepcluster/mine", ".deepcluster-0123456789abcdef", ".deepcluster-0123456789abcdef/mine"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}', '{"project": "my LLM"}'])

@@ -15,8 +15,10 @@ ELSEWHERE = """
 import importlib, os, pkgutil, signal, sys, types
 import scipy.spatial, scipy.stats, sklearn.cluster, sklearn.manifold, timm, torch._dynamo, torchvision
 class msvcrt(types.ModuleType):
-    LK_NBLCK, held = 2, []
+    LK_UNLCK, LK_NBLCK, held = 0, 2, []
     def locking(self, descriptor, mode, count):
+        if mode == self.LK_UNLCK:
+            return self.held.remove(os.fstat(descriptor).st_ino)
         if os.fstat(descriptor).st_ino in self.held:
             raise PermissionError(13, "Permission denied")
         self.held.append(os.fstat(descriptor).st_ino)
@@ -35,14 +37,15 @@ for module in pkgutil.walk_packages(deepcluster.__path__, "deepcluster."):
 from pathlib import Path
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
-from deepcluster.storage.lock import hold
-with hold(Path("lock")):
+from deepcluster.storage.run_folder import locked
+with locked(Path("locked"), make=True):
     try:
-        with hold(Path("lock")):
+        with locked(Path("locked")):
             sys.exit("two have the lock")
     except DiskError as error:
         assert "is in use by process" in str(error), error
-assert not Path("lock").exists()
+with locked(Path("locked")):
+    pass
 for line in ("fit images.npy -k 3 --rounds 0 --image-size 16 -o run --quiet", "predict run images.npy -o new.csv"):
     assert run_command(line.split()) == 0, line
 """

@@ -14,9 +14,9 @@ from deepcluster.cli import files_read
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.storage import files as whole
 from deepcluster.storage.files import check_no_input, new_folder, write_output
-from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder
+from deepcluster.storage.run_folder import ADDED_COLUMNS
 from tests.helpers.runs import change_record, contents
-from tests.tiny import tiny_run
+from tests.tiny import tiny_run, writable
 
 Ends = Callable[..., str]
 LONG = "x" * 300
@@ -178,7 +178,7 @@ def test_the_original_of_a_path_in_the_run_is_no_output(place: Path) -> None:
         for file in files_read(Path("given"), "1.png"):
             check_no_input(Path("photos/1.png"), file)
     added = {"path": "more.npy#3", "source": str(place / "photos.npy"), "member": "3"}
-    RunFolder(Path("given")).write_rows("added.csv", ADDED_COLUMNS, [added])
+    writable(Path("given")).write_rows("added.csv", ADDED_COLUMNS, [added])
     with pytest.raises(UsageError, match="one of the files"):
         for file in files_read(Path("given"), "more.npy#3"):
             check_no_input(Path("photos.npy"), file)

@@ -30,7 +30,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from tests.drawings import KINDS, draw
-from tests.helpers.runs import OPTIONS, record, rows
+from tests.helpers.runs import OPTIONS, left_behind, record, rows
 from tests.helpers.said import Said
 from tests.predicting import predicted
 
@@ -65,7 +65,7 @@ def test_the_files_and_their_columns(finished):
     assert "stability" not in found  # of so few images
     assert found["verdict"].startswith("48 images are too few to tell how stable ")
     assert found["verdict"][:30] in (finished / "report.html").read_text()
-    assert not list(finished.glob(".*"))  # nothing half-written stays
+    assert not left_behind(finished)
     assert (finished / "report.html").stat().st_size > 20_000
 
 

@@ -2,11 +2,16 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import RunFolder, shared_lock
 from deepcluster.storage.run_record import RunRecord
+from deepcluster.storage.state import scratch_of
+from tests.helpers.runs import left_behind
+from tests.tiny import writable
 
 RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}
 
@@ -17,17 +22,22 @@ def test_a_record_is_written_as_it_was_read(more):
 
 
 def test_only_what_is_known_is_in_the_file():
-    record = replace(RunRecord.from_json(RUN), signs={}, edits="a").with_phase("reading", 1.234)
+    record = replace(RunRecord.from_json(RUN), verdict="v", edits="a").with_phase("reading", 1.234)
     assert record.with_phase("rounds", 2).to_json() == RUN | {
-        "signs": {}, "edits": "a", "seconds_by_phase": {"reading": 1.23, "rounds": 2}
+        "verdict": "v", "edits": "a", "seconds_by_phase": {"reading": 1.23, "rounds": 2}
     }  # fmt: skip
     assert "edits" not in replace(record, edits=None).to_json()
 
 
-def test_a_folder_of_another_rank_refuses_to_be_written_to(tmp_path):
+def test_a_record_comes_back(tmp_path):
     record = RunRecord.from_json(RUN)
-    RunFolder(tmp_path).write_record(record)
+    writable(tmp_path).write_record(record)
     assert json.loads((tmp_path / "run.json").read_text()) == RUN
-    with pytest.raises(AssertionError, match="main rank"):
-        RunFolder(tmp_path, read_only=True).write_record(replace(record, status="done"))
-    assert RunFolder(tmp_path, read_only=True).read_record() == record
+    assert RunFolder(tmp_path).read_record() == record
+
+
+def test_another_rank_has_nothing_to_write_with(tmp_path):
+    other: Any = SimpleNamespace(is_main=False, rank=1, any=lambda flag: flag)
+    with shared_lock(tmp_path, other) as folder:
+        assert folder is None and scratch_of(tmp_path, 1).is_dir()
+    assert left_behind(tmp_path) == []

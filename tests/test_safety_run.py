@@ -27,9 +27,9 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import safe_read as reading
 from deepcluster.storage.files import write_whole
-from deepcluster.storage.ownership import NAMES
+from deepcluster.storage.state import NAMES
 from tests.helpers.runs import change_record, contents, rows, small_fit
-from tests.tiny import change_config, empty_folder, tiny_run
+from tests.tiny import change_config, tiny_run, writable
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def outside(run, tmp_path) -> Iterator[Path]:
     assert {path.relative_to(around).parts[0] for path in around.iterdir()} == {"x", "here"}
     assert {path.name for path in (around / "here").iterdir()} <= {"x", "run", "out.csv", "out.npy"}
     assert (around / "x").read_text() == (around / "here" / "x").read_text() == "mine"
-    assert {path.name for path in run.iterdir()} <= {*NAMES, "model", "checkpoints"}
+    assert {path.name for path in run.iterdir()} <= {*NAMES, "model", "checkpoints", ".deepcluster"}
     assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
 
 
@@ -286,8 +286,8 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, monkeypa
     table = rows(run / "clusters.csv")
     for row, path in zip(table, PATHS, strict=False):
         row["path"] = row["label"] = path
-    files.RunFolder(run).write_rows("clusters.csv", files.CLUSTERS, table)
-    change_record(run, rows=files.Digests.of(table).rows)
+    writable(run).write_rows("clusters.csv", files.CLUSTERS, table)
+    change_record(run, rows=files.rows_sha256(table))
     for path in PATHS[:2]:
         change_config(run / "model", names=[path, path, path])
         ends_well(["predict", run, photos, "-o", "out.csv", "--overwrite"], 0)
@@ -440,7 +440,7 @@ def test_a_file_system_whose_folders_know_no_fsync(number, tmp_path, monkeypatch
 
 
 def test_features_come_back(tmp_path):
-    folder = empty_folder(tmp_path / "run")
+    folder = writable(tmp_path / "run")
     features = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).numpy()
     folder.write_array("features.npy", features)
     assert np.array_equal(folder.read_array("features.npy", 7, 3), features)

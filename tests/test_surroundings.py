@@ -22,8 +22,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.images import find, find_in_parts
 from deepcluster.images.store import read_once
-from deepcluster.storage import lock
 from deepcluster.storage import run_folder as files
+from deepcluster.storage import state
 from tests.helpers.runs import change_record, record, small_fit
 from tests.tiny import RECORD, tiny_run
 
@@ -350,7 +350,7 @@ def test_a_run_that_cannot_be_written_to(
     def read_only(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(files, "hold", read_only)
+    monkeypatch.setattr(state, "hold", read_only)
     said = ends([command[0], run, *command[1:]], 5)
     assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
 
@@ -367,7 +367,7 @@ def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monke
     def unknown(file: BinaryIO) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock, "_lock", unknown)
+    monkeypatch.setattr(state, "_lock", unknown)
     with pytest.raises(DiskError, match=r"on a file system without locks .*: .* local disk"), files.locked(tmp_path):
         pass
 

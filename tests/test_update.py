@@ -35,8 +35,9 @@ from deepcluster.runs.update import Update, update
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
 from tests.drawings import drawings, save_drawings
-from tests.helpers.runs import change_record, contents, record, rows, small_fit, state_of
+from tests.helpers.runs import change_record, contents, left_behind, record, rows, small_fit, state_of
 from tests.predicting import predicted
+from tests.tiny import writable
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
 
@@ -281,9 +282,8 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
 def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source):
     """A name that the system refuses is no damage of the run."""
     update(run, str(more))
-    folder = open_run(run)
-    added = folder.read_added()
-    folder.write_rows("added.csv", ADDED_COLUMNS, [{**added[0], "source": source}, *added[1:]])
+    added = open_run(run).read_added()
+    writable(run).write_rows("added.csv", ADDED_COLUMNS, [{**added[0], "source": source}, *added[1:]])
     assert len(read_run_images(run, None).source.paths) == 59
 
 
@@ -351,11 +351,11 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
 
 WINDOWS = {
     "reading": ("deepcluster.runs.update:read_once", 1),
-    "the features": ("deepcluster.storage.run_folder:RunFolder._write", 5),
+    "the features": ("deepcluster.storage.run_folder:LockedFolder._write", 5),
     "the tables": ("deepcluster.runs.update:write_groups", 1),
-    "before it is current": ("deepcluster.storage.generation:Stage.commit", 1),
-    "when it is": ("deepcluster.storage.generation:finish", 2),
-    "half moved": ("deepcluster.storage.generation:sync_folder", 6),
+    "before it is current": ("deepcluster.storage.state:Stage.commit", 1),
+    "when it is": ("deepcluster.storage.state:finish", 2),
+    "half moved": ("deepcluster.storage.state:sync_folder", 6),
 }
 
 
@@ -371,7 +371,7 @@ def test_killed_at_any_moment_there_is_the_old_state_or_the_new_one(command, run
     assert state_of(run) is not None
     assert command("update", run, more)[0] == 0
     assert len(used(run)) == 60 and state_of(run) is not None
-    assert not list(run.glob(".deepcluster*"))
+    assert not left_behind(run)
 
 
 def test_a_run_that_is_not_finished_is_refused(run, more):

@@ -13,8 +13,9 @@ from deepcluster.groups.cut import Cut
 from deepcluster.model import Model
 from deepcluster.nets.backbone import build
 from deepcluster.storage import model_files as models
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.storage.safe_read import json_sha256, sha256
+from deepcluster.storage.state import scratch_of
 
 SIZE = 16
 
@@ -46,10 +47,10 @@ def tiny_model(names: tuple[str, ...] = ("", "b")) -> Model:
 RECORD = {"schema_version": 1, "images": "tiny", "location": "python:paths", "seed": 0}
 
 
-def empty_folder(path: Path) -> RunFolder:
-    """A run folder without a file, to write into."""
-    path.mkdir()
-    return RunFolder(path)
+def writable(path: Path) -> LockedFolder:
+    """A run folder to write into, as if it were locked."""
+    scratch_of(path).mkdir(parents=True, exist_ok=True)
+    return LockedFolder(path)
 
 
 def tiny_run(folder: Path, **changes: Any) -> Path:

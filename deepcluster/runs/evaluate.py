@@ -38,6 +38,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.safe_read import json_sha256
+from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
 Set = TypeVar("Set", bound=Options)
@@ -86,9 +87,9 @@ def evaluate(
     Raises:
         DeepClusterError: With what to do about it; where possible before anything is computed.
     """
-    files.open_run(run)
+    folder = files.open_run(run)
     display = display if display and processes.is_main else Silent()
-    with files.shared_lock(run, processes) as folder:
+    with files.shared_lock(run, processes) as locked:
         prepared = PROTOCOLS[request.protocol](_Evaluation(folder, request, display, stdin, processes))
         file = files.evaluation(request.protocol)
         about = {
@@ -105,8 +106,8 @@ def evaluate(
         for name, value in prepared.figures():
             values[name] = value
             yield name, value
-        if processes.is_main:
-            folder.write_json(file, {**about, "values": values})
+        if locked:
+            locked.write_json(file, {**about, "values": values})
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class _Evaluation:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder in the run folder, for images that do not fit into memory."""
-        with TemporaryDirectory(dir=self.folder.scratch) as folder:
+        with TemporaryDirectory(dir=scratch_of(self.folder.path, self.processes.rank)) as folder:
             yield Path(folder)
 
     def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:

@@ -35,7 +35,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage.csv_rows import round_to
-from deepcluster.storage.run_folder import FORMER, RunFolder
+from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 COLLAPSED = 0.5  # share of the images in one fine cluster
@@ -62,13 +62,13 @@ class Results:
 
     Args:
         job: The fit.
-        folder: Its folder.
+        folder: Its folder, on the main rank.
         network: The network of the rounds, with the weights that it begins with; it stays as it is.
         images: Its images and recipe.
         record: run.json so far, without a result.
     """
 
-    def __init__(self, job: Job, folder: RunFolder, network: Network, images: ImagesRead, record: RunRecord):
+    def __init__(self, job: Job, folder: LockedFolder | None, network: Network, images: ImagesRead, record: RunRecord):
         self.job, self.folder, self.network, self.images = job, folder, network, images
         self.record = record
         self.baseline: Mapping[str, float] = {}  # the metrics of the first result
@@ -117,11 +117,12 @@ class Results:
         self._write(rounds, outcome, replace(record, result=PRELIMINARY))
         self._written = time.perf_counter()
         self.seconds = before + self._written - begin
-        if rounds == 0 and self.job.processes.is_main:
+        if rounds == 0 and self.folder:
             self.baseline = figures_at_start(self.folder)
         if len(self._judged) == 1:
-            page = self.folder.path / "report.html"
-            self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
+            if self.folder:
+                page = self.folder.path / "report.html"
+                self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
             return ""
         return change(self._judged[-2], self._judged[-1], self.job.processes)
 
@@ -188,9 +189,8 @@ class Results:
 
     def _write(self, rounds: int, outcome: Outcome, record: RunRecord) -> RunRecord:
         """Write the model, the features, the clusters and the report, and return run.json. A collective."""
-        is_main, store, result = self.job.processes.is_main, self.images.store, outcome.result
-        seed = self.job.request.seed
-        with self.folder.next_state() if is_main else nullcontext(self.folder) as staged:
+        store, result, seed = self.images.store, outcome.result, self.job.request.seed
+        with self.folder.next_state() if self.folder else nullcontext() as staged:
             groups = self._groups(outcome, record)
             groups, placement = placed(
                 groups, result.reduced, result.clustering.centroids, outcome.sample, store.partition
@@ -205,14 +205,14 @@ class Results:
                 residuals=result.residuals,
             )
             model = model_of(self.network, result, groups, self.images.recipe)
-            if is_main:
+            if staged:
                 with self._averaged(rounds):
                     model_files.save_in_run(model, staged)
                 staged.remove(FORMER)  # of a recut of an earlier result
             if not self._has_thumbnails:
                 own = tiny_pictures(store.images, store.partition.local.start, store.partition.total)
                 thumbnails = Partition.of(self.job.processes, len(own)).gather(own)
-                if is_main:
+                if staged:
                     staged.write_bytes(report_files.SHEET, sprite_sheet(thumbnails))
                 self._has_thumbnails = True
             write_features(staged, rows)
@@ -223,10 +223,10 @@ class Results:
             record = write_groups(staged, model, placement, rows, record, self.baseline)
             if self.job.request.report:
                 shown = shown_of(rows, model.groups, placement.centroid)
-                if is_main:
+                if staged:
                     write_map(staged, shown.reduced, seed)
                     write_report(staged, self.job.source, shown)
-            if is_main and record.result == FINAL:
+            if staged and record.result == FINAL:
                 record = replace(record, status="done")
                 staged.write_record(record)  # a run that was killed before it is not finished
         self._judged = [*self._judged[:1], *self._judged[1:][-1:], placement.cluster]

@@ -43,10 +43,9 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.tensorboard import TensorBoard
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
-from deepcluster.storage.generation import check_places
-from deepcluster.storage.ownership import own_files
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
+from deepcluster.storage.state import own_files, scratch_of
 
 
 def fit(
@@ -110,9 +109,10 @@ def fit(
             )
             for heading, line in lines:
                 display.say(heading, line)
-        with files.shared_lock(free_path(job), processes, make=True) as folder:
-            _run(job, folder, network, needed)
-        return files.open_run(folder.path)
+        out = free_path(job)
+        with files.shared_lock(out, processes, make=True) as folder:
+            _run(job, out, folder, network, needed)
+        return files.open_run(out)
 
 
 def _without_added(source: Source, out: Path, processes: Processes) -> Source:
@@ -195,36 +195,35 @@ def check_not_inside(source: Source, out: Path) -> None:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
 
 
-def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
-    """The fit itself, in its folder. An error ends up in run.json, unless that is still another run's."""
-    is_main, request = job.processes.is_main, job.request
-    if is_main:
-        check_places(folder.path)
-    before = folder.read_record() if is_main and folder.has(files.RUN) else None
+def _run(job: Job, out: Path, folder: LockedFolder | None, network: Network, needed: float) -> None:
+    """Make the run at ``out``; only the main rank has its folder. An error ends up in run.json, unless that is another
+    run's still."""
+    request, scratch = job.request, scratch_of(out, job.processes.rank)
+    before = folder.read_record() if folder and folder.has(files.RUN) else None
     replacing = before is not None and request.overwrite
     before = None if replacing else before
     record = first_record(job, before, needed)
-    files.check_shared(folder, job.processes)
-    checkpoints = Checkpoints(folder.path / "checkpoints", folder.scratch, job.processes)
+    files.check_shared(out, job.processes)
+    checkpoints = Checkpoints(out / "checkpoints", scratch, job.processes)
     checkpoint = checkpoints.latest() if request.resume else None
     # What is there stays whole until the new images are read, and are those that the checkpoint is of.
     staged = replacing or checkpoint is not None
-    if is_main and not staged:
+    if folder and not staged:
         folder.write_record(record.with_result_of(before))
     if not replacing:
-        job.display.say("Run", str(folder.path))
+        job.display.say("Run", str(out))
     if network.origin:
         job.display.say("Weights", network.origin)
     try:
-        with folder.next_state(anew=replacing) if staged else nullcontext(folder) as reading:
-            read, record = _read(job, reading, network, record)
+        with folder.next_state(anew=replacing) if folder and staged else nullcontext(folder) as reading:
+            read, record = _read(job, reading, scratch, network, record)
             about: dict[str, Any] = {  # what a checkpoint says of its run
                 "options": {**asdict(read.recipe), "n_clusters": request.n_clusters, "seed": request.seed},
                 "environment": record.environment,
                 "run": record.run,
                 "fingerprint": record.fingerprint,
             }
-            if checkpoint:
+            if folder and checkpoint:
                 resuming.check_run(checkpoints.folder, checkpoint.about, about)
                 then, now = checkpoint.about["options"], about["options"]
                 named = {"n_clusters", "seed", *(k for k, value in (request.options or {}).items() if value != "auto")}
@@ -233,32 +232,30 @@ def _run(job: Job, folder: RunFolder, network: Network, needed: float) -> None:
                 resuming.check_images(folder, read.digests, pixels=False)
                 resuming.check_options(then, now)
                 resuming.check_images(folder, read.digests)
-            if is_main:
+            if reading:
                 reading.write_record(record.with_result_of(before))
         if replacing:
-            job.display.say("Run", str(folder.path))
+            job.display.say("Run", str(out))
         if checkpoint:
             differences = resuming.differing_environment(checkpoint.about["environment"], about["environment"])
             record = replace(record, resumed=differences)
-        elif is_main:
+        elif folder:
             resuming.remember(folder, read.digests)
         results = Results(job, folder, network, read, record)
         rounds = train(job, folder, network, read, checkpoints, checkpoint, about, results)
         record = results.final(rounds.count, rounds.stopped_because, rounds.features)
-        if is_main:
+        if folder:
             job.display.say("Done", summary(folder, record))
     except BaseException as error:
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
-        begun = _record_end(folder, record, error, "stopped" if stopped else "failed") if is_main else True
+        begun = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True
         if isinstance(error, Stopped) and (begun or not replacing):
-            so_far = _so_far(folder)
-            raise Stopped(
-                f"{error}{so_far}; to go on: run it again with -o {shlex.quote(str(folder.path))} --resume"
-            ) from None
+            again = f"run it again with -o {shlex.quote(str(out))} --resume"
+            raise Stopped(f"{error}{_so_far(out)}; to go on: {again}") from None
         raise
 
 
-def _record_end(folder: RunFolder, record: RunRecord, error: BaseException, status: str) -> bool:
+def _record_end(folder: LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:
     """Write into run.json how the run ended, unless it is done, and return whether run.json is of this process."""
     with suppress(DeepClusterError), signals.uninterrupted():
         written = folder.read_record()
@@ -269,11 +266,11 @@ def _record_end(folder: RunFolder, record: RunRecord, error: BaseException, stat
     return False
 
 
-def _so_far(folder: RunFolder) -> str:
+def _so_far(run: Path) -> str:
     """Name the preliminary result, if there is one."""
     with suppress(DeepClusterError):
-        if folder.read_record().result:
-            return f"; the groups so far are in {folder.path}"
+        if RunFolder(run).read_record().result:
+            return f"; the groups so far are in {run}"
     return ""
 
 
@@ -295,14 +292,16 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
     )
 
 
-def _read(job: Job, folder: RunFolder, network: Network, record: RunRecord) -> tuple[ImagesRead, RunRecord]:
+def _read(
+    job: Job, folder: LockedFolder | None, scratch: Path, network: Network, record: RunRecord
+) -> tuple[ImagesRead, RunRecord]:
     """Read the images once, and settle what depends on how many are usable and on the network."""
     source, display = job.source, job.display
     store = read_share(
         source,
         job.plan().recipe.store_size,
         job.processes,
-        folder=folder.scratch,
+        folder=scratch,
         progress=partial(display.progress, "reading"),
     )
     used, skipped = len(store.kept), store.skipped
@@ -313,7 +312,7 @@ def _read(job: Job, folder: RunFolder, network: Network, record: RunRecord) -> t
         display.say("Plan", line)
     duplicates = near_duplicates(store.images, store.partition)
     digests = resuming.digests(source, store)
-    if job.processes.is_main:
+    if folder:
         folder.write_text("recipe.toml", to_toml(settled.recipe))
         folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
         alike = (

@@ -38,8 +38,7 @@ from deepcluster.runtime.processes import ALONE
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
-from deepcluster.storage.generation import check_places
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
@@ -73,7 +72,6 @@ def fit_features(given: str | Path | GivenFeatures, request: Request, display: D
         if request.overwrite and place is not None:
             check_not_inside(replace(given.source, location=str(place.absolute()), file=None), out)
         with files.locked(out, make=True) as folder:
-            check_places(folder.path)
             with folder.next_state(anew=request.overwrite and folder.has(files.RUN)) as staged:
                 record = _write(job, staged, given, recipe)
             job.display.say("Run", str(folder.path))
@@ -110,7 +108,7 @@ def _recipe(request: Request, count: int) -> Recipe:
     return replace(recipe, pseudo_labels=max(1, min(recipe.pseudo_labels, count)))
 
 
-def _write(job: Job, folder: RunFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:
+def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:
     request, source, seed = job.request, given.source, job.request.seed
     partition = Partition.single(len(given.features))
     try:

@@ -22,8 +22,8 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.former_file import Former, read_former, write_former
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.former_file import ENTRIES, Former, read_former, write_former
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
 
@@ -63,7 +63,7 @@ def recut(
         if record.edits is not None or any(model.names) or model.junk:
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
-        record = replace(record, edits=None)  # they were of the clusters before
+        record = replace(record, edits=None, cut=None)  # they were of the clusters before
         _write(folder, new, after, rows, record, {}, source, report=report or folder.has("report.html"))
     return files.open_run(run)
 
@@ -104,7 +104,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             display.say("Edits", f"{text}. {_way_back(folder)}")
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
-                record = replace(record, stability=None, verdict=None)  # of the clusters before
+                record = replace(record, cut=None, stability=None, verdict=None)  # of the clusters before
             _write(staged, new, placement, rows, record, baseline)
     return files.open_run(run)
 
@@ -117,7 +117,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         former = read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
             old = replace(model, groups=former.groups, names=former.names, junk=former.junk)
-            record = replace(record, edits=former.edits, candidates=former.candidates, verdict=None)
+            record = replace(record, **former.record)
             (display or Silent()).say(
                 "Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before"
             )
@@ -126,11 +126,10 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
     return files.open_run(run)
 
 
-def _keep(folder: RunFolder, model: Model, record: RunRecord) -> None:
+def _keep(folder: LockedFolder, model: Model, record: RunRecord) -> None:
     """Keep the groups that the run has now, for :func:`undo`."""
-    candidates = None if record.candidates is None else tuple(record.candidates)
-    former = Former(model.groups, model.names, model.junk, record.edits, candidates, figures_at_start(folder))
-    write_former(folder, former)
+    entries = {name: getattr(record, name) for name in ENTRIES}
+    write_former(folder, Former(model.groups, model.names, model.junk, entries, figures_at_start(folder)))
 
 
 def _way_back(folder: RunFolder) -> str:
@@ -138,7 +137,7 @@ def _way_back(folder: RunFolder) -> str:
 
 
 def _write(
-    folder: RunFolder,
+    folder: LockedFolder,
     model: Model,
     placement: Placement,
     rows: Rows,

@@ -37,7 +37,7 @@ from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
@@ -82,7 +82,7 @@ def shown_of(rows: Rows, groups: Cut, nearest: Tensor | None = None) -> Shown:
     return Shown(groups, reduced, nearest, counts, all_counts)
 
 
-def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model, Rows] | None = None) -> None:
+def rewrite_report(folder: LockedFolder, source: Source | None, state: tuple[Model, Rows] | None = None) -> None:
     """Write the report of a run that has ended, with the map and the tree where they are missing.
 
     Args:
@@ -106,7 +106,7 @@ def rewrite_report(folder: RunFolder, source: Source | None, state: tuple[Model,
         write_report(folder, found_again(folder, source), shown)
 
 
-def write_report(folder: RunFolder, source: Source | None, shown: Shown | None = None) -> None:
+def write_report(folder: LockedFolder, source: Source | None, shown: Shown | None = None) -> None:
     """Write report.html.
 
     Args:

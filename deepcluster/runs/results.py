@@ -1,5 +1,6 @@
 """Every file of a run that depends on its groups."""
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
@@ -57,10 +58,6 @@ class Rows:
     def fitted(self) -> int:
         """How many images the fit had."""
         return self.partition.total - self.added
-
-    @property
-    def is_main(self) -> bool:
-        return self.partition.processes.is_main
 
 
 def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
@@ -100,28 +97,33 @@ def _added(folder: RunFolder, used: Table) -> int:
     return len(added)
 
 
-def write_features(folder: RunFolder, rows: Rows) -> None:
-    """features.npy and residuals.npy, a block of rows at a time. A collective."""
+def write_features(folder: LockedFolder | None, rows: Rows) -> None:
+    """Write features.npy and residuals.npy, a block of rows at a time. A collective; the main rank has the ``folder``."""
     for name, table in (("features.npy", rows.reduced), (files.RESIDUALS, rows.residuals.unsqueeze(1))):
         blocks = rows.partition.blocks(table)
-        if rows.is_main:
+        if folder:
             folder.write_blocks(name, (rows.partition.total, table.shape[1]), blocks)
         deque(blocks, maxlen=0)  # the other ranks only send
 
 
 def write_groups(
-    folder: RunFolder, model: Model, placement: Placement, rows: Rows, record: RunRecord, baseline: Mapping[str, float]
+    folder: LockedFolder | None,
+    model: Model,
+    placement: Placement,
+    rows: Rows,
+    record: RunRecord,
+    baseline: Mapping[str, float],
 ) -> RunRecord:
     """Everything that depends on the groups: clusters.csv, cluster_summary.csv, metrics.json, tree.json and run.json.
 
     A collective; the main rank writes.
 
     Args:
-        folder: The run.
+        folder: The run, on the main rank.
         model: The model with these groups.
         placement: Where it puts this rank's ``rows``.
         rows: The images.
-        record: run.json so far.
+        record: run.json so far; with a ``cut`` if the images that it is of keep their clusters.
         baseline: The metrics of the network at the start, where there are any.
 
     Returns:
@@ -129,12 +131,12 @@ def write_groups(
     """
     partition = rows.partition
     summary = tables.summary_rows(model.groups, placement, rows.reduced, partition)
-    digests = write_clusters(folder, model, placement, rows)
+    digest = write_clusters(folder, model, placement, rows)
     metrics = {}
     if rows.labels is not None and any(rows.labels):
         metrics = tables.metrics(rows.labels[partition.local], placement.cluster, partition)
     write_tree(folder, model, rows, placement.centroid)
-    if not rows.is_main:
+    if folder is None:
         return record
     folder.write_rows("cluster_summary.csv", files.SUMMARY, (_described(row, model, rows) for row in summary))
     if metrics:
@@ -146,8 +148,8 @@ def write_groups(
         )
     record = replace(
         record,
-        cut=digests.cut,  # what edits are for: this assignment, and no later one
-        rows=digests.rows,
+        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
+        rows=digest,
         clusters=len(summary),
         **_judged(folder, rows, record, len(summary)),
     )
@@ -191,18 +193,18 @@ def _judged(folder: RunFolder, rows: Rows, record: RunRecord, n_clusters: int) -
     return {"stability": round_to(stability, 4), "verdict": verdict}
 
 
-def write_clusters(folder: RunFolder, model: Model, placement: Placement, rows: Rows) -> files.Digests:
-    """Write clusters.csv, a block of rows at a time, and return its digests. A collective."""
+def write_clusters(folder: LockedFolder | None, model: Model, placement: Placement, rows: Rows) -> str:
+    """Write clusters.csv, a block of rows at a time, and return its digest. A collective."""
     integers = [column.int() for column in (placement.cluster, placement.fine_cluster)]
     floats = [column.float().view(torch.int32) for column in (placement.distance, placement.margin, rows.residuals)]
     blocks = rows.partition.blocks(torch.stack([*integers, *floats], 1))
-    digests = files.Digests(rows.fitted)
-    if rows.is_main:
+    digest = hashlib.sha256()
+    if folder:
         skipped = ({"path": path, "status": "skipped"} for path, _ in rows.skipped)
-        table = digests.passing(chain(_used_rows(blocks, model, rows), skipped))
+        table = files.digested(chain(_used_rows(blocks, model, rows), skipped), digest)
         folder.write_rows("clusters.csv", files.CLUSTERS, table)
     deque(blocks, maxlen=0)  # the other ranks only send
-    return digests
+    return digest.hexdigest()
 
 
 def _used_rows(blocks: Iterator[Tensor], model: Model, rows: Rows) -> Iterator[dict[str, Any]]:
@@ -216,20 +218,20 @@ def _used_rows(blocks: Iterator[Tensor], model: Model, rows: Rows) -> Iterator[d
             row += 1
 
 
-def write_tree(folder: RunFolder, model: Model, rows: Rows, nearest: Tensor | None) -> None:
+def write_tree(folder: LockedFolder | None, model: Model, rows: Rows, nearest: Tensor | None) -> None:
     """The merge tree of up to ``MOST_IN_TREE`` groups; larger trees are unreadable, and take minutes. A collective.
 
     nearest: The centroid that each of this rank's rows is nearest to, where it is known.
     """
     if model.groups.count > MOST_IN_TREE:
-        if rows.is_main:
+        if folder:
             folder.remove(drawn.TREE)
         return
     tree = merge_tree(rows.reduced, model.groups, nearest, rows.partition)
-    if rows.is_main:
+    if folder:
         drawn.write_tree(folder, tree)
 
 
-def write_map(folder: RunFolder, reduced: Tensor, seed: int) -> None:
+def write_map(folder: LockedFolder, reduced: Tensor, seed: int) -> None:
     """The map of the images on the sheet of tiny pictures, of these ``reduced`` features."""
     folder.write_array(drawn.MAP, layout(reduced, derive(seed, "map")))

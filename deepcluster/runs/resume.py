@@ -14,7 +14,7 @@ from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.run_folders import is_run
 from deepcluster.images.store import Store
-from deepcluster.storage.run_folder import RunFolder, open_run
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, open_run
 from deepcluster.storage.run_record import RunRecord
 
 IMAGES_READ = "checkpoints/images.csv"
@@ -42,7 +42,7 @@ def fingerprint(images: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def remember(folder: RunFolder, images: Mapping[str, str]) -> None:
+def remember(folder: LockedFolder, images: Mapping[str, str]) -> None:
     """Record which images a run begins with."""
     (folder.path / IMAGES_READ).parent.mkdir(exist_ok=True)
     folder.write_rows(IMAGES_READ, COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()])

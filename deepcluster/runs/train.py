@@ -17,7 +17,7 @@ from deepcluster.runs.job import ImagesRead, Job
 from deepcluster.runs.time_limit import SHARE_OF_TIME, TimeLimit, in_words, training_cost
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.csv_rows import history_row
-from deepcluster.storage.run_folder import HISTORY, RunFolder
+from deepcluster.storage.run_folder import HISTORY, LockedFolder
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rounds:
 class History:
     """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds."""
 
-    def __init__(self, folder: RunFolder, truth: list[str] | None, done: int):
+    def __init__(self, folder: LockedFolder, truth: list[str] | None, done: int):
         self.folder, self.truth = folder, truth
         self.columns = HISTORY if truth is None else (*HISTORY, "nmi_labels")
         self.rows: list[Mapping[str, Any]] = resuming.history(folder, self.columns, done) if done else []
@@ -53,7 +53,7 @@ class History:
 
 def train(
     job: Job,
-    folder: RunFolder,
+    folder: LockedFolder | None,
     network: Network,
     images: ImagesRead,
     checkpoints: Checkpoints,
@@ -64,6 +64,7 @@ def train(
     """Alternate until the recipe or the time limit ends it; after each round write what it leaves.
 
     Args:
+        folder: The run folder, on the main rank.
         network: It is trained in place.
         checkpoint: The one to go on from, for the main rank.
         about: What each checkpoint says of the run.
@@ -79,7 +80,7 @@ def train(
     state = _resumed(job, network, images, checkpoint, limit, results)
     if state is None:
         save(state := State())
-    history = History(folder, job.truth(images.store.kept), state.round) if processes.is_main else None
+    history = History(folder, job.truth(images.store.kept), state.round) if folder else None
     if state.round == 0 and recipe.rounds and job.request.report:
         features = _first_result(job, recipe, limit, results)
         if not limit.rounds:

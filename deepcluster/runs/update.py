@@ -36,7 +36,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.csv_rows import round_to
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
@@ -229,7 +229,7 @@ def _of_features(model: Model, source: Source, features: Tensor, known: set[str]
 
 
 def _of_images(
-    model: Model, source: Source, known: set[str], folder: RunFolder, display: Display
+    model: Model, source: Source, known: set[str], folder: LockedFolder, display: Display
 ) -> tuple[_New, Failures]:
     """The new images, and (path, reason) of those that cannot be used."""
     model.check_room()
@@ -253,7 +253,7 @@ def _of_images(
 
 
 def _write(
-    folder: RunFolder, record: RunRecord, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str]
+    folder: LockedFolder, record: RunRecord, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str]
 ) -> None:
     """The next state of the run, with the new images behind the others, and the reasons why files are not used."""
     paths = new.source.paths
@@ -284,7 +284,7 @@ def _write(
         rewrite_report(folder, None, (model, every))
 
 
-def _draw(folder: RunFolder, rows: Rows, new: _New, every: Rows) -> None:
+def _draw(folder: LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     source = found_again(folder)
     if folder.has("duplicates.csv") and new.images is not None:

@@ -24,8 +24,8 @@ from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.ownership import is_known
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors, sha256
+from deepcluster.storage.state import is_known
 
 SCHEMA_VERSION = 3
 KEPT = 2

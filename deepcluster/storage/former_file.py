@@ -10,10 +10,12 @@ from torch import Tensor
 
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut
-from deepcluster.storage.run_folder import FORMER, RunFolder
+from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
 from deepcluster.storage.safe_read import parse_json, read_tensors
 
 SCHEMA_VERSION = 1
+# Entries of run.json on the groups, with their types.
+ENTRIES = {"cut": str, "edits": str, "candidates": list, "stability": float, "verdict": str}
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,18 @@ class Former:
         groups: The cut.
         names: Of its groups.
         junk: The groups that are marked so.
-        edits: The digest of the edits in it, None where there are none.
-        candidates: For the number of groups, as in run.json.
+        record: The ``ENTRIES`` of run.json.
         baseline: The figures of the network at the start that belong to them.
     """
 
     groups: Cut
     names: tuple[str, ...]
     junk: tuple[int, ...]
-    edits: str | None
-    candidates: tuple[Mapping[str, Any], ...] | None
+    record: Mapping[str, Any]
     baseline: Mapping[str, float]
 
 
-def write_former(folder: RunFolder, former: Former) -> None:
+def write_former(folder: LockedFolder, former: Former) -> None:
     about = {name: value for name, value in asdict(former).items() if name != "groups"}
     text = json.dumps({"schema_version": SCHEMA_VERSION, **about}).encode()
     folder.write_tensors(
@@ -61,7 +61,7 @@ def read_former(folder: RunFolder, dims: int) -> Former:
 def _former(tensors: Mapping[str, Tensor], dims: int) -> Former:
     centroids, groups = tensors["centroids"], tensors["groups"]
     about: Any = parse_json(tensors["about"].numpy().tobytes())
-    names, junk = tuple(about["names"]), tuple(about["junk"])
+    names, junk, baseline = tuple(about["names"]), tuple(about["junk"]), about["baseline"]
     if about["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"not a state of version {SCHEMA_VERSION}")
     if (centroids.dtype, groups.dtype, centroids.shape) != (torch.float32, torch.int64, (len(groups), dims)):
@@ -72,12 +72,15 @@ def _former(tensors: Mapping[str, Tensor], dims: int) -> Former:
         raise ValueError("its names are not printable texts")
     if not all(type(number) is int and 0 <= number < len(names) for number in junk):
         raise ValueError("its junk are not numbers of clusters")
-    candidates = about["candidates"]
+    if not all(type(value) in (int, float) for value in baseline.values()):
+        raise ValueError("its figures are not numbers")
+    record = {name: about["record"][name] for name in ENTRIES}
+    if not all(value is None or type(value) is ENTRIES[name] for name, value in record.items()):
+        raise ValueError("it has entries of run.json that are of other types")
     return Former(
         groups=Cut(centroids.clone(), groups.clone()),
         names=names,
         junk=junk,
-        edits=None if about["edits"] is None else str(about["edits"]),
-        candidates=None if candidates is None else tuple(dict(each) for each in candidates),
-        baseline={str(name): float(value) for name, value in about["baseline"].items()},
+        record=record,
+        baseline=dict(baseline),
     )

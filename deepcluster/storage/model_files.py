@@ -26,7 +26,7 @@ from deepcluster.nets.memory_format import channels_last
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.sizes import FEATURES, MODULE
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.run_folder import RunFolder, read_state
+from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors
 
 SCHEMA_VERSION = 1
@@ -52,7 +52,7 @@ def save(model: Model, folder: Path) -> None:
     write_whole(folder / CONFIG, lambda file: file.write(text))
 
 
-def save_in_run(model: Model, run: RunFolder) -> None:
+def save_in_run(model: Model, run: LockedFolder) -> None:
     """Write the model of a run."""
     digest = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
     run.write_text(f"model/{CONFIG}", _config(model, digest))

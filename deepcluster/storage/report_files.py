@@ -8,7 +8,7 @@ import numpy.typing as npt
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
 from deepcluster.runtime.plain_files import check_file
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
 MOST_SHEET = 1 << 21  # bytes
@@ -24,9 +24,9 @@ def read_map(folder: RunFolder, images: int, shown: Sequence[int] = ()) -> npt.N
 
 def read_sheet(folder: RunFolder) -> bytes:
     """The sheet of tiny pictures; empty where the run has none."""
-    path = folder.file(SHEET)
-    if not path.exists():
+    if not folder.has(SHEET):
         return b""
+    path = folder.file(SHEET)
     with folder.as_disk_errors(SHEET):
         check_file(path, MOST_SHEET)
         data = path.read_bytes()
@@ -35,7 +35,7 @@ def read_sheet(folder: RunFolder) -> bytes:
     return data
 
 
-def write_tree(folder: RunFolder, tree: Tree) -> None:
+def write_tree(folder: LockedFolder, tree: Tree) -> None:
     folder.write_json(
         TREE,
         {

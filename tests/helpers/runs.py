@@ -12,6 +12,7 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 from tests.commands import SMALL
 
+LOCK = (".deepcluster", "lock")
 # The same small run from Python, for a ``Request``.
 OPTIONS = {"epochs": 1, "image_size": 16, "batch_size": 16, "pseudo_labels": 6, "precision": "fp32"}
 
@@ -45,8 +46,15 @@ def contents(folder: Path) -> dict[str, bytes | Path]:
         path.relative_to(folder).as_posix(): path.readlink() if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_symlink() or path.is_file()
-        if path.name != ".lock"
+        if path.parts[-2:] != LOCK
     }
+
+
+def left_behind(run: Path) -> list[str]:
+    """The hidden files and folders of a run, without its lock."""
+    ours = [path for path in sorted(run.rglob("*")) if path.name != ".deepcluster" and path.parts[-2:] != LOCK]
+    names = (path.relative_to(run).as_posix() for path in ours)
+    return [name for name in names if "/." in f"/{name}"]
 
 
 def state_of(run: Path) -> dict[str, object] | None:

@@ -1,0 +1,268 @@
+"""The state of a run folder: the files that are its own, its lock, and the step from one state to the next.
+
+A file is a run's own by its exact name and its kind: a plain file, or a link in the place of one, which is never
+followed. Nothing else in the folder is ever removed, moved or replaced. Three hidden entries lie in ``.deepcluster/``:
+``lock``, ``scratch/`` (a folder for each rank, emptied by the lock holder) and, for an instant, ``commit/``.
+
+A :class:`Stage` collects the files of the next state in a scratch folder. One rename to ``commit/`` makes them current.
+An empty file there is a tombstone: the next state has no such file, and no file of a run is empty. :func:`finish` moves
+each file to its place. It can be repeated: the next lock holder completes the work of a killed process.
+"""
+
+import errno
+import os
+import platform
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from deepcluster.errors import DiskError
+from deepcluster.images.run_folders import RUN
+from deepcluster.runtime import signals
+from deepcluster.storage.files import changing, sync_folder
+
+PROTOCOLS = ("clustering", "knn", "linear", "few")
+TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
+ARRAYS = {"features.npy", "residuals.npy", "map.npy", "former.safetensors"}
+REPORT = {"report.html", "tree.json", "thumbnails.webp"}
+MODEL = {"model/config.json", "model/model.safetensors", "model/table.json"}
+CHECKPOINTS = {"checkpoints/images.csv"}
+EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
+NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
+FOLDERS = ("model", "checkpoints")
+_CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
+
+HIDDEN = ".deepcluster"
+LOCK, SCRATCH, COMMIT = f"{HIDDEN}/lock", f"{HIDDEN}/scratch", f"{HIDDEN}/commit"
+ATTEMPTS, PAUSE_SECONDS = 100, 0.02  # of a reader, while another process changes the run
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+if sys.platform == "win32":
+    import msvcrt
+
+    BEHIND = 1 << 30  # the locked byte lies far behind the holder's name, because nobody else can read a locked byte
+
+    def _lock(file: BinaryIO, *, release: bool = False) -> None:
+        file.seek(BEHIND)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK if release else msvcrt.LK_NBLCK, 1)
+        file.seek(0)
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO, *, release: bool = False) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class InUseError(DiskError):
+    """Another process holds the lock of a run."""
+
+
+# ---- own files ------------------------------------------------------------------------------------------------------
+
+
+def is_known(name: str) -> bool:
+    """Return whether a run writes a file of this name (relative to the run folder, with ``/``)."""
+    return name in NAMES or _CHECKPOINT.fullmatch(name) is not None
+
+
+def own_files(run: Path) -> list[str]:
+    """Return the names of the run's own files in a folder."""
+    folders = [run, *(run / name for name in FOLDERS if _kind(run / name) == stat.S_IFDIR)] if run.is_dir() else []
+    paths = ((path, path.relative_to(run).as_posix()) for folder in folders for path in sorted(folder.iterdir()))
+    return [name for path, name in paths if is_known(name) and _kind(path) in (stat.S_IFREG, stat.S_IFLNK)]
+
+
+def _check_places(run: Path) -> None:
+    """Raise DiskError if something else lies at the place of a file or a folder of the run."""
+    for name in (HIDDEN, SCRATCH, *FOLDERS, *sorted(NAMES)):
+        kinds = (0, stat.S_IFREG, stat.S_IFLNK) if name in NAMES else (0, stat.S_IFDIR)
+        if (kind := _kind(run / name)) not in kinds and kind == stat.S_IFLNK:
+            raise DiskError(f"{run / name} is a symbolic link, and nothing is written where it leads: remove it")
+        if kind not in kinds:
+            raise _in_the_way(run / name)
+
+
+def _in_the_way(path: Path) -> DiskError:
+    return DiskError(f"{path} is in the way of a file of this run: move it elsewhere, and try again")
+
+
+def _kind(path: Path) -> int:
+    """Return the kind of the entry ``path`` itself, as S_IFREG; 0 if there is none."""
+    try:
+        return stat.S_IFMT(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+# ---- the lock -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(run: Path, *, make: bool = False) -> Iterator[None]:
+    """Hold the lock of a run folder. What a killed process left is completed or removed first.
+
+    Args:
+        run: The folder.
+        make: Make the folder if it is missing.
+
+    Raises:
+        InUseError: Another process holds the lock.
+        DiskError: Nothing can be written, or something else lies at the place of a file of the run.
+    """
+    with ExitStack() as stack:
+        try:
+            _check_places(run)
+            (run / HIDDEN).mkdir(parents=make, exist_ok=True)
+            stack.enter_context(hold(run))
+            finish(run)
+            shutil.rmtree(run / SCRATCH, ignore_errors=True)
+            stack.enter_context(scratch(run))
+        except DiskError:
+            raise
+        except OSError as error:
+            advice = "give another -o" if make else "make it writable, or work on a copy of the run"
+            raise DiskError(f"cannot write to {run} ({error.strerror or error}): {advice}") from None
+        yield
+
+
+@contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Hold the system's lock on a file that stays, and that names the holder.
+
+    The system releases the lock when the process ends, however it ends.
+    """
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    with os.fdopen(descriptor, "r+b") as file:
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            raise InUseError(f"{run} is in use by {holder}: wait for it, or stop it") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise DiskError(
+                f"{run} lies on a file system without locks ({error.strerror}): put the run on a local disk"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.truncate(0)  # a run that is passed on names no machine
+                _lock(file, release=True)
+
+
+def scratch_of(run: Path, rank: int = 0) -> Path:
+    """Return the place of a rank's unfinished files."""
+    return run / SCRATCH / f"rank-{rank}"
+
+
+@contextmanager
+def scratch(run: Path, rank: int = 0) -> Iterator[None]:
+    """Make the scratch folder of a rank, and remove it at the end."""
+    path = scratch_of(run, rank)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # other ranks are not done yet
+            path.parent.rmdir()
+
+
+# ---- from one state to the next -------------------------------------------------------------------------------------
+
+
+class Stage:
+    """The files of the next state of a run folder. Only the lock holder makes one."""
+
+    def __init__(self, run: Path):
+        self.run, self.folder = run, scratch_of(run) / "next"
+        self.folder.mkdir()
+
+    def path(self, name: str) -> Path:
+        """Return the place of the next state's file ``name`` until the commit."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def remove(self, name: str) -> None:
+        """Leave the file ``name`` out of the next state."""
+        path = self.path(name)
+        path.write_bytes(b"")
+        sync_folder(path.parent)
+
+    def commit(self) -> None:
+        """Make the files current, all at once. Raise DiskError if something that is not the run's is in the way."""
+        _check_places(self.run)
+        if _kind(self.run / COMMIT):
+            raise _in_the_way(self.run / COMMIT)
+        signals.check()
+        with signals.uninterrupted(), changing(self.run):
+            self.folder.rename(self.run / COMMIT)
+            sync_folder(self.run / HIDDEN)
+            finish(self.run)
+
+
+def finish(run: Path) -> None:
+    """Move the files of a committed state to their places. Only the lock holder may do so."""
+    folder, names = run / COMMIT, pending(run)
+    if _kind(folder) != stat.S_IFDIR:
+        return
+    if RUN in names and not (folder / RUN).stat().st_size:
+        raise DiskError(f"{folder / RUN} is empty, and there is no run without it: restore the run from a copy")
+    for name in names:
+        if (folder / name).stat().st_size:
+            (run / name).parent.mkdir(exist_ok=True)
+            (folder / name).replace(run / name)
+            sync_folder((run / name).parent)
+        else:
+            (run / name).unlink(missing_ok=True)
+            (folder / name).unlink()
+    emptied = [run / name for name in FOLDERS] if names else []
+    for path in (*emptied, *(folder / name for name in FOLDERS), folder):
+        with suppress(OSError):  # not empty, not there, or a link
+            path.rmdir()
+
+
+def pending(run: Path) -> list[str]:
+    """Return the names of the current state's files that are not yet at their places.
+
+    Names are listed in the order in which :func:`finish` moves files, so the list is empty only when all are moved.
+    """
+    if not all(_kind(run / name) == stat.S_IFDIR for name in (HIDDEN, COMMIT)):
+        return []
+    with suppress(FileNotFoundError):  # another process has just moved the last one
+        return [name for name in own_files(run / COMMIT) if _kind(run / COMMIT / name) == stat.S_IFREG]
+    return []
+
+
+def settle(run: Path) -> None:
+    """Bring all files of the current state to their places, or wait up to 2 s for the process that does so.
+
+    Raises:
+        DiskError: A killed process left them elsewhere, and nothing can be written here.
+    """
+    for attempt in range(ATTEMPTS):
+        if not pending(run):
+            return
+        try:
+            with locked(run):
+                return
+        except InUseError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE_SECONDS)
+        except DiskError as error:
+            raise DiskError(f"a process that changed {run} was killed before it was done: {error}") from None
