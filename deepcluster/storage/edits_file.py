@@ -96,24 +96,17 @@ def _numbers(value: Any, key: str) -> tuple[int, ...]:
 def _split(value: Any) -> tuple[int, int]:
     from deepcluster.groups.split import MOST_PARTS  # imports torch
 
-    number, count = _pair(value, "split", "[cluster, number of parts]")
-    if not (_is_number(number) and _is_number(count) and 2 <= count <= MOST_PARTS):
-        raise ValueError(f"{str(value)[:80]!a} in split is not [cluster, number of parts from 2 to {MOST_PARTS}]")
-    return number, count
+    match value:
+        case [number, count] if _is_number(number) and _is_number(count) and 2 <= count <= MOST_PARTS:
+            return number, count
+    raise ValueError(f"{str(value)[:80]!a} in split is not [cluster, number of parts from 2 to {MOST_PARTS}]")
 
 
 def _move(value: Any) -> tuple[int | str, int]:
-    image, number = _pair(value, "move", "[row or path, cluster]")
-    if not (_is_number(number) and (type(image) is str or _is_number(image))):
-        raise ValueError(f"{str(value)[:80]!a} in move is not [row or path, cluster]")
-    return image, number
-
-
-def _pair(value: Any, key: str, form: str) -> list[Any]:
-    pair = _of(value, list, f"an entry of {key}")
-    if len(pair) != 2:
-        raise ValueError(f"an entry of {key} has {len(pair)} parts and not 2: {form}")
-    return list(pair)
+    match value:
+        case [image, number] if _is_number(number) and (type(image) is str or _is_number(image)):
+            return image, number
+    raise ValueError(f"{str(value)[:80]!a} in move is not [row or path, cluster]")
 
 
 def _is_number(value: Any) -> bool:
