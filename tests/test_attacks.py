@@ -115,7 +115,7 @@ def test_stopped_while_it_reads_the_old_run_stays_and_the_advice_is_right(comman
     arguments = ["fit", images, "-o", proj, "-k", "3", *FAST, "--overwrite"]
     code, said = command(*arguments, trap=(what, "deepcluster.images.store:square", 5))
     assert code == (-9 if what == "SIGKILL" else 75)
-    assert "--resume" not in said and ("--overwrite" in said or code == -9)
+    assert "--resume" not in said and ("run it again" in said or code == -9)
     assert check_whole(proj) == 4
     assert command(*arguments) == (0, "")
     assert check_whole(proj) == 3
