@@ -98,7 +98,7 @@ def _added(folder: RunFolder, used: Table) -> int:
 
 
 def write_features(folder: LockedFolder | None, rows: Rows) -> None:
-    """Write features.npy and residuals.npy, a block of rows at a time. A collective; the main rank has the ``folder``."""
+    """Write features.npy and residuals.npy in blocks. A collective; the main rank has the ``folder``."""
     for name, table in (("features.npy", rows.reduced), (files.RESIDUALS, rows.residuals.unsqueeze(1))):
         blocks = rows.partition.blocks(table)
         if folder:
