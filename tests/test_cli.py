@@ -220,7 +220,7 @@ def test_an_interrupt_is_not_a_traceback(photos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), *QUICK]) == 75
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: stopped by SIGINT; .*; to go on: the same command with -o \S+ --resume\n", said)
+    assert re.fullmatch(r"error: stopped by SIGINT; .*; to go on: run it again with -o \S+ --resume\n", said)
     assert json.loads((out / "run.json").read_text())["status"] == "stopped"
 
 

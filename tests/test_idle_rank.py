@@ -21,7 +21,7 @@ from deepcluster.learning.heads import CentroidHead, Head, new_linear_head
 from deepcluster.learning.instances import WithInstances
 from deepcluster.learning.losses import CrossEntropy, Loss
 from deepcluster.runs import fit as run
-from deepcluster.runs.finish import Judged, change
+from deepcluster.runs.finish import change
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from tests.helpers.shared import OPTIONS, pixels
@@ -56,7 +56,7 @@ def final(processes: Processes) -> dict[str, Any]:
 
 
 def moved(processes: Processes) -> str:
-    before, after = (Judged(own(labels, processes), "useful") for labels in (LABELS, LABELS.roll(1)))
+    before, after = (own(labels, processes) for labels in (LABELS, LABELS.roll(1)))
     return change(before, after, processes)
 
 
