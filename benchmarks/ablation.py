@@ -1,7 +1,6 @@
 """Which parts of the paper's recipe matter? One factor at a time, over seeds; the labels only score.
 
-    python benchmarks/ablation.py TRAIN TEST [--settings NAME ...] [--seeds 0 1 2] [--print]
-    python benchmarks/ablation.py --draws [--seeds 0 1 2]
+    python benchmarks/ablation.py TRAIN TEST [--settings NAME ...] [--seeds 0 1 2]
 
 Recipe v1 (Caron et al. 2018) as far as it runs on one core: CIFAR-10 class folders, 5,000 images of TRAIN chosen by
 the seed, 6 passes over them, K = 100, batches of 64, and the compact network, its first convolution halving the image,
@@ -9,18 +8,15 @@ behind the paper's Sobel filter in place of AlexNet. Everything else is v1's. A 
 that begin with ``tail`` have classes of unequal size: 2,000 images of the first, 20 of the last, exponential between.
 
 Measured after the last pass, by the labels: accuracy on 2,000 images of TEST, of a linear classifier (logistic
-regression on standardised features, classes weighted equally) and of the vote of 20 neighbours; ACC and NMI of k-means
-with k = 10; neighbours and k-means are by features of whitening 0.5 and length 1, the same for all settings. Without
-labels, of the last clustering trained on: NMI to the one before, share of the largest cluster, effective number of
-clusters (exp of the entropy of their sizes). Of the draws of all epochs: the spread of the number of draws of a cluster
-as a share of its mean (CV: 0 is balanced), the share of the images that an epoch draws, and the share of draws that
-fall on the largest class.
+regression on standardised features, classes weighted equally; `change`: less that of the setting it departs from) and
+of the vote of 20 neighbours; ACC and NMI of k-means with k = 10; neighbours and k-means by features of whitening 0.5
+and length 1. Without labels, of the last clustering trained on: NMI to the one before, share of the largest cluster,
+effective number of clusters (exp of the entropy of their sizes). Of the draws of all epochs: the spread of the draws
+of a cluster as a share of their mean (CV: 0 is balanced), the share of the images that an epoch draws, and the share
+of draws of the largest class.
 
---draws takes a second and no images: what one epoch draws of 50,000 images, in random order, of two made-up
-clusterings: 100 clusters of log-normal sizes (sigma 1), and 10 of which one has 91 %.
-
-results/ablation.json grows by every run, and what is in it is not made again; --print only prints what is there. The
-algorithm is called, not the command, as draws are counted and the command has no Sobel filter for this network.
+results/ablation.json grows by every run, and a run in it is not repeated. The algorithm is called, not the command,
+because draws are counted and the command has no Sobel filter for this network.
 """
 
 import argparse
@@ -28,15 +24,13 @@ import json
 import math
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from common import RESULTS, save, spread
+from common import RESULTS, save
 from torch import Tensor, nn
 
 from deepcluster.algorithm import alternate
@@ -87,33 +81,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "K 1000, sampling official": {"clusters": 1000, "sampling": "official"},
     "K 1000, sampling none": {"clusters": 1000, "sampling": "none"},
 }
-COLUMNS = (
-    "linear",
-    "knn",
-    "acc",
-    "nmi",
-    "nmi_previous",
-    "largest_share",
-    "effective",
-    "draws_cv",
-    "seen",
-    "largest_class",
-)
 
 
 def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int, how: dict[str, Any]) -> dict[str, Any]:
-    """One setting with one seed: its measures."""
-    begin = time.perf_counter()
+    """Run one setting with one seed and return its measures."""
     how = {"clusters": 100, "epochs": 1, **how}
     rows = chosen(labels, seed, tail=how.pop("tail", False))
     images, labels = images[rows], labels[rows]
     network = network_of(seed, sobel=how.pop("sobel", True))
     sample = SAMPLERS[how.pop("sampling", "uniform")]
-    drawn_each: list[dict[str, float]] = []
+    epochs: list[dict[str, float]] = []
 
     def counted(numbers: Tensor, count: int, random: torch.Generator) -> Tensor:
         drawn = sample(numbers, count, random)
-        drawn_each.append(of_draws(numbers, drawn, labels))
+        epochs.append(of_draws(numbers, drawn, labels))
         return drawn
 
     last: Round | None = None
@@ -121,16 +102,16 @@ def run(images: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, seed: int,
     options = {name: how.pop(name) for name in ("epochs", "head") if name in how}
     learning = Learning(batch_size=64, sample=counted, **options)
     of_rounds = alternate(network, images, rounds=rounds, seed=seed, learning=learning, patience=PASSES, **how)
-    for each in of_rounds:
-        last = each
-    found = scores(network, images, labels, tests, truth, seed)
+    for last in of_rounds:  # noqa: B007
+        pass
+    measures = scores(network, images, labels, tests, truth, seed)
     if last is not None:
-        found |= of_clusters(last) | {name: mean(each[name] for each in drawn_each) for name in drawn_each[0]}
-    return found | {"seconds": round(time.perf_counter() - begin, 1)}
+        measures |= of_clusters(last) | {name: mean(epoch[name] for epoch in epochs) for name in epochs[0]}
+    return measures
 
 
 def chosen(labels: Tensor, seed: int, *, tail: bool) -> Tensor:
-    """Rows of as many images of each class, or of exponentially fewer from class to class, chosen by the seed."""
+    """Return rows of as many images of each class, or exponentially fewer from class to class, chosen by the seed."""
     classes = int(labels.max()) + 1
     sizes = [round(LARGEST * RATIO ** (-c / (classes - 1))) if tail else COUNT // classes for c in range(classes)]
     random = generator(seed, "subset")
@@ -181,20 +162,17 @@ def scores(
 
 
 def of_clusters(last: Round) -> dict[str, float]:
-    """Of the clustering that was trained on last."""
+    """Return the measures of the clustering that was trained on last."""
     shares = last.clustering.sizes[last.clustering.sizes > 0].double() / len(last.clustering.labels)
     return {
         "largest_share": last.clustering.largest_share,
-        "occupied": last.clustering.occupied,
         "effective": math.exp(float(-(shares * shares.log()).sum())),
         "nmi_previous": last.nmi_previous,
-        "loss": last.loss,
-        "chance_loss": last.chance_loss,
     }
 
 
 def of_draws(numbers: Tensor, drawn: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of one epoch: how even the draws are over the clusters, which are all that is known of the images."""
+    """Return how evenly one epoch draws the clusters and the largest class."""
     counts = torch.bincount(numbers[drawn], minlength=int(numbers.max()) + 1)[torch.bincount(numbers) > 0].double()
     return {
         "draws_cv": float(counts.std(correction=0) / counts.mean()),
@@ -203,47 +181,12 @@ def of_draws(numbers: Tensor, drawn: Tensor, labels: Tensor) -> dict[str, float]
     }
 
 
-# ---- draws ----------------------------------------------------------------------------------------------------------
-
-
-def made_up(name: str, seed: int, rows: int = 50_000) -> Tensor:
-    """The clusters of images in random order: N labels."""
-    random = generator(seed, "sizes")
-    shares = torch.randn(100, generator=random).exp() if name == "log-normal" else torch.tensor([91.0] + [1.0] * 9)
-    ends = (shares.cumsum(0) / shares.sum() * rows).round().long()
-    labels = torch.searchsorted(ends, torch.arange(rows), right=True)
-    return labels[torch.randperm(rows, generator=random)]
-
-
-def draws(seeds: Sequence[int]) -> list[dict[str, Any]]:
-    rows = []
-    for name in ("log-normal", "one of 91 %"):
-        for sampling, sample in SAMPLERS.items():
-            for seed in seeds:
-                labels = made_up(name, seed)
-                found = of_draws(labels, sample(labels, len(labels), generator(seed, "draws")), labels)
-                rows.append({"sizes": name, "sampling": sampling, "seed": seed, **found})
-    return rows
-
-
-def draws_table(rows: Sequence[dict[str, Any]]) -> str:
-    columns = ("draws_cv", "seen", "largest_class")
-    lines = ["| sizes | sampling | CV of the draws of a cluster | images drawn | draws of the largest cluster |"]
-    lines += ["|---|---|---|---|---|"]
-    for sizes, sampling in dict.fromkeys((row["sizes"], row["sampling"]) for row in rows):
-        of = [row for row in rows if (row["sizes"], row["sampling"]) == (sizes, sampling)]
-        lines.append(
-            f"| {sizes} | {sampling} | " + " | ".join(spread([row[name] for row in of]) for name in columns) + " |"
-        )
-    return "\n".join(lines)
-
-
 # ---- the comparison -------------------------------------------------------------------------------------------------
 
 
 @cache
 def read(folder: str) -> tuple[Tensor, Tensor]:
-    """All images of class folders, uint8, N x 3 x S x S, and the numbers of their classes."""
+    """Return all images of class folders (uint8, N x 3 x S x S) and the numbers of their classes."""
     source = find(folder)
     names = true_labels("folders", source)
     with tempfile.TemporaryDirectory() as place:
@@ -253,60 +196,40 @@ def read(folder: str) -> tuple[Tensor, Tensor]:
         return store.images[:].clone(), torch.tensor([numbers[name] for name in kept])
 
 
-def made(file: Path, what: str = "runs") -> list[dict[str, Any]]:
-    return list(json.loads(file.read_text()).get(what, [])) if file.is_file() else []
+def made(file: Path) -> list[dict[str, Any]]:
+    return list(json.loads(file.read_text())["runs"]) if file.is_file() else []
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and standard deviation over the seeds of every setting, and of the changes of seeds by it, as Markdown."""
-    columns = [name for name in COLUMNS if any(name in row for row in rows)]
-    lines = ["| | seeds | " + " | ".join([*columns, "linear, change", "nmi, change"]) + " |"]
-    lines += ["|---" * (len(columns) + 4) + "|"]
-    by = {(row["setting"], row["seed"]): row for row in rows}
-    for setting in [each for each in SETTINGS if any(each == row["setting"] for row in rows)]:
-        of = [row for row in rows if row["setting"] == setting]
-        cells = [spread([row[name] for row in of]) if name in of[0] else "" for name in columns]
-        pairs = [(row, known) for row in of if (known := by.get((_changed_from(setting), row["seed"])))]
-        for name in ("linear", "nmi"):
-            cells.append(spread([row[name] - known[name] for row, known in pairs]) if pairs else "")
-        lines.append(f"| {setting} | {len(of)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _changed_from(setting: str) -> str:
-    """The setting that differs from ``setting`` in one thing; "" of v1."""
+def changed_from(setting: str) -> str:
+    """Return the setting that differs from ``setting`` in one thing; "" for v1."""
     of, comma, _ = setting.partition(", sampling")
     return ("tail, v1" if of == "tail" else of) if comma else "v1" if setting not in ("v1", "tail, v1") else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", nargs="?")
-    parser.add_argument("test", nargs="?")
+    parser.add_argument("train")
+    parser.add_argument("test")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--print", action="store_true")
-    parser.add_argument("--draws", action="store_true")
     options = parser.parse_args()
     file = RESULTS / "ablation.json"
-    if options.draws:
-        save("ablation", {"runs": made(file), "draws": (found := draws(options.seeds))})
-        print(draws_table(found))
-        return
-    if not (options.print or (options.train and options.test)):
-        parser.error("give the folders TRAIN and TEST, or --draws or --print")
     for setting, seed in ((setting, seed) for setting in options.settings for seed in options.seeds):
-        done = {(row["setting"], row["seed"]) for row in made(file)}
-        if options.print or (setting, seed) in done:
+        done = {(row["setting"], row["seed"]): row for row in made(file)}
+        if (setting, seed) in done:
             continue
         images, labels = read(options.train)
         tests, truth = read(options.test)
         some = torch.arange(0, len(tests), len(tests) // TESTED)  # the same for all, as many of each class
-        found = run(images, labels, tests[some], truth[some], seed, SETTINGS[setting])
-        row = {"setting": setting, "seed": seed, **found}
-        save("ablation", {"runs": [*made(file), row], "draws": made(file, "draws")})
+        row = {
+            "setting": setting,
+            "seed": seed,
+            **run(images, labels, tests[some], truth[some], seed, SETTINGS[setting]),
+        }
+        if known := done.get((changed_from(setting), seed)):
+            row["change"] = row["linear"] - known["linear"]
+        save("ablation", {"runs": [*made(file), row]})
         print(row, file=sys.stderr, flush=True)
-    print(table(made(file)))
 
 
 if __name__ == "__main__":

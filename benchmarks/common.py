@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: run the command as a user would, read its files, print mean and spread."""
+"""Tools of the benchmark scripts: run the command as a user would, read its files, print mean and spread."""
 
 import json
 import platform
@@ -6,7 +6,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,35 +15,28 @@ RESULTS = Path(__file__).parent / "results"
 METRICS = ("acc", "nmi", "ami", "ari")
 
 
-def fit(images: str, arguments: Sequence[str], *, out: Path | None = None) -> dict[str, Any]:
-    """Run `deepcluster fit` in a process of its own; returns its metrics, time (s, whole process) and memory (MB)."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = out or Path(folder) / "run"
-        command = [sys.executable, "-m", "deepcluster", "fit", images, "-o", str(run), "--overwrite", *arguments]
-        begin = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - begin
-        record = json.loads((run / "run.json").read_text())
-        metrics = run / "metrics.json"
-        return {
-            "seconds": round(seconds, 1),
-            "peak_memory_mb": record["peak_memory_mb"],
-            "rounds": record["rounds"],
-            "images": record["images_count"],
-            "skipped": record["skipped_count"],
-            "seconds_by_phase": record["seconds_by_phase"],
-            **(json.loads(metrics.read_text()) if metrics.is_file() else {}),
-        }
+def fit(images: str, arguments: Sequence[str], run: Path) -> dict[str, Any]:
+    """Run `deepcluster fit` in a process of its own; return its metrics, time (s, whole process) and memory (MB)."""
+    command = [sys.executable, "-m", "deepcluster", "fit", images, "-o", str(run), "--overwrite", *arguments]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    record = json.loads((run / "run.json").read_text())
+    return {
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak_memory_mb": record["peak_memory_mb"],
+        "rounds": record["rounds"],
+        **json.loads((run / "metrics.json").read_text()),
+    }
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation (n - 1), as text; one value has no deviation."""
+    """Return mean and standard deviation (n - 1) as text; one value has no deviation."""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{deviation}"
 
 
 def machine() -> dict[str, Any]:
-    """The hardware and versions that a result was measured with."""
+    """Return the hardware and versions that a result was measured with."""
     import torch
 
     from deepcluster.runtime.devices import environment
@@ -56,5 +48,5 @@ def save(name: str, content: Mapping[str, Any]) -> None:
     """Write results/NAME.json: the figures with the machine they were measured on."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **content}, indent=2)
-    # Where this machine keeps its data is nobody's concern.
+    # Drop the folders of this machine.
     (RESULTS / f"{name}.json").write_text(re.sub(r"(?<=[ \"])/[^ \"]*/", "", text) + "\n")

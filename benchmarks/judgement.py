@@ -120,10 +120,11 @@ def chosen(trials: dict[str, list[Trial]], names: Sequence[str]) -> float:
     return max(few, key=lambda tail: figures[tail]["found"])
 
 
-def summary(by_set: dict[str, dict[str, float]]) -> dict[str, Any]:
+def summary(by_set: dict[str, dict[str, float]], *, each_set: bool = False) -> dict[str, Any]:
+    """Return the mean and the worst of the sets, and the figures of each if asked for."""
     rows = list(by_set.values())
     worst = {name: (max if name in ("false_alarms", "own") else min)(row[name] for row in rows) for name in rows[0]}
-    shown = {"mean": averaged(rows), "worst": worst, **by_set}
+    shown = {"mean": averaged(rows), "worst": worst, **(by_set if each_set else {})}
     return {key: {name: round(value, 4) for name, value in row.items()} for key, row in shown.items()}
 
 
@@ -151,12 +152,13 @@ def outliers(cache: Path, arguments: argparse.Namespace) -> None:
     tails |= {name: next(tail for other, tail in tails.items() if name.startswith(other)) for name in adapted}
     results: dict[str, Any] = {"tail by all sets": chosen(every, frozen), "tails": tails}
 
-    def judged(found: dict[str, list[Trial]]) -> dict[str, Any]:
-        return summary({name: averaged([scores(each, tails[name]) for each in many]) for name, many in found.items()})
+    def judged(trials: dict[str, list[Trial]], *, each_set: bool = False) -> dict[str, Any]:
+        by_set = {name: averaged([scores(trial, tails[name]) for trial in many]) for name, many in trials.items()}
+        return summary(by_set, each_set=each_set)
 
     def reports() -> Iterator[tuple[str, dict[str, Any]]]:
         for count in arguments.images:
-            yield f"{count}, other sets, frozen", judged(easy[count])
+            yield f"{count}, other sets, frozen", judged(easy[count], each_set=True)
             yield f"{count}, 2 % within, frozen", judged(trials(of_sets(0.02), frozen, count))
             yield f"{count}, other classes, frozen", judged(trials(of_classes, frozen, count))
             if adapted:

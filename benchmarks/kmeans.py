@@ -1,9 +1,15 @@
-"""How fast is k-means? Ours against faiss, scikit-learn and plain torch, from the same start.
+"""How fast are k-means and whitening? Ours against faiss and scikit-learn.
 
-    python benchmarks/kmeans.py IMAGES [--case N,K,REPEATS,ITERATIONS ...] [--only NAME ...]
+    python benchmarks/kmeans.py IMAGES [--case N,K,REPEATS,ITERATIONS ...] [--only NAME ...] [--features FILE]
+    python benchmarks/kmeans.py IMAGES --whiten [--case WIDTH,REPEATS ...] [--features FILE]
 
-Data: features of an untrained ResNet-18 for the images (64 px), PCA-whitened to 256 dimensions, rows of length 1. More
-rows than images are copies with noise of .7 of a row's length. Every contender runs the iterations and one assignment.
+Data: 512 features of an untrained ResNet-18 for the images (64 px). k-means takes them PCA-whitened to 256 dimensions,
+rows of length 1; more rows than images are copies with noise of .7 of a row's length. All contenders start from the
+same centroids, and run the iterations and one assignment.
+
+--whiten: fit, map and normalise all rows; wider features are a random layer of ReLU units on top. The error is the
+largest difference between the covariance of the mapped rows, by float64 and divided by its mean variance, and the
+identity.
 """
 
 import argparse
@@ -15,14 +21,20 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from contenders import Contender, best_coretype, forget_peak_memory, peak_memory, race, ratio, serve
-from image_features import Matrix, load_or_make
 
-CASES = ("50000,100,7,20", "50000,1000,5,20", "200000,1000,3,20", "320000,10000,1,20")
+Matrix = npt.NDArray[np.float32]
+Map = Callable[[Matrix], Matrix]
+DIMS = 256
+CASES = {"cluster": ("50000,100,7,20", "50000,1000,5,20", "200000,1000,3,20"), "whiten": ("512,7", "4096,3")}
+
+
+# ---- k-means --------------------------------------------------------------------------------------------------------
 
 
 def timed(folder: str, warming: bool, cluster: Callable[[Matrix, Matrix], tuple[Any, Any]]) -> dict[str, float]:
-    """Seconds and extra memory (MB) of cluster(x, start) -> (labels, centroids), and its objective, by float64."""
+    """Return seconds, extra memory (MB) and the objective (float64) of cluster(x, start) -> (labels, centroids)."""
     x, start = np.load(f"{folder}/x.npy"), np.load(f"{folder}/start.npy")
     if warming:
         cluster(x[:5000], start[:50])
@@ -43,8 +55,8 @@ def ours(folder: str, warming: bool, iterations: int) -> dict[str, float]:
     from deepcluster.clustering import kmeans
 
     def cluster(x: Matrix, start: Matrix) -> tuple[Any, Any]:
-        found = kmeans(x, len(start), start=torch.from_numpy(start), iterations=iterations)
-        return found.labels.numpy(), found.centroids.numpy()
+        clustering = kmeans(x, len(start), start=torch.from_numpy(start), iterations=iterations)
+        return clustering.labels.numpy(), clustering.centroids.numpy()
 
     return timed(folder, warming, cluster)
 
@@ -54,9 +66,9 @@ def with_faiss(folder: str, warming: bool, iterations: int) -> dict[str, float]:
 
     def cluster(x: Matrix, start: Matrix) -> tuple[Any, Any]:
         # Without subsampling, which faiss does by default from 256 rows a centroid on.
-        found = faiss.Kmeans(x.shape[1], len(start), niter=iterations, max_points_per_centroid=10**9)
-        found.train(x, init_centroids=start)
-        return found.index.search(x, 1)[1][:, 0], found.centroids
+        kmeans = faiss.Kmeans(x.shape[1], len(start), niter=iterations, max_points_per_centroid=10**9)
+        kmeans.train(x, init_centroids=start)
+        return kmeans.index.search(x, 1)[1][:, 0], kmeans.centroids
 
     return timed(folder, warming, cluster)
 
@@ -69,59 +81,14 @@ def with_sklearn(folder: str, warming: bool, iterations: int) -> dict[str, float
     def cluster(x: Matrix, start: Matrix) -> tuple[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(x)
-        return found.labels_, found.cluster_centers_
+            kmeans = KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(x)
+        return kmeans.labels_, kmeans.cluster_centers_
 
     return timed(folder, warming, cluster)
-
-
-def plain_torch(folder: str, warming: bool, iterations: int) -> dict[str, float]:
-    import torch
-
-    def nearest(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-        halves = centroids.square().sum(1) / 2
-        return torch.cat([torch.addmm(halves, part, centroids.T, alpha=-1).argmin(1) for part in x.split(4096)])
-
-    def cluster(x: Matrix, start: Matrix) -> tuple[Any, Any]:
-        rows, centroids = torch.from_numpy(x), torch.from_numpy(start)
-        for _ in range(iterations):
-            labels = nearest(rows, centroids)
-            sums = torch.zeros_like(centroids).index_add_(0, labels, rows)
-            sizes = torch.bincount(labels, minlength=len(centroids)).unsqueeze(1)
-            centroids = torch.where(sizes > 0, sums / sizes, centroids)
-        return nearest(rows, centroids).numpy(), centroids.numpy()
-
-    return timed(folder, warming, cluster)
-
-
-def gemm(folder: str, warming: bool, iterations: int) -> dict[str, float]:
-    """The best rate (GFLOP/s) of this process at 1024 x 256 x K, float32, with both threads at work."""
-    import torch
-    from torch.nn import functional as F
-
-    from deepcluster.clustering.matmul import product
-
-    k = len(np.load(f"{folder}/start.npy", mmap_mode="r"))
-
-    def best(rows: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor) -> int:
-        ours = product(weight, offset)
-        calls: list[Callable[[], object]] = [
-            lambda: ours(rows),
-            lambda: F.linear(rows, weight, offset),
-            lambda: np.matmul(rows.numpy(), weight.numpy().T),
-        ]
-        seconds = []
-        for call in calls * 40:
-            begin = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - begin)
-        return round(2 * len(rows) * weight.numel() / min(seconds) / 1e9)
-
-    return {"gflops_fp32": best(torch.randn(1024, 256), torch.randn(k, 256), torch.randn(k))}
 
 
 def search_rate(folder: str, warming: bool, iterations: int) -> dict[str, float]:
-    """Seconds of one flat search by faiss: which kernels does its OpenBLAS choose?"""
+    """Return the seconds of one flat search by faiss, which tell the kernels of its OpenBLAS."""
     import faiss
 
     x, start = np.load(f"{folder}/x.npy", mmap_mode="r")[:16384], np.load(f"{folder}/start.npy")
@@ -135,34 +102,162 @@ def search_rate(folder: str, warming: bool, iterations: int) -> dict[str, float]
     return {"seconds": min(seconds)}
 
 
-CONTENDERS = {
-    "ours": Contender("ours", {}),
-    "faiss": Contender("faiss", {}),  # at its best: main() adds the environment
-    "faiss as shipped": Contender("faiss", {}),
-    "sklearn": Contender("sklearn", {}),
-    "torch": Contender("torch", {}),
-}
-FUNCTIONS = {
-    "ours": ours, "faiss": with_faiss, "sklearn": with_sklearn, "torch": plain_torch,
-    "gemm": gemm, "search_rate": search_rate,
-}  # fmt: skip
-
-
 def prepare(features: Matrix, rows: int, k: int, folder: Path) -> None:
+    """Write the reduced features and the centroids that all start from."""
     import torch
 
     from deepcluster.clustering import whiten
 
     x = torch.from_numpy(features)
-    reduced = whiten(x, 256)(x)
+    reduced = whiten(x, DIMS)(x)
     random = torch.Generator().manual_seed(0)
     copies = reduced[torch.arange(rows) % len(reduced)]
     if rows > len(reduced):
-        noise = torch.randn(copies.shape, generator=random) * (0.7 / 256**0.5)
+        noise = torch.randn(copies.shape, generator=random) * (0.7 / DIMS**0.5)
         noise[: len(reduced)] = 0
         copies = torch.nn.functional.normalize(copies + noise)
     np.save(folder / "x.npy", copies.numpy())
     np.save(folder / "start.npy", copies[torch.randperm(rows, generator=random)[:k]].numpy())
+
+
+# ---- whitening ------------------------------------------------------------------------------------------------------
+
+
+def timed_whitening(folder: str, warming: bool, fit: Callable[[Matrix], tuple[Map, Map]]) -> dict[str, float]:
+    """Return seconds, extra memory (MB) and error of fit(x) -> the whitening, and the same with L2 behind it."""
+    x = np.load(f"{folder}/x.npy")
+    if warming:
+        part = x[:2000, :512]
+        fit(part)[1](part)
+        return {}
+    before = forget_peak_memory()
+    begin = time.perf_counter()
+    whiten, reduce = fit(x)
+    reduced = reduce(x)
+    seconds = time.perf_counter() - begin
+    extra = peak_memory() - before - reduced.nbytes
+    whitened = whiten(x)
+    parts = [whitened[i : i + 8192].astype(np.float64) for i in range(0, len(x), 8192)]
+    mean = sum(part.sum(0) for part in parts) / len(x)
+    gram = sum((part - mean).T @ (part - mean) for part in parts) / (len(x) - 1)
+    gram /= np.trace(gram) / DIMS  # faiss divides by the square root of N - 1 too
+    error = float(np.abs(gram - np.eye(DIMS)).max())
+    return {"seconds": round(seconds, 4), "extra_mb": round(extra / 1e6), "error": error}
+
+
+def our_whitening(folder: str, warming: bool) -> dict[str, float]:
+    import torch
+
+    from deepcluster.clustering import whiten
+
+    def fit(x: Matrix) -> tuple[Map, Map]:
+        fitted = whiten(torch.from_numpy(x), DIMS)
+        return lambda y: fitted.project(torch.from_numpy(y)).numpy(), lambda y: fitted(torch.from_numpy(y)).numpy()
+
+    return timed_whitening(folder, warming, fit)
+
+
+def faiss_whitening(folder: str, warming: bool) -> dict[str, float]:
+    import faiss
+
+    def fit(x: Matrix) -> tuple[Map, Map]:
+        fitted = faiss.PCAMatrix(x.shape[1], DIMS, -0.5)
+        fitted.train(x)
+
+        def reduce(y: Matrix) -> Matrix:
+            reduced = fitted.apply(y)
+            faiss.normalize_L2(reduced)
+            return reduced
+
+        return fitted.apply, reduce
+
+    return timed_whitening(folder, warming, fit)
+
+
+def sklearn_whitening(folder: str, warming: bool) -> dict[str, float]:
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import normalize
+
+    def fit(x: Matrix) -> tuple[Map, Map]:
+        fitted = PCA(DIMS, whiten=True, svd_solver="covariance_eigh").fit(x)
+        return fitted.transform, lambda y: normalize(fitted.transform(y), copy=False)
+
+    return timed_whitening(folder, warming, fit)
+
+
+def covariance(folder: str, warming: bool) -> dict[str, float]:
+    """Return the seconds of faiss on 512 of the columns, which tell the kernels of its OpenBLAS."""
+    import faiss
+
+    x = np.ascontiguousarray(np.load(f"{folder}/x.npy", mmap_mode="r")[:16384, :512])
+    begin = time.perf_counter()
+    faiss.PCAMatrix(x.shape[1], DIMS, -0.5).train(x)
+    return {"seconds": time.perf_counter() - begin}
+
+
+def widen(features: Matrix, width: int) -> Matrix:
+    """Return ``width`` random ReLU units on top of the standardised features, or the features if they are as wide."""
+    if features.shape[1] == width:
+        return features
+    random = np.random.default_rng(0)
+    standard = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    weight = random.standard_normal((features.shape[1], width), np.float32) / features.shape[1] ** 0.5
+    return np.maximum(standard @ weight, 0, dtype=np.float32)
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+# "faiss" runs at its best: compare() adds the environment.
+CLUSTERING = {"ours": ours, "faiss": with_faiss, "faiss as shipped": with_faiss, "sklearn": with_sklearn}
+WHITENING = {"ours": our_whitening, "faiss": faiss_whitening, "sklearn": sklearn_whitening}
+FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
+    **{function.__name__: function for function in (*CLUSTERING.values(), *WHITENING.values())},
+    "search_rate": search_rate,
+    "covariance": covariance,
+}
+
+
+def features_of(images: str, file: Path | None) -> Matrix:
+    """Return N x 512 features of an untrained ResNet-18 whose batch normalisation has seen 2,500 images."""
+    import torch
+
+    from deepcluster.images import find
+    from deepcluster.images.store import read_once
+    from deepcluster.learning.features import extract
+    from deepcluster.nets.backbone import build
+
+    if file is not None and file.exists():
+        return np.asarray(np.load(file))
+    store = read_once(find(images), 64)
+    network = build("timm:resnet18", image_size=64, seed=0).to(memory_format=torch.channels_last)
+    network.train()
+    with torch.no_grad():
+        for part in store.images[torch.randperm(len(store.images))[:2500]].split(250):
+            network.features(part.float() / 255)
+    features = extract(network, store.images, size=64, batch_size=250, dtype=torch.bfloat16).float().numpy()
+    if file is not None:
+        np.save(file, features)
+    return np.asarray(features)
+
+
+def compare(functions: dict[str, Any], probe: str, repeats: int, only: list[str] | None, **task: Any) -> dict[str, Any]:
+    best = best_coretype(__file__, probe, **task)
+    contenders = {name: Contender(function.__name__, {}) for name, function in functions.items()}
+    contenders["faiss"] = Contender(functions["faiss"].__name__, {"OPENBLAS_CORETYPE": best} if best else {})
+    runs = race(__file__, {name: contenders[name] for name in only or contenders}, repeats, **task)
+    table = {}
+    for name, results in runs.items():
+        seconds = [result["seconds"] for result in results]
+        table[name] = {
+            "seconds": median(seconds),
+            "spread": [min(seconds), max(seconds)],
+            "extra_mb": max(result["extra_mb"] for result in results),
+            **{key: max(result[key] for result in results) for key in ("objective", "error") if key in results[0]},
+        }
+        if "ours" in runs:
+            table[name]["ours against it"] = ratio([result["seconds"] for result in runs["ours"]], seconds)
+        print(f"{name:18s}", table[name], flush=True)
+    return {"repeats": repeats, "faiss_coretype": best or "unset", **table}
 
 
 def main() -> None:
@@ -172,48 +267,28 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images")
-    parser.add_argument("--name", default="kmeans", help="of the file of results")
-    parser.add_argument("--case", action="append", help="N,K,REPEATS,ITERATIONS")
-    parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
+    parser.add_argument("--whiten", action="store_true")
+    parser.add_argument("--case", action="append", help="N,K,REPEATS,ITERATIONS, or WIDTH,REPEATS")
+    parser.add_argument("--only", nargs="*")
     parser.add_argument("--features", type=Path, help="keep the features of the images in this file")
     arguments = parser.parse_args()
-    features = load_or_make(arguments.images, arguments.features)
+    features = features_of(arguments.images, arguments.features)
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for case in arguments.case or CASES:
-            rows, k, repeats, iterations = map(int, case.split(","))
-            prepare(features, rows, k, folder)
-            results[f"{rows} x 256, K={k}"] = compare(folder, rows, k, repeats, iterations, arguments.only)
-    save(arguments.name, {"cases": results})
-
-
-def compare(folder: Path, rows: int, k: int, repeats: int, iterations: int, only: list[str]) -> dict[str, Any]:
-    where = {"folder": str(folder), "iterations": iterations}
-    print(f"{rows} x 256, K={k}, {iterations} iterations")
-    best = best_coretype(__file__, "search_rate", **where)
-    contenders = {**CONTENDERS, "faiss": Contender("faiss", {"OPENBLAS_CORETYPE": best} if best else {})}
-    runs = race(__file__, {name: contenders[name] for name in only}, repeats, **where)
-    (peak,) = race(__file__, {"gemm": Contender("gemm", {})}, 1, **where)["gemm"]
-    table = {}
-    for name, results in runs.items():
-        seconds = [result["seconds"] for result in results]
-        row: dict[str, Any] = {
-            "seconds": median(seconds),
-            "spread": [min(seconds), max(seconds)],
-            "extra_mb": max(result["extra_mb"] for result in results),
-            "gflops": round(2 * rows * 256 * k * (iterations + 1) / median(seconds) / 1e9),
-            "objective": results[0]["objective"],
-        }
-        if "ours" in runs:
-            row["ours against it"] = ratio([result["seconds"] for result in runs["ours"]], seconds)
-        if "faiss" in runs:
-            row["objective_over_faiss_percent"] = round(100 * (row["objective"] / runs["faiss"][0]["objective"] - 1), 4)
-        table[name] = row
-        print(f"{name:18s}", row, flush=True)
-    if "ours" in table:
-        table["ours"]["fraction_of_best_gemm"] = round(table["ours"]["gflops"] / peak["gflops_fp32"], 3)
-    return {"repeats": repeats, "iterations": iterations, "faiss_coretype": best or "unset", "gemm": peak, **table}
+    with tempfile.TemporaryDirectory() as folder:
+        for case in arguments.case or CASES["whiten" if arguments.whiten else "cluster"]:
+            numbers = list(map(int, case.split(",")))
+            if arguments.whiten:
+                width, repeats = numbers
+                np.save(f"{folder}/x.npy", widen(features, width))
+                title = f"{len(features)} x {width} to {DIMS}"
+                results[title] = compare(WHITENING, "covariance", repeats, arguments.only, folder=folder)
+            else:
+                rows, k, repeats, iterations = numbers
+                prepare(features, rows, k, Path(folder))
+                task = {"folder": folder, "iterations": iterations}
+                results[f"{rows} x 256, K={k}"] = compare(CLUSTERING, "search_rate", repeats, arguments.only, **task)
+            print(list(results)[-1], flush=True)
+    save("whitening" if arguments.whiten else "kmeans", {"cases": results})
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""What does a whole round cost, against its floor and against the published procedure?
+"""What does a round cost, against its floor and the published procedure; and a pass of a network that does not learn?
 
-    python benchmarks/round.py NAME IMAGES BACKBONE SIZE STORE_SIZE [--limit N] [--clusters K] [--repeats R]
+    python benchmarks/round.py round NAME IMAGES BACKBONE SIZE STORE_SIZE [--limit N] [--clusters K] [--repeats R]
+    python benchmarks/round.py pass [NETWORK ...] [--size 144] [--images 128] [--repeats 7] [--threads 1]
 
-ours: a round of `alternate` from the second on (features, whitening, k-means, training), in the faster precision.
-floor: the same network forward over N and forward and backward over N, in the same precision, on views that lie ready
-in memory: no images, no clustering, no optimizer; freed memory is kept, as in ours. published: the procedure of the
-paper's code on today's libraries, written for this comparison: ImageFolder and DataLoader (2 workers) decode every
-image twice a round, one transform at a time; faiss whitens and clusters; lists of lists of images; a sampler in Python;
-float32. published bf16: the same with the network in channels-last and bfloat16, to see what the precision does.
+round. ours: a round of `alternate` from the second on (features, whitening, k-means, training). floor: the same network
+forward over N and forward and backward over N, in the same precision, on views in memory: no images, no clustering, no
+optimizer. published: the procedure of the paper's code on today's libraries, written for this comparison: ImageFolder
+and DataLoader (2 workers) decode every image twice a round, one transform at a time; faiss whitens and clusters; lists
+of lists of images; a sampler in Python; float32. published bf16: the same in channels-last and bfloat16.
+
+pass. Features of stored uint8 images by ``extract``, which a run and ``predict`` use; by plain torch in batches of 64;
+and by onnxruntime in batches of 64 and of 8, of which the faster counts. With one thread the time of the processor is
+taken, which other programs disturb least; with more, the time of the clock.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,15 +28,13 @@ from contenders import Contender, race, ratio, serve
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BATCH = 128
-# A little more speed is not worth eight bits, nor a choice that the noise of a measurement could turn.
-CLEARLY_FASTER = 1.25
-PIXELS = 128 * 32**2  # in a trial batch: enough to keep all threads at work
-STATE: dict[str, Any] = {}  # what a contender keeps from one round to the next
+BATCH, PASS_BATCH = 128, 64
+STATE: dict[str, Any] = {}  # of a contender, from one round to the next
 
 
 def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.dtype]:
-    """The images, the network and the precision that all contenders share."""
+    """Return the images, the network and the precision that all contenders share."""
+    from deepcluster.learning.precision import network_precision
     from deepcluster.nets.backbone import build
     from deepcluster.runtime.devices import keep_freed_memory
 
@@ -41,38 +44,7 @@ def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.
     paths = sorted(path for path in Path(of["images"]).rglob("*") if path.suffix.lower() in kinds)
     paths = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: of["limit"] or None]]
     network = build(of["backbone"], image_size=of["size"], seed=0).to(memory_format=torch.channels_last)
-    return sorted(paths), network, fastest_precision(network, of["size"])
-
-
-def fastest_precision(network: Any, size: int) -> torch.dtype:
-    """bfloat16 or float32, by the time of training steps on a small batch; the network is left as it was."""
-    from deepcluster.runtime.devices import has_bf16
-
-    if not has_bf16(torch.device("cpu")):
-        return torch.float32
-    count = max(1, min(BATCH, max(8, PIXELS // size**2)))
-    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = images.contiguous(memory_format=torch.channels_last)
-    training = network.training
-    network.eval()
-    share = seconds_of(network, images, torch.bfloat16) / seconds_of(network, images, torch.float32)
-    network.train(training)
-    network.zero_grad(set_to_none=True)
-    return torch.bfloat16 if share * CLEARLY_FASTER < 1 else torch.float32
-
-
-def seconds_of(network: Any, images: Tensor, dtype: torch.dtype) -> float:
-    """The faster of two training steps, after one that warms up."""
-
-    def step() -> float:
-        begin = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            features = network.features(images)
-        features.float().sum().backward()
-        return time.perf_counter() - begin
-
-    step()
-    return min(step(), step())
+    return sorted(paths), network, network_precision(network, torch.device("cpu"))
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
@@ -99,10 +71,6 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
     round = next(STATE["rounds"])
     parts = ("features_seconds", "clustering_seconds", "training_seconds")
     return {"seconds": time.perf_counter() - begin, **{name: getattr(round, name) for name in parts}}
-
-
-def from_memory(warming: bool, **of: Any) -> dict[str, Any]:
-    return ours(warming, features="memory", **of)
 
 
 # ---- the floor ------------------------------------------------------------------------------------------------------
@@ -185,10 +153,10 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
     features = np.zeros((0, 0), np.float32)
     with torch.no_grad(), halves:
         for i, (views, _) in enumerate(loader([(path, 0) for path in paths], central)):
-            found = body(views).float().numpy()
+            batch = body(views).float().numpy()
             if i == 0:
-                features = np.zeros((len(paths), found.shape[1]), np.float32)
-            features[i * BATCH : i * BATCH + len(found)] = found
+                features = np.zeros((len(paths), batch.shape[1]), np.float32)
+            features[i * BATCH : i * BATCH + len(batch)] = batch
     extracted = time.perf_counter()
 
     pca = faiss.PCAMatrix(features.shape[1], min(256, features.shape[1]), -0.5)
@@ -231,31 +199,97 @@ def published(warming: bool, dtype: str = "float32", **of: Any) -> dict[str, Any
     }  # fmt: skip
 
 
-def published_bf16(warming: bool, **of: Any) -> dict[str, Any]:
-    return published(warming, dtype="bfloat16", **of)
-
-
 FUNCTIONS = {
-    "ours": ours, "ours, memory": from_memory, "floor": floor, "published": published, "published bf16": published_bf16,
-}  # fmt: skip
+    "ours": ours,
+    "ours, memory": partial(ours, features="memory"),
+    "floor": floor,
+    "published": published,
+    "published bf16": partial(published, dtype="bfloat16"),
+}
 
 
-def main() -> None:
-    if serve(FUNCTIONS):
-        return
+# ---- a pass of a network that does not learn -----------------------------------------------------------------------
+
+
+class Features(nn.Module):
+    def __init__(self, network: Any, size: int):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        from deepcluster.images.augment import fixed_view
+
+        return self.network.features(fixed_view(images, self.size))
+
+
+def plain(network: Any, images: Tensor, size: int) -> Tensor:
+    from deepcluster.images.augment import fixed_view
+
+    with torch.no_grad():
+        batches = [
+            fixed_view(batch, size).contiguous(memory_format=torch.channels_last) for batch in images.split(PASS_BATCH)
+        ]
+        return torch.cat([network.features(batch) for batch in batches])
+
+
+def exported(network: Any, images: Tensor, size: int, threads: int) -> Any:
+    import onnxruntime
+
+    from deepcluster.export.onnx import silent
+
+    module = Features(network, size).eval().to(memory_format=torch.contiguous_format)
+    with silent():
+        program = torch.onnx.export(
+            module, (images[:2],), input_names=["images"], opset_version=18, dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
+        )  # fmt: skip
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    content = program.model_proto.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def measured(name: str, size: int, count: int, repeats: int, threads: int) -> dict[str, float]:
+    """Return images a second for each way."""
+    from deepcluster.learning.features import extract
+    from deepcluster.nets.backbone import build
+    from deepcluster.nets.memory_format import channels_last
+
+    side = size * 8 // 7
+    images = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
+    session = exported(build(name, image_size=size), images, size, threads)
+    network = channels_last(build(name, image_size=size).eval())
+
+    def by_onnxruntime(batch: int) -> Tensor:
+        parts = [session.run(None, {"images": part.numpy()})[0] for part in images.split(batch)]
+        return torch.cat([torch.from_numpy(part) for part in parts])
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: extract(network, images, size=size, batch_size=PASS_BATCH),
+        "torch": lambda: plain(network, images, size),
+        "onnxruntime 64": lambda: by_onnxruntime(64),
+        "onnxruntime 8": lambda: by_onnxruntime(8),
+    }
+    expected = ways["torch"]()
+    clock = time.process_time if threads == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for way, run in ways.items():
+        apart = (run() - expected).abs().max() / expected.abs().max()
+        assert apart < 1e-3, (way, apart)
+    for _ in range(repeats):
+        for way, run in ways.items():
+            begin = clock()
+            run()
+            seconds[way].append(clock() - begin)
+    best = min(("onnxruntime 64", "onnxruntime 8"), key=lambda way: median(seconds[way]))
+    ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds[best], strict=True)]
+    result = {way: round(count / median(values), 1) for way, values in seconds.items()}
+    return result | {"ours / onnxruntime": round(median(ratios), 2)}
+
+
+def compare_rounds(arguments: argparse.Namespace) -> None:
     from common import save
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("images")
-    parser.add_argument("backbone")
-    parser.add_argument("size", type=int)
-    parser.add_argument("store_size", type=int)
-    parser.add_argument("--limit", type=int, default=0, help="a random sample of so many images")
-    parser.add_argument("--clusters", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=list(FUNCTIONS))
-    arguments = parser.parse_args()
     of = {name: getattr(arguments, name) for name in ("images", "backbone", "size", "store_size", "limit", "clusters")}
     runs = race(__file__, {name: Contender(name, {}) for name in arguments.only}, arguments.repeats, **of)
     table: dict[str, Any] = {}
@@ -264,15 +298,52 @@ def main() -> None:
         table[name] = {
             "seconds": round(median(seconds), 2),
             "spread": [round(min(seconds), 2), round(max(seconds), 2)],
-            "parts": {
-                part.removesuffix("_seconds"): round(median(result[part] for result in results), 2)
-                for part in results[0]
-                if part.endswith("_seconds")
-            },
+            **{part: round(median(result[part] for result in results), 2) for part in results[0] if "_seconds" in part},
             "ours against it": ratio([result["seconds"] for result in runs["ours"]], seconds),
         }
         print(f"{name:15s}", table[name], flush=True)
     save(f"round_{arguments.name}", {**of, "batch": BATCH, "repeats": arguments.repeats, **table})
+
+
+def compare_passes(arguments: argparse.Namespace) -> None:
+    from common import save
+
+    from deepcluster.runtime.devices import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(arguments.threads)
+    rows = {}
+    for name in arguments.networks:
+        rows[name] = measured(name, arguments.size, arguments.images, arguments.repeats, arguments.threads)
+        print(name, rows[name], flush=True)
+    shown = {name: getattr(arguments, name) for name in ("size", "images", "repeats", "threads")}
+    save(f"pass_{arguments.size}", {**shown, "images_per_second": rows})
+
+
+def main() -> None:
+    if serve(FUNCTIONS):
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    questions = parser.add_subparsers(required=True)
+    command = questions.add_parser("round")
+    command.set_defaults(compare=compare_rounds)
+    for name in ("name", "images", "backbone"):
+        command.add_argument(name)
+    for name in ("size", "store_size"):
+        command.add_argument(name, type=int)
+    command.add_argument("--limit", type=int, default=0, help="a random sample of so many images")
+    command.add_argument("--clusters", type=int, default=100)
+    command.add_argument("--repeats", type=int, default=5)
+    command.add_argument("--only", nargs="*", default=list(FUNCTIONS))
+    command = questions.add_parser("pass")
+    command.set_defaults(compare=compare_passes)
+    command.add_argument("networks", nargs="*", default=["timm:tf_efficientnet_lite0"])
+    command.add_argument("--size", type=int, default=144)
+    command.add_argument("--images", type=int, default=128)
+    command.add_argument("--repeats", type=int, default=7)
+    command.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.compare(arguments)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
     python benchmarks/scaling.py images IMAGES      a round of N, 2 N, 4 N and 8 N images: seconds and peak memory
     python benchmarks/scaling.py clusters           k-means with K, 2 K, 4 K and 8 K clusters
     python benchmarks/scaling.py everywhere         what every process does for all images, whatever their number
-    python benchmarks/scaling.py quality            digits with one process and with two, three seeds each
     python benchmarks/scaling.py model              the cost model worked out for three scales (docs/scaling.md)
 
 IMAGES is a folder; a seeded sample of it is used. Results go to results/scaling_NAME.json.
@@ -42,7 +41,7 @@ def sample(images: Path, count: int, folder: Path) -> Path:
 
 
 def fit(images: object, arguments: Sequence[str], run: Path, processes: int = 1, threads: int = 1) -> dict[str, Any]:
-    """One run; the seconds of each round, its metrics, and the peak memory of the first process."""
+    """Run `fit`; return the seconds of each round and the peak memory of the first process."""
     program = [sys.executable, "-m", "deepcluster"]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -53,33 +52,31 @@ def fit(images: object, arguments: Sequence[str], run: Path, processes: int = 1,
     with (run / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     phases = ("features_seconds", "clustering_seconds", "training_seconds")
-    metrics = run / "metrics.json"
     return {
         "rounds": [{phase: float(row[phase]) for phase in phases} for row in rows],
         "peak_memory_mb": json.loads((run / "run.json").read_text())["peak_memory_mb"],
-        "metrics": json.loads(metrics.read_text()) if metrics.is_file() else None,
     }
 
 
-def seconds(found: dict[str, Any]) -> list[float]:
-    """Of each round but the first, in which everything is new."""
-    return [sum(row.values()) for row in found["rounds"][1:]]
+def seconds(run: dict[str, Any]) -> list[float]:
+    """Return the seconds of each round but the first, in which everything is new."""
+    return [sum(row.values()) for row in run["rounds"][1:]]
 
 
 def processes(arguments: argparse.Namespace) -> dict[str, Any]:
     ways = {"1 x 2 threads": (1, 2), "2 x 1 thread": (2, 1)}
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         images = sample(arguments.images, arguments.count, Path(folder))
         options = [*V1, "--image-size", "32", "--pseudo-labels", "100", "--rounds", "3", "--batch-size", "128"]
         for repeat in range(arguments.repeats):
             for name, (count, threads) in ways.items():
-                found[name] += seconds(fit(images, options, Path(folder) / "run", count, threads))
-                print(repeat, name, [round(each, 2) for each in found[name]], flush=True)
-    one, two = found.values()
+                spent[name] += seconds(fit(images, options, Path(folder) / "run", count, threads))
+                print(repeat, name, [round(value, 2) for value in spent[name]], flush=True)
+    one, two = spent.values()
     ratios = [a / b for a, b in zip(one, two, strict=True)]
     print(f"throughput of two processes over one: {spread(ratios)}")
-    return {"images": arguments.count, "seconds_a_round": found, "throughput_ratio": ratios}
+    return {"images": arguments.count, "seconds_a_round": spent, "throughput_ratio": ratios}
 
 
 def images(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -90,22 +87,22 @@ def images(arguments: argparse.Namespace) -> dict[str, Any]:
             options = [*V1, "--image-size", "16", "--pseudo-labels", "100", "--rounds", "6"]
             run = fit(sample(arguments.images, count, Path(folder)), options, Path(folder) / "run")
             row = {"images": count, "seconds": statistics.median(seconds(run)), "peak_memory_mb": run["peak_memory_mb"]}
-            row |= {phase: statistics.median(each[phase] for each in run["rounds"][1:]) for phase in run["rounds"][0]}
+            row |= {phase: statistics.median(rest[phase] for rest in run["rounds"][1:]) for phase in run["rounds"][0]}
             rows.append(row | {"estimate_mb": estimated(count)})
             print(rows[-1], flush=True)
     return {"rows": rows, "off_the_line": off_the_line([r["images"] for r in rows], [r["seconds"] for r in rows])}
 
 
 def off_the_line(counts: Sequence[float], seconds: Sequence[float]) -> list[float]:
-    """How far each measurement is from the straight line through all (least squares), as a share of it."""
+    """Return the distance of each measurement from the least-squares line, as a share of it."""
     slope, start = np.polyfit(counts, seconds, 1)
-    found = [round(float(each / (start + slope * count) - 1), 3) for count, each in zip(counts, seconds, strict=True)]
-    print(f"{start:.2f} s and {slope * 1e6:.1f} microseconds each; off that line: {found}")
-    return found
+    off = [round(float(time / (start + slope * count) - 1), 3) for count, time in zip(counts, seconds, strict=True)]
+    print(f"{start:.2f} s and {slope * 1e6:.1f} microseconds each; off that line: {off}")
+    return off
 
 
 def estimated(count: int) -> float:
-    """What `fit` says before it begins, MB."""
+    """Return the memory (MB) that `fit` estimates before it begins."""
     from deepcluster.presets import Facts, resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.forecast import memory
@@ -128,7 +125,7 @@ def clusters(arguments: argparse.Namespace) -> dict[str, Any]:
         k, spent = 500 * times, []
         for seed in range(arguments.repeats):
             begin = time.process_time()
-            kmeans(x, k, iterations=5, seed=seed, precision="fp32")
+            kmeans(x, k, iterations=5, seed=seed)
             spent.append(time.process_time() - begin)
         rows.append({"clusters": k, "seconds": spent})
         print(k, spread(spent), flush=True)
@@ -137,7 +134,7 @@ def clusters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def everywhere(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sample of an epoch, for all labels in each process; and the comparison with the round before, of its own."""
+    """Time the sample of an epoch and the comparison with the round before."""
     import torch
 
     from deepcluster.clustering.agreement import compared
@@ -162,26 +159,12 @@ def everywhere(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"clusters": 10_000, "rows": rows}
 
 
-def quality(arguments: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, list[dict[str, float]]] = {"1 process": [], "2 processes": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in range(3):
-            for count, name in enumerate(found, 1):
-                options = ["-k", "10", "--labels", "folders", "--seed", str(seed), "--rounds", "5", "-q"]
-                run = fit("sklearn:digits", options, Path(folder) / "run", count)
-                found[name].append({key: run["metrics"][key] for key in ("acc", "nmi")})
-                print(seed, name, found[name][-1], flush=True)
-    for name, runs in found.items():
-        print(name, "ACC", spread([each["acc"] for each in runs]), "NMI", spread([each["nmi"] for each in runs]))
-    return found
-
-
 # ---- the model ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a round is of, and what it runs on. Rates of the devices are assumptions where nothing was measured."""
+    """Images and machines of a round. Rates of devices are assumptions if nothing was measured."""
 
     name: str
     images: float
@@ -201,7 +184,7 @@ class Scale:
 
 
 def round_of(at: Scale) -> dict[str, float]:
-    """Seconds of the parts of a round, and bytes that a process holds (docs/scaling.md has the formulas)."""
+    """Return the seconds of the parts of a round and the bytes of a process (docs/scaling.md has the formulas)."""
     own = at.images / at.ranks
     steps = at.images / at.batch
     devices_a_node = at.ranks / at.nodes
@@ -234,17 +217,17 @@ SCALES = (
 
 
 def model(arguments: argparse.Namespace) -> dict[str, Any]:
-    found = {at.name: round_of(at) for at in SCALES}
-    for name in found[SCALES[0].name]:
+    scales = {at.name: round_of(at) for at in SCALES}
+    for name in scales[SCALES[0].name]:
         unit = 1e9 if name.startswith("bytes") else 1
-        print(f"{name:30}", *(f"{each[name] / unit:14,.1f}" for each in found.values()))
-    print("seconds", *(f"{sum(v for n, v in each.items() if 'bytes' not in n):,.0f}" for each in found.values()))
-    return {"scales": found}
+        print(f"{name:30}", *(f"{scale[name] / unit:14,.1f}" for scale in scales.values()))
+    print("seconds", *(f"{sum(v for n, v in scale.items() if 'bytes' not in n):,.0f}" for scale in scales.values()))
+    return {"scales": scales}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    questions = {each.__name__: each for each in (processes, images, clusters, everywhere, quality, model)}
+    questions = {question.__name__: question for question in (processes, images, clusters, everywhere, model)}
     parser.add_argument("question", choices=questions)
     parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--count", type=int, help="images (default 10,000, and 2,500 for the first N)")

@@ -20,7 +20,7 @@ TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 PASSES = 90  # over the images, over all rounds
 MOST_EPOCHS = 50  # in a round: a handful of images would have thousands, each an optimizer step or more
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
-# (benchmarks/quality.md, "Small images").
+# (docs/decisions.md, "Photographs by default").
 MIN_PUBLISHED_SIDE = 28
 MAX_PUBLISHED_IMAGES = 100_000  # more can teach a network of their own
 MAX_LARGE_IMAGES = 5000  # a CPU has time to see so many at 224 px

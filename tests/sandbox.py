@@ -220,5 +220,5 @@ def check_benchmark(script: str, given: list[str]) -> None:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         runpy.run_path(str(ROOT / script), run_name="__main__")
     own = given[: given.index("--")] if "--" in given else given
-    assert set(own) <= set(re.findall(r"^ +(--[a-z-]+)", said.getvalue(), re.MULTILINE)), f"{script}: {shlex.join(own)}"
+    assert set(own) <= set(re.findall(r"(?<![\w-])--[a-z-]+", said.getvalue())), f"{script}: {shlex.join(own)}"
     assert set(given[len(own) + 1 :]) <= options("fit"), f"{script} -- {shlex.join(given)}"

@@ -5,10 +5,9 @@ Each page has a sandbox of its own with what its reader would have: ``photos/`` 
 the page does not set, and a Python block ``rounds=1``. A comment ``exit code N`` is part of what a page promises.
 """
 
-import json
+import importlib
 import re
 from pathlib import Path
-from statistics import mean
 
 import pytest
 from PIL import Image
@@ -20,7 +19,7 @@ from tests.pages import FENCE, PAGES, ROOT, TRANSLATED, blocks, commands, of_dee
 from tests.sandbox import Sandbox, options, verbs
 from tests.test_layers import LEVEL, modules
 
-HISTORY = ("decisions.md", "quality.md")  # may name options that are gone, or other programs'
+HISTORY = ("decisions.md", "LOG.md")  # may name options that are gone, or other programs'
 
 
 def page_of(page: Path) -> object:
@@ -55,15 +54,15 @@ def test_a_translation_has_the_same_commands_code_links_and_figures():
     assert lines[0] == lines[1]
 
 
-def test_the_figures_of_the_digits_are_those_measured():
-    measured = json.loads(text_of(ROOT / "benchmarks/results/digits.json"))
-    for name, runs in (("k-means on the pixels", measured["pixels"]), ("`deepcluster fit`", measured["runs"])):
-        acc = f"{mean(run['acc'] for run in runs):.3f}".lstrip("0")
-        (row,) = re.findall(rf"^\| {re.escape(name)} \|.*", text_of(ROOT / "README.md"), re.MULTILINE)
-        assert row.split("|")[2].split()[0] == acc
-        other = name if "pixels" in name else "`auto`"
-        (row,) = re.findall(rf"^\| {re.escape(other)} \| .*", text_of(ROOT / "docs/comparison.md"), re.MULTILINE)
-        assert row.split("|")[3].strip() == acc
+def test_the_figures_are_those_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    page = text_of(ROOT / "docs/results.md")
+    assert tables.written(page) == page, "python benchmarks/tables.py"
+    names = {"pixels": "k-means on the pixels", "untrained": "the network before training", "auto": "`deepcluster fit`"}
+    rows = tables.table("digits", "method", "acc", "nmi", "ari").splitlines()[2:]
+    for method, _, *figures in (row.strip("| ").split(" | ") for row in rows):
+        assert f"| {names[method]} | {' | '.join(figures)} |" in text_of(ROOT / "README.md")
 
 
 def test_commands_are_found():

@@ -32,7 +32,7 @@ from deepcluster.runtime.torchrun import local_world_size
 BASE = 500e6
 KEPT = 1.5
 # Bytes that tables and report of the result take: for each image, and for each image in the page
-# (benchmarks/result_phase.py).
+# (benchmarks/LOG.md, "Memory").
 TABLES, PAGE = 300.0, 6e3
 
 

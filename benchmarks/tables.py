@@ -1,0 +1,48 @@
+"""Write the tables of docs/results.md from results/*.json: `python benchmarks/tables.py`.
+
+A table stands between `<!-- table FILE | BY | COLUMN | ... -->` and `<!-- end -->`. Its rows are mean and standard
+deviation of the objects that have the first column, for each value of BY; `name` is an object's path in the file, and
+FILE~WORDS keeps the rows whose BY matches.
+"""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+HERE = Path(__file__).parent
+
+
+def objects(value, path=""):
+    if isinstance(value, dict):
+        yield {"name": path.removeprefix(", ")} | value
+    for key, part in value.items() if isinstance(value, dict) else (("", part) for part in value):
+        if isinstance(part, dict | list):
+            yield from objects(part, f"{path}, {key}" if key else path)
+
+
+def cell(values):
+    digits = 3 if max(values, default=0) < 2 else 0 if max(values) >= 100 else 1
+    numbers = [mean(values), stdev(values)] if len(values) > 1 else values
+    return " ± ".join(re.sub(r"^(-?)0\.", r"\1.", f"{number:,.{digits}f}") for number in numbers)
+
+
+def table(file, by, *columns):
+    file, _, only = file.partition("~")
+    lines = [f"| {by} | runs | {' | '.join(columns)} |".replace("_", " "), "|---" * (len(columns) + 2) + "|"]
+    rows = [row for row in objects(json.loads((HERE / f"results/{file}.json").read_text())) if columns[0] in row]
+    for group in dict.fromkeys(row[by] for row in rows if re.search(only, str(row[by]))):
+        runs = [row for row in rows if row[by] == group]
+        cells = [cell([run[name] for run in runs if run.get(name) is not None]) for name in columns]
+        lines.append(f"| {group} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def written(page):
+    spec = re.compile(r"(<!-- table (.+?) -->\n).*?(?=<!-- end)", re.DOTALL)
+    return spec.sub(lambda match: match[1] + table(*match[2].split(" | ")) + "\n", page)
+
+
+if __name__ == "__main__":
+    page = HERE.parent / "docs" / "results.md"
+    page.write_text(written(page.read_text()))
