@@ -46,7 +46,6 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, content: Mapping[str, Any]) -> None:
     """Write results/NAME.json: the figures with the machine they were measured on."""
-    RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **content}, indent=2)
     # Drop the folders of this machine.
     (RESULTS / f"{name}.json").write_text(re.sub(r"(?<=[ \"])/[^ \"]*/", "", text) + "\n")

@@ -1,7 +1,7 @@
 """Time several programs side by side: each in a process of its own, one after the other, again and again.
 
-A script gives functions by name; :func:`race` starts it once for each of them, with the environment that one needs, and
-lets them run in turn, so that whatever else the machine does meets them all alike.
+A script gives functions by name. :func:`race` starts it once for each, with its environment, and lets them run in turn,
+so that other load on the machine meets all alike.
 """
 
 import json
@@ -56,7 +56,7 @@ class _Process:
 def race(
     script: str, contenders: Mapping[str, Contender], repeats: int, **arguments: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """The results of each contender, ``repeats`` of them, taken in turn after one round of warming up."""
+    """Return ``repeats`` results of each contender, taken in turn after one round of warming up."""
     processes = {name: _Process(script, contender) for name, contender in contenders.items()}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     try:
@@ -77,7 +77,7 @@ CORES = ("", "Haswell", "SkylakeX", "Zen", "Cooperlake", "Sapphirerapids")
 
 
 def best_coretype(script: str, function: str, **arguments: Any) -> str:
-    """The OPENBLAS_CORETYPE ("" is unset) with which a function of the script takes the fewest ``seconds``.
+    """Return the OPENBLAS_CORETYPE ("" is unset) with which a function of the script takes the fewest ``seconds``.
 
     The OpenBLAS that faiss brings does not know new processors; on some it falls back to kernels from 2007.
     """
@@ -89,7 +89,7 @@ def best_coretype(script: str, function: str, **arguments: Any) -> str:
 
 
 def serve(functions: Mapping[str, Task]) -> bool:
-    """In a contender's process (``--serve NAME``): answer requests until there are no more. False in any other."""
+    """Answer requests in a contender's process (``--serve NAME``); return False in any other process."""
     if len(sys.argv) != 3 or sys.argv[1] != "--serve":
         return False
     function = functions[sys.argv[2]]
@@ -99,21 +99,21 @@ def serve(functions: Mapping[str, Task]) -> bool:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Ratio of the medians, and the least and largest ratio within one turn."""
-    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    """Return the ratio of the medians, and the least and largest ratio within one turn."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {
-        "ratio": round(median(ours) / median(theirs), 3), "least": round(min(each), 3), "most": round(max(each), 3)
+        "ratio": round(median(ours) / median(theirs), 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3)
     }  # fmt: skip
 
 
 def forget_peak_memory() -> int:
-    """Resident memory now, bytes; :func:`peak_memory` then counts from here (Linux)."""
+    """Return the resident memory now, bytes; :func:`peak_memory` then counts from here (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak_memory() -> int:
-    """The most resident memory since :func:`forget_peak_memory`, bytes."""
+    """Return the most resident memory since :func:`forget_peak_memory`, bytes."""
     return _status("VmHWM")
 
 

@@ -48,10 +48,10 @@ def images(folder: Path) -> Path:
 
 
 def start(arguments: list[str], count: int, log: Path) -> list[int]:
-    """``count`` ranks of a command; the numbers of their processes, by rank."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+    """Start ``count`` ranks of a command and return their process ids, by rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     ranks = []
     for rank in range(count):
         pid = os.fork()
@@ -76,8 +76,8 @@ def start(arguments: list[str], count: int, log: Path) -> list[int]:
 
 
 def ended(ranks: list[int]) -> list[int]:
-    """The exit codes of all of them. Where one fails, the others are told to end as torchrun does, by SIGTERM and later
-    by SIGKILL: one that waits in torch for the others to begin does not notice that one is gone."""
+    """Return the exit codes of all ranks. If one fails, end the others as torchrun does, by SIGTERM and later by
+    SIGKILL: a rank that waits in torch for the others to begin does not notice that one is gone."""
     codes: dict[int, int] = {}
     begun, sent = time.monotonic(), [signal.SIGKILL, signal.SIGTERM]
     while len(codes) < len(ranks):
@@ -106,7 +106,7 @@ def is_alive(pid: int) -> bool:
 
 
 def durations(run: Path, ranks: list[int]) -> dict[str, float]:
-    """Seconds of each phase of a run that nothing disturbs."""
+    """Return the seconds of each phase of an undisturbed run."""
     begun = {"reading": time.monotonic()}
     while any(map(is_alive, ranks)):
         begun.setdefault(phase_of(run), time.monotonic())
@@ -155,13 +155,13 @@ def main() -> None:
             os.kill(ranks[rank], signal.SIGKILL)
             codes = ended(ranks)
             assert codes[rank] == -signal.SIGKILL
-            found = phase_of(run)
+            reached = phase_of(run)
             codes = ended(start([*command, "-o", str(run), "--resume"], then, folder / "log"))
             assert codes == [0] * then, (folder / "log").read_text()[-3000:]
             again = result_of(run)
-            assert then != asked.processes or again == whole, f"{run} differs after a kill of rank {rank} in {found}"
-            killed[f"rank {rank}, {found}"] += 1
-            print(number + 1, f"rank {rank}", found, flush=True)
+            assert then != asked.processes or again == whole, f"{run} differs after a kill of rank {rank} in {reached}"
+            killed[f"rank {rank}, {reached}"] += 1
+            print(number + 1, f"rank {rank}", reached, flush=True)
     figures = dict(sorted(killed.items()))
     if then == asked.processes and killed.total():
         save("kills", {"processes": asked.processes, "kills": killed.total(), "resumed to the same bits": figures})

@@ -1,9 +1,9 @@
-"""How do time and memory of a round grow, and what do several processes bring?
+"""How do time and memory of a round grow, and how much faster are several processes?
 
     python benchmarks/scaling.py processes IMAGES   one process of two threads against two of one thread, in turns
     python benchmarks/scaling.py images IMAGES      a round of N, 2 N, 4 N and 8 N images: seconds and peak memory
     python benchmarks/scaling.py clusters           k-means with K, 2 K, 4 K and 8 K clusters
-    python benchmarks/scaling.py everywhere         what every process does for all images, whatever their number
+    python benchmarks/scaling.py everywhere         the work that every process does for all images
     python benchmarks/scaling.py model              the cost model worked out for three scales (docs/scaling.md)
 
 IMAGES is a folder; a seeded sample of it is used. Results go to results/scaling_NAME.json.
@@ -30,10 +30,9 @@ V1 = ["--recipe", "v1", "--backbone", "compact", "--set", "sobel=false", "-k", "
 
 
 def sample(images: Path, count: int, folder: Path) -> Path:
-    """A text file of so many paths."""
-    paths = sorted(
-        str(path.resolve()) for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
+    """Write a text file of ``count`` random paths."""
+    kinds = (".jpg", ".jpeg", ".png")
+    paths = sorted(str(path.resolve()) for path in images.rglob("*") if path.suffix.lower() in kinds)
     chosen = sorted(np.random.default_rng(0).permutation(len(paths))[:count])
     file = folder / f"{count}.txt"
     file.write_text("\n".join(paths[i] for i in chosen) + "\n")
