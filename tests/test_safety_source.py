@@ -47,7 +47,6 @@ ALLOWED = {
     ("nets/published.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
     ("nets/published.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
     ("images/named.py", "huggingface_hub"): "asks whether the Hub answers, for hf:NAME alone",
-    ("images/decode.py", "ctypes"): "exchanges libtiff's error handler, so that it does not write on the terminal",
     ("images/webdataset.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
     (
         "nets/legacy_pickle.py",
