@@ -104,13 +104,13 @@ def frozen(options: argparse.Namespace, seed: int, *, umap: bool = False) -> dic
 @cache
 def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], list[str]]:
     import torch
+    from deepcluster.runs.job import Request, plan
     from torch.nn import functional as F
 
     from deepcluster.images import find
     from deepcluster.images.preview import preview
     from deepcluster.learning.features import extract
     from deepcluster.runs.build import network_of
-    from deepcluster.runs.job import Request, plan
 
     source = find(images)
     options = {name: value for name, value in (("backbone", backbone), ("weights", weights)) if value}

@@ -57,7 +57,7 @@ from deepcluster.runtime.torchrun import is_main_rank, world_size
 if TYPE_CHECKING:
     from deepcluster.images import Source
     from deepcluster.model import Model
-    from deepcluster.runs.job import Request
+    from deepcluster.runs.plan import Request
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
     from deepcluster.storage.run_folder import RunFolder
@@ -246,7 +246,7 @@ def fit(
         return source
 
     def request() -> "Request":
-        from deepcluster.runs.job import Request
+        from deepcluster.runs.plan import Request
 
         return Request(
             out=out,
@@ -275,7 +275,7 @@ def fit(
                 print("\n" + to_toml(chosen), end="")
             return
         from deepcluster.runs import fit as runs
-        from deepcluster.runs.own_features import fit_features
+        from deepcluster.runs.features import fit_features
 
         if isinstance(source, str):
             folder = fit_features(source, request(), terminal)
@@ -308,7 +308,7 @@ def predict(
         return _found(run_, images), target
 
     with _session(images, found, quiet, to_stderr=True) as (processes, terminal, (source, target)):
-        from deepcluster.storage.csv_rows import placement_rows
+        from deepcluster.runs.predict import placement_rows
         from deepcluster.storage.run_folder import PREDICTIONS
 
         sizes: Counter[int] = Counter()
@@ -449,7 +449,7 @@ def report(run_: RunArgument, /, *, open_: Open = False) -> None:
     """Write the report.html of a run again."""
     _check_run(run_)
     with Terminal(quiet=False):
-        from deepcluster.runs.report import report as report_run
+        from deepcluster.runs.page import report as report_run
 
         page = report_run(run_)
     say(str(page))

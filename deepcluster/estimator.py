@@ -35,10 +35,10 @@ from deepcluster.report.gallery import gallery
 from deepcluster.report.text import count
 from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs import fit as runs
-from deepcluster.runs import predict, recut, report
-from deepcluster.runs.job import Request
-from deepcluster.runs.report import found_again, pictures
-from deepcluster.runs.results import read_run
+from deepcluster.runs import page, predict, recut
+from deepcluster.runs.page import found_again, pictures
+from deepcluster.runs.plan import Request
+from deepcluster.runs.rows import read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage import model_files as models
@@ -227,10 +227,10 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def report(self, path: str | Path) -> Path:
         """Write the report of the run, one HTML page, and return its path."""
         self._check_run("a report")
-        page = report.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
+        html = page.report(self.run_, self._images_at_hand()).read_text(encoding="utf-8")
         path = Path(path)
         check_output(path, overwrite=True, inputs=tuple)
-        write_output(path, lambda file: file.write(page))
+        write_output(path, lambda file: file.write(html))
         return path
 
     def save(self, folder: str | Path) -> Path:

@@ -148,7 +148,7 @@ def test_run_folders_are_no_images(command, tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == len([*inside.glob("*/*.png")])
     run = inside / "run"
     arguments = ["fit", inside, "-o", run, "-k", "3", *TRAINED]
-    assert command(*arguments, trap=("SIGKILL", "deepcluster.runs.report:render", 1))[0] == -9
+    assert command(*arguments, trap=("SIGKILL", "deepcluster.runs.page:render", 1))[0] == -9
     assert command(*arguments, "--resume") == (0, "")
     assert check_whole(run) == 3
     assert run_command(["fit", str(run), "-o", str(tmp_path / "r"), "-k", "2", *FAST]) == 3

@@ -19,9 +19,9 @@ from deepcluster.errors import DeepClusterWarning
 from deepcluster.nets.backbone import build
 from deepcluster.records import Clustering
 from deepcluster.runs import fit as run
-from deepcluster.runs.finish import collapse
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
+from deepcluster.runs.result import collapse
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, record, rows
 from tests.predicting import predicted

@@ -51,7 +51,7 @@ class Told(Silent):
         assert 0 <= done <= total
         self.phases.add(phase)
 
-    def round(self, row, rounds, groups):
+    def round(self, row, rounds):
         self.rows.append((row, rounds))
 
 
@@ -79,8 +79,8 @@ def test_a_finished_run_stays_finished_where_nobody_can_be_told(tmp_path):
 def test_numbers_of_a_row_become_scalars(tensorboard):
     display = TensorBoard()
     display.say("Run", "runs/x")
-    display.round({"round": 3, "loss": 1.5, "changed": "", "reseeded": 2}, 10, "")
-    display.round({"round": 4, "loss": 1.25, "changed": 0.5, "reseeded": 0}, 10, "better")
+    display.round({"round": 3, "loss": 1.5, "changed": "", "reseeded": 2}, 10)
+    display.round({"round": 4, "loss": 1.25, "changed": 0.5, "reseeded": 0}, 10)
     (writer,) = Writer.made
     assert writer.folder.replace("\\", "/") == "runs/x/tensorboard" and writer.purge_step == 3
     assert writer.scalars == [

@@ -11,7 +11,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.groups.merge_tree import Tree
-from deepcluster.runs import results
+from deepcluster.runs import page
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import RunFolder
 from tests.tiny import writable
@@ -105,7 +105,7 @@ def test_without_features_the_report_does_without_map_and_tree(run: Path) -> Non
 
 
 def test_very_many_groups_have_no_tree(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "MOST_IN_TREE", 1)
+    monkeypatch.setattr(page, "MOST_IN_TREE", 1)
     assert run_command(["recut", str(run), "-k", "2"]) == 0  # the old tree does not stay
     assert not (run / "tree.json").exists() and 'id="groups"' not in (run / "report.html").read_text()
 

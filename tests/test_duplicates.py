@@ -12,7 +12,7 @@ from PIL import Image
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.store import square
 from deepcluster.runs import fit as run
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from tests.drawings import KINDS, draw, drawings
 from tests.helpers.runs import rows
 from tests.helpers.said import Said

@@ -17,10 +17,10 @@ from deepcluster.groups.cut import Cut, place
 from deepcluster.groups.moves import pinned
 from deepcluster.groups.split import parts_of, split
 from deepcluster.model import Model
-from deepcluster.runs.edits import carried_over, carried_text, edited, told
+from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited
+from deepcluster.runs.predict import placement_rows
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage import model_files as models
-from deepcluster.storage.csv_rows import placement_rows
 from deepcluster.storage.edits_file import Edits, read_edits
 from tests.helpers.runs import contents, record, rows
 from tests.predicting import predicted
@@ -180,12 +180,12 @@ def test_every_edit_counts_in_the_digest() -> None:
 def test_what_was_done_in_words() -> None:
     before = tiny_model(names=("a", "", ""))
     edits = Edits("", {0: "a", 1: "b"}, ((1, 2),), (0,), split=((0, 2),))
-    assert told(edits, before, replace(before, junk=(0,)), 1200) == (
+    assert describe_edits(edits, before, replace(before, junk=(0,)), 1200) == (
         "1 name, 1 merge, cluster 0 split into 2, 1,200 images moved, 1 junk mark changed"
     )
-    assert told(Edits("", {0: "a"}, (), None), before, before, 0) == "nothing that was not so before"
+    assert describe_edits(Edits("", {0: "a"}, (), None), before, before, 0) == "nothing that was not so before"
     assert carried_text(replace(before, junk=(0,)), tiny_model(names=("", "b"))) == (
-        "1 name kept; dropped, as their clusters did not survive: 'a'; 1 junk mark dropped"
+        "1 name kept; dropped, because their clusters did not survive: 'a'; 1 junk mark dropped"
     )
 
 
@@ -346,7 +346,7 @@ def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
     assert record(finished).get("edits") is None
     assert run_command(["recut", str(finished), "-k", "2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "dropped, as their clusters did not survive: 'name" in said and "start anew" not in said
+    assert "dropped, because their clusters did not survive: 'name" in said and "start anew" not in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["edits.json", "--undo"]])

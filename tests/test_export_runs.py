@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from deepcluster.cli import run_command
 from deepcluster.runs.fit import fit
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import RunFolder

@@ -11,7 +11,7 @@ from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.memory_format import channels_last
 from deepcluster.runs import fit as run
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows

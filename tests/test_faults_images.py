@@ -26,9 +26,9 @@ from deepcluster.images import store as store_module
 from deepcluster.images.decode import FORMATS, MAX_PIXELS, Undecodable, decode, pillow_limits
 from deepcluster.images.store import Store, read_once
 from deepcluster.runs import fit as run
+from deepcluster.runs import page as run_report
 from deepcluster.runs import predict as prediction
-from deepcluster.runs import report as run_report
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from tests.helpers.image_files import LOSSLESS, SIDE, chunk, files_of_all_modes, png, stored
 from tests.helpers.runs import rows
 from tests.predicting import predicted

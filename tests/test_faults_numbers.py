@@ -25,7 +25,7 @@ from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
 from deepcluster.runs import job
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from tests.helpers.runs import record, rows
 

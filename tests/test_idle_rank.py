@@ -21,7 +21,6 @@ from deepcluster.learning.heads import CentroidHead, Head, new_linear_head
 from deepcluster.learning.instances import WithInstances
 from deepcluster.learning.losses import CrossEntropy, Loss
 from deepcluster.runs import fit as run
-from deepcluster.runs.finish import change
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from tests.helpers.shared import OPTIONS, pixels
@@ -53,11 +52,6 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
 def final(processes: Processes) -> dict[str, Any]:
     rows = own(ROWS, processes)
     return vars(KMeans().exact(rows, 7, 0, Partition.of(processes, len(rows))))
-
-
-def moved(processes: Processes) -> str:
-    before, after = (own(labels, processes) for labels in (LABELS, LABELS.roll(1)))
-    return change(before, after, processes)
 
 
 def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:
@@ -104,7 +98,6 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "the last clustering": (1e-5, final),
         "means": (1e-5, averaged, ROWS, LABELS, 7),
         "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
-        "moved": (0, moved),
         "medoids": (0, medoids, ROWS[:, 0], LABELS.clamp(max=3)),
         "groups and tables": (1e-5, described, ROWS, 400),
         "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES])),

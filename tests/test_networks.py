@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepcluster.runs import fit as run
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows
 

@@ -15,10 +15,10 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.given_features import read_features
-from deepcluster.runs.job import Request
-from deepcluster.runs.own_features import fit_features
+from deepcluster.runs.features import fit_features
+from deepcluster.runs.page import found_again, report
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
-from deepcluster.runs.report import found_again, report
 from deepcluster.runtime import plain_files
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run

@@ -15,12 +15,11 @@ from PIL import Image
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, ModelError
+from deepcluster.images import find
 from deepcluster.nets.published import PACKAGE, PUBLISHED, local_file
 from deepcluster.presets import Facts, resolve
-from deepcluster.runs.job import Request
-from deepcluster.runs.weights import choose, recorded, settle
+from deepcluster.runs.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.runtime.console import Silent
-from deepcluster.runtime.processes import Processes
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import keep, tiny_file
 
@@ -80,14 +79,10 @@ def having(*names: str):
         (request(weights="timm"), LARGE, (SMALL,), SMALL),
         (request(weights="timm", backbone=SMALL), LARGE, ("photos",), SMALL),
         (request(weights="timm", backbone="timm:resnet18"), LARGE, (), ""),
-        # A resumed run keeps its network.
-        (Request(published=""), LARGE, (SMALL,), ""),
-        (Request(published=SMALL), LARGE, ("photos", SMALL), SMALL),
-        (Request(published=SMALL), LARGE, (), SMALL),
     ],
 )
 def test_the_best_on_the_machine_unless_something_else_is_named(request_, images, here, start):
-    assert choose(request_, images, having(*here)) == start
+    assert choose_weights(request_, images, having(*here)) == start
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -118,43 +113,43 @@ def test_weights_none_are_random():
 # ---- downloads ------------------------------------------------------------------------------------------------------
 
 
-def test_weights_timm_downloads(hub):
-    asked = request(weights="timm", backbone="photos")
-    assert settle(asked, LARGE, display=Silent()).published == "photos"
+@pytest.fixture
+def begun(large_photos, tmp_path):
+    """The published network that a run of some options begins with."""
+    source = find(large_photos)
+    return lambda **options: begin(source, Request(out=tmp_path / "run", options=options), Silent()).facts["published"]
+
+
+def test_weights_timm_downloads(hub, begun):
+    assert begun(weights="timm", backbone="photos") == "photos"
     assert local_file("photos").read_bytes() == hub.content
     hub.requests.clear()
-    assert settle(asked, LARGE, display=Silent()).published == "photos" and not hub.requests
+    assert begun(weights="timm", backbone="photos") == "photos" and not hub.requests
 
 
-def test_without_a_word_nothing_is_downloaded(hub):
+def test_without_a_word_nothing_is_downloaded(hub, begun):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert settle(request(), LARGE, display=Silent()).published == SMALL
+        assert begun() == SMALL
     with pytest.raises(ModelError, match=r"photos-ssl \(DINOv2.*deepcluster fetch photos-ssl;.*--weights none"):
-        settle(request(backbone="photos-ssl"), LARGE, display=Silent())
+        begun(backbone="photos-ssl")
     assert not hub.requests
 
 
-def test_without_the_installed_network_the_run_trains_from_nothing(hub, monkeypatch):
+def test_without_the_installed_network_the_run_trains_from_nothing(hub, begun, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.warns(DeepClusterWarning, match="is missing, so photos-small is not used: pip install"):
-        assert settle(request(), LARGE, display=Silent()).published == ""
+        assert begun() == ""
     assert not hub.requests
 
 
-def settled(processes: Processes, caches: list[str]) -> str | None:
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_CACHE = caches[processes.rank]
-    return settle(request(), LARGE, display=Silent(), processes=processes).published
-
-
-def test_all_ranks_decide_alike(ranks, tmp_path):
-    """By what all of them have: they may run on several machines."""
-    cache = str(tmp_path / "cache")
-    keep(Path(cache), "photos", tiny_file())
-    assert ranks[2](settled, [cache, cache]) == ["photos"] * 2
-    assert ranks[2](settled, [cache, str(tmp_path / "none")]) == [SMALL] * 2
+def test_a_rank_without_the_network_of_the_main_rank_says_how_to_get_it(hub_cache):
+    """The main rank decides; ranks may run on several machines."""
+    with pytest.raises(ModelError, match="deepcluster fetch photos;"):
+        check_weights_here("photos")
+    keep(hub_cache, "photos", tiny_file())
+    check_weights_here("photos")
+    check_weights_here("")
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -177,7 +172,6 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     recipe = tomllib.loads((out / "recipe.toml").read_text())
     assert (recipe["backbone"], recipe["weights"]) == (PUBLISHED[SMALL].backbone, "timm")
     assert any(SMALL in reason for reason in json.loads((out / "run.json").read_text())["reasons"])
-    assert recorded(out) == SMALL
 
     keep(hub_cache, "photos", tiny_file())  # a better one has come meanwhile, and would not even load
     clusters = (out / "clusters.csv").read_text()
@@ -199,7 +193,7 @@ def test_weights_none(large_photos, tmp_path, capsys):
     assert run_command(["fit", str(large_photos), "-o", str(tmp_path / "run"), *QUICK, "--weights", "none"]) == 0
     said = capsys.readouterr()
     assert "trained from nothing on these images" in said.out and "deepcluster fetch" not in said.out + said.err
-    assert recorded(tmp_path / "run") == ""
+    assert tomllib.loads((tmp_path / "run/recipe.toml").read_text())["weights"] == ""
 
 
 def test_a_dry_run_downloads_nothing(hub, large_photos, capsys):
@@ -217,6 +211,6 @@ def test_a_dry_run_downloads_nothing(hub, large_photos, capsys):
 
 def test_the_estimator(hub_cache, large_photos):
     model = DeepCluster(n_clusters=3, rounds=0, image_size=32).fit(large_photos)
-    assert recorded(model.run_) == SMALL
+    assert tomllib.loads((model.run_ / "recipe.toml").read_text())["backbone"] == PUBLISHED[SMALL].backbone
     with pytest.raises(ModelError, match="deepcluster fetch photos"):
         DeepCluster(n_clusters=3, rounds=0, backbone="photos").fit(large_photos)

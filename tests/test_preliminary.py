@@ -6,17 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from deepcluster import algorithm
 from deepcluster.cli import run_command
 from deepcluster.nets.backbone import build
-from deepcluster.runs import finish
 from deepcluster.runs import fit as run
-from deepcluster.runs.finish import Results, change
-from deepcluster.runs.job import Request
-from deepcluster.runs.results import read_run
+from deepcluster.runs import writer
+from deepcluster.runs.plan import Request
+from deepcluster.runs.rows import read_run
+from deepcluster.runs.writer import ResultWriter
 from deepcluster.runtime.console import WIDTH, Terminal
 from deepcluster.storage.run_folder import open_run
 from deepcluster.storage.run_record import RunRecord
@@ -80,12 +79,14 @@ def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, pho
 
 def test_it_goes_on_to_the_same_bits_as_without_preliminary_results(killed, fit_of, command, tmp_path, monkeypatch):
     going_on = Path(shutil.copytree(killed, tmp_path / "going on"))
-    code, said = command(*fit_of(going_on), "--resume", trap=("SIGKILL", "deepcluster.runs.finish:Results.final", 1))
+    code, said = command(
+        *fit_of(going_on), "--resume", trap=("SIGKILL", "deepcluster.runs.writer:ResultWriter.final", 1)
+    )
     assert code == -9, said
     assert (record(going_on)["status"], record(going_on)["result"]) == ("running", "preliminary")
     code, said = command(*fit_of(going_on), "--resume")
     assert code == 0, said
-    monkeypatch.setattr(Results, "is_due", False)
+    monkeypatch.setattr(ResultWriter, "is_due", False)
     assert run_command([str(argument) for argument in fit_of(tmp_path / "plain")]) == 0
     same_result(going_on, tmp_path / "plain")
     average = 0.4 if "--weights" in fit_of("") else 1.0  # of the weights before and after, so both go on
@@ -113,20 +114,21 @@ def test_every_round_replaces_the_result_and_the_first_round_takes_the_pass_of_t
     photos, weights, tmp_path, monkeypatch, average
 ):
     passes, results = [], []
-    original, write = algorithm.extract, Results._write
+    original, write = algorithm.extract, ResultWriter._write
 
     def extract(network, images, **options):
         passes.append(len(images))
         return original(network, images, **options)
 
-    def written(self, rounds, outcome, record):
-        results.append((record.result, rounds, len(passes)))
-        return write(self, rounds, outcome, record)
+    def written(self, record, features):
+        done = write(self, record, features)
+        results.append((record.result, record.rounds, len(passes)))
+        return done
 
-    for module in (algorithm, finish):
+    for module in (algorithm, writer):
         monkeypatch.setattr(module, "extract", extract)
-    monkeypatch.setattr(Results, "_write", written)
-    monkeypatch.setattr(finish, "SHARE_OF_TIME", float("inf"))
+    monkeypatch.setattr(ResultWriter, "_write", written)
+    monkeypatch.setattr(writer, "SHARE_OF_TIME", float("inf"))
     options = {**OPTIONS, "rounds": 2, "backbone": "compact", "weights": str(weights), "view_size": 0}
     run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options=options | {"average": average}))
     assert results == [("preliminary", 0, 1), ("preliminary", 1, 2), ("final", 2, 4)]
@@ -137,14 +139,14 @@ def test_a_preliminary_result_waits_until_it_costs_little_beside_the_time_since_
     photos, tmp_path, monkeypatch
 ):
     written = []
-    preliminary = Results.preliminary
+    preliminary = ResultWriter.preliminary
 
     def recorded(self, rounds, features=None):
         written.append(rounds)
         return preliminary(self, rounds, features)
 
-    monkeypatch.setattr(Results, "preliminary", recorded)
-    monkeypatch.setattr(finish, "SHARE_OF_TIME", 1e-9)
+    monkeypatch.setattr(ResultWriter, "preliminary", recorded)
+    monkeypatch.setattr(writer, "SHARE_OF_TIME", 1e-9)
     run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 3}))
     assert written == [0]
 
@@ -166,21 +168,14 @@ def test_before_the_first_result_a_run_is_called_unfinished_and_not_damaged(verb
     assert "yet (its status is stopped): go on with `deepcluster fit --resume`" in said and "damaged" not in said
 
 
-def test_the_share_of_moved_images_is_said_in_words():
-    before, after = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 1])
-    assert change(before, after) == "25% of the images moved"
-
-
-@pytest.mark.parametrize("groups", ["", "100% of the images moved"])
-def test_the_line_of_a_round_fits(groups, capsys):
+def test_the_line_of_a_round_fits(capsys):
     row = {
         "round": 99, "loss": 1.234, "chance_loss": 3.219, "changed": 0.9876, "cluster_weight": 0.999,
         "largest_share": 0.999, "features_seconds": 99.0, "clustering_seconds": 1.0, "training_seconds": 1.0,
     }  # fmt: skip
-    Terminal(False).round(row, 100, groups)
+    Terminal(False).round(row, 100)
     (line,) = capsys.readouterr().out.splitlines()
     assert len(line) <= WIDTH
-    assert groups in line
 
 
 def test_what_is_on_disk_outlasts_the_record_of_a_run_that_goes_on():

@@ -18,7 +18,7 @@ import pytest
 
 from deepcluster.cli import run_command
 from deepcluster.runs import fit as runs
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage.edits_file import Edits
 

@@ -16,8 +16,9 @@ from deepcluster.report.page import RunData
 from deepcluster.report.representatives import representatives
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.report.thumbnails import thumbnail
-from deepcluster.runs import report as run_report
+from deepcluster.runs import page as run_report
 from deepcluster.storage.run_record import RunRecord
+from deepcluster.storage.table import Table
 
 
 def row(path: str, distance: str, margin: str = "1") -> dict[str, str]:
@@ -163,19 +164,18 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
 
 
 def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Path | None = None, images: Any = None) -> RunData:
-    """Return what ``write_report`` gives to the page of ``run`` for ``images``."""
+    """Return what ``write_page`` gives to the page of ``run`` for ``images``."""
     given: list[RunData] = []
     monkeypatch.setattr(run_report, "render", lambda data: given.append(data) or "")
     folder: Any = SimpleNamespace(
         path=run or tmp_path,
-        read_record=lambda: RunRecord(images="a", location="a", seed=0),
-        read_clusters=list,
         read_rows=lambda *_: [],
         has=lambda _: False,
         file=lambda name: tmp_path / name,
         write_text=lambda *_: None,
     )
-    run_report.write_report(folder, find(images or tmp_path / "images"))
+    tables = run_report.Tables(RunRecord(images="a", location="a", seed=0), Table.of([]), [], None, None)
+    run_report.write_page(folder, find(images or tmp_path / "images"), tables, None)
     return given[0]
 
 

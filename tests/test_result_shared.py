@@ -19,13 +19,12 @@ from deepcluster.groups.merge_tree import Tree, merge_tree
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.report import sprite
 from deepcluster.runs import fit as run
-from deepcluster.runs import sample as samples
+from deepcluster.runs import rows as samples
 from deepcluster.runs.groups import placed
-from deepcluster.runs.results import Rows, write_clusters
-from deepcluster.runs.sample import Sample, sample_of
+from deepcluster.runs.result import Result, metrics, summary_rows, write_clusters
+from deepcluster.runs.rows import Rows, Sample, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
-from deepcluster.storage.csv_rows import metrics, summary_rows
 from deepcluster.storage.run_folder import rows_sha256
 from tests.helpers.runs import record, rows
 from tests.helpers.shared import OPTIONS, pixels
@@ -172,7 +171,7 @@ def test_a_sample_of_all_is_all():
 
 
 def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(Partition.blocks, "__defaults__", (500,))
+    monkeypatch.setattr("deepcluster.runs.result.BLOCK", 500)
     count = 10_000
     numbers, x = torch.arange(count), torch.rand(count)
     model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=())
@@ -181,7 +180,8 @@ def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch
     table = Rows(paths, None, [("bad.png", "")], x[:, None], Sample(numbers, x[:, None]), partition, x)
     placement = Placement(numbers % 5, numbers % 7, x, x, numbers % 5)
     tracemalloc.start()
-    digest = write_clusters(writable(tmp_path), model, placement, table)
+    result = Result(model, table, placement, x, [], {}, None, None)
+    _, digest = write_clusters(writable(tmp_path), result, keep=False)
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken < 100 * count  # a dictionary and its cells take 900 bytes

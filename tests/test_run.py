@@ -21,11 +21,10 @@ from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
 from deepcluster.runs import train
 from deepcluster.runs.build import learning_rate
-from deepcluster.runs.job import Request
-from deepcluster.runs.predict import predict
+from deepcluster.runs.plan import Request
+from deepcluster.runs.predict import placement_rows, predict
 from deepcluster.runs.recut import recut
 from deepcluster.runtime.console import Silent
-from deepcluster.storage import csv_rows as tables
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
@@ -303,7 +302,7 @@ def test_float_images_are_pixels_or_refused_in_the_size_of_the_store_too(finishe
 
 def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_path, monkeypatch):
     class AfterOne(Silent):
-        def round(self, row, rounds, groups):
+        def round(self, row, rounds):
             raise Stopped("after a round")
 
     schedules = []
@@ -347,7 +346,7 @@ def digits(count: int | None = None) -> np.ndarray:
 def outliers(found: Path, images) -> list[int]:
     model, flags = load(found), []
     for part in predict(model, images):
-        flags += [row["is_outlier"] for row in tables.placement_rows(model, model.place(part.reduced), part.residuals)]
+        flags += [row["is_outlier"] for row in placement_rows(model, model.place(part.reduced), part.residuals)]
     return flags
 
 

@@ -20,7 +20,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.find import LIBRARIES
-from deepcluster.runs import report as run_report
+from deepcluster.runs import page as run_report
 from deepcluster.runtime import plain_files
 from deepcluster.storage import files as whole
 from deepcluster.storage import model_files as models
@@ -188,7 +188,7 @@ def test_cells_that_are_not_what_they_should_be(run, ends_well, name):
             folder = files.open_run(run)
             try:
                 with folder.as_disk_errors():
-                    run_report.write_report(folder, None)
+                    run_report.write_page(folder, None, run_report.read_tables(folder), None)
             except DiskError as error:
                 assert str(run) in str(error) or name in str(error)
 

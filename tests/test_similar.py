@@ -13,8 +13,8 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.runs.edits import Edits
-from deepcluster.runs.job import Request
-from deepcluster.runs.own_features import fit_features
+from deepcluster.runs.features import fit_features
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply
 from deepcluster.runs.similar import COLUMNS, row_of, similar
 from deepcluster.storage.run_folder import open_run

@@ -29,7 +29,7 @@ from deepcluster.images.labels import true_labels
 from deepcluster.images.preview import preview
 from deepcluster.images.store import read_once
 from deepcluster.runs import fit as run
-from deepcluster.runs.job import Request
+from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import predict
 from deepcluster.runtime.spliced import Spliced
 from deepcluster.storage import model_files as models

@@ -11,6 +11,7 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
+from deepcluster.images import find
 from deepcluster.images.skipped import counted
 from deepcluster.presets import Facts, Plan, resolve
 from deepcluster.recipe import Recipe
@@ -105,13 +106,12 @@ def test_what_is_no_run_is_not_called_one(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "warned"), [({}, True), ({"weights": "none"}, False), ({"weights": "timm"}, False)]
 )
-def test_a_network_of_timm_without_weights_is_warned_of(options, warned, recwarn):
-    from deepcluster.runs.job import Request
-    from deepcluster.runs.weights import settle
+def test_a_network_of_timm_without_weights_is_warned_of(options, warned, photos, tmp_path, recwarn):
+    from deepcluster.runs.plan import Request, begin
     from deepcluster.runtime.console import Silent
 
-    request = Request(options={"backbone": "timm:resnet18", **options})
-    settle(request, Facts(50, 32, False, 3, "cpu"), display=Silent())
+    request = Request(out=tmp_path / "run", options={"backbone": "timm:resnet18", **options})
+    begin(find(photos), request, Silent())
     said = [str(warning.message) for warning in recwarn if warning.category is DeepClusterWarning]
     assert bool(said) == warned and all("weights timm" in text for text in said)
 

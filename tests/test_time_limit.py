@@ -8,7 +8,7 @@ import pytest
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
-from deepcluster.runs.job import Clock, Request
+from deepcluster.runs.plan import Clock, Request
 from deepcluster.runs.time_limit import KEPT_BACK, TimeLimit, training_cost
 from tests.helpers.runs import OPTIONS, record, rows
 from tests.helpers.said import Said

@@ -23,13 +23,14 @@ from deepcluster.images import find
 from deepcluster.report import sprite
 from deepcluster.report.sprite import columns, extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.edits import Edits
+from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
-from deepcluster.runs.job import Request
-from deepcluster.runs.own_features import fit_features
+from deepcluster.runs.page import found_again, name_in_run, report, shown_of
+from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut, undo
-from deepcluster.runs.report import found_again, name_in_run, report, shown_of
-from deepcluster.runs.results import figures_at_start, read_run
-from deepcluster.runs.resume import is_finished
+from deepcluster.runs.result import baseline_of
+from deepcluster.runs.resume import check_paths
+from deepcluster.runs.rows import read_run
 from deepcluster.runs.similar import similar
 from deepcluster.runs.update import Update, update
 from deepcluster.storage import report_files as drawn
@@ -352,7 +353,7 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
 WINDOWS = {
     "reading": ("deepcluster.runs.update:read_once", 1),
     "the features": ("deepcluster.storage.run_folder:LockedFolder._write", 5),
-    "the tables": ("deepcluster.runs.update:write_groups", 1),
+    "the tables": ("deepcluster.runs.update:write_result", 1),
     "before it is current": ("deepcluster.storage.state:Stage.commit", 1),
     "when it is": ("deepcluster.storage.state:finish", 2),
     "half moved": ("deepcluster.storage.state:sync_folder", 6),
@@ -453,7 +454,7 @@ def test_parts_of_a_split_tell_of_all_images(of_features):
     run, given = of_features
     update(run, given + np.float32(0.01))
     _, model, all_rows = read_run(open_run(run))
-    shown = shown_of(all_rows, model.groups)
+    shown = shown_of(all_rows, model.groups, model.place(all_rows.reduced).centroid)
     for row in rows(run / "cluster_summary.csv"):
         parts = parts_of(model.groups, shown.counts, int(row["cluster"]), shown.all_counts)
         assert (sum(parts.sizes), sum(parts.images)) == (int(row["size"]) // 2, int(row["size"]))
@@ -462,10 +463,11 @@ def test_parts_of_a_split_tell_of_all_images(of_features):
 def test_what_an_update_skipped_is_not_missed_by_a_fit_that_goes_on(run, photos, more):
     (more / "broken.png").write_bytes(b"none")
     update(run, str(more))
-    seed = record(run)["seed"]
-    assert is_finished(run, find(str(photos)), 5, seed)
+    folder = open_run(run)
+    added = [row["path"] for row in folder.read_added()]
+    check_paths(folder, find(str(photos)), added)
     with pytest.raises(DataError, match="48 removed"):
-        is_finished(run, find(str(more)), 5, seed)
+        check_paths(folder, find(str(more)), added)
 
 
 def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path):
@@ -606,6 +608,6 @@ def test_what_a_run_calls_an_image(tmp_path):
 def test_the_figures_of_the_start_stay(fitted, more, tmp_path):
     options = ("-k", "5", "--rounds", "1", "--pseudo-labels", "12", "--labels", "folders")
     run = Path(shutil.copytree(fitted(*options), tmp_path / "run"))
-    before = figures_at_start(RunFolder(run))
+    before = baseline_of(RunFolder(run))
     update(run, str(more))
-    assert figures_at_start(RunFolder(run)) == before != {}
+    assert baseline_of(RunFolder(run)) == before != {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from deepcluster.errors import DataError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
-from deepcluster.runs.report import found_again
+from deepcluster.runs.page import found_again
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 

@@ -23,7 +23,7 @@ MOST_NEW = 1000  # clusters made by moves at a time
 def edited(
     model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = (), fitted: int | None = None
 ) -> Model:
-    """The model with these edits.
+    """Return the model with these edits.
 
     Clusters keep their numbers: of merged ones all but the first have no images from then on.
 
@@ -32,11 +32,11 @@ def edited(
         edits: The edits.
         reduced: N x d features of the run's images, for splits and moves.
         paths: The paths of these images.
-        fitted: How many of them the groups were made of, the first ones: they say what the parts are (None: all).
+        fitted: Number of images of the fit (the first ones), which decide the parts of a split (None: all).
 
     Raises:
-        UsageError: where there is no cluster or image of a name, one is merged or moved twice, or a cluster has no such
-            number of parts.
+        UsageError: A cluster or image does not exist, one is merged or moved twice, or a cluster has no such number of
+            parts.
     """
     groups = model.groups
     if edits.split and reduced is not None:
@@ -74,14 +74,14 @@ def edited(
     return replace(model, groups=groups, names=tuple(names[: groups.count]), junk=tuple(sorted(junk)))
 
 
-def told(edits: Edits, before: Model, after: Model, moved: int) -> str:
-    """What the edits changed, in words: ``3 names, 1 merge, 12 images moved``.
+def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
 
     Args:
         edits: The edits.
         before: The model without them.
         after: The model with them.
-        moved: Images that are in another cluster because a person moved them.
+        moved: Number of images that are in another cluster because a person moved them.
     """
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
@@ -113,7 +113,7 @@ def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -
 
 
 def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
-    """The new cluster of each row that moves. UsageError where there is no such image, or one moves twice."""
+    """Return the new cluster of each row that moves. UsageError if an image does not exist or moves twice."""
     named = any(isinstance(image, str) for image, _ in edits.move)
     by_path = {path: row for row, path in enumerate(paths)} if named else {}
     moves: dict[int, int] = {}
@@ -130,7 +130,7 @@ def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
 
 
 def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
-    """The cut with the moved rows where they belong; a cluster that all images have left is no more."""
+    """Return the cut with the moved rows in their clusters; a cluster that all images have left is gone."""
     wanted = model.place(reduced).cluster
     before = set(wanted.tolist())
     wanted[list(moves)] = torch.tensor(list(moves.values()))
@@ -144,9 +144,9 @@ def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
 
 
 def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and junk marks of new clusters, inherited from the old clusters that they continue.
+    """Return names and junk marks of new clusters, inherited from the old clusters that they continue.
 
-    An old cluster continues as a new one where more than half of its images are more than half of that one.
+    An old cluster continues as a new one if more than half of its images are more than half of that one.
 
     Args:
         model: with the old names and marks.
@@ -164,13 +164,13 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
 
 
 def carried_text(before: Model, after: Model) -> str:
-    """Which names and marks :func:`carried_over` kept, and which it dropped."""
+    """Describe the names and marks that :func:`carried_over` kept and dropped."""
     kept = [name for name in after.names if name]
     dropped = sorted((Counter(name for name in before.names if name) - Counter(kept)).elements())
     marks = len(before.junk) - len(after.junk)
     texts = [
         f"{count(len(kept), 'name')} kept",
-        *([f"dropped, as their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
+        *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
         *([f"{count(marks, 'junk mark')} dropped"] if marks else []),
     ]
     return "; ".join(texts)

@@ -30,7 +30,7 @@ from deepcluster.images.labels import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.report import found_again
+from deepcluster.runs.page import found_again
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import ALONE, Processes

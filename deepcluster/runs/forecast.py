@@ -1,5 +1,6 @@
-"""What a run is about to do, its memory and its time: a few lines for a person, before anything is written."""
+"""The memory and the time of a run, estimated before anything is written."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -7,21 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepcluster.errors import OutOfMemoryError
+from deepcluster.errors import DeepClusterWarning, OutOfMemoryError
 from deepcluster.groups.neighbour_graph import SAMPLE
 from deepcluster.images import Images, Source, find
-from deepcluster.images.preview import preview
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.pseudo_labels import number_of_parts
 from deepcluster.nets.backbone import Network
 from deepcluster.nets.published import PUBLISHED, local_file
-from deepcluster.presets import Plan
+from deepcluster.presets import Plan, check_groups, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.report.sprite import MAX_PICTURES
 from deepcluster.runs import time_limit
 from deepcluster.runs.build import loss_of, network_of
-from deepcluster.runs.job import Request, facts_of, plan
-from deepcluster.runs.weights import choose, is_download
+from deepcluster.runs.plan import Begun, Job, Request, choose_weights, facts_of, is_download
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.memory import CERTAIN, available
@@ -102,6 +101,41 @@ def check_memory(needed: float, recipe: Recipe) -> None:
         )
 
 
+def announce(job: Job, begun: Begun, network: Network) -> float:
+    """Say what a run is about to do, and return its estimated bytes of memory. On the main rank alone.
+
+    Raises:
+        OutOfMemoryError: It cannot fit into memory.
+    """
+    source, ranks, plan, is_new = job.source, job.processes.world_size, begun.plan, begun.state == "new"
+    needed = memory(network, plan.recipe, len(source.paths), ranks, gpu=job.device.type == "cuda")
+    limit = job.request.time_limit
+    if limit is not None and is_new:
+        _check_limit(job, network, plan.recipe, limit)
+    check_memory(needed, plan.recipe)
+    if job.shows:
+        timed = limit is None and is_new
+        lines = forecast(plan, job.request.n_clusters, source, network, needed, job.device, ranks=ranks, timed=timed)
+        for heading, line in lines:
+            job.display.say(heading, line)
+    return needed
+
+
+def _check_limit(job: Job, network: Network, recipe: Recipe, limit: float) -> None:
+    """Say how long the first groups take, and warn if that is longer than the time limit."""
+    count = len(job.source.paths)
+    pace = time_limit.measured(job.source, network, recipe).shared(job.processes.world_size)
+    first = job.clock.elapsed() + time_limit.first_result(pace, count)
+    job.display.say("Time", f"the first groups after about {time_limit.in_words(first)}")
+    if first > limit:
+        warnings.warn(
+            f"--time-limit {time_limit.in_words(limit)} is too short for one pass over {count:,} images: the first"
+            f" groups take about {time_limit.in_words(first)}, and then the run ends. Give more time, or fewer images",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+
+
 def forecast(
     plan: Plan,
     n_clusters: int | None,
@@ -141,20 +175,21 @@ def forecast(
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     """Say what a fit would do and how long it would take, and return its recipe. Nothing is written or fetched."""
     source = find(images)
-    seen = preview(source)
-    name = choose(request, facts_of(source, seen, request))
+    facts = facts_of(source, request)
+    check_groups(request.n_clusters, facts.count)
+    name = choose_weights(request, facts)
     if name and not local_file(name):
         then = "A fit downloads it" if is_download(request) else "A fit ends with an error until it is downloaded"
         about = f"{name} is not on this machine ({PUBLISHED[name].description})"
         display.say("Weights", f"{about}. {then}: deepcluster fetch {name}")
-    chosen = plan(source, seen, replace(request, published=name))
-    recipe, device = chosen.recipe, choose_device(request.device)
+    plan = resolve(request.recipe, request.options or {}, replace(facts, published=name))
+    recipe, device = plan.recipe, choose_device(request.device)
     if recipe.weights == "timm":  # time and memory do not depend on them, and nothing is fetched here
         recipe = replace(recipe, weights="")
     network = network_of(recipe, request.seed, device)
     needed = memory(network, recipe, len(source.paths), gpu=device.type == "cuda")
-    for heading, text in forecast(chosen, request.n_clusters, source, network, needed, device):
+    for heading, text in forecast(plan, request.n_clusters, source, network, needed, device):
         display.say(heading, text)
-    for line in chosen.by_reason() if request.verbose else ():
+    for line in plan.by_reason() if request.verbose else ():
         display.say("Plan", line)
-    return chosen.recipe
+    return plan.recipe

@@ -11,11 +11,10 @@ from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
 from deepcluster.runs.build import kmeans_of_result
-from deepcluster.runs.sample import Sample
+from deepcluster.runs.rows import Sample
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
-from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_record import RunRecord
 
 MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
@@ -60,7 +59,7 @@ def choose_number(
     seed = derive(record.seed, "number of groups")
     plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe))
     figures = [
-        {name: None if value is None else round_to(value, 4) for name, value in asdict(candidate).items()}
+        {name: None if value is None else round(float(value), 4) for name, value in asdict(candidate).items()}
         for candidate in plausible
     ]
     record = replace(record, candidates=figures)

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find, find_in_parts
 from deepcluster.images.given_features import read_features
 from deepcluster.images.source import nothing_readable
@@ -21,8 +22,7 @@ from deepcluster.runtime.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class Prediction:
-    """Some of the images of a source: the usable ones with their reduced features and their residuals, and (path,
-    reason) of the others."""
+    """The usable images of a batch with their reduced features and residuals, and (path, reason) of the others."""
 
     paths: tuple[str, ...]
     reduced: Tensor
@@ -38,10 +38,12 @@ def predict(
     stdin: TextIO | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[Prediction]:
-    """Run images through a model, a batch at a time: what comes is handed on before the next batch is read.
+    """Run images through a model. A batch is yielded before the next one is read.
 
-    Several ``processes`` take the batches in turn; the first of them yields all, in order, and the others nothing.
-    Raises ``DataError`` at the end where none was usable, and before the first where the processes see other images.
+    Several ``processes`` take the batches in turn; the main rank yields all, in order, and the others nothing.
+
+    Raises:
+        DataError: None was usable (at the end), or the processes see different images (at the start).
     """
     if model.of_features:
         if processes.is_main:
@@ -55,11 +57,11 @@ def predict(
     location = ""
     for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.world_size):
         own = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
-        for source, found in zip(parts, _at_first(own, processes), strict=False):
-            tried, used, location = tried + len(source.paths), used + len(found.paths), source.location
-            reasons += found.skipped[: 3 - len(reasons)]
+        for source, prediction in zip(parts, _on_main(own, processes), strict=False):
+            tried, used, location = tried + len(source.paths), used + len(prediction.paths), source.location
+            reasons += prediction.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
-            yield found
+            yield prediction
     if processes.is_main and not used:
         raise nothing_readable(location, tried, reasons)
 
@@ -77,27 +79,50 @@ def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
         yield turn
 
 
-def _at_first(own: Prediction | None, processes: Processes) -> list[Prediction]:
-    """The predictions of all processes for the first of them, in their order."""
+def _on_main(own: Prediction | None, processes: Processes) -> list[Prediction]:
+    """Gather the predictions of all processes, in their order, on the main rank. A collective."""
     if processes.alone:
         return [own] if own else []
     own = own or Prediction((), torch.empty(0), torch.empty(0), ())
     partition = Partition.of(processes, len(own.paths))
     reduced, residuals = partition.gather(own.reduced), partition.gather(own.residuals)
-    told: list[Any] = processes.gather_json([[*own.paths], [*own.skipped]])
+    names: list[Any] = processes.gather_json([[*own.paths], [*own.skipped]])
     if not processes.is_main:
         return []
     return [
         Prediction(tuple(paths), rows, outside, tuple((path, reason) for path, reason in skipped))
         for (paths, skipped), rows, outside in zip(
-            told, reduced.split(partition.sizes), residuals.split(partition.sizes), strict=True
+            names, reduced.split(partition.sizes), residuals.split(partition.sizes), strict=True
         )
     ]
 
 
 def _predict(model: Model, source: Source) -> Prediction:
-    # In memory, as the network would take far more than its batch.
+    # In memory: the network takes far more than its batch.
     store = read_once(source, model.store_size, memory_budget=sys.maxsize, none_is_fine=True)
     nothing = torch.empty(0, model.reduction.projection.shape[1])
     reduced, residuals = model.measure(store.images) if store.kept else (nothing, torch.empty(0))
     return Prediction(tuple(source.paths[i] for i in store.kept), reduced, residuals, store.skipped)
+
+
+def placement_rows(
+    model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of predictions: cluster, name, distance, margin, is_outlier.
+
+    Args:
+        model: The model.
+        placement: Where it places the images.
+        residuals: As it measured them.
+        reject: Give outliers and junk the cluster -1.
+    """
+    columns = (placement.cluster, placement.distance, placement.margin, residuals > model.outliers.limit)
+    for group, distance, margin, is_outlier in zip(*(column.tolist() for column in columns), strict=True):
+        rejected = reject and (is_outlier or group in model.junk)
+        yield {
+            "cluster": -1 if rejected else group,
+            "name": "" if rejected else model.names[group],
+            "distance": f"{distance:.6f}",
+            "margin": f"{margin:.6f}",
+            "is_outlier": int(is_outlier),
+        }

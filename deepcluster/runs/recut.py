@@ -1,4 +1,4 @@
-"""Other groups for a run that has ended: another number of them, or what a person decided about them."""
+"""Other groups for a run that has ended: another number of them, or those of a person's edits."""
 
 import math
 import shlex
@@ -14,10 +14,11 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.edits import carried_over, carried_text, edited, moved_rows, told
+from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited, moved_rows
 from deepcluster.runs.groups import choose_number, groups_of, placed
-from deepcluster.runs.report import rewrite_report
-from deepcluster.runs.results import Rows, figures_at_start, read_run, recipe_of, write_groups
+from deepcluster.runs.page import found_again
+from deepcluster.runs.result import baseline_of, describe, write_result
+from deepcluster.runs.rows import Rows, read_run, recipe_of
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -41,8 +42,8 @@ def recut(
         run: The run folder.
         n_clusters: The number of groups (None: one is suggested).
         display: Shows the suggestion.
-        source: The images for the report, where the caller has them at hand.
-        report: False: only a report that is there already is written again.
+        source: The images for the report, if the caller has them at hand.
+        report: False: only a report that exists already is written again.
     """
     display = display or Silent()
     files.open_run(run)
@@ -50,14 +51,16 @@ def recut(
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
         _keep(folder, model, record)
-        sample, partition = rows.sample, rows.partition
-        n_clusters, record = choose_number(n_clusters, sample.reduced, record, recipe_of(folder), display)
+        recipe = recipe_of(folder)
+        n_clusters, record = choose_number(n_clusters, rows.sample.reduced, record, recipe, display)
         before = model.place(rows.reduced)
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        groups = groups_of(sample.reduced, fine, n_clusters, record.seed, recipe_of(folder))
-        groups, after = placed(groups, rows.reduced, model.fine_centroids, sample, partition, rows.added)
+        groups = groups_of(rows.sample.reduced, fine, n_clusters, record.seed, recipe)
+        groups, after = placed(
+            groups, rows.reduced, model.fine_centroids, rows.sample, rows.partition, added=rows.added
+        )
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
         new = replace(model, groups=groups, names=names, junk=junk)
         if record.edits is not None or any(model.names) or model.junk:
@@ -73,7 +76,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
 
     Args:
         run: The run folder.
-        edits: What to do.
+        edits: The edits.
         display: Shows what was done.
 
     Raises:
@@ -92,15 +95,15 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
                 f" {record.cut!a}): edit those of its report.html"
             )
         with folder.next_state() as staged:
-            baseline = {} if edits.changes_clusters else figures_at_start(folder)
+            baseline = {} if edits.changes_clusters else baseline_of(folder)
             _keep(staged, model, record)
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
-            reached = sum(int(placement.cluster[row]) == number for row, number in wanted.items())
-            text = told(edits, model, new, reached)
-            if reached < len(wanted):
-                text += f"; {len(wanted) - reached:,} could not move, as they equal an image that stays"
+            moved = sum(int(placement.cluster[row]) == number for row, number in wanted.items())
+            text = describe_edits(edits, model, new, moved)
+            if moved < len(wanted):
+                text += f"; {len(wanted) - moved:,} could not move, because they equal an image that stays"
             display.say("Edits", f"{text}. {_way_back(folder)}")
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
@@ -110,7 +113,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
 
 
 def undo(run: Path, display: Display | None = None) -> RunFolder:
-    """Take back the last :func:`apply` or :func:`recut`. UsageError where there is none to take back."""
+    """Take back the last :func:`apply` or :func:`recut`. UsageError if there is none to take back."""
     files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
@@ -129,7 +132,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
 def _keep(folder: LockedFolder, model: Model, record: RunRecord) -> None:
     """Keep the groups that the run has now, for :func:`undo`."""
     entries = {name: getattr(record, name) for name in ENTRIES}
-    write_former(folder, Former(model.groups, model.names, model.junk, entries, figures_at_start(folder)))
+    write_former(folder, Former(model.groups, model.names, model.junk, entries, baseline_of(folder)))
 
 
 def _way_back(folder: RunFolder) -> str:
@@ -147,8 +150,8 @@ def _write(
     *,
     report: bool = True,
 ) -> None:
-    """The model with other groups than before, and the files that depend on them."""
+    """Write the model with its new groups, and the files that depend on them."""
     models.save_in_run(model, folder)
-    write_groups(folder, model, placement, rows, record, baseline)
-    if report:
-        rewrite_report(folder, source, (model, rows))
+    source = found_again(folder, source, rows.paths[: rows.fitted]) if report else None
+    result = describe(model, rows, placement)
+    write_result(folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report)

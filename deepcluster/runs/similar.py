@@ -12,9 +12,9 @@ from deepcluster.errors import UsageError
 from deepcluster.images import find
 from deepcluster.images.decode import one_line
 from deepcluster.model import Model
+from deepcluster.runs.page import folder_of, name_in_run
 from deepcluster.runs.predict import predict
-from deepcluster.runs.report import folder_of, name_in_run
-from deepcluster.runs.results import read_run
+from deepcluster.runs.rows import read_run
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 
@@ -23,7 +23,7 @@ COLUMNS = ("path", "cluster", "name", "similarity")
 
 @dataclass(frozen=True)
 class Similar:
-    """An image of a run, and its similarity to the one that was asked about: the cosine of their features."""
+    """An image of a run, and its similarity to the image of the query: the cosine of their features."""
 
     path: str
     cluster: int
@@ -32,13 +32,13 @@ class Similar:
 
 
 def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
-    """The images of a run that are most like an image, most similar first.
+    """Return the images of a run that are most like an image, most similar first.
 
     Args:
         run: The run folder.
         image: An image file, or the path of an image in clusters.csv; one of the run is not among the result.
-        n: How many.
-        device: Where the network sees an image that the run does not have.
+        n: Number of images.
+        device: Device of the network, for an image that the run does not have.
 
     Raises:
         DataError: The image cannot be read.
@@ -62,7 +62,7 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
 
 
 def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
-    """The row of the run's images that ``image`` names, as a file or by its path; None where it is another image."""
+    """Return the row of the image that ``image`` names, as a file or by its path; None if it is no image of the run."""
     names = [image]
     if os.path.lexists(image):  # another file may have the name of one in the run
         there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
@@ -76,5 +76,5 @@ def _features(model: Model, image: str) -> Tensor:
     source = find(image)
     if len(source.paths) != 1:
         raise UsageError(f"{one_line(image)} has {len(source.paths):,} images: name one")
-    (found,) = predict(model, source)
-    return found.reduced
+    (prediction,) = predict(model, source)
+    return prediction.reduced

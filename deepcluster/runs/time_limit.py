@@ -13,7 +13,7 @@ from deepcluster.learning.features import extract
 from deepcluster.nets.backbone import Network
 from deepcluster.recipe import Recipe
 
-KEPT_BACK = 0.05  # of a limit: nothing is planned for it, as no estimate is exact
+KEPT_BACK = 0.05  # share of the limit left unplanned, as a safety margin
 # Seconds of the files of a result (graph, cut, signs, tree, map, report), and for each image with its digest and the
 # search for duplicates. Measured on one core with 1,000 to 10,000 images; only until the first result is written.
 RESULT, RESULT_EACH = 8.0, 1.5e-3

@@ -1,28 +1,28 @@
 """The rounds of a run: history, checkpoints and now and then a result; and when they end."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from deepcluster.nets.backbone import Network
+from deepcluster.clustering.agreement import compared
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, rounds_of, shares_pass
-from deepcluster.runs.finish import Results
-from deepcluster.runs.job import ImagesRead, Job
+from deepcluster.runs.result import label_numbers
 from deepcluster.runs.time_limit import SHARE_OF_TIME, TimeLimit, in_words, training_cost
+from deepcluster.runs.writer import Cost, ResultWriter
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
-from deepcluster.storage.csv_rows import history_row
 from deepcluster.storage.run_folder import HISTORY, LockedFolder
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of a run, which have ended.
+    """The rounds of a run that has ended.
 
     Attributes:
         count: Their number.
@@ -51,45 +51,72 @@ class History:
         return self.rows[-1]
 
 
+def history_row(round: Round, truth: list[str] | None) -> dict[str, Any]:
+    """Return the row of a round in history.csv; ``truth``: the true labels, if there are any."""
+
+    def blank_if_nan(value: float) -> float | str:
+        return "" if math.isnan(value) else _rounded(value, 5)
+
+    row: dict[str, Any] = {
+        "round": round.index,
+        "loss": _rounded(round.loss, 5),
+        "chance_loss": _rounded(round.chance_loss, 5),
+        "inertia": _rounded(round.clustering.inertia, 3),
+        "nmi_previous": blank_if_nan(round.nmi_previous),
+        "changed": blank_if_nan(round.changed),
+        "cluster_weight": _rounded(round.cluster_weight, 5),
+        "largest_share": _rounded(round.clustering.largest_share, 5),
+        "reseeded": round.clustering.reseeded,
+        "lr": _rounded(round.lr, 8),
+        "features_seconds": _rounded(round.features_seconds, 3),
+        "clustering_seconds": _rounded(round.clustering_seconds, 3),
+        "training_seconds": _rounded(round.training_seconds, 3),
+        "images_per_second": _rounded(round.images_per_second, 1),
+    }
+    if truth is not None:
+        labels, known = label_numbers(truth, sorted(set(truth)))
+        row["nmi_labels"] = _rounded(compared(labels[known], round.clustering.labels[known])[0], 5)
+    return row
+
+
+def _rounded(value: float, digits: int) -> float:
+    return round(float(value), digits)
+
+
 def train(
-    job: Job,
-    folder: LockedFolder | None,
-    network: Network,
-    images: ImagesRead,
-    checkpoints: Checkpoints,
-    checkpoint: Checkpoint | None,
-    about: Mapping[str, Any],
-    results: Results,
+    writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None, about: Mapping[str, Any]
 ) -> Rounds:
-    """Alternate until the recipe or the time limit ends it; after each round write what it leaves.
+    """Alternate until the recipe or the time limit ends it; write history, a checkpoint and a result as it goes on.
 
     Args:
-        folder: The run folder, on the main rank.
-        network: It is trained in place.
-        checkpoint: The one to go on from, for the main rank.
+        writer: Writes the results of the fit, whose network is trained in place.
+        checkpoints: Where checkpoints go.
+        checkpoint: The one to go on from, on the main rank.
         about: What each checkpoint says of the run.
-        results: Writes the first result and the preliminary ones.
     """
-    recipe, processes, clock = images.recipe, job.processes, job.clock
+    job, recipe, network = writer.job, writer.images.recipe, writer.network
+    processes, clock = job.processes, job.clock
     limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe.rounds)
 
     def save(state: State) -> None:
-        so_far = {"elapsed": clock.elapsed(), "rounds": limit.rounds, "baseline": results.baseline}
+        so_far = {"elapsed": clock.elapsed(), "rounds": limit.rounds, "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
-    state = _resumed(job, network, images, checkpoint, limit, results)
-    if state is None:
-        save(state := State())
-    history = History(folder, job.truth(images.store.kept), state.round) if folder else None
+    if processes.any(checkpoint is not None):
+        state = _resumed(writer, checkpoint, limit)
+    else:
+        state = State()
+        save(state)
+    history = History(writer.folder, job.truth(writer.images.store.kept), state.round) if writer.folder else None
     if state.round == 0 and recipe.rounds and job.request.report:
-        features = _first_result(job, recipe, limit, results)
+        features = _first_result(writer, limit)
         if not limit.rounds:
             return Rounds(0, "time limit", features)
         state = replace(state, features=features if shares_pass(recipe, job.device) else None)
         del features
     rounds = rounds_of(
         network,
-        images.store.images,
+        writer.images.store.images,
         recipe,
         lambda time: learning_rate(recipe, time, limit.rounds),
         job.request.seed,
@@ -101,55 +128,52 @@ def train(
     for round in rounds if state.round < limit.rounds else ():
         state = replace(round.state, features=None)
         row = history.add(round) if history else {}
-        _plan(limit, results, round, clock.elapsed() - begin)
-        limit.rounds, is_due = processes.broadcast_json(lambda: [limit.rounds, results.is_due])
+        _plan(limit, writer.cost, round, clock.elapsed() - begin)
+        limit.rounds, is_due = processes.broadcast_json(lambda: [limit.rounds, writer.is_due])
         save(round.state)
-        goes_on = state.round < limit.rounds and state.settled < recipe.patience
-        groups = results.preliminary(state.round) if goes_on and is_due else ""
-        job.display.round(row, limit.rounds, groups)
-        if not goes_on:
+        job.display.round(row, limit.rounds)
+        if state.round >= limit.rounds or state.settled >= recipe.patience:
             break
+        if is_due:
+            writer.preliminary(state.round)
         begin = clock.elapsed()
     return Rounds(state.round, _reason(state, recipe))
 
 
-def _resumed(
-    job: Job, network: Network, images: ImagesRead, checkpoint: Checkpoint | None, limit: TimeLimit, results: Results
-) -> State | None:
-    """Put back what the checkpoint of the main rank says, and return its state; None if it has none. A collective."""
-    if not job.processes.any(checkpoint is not None):
-        return None
-    state, parameters = restored(checkpoint, images.store.partition)
-    network.load_state_dict(parameters)
+def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None, limit: TimeLimit) -> State:
+    """Restore the checkpoint of the main rank, and return its state. A collective."""
+    job = writer.job
+    state, parameters = restored(checkpoint, writer.images.store.partition)
+    writer.network.load_state_dict(parameters)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
     job.clock.add(about["elapsed"])
-    results.baseline = about["baseline"]
+    writer.baseline = about["baseline"]
     if job.request.time_limit is not None:
         limit.rounds = about["rounds"]
     job.display.say("Resumed", f"in round {state.round + 1}")
     return state
 
 
-def _first_result(job: Job, recipe: Recipe, limit: TimeLimit, results: Results) -> Tensor:
+def _first_result(writer: ResultWriter, limit: TimeLimit) -> Tensor:
     """Plan the rounds, and write the first result if there are any; return its features. A collective."""
-    features = results.features()
-    one_pass = results.pass_seconds
-    each = (1 + SHARE_OF_TIME) * (one_pass + training_cost(recipe, one_pass))
-    limit.plan(0, each, one_pass + 2 * results.seconds)  # this result and the final one
+    job, features = writer.job, writer.features()
+    one_pass = writer.cost.one_pass
+    seconds = (1 + SHARE_OF_TIME) * (one_pass + training_cost(writer.images.recipe, one_pass))
+    limit.plan(0, seconds, one_pass + 2 * writer.cost.result)  # this result and the final one
     limit.rounds = job.processes.broadcast_json(lambda: limit.rounds)
     if job.request.time_limit is not None:
         rounds = count(limit.rounds, "round") if limit.rounds else "the groups of the network as it was given"
         job.display.say("Time", f"{rounds}, done after about {in_words(limit.end)}")
     if limit.rounds:
-        results.preliminary(0, features)
+        writer.preliminary(0, features)
     return features
 
 
-def _plan(limit: TimeLimit, results: Results, round: Round, seconds: float) -> None:
-    """Plan the rounds after one that took so many seconds, in which its pass may have been made already."""
-    one_pass = max(results.pass_seconds, round.features_seconds)
+def _plan(limit: TimeLimit, cost: Cost, round: Round, seconds: float) -> None:
+    """Plan the rounds after one that took so many seconds. Its pass may have been made already."""
+    one_pass = max(cost.one_pass, round.features_seconds)
     each = (1 + SHARE_OF_TIME) * (seconds - round.features_seconds + one_pass)
-    limit.plan(round.state.round, each, max(results.seconds, one_pass))
+    limit.plan(round.state.round, each, max(cost.result, one_pass))
 
 
 def _reason(state: State, recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""More images for a run that has ended: placed by its model in its clusters, and nothing is trained."""
+"""More images for a run that has ended: its model assigns them to its clusters, and nothing is trained."""
 
 import itertools
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -26,26 +26,25 @@ from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
 from deepcluster.report.sprite import extended, not_on_sheet, on_sheet
 from deepcluster.report.thumbnails import THUMBNAIL
-from deepcluster.runs.own_features import pictures_of
-from deepcluster.runs.report import folder_of, found_again, name_in_run, rewrite_report
-from deepcluster.runs.results import Rows, figures_at_start, read_run, write_features, write_groups
+from deepcluster.runs.features import pictures_of
+from deepcluster.runs.page import folder_of, found_again, name_in_run
+from deepcluster.runs.result import baseline_of, describe, write_result
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
+from deepcluster.runs.rows import Rows, read_run, recipe_of
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.csv_rows import round_to
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.table import Table
 
 Failures = Sequence[tuple[str, str]]  # (path, reason)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What :func:`update` did.
+    """The outcome of :func:`update`.
 
     Attributes:
         added: Images that are in the run now.
@@ -69,8 +68,7 @@ class Update:
 
 @dataclass(frozen=True)
 class _New:
-    """Images that the run does not have, called as in the run: their features, pixels (None: there are no files) and
-    digests."""
+    """Images that the run does not have: features, residuals, digests and pixels (None: there are no files)."""
 
     source: Source
     reduced: Tensor
@@ -91,10 +89,10 @@ def update(
 
     Args:
         run: The run folder.
-        images: What to add, as for ``find``; features for a run of features.
+        images: The images to add, as for ``find``; features for a run of features.
         display: Shows what was done.
         device: Where the network computes.
-        stdin: Where the paths come from if ``images`` is "-".
+        stdin: The list of paths, if ``images`` is "-".
 
     Raises:
         UsageError: The run is not finished.
@@ -106,49 +104,38 @@ def update(
         record, model, rows = read_run(folder)
         if record.status != "done":
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
-        if model.of_features:
-            given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
-            source, features = given.source, given.features
-        else:
-            source, features = find(images, stdin=stdin), None  # type: ignore[arg-type]
-        source = _called_as(source, record.location)
-        # A file is known by its place, whatever it is called; of an array or a shard the content may be another now.
-        present = _origins(folder) if source.file else set()
-        fresh = [i for i in range(len(source.paths)) if source.origin(i) not in present]
-        if not folder.has(IMAGES_READ):
-            warnings.warn(
-                f"{run / IMAGES_READ} is gone: images that the run has are known by their paths alone",
-                DeepClusterWarning,
-                stacklevel=2,
-            )
-        if features is not None:
-            new, failed = _of_features(model, source.rows(fresh), features[fresh], _digests(folder))
-        else:
-            model.network.to(device)
-            new, failed = _of_images(model, source.rows(fresh), _digests(folder), folder, display)
-        new = replace(new, source=replace(new.source, paths=_free_names(new.source, rows)))
-        skipped = (*source.skipped, *failed)
+        model.network.to(device)
+        new, failed, tried = _read(folder, record, model, rows, images, stdin, display)
         added = len(new.source.paths)
-        known = len(source.paths) - len(failed) - added
+        skipped = (*new.source.skipped, *failed)
+        known = tried - len(failed) - added
         if not (known or added):
-            raise nothing_readable(source.location, len(source.paths), failed)
-        done = Update(added, known, len(skipped))
-        display.say(
-            "Images",
-            f"{done.added:,} added, {done.known:,} in the run already, {done.skipped:,} skipped"
-            f"{f': {counted(reason for _, reason in skipped)}' if skipped else ''}",
-        )
+            raise nothing_readable(new.source.location, tried, failed)
+        why = f": {counted(reason for _, reason in skipped)}" if skipped else ""
+        display.say("Images", f"{added:,} added, {known:,} in the run already, {len(skipped):,} skipped{why}")
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
-        reasons = {**before, **dict(skipped)}
-        for path in new.source.paths:
-            reasons.pop(path, None)
+        reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
             with folder.next_state() as staged:
-                _write(staged, record, model, rows, new, reasons)
-        done = _judged(done, folder, model)
+                rows = _write(staged, record, model, rows, new, reasons)
+        done = _judge(Update(added, known, len(skipped)), model, rows)
         if added:
             display.say("Placed", _placed_text(done, model))
     return done
+
+
+def _judge(done: Update, model: Model, rows: Rows) -> Update:
+    """Add the outliers and the drift of the images since the fit."""
+    drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, model.outliers.limit)
+    rank = drifted.residual_rank
+    return replace(
+        done,
+        outliers=int((rows.residuals[len(rows.paths) - done.added :] > model.outliers.limit).sum()),
+        residual_rank=None if rank is None else round(float(rank), 3),
+        shift=round(float(drifted.shift), 3),
+        due=drifted.reason is not None,
+        reason=drifted.reason,
+    )
 
 
 def _placed_text(done: Update, model: Model) -> str:
@@ -161,9 +148,82 @@ def _placed_text(done: Update, model: Model) -> str:
     return f"{text}. " + (f"A new fit is due: {done.reason}" if done.due else "No new fit is needed")
 
 
-def _called_as(source: Source, location: str) -> Source:
-    """The source with its images called as in a run on ``location``: relative to the folder of the run's images where
-    that is near, and absolute elsewhere. A file of a list has no label: the folder that holds it may be no class."""
+# ---- which images are new -------------------------------------------------------------------------------------------
+
+
+def _read(
+    folder: LockedFolder,
+    record: RunRecord,
+    model: Model,
+    rows: Rows,
+    images: Images | GivenFeatures,
+    stdin: TextIO | None,
+    display: Display,
+) -> tuple[_New, Failures, int]:
+    """Read the new images; return them, the (path, reason) of the unusable ones, and the number of all."""
+    features: Tensor | None = None
+    if model.of_features:
+        given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
+        source, features = given.source, given.features
+    else:
+        source = find(images, stdin=stdin)  # type: ignore[arg-type]
+    source = _named_as_in_run(source, record.location)
+    # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
+    present = _origins(folder) if source.file else set()
+    fresh = [i for i in range(len(source.paths)) if source.origin(i) not in present]
+    if not folder.has(IMAGES_READ):
+        warnings.warn(
+            f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    failed: Failures = ()
+    if features is not None:
+        new = _of_features(model, source.rows(fresh), features[fresh], _digests(folder))
+    else:
+        new, failed = _of_images(model, source.rows(fresh), _digests(folder), folder, display)
+    named = replace(new.source, paths=_free_names(new.source, rows), skipped=source.skipped)
+    return replace(new, source=named), failed, len(source.paths)
+
+
+def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> _New:
+    digests = row_digests(features)
+    kept = _unknown(digests, known)
+    reduced, residuals = model.measure_features(features[kept])
+    source = source.rows(kept)
+    return _New(source, reduced, residuals, pictures_of(source), [digests[i] for i in kept])
+
+
+def _of_images(
+    model: Model, source: Source, known: set[str], folder: LockedFolder, display: Display
+) -> tuple[_New, Failures]:
+    model.check_room()
+    progress = partial(display.progress, "reading")
+    store = read_once(source, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
+    digests, images = row_digests(store.images.permute(0, 2, 3, 1)), store.images
+    kept = _unknown(digests, known)
+    if len(kept) < len(images):
+        images = gather(images, torch.tensor(kept, dtype=torch.int64))
+    reduced, residuals = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
+    if kept:
+        reduced, residuals = model.measure(images, partial(display.progress, "features"))
+    source = source.rows([store.kept[i] for i in kept])
+    return _New(source, reduced, residuals, images, [digests[i] for i in kept]), store.skipped
+
+
+def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
+    """Return the numbers of the digests that are not known; of equal ones the first."""
+    first: dict[str, int] = {}
+    for i, digest in enumerate(digests):
+        first.setdefault(digest, i)
+    return sorted(i for digest, i in first.items() if digest not in known)
+
+
+def _named_as_in_run(source: Source, location: str) -> Source:
+    """Name images as in a run on ``location``: relative to its folder if that is near, else absolute.
+
+    A file of a list has no label: the folder that holds it may be no class.
+    """
     if source.location == location and Path(location).is_absolute():
         return source
     base, here = folder_of(location), Path(source.location)
@@ -184,91 +244,52 @@ def _called_as(source: Source, location: str) -> Source:
 
 
 def _free_names(source: Source, rows: Rows) -> tuple[str, ...]:
-    """The new images as the run calls them: images from Python by the next numbers, and an image with a number behind
-    its name if the run has the name already."""
-    present = {*rows.paths}
+    """Return names that the run does not have: a number for images from Python, else the path, numbered if taken."""
+    taken = {*rows.paths}
     if source.file is None and source.location.startswith("python:"):
-        taken = (*rows.paths, *(path for path, _ in rows.skipped))
-        begin = max((int(path) for path in taken if path.isdecimal()), default=-1) + 1
+        numbers = (int(path) for path in (*rows.paths, *(path for path, _ in rows.skipped)) if path.isdecimal())
+        begin = max(numbers, default=-1) + 1
         return tuple(str(begin + i) for i in range(len(source.paths)))
     names = []
     for path in source.paths:
-        others = (f"{path} ({count})" for count in itertools.count(2))
-        names.append(next(name for name in itertools.chain([path], others) if name not in present))
-        present.add(names[-1])
+        numbered = (f"{path} ({count})" for count in itertools.count(2))
+        names.append(next(name for name in itertools.chain([path], numbered) if name not in taken))
+        taken.add(names[-1])
     return tuple(names)
 
 
 def _origins(folder: RunFolder) -> set[Origin]:
-    """The origins of the run's images."""
+    """Return the origins of the run's images."""
     images = found_again(folder)
     at_hand = {images.origin(i) for i in range(len(images.paths))} if images else set()
     return at_hand | {Origin(row["source"], row["member"]) for row in folder.read_added()}
 
 
 def _digests(folder: RunFolder) -> set[str]:
-    """Of the images in the run, as far as it has them."""
+    """Return the digests of the run's images, as far as it has them."""
     fitted = folder.read_rows(IMAGES_READ, COLUMNS) if folder.has(IMAGES_READ) else []
     return {row["sha256"] for row in [*fitted, *folder.read_added()]}
 
 
-def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
-    """The numbers of those that are not known, and of equal ones the first."""
-    first: dict[str, int] = {}
-    for i, digest in enumerate(digests):
-        first.setdefault(digest, i)
-    return [i for digest, i in first.items() if digest not in known]
-
-
-def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> tuple[_New, Failures]:
-    digests = row_digests(features)
-    kept = sorted(_unknown(digests, known))
-    reduced, residuals = model.measure_features(features[kept])
-    source = source.rows(kept)
-    return _New(source, reduced, residuals, pictures_of(source), [digests[i] for i in kept]), ()
-
-
-def _of_images(
-    model: Model, source: Source, known: set[str], folder: LockedFolder, display: Display
-) -> tuple[_New, Failures]:
-    """The new images, and (path, reason) of those that cannot be used."""
-    model.check_room()
-    store = read_once(
-        source,
-        model.store_size,
-        folder=folder.scratch,
-        none_is_fine=True,
-        progress=partial(display.progress, "reading"),
-    )
-    digests = row_digests(store.images.permute(0, 2, 3, 1))
-    kept = sorted(_unknown(digests, known))
-    images = store.images
-    if len(kept) < len(images):
-        images = gather(images, torch.tensor(kept, dtype=torch.int64))
-    reduced, residuals = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
-    if kept:
-        reduced, residuals = model.measure(images, partial(display.progress, "features"))
-    source = source.rows([store.kept[i] for i in kept])
-    return _New(source, reduced, residuals, images, [digests[i] for i in kept]), store.skipped
+# ---- the next state of the run --------------------------------------------------------------------------------------
 
 
 def _write(
     folder: LockedFolder, record: RunRecord, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str]
-) -> None:
-    """The next state of the run, with the new images behind the others, and the reasons why files are not used."""
+) -> Rows:
+    """Write the run with the new images behind the others, and return all its images."""
     paths = new.source.paths
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    added: list[Mapping[str, Any]] = [*folder.read_added()]
+    added: list[Mapping[str, str]] = [*folder.read_added()]
     for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
-        place, member = new.source.origin(i)
-        columns = (path, label, place, member, new.digests[i], now)
+        columns = (path, label, *new.source.origin(i), new.digests[i], now)
         added.append(dict(zip(files.ADDED_COLUMNS, columns, strict=True)))
-    every = Rows(
+    every = replace(
+        rows,
         paths=[*rows.paths, *paths],
         labels=None if rows.labels is None else [*rows.labels, *[""] * len(paths)],
         skipped=sorted(reasons.items(), key=lambda pair: os.fsencode(pair[0])),
         reduced=torch.cat([rows.reduced, new.reduced]),
-        sample=rows.sample,
         partition=Partition.single(len(rows.paths) + len(paths)),
         residuals=torch.cat([rows.residuals, new.residuals]),
         added=len(added),
@@ -277,25 +298,36 @@ def _write(
         _draw(folder, rows, new, every)
         folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
     folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
-    write_features(folder, every)
-    written = replace(record, images_count=len(every.paths), skipped_count=len(every.skipped))
-    write_groups(folder, model, model.place(every.reduced), every, written, figures_at_start(folder))
-    if folder.has("report.html"):
-        rewrite_report(folder, None, (model, every))
+    report = folder.has("report.html")
+    write_result(
+        folder,
+        describe(model, every, model.place(every.reduced)),
+        replace(record, images_count=len(every.paths), skipped_count=len(every.skipped)),
+        recipe_of(folder),
+        baseline=baseline_of(folder),
+        source=found_again(folder, None, every.paths[: every.fitted]) if report else None,
+        features=every.partition.blocks(every.reduced),
+        report=report,
+    )
+    return every
 
 
 def _draw(folder: LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
-    source = found_again(folder)
     if folder.has("duplicates.csv") and new.images is not None:
         table = folder.read_rows("duplicates.csv", files.DUPLICATES)
-        folder.write_rows("duplicates.csv", files.DUPLICATES, _with_alike(table, new, new.images))
+        first = 1 + max((int(row["group"]) for row in table), default=-1)
+        alike = [
+            {"group": group, "path": new.source.paths[row], "distance": f"{distance:.4f}"}
+            for group, members in enumerate(near_duplicates(new.images), first)
+            for row, distance in members
+        ]
+        folder.write_rows("duplicates.csv", files.DUPLICATES, [*table, *alike])
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
-        asked = [(row, rows.paths[row]) for row in not_on_sheet(len(rows.paths), len(every.paths))]
-        seen = dict(zip(*_read_again(source, [path for _, path in asked], THUMBNAIL), strict=True))
-        again = {row: seen[path] for row, path in asked if path in seen}
+        row_of = {rows.paths[row]: row for row in not_on_sheet(len(rows.paths), len(every.paths))}
+        again = {row_of[path]: image for path, image in _read_again(found_again(folder), row_of, THUMBNAIL)}
         with folder.as_disk_errors(drawn.SHEET):
             folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
@@ -304,18 +336,18 @@ def _draw(folder: LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
         folder.write_array(drawn.MAP, places)
 
 
-def _read_again(source: Source | None, paths: Iterable[str], size: int) -> tuple[list[str], Tensor]:
-    """The images of the run with these ``paths`` that are at hand, and their paths."""
+def _read_again(source: Source | None, paths: Iterable[str], size: int) -> Iterable[tuple[str, Tensor]]:
+    """Return the images of the run with these ``paths`` that are at hand."""
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     there = [path for path in paths if path in index]
     if source is None or not there:
-        return [], torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return ()
     store = read_once(source.rows([index[path] for path in there]), size, none_is_fine=True)
-    return [there[i] for i in store.kept], store.images
+    return zip((there[i] for i in store.kept), store.images, strict=True)
 
 
 def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
-    """The map with more images: those that were ``shown`` stay at their ``places``, others come between them."""
+    """Return the map with more images: those ``shown`` stay at their ``places``, others come between them."""
     rows = torch.tensor(on_sheet(len(reduced)))
     before = torch.full((len(reduced),), -1)
     before[shown] = torch.arange(len(shown))
@@ -325,31 +357,3 @@ def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
     if others.any():
         extended[others] = between(reduced[rows[others]], reduced[shown], places)
     return extended
-
-
-def _with_alike(table: Sequence[Mapping[str, Any]], new: _New, images: Tensor) -> Sequence[Mapping[str, Any]]:
-    """The rows of duplicates.csv, with those of new images that are nearly identical to each other."""
-    groups = 1 + max((int(row["group"]) for row in table), default=-1)
-    alike = [
-        {"group": group, "path": new.source.paths[row], "distance": f"{distance:.4f}"}
-        for group, members in enumerate(near_duplicates(images), groups)
-        for row, distance in members
-    ]
-    return [*table, *alike]
-
-
-def _judged(done: Update, folder: RunFolder, model: Model) -> Update:
-    """With the outliers and the drift, by the tables as they are now."""
-    used = Table.of(folder.read_clusters()).where("status", "ok")
-    cluster = torch.tensor([int(number) for number in used.column("cluster")])
-    residuals = torch.from_numpy(folder.read_array(files.RESIDUALS, len(used), 1)).squeeze(1)
-    found = drift(cluster, residuals, len(used) - len(folder.read_added()), model.outliers.limit)
-    rank = found.residual_rank
-    return replace(
-        done,
-        outliers=int((residuals[len(used) - done.added :] > model.outliers.limit).sum()),
-        residual_rank=None if rank is None else round_to(rank, 3),
-        shift=round_to(found.shift, 3),
-        due=found.reason is not None,
-        reason=found.reason,
-    )

@@ -109,9 +109,8 @@ class Display(Protocol):
     def progress(self, phase: str, done: int, total: int) -> None:
         """How many of the images a ``phase`` has done, many times a second."""
 
-    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
-        """After each round: its row of history.csv (cells without a value are ""), the number of rounds planned, and
-        whether the groups got better in words; empty where nobody looked."""
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+        """After each round: its row of history.csv (cells without a value are "") and the number of rounds planned."""
 
 
 class Silent:
@@ -123,7 +122,7 @@ class Silent:
     def progress(self, phase: str, done: int, total: int) -> None:
         pass
 
-    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
         pass
 
 
@@ -141,9 +140,9 @@ class Several:
         for display in self.displays:
             display.progress(phase, done, total)
 
-    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
         for display in self.displays:
-            display.round(row, rounds, groups)
+            display.round(row, rounds)
 
 
 class PipeConsole(Console):
@@ -204,16 +203,13 @@ class Terminal:
             self.task, self.phase = self.bar.add_task(phase, total=total), phase
         self.bar.update(self.task, completed=done, total=total)
 
-    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
         loss = f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})"
-        if groups:
-            parts = [f"groups: {groups}", loss]
-        else:
-            changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
-            parts = [loss, f"changed {changed}"]
-            if row["cluster_weight"] < 1:
-                parts.append(f"cluster weight {row['cluster_weight']:.0%}")
-            parts.append(f"largest {row['largest_share']:.0%}")
+        changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
+        parts = [loss, f"changed {changed}"]
+        if row["cluster_weight"] < 1:
+            parts.append(f"cluster weight {row['cluster_weight']:.0%}")
+        parts.append(f"largest {row['largest_share']:.0%}")
         if "nmi_labels" in row:
             parts.append(f"NMI {row['nmi_labels']:.3f}")
         parts.append(f"{sum(row[f'{phase}_seconds'] for phase in ('features', 'clustering', 'training')):.1f} s")

@@ -28,7 +28,7 @@ class TensorBoard(Silent):
                 self._writer.close()
             self._run, self._writer = text, None
 
-    def round(self, row: Mapping[str, Any], rounds: int, groups: str) -> None:
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
         if self._writer is None:  # what an earlier process wrote of rounds that are made again is not shown
             self._writer = self._open(str(Path(self._run, FOLDER)), purge_step=row["round"])
         for name, value in row.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.images.run_folders import is_run
-from deepcluster.runs.results import read_run
+from deepcluster.runs.rows import read_run
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 from tests.commands import SMALL

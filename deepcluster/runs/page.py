@@ -1,4 +1,4 @@
-"""The report page of a run."""
+"""The report page of a run, and where the images of the run are now."""
 
 import os
 import shlex
@@ -17,50 +17,66 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcluster.clustering.assignment import assigner
 from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.groups.cut import Cut
+from deepcluster.groups.embedding import layout
+from deepcluster.groups.merge_tree import Tree, merge_tree
 from deepcluster.groups.split import parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import joined, real
-from deepcluster.model import Model
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.report.page import RunData, render
 from deepcluster.report.script_data import on_page
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.sprite import on_sheet, pictures_on
+from deepcluster.report.text import Row
 from deepcluster.report.thumbnails import THUMBNAIL
-from deepcluster.runs.results import MOST_IN_TREE, Rows, read_run, write_map, write_tree
+from deepcluster.runs.rows import Rows, read_run
+from deepcluster.seeding import derive
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
-ALIKE, ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
+MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
+MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
+Positions = npt.NDArray[np.float32]
 
 
-def report(run: Path, source: Source | None = None) -> Path:
-    """Write report.html of a run again, with the pictures of ``source``, or where the images are still at hand."""
-    files.open_run(run)
-    with files.locked(run) as folder, folder.next_state() as staged:
-        rewrite_report(staged, source)
-    return run / "report.html"
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a result as the page shows them.
+
+    Attributes:
+        record: run.json.
+        clusters: Rows of the usable images in clusters.csv.
+        summary: Rows of cluster_summary.csv.
+        metrics: metrics.json; None without labels.
+        tree: The merge tree; None if there are too many groups.
+    """
+
+    record: RunRecord
+    clusters: Table
+    summary: Sequence[Row]
+    metrics: Mapping[str, Any] | None
+    tree: Tree | None
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page is made of beside tables: the images on the sheet of tiny pictures (M), on the main rank.
+    """The images on the sheet of tiny pictures (M), on the main rank.
 
-    groups: The cut.
-    reduced: Their features (M x d).
-    nearest: The centroid of the cut that each is nearest to (int64, M).
-    counts: How many of the fit's images are nearest to each centroid.
-    all_counts: The same of all images.
+    Attributes:
+        groups: The cut.
+        reduced: Their features (M x d).
+        nearest: The centroid of the cut that each is nearest to (int64, M).
+        counts: Number of images of the fit nearest to each centroid.
+        all_counts: The same of all images.
     """
 
     groups: Cut
@@ -70,68 +86,86 @@ class Shown:
     all_counts: Tensor
 
 
-def shown_of(rows: Rows, groups: Cut, nearest: Tensor | None = None) -> Shown:
-    """A collective. ``nearest``: The centroid of each of this rank's rows, where it is known."""
+def shown_of(rows: Rows, groups: Cut, nearest: Tensor) -> Shown:
+    """Gather the images on the sheet. A collective.
+
+    Args:
+        rows: All images.
+        groups: The cut.
+        nearest: The centroid that each of this rank's rows is nearest to.
+    """
     partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
-    nearest = assigner(groups.centroids)(rows.reduced) if nearest is None else nearest
     counts, all_counts = (
-        partition.processes.all_reduce(torch.bincount(each, minlength=len(groups.centroids)))
-        for each in (nearest[: len(nearest) - rows.added], nearest)
+        partition.processes.all_reduce(torch.bincount(centroids, minlength=len(groups.centroids)))
+        for centroids in (nearest[: len(nearest) - rows.added], nearest)
     )
-    reduced, nearest = (partition.to_main(each, on_map) for each in (rows.reduced, nearest))
+    reduced, nearest = (partition.to_main(column, on_map) for column in (rows.reduced, nearest))
     return Shown(groups, reduced, nearest, counts, all_counts)
 
 
-def rewrite_report(folder: LockedFolder, source: Source | None, state: tuple[Model, Rows] | None = None) -> None:
-    """Write the report of a run that has ended, with the map and the tree where they are missing.
+def tree_of(rows: Rows, groups: Cut, nearest: Tensor) -> Tree | None:
+    """Return the merge tree of the groups; None if there are too many. A collective. Arguments as in shown_of."""
+    return merge_tree(rows.reduced, groups, nearest, rows.partition) if groups.count <= MOST_IN_TREE else None
 
-    Args:
-        folder: The run.
-        source: Its images, where the caller has them at hand.
-        state: Its model and rows, where the caller has read them.
+
+def report(run: Path, source: Source | None = None) -> Path:
+    """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand.
+
+    Damage to the features or the model costs only the parts of the page that are drawn from them.
     """
-    with folder.as_disk_errors():
-        if state is None:
-            with suppress(DeepClusterError):  # the report can do without what is drawn from them
-                state = read_run(folder)[1:]
-        shown = None
+    files.open_run(run)
+    with files.locked(run) as folder, folder.next_state() as staged, staged.as_disk_errors():
+        tables, state, shown = read_tables(staged), None, None
+        with suppress(DeepClusterError):
+            state = read_run(staged)
         if state:
-            model, rows = state
-            shown = shown_of(rows, model.groups)
-            # A fit may have left them out.
-            if not folder.has(drawn.MAP):
-                write_map(folder, shown.reduced, folder.read_record().seed)
-            if not folder.has(drawn.TREE):
-                write_tree(folder, model, rows, None)
-        write_report(folder, found_again(folder, source), shown)
+            _, model, rows = state
+            centroids = model.place(rows.reduced).centroid
+            shown = shown_of(rows, model.groups, centroids)
+            if tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
+                drawn.write_tree(staged, tree)
+                tables = replace(tables, tree=tree)
+        write_page(staged, found_again(staged, source), tables, shown)
+    return run / "report.html"
 
 
-def write_report(folder: LockedFolder, source: Source | None, shown: Shown | None = None) -> None:
-    """Write report.html.
+def read_tables(folder: RunFolder) -> Tables:
+    """Read the tables of a run."""
+    used = folder.read_clusters().where("status", "ok")
+    return Tables(
+        record=folder.read_record(),
+        clusters=used,
+        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
+        metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
+        tree=drawn.read_tree(folder, len(used)),
+    )
+
+
+def write_page(folder: LockedFolder, source: Source | None, tables: Tables, shown: Shown | None) -> None:
+    """Write report.html, and map.npy if the run has none.
 
     Args:
         folder: The run.
-        source: Its images; None where they are not at hand.
-        shown: Without it, no image shows those most like it, and no cluster can be split.
+        source: Its images; None if they are not at hand.
+        tables: Its tables.
+        shown: Without it, no image shows those most like it, no cluster can be split, and no map is made.
     """
-    record = folder.read_record()
-    used = Table.of(folder.read_clusters()).where("status", "ok")
-    every, sheet, away = on_page(used)[1], drawn.read_sheet(folder), list[str]()
-    picture = _or_tiny(folder, record, pictures(source, MEDOID * THUMBNAIL), used, sheet, away)
+    record, used, sheet = tables.record, tables.clusters, drawn.read_sheet(folder)
+    every, away = on_page(used)[1], list[str]()
     data = RunData(
         title=record.images,
         run=record.to_json(),
         clusters=used,
-        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
+        summary=tables.summary,
         history=folder.read_rows("history.csv", files.HISTORY),
-        metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
+        metrics=tables.metrics,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
-        picture=picture,
-        positions=drawn.read_map(folder, len(used), on_sheet(len(used))),
-        tree=drawn.read_tree(folder, len(used)),
+        picture=_or_tiny(folder, record, pictures(source, MEDOID * THUMBNAIL), used, sheet, away),
+        positions=_positions(folder, len(used), shown, record.seed),
+        tree=tables.tree,
         sheet=sheet,
-        name=_called(folder.path),
+        name=_name_in_commands(folder.path),
         similar=most_alike(shown.reduced[::every]) if shown and len(used) else None,
         **_parts(shown, every),
         originals=_originals(folder.path, source),
@@ -148,10 +182,19 @@ def write_report(folder: LockedFolder, source: Source | None, shown: Shown | Non
         )
 
 
+def _positions(folder: LockedFolder, images: int, shown: Shown | None, seed: int) -> Positions | None:
+    """Read the map of the images on the sheet, or make it."""
+    positions = drawn.read_map(folder, images, on_sheet(images))
+    if positions is None and shown is not None:
+        positions = layout(shown.reduced, derive(seed, "map"))
+        folder.write_array(drawn.MAP, positions)
+    return positions
+
+
 def _or_tiny(
     folder: RunFolder, record: RunRecord, picture: Picture, rows: Table, sheet: bytes, away: list[str]
 ) -> Picture:
-    """``picture``, or the tiny picture on the sheet if an image cannot be read: ``away`` collects its path."""
+    """Return ``picture`` with the tiny picture of an image that cannot be read; ``away`` collects its path."""
 
     @cache
     def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
@@ -171,29 +214,31 @@ def _or_tiny(
     return shown
 
 
-def _called(run: Path) -> str:
-    """What a command calls the run, typed where this one was. Absolute ones lose their folders: pages are passed on."""
+def _name_in_commands(run: Path) -> str:
+    """Return the run's path for the commands on the page. Absolute paths are reduced to the name: pages get shared."""
     return run.resolve().name if run.is_absolute() or ".." in run.parts or not run.name else run.as_posix()
 
 
 def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
-    """The nearest of the rows to each (N x n, nearest first); fewer where there are many, as all are in the page."""
-    return nearest(reduced, max(1, min(ALIKE, ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
+    """Return the nearest rows to each row (N x n, nearest first); n is smaller if N is large: all are in the page."""
+    return nearest(reduced, max(1, min(MOST_ALIKE, MOST_ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
-    """The parts of each group, and which of its own each image in the page is in."""
+    """Return the parts of each group, and the part of each image in the page."""
     if shown is None or shown.groups.count > MOST_IN_TREE:
         return {}
     numbers = shown.groups.groups.unique().tolist()
-    found = {group: parts_of(shown.groups, shown.counts, group, shown.all_counts) for group in numbers}
-    part = torch.stack([each.of_centroid for each in found.values()]).amax(0)[shown.nearest[::every]]
-    return {"parts": {group: each for group, each in found.items() if len(each.sizes) > 1}, "part": part.numpy()}
+    parts = {group: parts_of(shown.groups, shown.counts, group, shown.all_counts) for group in numbers}
+    part = torch.stack([each.of_centroid for each in parts.values()]).amax(0)[shown.nearest[::every]]
+    return {"parts": {group: each for group, each in parts.items() if len(each.sizes) > 1}, "part": part.numpy()}
 
 
 def _originals(run: Path, source: Source | None) -> str:
-    """The way from the run to the folder of its images, for links; empty where a link would tell too much or lead
-    nowhere: the images are no files of one folder, or nothing but the root is above both."""
+    """Return the relative path from the run to its images, for links; empty if no link is safe to publish.
+
+    None is safe if the images are no files of one folder, or if only the root is above both.
+    """
     if source is None or source.file is None or not Path(source.location).is_dir():
         return ""
     here, there = run.resolve(), Path(source.location).resolve()
@@ -202,16 +247,18 @@ def _originals(run: Path, source: Source | None) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
-def found_again(folder: RunFolder, images: Source | None = None) -> Source | None:
-    """The images of a run that are still at hand, by their paths in the run; None if there are none.
+def found_again(folder: RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None) -> Source | None:
+    """Return the images of a run that are still at hand, by their paths in the run; None if there are none.
 
     Args:
         folder: The run.
         images: The images of the fit at another place, under the same paths.
+        fitted: The paths of the usable images of the fit, if they are known.
     """
     location, added = folder.read_record().location, folder.read_added()
-    paths = [*folder.read_clusters().where("status", "ok").column("path")]
-    fitted = paths[: len(paths) - len(added)]
+    if fitted is None:
+        paths = [*folder.read_clusters().where("status", "ok").column("path")]
+        fitted = paths[: len(paths) - len(added)]
     own = images or _at_hand(location, fitted)
     row_of = {path: row for row, path in enumerate(own.paths)} if own else {}
     parts = [own.rows([row_of[path] for path in fitted if path in row_of])] if own else []
@@ -224,7 +271,7 @@ def found_again(folder: RunFolder, images: Source | None = None) -> Source | Non
 def _added(
     added: Sequence[Mapping[str, str]], own: Source | None, row_of: Mapping[str, int], home: str
 ) -> Iterator[Source]:
-    """The images of updates: an image below the location of the fit, ``home``, by its path, others by their origins."""
+    """Yield the images of updates: those below the location of the fit, ``home``, by path, others by origin."""
     near, files, held = [], [], defaultdict(list)
     for row in added:
         if row["path"] in row_of and Path(row["source"]).is_relative_to(home):
@@ -245,19 +292,19 @@ def _added(
 
 
 def _chosen(source: Source, rows: Mapping[int, Mapping[str, str]]) -> Source:
-    """The images of a source with these numbers, with the paths and labels that rows of added.csv give them."""
+    """Return images of a source by number, with the paths and labels of their rows in added.csv."""
     paths, labels = (tuple(row[column] for row in rows.values()) for column in ("path", "label"))
     return replace(source.rows([*rows]), paths=paths, labels=labels)
 
 
 def folder_of(location: str) -> Path | None:
-    """The folder that the paths of a run's images are relative to; None where they are relative to none."""
+    """Return the folder that the paths of a run's images are relative to, if any."""
     place = Path(location)
     return place if place.is_absolute() and place.is_dir() else None
 
 
 def name_in_run(file: Path, base: Path | None) -> str:
-    """What a run on the images in ``base`` calls a file: by the way from there where that is near, else absolute."""
+    """Return the path of a file in a run on the images in ``base``: relative to it if that is near, else absolute."""
     if base is None or file.anchor != base.anchor:
         return file.as_posix()
     near = Path(os.path.relpath(file, base))
@@ -269,7 +316,7 @@ def name_in_run(file: Path, base: Path | None) -> str:
 
 
 def _at_hand(location: str, paths: Sequence[str] = ()) -> Source | None:
-    """The images at a location on this machine; nothing is downloaded, as nobody asked for that.
+    """Return the images at a location on this machine; nothing is downloaded.
 
     A list that came on standard input or from Python is gone: ``paths`` are its paths in the table.
     """
@@ -283,7 +330,7 @@ def _at_hand(location: str, paths: Sequence[str] = ()) -> Source | None:
 
 
 def pictures(source: Source | None, size: int) -> Picture:
-    """A function from a path to its image, of at least ``size`` px if it has them; None where it cannot be read."""
+    """Return a function from a path to its image, of at least ``size`` px if possible; None if it cannot be read."""
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
 
     def picture(path: str) -> Image.Image | None:

@@ -1,0 +1,254 @@
+"""The decisions about a run, made once by the main rank before anything is read or written."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepcluster.errors import DeepClusterWarning, ModelError, UsageError
+from deepcluster.images import Source
+from deepcluster.images.preview import preview
+from deepcluster.images.store import Store
+from deepcluster.nets.published import PUBLISHED, fetch, local_file
+from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
+from deepcluster.recipe import AUTO, Recipe
+from deepcluster.runs import resume as resuming
+from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.processes import Processes
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.state import own_files
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that the user asked for, beside the images."""
+
+    out: Path | None = None
+    n_clusters: int | None = None  # None: chosen from the final features
+    recipe: str = "auto"
+    options: Mapping[str, Any] | None = None
+    device: str = "auto"
+    deterministic: bool = False
+    seed: int = 0
+    time_limit: float | None = None  # seconds
+    begun: float | None = None  # when the command began, by time.perf_counter(): its imports take seconds
+    labels: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    verbose: bool = False  # every choice with its reason, instead of a line about all
+    log: str = ""  # where the rounds go beside the display: tensorboard
+    report: bool = True  # False: no preliminary results; map and report are made when they are asked for
+    command: str = ""
+    module: nn.Module | None = None  # the network, if the backbone is one of the user's
+
+
+class Clock:
+    """Seconds of a run: since its start, and since the last lap."""
+
+    def __init__(self, begun: float | None = None) -> None:
+        self._last = time.perf_counter()
+        self._start = self._last if begun is None else begun
+
+    def add(self, seconds: float) -> None:
+        """Count time that the run took before it was interrupted."""
+        self._start -= seconds
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fit of the images of ``source``.
+
+    labels: True labels in the order of the source, for metrics only.
+    """
+
+    request: Request
+    source: Source
+    labels: Sequence[str] | None
+    device: torch.device
+    display: Display
+    processes: Processes
+    clock: Clock
+
+    @property
+    def shows(self) -> bool:
+        """Whether somebody sees the display of this rank."""
+        return not isinstance(self.display, Silent) and not getattr(self.display, "quiet", False)
+
+    def truth(self, kept: Sequence[int]) -> list[str] | None:
+        """Return the true labels of the images ``kept``, in this order; None if none of them has one."""
+        labels = [self.labels[i] for i in kept] if self.labels is not None else []
+        return labels if any(labels) else None
+
+
+@dataclass(frozen=True)
+class ImagesRead:
+    """The images as they were read, their recipe, and the digest of each image by its path (on the main rank)."""
+
+    store: Store
+    recipe: Recipe
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The decisions of the main rank, as JSON for the others.
+
+    Attributes:
+        out: The run folder.
+        state: "new", "resumed" or "finished": nothing is left to do.
+        recipe: Every option.
+        reasons: Why they have their values.
+        facts: Facts about the images of a new run.
+        updated: Images that an update has added to the run: no images of the fit.
+    """
+
+    out: str
+    state: str
+    recipe: Mapping[str, Any]
+    reasons: Sequence[str]
+    facts: Mapping[str, Any]
+    updated: Sequence[str] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(Recipe(**self.recipe), tuple(self.reasons))
+
+    def plan_of(self, used: int, request: Request) -> Plan:
+        """Return the plan of a new run for ``used`` images: some may have turned out to be unusable."""
+        facts = Facts(**self.facts)
+        if used == facts.count:
+            return self.plan
+        check_groups(request.n_clusters, used)
+        plan = resolve(request.recipe, request.options or {}, replace(facts, count=used))
+        # Fewer images may deserve larger ones, but these are read already.
+        return plan if plan.recipe.store_size == self.plan.recipe.store_size else self.plan
+
+
+def begin(source: Source, request: Request, display: Display) -> Begun:
+    """Decide where a run goes, from where it starts and by which recipe. On the main rank alone.
+
+    Raises:
+        DeepClusterError: An option cannot be used, or the run to be resumed has other options or images.
+    """
+    out = free_path(source, request)
+    if request.resume and resuming.has_begun(out):
+        return _resumed(out, source, request)
+    facts = facts_of(source, request)
+    check_groups(request.n_clusters, facts.count)
+    facts = replace(facts, published=_published(request, facts, display))
+    plan = resolve(request.recipe, request.options or {}, facts)
+    return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts))
+
+
+def _resumed(out: Path, source: Source, request: Request) -> Begun:
+    """Continue a run by its own recipe. Only the options that the command names are compared with it."""
+    folder = files.open_run(out)
+    record, recipe = folder.read_record(), resuming.recipe_of_run(folder)
+    named: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed}
+    base, options = options_of(request.recipe, request.options or {})
+    if options or base != AUTO:
+        started = [one.name for one in PUBLISHED.values() if one.backbone == recipe["backbone"]]
+        facts = replace(
+            facts_of(source, request),
+            count=record.images_count or len(source.paths),
+            published=started[0] if started and recipe["weights"] == "timm" else "",
+        )
+        asked = asdict(resolve(request.recipe, request.options or {}, facts).recipe)
+        names = options if base == AUTO else asked
+        named |= {name: asked[name] for name in names if name in recipe and asked[name] != "auto"}
+    resuming.check_options({"n_clusters": record.n_clusters, "seed": record.seed, **recipe}, named)
+    updated = [row["path"] for row in folder.read_added()]
+    resuming.check_paths(folder, source, updated)
+    state = "finished" if record.status == "done" else "resumed"
+    return Begun(str(out), state, recipe, record.reasons or (), {}, updated)
+
+
+def facts_of(source: Source, request: Request) -> Facts:
+    """Return the facts that a recipe may look at."""
+    seen, device = preview(source), choose_device(request.device).type
+    return Facts(len(source.paths), seen.short_side, seen.grey, request.n_clusters, device)
+
+
+def free_path(source: Source, request: Request) -> Path:
+    """Return the path of the run. DiskError or UsageError if it may not write there."""
+    name = f"{files.folder_name(source.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = request.out or Path("runs") / name
+    files.check_free(out, overwrite=request.overwrite, resume=request.resume)
+    if request.overwrite:
+        check_not_inside(source, out)
+    return out
+
+
+def check_not_inside(source: Source, out: Path) -> None:
+    """Raise UsageError if ``--overwrite`` would remove one of the images: a file of the run that is replaced."""
+    replaced = {os.path.realpath(out / name) for name in own_files(out)}
+    names = {Path(path).name for path in replaced}
+    for file in (Path(source.location), *source.files()):
+        if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
+            raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def choose_weights(request: Request, facts: Facts, have: Callable[[str], object] = local_file) -> str:
+    """Choose the published network (in ``PUBLISHED``) that a run starts from; empty: none. Nothing is downloaded."""
+    base, options = options_of(request.recipe, request.options or {})
+    weights, backbone = options.get("weights"), options.get("backbone")
+    if weights not in (None, "timm") or (backbone is not None and backbone not in PUBLISHED):
+        return ""  # a file, random weights, or a network without published weights
+    if backbone:
+        return str(backbone)
+    if weights is None and (base != AUTO or not facts.suits_published):
+        return ""
+    best = next(filter(have, PUBLISHED), "")
+    return best or (next(iter(PUBLISHED)) if weights == "timm" else "")
+
+
+def is_download(request: Request) -> bool:
+    """Return whether a published network may be downloaded: ``--weights timm`` says so."""
+    return options_of(request.recipe, request.options or {})[1].get("weights") == "timm"
+
+
+def _published(request: Request, facts: Facts, display: Display) -> str:
+    """Return the published network that a run starts from, downloaded if the user asked for that."""
+    options = options_of(request.recipe, request.options or {})[1]
+    backbone = options.get("backbone", "")
+    if backbone.startswith("timm:") and "weights" not in options:
+        warnings.warn(
+            f"{backbone} starts untrained. Add --weights timm for its published weights (usually better), or --weights"
+            " none to hide this warning.",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    name = choose_weights(request, facts)
+    if name and is_download(request) and not local_file(name):
+        display.say("Weights", f"downloading {name}: {PUBLISHED[name].description}")
+        fetch(name, display.progress)
+    check_weights_here(name)
+    return name
+
+
+def check_weights_here(name: str) -> None:
+    """Raise ModelError if the published network ``name`` is not on this machine; empty is none."""
+    if name and not local_file(name):
+        network = PUBLISHED[name]
+        raise ModelError(
+            f"{name} ({network.title}, {network.megabytes} MB) has not been downloaded yet: deepcluster fetch {name};"
+            " or start from nothing: --weights none"
+        )
