@@ -36,17 +36,17 @@ from torch import Tensor, nn
 from deepcluster.algorithm import alternate
 from deepcluster.clustering.agreement import accuracy, nmi
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.steps import Reduction, power_iteration
-from deepcluster.clustering.whitening import whiten
+from deepcluster.clustering.pic import power_iteration
+from deepcluster.clustering.whitening import Reduction, whiten
 from deepcluster.images import find
-from deepcluster.images.labels import true_labels
-from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
+from deepcluster.images.find import true_labels
 from deepcluster.images.store import read_once
+from deepcluster.images.views import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
-from deepcluster.learning.pseudo_labels import Learning, Sampler
-from deepcluster.nets.backbone import Network
+from deepcluster.learning.training import Learning, Sampler
 from deepcluster.nets.compact import WIDTH, Compact
+from deepcluster.nets.network import Network
 from deepcluster.nets.paper import sobel_filter
 from deepcluster.records import Round
 from deepcluster.seeding import derive, generator

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from deepcluster.images import find
-from deepcluster.images.labels import true_labels
+from deepcluster.images.find import true_labels
 from deepcluster.images.store import Store, read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.build import learning_rate, network_of, rounds_of
 

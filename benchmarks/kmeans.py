@@ -224,7 +224,7 @@ def features_of(images: str, file: Path | None) -> Matrix:
     from deepcluster.images import find
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
-    from deepcluster.nets.backbone import build
+    from deepcluster.nets.network import build
 
     if file is not None and file.exists():
         return np.asarray(np.load(file))

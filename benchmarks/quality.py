@@ -46,7 +46,7 @@ CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Return the pixels, N x 3 S^2 in [0, 1] with S at most the side of the images and ``most``, and the labels."""
     from deepcluster.images import find
-    from deepcluster.images.preview import preview
+    from deepcluster.images.store import preview
 
     with read(images, min(most, preview(find(images)).short_side)) as (stored, labels):
         rows = stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255
@@ -57,7 +57,7 @@ def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[s
 def read(images: str, size: int) -> Iterator[tuple[Any, list[str]]]:
     """Yield the stored images (uint8, N x 3 x S x S) and their labels."""
     from deepcluster.images import find
-    from deepcluster.images.labels import true_labels
+    from deepcluster.images.find import true_labels
     from deepcluster.images.store import read_once
 
     source = find(images)
@@ -108,7 +108,7 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     from torch.nn import functional as F
 
     from deepcluster.images import find
-    from deepcluster.images.preview import preview
+    from deepcluster.images.store import preview
     from deepcluster.learning.features import extract
     from deepcluster.runs.build import network_of
 

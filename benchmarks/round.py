@@ -34,8 +34,8 @@ STATE: dict[str, Any] = {}  # of a contender, from one round to the next
 
 def settings(of: dict[str, Any], *, keep: bool) -> tuple[list[Path], Any, torch.dtype]:
     """Return the images, the network and the precision that all contenders share."""
-    from deepcluster.learning.precision import network_precision
-    from deepcluster.nets.backbone import build
+    from deepcluster.learning.training import network_precision
+    from deepcluster.nets.network import build
     from deepcluster.runtime.devices import keep_freed_memory
 
     if keep:
@@ -54,8 +54,8 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
     if not STATE:
         from deepcluster.algorithm import alternate
         from deepcluster.images import find
-        from deepcluster.images.augment import Augmentation
         from deepcluster.images.store import read_once
+        from deepcluster.images.views import Augmentation
         from deepcluster.learning import Learning
 
         paths, network, dtype = settings(of, keep=True)
@@ -217,13 +217,13 @@ class Features(nn.Module):
         self.network, self.size = network, size
 
     def forward(self, images: Tensor) -> Tensor:
-        from deepcluster.images.augment import fixed_view
+        from deepcluster.images.views import fixed_view
 
         return self.network.features(fixed_view(images, self.size))
 
 
 def plain(network: Any, images: Tensor, size: int) -> Tensor:
-    from deepcluster.images.augment import fixed_view
+    from deepcluster.images.views import fixed_view
 
     with torch.no_grad():
         batches = [
@@ -252,8 +252,8 @@ def exported(network: Any, images: Tensor, size: int, threads: int) -> Any:
 def measured(name: str, size: int, count: int, repeats: int, threads: int) -> dict[str, float]:
     """Return images a second for each way."""
     from deepcluster.learning.features import extract
-    from deepcluster.nets.backbone import build
-    from deepcluster.nets.memory_format import channels_last
+    from deepcluster.nets.network import build
+    from deepcluster.nets.timm import channels_last
 
     side = size * 8 // 7
     images = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()

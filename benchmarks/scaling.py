@@ -137,7 +137,7 @@ def everywhere(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from deepcluster.clustering.agreement import compared
-    from deepcluster.images.sampling import uniform_over_clusters
+    from deepcluster.images.views import uniform_over_clusters
     from deepcluster.seeding import generator
 
     torch.set_num_threads(1)

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.clustering.agreement import compared
+from deepcluster.clustering.kmeans import ClusteringStep, KMeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers
-from deepcluster.clustering.steps import ClusteringStep, KMeans, Reduction
-from deepcluster.clustering.whitening import Whitening
+from deepcluster.clustering.whitening import Reduction, Whitening
 from deepcluster.images.arrays import as_images
 from deepcluster.learning.features import extract
-from deepcluster.learning.pseudo_labels import (
+from deepcluster.learning.training import (
     Learning,
     body_optimizer,
     momenta,
     restore_momentum,
     train_on_pseudo_labels,
 )
-from deepcluster.nets.backbone import Network, as_network
+from deepcluster.nets.network import Network, as_network
 from deepcluster.records import Clustering, Round, State
 from deepcluster.runtime.devices import CPU, holds_rows
 from deepcluster.runtime.partition import Partition

@@ -37,7 +37,7 @@ from deepcluster.errors import (
     missing_extra,
 )
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
-from deepcluster.nets.published import PUBLISHED
+from deepcluster.nets.hub import PUBLISHED
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals
@@ -226,9 +226,8 @@ def fit(
         raise missing_extra(log, ImportError(f"no module named {log}"))
 
     def found(terminal: Terminal) -> "Source | str":
-        from deepcluster.images.find import find, is_named
-        from deepcluster.images.given_features import check_features_there
-        from deepcluster.images.labels import check_labels_there
+        from deepcluster.images.features_in import check_features_there
+        from deepcluster.images.find import check_labels_there, find, is_named
         from deepcluster.storage.run_folder import check_free
 
         if out is not None and not dry_run:
@@ -518,8 +517,7 @@ def evaluate(
     kind(**options)  # checks what the options must be together
 
     def found(_: Terminal) -> None:
-        from deepcluster.images.find import check_there
-        from deepcluster.images.labels import check_labels_there
+        from deepcluster.images.find import check_labels_there, check_there
 
         _check_run(run_)
         for text in filter(None, (images, train)):
@@ -654,11 +652,11 @@ def fetch(
         return
     if name not in PUBLISHED and not name.startswith("timm:"):
         raise UsageError(f"no published network is called {_short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
-    from deepcluster.nets.published import backbone_of, fetch, keep_in_cache, local_file
+    from deepcluster.nets.hub import backbone_of, fetch, keep_in_cache, local_file
 
     with Terminal(quiet) as terminal:
         if file is not None:
-            from deepcluster.nets.backbone import build
+            from deepcluster.nets.network import build
 
             build(backbone_of(name), image_size=224, weights=str(file))  # an error if it is not of this network
             terminal.say("Weights", str(keep_in_cache(name, file)))
@@ -672,7 +670,7 @@ def fetch(
 def doctor(*, as_json: Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
     from deepcluster.images.decode import accepted_formats
-    from deepcluster.nets.published import local_file
+    from deepcluster.nets.hub import local_file
     from deepcluster.runtime.devices import choose_device, environment
 
     facts = {
@@ -739,7 +737,7 @@ def _check_run(run: Path) -> "RunRecord":
 def _found(run: Path, images: str) -> "Source | str":
     """The images that the model of a run is for; those of standard input are left to come, part by part."""
     from deepcluster.images import find
-    from deepcluster.images.given_features import check_features_there
+    from deepcluster.images.features_in import check_features_there
     from deepcluster.nets.sizes import FEATURES
 
     record = _check_run(run)
@@ -760,8 +758,8 @@ def _output(path: Path, run: Path, images: str, overwrite: bool) -> Path:
 def files_read(run: Path, images: str) -> Iterator[Path]:
     """Yield the files that `predict` and `similar` read, if their names are known before; those of ``-`` are not."""
     from deepcluster.images.find import find
-    from deepcluster.images.run_folders import is_run
-    from deepcluster.images.webdataset import files_of, is_pattern
+    from deepcluster.images.shards import files_of, is_pattern
+    from deepcluster.images.source import is_run
     from deepcluster.nets.sizes import FEATURES
     from deepcluster.storage.run_folder import open_run
     from deepcluster.storage.state import own_files

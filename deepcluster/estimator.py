@@ -21,19 +21,19 @@ from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import means
-from deepcluster.clustering.nearest import nearest
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.images import Images, Source, find
+from deepcluster.images.arrays import PixelScale, pixel_scale
 from deepcluster.images.csv_files import PATH_COLUMNS
 from deepcluster.images.decode import one_line
-from deepcluster.images.tabular import PixelScale, pixel_scale
 from deepcluster.model import Model
 from deepcluster.nets.sizes import MODULE
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.gallery import gallery
+from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.report.text import count
-from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut
 from deepcluster.runs.page import found_again, pictures

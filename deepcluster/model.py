@@ -16,12 +16,11 @@ from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, place
 from deepcluster.images import Images, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.given_features import read_features
+from deepcluster.images.features_in import read_features
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network
 from deepcluster.nets.fast_pass import features_pass
-from deepcluster.nets.given import Absent
+from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.shapes import working_memory
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.runtime.memory import check_fits

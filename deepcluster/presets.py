@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.nets.published import EMBEDDED, PUBLISHED, backbone_of
+from deepcluster.nets.hub import EMBEDDED, PUBLISHED, backbone_of
 from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
@@ -191,8 +191,8 @@ def _of_weights(base: str, options: Given) -> dict[str, Any]:
     """The network and Sobel filter that a file of published weights is for, unless given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
-    from deepcluster.nets.of_timm import published_network
-    from deepcluster.nets.official import official_network  # imports torch
+    from deepcluster.nets.published_2018 import official_network  # imports torch
+    from deepcluster.nets.timm import published_network
 
     if (network := official_network(options["weights"])) is None:
         name = published_network(options["weights"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import UsageError
-from deepcluster.nets.published import PUBLISHED
+from deepcluster.nets.hub import PUBLISHED
 from deepcluster.nets.sizes import MODULE
 from deepcluster.runtime.plain_files import check_file
 

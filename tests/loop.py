@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.optim import SGD
 
 from deepcluster.algorithm import alternate
-from deepcluster.clustering.steps import KMeans, Reduction
-from deepcluster.learning.pseudo_labels import Learning, body_optimizer, train_on_pseudo_labels
-from deepcluster.nets.backbone import Network
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.whitening import Reduction
+from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.nets.network import Network
 from deepcluster.records import Round
 
 

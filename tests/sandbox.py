@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from deepcluster.cli import app, run_command
-from deepcluster.learning import pseudo_labels
-from deepcluster.nets.backbone import build
+from deepcluster.learning import training
+from deepcluster.nets.network import build
 from deepcluster.seeding import generator
 from tests.drawings import KINDS, draw, drawings
 from tests.pages import ROOT, Block, blocks, commands, of_deepcluster, text_of, words_of
@@ -136,7 +136,7 @@ class Sandbox:
             patch.setattr(sys, "argv", ["deepcluster", *arguments])
             patch.setattr(sys, "stdin", io.StringIO(from_shell(before) if pipe else ""))
             if expected == 75:
-                patch.setattr(pseudo_labels, "Outputs", with_ctrl_c(pseudo_labels.Outputs))
+                patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
             code = run_command(arguments)
         assert code == expected, f"{self.page.name}: {line} ended with {code}\n{complained.getvalue()}"
         if target:

@@ -12,14 +12,14 @@ from deepcluster import algorithm
 from deepcluster.algorithm import alternate, conclude, renumbered
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.clustering.agreement import changed, nmi, repeated
-from deepcluster.clustering.steps import KMeans, Reduction
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DataError
-from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import each_once
+from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning import Learning
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances, repeated_weight
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from deepcluster.images import augment
-from deepcluster.images.augment import (
+from deepcluster.images import views as augment
+from deepcluster.images.views import (
     Augmentation,
     fixed_view,
     random_affine,

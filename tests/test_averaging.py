@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcluster.algorithm import Result
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.records import Clustering
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request

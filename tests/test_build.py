@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepcluster.clustering import power_iteration
-from deepcluster.images.sampling import each_once
+from deepcluster.images.views import each_once
 from deepcluster.learning import CentroidHead, WithInstances
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build

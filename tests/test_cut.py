@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
-from deepcluster.groups import neighbour_graph as graph
+from deepcluster.groups import graph
 from deepcluster.groups.cut import (
     ROWS_EACH,
     Cut,

@@ -13,10 +13,9 @@ from PIL import Image
 
 from deepcluster.errors import DataError
 from deepcluster.images import find, store
-from deepcluster.images.datasets import picture
+from deepcluster.images.arrays import PixelScale, picture, pixel_scale
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_once
-from deepcluster.images.tabular import PixelScale, pixel_scale
 
 GREY = np.array([[0, 100], [200, 255]], np.uint8)
 COLOUR = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)

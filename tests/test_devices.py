@@ -11,14 +11,14 @@ import torch
 from deepcluster.algorithm import clustering_device, conclude
 from deepcluster.clustering import kmeans, pic, whiten
 from deepcluster.clustering.agreement import nmi
-from deepcluster.clustering.steps import Reduction, power_iteration
-from deepcluster.images.augment import Augmentation, random_views
-from deepcluster.images.sampling import each_once
+from deepcluster.clustering.pic import power_iteration
+from deepcluster.clustering.whitening import Reduction
+from deepcluster.images.views import Augmentation, each_once, random_views
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances
-from deepcluster.learning.pseudo_labels import body_optimizer
-from deepcluster.nets.backbone import build
+from deepcluster.learning.training import body_optimizer
+from deepcluster.nets.network import build
 from deepcluster.runtime import devices
 from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, working_on
 from deepcluster.runtime.threads import made_ahead

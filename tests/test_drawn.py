@@ -10,7 +10,7 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
-from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.tree import Tree
 from deepcluster.runs import page
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import RunFolder

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import checkpoint, run_folder
@@ -101,9 +101,9 @@ WINDOWS = {
     "reading": ("deepcluster.runs.fit:_read", 1),
     "features": ("deepcluster.runs.writer:extract", 1),
     "features of a round": ("deepcluster.algorithm:extract", 1),
-    "clustering": ("deepcluster.clustering.steps:kmeans", 3),
-    "after clustering": ("deepcluster.nets.backbone:Network.centroid_head", 2),
-    "a step": ("deepcluster.learning.pseudo_labels:_set_learning_rates", 5),
+    "clustering": ("deepcluster.clustering.kmeans:KMeans.__call__", 2),
+    "after clustering": ("deepcluster.nets.network:Network.centroid_head", 2),
+    "a step": ("deepcluster.learning.training:_set_learning_rates", 5),
     "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 3),
     "while it is written": ("os:fsync", 12),
     "before the rename": ("pathlib:Path.replace", 14),
@@ -147,8 +147,8 @@ def test_killed_inside_a_window(command, pictures, whole, tmp_path, window):
 PHASES = {
     "reading": ("deepcluster.images.store:_results", 1),
     "features": ("deepcluster.algorithm:extract", 2),
-    "clustering": ("deepcluster.clustering.steps:kmeans", 2),
-    "training": ("deepcluster.learning.pseudo_labels:Outputs", 5),
+    "clustering": ("deepcluster.clustering.kmeans:KMeans.__call__", 2),
+    "training": ("deepcluster.learning.training:Outputs", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 3),
     "result": ("deepcluster.runs.groups:cut", 1),
     "report": ("deepcluster.runs.page:render", 1),
@@ -180,7 +180,7 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path):
     """The first one is caught by something that cleans up forever."""
     script = (
         "import os, signal, sys, threading, time\n"
-        "import deepcluster.learning.pseudo_labels as learning\n"
+        "import deepcluster.learning.training as learning\n"
         "from deepcluster.cli import run_command\n"
         "def forever(*_):\n"
         "    for pause in (0.2, 0.7):\n"

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, place
-from deepcluster.groups.moves import pinned
-from deepcluster.groups.split import parts_of, split
+from deepcluster.groups.cut import Cut, pinned, place
+from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
 from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited
 from deepcluster.runs.predict import placement_rows

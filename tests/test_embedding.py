@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.groups import embedding as module
 from deepcluster.groups.embedding import between, embedding, layout
-from deepcluster.groups.neighbour_graph import neighbour_ties
+from deepcluster.groups.graph import neighbour_ties
 from tests.helpers.features import blobs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deepcluster.errors import OutOfMemoryError
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs import forecast
 from deepcluster.runs.forecast import BASE, PAGE, TABLES, check_memory, memory

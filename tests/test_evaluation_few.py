@@ -5,10 +5,10 @@ import torch
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError, UsageError
-from deepcluster.evaluation import few_labels as room
+from deepcluster.evaluation import few as room
 from deepcluster.evaluation.common import Labelled, ProbeTask
-from deepcluster.evaluation.few_labels import FewLabelsOptions, class_balanced, few
-from deepcluster.nets.backbone import build
+from deepcluster.evaluation.few import FewLabelsOptions, class_balanced, few
+from deepcluster.nets.network import build
 from tests.drawings import drawings
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.knn import KnnOptions, knn, weighted_votes
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from tests.drawings import drawings
 
 

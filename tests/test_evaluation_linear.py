@@ -18,7 +18,7 @@ from deepcluster.evaluation.linear import (
     ten_crops,
 )
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.nets.backbone import Network, build
+from deepcluster.nets.network import Network, build
 from deepcluster.nets.shapes import shapes_only
 from tests.drawings import drawings
 from tests.helpers.said import Said

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.evaluation import few_labels, linear
+from deepcluster.evaluation import few, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.options import FewLabelsOptions, LinearOptions
-from deepcluster.images.augment import fixed_view
-from deepcluster.nets.backbone import build
+from deepcluster.images.views import fixed_view
+from deepcluster.nets.network import build
 from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs import fit as run
 from deepcluster.runtime.partition import Partition
@@ -87,11 +87,11 @@ def learnt(processes: Processes, protocol: str) -> dict[str, Any]:
     labelled = Labelled(own, classes, Partition.of(processes, len(own)))
     task = ProbeTask(network, labelled, labelled, "abcd", 12, 8, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few_labels, "random_views", lambda images, size, how, random: fixed_view(images, size))
+        patch.setattr(few, "random_views", lambda images, size, how, random: fixed_view(images, size))
         patch.setattr(linear, "random_crops", lambda images, size, random: images)
         if protocol == "few":  # 20 images of 4 classes, 7 or 6 in a batch
             options = FewLabelsOptions(shares="0.9", epochs=3, batch_size=7, lr="0.01", head_lr="0.05")
-            return dict(few_labels.few(task, options))
+            return dict(few.few(task, options))
         figures = dict(linear.linear(task, LinearOptions(layers="block2", epochs=3, batch_size=7, lr=1e-4)))
         return {name: value for name, value in figures.items() if not isinstance(value, str)}
 

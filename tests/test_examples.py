@@ -17,10 +17,9 @@ from torch.optim import SGD
 
 from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
-from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import each_once, uniform_over_clusters
-from deepcluster.learning.pseudo_labels import Learning, body_optimizer, train_on_pseudo_labels
-from deepcluster.nets.backbone import as_network
+from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
+from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
+from deepcluster.nets.network import as_network
 from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
 

@@ -1,5 +1,6 @@
 import csv
 import errno
+import importlib
 import json
 import os
 import resource
@@ -13,13 +14,14 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export import folders
-from deepcluster.export import transfer as bringing
-from deepcluster.export.run_images import read_run_images
+from deepcluster.export.folders import read_run_images
 from deepcluster.images import find
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_clusters, write_image
 from tests.helpers.said import Said
 from tests.tiny import writable
+
+bringing = importlib.import_module("deepcluster.export.folders")
 
 MODES = [None, "symlink", "hardlink", "copy"]
 

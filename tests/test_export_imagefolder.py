@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deepcluster.errors import UsageError
-from deepcluster.export.imagefolder import SUFFIXES, imagefolder
+from deepcluster.export.folders import SUFFIXES, imagefolder
 from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
 from tests.helpers.runs import rows as read
 

@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
+from deepcluster.export.folders import Transfer
 from deepcluster.export.metadata import UnknownFormat, stripped
-from deepcluster.export.transfer import Transfer
 from deepcluster.images import find
 from deepcluster.images.decode import decode
 from tests.exports import hand_run

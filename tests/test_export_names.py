@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcluster.export.filenames import LONGEST, cluster_folder, distinct, plain
+from deepcluster.export.folders import LONGEST, cluster_folder, distinct, plain
 
 # What the name of a file can be: bytes that are no UTF-8 are surrogates from DC80 to DCFF, others cannot be written.
 LETTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"]) | st.characters(

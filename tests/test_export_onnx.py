@@ -21,7 +21,7 @@ from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
 

@@ -6,7 +6,7 @@ import pytest
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, UsageError
 from deepcluster.export import parquet
-from deepcluster.report import sprite
+from deepcluster.report import pictures
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import CLUSTERS, RunFolder
 from tests.exports import hand_run, write_clusters
@@ -105,7 +105,7 @@ def test_features_of_other_images(run, tmp_path):
 
 def test_of_very_many_images_some_are_on_the_map_and_none_has_neighbours(run, tmp_path, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(sprite, "MAX_PICTURES", 2)
+    monkeypatch.setattr(pictures, "MAX_PICTURES", 2)
     monkeypatch.setattr(sys.modules["deepcluster.export.parquet"], "MOST_WITH_NEIGHBOURS", 3)
     np.save(run / "map.npy", np.arange(4, dtype=np.float32).reshape(2, 2))
     parquet(run, tmp_path / "x.parquet")

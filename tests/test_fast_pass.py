@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from deepcluster.learning.features import extract
 from deepcluster.nets import fast_pass
-from deepcluster.nets.backbone import Network, build
 from deepcluster.nets.fast_pass import features_pass
-from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.network import Network, build
+from deepcluster.nets.timm import channels_last
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator

@@ -184,7 +184,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 MEASURE = """
 import resource, sys
 from deepcluster.images import decode
-from deepcluster.images.preview import preview
+from deepcluster.images.store import preview
 from deepcluster.images import find
 from deepcluster.images.store import read_once
 from PIL import Image

@@ -29,7 +29,7 @@ from deepcluster.errors import DataError
 from deepcluster.images import csv_files, find
 from deepcluster.images import files as image_files
 from deepcluster.images.csv_files import guarded, unguarded
-from deepcluster.images.labels import true_labels
+from deepcluster.images.find import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
 from deepcluster.storage import run_folder as files

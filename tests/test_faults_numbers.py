@@ -285,10 +285,10 @@ def test_a_folder_of_100_000_files(tmp_path: Path) -> None:
 ROUNDS = """
 import os, sys
 import numpy as np, torch
-from deepcluster.images.augment import Augmentation
+from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from tests.loop import loop
 
 kind, rounds, leak = sys.argv[1:]

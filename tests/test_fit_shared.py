@@ -13,17 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deepcluster.algorithm import conclude
-from deepcluster.clustering.steps import Reduction
+from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images import Source
 from deepcluster.images import store as stores
-from deepcluster.images.augment import Augmentation
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_share
-from deepcluster.learning import features, pseudo_labels
+from deepcluster.images.views import Augmentation
+from deepcluster.learning import features, training
 from deepcluster.learning.batches import strides
 from deepcluster.learning.heads import CentroidHead, new_linear_head
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.runs import fit as run
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runtime.processes import Processes
@@ -158,9 +158,9 @@ def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resu
         made += 1
         original(*arguments)
 
-    original = pseudo_labels._set_learning_rates
+    original = training._set_learning_rates
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pseudo_labels, "_set_learning_rates", counted)
+        patch.setattr(training, "_set_learning_rates", counted)
         try:
             run.fit(pixels(), request, processes=processes)
         except Stopped as error:

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from deepcluster.groups import neighbour_graph as graph
+from deepcluster.groups import graph
 
 
 def on_circle(*angles: float) -> torch.Tensor:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 import deepcluster
-from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
-from deepcluster.images.augment import Augmentation
-from deepcluster.learning.heads import CentroidHead, Head, new_linear_head
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.pic import power_iteration
+from deepcluster.clustering.whitening import Reduction
+from deepcluster.images.views import Augmentation
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, new_linear_head
 from deepcluster.learning.instances import WithInstances
-from deepcluster.learning.losses import CrossEntropy, Loss
 from deepcluster.runs import fit as run
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes

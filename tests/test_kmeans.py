@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import subprocess
 import sys
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from deepcluster.clustering import assignment, kmeans
-from deepcluster.clustering import matmul as products
-from deepcluster.clustering.assignment import label_sums, segment_sums
+from deepcluster.clustering import blocks as products
+from deepcluster.clustering import kmeans
 from deepcluster.clustering.blocks import shared_out
-from deepcluster.clustering.kmeans import _as_faiss
+from deepcluster.clustering.kmeans import _as_faiss, label_sums, segment_sums
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 from deepcluster.seeding import generator
+
+assignment = importlib.import_module("deepcluster.clustering.kmeans")
 
 
 def normal(rows: int, width: int, *index: int) -> torch.Tensor:
@@ -292,7 +294,7 @@ def test_input_is_not_copied():
     """Of 60 MB of rows a k-means may need a tenth: chunks of scores, sums, labels."""
     code = """
 import resource, torch
-from deepcluster.clustering import assignment, kmeans
+from deepcluster.clustering import kmeans
 torch.manual_seed(0)
 x = torch.randn(240_000, 64)
 kmeans(x[:3000], 50)

@@ -5,7 +5,7 @@ import pytest
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import csv_files, find
-from deepcluster.images.labels import check_labels_there, true_labels
+from deepcluster.images.find import check_labels_there, true_labels
 from deepcluster.runtime import plain_files
 
 numbers = find(np.zeros((3, 4, 4), np.uint8))

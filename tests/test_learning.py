@@ -6,14 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from deepcluster.errors import NonFiniteError
-from deepcluster.images.augment import Augmentation, fixed_view
-from deepcluster.images.sampling import each_once, uniform_over_clusters
-from deepcluster.learning import precision, pseudo_labels
+from deepcluster.images.views import Augmentation, each_once, fixed_view, uniform_over_clusters
+from deepcluster.learning import training
 from deepcluster.learning.features import extract
 from deepcluster.learning.instances import WithInstances, instance_loss
-from deepcluster.learning.precision import network_precision
-from deepcluster.learning.pseudo_labels import body_optimizer
-from deepcluster.nets.backbone import Network, build
+from deepcluster.learning.training import body_optimizer, network_precision
+from deepcluster.nets.network import Network, build
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import learn
@@ -223,7 +221,7 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
     rows = torch.randint(0, 64, (128,), generator=generator(draw, "rows"))
     embeddings = torch.randn(128, 128, generator=generator(draw, "embeddings"))
     memory = torch.zeros(65, 128)
-    pseudo_labels._remember(memory, embeddings, rows)
+    training._remember(memory, embeddings, rows)
     last = dict(zip(rows.tolist(), embeddings, strict=True))
     assert all(torch.equal(memory[row], embedding) for row, embedding in last.items())
     assert not memory[64].any()
@@ -238,13 +236,13 @@ def test_features_are_kept_as_the_network_makes_them():
 
 
 def test_the_rule_for_the_precision(monkeypatch):
-    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    monkeypatch.setattr(training, "has_bf16", lambda device: True)
     cpu = torch.device("cpu")
     assert network_precision(network(), cpu) == torch.bfloat16
     grouped = Network(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 6)
     assert network_precision(grouped, cpu) == torch.float32
     assert network_precision(grouped, torch.device("cuda")) == torch.bfloat16
-    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    monkeypatch.setattr(training, "has_bf16", lambda device: False)
     assert network_precision(network(), cpu) == torch.float32
 
 
@@ -409,7 +407,7 @@ def taken_in_parts(
     monkeypatch: pytest.MonkeyPatch, net: Network, part: int, **options: object
 ) -> tuple[float, set[int]]:
     """The loss of a training step by step, and the numbers of images that went through the network at a time."""
-    monkeypatch.setattr(pseudo_labels, "PART", part)
+    monkeypatch.setattr(training, "PART", part)
     images, labels = drawings(16)
     sizes: set[int] = set()
     hook = net.body.register_forward_pre_hook(lambda module, given: sizes.add(len(given[0])))

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import each_once
+from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning.batches import Batch, strides
 from deepcluster.learning.instances import WithInstances
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from deepcluster.clustering import nearest as room
-from deepcluster.clustering.nearest import nearest
+from deepcluster.clustering import blocks as room
+from deepcluster.clustering.blocks import nearest
 
 
 def points(count: int, seed: int) -> torch.Tensor:

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
-from deepcluster.nets.backbone import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.compact import WIDTH
 from deepcluster.nets.heads import Centroids, projection_mlp
-from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Network, build
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.sizes import only_size
+from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -268,7 +268,7 @@ def test_published_weights_that_do_not_exist():
 
 def test_libraries_are_imported_only_for_what_is_theirs():
     code = (
-        "import sys, deepcluster.images, deepcluster.nets.backbone, deepcluster.runs.predict\n"
+        "import sys, deepcluster.images, deepcluster.nets.network, deepcluster.runs.predict\n"
         "sys.exit(bool({'timm', 'sklearn', 'torchvision'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

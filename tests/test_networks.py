@@ -49,7 +49,7 @@ def test_a_layer_whose_gradient_would_be_spoilt():
     """In a process of its own: torch ends it where memory is spoilt. RepVGG, MobileOne and FastViT begin with one."""
     code = """
 import torch
-from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.timm import channels_last
 layer = channels_last(torch.nn.Conv2d(3, 16, 1, stride=2))
 images = torch.rand(8, 3, 224, 224).contiguous(memory_format=torch.channels_last)
 for _ in range(5):

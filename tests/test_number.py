@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from deepcluster.groups import choose_k
 from deepcluster.groups.choose_k import MIN_IMAGES, best_apart, candidates, finer_first, stability
-from deepcluster.groups.neighbour_graph import modularity
+from deepcluster.groups.graph import modularity
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
 

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
-from deepcluster.nets import legacy_pickle as legacy
-from deepcluster.nets.backbone import Network, build, from_official
-from deepcluster.nets.official import read_official, recognised
+from deepcluster.nets import weights as legacy
+from deepcluster.nets.network import Network, build, from_official
+from deepcluster.nets.published_2018 import read_official, recognised
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.weights import read_checkpoint
 from deepcluster.seeding import generator
@@ -336,7 +336,7 @@ def flags(arch: str, *, sobel: bool) -> str:
 @pytest.mark.parametrize(("name", "sobel"), [("alexnet", False), ("vgg16", True), ("compact", False),
                                              ("timm:resnet50", False)])  # fmt: skip
 def test_the_wrong_network_is_told_the_right_one(alexnet, tmp_path, monkeypatch, name, sobel):
-    monkeypatch.setattr("deepcluster.nets.backbone.read_state", lambda path: alexnet)
+    monkeypatch.setattr("deepcluster.nets.network.read_state", lambda path: alexnet)
     with pytest.raises(ModelError) as caught:
         build(name, image_size=224, sobel=sobel, weights="alex.pth.tar")
     for part in ("alex.pth.tar", name, "DeepCluster, alexnet behind a Sobel filter", flags("alexnet", sobel=True)):

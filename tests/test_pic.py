@@ -11,12 +11,11 @@ from sklearn.metrics import homogeneity_score
 from torch.nn import functional as F
 
 from deepcluster.clustering import kmeans, pic
-from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons
-from deepcluster.clustering.steps import power_iteration
+from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons, power_iteration
 from deepcluster.errors import NonFiniteError, UsageError
-from deepcluster.images.augment import Augmentation
+from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, new_linear_head
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs.build import rounds_of
 from deepcluster.seeding import generator

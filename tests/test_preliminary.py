@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from deepcluster import algorithm
 from deepcluster.cli import run_command
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.runs import fit as run
 from deepcluster.runs import writer
 from deepcluster.runs.plan import Request

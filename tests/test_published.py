@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
-from deepcluster.nets.backbone import build
-from deepcluster.nets.of_timm import in_layout_of
-from deepcluster.nets.published import DISTRIBUTION, PACKAGE, PACKAGE_FILE, PUBLISHED, fetch, local_file
+from deepcluster.nets.hub import DISTRIBUTION, PACKAGE, PACKAGE_FILE, PUBLISHED, fetch, local_file
+from deepcluster.nets.network import build
+from deepcluster.nets.timm import in_layout_of
 from deepcluster.presets import Facts, resolve
 from tests.helpers.hub import keep, point_to, tiny_file
 
@@ -37,7 +37,7 @@ def without_wheel(monkeypatch):
 
 def test_the_installed_network_is_found_without_running_its_package(hub_cache):
     code = (
-        "import sys; from deepcluster.nets.published import local_file; print(local_file('photos-small'));"
+        "import sys; from deepcluster.nets.hub import local_file; print(local_file('photos-small'));"
         f" assert {PACKAGE!r} not in sys.modules"
     )
     path = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()

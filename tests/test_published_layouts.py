@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepcluster.errors import ModelError
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.seeding import generator, lent_global
 from tests.test_networks import check
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from deepcluster.errors import DiskError
-from deepcluster.report import sprite as sheet
-from deepcluster.report import thumbnails
-from deepcluster.report.script_data import on_page
+from deepcluster.report import pictures as sheet
+from deepcluster.report import pictures as thumbnails
+from deepcluster.report.page import on_page
 from deepcluster.report.terms import TERMS
 from deepcluster.report.text import inert
 from tests.helpers.report import VOID, Page, drawn, page, picture, row, summary_of

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepcluster.groups.split import Parts
-from deepcluster.report import script_data as data
-from deepcluster.report import sprite as sheets
-from deepcluster.report.confusion import confusion
-from deepcluster.report.problems import MAX_OUTLIERS, problems
-from deepcluster.report.script_data import harmless, on_page, script_data
-from deepcluster.report.sprite import columns, on_sheet, sprite_sheet, tile, tiny_pictures
+from deepcluster.groups.tree import Parts
+from deepcluster.report import page as data
+from deepcluster.report import pictures as sheets
+from deepcluster.report.page import harmless, on_page, script_data
+from deepcluster.report.pictures import columns, on_sheet, sprite_sheet, tile, tiny_pictures
+from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems
 from tests.helpers.report import drawn, row, summary_of
 
 

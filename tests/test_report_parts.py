@@ -13,9 +13,9 @@ from PIL import Image
 from deepcluster.images import find
 from deepcluster.report.charts import curve, histogram, histograms, training_charts
 from deepcluster.report.page import RunData
-from deepcluster.report.representatives import representatives
+from deepcluster.report.pictures import thumbnail
+from deepcluster.report.sections import representatives
 from deepcluster.report.text import duration, figure, inert
-from deepcluster.report.thumbnails import thumbnail
 from deepcluster.runs import page as run_report
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table

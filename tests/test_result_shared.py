@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from deepcluster.clustering.agreement import changed, compared, nmi
-from deepcluster.groups import medoids as middles_of
+from deepcluster.groups import tree as middles_of
 from deepcluster.groups.cut import Placement, cut, place
-from deepcluster.groups.medoids import distances_to, least_of_each
-from deepcluster.groups.merge_tree import Tree, merge_tree
+from deepcluster.groups.tree import Tree, distances_to, least_of_each, merge_tree
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.report import sprite
+from deepcluster.report import pictures
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
 from deepcluster.runs.groups import placed
@@ -140,7 +139,7 @@ def shared(processes: Processes, out: Path) -> None:
     """A run whose groups are of fewer images than it has, and whose map has fewer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "SAMPLE", 30)
-        patch.setattr(sprite, "MAX_PICTURES", 20)
+        patch.setattr(pictures, "MAX_PICTURES", 20)
         options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
         labels = [str(row % 4) for row in range(40)]
         file = out.parent / f"{out.name}-{processes.rank}.csv"

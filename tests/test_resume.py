@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from deepcluster import algorithm
-from deepcluster.images.augment import Augmentation
+from deepcluster.images.views import Augmentation
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.records import State
 from tests.drawings import drawings
 from tests.loop import loop

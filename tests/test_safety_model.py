@@ -16,7 +16,7 @@ import torch
 import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, NonFiniteError, OutOfMemoryError
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.nets.shapes import working_memory
 from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models

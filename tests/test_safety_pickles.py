@@ -20,7 +20,7 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_state
 from deepcluster.storage import model_files as models
 from tests.tiny import change_config, tiny_run, write_weights

@@ -44,15 +44,15 @@ ALLOWED = {
         "runtime/devices.py",
         "importlib",
     ): "asks for the versions of installed packages (importlib.metadata), loads nothing",
-    ("nets/published.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
-    ("nets/published.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
+    ("nets/hub.py", "huggingface_hub"): "looks into the cache, and downloads weights that the user asked for",
+    ("nets/hub.py", "importlib"): "finds the folder of the package with the network (find_spec), loads nothing",
     ("images/named.py", "huggingface_hub"): "asks whether the Hub answers, for hf:NAME alone",
-    ("images/webdataset.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
+    ("images/shards.py", "tarfile"): "reads the headers of shards; nothing is extracted, and no name is opened",
     (
-        "nets/legacy_pickle.py",
+        "nets/weights.py",
         "pickletools",
     ): "parses the pickles of Python 2, executes nothing; torch reads what comes of it",
-    ("report/script_data.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
+    ("report/page.py", "urllib"): "quotes a path for a link (urllib.parse), opens nothing",
     ("nets/weights.py", "zipfile"): "reads the table of contents of a checkpoint, to refuse a compressed one",
 }
 
@@ -147,4 +147,4 @@ def test_only_two_places_may_download():
                 words[node.arg].add(path.relative_to(ROOT).as_posix())
             if isinstance(node, ast.Constant) and node.value in words:
                 words[str(node.value)].add(path.relative_to(ROOT).as_posix())
-    assert words["download"] == {"images/named.py"} and words["pretrained"] <= {"nets/backbone.py"}
+    assert words["download"] == {"images/named.py"} and words["pretrained"] <= {"nets/network.py"}

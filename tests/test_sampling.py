@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
+from deepcluster.images.views import each_once, official_draws, uniform_over_clusters
 from deepcluster.seeding import generator
 
 SIZES = (1, 5, 5000, 50, 0, 600)

@@ -25,9 +25,9 @@ import timm
 from PIL import Image, ImageFile
 
 from deepcluster.errors import LostError, Stopped
-from deepcluster.images import find, preview, store
-from deepcluster.images import webdataset as tars
-from deepcluster.nets.backbone import build
+from deepcluster.images import find, store
+from deepcluster.images import shards as tars
+from deepcluster.nets.network import build
 from deepcluster.runtime.console import Terminal
 from deepcluster.runtime.signals import check, stoppable, uninterrupted
 from deepcluster.runtime.threads import in_order, pool_of
@@ -81,7 +81,7 @@ def saved(folder: Path) -> Path:
 
 INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
     "decoding, for a run": (ImageFile.ImageFile, "load", lambda at: store.read_once(find(pictures(at)), 16)),
-    "a look at a header": (Image.Image, "getexif", lambda at: preview.preview(find(pictures(at)))),
+    "a look at a header": (Image.Image, "getexif", lambda at: store.preview(find(pictures(at)))),
     "a member of a shard": (tars, "_take", lambda at: find(shard(at))),
     "walking a folder": (os, "scandir", lambda at: find(pictures(at))),
     "loading weights": (models, "read_tensors", lambda at: models.load(saved(at))),
@@ -364,7 +364,7 @@ def check_case(case: Case, code: int, said: str, whole: Case) -> None:
 PLACES = {
     "fit, reading": ("fit", "deepcluster.images.store:square", 3),
     "predict, reading": ("predict", "PIL.ImageFile:ImageFile.load", 3),
-    "export, copying": ("export", "deepcluster.export.transfer:Transfer.__call__", 3),
+    "export, copying": ("export", "deepcluster.export.folders:Transfer.__call__", 3),
     "recut, cut": ("recut", "deepcluster.runs.recut:groups_of", 1),
 }
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from deepcluster.errors import DataError, OutOfMemoryError
 from deepcluster.images import Source, decode, files, find
-from deepcluster.images import preview as previewing
+from deepcluster.images import store as previewing
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.preview import Preview, preview
+from deepcluster.images.store import Preview, preview
 from deepcluster.runtime import memory
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

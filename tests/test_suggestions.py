@@ -1,8 +1,8 @@
 """The candidates of a run without -k, on its page."""
 
-from deepcluster.groups.merge_tree import Tree, nodes_at
-from deepcluster.report.sprite import MAX_PICTURES
-from deepcluster.report.suggestions import Suggestion, suggestions
+from deepcluster.groups.tree import Tree, nodes_at
+from deepcluster.report.pictures import MAX_PICTURES
+from deepcluster.report.sections import Suggestion, suggestions
 from tests.helpers.report import drawn, page
 
 # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.

@@ -23,11 +23,10 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
 from deepcluster.images import find, find_in_parts
-from deepcluster.images import webdataset as tars
+from deepcluster.images import shards as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
-from deepcluster.images.labels import true_labels
-from deepcluster.images.preview import preview
-from deepcluster.images.store import read_once
+from deepcluster.images.find import true_labels
+from deepcluster.images.store import preview, read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import predict

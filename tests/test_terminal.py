@@ -12,7 +12,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.images import find
-from deepcluster.images.skipped import counted
+from deepcluster.images.source import counted
 from deepcluster.presets import Facts, Plan, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runs import time_limit

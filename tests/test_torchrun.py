@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from deepcluster import cli
 from deepcluster.cli import app, run_command
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.runs.fit import Request, fit
 from deepcluster.runtime.processes import Processes, init_processes
 from tests.helpers.runs import record

@@ -8,7 +8,7 @@ import torch
 from scipy.cluster.hierarchy import linkage
 
 from deepcluster.groups.cut import Cut, cut, place
-from deepcluster.groups.merge_tree import Tree, merge_tree, nodes_at, ward
+from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
 from tests.helpers.features import blobs
 
 

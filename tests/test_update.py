@@ -16,12 +16,12 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
-from deepcluster.export.run_images import read_run_images
+from deepcluster.export.folders import read_run_images
 from deepcluster.groups.embedding import between
-from deepcluster.groups.split import parts_of
+from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
-from deepcluster.report import sprite
-from deepcluster.report.sprite import columns, extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.report import pictures
+from deepcluster.report.pictures import columns, extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.edits import Edits
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
@@ -539,19 +539,19 @@ def test_a_longer_sheet_has_the_pictures_of_both():
 
 
 def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
-    monkeypatch.setattr(sprite, "MAX_PICTURES", 10)
+    monkeypatch.setattr(pictures, "MAX_PICTURES", 10)
     images = drawings(6, size=32)[0]  # 18, every second one is on the sheet
-    images[4] = sprite.GREY
+    images[4] = pictures.GREY
     picture = pictures_on(sprite_sheet(tiny_pictures(images, 0, 18)), 18)
     found = np.asarray(picture(16)).astype(float)
     assert np.argmin([np.abs(found - image).mean() for image in array(images)]) == 16
     assert picture(4) is None and picture(15) is None
     with pytest.raises(ValueError, match="too many pixels"):
-        pictures_on(sprite.webp(Image.new("RGB", (5000, 5000))), 18)
+        pictures_on(pictures.webp(Image.new("RGB", (5000, 5000))), 18)
 
 
 def test_where_the_sheet_takes_every_second_row_those_in_between_are_read_again(monkeypatch):
-    monkeypatch.setattr(sprite, "MAX_PICTURES", 10)
+    monkeypatch.setattr(pictures, "MAX_PICTURES", 10)
     images = drawings(11, size=32)[0]  # 33: before 21, every third, then every fourth
     sheet = sprite_sheet(tiny_pictures(images[:21], 0, 21))
     assert not_on_sheet(21, 33) == [4, 8, 16, 20]
@@ -569,7 +569,7 @@ def open_sheet(data: bytes) -> Image.Image:
 
 
 def test_a_sheet_stays_where_no_new_image_is_on_it(monkeypatch):
-    monkeypatch.setattr(sprite, "MAX_PICTURES", 4)
+    monkeypatch.setattr(pictures, "MAX_PICTURES", 4)
     images = drawings(4, size=32)[0][:11]
     sheet = sprite_sheet(tiny_pictures(images[:10], 0, 10))
     assert open_sheet(extended(sheet, 10, images[10:], {})).size == open_sheet(sheet).size

@@ -11,7 +11,7 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.cut import Cut
 from deepcluster.model import Model
-from deepcluster.nets.backbone import build
+from deepcluster.nets.network import build
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.storage.safe_read import json_sha256, sha256

@@ -1,8 +1,7 @@
 """Steps 3 and 4, mathematics on matrices: whitening, k-means, power iterations, agreement of two assignments."""
 
-from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.pic import pic
-from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
-from deepcluster.clustering.whitening import Whitening, whiten
+from deepcluster.clustering.kmeans import KMeans, kmeans
+from deepcluster.clustering.pic import pic, power_iteration
+from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 
 __all__ = ["KMeans", "Reduction", "Whitening", "kmeans", "pic", "power_iteration", "whiten"]

@@ -1,16 +1,18 @@
-"""A matrix that is walked through in blocks by worker threads: in memory or a mapped file, read once, never copied."""
+"""Rows in blocks, with the same results for any number of threads and ranks; row-stable products; nearest rows."""
 
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.partition import Partition
@@ -141,3 +143,89 @@ def matrix(x: Tensor | npt.NDArray[np.floating]) -> Tensor:
     if x.ndim != 2:
         raise ValueError(f"a matrix of rows is needed; got shape {tuple(x.shape)}")
     return x
+
+
+Product = Callable[[Tensor], Tensor]  # rows (M x d) to rows @ weight.T + offset (M x K)
+
+# With one to three rows MKL, oneDNN and OpenBLAS use other kernels, which round differently (measured, d of 8 to 2048).
+LEAST_ROWS = 16
+
+
+def product(weight: Tensor, offset: Tensor) -> Product:
+    """The map x -> x @ weight.T + offset for a weight (K x d) and an offset (K) of one type on one device."""
+    onednn = weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn_pays()
+    if onednn:
+        weight, offset = weight.to_mkldnn(), offset.to_mkldnn()
+
+    def multiply(rows: Tensor) -> Tensor:
+        filled = F.pad(rows, (0, 0, 0, LEAST_ROWS - len(rows))) if len(rows) < LEAST_ROWS else rows
+        found = F.linear(filled.to_mkldnn(), weight, offset).to_dense() if onednn else F.linear(filled, weight, offset)
+        return found[: len(rows)]
+
+    return multiply
+
+
+@cache
+def _onednn_pays() -> bool:
+    """Tell whether float32 products go to oneDNN: on processors with AVX-512.
+
+    torch gives them to MKL, which takes its AVX2 path on those by AMD, at half the speed. A rule decides, and not a
+    trial of their speed, because the two round differently.
+    """
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+SCORES = 1 << 22  # products computed at a time: 17 MB
+CHUNK = 1 << 14  # of the rows that are searched
+
+
+def nearest(
+    rows: Tensor, k: int, among: Tensor | None = None, *, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` rows with the largest product with each row: for rows of length 1 the nearest.
+
+    Args:
+        rows: N x d.
+        k: Number of neighbours; fewer are returned where there are fewer.
+        among: M x d, the rows that are searched. None: ``rows``, without the row itself.
+        offsets: M, subtracted from the products. Half the squared lengths give the nearest rows of any length.
+
+    Returns:
+        The products (N x k, descending) and the numbers of the rows (int64, N x k), on the CPU.
+    """
+    others = rows if among is None else among
+    count = min(k, len(others) - (among is None))
+    products = torch.empty(len(rows), count)
+    numbers = torch.empty(len(rows), count, dtype=torch.int64)
+    size = SCORES // max(1, min(len(others), CHUNK))
+    for begin in range(0, len(rows) if count else 0, size):
+        part = rows[begin : begin + size]
+        best = [
+            _best(part, begin if among is None else None, others, first, count, offsets)
+            for first in range(0, len(others), CHUNK)
+        ]
+        values, columns = best[0]
+        if len(best) > 1:
+            values, order = torch.cat([each[0] for each in best], 1).topk(count, 1)
+            columns = torch.cat([each[1] for each in best], 1).gather(1, order)
+        products[begin : begin + size], numbers[begin : begin + size] = values, columns
+    return products, numbers
+
+
+def _best(
+    part: Tensor, begin: int | None, others: Tensor, first: int, count: int, offsets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The best of the chunk of ``others`` that begins at ``first``.
+
+    begin: The number among ``others`` of the first row of ``part``, where they are to be told from themselves.
+    """
+    chunk = others[first : first + CHUNK]
+    products = part @ chunk.T
+    if offsets is not None:
+        products -= offsets[first : first + CHUNK]
+    if begin is not None:
+        own = torch.arange(begin, begin + len(part)) - first
+        inside = torch.nonzero((own >= 0) & (own < len(chunk))).flatten()
+        products[inside, own[inside]] = -torch.inf
+    values, columns = products.topk(min(count, len(chunk)), 1)
+    return values, columns + first

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.blocks import matrix, shared_out
-from deepcluster.clustering.matmul import product
+from deepcluster.clustering.blocks import matrix, product, shared_out
 from deepcluster.clustering.whitening import square_roots, whiten
 from deepcluster.runtime.partition import Partition
 

@@ -1,16 +1,18 @@
 """Clustering (step 4) by the paper's second choice: power iterations on the neighbour graph, and its local maxima."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from deepcluster.clustering.blocks import matrix
-from deepcluster.clustering.kmeans import means
-from deepcluster.clustering.nearest import nearest
+from deepcluster.clustering.blocks import matrix, nearest
+from deepcluster.clustering.kmeans import means, on_cpu
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
+from deepcluster.runtime.partition import Partition
 
 NEIGHBOURS = 5
 SIGMA = 0.2  # the scale of distances, for rows of length 1
@@ -117,3 +119,19 @@ def _without_singletons(tops: Indices, neighbours: Indices) -> Indices:
             labels[row] = labels[neighbours[row, 0]]
             sizes[labels[row]] += 1
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def power_iteration(
+    rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int, partition: Partition
+) -> tuple[tuple[Clustering, ...], Tensor]:
+    """Step 4 by :func:`pic` on the main rank. It finds the number of clusters itself."""
+    gathered, processes = partition.gather(rows), partition.processes
+    found = [on_cpu(pic(gathered))] if processes.is_main else []
+    tensors = processes.broadcast_tensors(
+        lambda: {name: getattr(found[0], name) for name in ("labels", "centroids", "sizes")}
+    )
+    inertia, iterations, reseeded = processes.broadcast_json(
+        lambda: [found[0].inertia, found[0].iterations, found[0].reseeded]
+    )
+    clustering = Clustering(**tensors, inertia=inertia, iterations=int(iterations), reseeded=int(reseeded))
+    return (clustering,), clustering.labels

@@ -10,8 +10,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, matrix, shared_out
-from deepcluster.clustering.matmul import product
+from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, matrix, product, shared_out
 from deepcluster.errors import NonFiniteError
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
@@ -213,3 +212,30 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
 def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
     bad, rows = processes.all_reduce(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
     return NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Step 3. The defaults are the paper's.
+
+    Attributes:
+        dims: Number of principal components at most. None: no PCA, only L2.
+        whitening: Each component is divided by its standard deviation to this power: 1 whitens, 0 only rotates.
+        root: The square roots of the features are reduced, as rows of length 1.
+    """
+
+    dims: int | None = 256
+    whitening: float = 1.0
+    root: bool = False
+
+    def __call__(self, features: Tensor, processes: Processes = ALONE, device: torch.device | None = None) -> Tensor:
+        """The features (N x D) as rows of length 1 (N x d), on ``device``."""
+        if self.dims is None:
+            return unit_rows(features, device)
+        return self.fit(features, processes, device)(features, device)
+
+    def fit(self, features: Tensor, processes: Processes = ALONE, device: torch.device | None = None) -> Whitening:
+        """The map, for new images too. Needs ``dims``."""
+        if self.dims is None:
+            raise ValueError("dims=None fits no map: give a number of dimensions")
+        return whiten(features, self.dims, self.whitening, processes, device, root=self.root)

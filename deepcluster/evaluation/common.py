@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.errors import DataError, NonFiniteError, UsageError
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
 

@@ -7,7 +7,7 @@ from math import isqrt
 from torch import Tensor, nn
 
 from deepcluster.errors import UsageError, first_line
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
 
 LEAST_TOO_MANY = 10_000  # numbers of a pooled map

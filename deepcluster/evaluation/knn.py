@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.nearest import nearest
+from deepcluster.clustering.blocks import nearest
 from deepcluster.evaluation.common import NamedFigure, ProbeTask, accuracies, numbers
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract

@@ -15,7 +15,7 @@ from torch.optim import SGD
 from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, accuracies, check_finite
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.evaluation.options import LinearOptions
-from deepcluster.images.augment import centre_crop, fixed_view
+from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.heads import reset_linear
 from deepcluster.runtime.console import Display, Silent

@@ -3,8 +3,7 @@
 Each function takes a run folder and the path to make, which must not exist yet; nothing is left of it after a failure.
 """
 
-from deepcluster.export.folders import folders
-from deepcluster.export.imagefolder import imagefolder
+from deepcluster.export.folders import folders, imagefolder
 from deepcluster.export.onnx import onnx
 from deepcluster.export.parquet import parquet
 

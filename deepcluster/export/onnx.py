@@ -18,7 +18,7 @@ import deepcluster
 from deepcluster.clustering.outliers import outside
 from deepcluster.clustering.whitening import square_roots
 from deepcluster.errors import ModelError, missing_extra
-from deepcluster.images.augment import fixed_view
+from deepcluster.images.views import fixed_view
 from deepcluster.model import Model
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.nearest import nearest
+from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import missing_extra
 from deepcluster.groups.embedding import layout
-from deepcluster.report.sprite import on_sheet
+from deepcluster.report.pictures import on_sheet
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models

@@ -15,7 +15,7 @@ from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, place
 from deepcluster.groups.embedding import embedding
-from deepcluster.groups.neighbour_graph import modularity, neighbour_ties
+from deepcluster.groups.graph import modularity, neighbour_ties
 from deepcluster.seeding import derive, generator
 
 MAX_GROUPS = 30

@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from deepcluster.clustering.nearest import nearest
-from deepcluster.groups.neighbour_graph import graph_rows, leading_eigenvectors, neighbour_ties
+from deepcluster.clustering.blocks import nearest
+from deepcluster.groups.graph import graph_rows, leading_eigenvectors, neighbour_ties
 from deepcluster.seeding import derive, generator
 
 STEPS = 200

@@ -6,9 +6,8 @@ from deepcluster.images.find import Images, find, find_in_parts
 from deepcluster.images.source import Source
 
 if TYPE_CHECKING:
-    from deepcluster.images.augment import Augmentation
-    from deepcluster.images.sampling import uniform_over_clusters
     from deepcluster.images.store import Store, read_once
+    from deepcluster.images.views import Augmentation, uniform_over_clusters
 
 __all__ = ["Augmentation", "Images", "Source", "Store", "find", "find_in_parts", "read_once", "uniform_over_clusters"]
 
@@ -17,7 +16,7 @@ def __getattr__(name: str) -> Any:
     """Import at first use what needs torch: to find images, or not to find them, takes none of it."""
     if name not in __all__:
         raise AttributeError(f"module 'deepcluster.images' has no attribute {name!r}")
-    from deepcluster.images import augment, sampling, store
+    from deepcluster.images import store, views
 
-    home = augment if name == "Augmentation" else sampling if name == "uniform_over_clusters" else store
+    home = views if name in ("Augmentation", "uniform_over_clusters") else store
     return getattr(home, name)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TextIO
 
 from deepcluster.errors import DataError
-from deepcluster.images import webdataset
+from deepcluster.images import shards as tars
 from deepcluster.images.csv_files import PATH_COLUMNS
 from deepcluster.images.decode import decode, explain, is_empty, not_a_file, one_line, short_side
-from deepcluster.images.run_folders import is_run
-from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source
+from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source, is_run
 from deepcluster.runtime.plain_files import MOST_TEXT, check_file
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -42,8 +41,8 @@ def from_folder(folder: Path) -> Source:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
     paths.sort(key=os.fsencode)
-    if shards := webdataset.shards_among(paths):
-        skipped += [(path, "beside the shards, not read") for path in paths if not webdataset.is_shard(path)]
+    if shards := tars.shards_among(paths):
+        skipped += [(path, "beside the shards, not read") for path in paths if not tars.is_shard(path)]
         return from_tars({path: folder / path for path in shards}, folder.name or "images", str(folder), skipped)
     skipped.sort(key=lambda pair: os.fsencode(pair[0]))
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
@@ -222,7 +221,7 @@ def is_text(file: Path) -> bool:
 
 def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, str]] = ()) -> Source:
     """The images in tar archives. ``files`` has the names that stand in front of those of the members."""
-    shards = webdataset.index(files.items())
+    shards = tars.index(files.items())
     skipped = sorted([*skipped, *shards.skipped], key=lambda pair: os.fsencode(pair[0]))
     if not shards.paths:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])

@@ -1,9 +1,14 @@
-"""What IMAGES may be: a folder, a list of paths, shards, an array, a data set, or the name of one."""
+"""Find images (a folder, a list of paths, shards, an array, a data set or its name) and their true labels.
 
+True labels serve metrics after the fact and nothing else.
+"""
+
+import csv
 import os
 import re
 import stat
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,14 +19,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import arrays, files, named, webdataset
-from deepcluster.images.datasets import is_tensor, reader
+from deepcluster.images import arrays, files, named, shards
+from deepcluster.images.arrays import is_tensor, reader
+from deepcluster.images.csv_files import PATH_COLUMNS, read_columns
 from deepcluster.images.decode import SUFFIXES, explain, not_a_file, one_line
 from deepcluster.images.source import WHAT_TO_TYPE, Source, numbered
 
 
 class Dataset(Protocol):
-    """Images by number, as in ``datasets.reader``: a Dataset of torch or Hugging Face, a list of
+    """Images by number, as in ``arrays.reader``: a Dataset of torch or Hugging Face, a list of
     images, or a tensor."""
 
     def __len__(self) -> int: ...
@@ -118,9 +124,9 @@ def _from_path(text: str) -> Source:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         unknown = re.match(r"[A-Za-z][\w+.-]+:", text)
-        if not unknown and webdataset.is_pattern(text):
+        if not unknown and shards.is_pattern(text):
             name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
-            return files.from_tars(webdataset.files_of(path), name or "shards", str(path))
+            return files.from_tars(shards.files_of(path), name or "shards", str(path))
         problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
     if stat.S_ISDIR(mode):
@@ -130,8 +136,75 @@ def _from_path(text: str) -> Source:
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
         return arrays.from_numpy_file(path)
-    if webdataset.is_shard(path.name):
+    if shards.is_shard(path.name):
         return files.from_tars({path.name: path}, path.stem, str(path))
     if suffix == ".txt" or (suffix not in SUFFIXES and files.is_text(path)):
         return files.from_list(path)
     return files.from_files([(path.name, path)], path.stem, str(path))
+
+
+LABEL_COLUMNS = ("label", "class", "category", "target")
+
+
+def true_labels(spec: str, source: Source) -> list[str]:
+    """The label of each of ``source.paths``, "" where there is none.
+
+    Args:
+        spec: ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with a
+            path and a label column.
+        source: The images.
+
+    Raises:
+        DataError: No image gets a label.
+        UsageError: The file cannot be opened.
+    """
+    if spec == "folders":
+        if source.labels is None:
+            raise DataError(
+                f"--labels folders: {source.name} comes without labels (no file lies in a sub-folder);"
+                " leave the option out, or give a CSV file of path,label"
+            )
+        return list(source.labels)
+    by_path = _read_csv(Path(spec))
+    alike = {_same_name(path): label for path, label in by_path.items()}
+    labels = [by_path.get(_plain(path)) or alike.get(_same_name(path), "") for path in source.paths]
+    if not any(labels):
+        raise DataError(
+            f"--labels {spec}: none of its {len(by_path)} paths is among the {len(labels)} images"
+            f" (its first is {next(iter(by_path), 'missing')!r}, that of the images {source.paths[0]!r})"
+        )
+    return labels
+
+
+def check_labels_there(spec: str) -> None:
+    """Raise what is wrong with the file of labels, before anything takes time."""
+    if spec != "folders":
+        _read_csv(Path(spec))
+
+
+def _read_csv(file: Path) -> dict[str, str]:
+    lines: dict[str, tuple[str, int]] = {}
+    try:
+        for number, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
+            name, text = _plain(row["path"]), row["label"].strip()
+            before, line = lines.setdefault(name, (text, number))
+            if before != text:
+                raise DataError(
+                    f"--labels {file}: {name} is {before!r} in line {line} and {text!r} in line {number}:"
+                    " remove one of the two lines"
+                )
+    except DataError:
+        raise
+    except OSError as error:
+        raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"--labels {file}: {error}; give `folders` or a CSV file of path,label") from None
+    return {name: text for name, (text, _) in lines.items()}
+
+
+def _plain(path: str) -> str:
+    return re.sub(r"^(\./)+", "", path)
+
+
+def _same_name(path: str) -> str:
+    return unicodedata.normalize("NFC", _plain(path.replace("\\", "/")))

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.errors import DataError, missing_extra
-from deepcluster.images.arrays import from_array
-from deepcluster.images.datasets import reader
+from deepcluster.images.arrays import from_array, reader
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import Source, numbered
 

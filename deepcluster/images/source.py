@@ -1,12 +1,15 @@
-"""The contract of every source of images: what was found, and how the i-th image is read."""
+"""Source: images that exist but are not yet read, how the i-th is read, and why some are left out."""
 
+import json
 import os
+import stat
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -149,3 +152,47 @@ def joined(parts: Sequence[Source], name: str, location: str) -> Source:
         file=file if any(part.file for part in parts) else None,
         place=place,
     )
+
+
+RUN = "run.json"
+# The values that every run.json has.
+RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": str, "seed": int}
+MOST_BYTES = 4 << 20
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder: its run.json is one of ours."""
+    path = folder / RUN
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            return False
+        record: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
+
+
+# How a reason begins, and what is counted under which name.
+KINDS = {
+    "a HEIC or HEIF image": "HEIC (pip install 'deepcluster[heif]' reads them)",
+    "an AVIF image": "AVIF (pip install --upgrade pillow reads them)",
+    "not an image": "of another kind",
+    "cannot be decoded": "damaged",
+    "empty file": "empty",
+    "too many pixels": "too large",
+    "a symbolic link": "linked",
+    "a FIFO": "no plain file",
+    "a socket": "no plain file",
+    "a device": "no plain file",
+    "beside the shards": "beside the shards",
+}
+
+
+def counted(reasons: Iterable[str]) -> str:
+    """``6 HEIC (...), 2 damaged, 1 empty``: how many for each kind of reason, most frequent first."""
+    kinds = Counter(
+        next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
+        for reason in reasons
+    )
+    return ", ".join(f"{times:,} {kind}" for kind, times in kinds.most_common())

@@ -1,10 +1,9 @@
 """Step 5, from features to pseudo-labels and back: what the network learns, and from what."""
 
 from deepcluster.learning.features import extract
-from deepcluster.learning.heads import CentroidHead, new_linear_head
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, new_linear_head
 from deepcluster.learning.instances import WithInstances
-from deepcluster.learning.losses import CrossEntropy
-from deepcluster.learning.pseudo_labels import Learning, train_on_pseudo_labels
+from deepcluster.learning.training import Learning, train_on_pseudo_labels
 
 __all__ = [
     "CentroidHead",

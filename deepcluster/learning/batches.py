@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from deepcluster.learning.losses import IGNORED
+from deepcluster.learning.heads import IGNORED
 from deepcluster.runtime.devices import CPU, moved
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.threads import made_ahead

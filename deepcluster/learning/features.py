@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from deepcluster.images.augment import fixed_view
-from deepcluster.nets.backbone import Network
+from deepcluster.images.views import fixed_view
 from deepcluster.nets.fast_pass import features_pass
+from deepcluster.nets.network import Network
 from deepcluster.runtime.devices import CPU, exact_float32, moved
 from deepcluster.runtime.threads import made_ahead
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.agreement import repeated
-from deepcluster.learning.losses import Outputs, cross_entropy
+from deepcluster.learning.heads import Outputs, cross_entropy
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 

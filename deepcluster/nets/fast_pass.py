@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.nets.sizes import MODULE
 
 # Numbers in the largest output of a layer for all images that go through the network at a time, so that they stay in
@@ -128,7 +128,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_conv(module: nn.Module) -> bool:
-    # Layers with hooks take their input in another order (memory_format.py).
+    # Layers with hooks take their input in another order (timm.py).
     known = type(module) is nn.Conv2d or type(module).__name__ == "Conv2dSame"
     return known and not module._forward_pre_hooks and not isinstance(getattr(module, "padding", ""), str)
 

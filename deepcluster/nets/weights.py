@@ -1,7 +1,11 @@
 """Weights from a file into a network: nothing in the file is executed, and every tensor must have its place."""
 
-from collections.abc import Callable, Container, Iterable, Mapping
+import io
+import pickletools
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
@@ -9,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deepcluster.errors import ModelError, first_line
-from deepcluster.nets.legacy_pickle import readable
+from deepcluster.runtime.spliced import Spliced
 
 # Averaged weights first: if a checkpoint has both, these are what its authors evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -172,3 +176,50 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
 
 def _first(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+# Checkpoints that Python 2 wrote are translated into opcodes that torch reads without executing anything. Before its
+# zip archives (1.6) ``torch.save`` wrote five pickles, then the numbers. Python 2 used two opcodes that torch's
+# weights-only reader does not know (2.13): one for whole numbers beyond 32 bits, by which the optimizer of every such
+# checkpoint names its parameters, and one for strings of more than 255 bytes.
+MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle: a number, protocol 2
+PICKLES = 5  # this number, the version, the machine, the content, and the names of the storages
+MAX_PICKLES = 1 << 24  # bytes of all five; an AlexNet's take 20,000
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Path | BinaryIO]:
+    """``path``, or if Python 2 wrote it, a stream with the same content in today's opcodes. Nothing is unpickled."""
+    with path.open("rb") as file:
+        head = file.read(MAX_PICKLES)
+        pickles, end = _translated(head) if head.startswith(MAGIC) else (head, len(head))
+        if pickles == head[:end]:
+            yield path
+        else:
+            yield io.BufferedReader(Spliced(pickles, file, end, path.stat().st_size))
+
+
+def _translated(head: bytes) -> tuple[bytes, int]:
+    """The pickles at the start of a file in today's opcodes, and where they end. Unchanged if they cannot be parsed."""
+    pickles, stream = bytearray(), io.BytesIO(head)
+    try:
+        for _ in range(PICKLES):
+            for opcode, value, position in pickletools.genops(stream):
+                pickles += _modern(opcode.name, value) or head[position : stream.tell()]
+    except ValueError:  # torch will say what is wrong with it
+        return head, len(head)
+    return bytes(pickles), stream.tell()
+
+
+def _modern(name: str, value: Any) -> bytes:
+    """Today's form of one of the two old opcodes; empty for all others."""
+    if name == "INT":
+        number = int(value)
+        length = number.bit_length() // 8 + 1
+        if length > 255:
+            raise ValueError("not a number of a checkpoint")
+        return b"\x8a" + bytes([length]) + number.to_bytes(length, "little", signed=True)
+    if name in ("BINSTRING", "SHORT_BINSTRING"):  # pickletools has read its bytes as latin-1
+        text = str(value).encode()
+        return b"X" + len(text).to_bytes(4, "little") + text
+    return b""

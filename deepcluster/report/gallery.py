@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from deepcluster.report.page import templates
-from deepcluster.report.representatives import representatives
-from deepcluster.report.sections import Picture, members_of
+from deepcluster.report.pictures import data_uri
+from deepcluster.report.sections import Picture, members_of, representatives
 from deepcluster.report.text import Row, count, percent, short
-from deepcluster.report.thumbnails import data_uri
 
 IMAGES = 8  # of a cluster
 MAX_CLUSTERS = 50

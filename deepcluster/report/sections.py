@@ -1,17 +1,61 @@
-"""The clusters of the page: the figures of each, its labels, and its contact sheet of pictures."""
+"""The parts of the page as values: clusters and their images, suggestions, problems, labels, main facts."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 from deepcluster.errors import DiskError
-from deepcluster.report.representatives import Kind, representatives
-from deepcluster.report.text import Row, figure, number, percent, short
-from deepcluster.report.thumbnails import data_uri, fair_share
+from deepcluster.groups.tree import Tree, nodes_at
+from deepcluster.report.pictures import data_uri, fair_share, tile
+from deepcluster.report.text import Row, count, figure, number, percent, short
 from deepcluster.storage.table import Table
+
+# Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
+Kind = Literal["medoid", "diverse", "borderline", "outlying"]
+
+
+def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, Kind]]:
+    """Up to ``count`` of a cluster's rows and why each was chosen, in the order in which they are shown.
+
+    First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
+    ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones, with
+    the largest distances, the most extreme first. A row without a margin is never borderline.
+    """
+    table = Table.of(rows)
+    places = min(count, len(table))
+    if places < 1:
+        return []
+    # A row without a distance counts as the farthest.
+    distances, margins = (
+        np.array([math.inf if (value := number(cell)) is None else value for cell in table.column(name)])
+        for name in ("distance", "margin")
+    )
+    ranked = np.argsort(distances, kind="stable")
+    medoids = np.array([path == medoid for path in table.column("path")])[ranked]
+    first = ranked[medoids.argmax()]  # the first of all, where none is called so
+    ranked = ranked[ranked != first]
+
+    doubtful = ranked[margins[ranked] < math.inf]
+    borderline = doubtful[np.argsort(margins[doubtful], kind="stable")][: places // 4]
+    ranked = ranked[~np.isin(ranked, borderline)]
+
+    outlying = ranked[::-1][: places // 4]
+    rest = ranked[: len(ranked) - len(outlying)]
+    left = places - 1 - len(borderline) - len(outlying)
+    diverse = [rest[i * len(rest) // left] for i in range(left)]
+
+    chosen: list[tuple[Row, Kind]] = [(table[int(first)], "medoid")]
+    chosen += [(table[int(i)], "diverse") for i in diverse]
+    chosen += [(table[int(i)], "borderline") for i in borderline]
+    chosen += [(table[int(i)], "outlying") for i in outlying]
+    return chosen
+
 
 Picture = Callable[[str], Image.Image | None]
 
@@ -155,3 +199,227 @@ def _frequent_labels(rows: Table) -> tuple[tuple[str, str], ...]:
         for i, (label, count) in enumerate(counts.most_common(3))
         if i == 0 or count >= counts.total() / 10
     )
+
+
+MAX_PICTURES = 12
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """``k`` groups: figures in words, and the largest groups' size and position on the sheet (-1: none) of the image in
+    the middle; ``hidden`` groups have no picture here."""
+
+    k: int
+    about: str
+    groups: list[tuple[int, int]]
+    hidden: int
+
+
+def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Suggestion]:
+    """Return the candidates of run.json, the best first, by the cuts of the merge tree; it may not reach them all."""
+    suggested = []
+    for candidate in candidates:
+        k = int(candidate["k"])
+        if not 1 < k <= len(tree.groups):
+            continue
+        nodes = sorted(nodes_at(len(tree.groups), tree.merges, k), key=lambda node: (-tree.sizes[node], node))
+        about = f"silhouette {figure(candidate['silhouette'])}"
+        if candidate.get("stability") is not None:
+            about += f", stability {max(0.0, candidate['stability']):.0%}"
+        shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_PICTURES]]
+        suggested.append(Suggestion(k, about, shown, len(nodes) - len(shown)))
+    return suggested
+
+
+MAX_SKIPPED = 200
+MAX_OUTLIERS = 100
+MAX_GROUPS, MAX_IN_GROUP = 60, 12
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """``tile`` is its position on the sheet of tiny pictures, or -1; ``about`` says why it is listed."""
+
+    path: str
+    tile: int
+    cluster: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The rows that the page shows, and how many there are in all.
+
+    ``duplicates`` has the images shown of each group and its size; None if duplicates were not searched for.
+    """
+
+    skipped: Sequence[Row]
+    skipped_count: int
+    outliers: list[Suspect]
+    outliers_count: int
+    duplicates: list[tuple[list[Suspect], int]] | None
+    groups_count: int
+    duplicates_count: int
+
+    @property
+    def count(self) -> int:
+        return self.skipped_count + self.outliers_count + self.groups_count
+
+
+def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequence[Row] | None) -> Problems:
+    """From the rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv."""
+    table = Table.of(clusters)
+    words, outlier = table.words("is_outlier")
+    far = np.flatnonzero(np.array([word == "1" for word in words], bool)[outlier])
+    distances = [number(cell) or 0.0 for cell in table.at(far).column("distance")]
+    farthest = far[np.argsort(-np.array(distances), kind="stable")[:MAX_OUTLIERS]].tolist()
+    groups = _groups(duplicates or [], table)
+    shown = [(images[:MAX_IN_GROUP], len(images)) for images in groups[:MAX_GROUPS]]
+    return Problems(
+        skipped=skipped[:MAX_SKIPPED],
+        skipped_count=len(skipped),
+        outliers=[
+            Suspect(row["path"], tile(i, len(table)), row["cluster"], f"distance {figure(number(row['distance']))}")
+            for i, row in zip(farthest, table.at(farthest), strict=True)
+        ],
+        outliers_count=len(far),
+        duplicates=None if duplicates is None else shown,
+        groups_count=len(groups),
+        duplicates_count=len(duplicates or []),
+    )
+
+
+def _groups(duplicates: Sequence[Row], clusters: Table) -> list[list[Suspect]]:
+    wanted = {row["path"] for row in duplicates}
+    indices = {path: i for i, path in enumerate(clusters.column("path")) if path in wanted} if wanted else {}
+    groups: dict[str, list[Suspect]] = {}
+    for row in duplicates:
+        i = indices.get(row["path"])
+        groups.setdefault(row["group"], []).append(
+            Suspect(
+                path=row["path"],
+                tile=-1 if i is None else tile(i, len(clusters)),
+                cluster="" if i is None else clusters[i]["cluster"],
+                about=f"distance {row['distance']}",
+            )
+        )
+    return list(groups.values())
+
+
+MAX_ROWS = 30  # labels, and clusters
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of labels (rows) by clusters (columns).
+
+    Attributes:
+        clusters: Their numbers.
+        rows: A label, its images, and (count, share of the label's images) for each cluster.
+        hidden: Images of labels or clusters that are not shown.
+    """
+
+    clusters: tuple[str, ...]
+    rows: tuple[tuple[str, int, tuple[tuple[int, float], ...]], ...]
+    hidden: int
+
+
+def confusion(clusters: Sequence[Row]) -> Confusion | None:
+    """The most frequent labels and the largest clusters, ordered so that most images are on the diagonal.
+
+    None if no row has a label.
+    """
+    table = Table.of(clusters)
+    (words, label), (groups, cluster) = table.words("label"), table.words("cluster")
+    known = np.array([bool(word) for word in words], bool)[label]
+    both = (label * len(groups) + cluster)[known]
+    found, first, counts = np.unique(both, return_index=True, return_counts=True)
+    pairs = Counter(
+        {(words[found[i] // len(groups)], groups[found[i] % len(groups)]): int(counts[i]) for i in np.argsort(first)}
+    )
+    if not pairs:
+        return None
+    by_label, by_cluster = Counter[str](), Counter[str]()
+    for (name, group), images in pairs.items():
+        by_label[name] += images
+        by_cluster[group] += images
+    labels = [name for name, _ in sorted(by_label.most_common(MAX_ROWS))]
+    numbers = [group for group, _ in by_cluster.most_common(MAX_ROWS)]
+    shown = np.array([[pairs[name, group] for group in numbers] for name in labels])
+    rows, columns = linear_sum_assignment(shown, maximize=True)
+    matched = dict(zip(rows.tolist(), columns.tolist(), strict=True))
+    ahead = [matched[i] for i in range(len(labels)) if i in matched]
+    order = ahead + [j for j in range(len(numbers)) if j not in ahead]
+    return Confusion(
+        clusters=tuple(numbers[j] for j in order),
+        rows=tuple(
+            (name, by_label[name], tuple((int(shown[i, j]), float(shown[i, j] / by_label[name])) for j in order))
+            for i, name in enumerate(labels)
+        ),
+        hidden=int(pairs.total() - shown.sum()),
+    )
+
+
+def statements(
+    clusters: Sequence[Row],
+    summary: Sequence[Row],
+    history: Sequence[Row],
+    metrics: Mapping[str, float | str],
+    skipped: Sequence[Row],
+    verdict: str = "",
+) -> list[str]:
+    """Return the sentences in the order of the page, among them the run's ``verdict``; no value, no sentence."""
+    sizes = [int(row["size"]) for row in summary]
+    outliers = len(Table.of(clusters).where("is_outlier", "1"))
+    return [
+        _division(sizes),
+        *([verdict] if verdict else []),
+        *_training(history),
+        *_outliers(outliers, sum(sizes)),
+        *_against_labels(metrics, trained=bool(history)),
+        _skipped(len(skipped)),
+    ]
+
+
+def _division(sizes: Sequence[int]) -> str:
+    totals = f"{count(sum(sizes), 'image')} in {count(len(sizes), 'cluster')}"
+    if len(sizes) < 2 or not any(sizes):
+        return f"{totals}."
+    largest, smallest = (percent(size / sum(sizes)) for size in (max(sizes), min(sizes)))
+    return f"{totals}; the largest holds {largest} of them, the smallest {smallest}."
+
+
+def _training(history: Sequence[Row]) -> list[str]:
+    if not history:
+        return ["No round was trained: the clusters are those of the network as it was given."]
+    rounds = f"{count(len(history), 'round')} of clustering and training"
+    changed, loss, chance = (number(history[-1].get(name)) for name in ("changed", "loss", "chance_loss"))
+    if changed is not None:
+        rounds += f"; in the last, {percent(changed)} of the images changed pseudo-label"
+    if loss is None or chance is None:
+        return [f"{rounds}."]
+    return [f"{rounds}.", f"The last round's loss is {figure(loss)}; guessing would give {figure(chance)}."]
+
+
+def _outliers(outliers: int, images: int) -> list[str]:
+    if not outliers:
+        return []
+    are = "is an outlier" if outliers == 1 else "are outliers"
+    return [f"{count(outliers, 'image')} ({percent(outliers / max(1, images))}) {are}, unlike the images of the fit."]
+
+
+def _against_labels(metrics: Mapping[str, float | str], *, trained: bool) -> list[str]:
+    reached, start = number(metrics.get("acc")), number(metrics.get("baseline_acc"))
+    if reached is None:
+        return []
+    accuracy = f"Against the labels the clusters reach an accuracy of {reached:.3f}"
+    if start is None or not trained:
+        return [f"{accuracy}."]
+    outcome = "training helped" if reached > start else "training did not help"
+    return [f"{accuracy}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."]
+
+
+def _skipped(files: int) -> str:
+    if not files:
+        return "Every file could be used."
+    return f"{count(files, 'file')} could not be used and {'was' if files == 1 else 'were'} skipped."

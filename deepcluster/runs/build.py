@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.algorithm import BEGINNING, Progress, alternate, ignore_progress
-from deepcluster.clustering.steps import KMeans, Reduction, power_iteration
+from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.pic import power_iteration
+from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import UsageError
-from deepcluster.images.augment import Augmentation
-from deepcluster.images.sampling import each_once, official_draws, uniform_over_clusters
-from deepcluster.learning.heads import CentroidHead, new_linear_head
+from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, new_linear_head
 from deepcluster.learning.instances import WithInstances
-from deepcluster.learning.losses import CrossEntropy, Loss
-from deepcluster.learning.pseudo_labels import Learning, LearningRate
-from deepcluster.nets.backbone import Network, build, copy_of_module
-from deepcluster.nets.memory_format import channels_last
+from deepcluster.learning.training import Learning, LearningRate
+from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.sizes import MODULE
+from deepcluster.nets.timm import channels_last
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.runtime.devices import choose_precision

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assignment import assigner
+from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut
-from deepcluster.groups.moves import pinned
-from deepcluster.groups.split import parts_of, split
+from deepcluster.groups.cut import Cut, pinned
+from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
 from deepcluster.report.text import count
 from deepcluster.storage.edits_file import Edits

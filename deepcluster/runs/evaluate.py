@@ -16,7 +16,7 @@ import torch
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.evaluation.clustering import clustering
 from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask, held_out
-from deepcluster.evaluation.few_labels import few
+from deepcluster.evaluation.few import few
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
 from deepcluster.evaluation.options import (
@@ -26,7 +26,7 @@ from deepcluster.evaluation.options import (
     LinearOptions,
 )
 from deepcluster.images import Source, find
-from deepcluster.images.labels import true_labels
+from deepcluster.images.find import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options

@@ -10,15 +10,15 @@ from torch import Tensor
 from deepcluster.algorithm import result_of
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.images import Source
-from deepcluster.images.given_features import GivenFeatures, read_features
-from deepcluster.images.labels import true_labels
+from deepcluster.images.features_in import GivenFeatures, read_features
+from deepcluster.images.find import true_labels
 from deepcluster.images.store import read_once
-from deepcluster.nets.given import no_network
+from deepcluster.nets.network import no_network
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.presets import check_groups
 from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
-from deepcluster.report.sprite import sprite_sheet, tiny_pictures
+from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.fit import first_record
 from deepcluster.runs.plan import Clock, Job, Request, check_not_inside, free_path

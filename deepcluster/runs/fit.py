@@ -15,14 +15,14 @@ import deepcluster
 from deepcluster.errors import DeepClusterError, Stopped
 from deepcluster.images import Images, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.labels import true_labels
-from deepcluster.images.skipped import counted
+from deepcluster.images.find import true_labels
+from deepcluster.images.source import counted
 from deepcluster.images.store import Store, check_alike, read_share
-from deepcluster.learning.precision import network_precision
-from deepcluster.nets.backbone import Network
+from deepcluster.learning.training import network_precision
+from deepcluster.nets.network import Network
 from deepcluster.presets import Plan
 from deepcluster.recipe import to_toml
-from deepcluster.report.sprite import sprite_sheet, tiny_pictures
+from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import DeepClusterWarning, OutOfMemoryError
-from deepcluster.groups.neighbour_graph import SAMPLE
+from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
 from deepcluster.images.store import MEMORY_BUDGET
-from deepcluster.learning.pseudo_labels import number_of_parts
-from deepcluster.nets.backbone import Network
-from deepcluster.nets.published import PUBLISHED, local_file
+from deepcluster.learning.training import number_of_parts
+from deepcluster.nets.hub import PUBLISHED, local_file
+from deepcluster.nets.network import Network
 from deepcluster.presets import Plan, check_groups, resolve
 from deepcluster.recipe import Recipe
-from deepcluster.report.sprite import MAX_PICTURES
+from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs import time_limit
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Job, Request, choose_weights, facts_of, is_download

@@ -17,24 +17,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deepcluster.clustering.nearest import nearest
+from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.embedding import layout
-from deepcluster.groups.merge_tree import Tree, merge_tree
-from deepcluster.groups.split import parts_of
+from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source, find
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import joined, real
 from deepcluster.nets.sizes import FEATURES
-from deepcluster.report.page import RunData, render
-from deepcluster.report.script_data import on_page
+from deepcluster.report.page import RunData, on_page, render
+from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
-from deepcluster.report.sprite import on_sheet, pictures_on
 from deepcluster.report.text import Row
-from deepcluster.report.thumbnails import THUMBNAIL
 from deepcluster.runs.rows import Rows, read_run
 from deepcluster.seeding import derive
 from deepcluster.storage import report_files as drawn

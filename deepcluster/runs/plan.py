@@ -13,9 +13,8 @@ from torch import nn
 
 from deepcluster.errors import DeepClusterWarning, ModelError, UsageError
 from deepcluster.images import Source
-from deepcluster.images.preview import preview
-from deepcluster.images.store import Store
-from deepcluster.nets.published import PUBLISHED, fetch, local_file
+from deepcluster.images.store import Store, preview
+from deepcluster.nets.hub import PUBLISHED, fetch, local_file
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
 from deepcluster.recipe import AUTO, Recipe
 from deepcluster.runs import resume as resuming

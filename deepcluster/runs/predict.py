@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find, find_in_parts
-from deepcluster.images.given_features import read_features
+from deepcluster.images.features_in import read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model

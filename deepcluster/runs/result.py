@@ -16,11 +16,10 @@ from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
 from deepcluster.clustering.kmeans import means
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.cut import Cut, Placement
-from deepcluster.groups.medoids import distances_to, least_of_each
-from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.tree import Tree, distances_to, least_of_each
 from deepcluster.images import Source
 from deepcluster.model import Model
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL
 from deepcluster.report.text import Row, count

@@ -11,7 +11,7 @@ from torch import Tensor
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
-from deepcluster.images.run_folders import is_run
+from deepcluster.images.source import is_run
 from deepcluster.images.store import Store
 from deepcluster.recipe import read_toml
 from deepcluster.storage.run_folder import LockedFolder, RunFolder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepcluster.groups.neighbour_graph import SAMPLE
+from deepcluster.groups.graph import SAMPLE
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.runtime.partition import Partition

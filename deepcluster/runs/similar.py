@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deepcluster.clustering.nearest import nearest
+from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
 from deepcluster.images import find
 from deepcluster.images.decode import one_line

@@ -10,7 +10,7 @@ import torch
 from deepcluster.images import Source
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 
 KEPT_BACK = 0.05  # share of the limit left unplanned, as a safety margin

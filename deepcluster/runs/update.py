@@ -19,13 +19,11 @@ from deepcluster.groups.drift import drift
 from deepcluster.groups.embedding import between
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.given_features import GivenFeatures, read_features
-from deepcluster.images.skipped import counted
-from deepcluster.images.source import Origin, nothing_readable
+from deepcluster.images.features_in import GivenFeatures, read_features
+from deepcluster.images.source import Origin, counted, nothing_readable
 from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
-from deepcluster.report.sprite import extended, not_on_sheet, on_sheet
-from deepcluster.report.thumbnails import THUMBNAIL
+from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
 from deepcluster.runs.features import pictures_of
 from deepcluster.runs.page import folder_of, found_again, name_in_run
 from deepcluster.runs.result import baseline_of, describe, write_result

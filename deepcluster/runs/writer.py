@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepcluster.algorithm import devices
 from deepcluster.learning.features import extract
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.runs.build import reduction_of
 from deepcluster.runs.plan import ImagesRead, Job

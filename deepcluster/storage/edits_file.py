@@ -94,7 +94,7 @@ def _numbers(value: Any, key: str) -> tuple[int, ...]:
 
 
 def _split(value: Any) -> tuple[int, int]:
-    from deepcluster.groups.split import MOST_PARTS  # imports torch
+    from deepcluster.groups.tree import MOST_PARTS  # imports torch
 
     match value:
         case [number, count] if _is_number(number) and _is_number(count) and 2 <= count <= MOST_PARTS:

@@ -18,13 +18,12 @@ from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, first_line
 from deepcluster.groups.cut import Cut
-from deepcluster.images.run_folders import is_run
+from deepcluster.images.source import is_run
 from deepcluster.model import Model, check_batch_fits
-from deepcluster.nets.backbone import Network, build, copy_of_module
-from deepcluster.nets.given import absent_module, no_network
-from deepcluster.nets.memory_format import channels_last
+from deepcluster.nets.network import Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.shapes import shapes_only
 from deepcluster.nets.sizes import FEATURES, MODULE
+from deepcluster.nets.timm import channels_last
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
 from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors

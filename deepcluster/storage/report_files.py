@@ -6,7 +6,7 @@ from typing import Any
 import numpy.typing as npt
 
 from deepcluster.errors import DiskError
-from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.tree import Tree
 from deepcluster.runtime.plain_files import check_file
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.images.arrays import load_array
 from deepcluster.images.csv_files import Row, unguarded, write_csv
-from deepcluster.images.run_folders import RECORD as RECORD
-from deepcluster.images.run_folders import RUN as RUN
-from deepcluster.images.run_folders import is_run
+from deepcluster.images.source import RECORD as RECORD
+from deepcluster.images.source import RUN as RUN
+from deepcluster.images.source import is_run
 from deepcluster.runtime.plain_files import check_file, lines_of
 from deepcluster.storage import state
 from deepcluster.storage.files import changing, write_tensors, write_whole

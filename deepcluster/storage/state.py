@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepcluster.errors import DiskError
-from deepcluster.images.run_folders import RUN
+from deepcluster.images.source import RUN
 from deepcluster.runtime import signals
 from deepcluster.storage.files import changing, sync_folder
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from deepcluster.errors import ModelError
-from deepcluster.images.tabular import PixelScale
+from deepcluster.images.arrays import PixelScale
 from deepcluster.storage.files import write_whole
 from deepcluster.storage.safe_read import read_json
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deepcluster.nets.published import FILE, PUBLISHED
+from deepcluster.nets.hub import FILE, PUBLISHED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

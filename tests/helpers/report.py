@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepcluster.groups.merge_tree import Tree
+from deepcluster.groups.tree import Tree
 from deepcluster.report.page import RunData, render
 
 VOID = {"meta", "img", "input"}

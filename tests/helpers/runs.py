@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deepcluster.images.run_folders import is_run
+from deepcluster.images.source import is_run
 from deepcluster.runs.rows import read_run
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder

@@ -16,7 +16,7 @@ const copied = from => ({
   names: new Map(from.names), into: new Map(from.into), splits: new Map(from.splits), moves: new Map(from.moves), junk: new Set(from.junk),
 });
 
-/* The parts inside each of so many groups, the largest first: as groups/split.py orders them. */
+/* The parts inside each of so many groups, the largest first: as groups/tree.py orders them. */
 function partsAt({sizes, merges}, count) {
   const nodes = new Map(sizes.map((_, part) => [part, [part]]));
   merges.slice(0, sizes.length - count).forEach(([a, b], j) => {

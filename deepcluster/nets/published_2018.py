@@ -63,7 +63,7 @@ class OfficialWeights:
 def read_official(path: str | Path) -> OfficialWeights:
     """The weights in a file of one of the two layouts; by ``torch.load`` without code, or from ``.safetensors``.
 
-    Whether they are complete is checked when they go into a network (``backbone.from_official``, ``backbone.build``).
+    Whether they are complete is checked when they go into a network (``network.from_official``, ``network.build``).
 
     Raises:
         ModelError: The file is missing or damaged, has code in it, or has none of these layouts.

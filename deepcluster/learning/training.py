@@ -12,13 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
 from deepcluster.errors import NonFiniteError
-from deepcluster.images.augment import Augmentation, random_views
-from deepcluster.images.sampling import uniform_over_clusters
+from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches
-from deepcluster.learning.heads import Head, new_linear_head
-from deepcluster.learning.losses import CrossEntropy, Loss, Outputs
-from deepcluster.nets.backbone import Network
-from deepcluster.runtime.devices import moved
+from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head
+from deepcluster.nets.network import Network
+from deepcluster.runtime.devices import has_bf16, moved
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator, lent_global
 
@@ -252,3 +250,11 @@ def _set_learning_rates(optimizers: Sequence[SGD], learning: Learning, time: flo
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
+
+
+# Measured on 2 AMD cores with native bfloat16: the compact network takes .53 of float32's time in bfloat16,
+# EfficientNet with its depthwise convolutions several times as long.
+def network_precision(network: Network, device: torch.device) -> torch.dtype:
+    """bfloat16 where that is native, but not for grouped convolutions on a CPU, which have no fast kernel there."""
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    return torch.bfloat16 if has_bf16(device) and not (grouped and device.type == "cpu") else torch.float32

@@ -1,4 +1,4 @@
-"""The merge tree of the groups: which would merge if there were fewer, and which would split if there were more."""
+"""Ward's merge tree of the groups: fewer or more of them, the parts of one, and the image in the middle of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,49 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.assignment import assigner
-from deepcluster.clustering.kmeans import means
+from deepcluster.clustering.kmeans import assigner, means
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.medoids import ROWS_AT_ONCE, first_of_ranks
 from deepcluster.runtime.partition import Partition
+
+ROWS_AT_ONCE = 1 << 14
+
+
+def distances_to(middles: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    """The distance (float32, n) of each of n x d ``rows`` to that of the ``middles`` whose number is its ``own``."""
+    parts = zip(rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
+    return torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
+
+
+def least_of_each(distances: Tensor, own: Tensor, count: int, partition: Partition) -> Tensor:
+    """The row (int64, ``count``) of the least distance in each group, the first of equal ones; -1 in an empty one.
+
+    Args:
+        distances: Of this rank's rows (float32, n).
+        own: Their groups (int64, n).
+        count: The number of groups.
+        partition: Which rank has which rows; row numbers are those of all.
+    """
+    least = torch.full((count,), torch.inf).scatter_reduce(0, own, distances, "amin")
+    where = torch.nonzero(distances == least[own]).flatten()
+    none = torch.full((count,), partition.total)
+    rows = none.scatter_reduce(0, own[where], where + partition.local.start, "amin")
+    return first_of_ranks(least, rows, partition)
+
+
+def first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
+    """The row (int64) of the least of all ranks' values, the first of equal ones; -1 where it is ``partition.total``.
+
+    Args:
+        least: This rank's least values (float32, K).
+        rows: The first row that has each (int64, K); ``partition.total`` where there is none.
+        partition: Which rank has which rows.
+    """
+    all_least = torch.stack(partition.processes.all_gather(least))
+    all_rows = torch.stack(partition.processes.all_gather(rows))
+    all_rows = torch.where(all_least > all_least.min(0).values, partition.total, all_rows)
+    first = all_rows.min(0).values
+    return torch.where(first < partition.total, first, -1)
+
 
 MOST_PIECES = 30  # or twice the groups, where that is more
 MOST_GROUPS_IN_TWO = 50  # up to so many groups there are at least two pieces for each
@@ -158,3 +196,66 @@ def _sizes_and_medoids(
             least[node], nearest = distances.min(0)
             first[node] = images[nearest] + partition.local.start
     return tuple(sizes), tuple(first_of_ranks(least, first, partition).tolist())
+
+
+MOST_PARTS = 12  # more are no longer told apart at a glance
+
+
+@dataclass(frozen=True)
+class Parts:
+    """P parts of a group, the finest that are offered, and the order in which they merge.
+
+    Attributes:
+        of_centroid: The part of each centroid of the cut (int64, M); -1: it belongs to another group.
+        sizes: The number of images of the fit in each part (P), by which the parts are ordered.
+        images: The number of all images in each, those that came after the fit too.
+        merges: ``merges[j]`` joins two nodes into node P + j; part i is node i (P - 1).
+    """
+
+    of_centroid: Tensor
+    sizes: tuple[int, ...]
+    merges: tuple[Merge, ...]
+    images: tuple[int, ...]
+
+    def at(self, count: int) -> list[list[int]]:
+        """The parts inside each of ``count`` groups, the largest group first; of equal ones that of the lowest part."""
+        nodes = nodes_at(len(self.sizes), self.merges, count)
+        return sorted(nodes.values(), key=lambda parts: (-sum(self.sizes[part] for part in parts), parts[0]))
+
+
+def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
+    """The parts of ``group`` by Ward's tree of its centroids.
+
+    Args:
+        groups: The cut.
+        counts: How many images are nearest to each centroid (int64, M). A centroid without any goes with the nearest.
+        group: Its number.
+        all_counts: The same, with those that came after the fit (None: none did).
+    """
+    own = torch.nonzero(groups.groups == group).flatten()
+    used = own[counts[own] > 0]
+    if not len(used):
+        used = own[:1]
+    points, weights = groups.centroids[used].double(), counts[used].double().clamp(min=1)
+    order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
+    part_of, merges = numbered(order, len(used), min(MOST_PARTS, len(used)))
+    of_centroid = torch.full((len(counts),), -1)
+    nearest = torch.cdist(groups.centroids[own].double(), points).argmin(1)
+    of_centroid[own] = torch.from_numpy(part_of)[nearest]
+    of_centroid[used] = torch.from_numpy(part_of)
+    sizes, images = (
+        tuple(torch.bincount(of_centroid[own], each[own].double()).long().tolist())
+        for each in (counts, counts if all_counts is None else all_counts)
+    )
+    return Parts(of_centroid, sizes, merges, images)
+
+
+def split(groups: Cut, parts: Parts, count: int) -> Cut:
+    """The cut with the group of ``parts`` split into ``count``.
+
+    The largest keeps the number, the others get the next free ones. No image comes into a group that it was not in.
+    """
+    numbers = groups.groups.clone()
+    for number, inside in enumerate(parts.at(count)[1:], groups.count):
+        numbers[torch.isin(parts.of_centroid, torch.tensor(inside))] = number
+    return Cut(groups.centroids, numbers)

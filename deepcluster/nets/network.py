@@ -1,23 +1,23 @@
-"""The contract that every backbone meets, and the names that build one."""
+"""Network: the contract that every backbone meets, the names that build one, and modules that the user gives."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.errors import ModelError, UsageError
-from deepcluster.nets import paper, published
+from deepcluster.nets import hub, paper
 from deepcluster.nets.compact import Compact
 from deepcluster.nets.heads import Centroids, linear_of, projection_mlp, reset_linear
-from deepcluster.nets.of_timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
-from deepcluster.nets.official import OfficialWeights, read_official, recognised
-from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS
+from deepcluster.nets.published_2018 import OfficialWeights, read_official, recognised
+from deepcluster.nets.sizes import FEATURES, MODULE, PAPER_NETWORKS
+from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.weights import HEADS, load_body, read_state
 from deepcluster.seeding import generator, lent_global
 
@@ -134,7 +134,8 @@ def build(
         name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
         image_size: The side of the images in px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
-        weights: A file (a ``state_dict`` of the network, or a layout of ``official.py``), or ``"timm"`` for the weights
+        weights: A file (a ``state_dict`` of the network, or a layout of ``published_2018.py``), or ``"timm"`` for the
+            weights
             that timm publishes, which may download them; default: random weights.
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Of the random weights.
@@ -179,7 +180,7 @@ def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: in
     if weights == "timm":
         if not name.startswith("timm:"):
             raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
-        weights = str(published.fetch(name))
+        weights = str(hub.fetch(name))
     # Before the network is built, which may take seconds.
     state = None if weights is None else read_state(weights)
     official = recognised(state, str(weights)) if state else None
@@ -300,3 +301,32 @@ def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
 
 def _device(body: nn.Module) -> torch.device:
     return next(body.parameters(), torch.empty(0)).device
+
+
+def no_network(feature_dim: int) -> Network:
+    """A network without weights, which no image goes through."""
+    return Network(nn.Identity(), feature_dim, architecture={"name": FEATURES, "image_size": 1, "sobel": False})
+
+
+class Absent(nn.Module):
+    """The weights of a module that was not given again. They can be saved, as after a recut; images need the module."""
+
+    def __init__(self, weights: Mapping[str, Tensor]):
+        super().__init__()
+        self.weights = dict(weights)
+        self.nothing = nn.Parameter(torch.empty(0))  # every network is asked for the device of its parameters
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination |= {prefix + name: value for name, value in self.weights.items()}
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """ModelError: say what is missing."""
+        raise ModelError(
+            "the network of this model is a module of your own, of which it has the weights alone: give the module in"
+            " Python, DeepCluster.load(path, backbone=module)"
+        )
+
+
+def absent_module(weights: Mapping[str, Tensor], feature_dim: int, image_size: int) -> Network:
+    """A network that was a module of the user's, without the module."""
+    return Network(Absent(weights), feature_dim, architecture=architecture_of_module(image_size))

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepcluster.errors import DataError
-from deepcluster.images.arrays import load_array, reading
+from deepcluster.images.arrays import is_tensor, load_array, reading
 from deepcluster.images.csv_files import PATH_COLUMNS, read_columns
-from deepcluster.images.datasets import is_tensor
 from deepcluster.images.decode import Undecodable, explain, one_line
 from deepcluster.images.files import absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered

@@ -16,9 +16,9 @@ from torch.optim import SGD
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, accuracies, check_finite, numbers
 from deepcluster.evaluation.options import FewLabelsOptions
-from deepcluster.images.augment import Augmentation, fixed_view, random_views
+from deepcluster.images.views import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
-from deepcluster.nets.backbone import Network
+from deepcluster.nets.network import Network
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator, lent_global
 

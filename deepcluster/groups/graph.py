@@ -10,8 +10,8 @@ from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
+from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import first_occurrences
-from deepcluster.clustering.nearest import nearest
 from deepcluster.seeding import generator
 
 SAMPLE = 50_000  # rows in a graph
