@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
@@ -21,7 +22,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
-from deepcluster.report.text import count
+from deepcluster.report.text import Row, count
 from deepcluster.runs.page import found_again
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import run_folder as files
@@ -207,7 +208,7 @@ class Transfer:
 
     @property
     def text(self) -> str:
-        """What was done and what was refused."""
+        """The counts of each way, and the ways that were refused."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.source.file else " (these images are not files)"
@@ -215,7 +216,7 @@ class Transfer:
 
     @property
     def metadata(self) -> str:
-        """What happens to the metadata."""
+        """The fate of the metadata, in words."""
         kept = "EXIF (time, place), comments and other metadata stay in them"
         return "without EXIF, comments and other metadata" if self.strip or not self.source.file else kept
 
@@ -235,17 +236,13 @@ def _check_image(file: Path, roots: Set[str]) -> None:
         raise Unavailable(explain(error)) from None
 
 
-Row = Mapping[str, str]
-
-
 @dataclass(frozen=True)
 class RunImages:
     """The images of a run.
 
     Attributes:
-        rows: Of clusters.csv.
-        source: The images.
-        index: By path, the number of an image in the source.
+        rows: All rows of clusters.csv.
+        index: The number of an image in ``source``, by path.
         junk: Clusters that a person marked as junk.
         roots: Real paths of the files that the run may name, or of folders above them; empty: any image.
     """
@@ -257,17 +254,17 @@ class RunImages:
     roots: frozenset[str]
 
     def is_file(self, row: Row) -> bool:
-        """Whether the image of a row is a file, and not written as PNG."""
+        """Tell if the image of a row is a file, and so not written as PNG."""
         i = self.index.get(row["path"])
         return self.source.file is not None and (i is None or self.source.file(i) is not None)
 
 
 def read_run_images(run: Path, images: Images | None) -> RunImages:
-    """The images of a run.
+    """Locate the images of a run.
 
     Args:
         run: The run folder.
-        images: Where they are now, under the same paths; None: where the run found them. Images of an update from
+        images: Their present place, under the same paths; None: the place of the run. Images that an update added from
             elsewhere are still there.
 
     Raises:
@@ -307,11 +304,104 @@ def _roots(folder: RunFolder, source: Source) -> frozenset[str]:
 INVENTORY = "inventory.csv"
 INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how")
 NAMED = 5  # missing images that are named on the screen
+OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
+JUNK, APART = "_junk", "_outliers"
+SPLIT = "train"
+METADATA = "metadata.csv"
+METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
+# Suffixes that `datasets` takes for an image; other files are written as PNG.
+SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
 
-Target = Callable[[Row], tuple[str, str] | None]  # the folder of an image, and its preferred name there; None: left out
+
+def folders(
+    run: Path,
+    out: Path,
+    *,
+    layout: str = "named",
+    mode: str | None = None,
+    images: Images | None = None,
+    strip_metadata: bool | None = None,
+    outliers: str = "keep",
+    dry_run: bool = False,
+    display: Display | None = None,
+) -> Sequence[Row]:
+    """Sort the images of a run into a folder for each cluster, with an inventory.
+
+    Images that are not files are written as PNG at their own size.
+
+    Args:
+        run: The run folder.
+        out: The folder to make.
+        layout: "named": folders NUMBER-NAME, those of junk clusters below ``_junk``. "dataset": train/NUMBER/ and
+            train/metadata.csv for Hugging Face's ``datasets``. Names of files are made plain there, and those of
+            clusters are in the metadata only: ``datasets`` takes a folder called test, or 003-test, for another split.
+        mode: symlink, hardlink or copy; default: for each file the first of these that works, a copy in a data set.
+        images: The place of the images, if no longer that of the run.
+        strip_metadata: Write copies without EXIF, comments and the like; default: for the copies of a data set.
+        outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Outliers in junk
+            clusters are junk. A data set cannot have them separate.
+        dry_run: Write nothing, only say what would be done.
+        display: For progress and the outcome.
+
+    Returns:
+        The rows of inventory.csv, none after a dry run. Images that are left out are in it, and a warning names them.
+
+    Raises:
+        DataError: No image can be exported.
+    """
+    display, dataset = display or Silent(), layout == "dataset"
+    if outliers not in OUTLIERS:
+        raise UsageError(f"outliers={outliers!r}: choose {' or '.join(OUTLIERS)}")
+    if dataset and outliers == "separate":
+        raise UsageError(
+            f"outliers={outliers!r}: choose keep or leave. Every folder of an image folder is a class, and is_outlier"
+            " is a column of its metadata.csv"
+        )
+    mode = mode or ("copy" if dataset else None)
+    strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
+    members = read_run_images(run, images)
+
+    def target(row: Row) -> tuple[str, str] | None:
+        """Return the folder of an image and its preferred name there; None if it is left out."""
+        junk, outlier = row["cluster"] in members.junk, row["is_outlier"] == "1"
+        if outlier and outliers == "leave" and (dataset or not junk):
+            return None
+        name = PurePosixPath(row["path"]).name
+        if dataset:
+            name, folder = plain(name), f"{SPLIT}/{cluster_folder(int(row['cluster']))}"
+        else:
+            above = f"{JUNK}/" if junk else f"{APART}/" if outlier and outliers == "separate" else ""
+            folder = above + cluster_folder(int(row["cluster"]), row["name"])
+        suffix = split(name)[1].lower()
+        refused = (strip and suffix not in STRIPPED) or (dataset and suffix not in SUFFIXES)
+        return folder, fitting(name, ".png") if refused or not members.is_file(row) else name
+
+    check_outside(out, Path(members.source.location))
+    transfer = Transfer(members.source, mode, strip=strip, roots=members.roots)
+    targets = _targets(members.rows, target)
+    if dry_run:
+        _show(out, members, targets, transfer, display)
+        return ()
+    with new_folder(out) as folder, pillow_limits():
+        inventory, missing = _fill(folder, members, targets, transfer, display)
+        write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
+        if dataset:
+            _write_metadata(folder / SPLIT / METADATA, members, inventory)
+    if missing:
+        text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {_some(missing)}"
+        warnings.warn(text, DeepClusterWarning, stacklevel=2)
+    display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
+    if transfer.files["symlink"]:
+        display.say("Links", f"are absolute: {out} may be moved, the images may not")
+    if dataset:
+        display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
+    return inventory
 
 
-def _targets(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
+imagefolder = partial(folders, layout="dataset")
+
+
+def _targets(rows: Sequence[Row], target: Callable[[Row], tuple[str, str] | None]) -> tuple[str, ...]:
     """FOLDER/NAME for each row of clusters.csv, all different; "" for files that were skipped or are left out."""
     members: dict[str, list[tuple[int, str]]] = {}
     for i, row in enumerate(rows):
@@ -326,72 +416,44 @@ def _targets(rows: Sequence[Row], target: Target) -> tuple[str, ...]:
     return tuple(targets)
 
 
-def write_folders(
-    out: Path,
-    members: RunImages,
-    target: Target,
-    mode: str | None,
-    *,
-    strip: bool,
-    dry_run: bool,
-    display: Display,
-    finish: Callable[[Path, Sequence[Row]], None] = lambda folder, inventory: None,
-) -> tuple[Row, ...]:
-    """Make a folder with every image at its target, and inventory.csv.
-
-    Args:
-        out: The folder.
-        members: The images of a run.
-        target: Where the image of a row goes.
-        mode: As in ``Transfer``.
-        strip: As in ``Transfer``.
-        dry_run: Write nothing, only say what would be done.
-        display: Where progress and the outcome go.
-        finish: Adds files to the folder before it gets its name, given the folder and the inventory.
-
-    Returns:
-        The inventory, empty after a dry run. Images that are left out are in it, and a warning names them.
-
-    Raises:
-        DataError: No image can be exported.
-    """
-    check_outside(out, Path(members.source.location))
-    transfer = Transfer(members.source, mode, strip=strip, roots=members.roots)
-    targets = _targets(members.rows, target)
-    if dry_run:
-        _show(out, members, targets, transfer, display)
-        return ()
+def _fill(
+    folder: Path, members: RunImages, targets: Sequence[str], transfer: Transfer, display: Display
+) -> tuple[list[Row], list[str]]:
+    """Bring every image to its target. Return the rows of the inventory, and the missing images with the reason."""
     inventory: list[Row] = []
     missing: list[str] = []
-    with new_folder(out) as folder, pillow_limits():
-        for inside in {Path(place).parent for place in targets if place}:
-            (folder / inside).mkdir(parents=True, exist_ok=True)
-        for row, place in zip(members.rows, targets, strict=True):
-            exported, how = "", "outlier" if row["status"] == "ok" else "skipped"
-            if place:
-                try:
-                    if row["path"] not in members.index:
-                        raise Unavailable("no such image")
-                    exported, how = place, transfer(members.index[row["path"]], folder / place)
-                except Unavailable as error:
-                    exported, how = "", f"missing: {error}"
-                    missing.append(f"{one_line(row['path'])} ({error})")
-            cells = (*(row[column] for column in INVENTORY_COLUMNS[:3]), exported, how)
-            inventory.append(dict(zip(INVENTORY_COLUMNS, cells, strict=True)))
-            display.progress("exporting", len(inventory), len(targets))
-        if not transfer.files and not missing:
-            raise DataError("all images are outliers, and these are left out: nothing is left to export")
-        if not transfer.files:
-            raise DataError(f"none of the {len(missing):,} images can be exported: {_some(missing)}")
-        write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
-        finish(folder, inventory)
-    if missing:
-        text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {_some(missing)}"
-        warnings.warn(text, DeepClusterWarning, stacklevel=2)
-    display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
-    if transfer.files["symlink"]:
-        display.say("Links", f"are absolute: {out} may be moved, the images may not")
-    return tuple(inventory)
+    for inside in {Path(place).parent for place in targets if place}:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+    for row, place in zip(members.rows, targets, strict=True):
+        exported, how = "", "outlier" if row["status"] == "ok" else "skipped"
+        if place:
+            try:
+                if row["path"] not in members.index:
+                    raise Unavailable("no such image")
+                exported, how = place, transfer(members.index[row["path"]], folder / place)
+            except Unavailable as error:
+                exported, how = "", f"missing: {error}"
+                missing.append(f"{one_line(row['path'])} ({error})")
+        cells = (*(row[column] for column in INVENTORY_COLUMNS[:3]), exported, how)
+        inventory.append(dict(zip(INVENTORY_COLUMNS, cells, strict=True)))
+        display.progress("exporting", len(inventory), len(targets))
+    if not transfer.files and not missing:
+        raise DataError("all images are outliers, and these are left out: nothing is left to export")
+    if not transfer.files:
+        raise DataError(f"none of the {len(missing):,} images can be exported: {_some(missing)}")
+    return inventory, missing
+
+
+def _write_metadata(path: Path, members: RunImages, inventory: Sequence[Row]) -> None:
+    """Write metadata.csv of a data set: the results for each exported image."""
+    columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row in members.rows) else METADATA_COLUMNS
+    rows = []
+    for row, entry in zip(members.rows, inventory, strict=True):
+        if entry["exported_path"]:
+            file_name = entry["exported_path"].removeprefix(f"{SPLIT}/")
+            cells = {**row, "file_name": file_name, "junk": int(row["cluster"] in members.junk)}
+            rows.append({column: cells[column] for column in columns})
+    write_whole(path, lambda file: write_csv(file, columns, rows))
 
 
 def _show(out: Path, members: RunImages, targets: Sequence[str], transfer: Transfer, display: Display) -> None:
@@ -411,112 +473,3 @@ def _show(out: Path, members: RunImages, targets: Sequence[str], transfer: Trans
 
 def _some(texts: Sequence[str]) -> str:
     return ", ".join(texts[:NAMED]) + (f" and others ({INVENTORY} has all)" if len(texts) > NAMED else "")
-
-
-JUNK, APART = "_junk", "_outliers"
-OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
-
-
-def folders(
-    run: Path,
-    out: Path,
-    *,
-    mode: str | None = None,
-    images: Images | None = None,
-    strip_metadata: bool = False,
-    outliers: str = "keep",
-    dry_run: bool = False,
-    display: Display | None = None,
-) -> Sequence[Row]:
-    """Sort the images of a run into folders NUMBER-NAME, those of junk clusters below ``_junk``.
-
-    Images that are not files are written as PNG at their own size.
-
-    Args:
-        run: The run folder.
-        out: The folder to make.
-        mode: symlink, hardlink or copy; default: for each file the first of these that works.
-        images: Where the images are, if no longer where the run found them.
-        outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Those in junk
-            clusters are junk.
-        strip_metadata: Write copies without EXIF, comments and the like (metadata.py).
-        dry_run: Write nothing, only say what would be done.
-        display: Where progress and the outcome go.
-
-    Returns:
-        The rows of inventory.csv.
-    """
-    if outliers not in OUTLIERS:
-        raise UsageError(f"outliers={outliers!r}: choose {' or '.join(OUTLIERS)}")
-    members = read_run_images(run, images)
-
-    def target(row: Row) -> tuple[str, str] | None:
-        folder, name = cluster_folder(int(row["cluster"]), row["name"]), PurePosixPath(row["path"]).name
-        if row["cluster"] in members.junk:
-            folder = f"{JUNK}/{folder}"
-        elif row["is_outlier"] == "1" and outliers == "leave":
-            return None
-        elif row["is_outlier"] == "1" and outliers == "separate":
-            folder = f"{APART}/{folder}"
-        as_png = not members.is_file(row) or (strip_metadata and split(name)[1].lower() not in STRIPPED)
-        return folder, fitting(name, ".png") if as_png else name
-
-    return write_folders(out, members, target, mode, strip=strip_metadata, dry_run=dry_run, display=display or Silent())
-
-
-SPLIT = "train"
-METADATA = "metadata.csv"
-METADATA_COLUMNS = ("file_name", "cluster", "name", "junk", "distance", "margin", "is_outlier")
-# What `datasets` recognises as an image; other files are written as PNG.
-SUFFIXES = IMAGE_SUFFIXES - {".heic", ".heif", ".hif", ".avif"}
-
-
-def imagefolder(
-    run: Path,
-    out: Path,
-    *,
-    mode: str | None = "copy",
-    images: Images | None = None,
-    strip_metadata: bool | None = None,
-    outliers: str = "keep",
-    dry_run: bool = False,
-    display: Display | None = None,
-) -> Sequence[Row]:
-    """Write ``out``/train/NUMBER/*.jpg, .png, ... and ``out``/train/metadata.csv.
-
-    Names of files are made plain, and those of clusters are in the metadata only: `datasets` takes a folder called
-    test, or 003-test, for another split. Arguments and result are those of ``folders``, except that
-    ``strip_metadata`` is the default for copies, and that ``outliers`` cannot be separate: every folder is a class.
-    """
-    if outliers not in ("keep", "leave"):
-        raise UsageError(
-            f"outliers={outliers!r}: choose keep or leave. Every folder of an image folder is a class, and is_outlier"
-            " is a column of its metadata.csv"
-        )
-    members = read_run_images(run, images)
-    strip = mode in (None, "copy") if strip_metadata is None else strip_metadata
-    suffixes = SUFFIXES & STRIPPED if strip else SUFFIXES
-
-    def target(row: Row) -> tuple[str, str] | None:
-        if outliers == "leave" and row["is_outlier"] == "1":
-            return None
-        name = plain(PurePosixPath(row["path"]).name)
-        as_png = not members.is_file(row) or split(name)[1].lower() not in suffixes
-        return f"{SPLIT}/{cluster_folder(int(row['cluster']))}", fitting(name, ".png") if as_png else name
-
-    def finish(folder: Path, inventory: Sequence[Row]) -> None:
-        labelled = any(row["label"] for row in members.rows)
-        columns = (*METADATA_COLUMNS, "label") if labelled else METADATA_COLUMNS
-        rows = []
-        for row, entry in zip(members.rows, inventory, strict=True):
-            if entry["exported_path"]:
-                file_name = entry["exported_path"].removeprefix(f"{SPLIT}/")
-                cells = {**row, "file_name": file_name, "junk": int(row["cluster"] in members.junk)}
-                rows.append({column: cells[column] for column in columns})
-        write_whole(folder / SPLIT / METADATA, lambda file: write_csv(file, columns, rows))
-
-    display = display or Silent()
-    inventory = write_folders(out, members, target, mode, strip=strip, dry_run=dry_run, display=display, finish=finish)
-    if not dry_run:
-        display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
-    return inventory
