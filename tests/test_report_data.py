@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from deepcluster.groups.tree import Parts
-from deepcluster.report import page as data
+from deepcluster.report import page
 from deepcluster.report import pictures as sheets
-from deepcluster.report.page import harmless, on_page, script_data
+from deepcluster.report.page import RunData, harmless, on_page, script_data
 from deepcluster.report.pictures import columns, on_sheet, sprite_sheet, tile, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems
-from tests.helpers.report import drawn, row, summary_of
+from tests.helpers.report import drawn, picture, row, summary_of
 
 
 def shorts(text: str) -> list[int]:
@@ -23,17 +23,12 @@ def shorts(text: str) -> list[int]:
 
 
 def read(clusters: list[dict[str, str]], **changes: Any) -> dict[str, Any]:
-    arguments = {
-        "run": "r",
-        "cut": "c",
-        "recut": "deepcluster recut run -k ",
-        "clusters": clusters,
-        "positions": None,
-        "tree": None,
-    }
-    arguments |= changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
-    found: dict[str, Any] = json.loads(script_data(**arguments))
-    return found
+    records = {"title": "", "run": {"run": "r", "cut": "c"}, "history": [], "metrics": None, "skipped": []}
+    changes = changes if "summary" in changes else {"summary": summary_of(clusters)} | changes
+    data: dict[str, Any] = json.loads(
+        script_data(RunData(clusters=clusters, picture=picture, **records | changes), "run")
+    )
+    return data
 
 
 # The data
@@ -101,7 +96,7 @@ def test_odd_distances_are_none() -> None:
 
 
 def test_long_names_make_the_images_fewer(monkeypatch: Any) -> None:
-    monkeypatch.setattr(data, "NAMES", 100)
+    monkeypatch.setattr(page, "NAMES", 100)
     rows = [row("n" * 20 + str(i)) for i in range(10)]  # 210 characters: every third
     assert on_page(rows) == ([0, 3, 6, 9], 3)
     images = read(rows)["images"]
@@ -145,17 +140,17 @@ def test_a_sheet_has_a_place_for_each_of_many(monkeypatch: Any) -> None:
 def test_confusion_by_hand() -> None:
     pairs = [("cat", 1)] * 3 + [("cat", 0)] + [("dog", 0)] * 2 + [("", 0)] * 9
     found = confusion([row(str(i), cluster, label=label) for i, (label, cluster) in enumerate(pairs)])
-    assert found is not None and found.clusters == ("1", "0") and found.hidden == 0
-    assert found.rows == (("cat", 4, ((3, 0.75), (1, 0.25))), ("dog", 2, ((0, 0.0), (2, 1.0))))
+    assert found is not None and found["clusters"] == ["1", "0"] and found["hidden"] == 0
+    assert found["rows"] == [("cat", 4, ((3, 0.75), (1, 0.25))), ("dog", 2, ((0, 0.0), (2, 1.0)))]
     assert confusion([row("a")]) is None
 
 
 def test_confusion_of_many_labels_and_clusters() -> None:
     rows = [row(f"{i}", i % 40, label=f"{i % 50:02}") for i in range(2000)]
     found = confusion(rows)
-    assert found is not None and len(found.rows) == len(found.clusters) == 30
-    shown = sum(count for _, _, cells in found.rows for count, _ in cells)
-    assert found.hidden == 2000 - shown > 0
+    assert found is not None and len(found["rows"]) == len(found["clusters"]) == 30
+    shown = sum(count for _, _, cells in found["rows"] for count, _ in cells)
+    assert found["hidden"] == 2000 - shown > 0
 
 
 # Problems
@@ -164,18 +159,18 @@ def test_confusion_of_many_labels_and_clusters() -> None:
 def test_outliers_come_by_distance() -> None:
     rows = [row("a", 0, "1", is_outlier="1"), row("b"), row("c", 2, "3", is_outlier="1")]
     found = problems([], rows, None)
-    assert [(each.path, each.tile, each.cluster) for each in found.outliers] == [("c", 2, "2"), ("a", 0, "0")]
-    assert found.outliers[0].about == "distance 3" and found.count == 2 and found.duplicates is None
+    assert [(it["path"], it["tile"], it["cluster"]) for it in found["outliers"]] == [("c", 2, "2"), ("a", 0, "0")]
+    assert found["outliers"][0]["about"] == "distance 3" and found["count"] == 2 and found["duplicates"] is None
     many = problems([], [row(str(i), is_outlier="1") for i in range(500)], None)
-    assert (len(many.outliers), many.outliers_count) == (MAX_OUTLIERS, 500)
+    assert (len(many["outliers"]), many["outliers_count"]) == (MAX_OUTLIERS, 500)
 
 
 def test_duplicates_by_hand() -> None:
     pairs = [("0", "b", "0"), ("0", "a", "0.02"), ("1", "c", "0"), ("1", "gone", "0.1")]
     alike = [dict(zip(("group", "path", "distance"), cells, strict=True)) for cells in pairs]
     found = problems([], [row("a", 4), row("b", 5), row("c", 6)], alike)
-    assert (found.groups_count, found.duplicates_count, found.count) == (2, 4, 2)
-    assert [[(each.path, each.tile, each.cluster) for each in group] for group, _ in found.duplicates or []] == [
+    assert (found["groups_count"], found["duplicates_count"], found["count"]) == (2, 4, 2)
+    assert [[(it["path"], it["tile"], it["cluster"]) for it in group] for group, _ in found["duplicates"]] == [
         [("b", 1, "5"), ("a", 0, "4")],
         [("c", 2, "6"), ("gone", -1, "")],
     ]

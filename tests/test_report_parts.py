@@ -93,11 +93,15 @@ def test_a_chart_for_every_series_that_is_a_line() -> None:
         {"round": "2", "loss": "inf", "chance_loss": "2", "changed": "", "largest_share": "", "nmi_labels": ""},
     ]
     share, nmi = training_charts(history)
-    assert (share.title, share.line.path, share.line.last) == ("Largest pseudo-label's share", "M0,0 L132,60", "25.0%")
-    assert (nmi.title, nmi.line.path, nmi.line.last) == ("NMI to the labels", "M0,90 L132,60", "0.500")
-    assert nmi.line.end == (132.0, 60.0) and [text for _, text in nmi.x_ticks] == ["1", "2", "3"]
-    assert nmi.chance is None
-    assert share.y_ticks == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
+    assert (share["title"], share["line"]["path"], share["line"]["last"]) == (
+        "Largest pseudo-label's share",
+        "M0,0 L132,60",
+        "25.0%",
+    )
+    assert (nmi["title"], nmi["line"]["path"], nmi["line"]["last"]) == ("NMI to the labels", "M0,90 L132,60", "0.500")
+    assert nmi["line"]["end"] == (132.0, 60.0) and [text for _, text in nmi["x_ticks"]] == ["1", "2", "3"]
+    assert nmi["chance"] is None
+    assert share["y_ticks"] == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
     assert training_charts([]) == []
 
 
@@ -108,25 +112,27 @@ def test_histograms_by_hand() -> None:
     rows = [{"fine_cluster": str(fine), "cluster": str(fine // 2)} for fine in (0, 0, 0, 1, 2, 2, 2, 2, 3)]
     fine, coarse = histograms(rows)
     # Sizes 3, 1, 4, 1: bars from 0, one image wide, of which 5 are 264 units; two of size 1 are the highest.
-    assert (fine.title, fine.count) == ("Sizes of the fine clusters", 4)
-    assert fine.path == ("M52.8,120 V0.0 H105.6 V120 Z M158.4,120 V60.0 H211.2 V120 Z M211.2,120 V60.0 H264.0 V120 Z")
-    assert fine.mean == (118.8, "2.25")
-    assert fine.x_ticks == ((0.0, "0"), (105.6, "2"), (264.0, "5"))
-    assert fine.y_ticks == ((120.0, "0"), (60.0, "1"), (0.0, "2"))
-    assert (coarse.count, coarse.mean[1]) == (2, "4.50")
+    assert (fine["title"], fine["count"]) == ("Sizes of the fine clusters", 4)
+    assert fine["path"] == (
+        "M52.8,120 V0.0 H105.6 V120 Z M158.4,120 V60.0 H211.2 V120 Z M211.2,120 V60.0 H264.0 V120 Z"
+    )
+    assert fine["mean"] == (118.8, "2.25")
+    assert fine["x_ticks"] == ((0.0, "0"), (105.6, "2"), (264.0, "5"))
+    assert fine["y_ticks"] == ((120.0, "0"), (60.0, "1"), (0.0, "2"))
+    assert (coarse["count"], coarse["mean"][1]) == (2, "4.50")
     assert histograms([]) == [] == histograms([{"fine_cluster": "0", "cluster": "0"}])
 
 
 @pytest.mark.parametrize("sizes", [[1] * 7, [19, 20, 21], [5000, 1, 1], [10**6, 10**6 - 1], list(range(1, 400))])
 def test_a_histogram_counts_every_cluster_once(sizes: list[int]) -> None:
     chart = histogram("", sizes)
-    bars = [tuple(map(float, bar)) for bar in re.findall(r"M([\d.]+),120 V([\d.]+) H([\d.]+) V120 Z", chart.path)]
-    high = int(chart.y_ticks[-1][1].replace(",", ""))
+    bars = [tuple(map(float, bar)) for bar in re.findall(r"M([\d.]+),120 V([\d.]+) H([\d.]+) V120 Z", chart["path"])]
+    high = int(chart["y_ticks"][-1][1].replace(",", ""))
     assert sum((120 - top) / 120 * high for _, top, _ in bars) == pytest.approx(len(sizes), rel=0.02)
-    assert len(bars) == chart.path.count("Z") <= 20
+    assert len(bars) == chart["path"].count("Z") <= 20
     assert all(0 <= left < right <= 264 and 0 <= top <= 120 for left, top, right in bars)
     # The bar of the largest cluster ends where the plot ends, and the mean is between the bars.
-    assert bars[-1][2] == 264 and 0 < chart.mean[0] <= 264
+    assert bars[-1][2] == 264 and 0 < chart["mean"][0] <= 264
 
 
 # Thumbnails

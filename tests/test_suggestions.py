@@ -2,7 +2,7 @@
 
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.pictures import MAX_PICTURES
-from deepcluster.report.sections import Suggestion, suggestions
+from deepcluster.report.sections import suggestions
 from tests.helpers.report import drawn, page
 
 # Four pieces: 0 and 2 merge into node 4, 1 and 3 into 5, and both into 6.
@@ -24,11 +24,11 @@ def test_largest_groups_first_by_the_image_in_their_middle() -> None:
     three, two = {"k": 3, "silhouette": 0.5, "stability": -0.01}, {"k": 2, "silhouette": 0.3}
     candidates = [three, two, {"k": 9}]  # the tree has no nine groups
     assert suggestions(candidates, TREE, 11) == [
-        Suggestion(3, "silhouette 0.500, stability 0%", [(8, 3), (2, 9), (1, 6)], 0),
-        Suggestion(2, "silhouette 0.300", [(8, 3), (3, 10)], 0),
+        {"k": 3, "about": "silhouette 0.500, stability 0%", "groups": [(8, 3), (2, 9), (1, 6)], "hidden": 0},
+        {"k": 2, "about": "silhouette 0.300", "groups": [(8, 3), (3, 10)], "hidden": 0},
     ]
     many = 2 * MAX_PICTURES
-    assert suggestions([two], TREE, many)[0].groups == [(8, -1), (3, 5)]  # every second image has a picture
+    assert suggestions([two], TREE, many)[0]["groups"] == [(8, -1), (3, 5)]  # every second image has a picture
 
 
 def test_the_page_shows_them_only_where_no_number_was_asked_for() -> None:

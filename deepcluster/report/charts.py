@@ -6,7 +6,7 @@ Positions are in units of the plot, the origin at the top left; the templates dr
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from deepcluster.storage.table import Table
 
 WIDTH, HEIGHT = 264.0, 120.0
 SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages
-# What shows whether the training went well: column of history.csv, title, top of the scale if it is fixed.
+# Signs of how the training went: column of history.csv, title, top of the scale if it is fixed.
 SERIES = (
     ("loss", "Loss", None),
     ("nmi_previous", "NMI to the previous round", 1.0),
@@ -28,46 +28,15 @@ SERIES = (
 SIZES = (("fine_cluster", "Sizes of the fine clusters"), ("cluster", "Sizes of the clusters"))
 MAX_BARS = 20
 
-Ticks = tuple[tuple[float, str], ...]  # position, text
+Values = dict[str, Any]  # for the templates; ticks are pairs (position, text)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a chart: ``path`` is SVG path data, ``end`` its last point and ``last`` the value there, as text."""
+def training_charts(history: Sequence[Row]) -> list[Values]:
+    """Return a chart for each of ``SERIES`` that has two values in the rows of history.csv.
 
-    path: str
-    end: tuple[float, float]
-    last: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A series over the rounds; ``chance`` is a second line to compare with."""
-
-    title: str
-    line: Line
-    chance: Line | None
-    x_ticks: Ticks
-    y_ticks: Ticks
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How many clusters (up) have how many images (across).
-
-    ``path`` is SVG path data, a closed figure for each bar; ``mean`` is the position of the mean size and its text.
+    ``chance`` is a second line to compare with. A line has its ``path`` (SVG path data), its last point (``end``) and
+    the value there (``last``) as text.
     """
-
-    title: str
-    count: int
-    path: str
-    mean: tuple[float, str]
-    x_ticks: Ticks
-    y_ticks: Ticks
-
-
-def training_charts(history: Sequence[Row]) -> list[Chart]:
-    """A chart for each of ``SERIES`` that has two values in the rows of history.csv."""
     charts = []
     for name, title, top in SERIES:
         values = [number(row.get(name)) for row in history]
@@ -77,19 +46,19 @@ def training_charts(history: Sequence[Row]) -> list[Chart]:
         high = top or ceiling(max(value for value in (*values, *chance) if value is not None))
         rounds = [counted(row["round"]) for row in history]
         charts.append(
-            Chart(
-                title=title,
-                line=_line(values, high, share=name in SHARES),
-                chance=_line(chance, high, share=False) if any(chance) else None,
-                x_ticks=tuple(
+            {
+                "title": title,
+                "line": _line(values, high, share=name in SHARES),
+                "chance": _line(chance, high, share=False) if any(chance) else None,
+                "x_ticks": tuple(
                     (_across(i, len(rounds), WIDTH), rounds[i])
                     for i in sorted({0, (len(rounds) - 1) // 2, len(rounds) - 1})
                 ),
-                y_ticks=tuple(
+                "y_ticks": tuple(
                     (_down(value, high, HEIGHT), f"{100 * value:g}%" if name in SHARES else f"{value:g}")
                     for value in (0.0, high / 2, high)
                 ),
-            )
+            }
         )
     return charts
 
@@ -99,24 +68,28 @@ def counted(index: str) -> str:
     return str(int(index) + 1) if index.isdecimal() else index
 
 
-def _line(values: Sequence[float | None], high: float, *, share: bool) -> Line:
+def _line(values: Sequence[float | None], high: float, *, share: bool) -> Values:
     i, value = [(i, value) for i, value in enumerate(values) if value is not None][-1]
-    return Line(
-        path=curve(values, width=WIDTH, height=HEIGHT, high=high),
-        end=(_across(i, len(values), WIDTH), _down(value, high, HEIGHT)),
-        last=percent(value) if share else figure(value),
-    )
+    return {
+        "path": curve(values, width=WIDTH, height=HEIGHT, high=high),
+        "end": (_across(i, len(values), WIDTH), _down(value, high, HEIGHT)),
+        "last": percent(value) if share else figure(value),
+    }
 
 
-def histograms(clusters: Sequence[Row]) -> list[Histogram]:
-    """The sizes of the fine clusters and of the clusters that have images, from the usable rows of clusters.csv."""
+def histograms(clusters: Sequence[Row]) -> list[Values]:
+    """Return histograms of the fine clusters and of the clusters that have images, from usable rows of clusters.csv."""
     table = Table.of(clusters)
     sizes = {title: np.unique(table.words(column)[1], return_counts=True)[1].tolist() for column, title in SIZES}
     return [histogram(title, counts) for title, counts in sizes.items() if len(counts) > 1]
 
 
-def histogram(title: str, sizes: Sequence[int]) -> Histogram:
-    """At most ``MAX_BARS`` bars of equal, whole width, beginning at 0."""
+def histogram(title: str, sizes: Sequence[int]) -> Values:
+    """Draw how many clusters (up) have how many images (across).
+
+    At most ``MAX_BARS`` bars of equal, whole width, beginning at 0; ``mean`` is the position of the mean size and its
+    text.
+    """
     width = next(w for i in range(10) for w in (10**i, 2 * 10**i, 5 * 10**i) if max(sizes) < MAX_BARS * w)
     counts = Counter(size // width for size in sizes)
     bars = max(counts) + 1
@@ -128,16 +101,16 @@ def histogram(title: str, sizes: Sequence[int]) -> Histogram:
         if counts[bar]
     )
     mean = sum(sizes) / len(sizes)
-    return Histogram(
-        title=title,
-        count=len(sizes),
-        path=path,
-        mean=(_across(mean / width, bars + 1, WIDTH), figure(mean)),
-        x_ticks=tuple((edges[bar], f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})),
-        y_ticks=tuple(
+    return {
+        "title": title,
+        "count": len(sizes),
+        "path": path,
+        "mean": (_across(mean / width, bars + 1, WIDTH), figure(mean)),
+        "x_ticks": tuple((edges[bar], f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})),
+        "y_ticks": tuple(
             (_down(value, high, HEIGHT), f"{value:,}") for value in sorted({0, high // 2 if high % 2 == 0 else 0, high})
         ),
-    )
+    }
 
 
 def curve(values: Sequence[float | None], *, width: float, height: float, high: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from deepcluster.report.page import templates
 from deepcluster.report.pictures import data_uri
-from deepcluster.report.sections import Picture, members_of, representatives
+from deepcluster.report.sections import Picture, by_size, represented
 from deepcluster.report.text import Row, count, percent, short
 
 IMAGES = 8  # of a cluster
@@ -21,8 +21,8 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
         summary: Rows of cluster_summary.csv.
         picture: As in ``page.RunData``.
     """
-    by_size = sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
-    members = members_of(clusters, [row["cluster"] for row in by_size[:MAX_CLUSTERS]])
+    largest = by_size(summary)[:MAX_CLUSTERS]
+    _, chosen = represented(largest, clusters, IMAGES)
 
     def tile(path: str) -> tuple[str, str]:
         image = picture(path)
@@ -34,12 +34,9 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
             "name": row["name"],
             "size": count(int(row["size"]), "image"),
             "share": percent(float(row["share"])),
-            "tiles": [
-                tile(chosen["path"])
-                for chosen, _ in representatives(members[row["cluster"]], IMAGES, medoid=row["medoid_path"])
-            ],
+            "tiles": [tile(member["path"]) for member, _ in chosen[row["cluster"]]],
         }
-        for row in by_size[:MAX_CLUSTERS]
+        for row in largest
     ]
     template = templates().get_template("gallery.html.j2")
-    return template.render(title=title, clusters=shown, hidden=len(by_size) - len(shown))
+    return template.render(title=title, clusters=shown, hidden=len(summary) - len(shown))

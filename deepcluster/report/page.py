@@ -34,7 +34,8 @@ from deepcluster.report.charts import (
 from deepcluster.report.pictures import columns, on_sheet, tile
 from deepcluster.report.sections import (
     Picture,
-    Suggestion,
+    Values,
+    by_size,
     check_rows,
     confusion,
     problems,
@@ -196,9 +197,9 @@ def _preliminary(run: Mapping[str, Any]) -> str:
 
 
 def _clusters(data: RunData) -> dict[str, Any]:
-    by_size = sorted(data.summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
-    shown = sorted(by_size[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
-    hidden = by_size[MAX_CLUSTERS:]
+    ranked = by_size(data.summary)
+    shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
+    hidden = ranked[MAX_CLUSTERS:]
     return {
         "sections": sections(shown, data.clusters, data.picture, in_page=on_page(data.clusters)[0]),
         "count": len(data.summary),
@@ -208,7 +209,7 @@ def _clusters(data: RunData) -> dict[str, Any]:
     }
 
 
-def _suggested(data: RunData) -> list[Suggestion]:
+def _suggested(data: RunData) -> list[Values]:
     """Return the candidates for the number of groups; none if there are edits, which another cut would lose."""
     if data.tree is None or data.run.get("edits"):
         return []
@@ -260,7 +261,7 @@ def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
         ("map", "Map", None, parts["map"]),
         ("groups", "Number of groups", None, parts["groups"]),
         ("training", "Training", None, True),
-        ("problems", "Problems", parts["problems"].count, True),
+        ("problems", "Problems", parts["problems"]["count"], True),
         ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
         ("run", "Run", None, True),
     ]
@@ -274,22 +275,7 @@ def _page(data: RunData, name: str) -> dict[str, Any]:
         "style": _file("report.css"),
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        "data": Markup(
-            script_data(
-                run=str(data.run.get("run") or ""),
-                cut=str(data.run.get("cut") or ""),
-                recut=f"deepcluster recut {name} -k ",
-                clusters=data.clusters,
-                summary=data.summary,
-                positions=data.positions,
-                tree=data.tree,
-                sheet=data.sheet,
-                similar=data.similar,
-                parts=data.parts,
-                part=data.part,
-                originals=data.originals,
-            )
-        ),
+        "data": Markup(script_data(data, name)),
     }
 
 
@@ -360,34 +346,25 @@ NAMES = 600_000  # characters of file names, above which fewer images are in the
 STEPS = 65_535  # between the least and the greatest coordinate or distance
 
 
-def script_data(
-    *,
-    run: str,
-    cut: str,
-    recut: str,
-    clusters: Sequence[Row],
-    summary: Sequence[Row],
-    positions: npt.NDArray[np.float32] | None,
-    tree: Tree | None,
-    sheet: bytes = b"",
-    similar: npt.NDArray[np.int64] | None = None,
-    parts: Mapping[int, Parts] | None = None,
-    part: npt.NDArray[np.int64] | None = None,
-    originals: str = "",
-) -> str:
-    """The JSON. ``clusters`` are the usable rows, the ``positions`` those of the sheet; the rest as in ``RunData``."""
-    across = columns(len(on_sheet(len(clusters))))
+def script_data(data: RunData, name: str) -> str:
+    """Return the data of the page's script as one JSON text that may be put inside HTML.
+
+    Args:
+        data: Its clusters are the usable rows.
+        name: The name of the run in commands, quoted for a shell.
+    """
+    clusters, sheet, similar, part, positions = data.clusters, data.sheet, data.similar, data.part, data.positions
     chosen, every = on_page(clusters)
     value = {
-        "run": run,
-        "cut": cut,
-        "recut": recut,
-        "columns": across,
+        "run": str(data.run.get("run") or ""),
+        "cut": str(data.run.get("cut") or ""),
+        "recut": f"deepcluster recut {name} -k ",
+        "columns": columns(len(on_sheet(len(clusters)))),
         "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
-        "originals": quote(originals, errors="surrogateescape") or None,
-        "clusters": [_cluster(row, (parts or {}).get(int(row["cluster"]))) for row in summary],
+        "originals": quote(data.originals, errors="surrogateescape") or None,
+        "clusters": [_cluster(row, data.parts.get(int(row["cluster"]))) for row in data.summary],
         "images": {
-            **_images(clusters, summary, chosen, every),
+            **_images(clusters, data.summary, chosen, every),
             "alike": 0 if similar is None else similar.shape[1],
             "similar": None if similar is None else _shorts(similar),
             "part": None if part is None else _shorts(part),
@@ -395,7 +372,7 @@ def script_data(
         if chosen
         else None,
         "points": _points(positions[::every]) if positions is not None and chosen else None,
-        "tree": _tree(tree, len(clusters)) if tree else None,
+        "tree": _tree(data.tree, len(clusters)) if data.tree else None,
     }
     return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
 

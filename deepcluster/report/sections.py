@@ -1,9 +1,11 @@
-"""The parts of the page as values: clusters and their images, suggestions, problems, labels, main facts."""
+"""The parts of the page as values: clusters and their images, suggestions, problems, labels, main facts.
+
+Values for the templates are dicts; their keys are the names that the templates use.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -58,44 +60,11 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
 
 
 Picture = Callable[[str], Image.Image | None]
+Values = dict[str, Any]
 
 IMAGES = 17  # pictures of a cluster
 MANY, FEWER = 50, 11  # of more than MANY clusters only FEWER, so that each is large enough to look at
 MEDOID = 2  # times as wide and high as the others
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One image of a contact sheet.
-
-    ``source`` is a data URI, or empty if the image could not be read again; ``image`` its number among those that the
-    script has.
-    """
-
-    path: str
-    kind: Kind
-    source: str
-    title: str
-    outlier: bool
-    image: int | None
-
-
-@dataclass(frozen=True)
-class Section:
-    """One cluster. ``nearest`` is the number of another, which is on the page too if ``linked``."""
-
-    number: int
-    name: str
-    size: int
-    share: str
-    bar: float
-    mean_distance: str
-    nearest: str
-    linked: bool
-    outliers: int
-    labels: tuple[tuple[str, str], ...]
-    junk: bool
-    tiles: tuple[Tile, ...]
 
 
 def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
@@ -119,57 +88,65 @@ def check_rows(summary: Sequence[Row], clusters: Sequence[Row]) -> None:
 
 def sections(
     shown: Sequence[Row], clusters: Sequence[Row], picture: Picture, *, in_page: Sequence[int] = ()
-) -> list[Section]:
-    """A section for each cluster.
+) -> list[Values]:
+    """Return a section for each cluster; ``nearest`` is another one, which is on the page too if ``linked``.
 
     Args:
-        shown: Their rows of the summary.
+        shown: Rows of the summary.
         clusters: The usable rows of clusters.csv.
         picture: As in ``page.RunData``.
         in_page: The rows whose images the script has.
     """
     images = {clusters[row]["path"]: i for i, row in enumerate(in_page)}
-    members = members_of(clusters, [row["cluster"] for row in shown])
-    count = IMAGES if len(shown) <= MANY else FEWER
-    chosen = {
-        row["cluster"]: representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in shown
-    }
+    members, chosen = represented(shown, clusters, IMAGES if len(shown) <= MANY else FEWER)
     # The medoid covers four places, and may take as many bytes.
     share = fair_share(sum(len(rows) - 1 + MEDOID * MEDOID for rows in chosen.values() if rows))
     largest = max((int(row["size"]) for row in shown), default=0)
     return [
-        Section(
-            number=int(row["cluster"]),
-            name=row["name"] if row["name"] != row["cluster"] else "",
-            size=int(row["size"]),
-            share=percent(number(row["share"])),
-            bar=round(100 * int(row["size"]) / max(1, largest), 1),
-            mean_distance=figure(number(row["mean_distance"])),
-            nearest=row["nearest_cluster"],
-            linked=row["nearest_cluster"] in members,
-            outliers=len(members[row["cluster"]].where("is_outlier", "1")),
-            labels=_frequent_labels(members[row["cluster"]]),
-            junk=row.get("junk") == "1",
-            tiles=tuple(
+        {
+            "number": int(row["cluster"]),
+            "name": row["name"] if row["name"] != row["cluster"] else "",
+            "size": int(row["size"]),
+            "share": percent(number(row["share"])),
+            "bar": round(100 * int(row["size"]) / max(1, largest), 1),
+            "mean_distance": figure(number(row["mean_distance"])),
+            "nearest": row["nearest_cluster"],
+            "linked": row["nearest_cluster"] in members,
+            "outliers": len(members[row["cluster"]].where("is_outlier", "1")),
+            "labels": _frequent_labels(members[row["cluster"]]),
+            "junk": row.get("junk") == "1",
+            "tiles": [
                 _tile(member, kind, picture, share, images.get(member["path"]))
                 for member, kind in chosen[row["cluster"]]
-            ),
-        )
+            ],
+        }
         for row in shown
     ]
 
 
-def members_of(clusters: Sequence[Row], numbers: Sequence[str]) -> dict[str, Table]:
-    """The rows of each cluster that has one of the ``numbers``."""
+def by_size(summary: Sequence[Row]) -> list[Row]:
+    """Return the rows of the summary, the largest cluster first."""
+    return sorted(summary, key=lambda row: (-int(row["size"]), int(row["cluster"])))
+
+
+def represented(
+    shown: Sequence[Row], clusters: Sequence[Row], count: int
+) -> tuple[dict[str, Table], dict[str, list[tuple[Row, Kind]]]]:
+    """Return the rows of each cluster of ``shown``, and up to ``count`` :func:`representatives` of them."""
     table = Table.of(clusters)
     words, cluster = table.words("cluster")
     order = np.argsort(cluster, kind="stable")
     ends = np.bincount(cluster, minlength=len(words)).cumsum()
     parts = {word: table.at(part) for word, part in zip(words, np.split(order, ends[:-1]), strict=True)}
-    return {number: parts.get(number, table.at([])) for number in numbers}
+    members = {row["cluster"]: parts.get(row["cluster"], table.at([])) for row in shown}
+    return members, {
+        row["cluster"]: representatives(members[row["cluster"]], count, medoid=row["medoid_path"]) for row in shown
+    }
 
 
-def _tile(row: Row, kind: Kind, picture: Picture, share: int, number_in_page: int | None) -> Tile:
+def _tile(row: Row, kind: Kind, picture: Picture, share: int, number_in_page: int | None) -> Values:
+    """Return an image of a contact sheet: ``source`` is a data URI, empty if the image could not be read again;
+    ``image`` its number among those that the script has."""
     image = picture(row["path"])
     about = (
         short(row["path"].rpartition("/")[2]),
@@ -179,14 +156,14 @@ def _tile(row: Row, kind: Kind, picture: Picture, share: int, number_in_page: in
         f"label {row['label']}" if row["label"] else "",
         "outlier" if row["is_outlier"] == "1" else "",
     )
-    return Tile(
-        path=row["path"],
-        kind=kind,
-        source=data_uri(image, share, scale=MEDOID if kind == "medoid" else 1) if image is not None else "",
-        title=" · ".join(part for part in about if part),
-        outlier=row["is_outlier"] == "1",
-        image=number_in_page,
-    )
+    return {
+        "path": row["path"],
+        "kind": kind,
+        "source": data_uri(image, share, scale=MEDOID if kind == "medoid" else 1) if image is not None else "",
+        "title": " · ".join(part for part in about if part),
+        "outlier": row["is_outlier"] == "1",
+        "image": number_in_page,
+    }
 
 
 def _frequent_labels(rows: Table) -> tuple[tuple[str, str], ...]:
@@ -204,19 +181,12 @@ def _frequent_labels(rows: Table) -> tuple[tuple[str, str], ...]:
 MAX_PICTURES = 12
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """``k`` groups: figures in words, and the largest groups' size and position on the sheet (-1: none) of the image in
-    the middle; ``hidden`` groups have no picture here."""
+def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Values]:
+    """Return the candidates of run.json, the best first, by the cuts of the merge tree; it may not reach them all.
 
-    k: int
-    about: str
-    groups: list[tuple[int, int]]
-    hidden: int
-
-
-def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int) -> list[Suggestion]:
-    """Return the candidates of run.json, the best first, by the cuts of the merge tree; it may not reach them all."""
+    ``groups`` has the size of the largest groups and the position on the sheet (-1: none) of their medoid; ``hidden``
+    groups have no picture here.
+    """
     suggested = []
     for candidate in candidates:
         k = int(candidate["k"])
@@ -227,7 +197,7 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
         if candidate.get("stability") is not None:
             about += f", stability {max(0.0, candidate['stability']):.0%}"
         shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_PICTURES]]
-        suggested.append(Suggestion(k, about, shown, len(nodes) - len(shown)))
+        suggested.append({"k": k, "about": about, "groups": shown, "hidden": len(nodes) - len(shown)})
     return suggested
 
 
@@ -236,38 +206,16 @@ MAX_OUTLIERS = 100
 MAX_GROUPS, MAX_IN_GROUP = 60, 12
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """``tile`` is its position on the sheet of tiny pictures, or -1; ``about`` says why it is listed."""
-
-    path: str
-    tile: int
-    cluster: str
-    about: str
-
-
-@dataclass(frozen=True)
-class Problems:
-    """The rows that the page shows, and how many there are in all.
+def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequence[Row] | None) -> Values:
+    """Return the rows that the page shows, and how many there are in all.
 
     ``duplicates`` has the images shown of each group and its size; None if duplicates were not searched for.
+
+    Args:
+        skipped: Rows of skipped.csv.
+        clusters: The usable rows of clusters.csv.
+        duplicates: Rows of duplicates.csv.
     """
-
-    skipped: Sequence[Row]
-    skipped_count: int
-    outliers: list[Suspect]
-    outliers_count: int
-    duplicates: list[tuple[list[Suspect], int]] | None
-    groups_count: int
-    duplicates_count: int
-
-    @property
-    def count(self) -> int:
-        return self.skipped_count + self.outliers_count + self.groups_count
-
-
-def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequence[Row] | None) -> Problems:
-    """From the rows of skipped.csv, the usable ones of clusters.csv, and those of duplicates.csv."""
     table = Table.of(clusters)
     words, outlier = table.words("is_outlier")
     far = np.flatnonzero(np.array([word == "1" for word in words], bool)[outlier])
@@ -275,32 +223,37 @@ def problems(skipped: Sequence[Row], clusters: Sequence[Row], duplicates: Sequen
     farthest = far[np.argsort(-np.array(distances), kind="stable")[:MAX_OUTLIERS]].tolist()
     groups = _groups(duplicates or [], table)
     shown = [(images[:MAX_IN_GROUP], len(images)) for images in groups[:MAX_GROUPS]]
-    return Problems(
-        skipped=skipped[:MAX_SKIPPED],
-        skipped_count=len(skipped),
-        outliers=[
-            Suspect(row["path"], tile(i, len(table)), row["cluster"], f"distance {figure(number(row['distance']))}")
+    return {
+        "count": len(skipped) + len(far) + len(groups),
+        "skipped": skipped[:MAX_SKIPPED],
+        "skipped_count": len(skipped),
+        "outliers": [
+            _suspect(row["path"], tile(i, len(table)), row["cluster"], figure(number(row["distance"])))
             for i, row in zip(farthest, table.at(farthest), strict=True)
         ],
-        outliers_count=len(far),
-        duplicates=None if duplicates is None else shown,
-        groups_count=len(groups),
-        duplicates_count=len(duplicates or []),
-    )
+        "outliers_count": len(far),
+        "duplicates": None if duplicates is None else shown,
+        "groups_count": len(groups),
+        "duplicates_count": len(duplicates or []),
+    }
 
 
-def _groups(duplicates: Sequence[Row], clusters: Table) -> list[list[Suspect]]:
+def _suspect(path: str, tile: int, cluster: str, distance: str) -> Values:
+    return {"path": path, "tile": tile, "cluster": cluster, "about": f"distance {distance}"}
+
+
+def _groups(duplicates: Sequence[Row], clusters: Table) -> list[list[Values]]:
     wanted = {row["path"] for row in duplicates}
     indices = {path: i for i, path in enumerate(clusters.column("path")) if path in wanted} if wanted else {}
-    groups: dict[str, list[Suspect]] = {}
+    groups: dict[str, list[Values]] = {}
     for row in duplicates:
         i = indices.get(row["path"])
         groups.setdefault(row["group"], []).append(
-            Suspect(
-                path=row["path"],
-                tile=-1 if i is None else tile(i, len(clusters)),
-                cluster="" if i is None else clusters[i]["cluster"],
-                about=f"distance {row['distance']}",
+            _suspect(
+                row["path"],
+                -1 if i is None else tile(i, len(clusters)),
+                "" if i is None else clusters[i]["cluster"],
+                row["distance"],
             )
         )
     return list(groups.values())
@@ -309,25 +262,11 @@ def _groups(duplicates: Sequence[Row], clusters: Table) -> list[list[Suspect]]:
 MAX_ROWS = 30  # labels, and clusters
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Counts of labels (rows) by clusters (columns).
+def confusion(clusters: Sequence[Row]) -> Values | None:
+    """Count the most frequent labels (rows) by the largest clusters (columns), most images on the diagonal.
 
-    Attributes:
-        clusters: Their numbers.
-        rows: A label, its images, and (count, share of the label's images) for each cluster.
-        hidden: Images of labels or clusters that are not shown.
-    """
-
-    clusters: tuple[str, ...]
-    rows: tuple[tuple[str, int, tuple[tuple[int, float], ...]], ...]
-    hidden: int
-
-
-def confusion(clusters: Sequence[Row]) -> Confusion | None:
-    """The most frequent labels and the largest clusters, ordered so that most images are on the diagonal.
-
-    None if no row has a label.
+    ``rows`` has a label, its images, and (count, share of the label's images) for each cluster; ``hidden`` images are
+    of labels or clusters that are not shown. None if no row has a label.
     """
     table = Table.of(clusters)
     (words, label), (groups, cluster) = table.words("label"), table.words("cluster")
@@ -350,14 +289,14 @@ def confusion(clusters: Sequence[Row]) -> Confusion | None:
     matched = dict(zip(rows.tolist(), columns.tolist(), strict=True))
     ahead = [matched[i] for i in range(len(labels)) if i in matched]
     order = ahead + [j for j in range(len(numbers)) if j not in ahead]
-    return Confusion(
-        clusters=tuple(numbers[j] for j in order),
-        rows=tuple(
+    return {
+        "clusters": [numbers[j] for j in order],
+        "rows": [
             (name, by_label[name], tuple((int(shown[i, j]), float(shown[i, j] / by_label[name])) for j in order))
             for i, name in enumerate(labels)
-        ),
-        hidden=int(pairs.total() - shown.sum()),
-    )
+        ],
+        "hidden": int(pairs.total() - shown.sum()),
+    }
 
 
 def statements(
