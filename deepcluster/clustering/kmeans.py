@@ -195,11 +195,11 @@ def kmeans(
         iterations: Updates of the centroids at most; one that changes nothing is the last. One more assignment
             follows, so that the labels belong to the centroids returned.
         precision: "auto" or "fp32": scores are float32, or float64 if that would not tell near centroids apart.
-        empty: Where to put a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
+        empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
         workers: Threads. None: as many as torch uses.
-        processes: Those that share the rows. An iteration exchanges one k x (d + 1) sum.
+        processes: The processes that share the rows. An iteration exchanges one k x (d + 1) sum.
 
     Raises:
         ValueError: k < 1, k > N, a start of another shape or an unknown policy.

@@ -79,9 +79,9 @@ def whiten(
             maps to zero.
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
-        processes: Those that share the rows. They exchange one D x D sum, and the main rank's map.
-        device: Where products are computed, a block of rows at a time. None: that of x.
-        root: Of the :func:`square_roots` of the features.
+        processes: The processes that share the rows. They exchange one D x D sum, and the main rank's map.
+        device: Device of the products, a block of rows at a time. None: that of x.
+        root: Reduce the :func:`square_roots` of the features.
 
     Raises:
         NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.

@@ -59,7 +59,7 @@ def batches(
         partition: Which rank has which images.
         samples: The number of each step, and the images that all ranks draw for it.
         prepare: For example random views. It must not exchange anything with other ranks.
-        device: Where the network trains.
+        device: The network's device.
     """
     # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
     pixels = images.permute(0, 2, 3, 1)

@@ -34,7 +34,7 @@ def extract(
         images: uint8, N x 3 x S x S.
         size: Side of the central square that the network sees, px.
         embedded: The network's projection of the features, where it has one: what the rounds cluster.
-        dtype: Of the network's operations.
+        dtype: Type of the network's operations.
         where: The device that keeps the features.
         compute: ``features_pass`` of the network, by whoever extracts again and again from one that stays as it is.
         progress: Called with the images done and in all.

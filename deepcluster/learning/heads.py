@@ -20,7 +20,7 @@ IGNORED = -100  # the label of an image that only fills up a part of a batch
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network made of V views of this rank's B images in an optimizer step.
+    """Outputs of the network for V views of this rank's B images in an optimizer step.
 
     Attributes:
         embeddings: V*B x D, view after view.
@@ -38,7 +38,7 @@ class Outputs:
 
 
 class Loss(Protocol):
-    """What step 5 minimises.
+    """The loss that step 5 minimises.
 
     sums_images: It is a sum over the images of a batch, which no two of them share a term of.
     """
@@ -50,11 +50,11 @@ class Loss(Protocol):
 
         Args:
             previous: Labels of the previous round; None in the first.
-            current: What these clusters have become in the features of this round.
+            current: The same clusters in the features of this round.
         """
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
-        """What is minimised, of which the mean gradient of all ranks is taken; and the cross-entropy to report."""
+        """Return the value to minimise (all ranks take its mean gradient), and the cross-entropy to report."""
 
 
 class CrossEntropy:

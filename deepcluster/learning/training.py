@@ -36,15 +36,15 @@ class Learning:
         epochs: Passes over N images in a round.
         batch_size: Images in an optimizer step, of all ranks together.
         lr: Learning rate: a number, or a function of the time in rounds.
-        momentum: Of the body; a linear head has none, as published.
-        weight_decay: Of body and head.
+        momentum: Momentum of the body; a linear head has none, as published.
+        weight_decay: Weight decay of body and head.
         views: How each of the views of an image is made that an optimizer step trains on.
         sample: Draws the images of an epoch by their labels.
         head: Puts the classifier of a round on top.
-        loss: What is minimised.
+        loss: The loss to minimise.
         renumber: Train on each label's place among the clusters that are not empty (the released code).
         reuse_features: Cluster the features that training saw, instead of those of a pass (DeepCluster-v2).
-        dtype: Of the network's operations.
+        dtype: Type of the network's operations.
     """
 
     epochs: int = 1
@@ -112,7 +112,7 @@ def train_on_pseudo_labels(
         optimizer: The body's. A head that learns gets an SGD of its own, without momentum.
         size: Side of the views that have no size of their own, px.
         clusters: Number of clusters of each clustering.
-        cluster_weight: Of the pseudo-labels, for ``learning.loss``.
+        cluster_weight: Weight of the pseudo-labels, for ``learning.loss``.
         memory: n x D. Takes each image's embedding as it was when last trained on, the mean over its first two views
             where they are of one size.
         partition: Which rank has which images. None: one process has all.
@@ -197,11 +197,9 @@ def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, proc
     normalisation nor by the loss. (Then the number changes the last bits, so it depends on sizes alone.)
 
     Args:
-        network: Of the step.
-        images: Its images.
-        pixels: Of all views of an image.
-        loss: What it minimises.
-        processes: Those that share a step.
+        images: Number of images in the step.
+        pixels: Pixels of all views of an image.
+        processes: Number of processes that share the step.
     """
     apart = network.frozen_statistics or not any(isinstance(module, _BatchNorm) for module in network.body.modules())
     if processes > 1 or network.mean.device.type != "cpu" or not (apart and loss.sums_images):

@@ -35,11 +35,11 @@ class Published:
     """A network with weights that may be used by anybody, for anything.
 
     Attributes:
-        name: Of ``--backbone``.
+        name: The name for ``--backbone``.
         network: timm's name, with the tag of the weights.
         title: The network's usual name.
         megabytes: Size of its file.
-        licence: Of the weights.
+        licence: Licence of the weights.
         trained_on: Its training images and labels.
     """
 

@@ -39,7 +39,7 @@ class Network(nn.Module):
             embeddings, of which a ReLU would cut off a part.
         projection: From features to embeddings; default: the features themselves.
         embedding_dim: The outputs of the projection.
-        mean: Of each colour; part of the network, so that nobody can forget the normalisation or do it twice.
+        mean: Mean of each colour; part of the network, so that nobody can forget the normalisation or do it twice.
         std: Likewise.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
         origin: A description of the published file that the initial weights are from; may be empty.
@@ -138,7 +138,7 @@ def build(
             weights
             that timm publishes, which may download them; default: random weights.
         projection: Hidden and output width of an MLP between features and head, for training only.
-        seed: Of the random weights.
+        seed: Seed of the random weights.
         feature_dim: If known, it saves the trial that measures it.
 
     Raises:
@@ -249,7 +249,7 @@ def _width(features: object, name: str) -> int:
 
 
 def _trial(body: nn.Module, name: str, image_size: int) -> object:
-    """What a network gives for one image.
+    """Compute the features of one image.
 
     timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features. The trial also
     finds an image size that does not fit before any work is done.
@@ -285,7 +285,7 @@ def as_network(body: nn.Module, image_size: int) -> Network:
 def copy_of_module(
     module: nn.Module, *, image_size: int, projection: tuple[int, int] | None = None, seed: int = 0
 ) -> Network:
-    """What :func:`build` gives, of a copy of a module with the weights that it has."""
+    """Return a network as of :func:`build`, around a copy of a module with its weights."""
     network = as_network(copy.deepcopy(module), image_size)
     network.architecture = architecture_of_module(image_size)
     if projection:
@@ -295,7 +295,7 @@ def copy_of_module(
 
 
 def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
-    """What a network around a module of the user's has in place of arguments of ``build``."""
+    """Return the record of a network around a module of the user, in place of the arguments of ``build``."""
     return {"name": MODULE, "image_size": image_size, "sobel": False}
 
 

@@ -126,7 +126,7 @@ def recognised(state: Mapping[str, Tensor], path: str | Path) -> OfficialWeights
 
 
 def _of_2018(raw: set[str], names: set[str]) -> bool:
-    """Whether it is AlexNet or VGG-16 of 2018, by the names as they are in the file (``raw``) and without ``module``.
+    """Recognise AlexNet or VGG-16 of 2018 by the names as they are in the file (``raw``) and without ``module``.
 
     Signs are layers that no other network has, or nothing but numbered layers. (``classifier.6`` is torchvision's.)
     """

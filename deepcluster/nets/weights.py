@@ -104,8 +104,8 @@ def load_body(
     Args:
         body: Changed only if everything fits.
         state: Tensors by name.
-        path: Of the file, for messages.
-        name: Of the network, for messages.
+        path: Path of the file, for messages.
+        name: Name of the network, for messages.
         heads: Modules that classify; what ``body`` has not of them is ignored.
         convert: From another layout to that of ``body``, for a file that does not fit as it is.
 
