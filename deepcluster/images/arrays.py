@@ -74,13 +74,13 @@ def picture(item: Any) -> Image.Image:
 
 
 def is_tensor(value: object) -> "TypeIs[Tensor]":
-    """Whether it is a tensor. There is none before somebody has imported torch, which takes a second or more."""
+    """Recognise a tensor without importing torch (a second or more): no tensor exists before somebody has."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_unit(array: npt.NDArray[Any]) -> bool:
-    """Whether the numbers can only be pixels: uint8, or floats in [0, 1]."""
+    """Tell if the numbers can only be pixels: uint8, or floats in [0, 1]."""
     if array.dtype.kind != "f" or not array.size:
         return array.dtype == np.uint8
     return bool(array.min() >= 0 and array.max() <= 1)  # False for NaN, too
@@ -215,7 +215,7 @@ def _members_to_read(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Header:
-    """What an .npz says about one of its members."""
+    """Header of a member of an .npz."""
 
     name: str
     dtype: np.dtype[Any]
@@ -301,7 +301,7 @@ def from_array(
         name: As in ``Source``.
         location: As in ``Source``.
         labels: One for each image.
-        images: Where the images are read from; default: the array itself.
+        images: The images to read; default: the array itself.
 
     Raises:
         DataError: Another type, another shape, or another number of labels.
@@ -349,7 +349,7 @@ class PixelScale:
     """How a row of numbers becomes an image.
 
     Attributes:
-        shape: Of an image: H x W or H x W x C.
+        shape: Shape of an image: H x W or H x W x C.
         width: Numbers in a row: the first pixels of the image. The others are black.
         low: Becomes 0, and so does everything below.
         high: Becomes 255, and so does everything above.
@@ -375,7 +375,7 @@ def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) ->
 
     Args:
         rows: N x width.
-        shape: Of the images; default: the smallest square that holds a row.
+        shape: Shape of the images; default: the smallest square that holds a row.
 
     Raises:
         ValueError: The shape is not that of an image, or does not hold exactly one row.

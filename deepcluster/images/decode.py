@@ -208,12 +208,12 @@ def one_line(text: str) -> str:
 
 
 def is_empty(file: Path) -> bool:
-    """Whether a file has no bytes. Such a file is not opened: those of /proc look empty too, and some never end."""
+    """Tell if a file has no bytes. Such a file is not opened: those of /proc look empty too, and some never end."""
     return not file.stat().st_size
 
 
 def not_a_file(mode: int) -> str:
-    """What ``st_mode`` describes, as the reason not to open it."""
+    """Return the kind of file that ``st_mode`` describes, as the reason not to open it."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a symbolic link"}
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
@@ -286,7 +286,7 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
 
 
 def _not_installed(start: bytes) -> str:
-    """What to install for the format of a file with these first bytes; "" where nothing would help."""
+    """Name the package that reads files with these first bytes; "" if none does."""
     brands = {start[8:12], *(start[i : i + 4] for i in range(16, len(start), 4))} if start[4:8] == b"ftyp" else set()
     formats = accepted_formats()
     if brands & {b"avif", b"avis"}:

@@ -204,7 +204,7 @@ def _is_there(path: str, folder: Path | None) -> bool:
 
 
 def is_text(file: Path) -> bool:
-    """Whether the first 64 KiB, up to the last line break, are text in UTF-8 or (by the first bytes) UTF-16."""
+    """Tell if the first 64 KiB, up to the last line break, are text in UTF-8 or (by the first bytes) UTF-16."""
     try:
         if is_empty(file):
             return False

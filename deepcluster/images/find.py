@@ -37,12 +37,12 @@ class Dataset(Protocol):
 
 LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision, "hf": named.from_hugging_face}
 
-# What :func:`find` takes.
+# Everything that :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
 
 def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
-    """What :func:`find` finds, ``count`` images at a time. From ``-`` only what the next part needs is read."""
+    """Yield the images of :func:`find`, ``count`` at a time. From ``-`` only what the next part needs is read."""
     if not (isinstance(images, str) and images == "-"):
         yield from find(images).parts(count)
         return
@@ -88,7 +88,7 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
 
 
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
-    """Whether it gives images by number; the first item of a list decides."""
+    """Tell if it gives images by number; the first item of a list decides."""
     if isinstance(images, list | tuple):
         return bool(images) and (isinstance(images[0], Image.Image | np.ndarray) or is_tensor(images[0]))
     indexed = hasattr(images, "__len__") and hasattr(images, "__getitem__")
@@ -105,7 +105,7 @@ def _from_text(text: str, stdin: TextIO | None) -> Source:
 
 
 def is_named(text: str) -> bool:
-    """Whether a text as for IMAGES is the name of a data set, which its library loads: that may take a while."""
+    """Tell if a text as for IMAGES names a data set, which its library loads: that may take a while."""
     return text.partition(":")[0] in LIBRARIES
 
 

@@ -51,7 +51,7 @@ def from_torchvision(name: str) -> Source:
 
 
 def cache_folder(name: str) -> Path:
-    """Where a torchvision data set is downloaded to."""
+    """Return the folder that a torchvision data set is downloaded to."""
     return Path(os.environ.get("DEEPCLUSTER_CACHE_DIR") or "~/.cache/deepcluster").expanduser() / name
 
 

@@ -23,7 +23,7 @@ from deepcluster.runtime.spliced import Spliced
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-# What writers of shards put beside them: statistics, tables of the samples, indices.
+# Files that writers of shards put beside them: statistics, tables of the samples, indices.
 _BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
 _LONGEST_NAME = 4096  # bytes: Linux's limit for a path
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
@@ -44,7 +44,7 @@ class Shards:
         files: The archives.
         places: The name of each in ``paths``, and its real path.
         firsts: The number of the first image of each file.
-        offsets: Where each image begins in its file.
+        offsets: Position of each image in its file.
         sizes: The bytes of each image.
         last: The file that a thread read last. One for each thread, because a file has one position.
     """
@@ -82,7 +82,7 @@ class Shards:
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file of this name is a tar archive; also a compressed one, which :func:`index` refuses."""
+    """Tell if a file of this name is a tar archive; also a compressed one, which :func:`index` refuses."""
     return _SHARD.search(name) is not None
 
 
@@ -112,7 +112,7 @@ def expand(pattern: str) -> Iterator[str]:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether the text names shards by ranges of numbers in braces."""
+    """Tell if the text names shards by ranges of numbers in braces."""
     return is_shard(text) and _RANGE.search(text) is not None
 
 
@@ -173,7 +173,7 @@ def index(shards: Iterable[tuple[str, Path]]) -> Shards:
 
 @dataclass(frozen=True)
 class _Contents:
-    """Of one archive: name -> (offset, size) of its images, key -> label, (name, reason); name "" is the archive."""
+    """Index one archive: name -> (offset, size) of its images, key -> label, (name, reason); name "" is the archive."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -282,7 +282,7 @@ def _take_label(stream: BinaryIO, member: tarfile.TarInfo, kind: str, key: str, 
 
 
 def _key(name: str) -> str:
-    """What the members of one sample have in common: the name up to the first dot after the last slash."""
+    """Return the key that the members of one sample share: the name up to the first dot after the last slash."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
 

@@ -48,7 +48,7 @@ class Source:
         name: A short name, for the name of a run.
         location: What ``find`` takes to find them again: an absolute path, ``sklearn:digits``, ``torchvision:NAME``,
             ``hf:NAME`` or ``-``; ``python:paths``, ``python:array`` or ``python:dataset`` for what came from Python.
-        paths: Of a folder: relative to it, with ``/``, in the order of their bytes. Of a list: as written there, each
+        paths: In a folder: relative to it, with ``/``, in the order of their bytes. In a list: as written there, each
             file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
             an array or data set: numbers.
         read: Gives the i-th image in mode RGB, reduced as in ``decode`` where a ``size`` is given; raises
@@ -161,7 +161,7 @@ MOST_BYTES = 4 << 20
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run folder: its run.json is one of ours."""
+    """Tell if a folder is a run folder: its run.json is one of ours."""
     path = folder / RUN
     try:
         status = path.stat()

@@ -71,7 +71,7 @@ def read_once(
     Args:
         source: The images.
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
-        folder: Where images.u8 goes if the images exceed the budget.
+        folder: Place of images.u8 if the images exceed the budget.
         memory_budget: Bytes.
         none_is_fine: No usable image is not an error.
         progress: Called after each image with (done, total).
@@ -234,7 +234,7 @@ _SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a few images say about all.
+    """Traits of all images, by a sample of them.
 
     Attributes:
         short_side: The median shorter side, px.

@@ -176,7 +176,7 @@ def by_cluster(labels: Tensor, order: Tensor) -> Tensor:
 
 
 def official_draws(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """What the released DeepCluster code draws, for the record: it does not balance.
+    """Draw as the released DeepCluster code does, for the record: it does not balance.
 
     It draws image indices uniformly over clusters, but uses them as positions in the list of images sorted by cluster.
     So the draws follow the sizes of the clusters, some images come many times, and others never.
