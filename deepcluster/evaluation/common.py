@@ -1,4 +1,4 @@
-"""What the protocols share: labelled images and scores.
+"""Labelled images and scores, which the protocols share.
 
 No protocol selects by a score: a probe is scored after its last epoch, never after its best one.
 """
@@ -40,7 +40,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What a probe needs.
+    """Input of a probe.
 
     Attributes:
         network: In evaluation mode.

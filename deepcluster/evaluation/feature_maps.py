@@ -24,7 +24,7 @@ class Layer:
     Attributes:
         name: As in options and figures.
         module: Its output is the maps.
-        channels: Of the maps, where known.
+        channels: Number of channels of the maps, if known.
         pooling: Kernel, stride and padding of the average for images of 224 px, where the literature has one.
     """
 

@@ -55,7 +55,7 @@ def weighted_votes(
         classes: N, the class of each.
         test: M x D, rows of length 1.
         counts: Numbers k of neighbours that vote.
-        temperature: Of the weights.
+        temperature: Temperature of the weights.
         of: Number of classes.
 
     Returns:

@@ -22,7 +22,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 
 SAMPLE = 1024  # images by which maps are normalised
-HARDLY = 0.1  # a number whose standard deviation is a smaller share of the usual one is not blown up to variance 1
+MIN_DEVIATION = 0.1  # of the usual standard deviation: numbers that vary less are not blown up to variance 1
 # The Hessian of the cross-entropy is at most half the covariance, so lr=0.01 times its largest eigenvalue is at most 1;
 # SGD with momentum .9 diverges from 3.8 on.
 STEEPEST = 200.0
@@ -120,14 +120,14 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
 
 
 def normalisation(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """What to subtract from each of N x d numbers, and what to multiply the rest by, so that SGD converges.
+    """Return a shift to subtract from N x d numbers and a scale to multiply the rest by, so that SGD converges.
 
     Each number gets variance 1, those that hardly vary less. Then all get one scale: the largest eigenvalue of their
     covariance becomes ``STEEPEST``.
     """
     shift = sample.mean(0)
     deviation = (sample - shift).square().mean(0).sqrt()
-    least = HARDLY * deviation.square().mean().sqrt()
+    least = MIN_DEVIATION * deviation.square().mean().sqrt()
     scale = 1 / deviation.clamp_min(max(float(least), torch.finfo(sample.dtype).tiny))
     rows = (sample - shift) * scale
     steepest = torch.linalg.eigvalsh(rows @ rows.T)[-1] / len(rows)

@@ -74,7 +74,7 @@ def _kept_segment(marker: int, segment: bytes) -> bytes:
 
 
 def _end_of_scan(data: bytes, at: int) -> int:
-    """Where the next marker is that does not belong to the compressed pixels."""
+    """Return the position of the next marker that does not belong to the compressed pixels."""
     while True:
         at = data.find(b"\xff", at)
         if at < 0:

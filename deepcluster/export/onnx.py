@@ -89,7 +89,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     Args:
         run: A run folder, or the folder of a model.
         out: The file to write.
-        display: Where the outcome goes.
+        display: For the outcome.
 
     Raises:
         ModelError: onnxruntime gives other numbers than torch.
@@ -125,7 +125,7 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
 
 
 def metadata(model: Model) -> dict[str, str]:
-    """What a program that runs the graph needs to know, as texts."""
+    """Return the facts that a program needs to run the graph, as texts."""
     values: dict[str, Any] = {
         "deepcluster_version": deepcluster.__version__,
         "pixels": PIXELS,

@@ -33,7 +33,7 @@ class Candidate:
 
     Attributes:
         k: The number.
-        silhouette: Of that many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
+        silhouette: Silhouette of so many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
         modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
         stability: Mean adjusted Rand index between cuts of several samples, at most 1; None: too few images to tell.
     """

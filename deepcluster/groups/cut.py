@@ -42,7 +42,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where N images belong.
+    """Places of N images among the groups.
 
     cluster: int64, the group.
     fine_cluster: int64, the pseudo-label.

@@ -56,8 +56,8 @@ def drift(cluster: Tensor, residuals: Tensor, fitted: int, limit: float) -> Drif
     """Compare the images added since a fit with those of the fit.
 
     Args:
-        cluster: Of all images (int64, N), those of the fit first.
-        residuals: Of all images.
+        cluster: Cluster of all images (int64, N), those of the fit first.
+        residuals: Residuals of all images.
         fitted: The number of images of the fit.
         limit: The residual above which an image is an outlier.
     """

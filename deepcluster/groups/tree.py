@@ -25,7 +25,7 @@ def least_of_each(distances: Tensor, own: Tensor, count: int, partition: Partiti
     """The row (int64, ``count``) of the least distance in each group, the first of equal ones; -1 in an empty one.
 
     Args:
-        distances: Of this rank's rows (float32, n).
+        distances: Distances of this rank's rows (float32, n).
         own: Their groups (int64, n).
         count: The number of groups.
         partition: Which rank has which rows; row numbers are those of all.
@@ -179,7 +179,7 @@ def numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArr
 def _sizes_and_medoids(
     reduced: Tensor, piece: Tensor, merges: Sequence[Merge], pieces: int, partition: Partition
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Those of every node."""
+    """Return the size and the medoid of every node."""
     sizes = partition.processes.all_reduce(torch.bincount(piece, minlength=pieces)).tolist()
     middles = list(means(reduced, piece, pieces, partition))
     for a, b in merges:

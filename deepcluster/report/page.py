@@ -114,9 +114,9 @@ class RunData:
         positions: M x 2, where each image on the sheet is on the map; None leaves the map out.
         tree: Merge tree of the clusters; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
-        name: What commands call the run.
+        name: The run's name in commands.
         similar: n x m, the images most like each of the n that are in the page (``on_page``), as numbers among these.
-        parts: What each cluster can be split into.
+        parts: The parts that each cluster can be split into.
         part: The part of its cluster that each of the n images is in.
         originals: The way from the page to the folder that the paths are relative to; empty: no links.
     """
@@ -428,7 +428,7 @@ def _images(clusters: Sequence[Row], summary: Sequence[Row], chosen: Sequence[in
 
 
 def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Where the images in the page are on the map."""
+    """Return the places of the images in the page on the map."""
     corner, width = positions.min(0), max(1e-9, float(np.ptp(positions, axis=0).max()))
     x, y = ((positions - corner) / width).T
     return {"x": _packed(x), "y": _packed(y)}

@@ -112,7 +112,7 @@ def _tiny(image: Tensor, side: int) -> Tensor:
 
 
 def _side(store: int, total: int) -> int:
-    """Of a picture on the sheet of ``total`` images, px; images of ``store`` px are not enlarged."""
+    """Return the side of a picture on the sheet of ``total`` images, px; images of ``store`` px are not enlarged."""
     return min(store, SIDES[1], max(SIDES[0], math.isqrt(PIXELS // len(on_sheet(total)))))
 
 
