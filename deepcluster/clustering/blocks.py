@@ -58,14 +58,17 @@ class Rows:
         begins = range(self.skip, len(self.x), size)
         return map(of, begins) if self.pool is None else in_order(self.pool, of, begins, ahead=2 * self.workers)
 
-    def not_finite(self) -> int:
-        """The number of rows with a NaN or an infinity."""
+    def not_finite(self, processes: Processes, advice: str = "") -> NonFiniteError:
+        """Return the error for rows that have a NaN or an infinity, or are too large for float32. A collective."""
 
         def count(begin: int, rows: Tensor) -> int:
             own = self.x[begin : begin + len(rows)]  # not as float32, in which a large number of float64 is infinite
             return int((~torch.isfinite(own)).any(1).sum())
 
-        return sum(self.blocks(count))
+        bad, rows = processes.all_reduce(torch.tensor([sum(self.blocks(count)), len(self.x)])).tolist()
+        if not bad:
+            return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
+        return NonFiniteError(f"{bad} of {rows} rows are not finite{advice}")
 
 
 def block_size(x: Tensor, total: int, least: int = 0) -> int:
@@ -119,6 +122,20 @@ def shared_out(x: Tensor, workers: int | None = None) -> Iterator[Rows]:
     else:
         with torch_workers(workers) as pool:
             yield Rows(x, pool, workers)
+
+
+def mapped(x: Tensor, compute: Callable[[Tensor], Tensor], *shape: int, device: torch.device | None = None) -> Tensor:
+    """Return ``compute`` of the rows of x, block by block (float32, N x ``shape``), on ``device`` (None: that of x)."""
+    device = device or x.device
+    results = torch.empty(len(x), *shape, device=device)
+
+    def work(begin: int, rows: Tensor) -> None:
+        results[begin : begin + len(rows)] = compute(rows.to(device))
+
+    with shared_out(x) as walk:
+        for _ in walk.blocks(work):
+            pass
+    return results
 
 
 def check_not_tiny(x: Tensor, spread: float, processes: Processes = ALONE) -> None:

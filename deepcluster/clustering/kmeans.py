@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
-from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
@@ -230,7 +229,7 @@ def kmeans(
         """The centroids from the sums of an assignment, and how many of them had no rows."""
         totals = processes.all_reduce(totals)
         if not torch.isfinite(totals).all():
-            raise _not_finite(walk, processes)
+            raise walk.not_finite(processes)
         sums, sizes = totals[:, :-1], totals[:, -1]
         centroids = finish((sums / sizes.clamp(min=1).unsqueeze(1)).float())
         vacant = torch.nonzero(sizes == 0).flatten()
@@ -259,7 +258,7 @@ def kmeans(
         scores = exact_enough(sample, centroids)
         labels, distances = place(walk, centroids, scores)
         if processes.any(not torch.isfinite(distances).all()):
-            raise _not_finite(walk, processes)
+            raise walk.not_finite(processes)
         sizes, inertia = _sizes_and_inertia(labels, distances, k, processes)
         check_not_tiny(x, inertia / partition.total, processes)
         clustering = Clustering(labels, centroids, sizes, inertia, done, reseeded)
@@ -302,13 +301,6 @@ def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
             raise ValueError(f"start has labels {start.min()} to {start.max()}: with k={k} they must be 0 to {k - 1}")
     elif tuple(start.shape) != (k, width):
         raise ValueError(f"start has shape {tuple(start.shape)}, but k x d is {(k, width)}")
-
-
-def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
-    bad, rows = processes.all_reduce(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
-    if not bad:
-        return NonFiniteError("the rows are too large: sums or squares of them are beyond the range of float32")
-    return NonFiniteError(f"{bad} of {rows} rows are not finite")
 
 
 def _repaired(

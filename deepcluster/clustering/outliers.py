@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepcluster.clustering.blocks import matrix, product, shared_out
+from deepcluster.clustering.blocks import mapped, matrix, product
 from deepcluster.clustering.whitening import square_roots, whiten
 from deepcluster.runtime.partition import Partition
 
@@ -39,21 +39,16 @@ class Outliers:
     def residuals(self, features: Tensor) -> Tensor:
         """Return the distance (float32, N) of N x D features from the farther of the two subspaces."""
         features = matrix(features).cpu()
-        found = torch.empty(len(features))
         halves = [
             (mean, product(directions.T.contiguous(), directions.new_zeros(directions.shape[1])))
             for mean, directions in zip(self.means, self.directions, strict=True)
         ]
 
-        def work(begin: int, rows: Tensor) -> None:
+        def farther(rows: Tensor) -> Tensor:
             rows = square_roots(rows) if self.root else rows
-            distances = [outside(rows - mean, multiply(rows - mean)) for mean, multiply in halves]
-            found[begin : begin + len(rows)] = torch.maximum(*distances)
+            return torch.maximum(*(outside(rows - mean, multiply(rows - mean)) for mean, multiply in halves))
 
-        with shared_out(features) as walk:
-            for _ in walk.blocks(work):
-                pass
-        return found
+        return mapped(features, farther)
 
 
 def outside(centred: Tensor, inside: Tensor) -> Tensor:

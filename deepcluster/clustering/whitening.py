@@ -10,8 +10,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, matrix, product, shared_out
-from deepcluster.errors import NonFiniteError
+from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
@@ -24,6 +23,7 @@ WIDE = 1024
 # largest variance, 1e-7 of it, and may be 1e-3 of the smallest.
 NARROW = 256
 SHIFT_ROWS = 1024  # rows for a provisional mean; corrected afterwards
+LOWER_LR = ": lower the learning rate (--lr)"
 Directions = npt.NDArray[np.float64]
 
 
@@ -46,20 +46,15 @@ class Whitening:
         """N x D features to N x d rows of length 1, on ``device`` (None: that of x); a row at the mean stays zero."""
         x = matrix(x)
         device = device or x.device
-        reduced = torch.empty(len(x), self.projection.shape[1], device=device)
         mean, weight = self.mean.to(device), self.projection.T.to(device).contiguous()
         # The mean goes before the product: as part of an offset it would leave rounding errors of a row at the mean.
         multiply = product(weight, weight.new_zeros(len(weight)))
 
-        def work(begin: int, rows: Tensor) -> None:
-            rows = rows.to(device)
-            out = multiply((square_roots(rows) if self.root else rows) - mean)
-            reduced[begin : begin + len(rows)] = F.normalize(out, eps=1e-12) if unit else out
+        def reduced(rows: Tensor) -> Tensor:
+            rows = multiply((square_roots(rows) if self.root else rows) - mean)
+            return F.normalize(rows, eps=1e-12) if unit else rows
 
-        with shared_out(x) as walk:
-            for _ in walk.blocks(work):
-                pass
-        return reduced
+        return mapped(x, reduced, self.projection.shape[1], device=device)
 
 
 def whiten(
@@ -95,7 +90,7 @@ def whiten(
     if rows <= width:
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
-            raise _not_finite(Rows(x), ALONE)
+            raise Rows(x).not_finite(ALONE, LOWER_LR)
         few = square_roots(x.float()) if root else x
         check_not_tiny(x, few.double().square().mean().item())
         return _broadcast(processes, root, lambda: _scaled(*_of_few(few, count), strength))
@@ -132,16 +127,7 @@ def square_roots(rows: Tensor) -> Tensor:
 
 def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
     """N x D features of any floating type as float32 rows of length 1, on ``device`` (None: that of x)."""
-    device = device or x.device
-    units = torch.empty(x.shape, device=device)
-
-    def work(begin: int, rows: Tensor) -> None:
-        units[begin : begin + len(rows)] = F.normalize(rows.to(device), eps=1e-12)
-
-    with shared_out(x) as walk:
-        for _ in walk.blocks(work):
-            pass
-    return units
+    return mapped(x, lambda rows: F.normalize(rows, eps=1e-12), x.shape[1], device=device)
 
 
 def _covariance(x: Tensor, partition: Partition, device: torch.device, root: bool) -> tuple[Tensor, Directions]:
@@ -166,7 +152,7 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device, root: boo
         total = partition.processes.all_reduce(total)
         products = partition.processes.all_reduce(torch.from_numpy(products)).numpy()
         if not torch.isfinite(total).all():
-            raise _not_finite(walk, partition.processes)
+            raise walk.not_finite(partition.processes, LOWER_LR)
     error = total / rows  # of the shift, which is not the mean of all rows
     covariance = products / (rows - 1) - np.outer(error, error) * (rows / (rows - 1))
     return shift.double().cpu() + error, covariance
@@ -207,11 +193,6 @@ def _of_few(x: Tensor, count: int) -> tuple[Tensor, Directions, Directions]:
     lengths = np.sqrt(values)
     vectors = centred.T @ (left / np.where(lengths > 0, lengths, np.inf))
     return mean.cpu(), values / max(1, rows - 1), vectors
-
-
-def _not_finite(walk: Rows, processes: Processes) -> NonFiniteError:
-    bad, rows = processes.all_reduce(torch.tensor([walk.not_finite(), len(walk.x)])).tolist()
-    return NonFiniteError(f"{bad} of {rows} feature rows are not finite: lower the learning rate (--lr)")
 
 
 @dataclass(frozen=True)
