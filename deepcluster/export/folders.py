@@ -125,7 +125,6 @@ class Transfer:
     An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG.
 
     Args:
-        source: The images.
         mode: symlink, hardlink or copy; None: for each file the first of these that works.
         strip: Copy files without their metadata: JPEG files losslessly, others as PNG.
         roots: Real paths of the files that may be brought, or of folders above them; empty: any image may.
@@ -263,7 +262,6 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     """Locate the images of a run.
 
     Args:
-        run: The run folder.
         images: Their present place, under the same paths; None: the place of the run. Images that an update added from
             elsewhere are still there.
 
@@ -330,8 +328,6 @@ def folders(
     Images that are not files are written as PNG at their own size.
 
     Args:
-        run: The run folder.
-        out: The folder to make.
         layout: "named": folders NUMBER-NAME, those of junk clusters below ``_junk``. "dataset": train/NUMBER/ and
             train/metadata.csv for Hugging Face's ``datasets``. Names of files are made plain there, and those of
             clusters are in the metadata only: ``datasets`` takes a folder called test, or 003-test, for another split.

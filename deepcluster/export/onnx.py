@@ -88,7 +88,6 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
 
     Args:
         run: A run folder, or the folder of a model.
-        out: The file to write.
         display: For the outcome.
 
     Raises:

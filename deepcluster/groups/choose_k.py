@@ -32,7 +32,6 @@ class Candidate:
     """A number of groups.
 
     Attributes:
-        k: The number.
         silhouette: Silhouette of so many groups in an embedding of the neighbour graph, -1 to 1: are they apart?
         modularity: The share of the graph's ties inside the groups, less that of random ties: do they hold together?
         stability: Mean adjusted Rand index between cuts of several samples, at most 1; None: too few images to tell.
@@ -115,7 +114,6 @@ def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut
 
     Args:
         reduced: N x d features (rows of length 1).
-        k: The number of groups.
         seed: For the samples and the cuts.
         cut_rows: How to cut a sample.
 

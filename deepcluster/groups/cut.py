@@ -68,7 +68,6 @@ def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0)
 
     Args:
         reduced: N x d features.
-        k: The number of groups.
         embeddings: How many the graph chooses among; fewer if there are many rows.
         seed: For the sample, the embeddings and the k-means.
     """
@@ -187,8 +186,6 @@ def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
     Only an image that equals one of another group, which no centroid can tell apart, may end up elsewhere.
 
     Args:
-        reduced: N x d features.
-        groups: The cut.
         wanted: The group of each row (int64, N). Groups that have no centroid yet may be among them.
     """
     own, other = torch.full((len(reduced),), torch.inf), torch.full((len(reduced),), torch.inf)

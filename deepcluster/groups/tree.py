@@ -27,7 +27,6 @@ def least_of_each(distances: Tensor, own: Tensor, count: int, partition: Partiti
     Args:
         distances: Distances of this rank's rows (float32, n).
         own: Their groups (int64, n).
-        count: The number of groups.
         partition: Which rank has which rows; row numbers are those of all.
     """
     least = torch.full((count,), torch.inf).scatter_reduce(0, own, distances, "amin")
@@ -81,7 +80,6 @@ def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, part
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
 
     Args:
-        reduced: N x d features.
         groups: their cut; centroids that no row is nearest to are left out.
         nearest: The centroid of the cut that each row is nearest to (None: it is looked for).
         partition: Which rank has which rows (None: this one has all).
@@ -227,9 +225,7 @@ def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None 
     """The parts of ``group`` by Ward's tree of its centroids.
 
     Args:
-        groups: The cut.
         counts: How many images are nearest to each centroid (int64, M). A centroid without any goes with the nearest.
-        group: Its number.
         all_counts: The same, with those that came after the fit (None: none did).
     """
     own = torch.nonzero(groups.groups == group).flatten()

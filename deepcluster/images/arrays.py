@@ -158,8 +158,7 @@ class NumpyFile:
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
 
     Args:
-        file: The file.
-        array: The same file as numpy maps it; only its shape and offset are used.
+        array: ``file`` as numpy maps it; only its shape and offset are used.
     """
 
     def __init__(self, file: Path, array: np.memmap[Any, Any]):
@@ -298,8 +297,6 @@ def from_array(
     Args:
         array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is looked at first); uint8, or
             in memory also floats in [0, 1].
-        name: As in ``Source``.
-        location: As in ``Source``.
         labels: One for each image.
         images: The images to read; default: the array itself.
 

@@ -43,7 +43,6 @@ def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tup
     """Yield the line number and some cells of each row of a table from outside, without guards.
 
     Args:
-        file: The table.
         names: By the key of a cell, the names that its column may have; the first such column counts.
 
     Raises:

@@ -152,7 +152,6 @@ def true_labels(spec: str, source: Source) -> list[str]:
     Args:
         spec: ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with a
             path and a label column.
-        source: The images.
 
     Raises:
         DataError: No image gets a label.

@@ -69,7 +69,6 @@ def read_once(
     The result does not depend on the number of threads: one a core, or this thread alone as long as that is quicker.
 
     Args:
-        source: The images.
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
         folder: Place of images.u8 if the images exceed the budget.
         memory_budget: Bytes.

@@ -23,7 +23,6 @@ class Batch:
         step: Its number in the epoch.
         drawn: Numbers of the images that all ranks train on together.
         parts: Numbers of the images of each rank (see :func:`strides`).
-        rank: This rank.
         images: uint8, B x 3 x S x S, this rank's, on the device that trains.
     """
 
@@ -59,7 +58,6 @@ def batches(
         partition: Which rank has which images.
         samples: The number of each step, and the images that all ranks draw for it.
         prepare: For example random views. It must not exchange anything with other ranks.
-        device: The network's device.
     """
     # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
     pixels = images.permute(0, 2, 3, 1)

@@ -33,8 +33,7 @@ class Network(nn.Module):
     embeddings to B x K logits by the head; ``forward`` does all three.
 
     Args:
-        body: The backbone.
-        feature_dim: Its number of features.
+        feature_dim: Number of features of the body.
         activation: Between the features and a linear head on them. Not before a centroid head: centroids are means of
             embeddings, of which a ReLU would cut off a part.
         projection: From features to embeddings; default: the features themselves.
@@ -132,7 +131,6 @@ def build(
 
     Args:
         name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
-        image_size: The side of the images in px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
         weights: A file (a ``state_dict`` of the network, or a layout of ``published_2018.py``), or ``"timm"`` for the
             weights

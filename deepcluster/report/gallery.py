@@ -16,7 +16,6 @@ def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture
     """A row for each cluster, largest first: number, name, size, and representative pictures, the medoid first.
 
     Args:
-        title: The heading.
         clusters: Rows of clusters.csv.
         summary: Rows of cluster_summary.csv.
         picture: As in ``page.RunData``.

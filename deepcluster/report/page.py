@@ -99,18 +99,13 @@ HISTORY_COLUMNS = {
 
 @dataclass(frozen=True)
 class RunData:
-    """The records of a run, cells as text, empty where there is no value.
+    """The records of a run: its JSON files, and rows of its CSV files, cells as text, empty if there is no value.
 
     Attributes:
-        title: The heading.
         run: run.json, of which ``FACTS``, ``command``, ``candidates``, ``cut`` and ``verdict`` are shown.
-        clusters: Rows of clusters.csv.
-        summary: Rows of cluster_summary.csv.
-        history: Rows of history.csv.
         metrics: metrics.json; None without labels.
-        skipped: Rows of skipped.csv.
         picture: Gives the decoded RGB image of a path, or None if it cannot be read again.
-        duplicates: Rows of duplicates.csv; None if duplicates were not searched for.
+        duplicates: None if duplicates were not searched for.
         positions: M x 2, where each image on the sheet is on the map; None leaves the map out.
         tree: Merge tree of the clusters; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
