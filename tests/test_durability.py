@@ -113,7 +113,7 @@ WINDOWS = {
     "between the rounds": ("deepcluster.runs.train:history_row", 2),
     "before the first result": ("deepcluster.runs.result:conclude", 1),
     "before the result": ("deepcluster.runs.writer:ResultWriter.final", 1),
-    "before a result is current": ("deepcluster.storage.state:Stage.commit", 1),
+    "before a result is current": ("deepcluster.storage.state:commit", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
     "the report": ("deepcluster.runs.page:render", 1),
 }

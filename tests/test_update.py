@@ -354,7 +354,7 @@ WINDOWS = {
     "reading": ("deepcluster.runs.update:read_once", 1),
     "the features": ("deepcluster.storage.run_folder:LockedFolder._write", 5),
     "the tables": ("deepcluster.runs.update:write_result", 1),
-    "before it is current": ("deepcluster.storage.state:Stage.commit", 1),
+    "before it is current": ("deepcluster.storage.state:commit", 1),
     "when it is": ("deepcluster.storage.state:finish", 2),
     "half moved": ("deepcluster.storage.state:sync_folder", 6),
 }

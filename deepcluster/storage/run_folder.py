@@ -24,7 +24,7 @@ from deepcluster.images.source import RUN as RUN
 from deepcluster.images.source import is_run
 from deepcluster.runtime.plain_files import check_file, lines_of
 from deepcluster.storage import state
-from deepcluster.storage.files import changing, write_tensors, write_whole
+from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
 from deepcluster.storage.safe_read import read_json, sha256
 from deepcluster.storage.table import Table
@@ -178,11 +178,13 @@ class LockedFolder(RunFolder):
         Args:
             anew: The next state has no file of the present one.
         """
-        stage = state.Stage(self.path)
+        with changing(self.path):
+            state.next_of(self.path).mkdir()
+        folder = NextState(self.path)
         for name in state.own_files(self.path) if anew else ():
-            stage.remove(name)
-        yield NextState(self.path, stage)
-        stage.commit()
+            folder.remove(name)
+        yield folder
+        state.commit(self.path)
 
     def place(self, name: str) -> Path:
         """Return the place to write a file to."""
@@ -230,26 +232,28 @@ class LockedFolder(RunFolder):
         return write_tensors(self.place(name), tensors, scratch=self.scratch)
 
 
-@dataclass(frozen=True)
 class NextState(LockedFolder):
     """The next state of a run folder: its own files, and the others of the present state."""
 
-    stage: state.Stage
-
     def file(self, name: str) -> Path:
-        staged = self.stage.folder / name
+        staged = state.next_of(self.path) / name
         return staged if staged.exists() else self.path / name
 
     def has(self, name: str) -> bool:
-        staged = self.stage.folder / name
-        return staged.stat().st_size > 0 if staged.exists() else super().has(name)  # an empty one stands for none
+        staged = state.next_of(self.path) / name
+        return staged.stat().st_size > 0 if staged.exists() else super().has(name)
 
     def place(self, name: str) -> Path:
-        return self.stage.path(name)
+        path = state.next_of(self.path) / name
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def remove(self, name: str) -> None:
+        """Leave a file out of the next state. An empty one stands for that."""
         with changing(self.path / name):
-            self.stage.remove(name)
+            path = self.place(name)
+            path.write_bytes(b"")
+            sync_folder(path.parent)
 
 
 def digested(rows: Iterable[Row], digest: Any) -> Iterator[Row]:
@@ -366,26 +370,22 @@ def open_run(path: Path) -> RunFolder:
 def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
     """Return what ``read`` reads of a run: all of one state, although another process may change the run meanwhile."""
     for _ in range(state.ATTEMPTS):
-        before = _digest(path)
+        before = _version(path)
         folder = open_run(path)
         try:
             value = read(folder)
         except DeepClusterError:
-            if _is_still(path, before):
+            if before and _version(path) == before:
                 raise
         else:
-            if _is_still(path, before):
+            if before and _version(path) == before:
                 return value
         time.sleep(state.PAUSE_SECONDS)
     raise DiskError(f"{path} is changed all the time by another process: try again when that one is done")
 
 
-def _is_still(path: Path, before: str) -> bool:
-    """Return whether the run is still in the state ``before``. A change after the first look alters run.json."""
-    return not state.pending(path) and _digest(path) == before
-
-
-def _digest(path: Path) -> str:
+def _version(path: Path) -> str:
+    """Return the digest of run.json, or "" while files are not at their places: each change alters it."""
     with suppress(OSError):
-        return sha256(path / RUN)
+        return "" if state.pending(path) else sha256(path / RUN)
     return ""

@@ -4,9 +4,9 @@ A file is a run's own by its exact name and its kind: a plain file, or a link in
 followed. Nothing else in the folder is ever removed, moved or replaced. Three hidden entries lie in ``.deepcluster/``:
 ``lock``, ``scratch/`` (a folder for each rank, emptied by the lock holder) and, for an instant, ``commit/``.
 
-A :class:`Stage` collects the files of the next state in a scratch folder. One rename to ``commit/`` makes them current.
-An empty file there is a tombstone: the next state has no such file, and no file of a run is empty. :func:`finish` moves
-each file to its place. It can be repeated: the next lock holder completes the work of a killed process.
+The files of the next state are collected in a scratch folder. One rename to ``commit/`` makes them current. An empty
+file there is a tombstone: the next state has no such file, and no file of a run is empty. :func:`finish` moves each
+file to its place. It can be repeated: the next lock holder completes the work of a killed process.
 """
 
 import errno
@@ -184,35 +184,24 @@ def scratch(run: Path, rank: int = 0) -> Iterator[None]:
 # ---- from one state to the next -------------------------------------------------------------------------------------
 
 
-class Stage:
-    """The files of the next state of a run folder. Only the lock holder makes one."""
+def next_of(run: Path) -> Path:
+    """Return the folder in which the lock holder collects the files of the next state."""
+    return scratch_of(run) / "next"
 
-    def __init__(self, run: Path):
-        self.run, self.folder = run, scratch_of(run) / "next"
-        self.folder.mkdir()
 
-    def path(self, name: str) -> Path:
-        """Return the place of the next state's file ``name`` until the commit."""
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        return path
+def commit(run: Path) -> None:
+    """Make the files of the next state current, all at once.
 
-    def remove(self, name: str) -> None:
-        """Leave the file ``name`` out of the next state."""
-        path = self.path(name)
-        path.write_bytes(b"")
-        sync_folder(path.parent)
-
-    def commit(self) -> None:
-        """Make the files current, all at once. Raise DiskError if something that is not the run's is in the way."""
-        _check_places(self.run)
-        if _kind(self.run / COMMIT):
-            raise _in_the_way(self.run / COMMIT)
-        signals.check()
-        with signals.uninterrupted(), changing(self.run):
-            self.folder.rename(self.run / COMMIT)
-            sync_folder(self.run / HIDDEN)
-            finish(self.run)
+    Raises DiskError if something that is not the run's is in the way.
+    """
+    _check_places(run)
+    if _kind(run / COMMIT):
+        raise _in_the_way(run / COMMIT)
+    signals.check()
+    with signals.uninterrupted(), changing(run):
+        next_of(run).rename(run / COMMIT)
+        sync_folder(run / HIDDEN)
+        finish(run)
 
 
 def finish(run: Path) -> None:
