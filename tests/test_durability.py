@@ -146,7 +146,7 @@ def test_killed_inside_a_window(command, pictures, whole, tmp_path, window):
 
 PHASES = {
     "reading": ("deepcluster.images.store:_results", 1),
-    "features": ("deepcluster.algorithm:extract", 2),
+    "features": ("deepcluster.algorithm:extract", 1),
     "clustering": ("deepcluster.clustering.kmeans:KMeans.__call__", 2),
     "training": ("deepcluster.learning.training:Outputs", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 3),
