@@ -46,7 +46,6 @@ CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Return the pixels, N x 3 S^2 in [0, 1] with S at most the side of the images and ``most``, and the labels."""
     from deepcluster.images import find
-    from deepcluster.images.store import preview
 
     with read(images, min(most, preview(find(images)).short_side)) as (stored, labels):
         rows = stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255
@@ -104,17 +103,18 @@ def frozen(options: argparse.Namespace, seed: int, *, umap: bool = False) -> dic
 @cache
 def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.float32], list[str]]:
     import torch
-    from deepcluster.runs.job import Request, plan
     from torch.nn import functional as F
 
     from deepcluster.images import find
-    from deepcluster.images.store import preview
     from deepcluster.learning.features import extract
+    from deepcluster.presets import resolve
     from deepcluster.runs.build import network_of
+    from deepcluster.runs.plan import Request, facts_of
 
     source = find(images)
     options = {name: value for name, value in (("backbone", backbone), ("weights", weights)) if value}
-    recipe = plan(source, preview(source), Request(n_clusters=2, options=options, device="cpu")).recipe
+    facts = facts_of(source, Request(n_clusters=2, options=options, device="cpu"))
+    recipe = resolve("auto", options, facts).recipe
     network = network_of(recipe, 0, torch.device("cpu"))
     with read(images, recipe.store_size) as (stored, labels):
         rows = F.normalize(extract(network, stored, size=recipe.image_size), dim=1)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import tarfile
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_what_was_found_is_kept_and_not_found_again(run, capsys, monkeypatch):
 
 def test_a_stopped_evaluation_leaves_nothing(run, capsys, monkeypatch):
     def stop(*arguments):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr("deepcluster.evaluation.clustering.scores", stop)

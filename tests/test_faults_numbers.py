@@ -24,7 +24,7 @@ from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
-from deepcluster.runs import job
+from deepcluster.runs import plan
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from tests.helpers.runs import record, rows
@@ -79,7 +79,7 @@ def test_numbers_of_images_and_clusters(
 
 
 def test_without_the_check_of_k_other_things_go_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "check_groups", lambda n_clusters, count: None)
+    monkeypatch.setattr(plan, "check_groups", lambda n_clusters, count: None)
     with pytest.raises(Exception) as caught:
         check_pair(3, 5, 0, tmp_path / "run")
     assert not isinstance(caught.value, DataError)
