@@ -46,6 +46,7 @@ CLUSTPY_EPOCHS = (100, 150)  # its defaults: pretraining, clustering
 def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Return the pixels, N x 3 S^2 in [0, 1] with S at most the side of the images and ``most``, and the labels."""
     from deepcluster.images import find
+    from deepcluster.images.store import preview
 
     with read(images, min(most, preview(find(images)).short_side)) as (stored, labels):
         rows = stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255
