@@ -36,7 +36,7 @@ from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.report.text import count
 from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut
-from deepcluster.runs.page import found_again, pictures
+from deepcluster.runs.page import images_at_hand, pictures
 from deepcluster.runs.plan import Request
 from deepcluster.runs.rows import read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal
@@ -439,7 +439,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
 
     def _images_at_hand(self) -> Source | None:
         """The images of the fit, for thumbnails; None where they cannot be found again."""
-        return found_again(RunFolder(self.run_)) if self._images is None else find(self._images)
+        return images_at_hand(RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
 def _is_table(X: Any) -> bool:

@@ -16,7 +16,7 @@ from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.features_in import read_features
 from deepcluster.runs.features import fit_features
-from deepcluster.runs.page import found_again, report
+from deepcluster.runs.page import images_at_hand, report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
 from deepcluster.runtime import plain_files
@@ -89,7 +89,7 @@ def test_predict_on_the_command_line(made: Path, tmp_path: Path) -> None:
 
 
 def test_recut_and_report_find_the_pictures(made: Path) -> None:
-    source = found_again(open_run(made / "run"))
+    source = images_at_hand(open_run(made / "run"))
     assert source and len(source.paths) == COUNT
     assert len(recut(made / "run", 2).read_rows("cluster_summary.csv", ())) == 2
     recut(made / "run", GROUPS)

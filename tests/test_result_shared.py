@@ -19,7 +19,7 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.report import pictures
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
-from deepcluster.runs.groups import placed
+from deepcluster.runs.groups import place_rows
 from deepcluster.runs.result import Result, metrics, summary_rows, write_clusters
 from deepcluster.runs.rows import Rows, Sample, sample_of
 from deepcluster.runtime.partition import Partition
@@ -81,7 +81,7 @@ def described(
         sample = sample_of(reduced, partition, 3)
     assert len(sample.rows) == few and len(sample.reduced) == (few if processes.is_main else 0)
     groups = cut(x[sample.rows], 5)
-    groups, placement = placed(groups, reduced, x[:3], sample, partition)
+    groups, placement = place_rows(groups, reduced, x[:3], sample, partition)
     truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
     tree = merge_tree(reduced, groups, placement.centroid, partition)
     measures = metrics(truth, placement.cluster, partition)

@@ -25,7 +25,7 @@ from deepcluster.report.pictures import columns, extended, not_on_sheet, picture
 from deepcluster.runs.edits import Edits
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
-from deepcluster.runs.page import found_again, name_in_run, report, shown_of
+from deepcluster.runs.page import images_at_hand, name_in_run, report, shown_of
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.result import baseline_of
@@ -205,7 +205,7 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
 
 def test_the_images_are_found_again(run, photos, more, tmp_path):
     update(run, str(more))
-    source = found_again(open_run(run))
+    source = images_at_hand(open_run(run))
     assert source is not None and len(source.paths) == 60
     assert source.file is not None and source.file(59) == more / "2" / "11.png"
     assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
@@ -250,12 +250,12 @@ def test_rows_of_two_arrays_are_those_that_the_run_saw(of_ten, tmp_path, monkeyp
     for row in used(run):
         Image.new("RGB", (24, 24)).save(here / Path(row["path"]).name, "PNG")
     monkeypatch.chdir(here)
-    source = found_again(open_run(run))
+    source = images_at_hand(open_run(run))
     assert source is not None and list(source.paths) == [row["path"] for row in used(run)][:20]
     assert [np.array(source.read(i)).tolist() for i in range(20)] == [*ten.tolist(), *others[0].tolist()]
     done = update(run, str(tmp_path / "ten.npy"))
     assert (done.added, done.known) == (10, 10)
-    source = found_again(open_run(run))
+    source = images_at_hand(open_run(run))
     assert source is not None and len(source.paths) == 30
     assert np.array_equal(np.array(source.read(29)), others[1][-1])
     assert len({row["path"] for row in used(run)}) == 40
@@ -317,7 +317,7 @@ def test_a_file_that_has_changed_is_known_whatever_it_is_called(fitted, photos, 
 
 def test_an_added_image_has_the_label_of_a_folder_below_the_update_alone(run, more, tmp_path):
     def labels() -> list[str]:
-        source = found_again(open_run(run))
+        source = images_at_hand(open_run(run))
         assert source is not None and source.labels is not None
         return list(source.labels[48:])
 

@@ -23,7 +23,7 @@ from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
 from deepcluster.report.text import Row, count
-from deepcluster.runs.page import found_again
+from deepcluster.runs.page import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
@@ -273,7 +273,7 @@ def read_run_images(run: Path, images: Images | None) -> RunImages:
     rows, summary = files.read_state(
         run, lambda state: (state.read_clusters(), state.read_rows("cluster_summary.csv", ("cluster",)))
     )
-    source = found_again(folder, None if images is None else find(images))
+    source = images_at_hand(folder, None if images is None else find(images))
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
     used = [row for row in rows if row["status"] == "ok"]
     with folder.as_disk_errors():

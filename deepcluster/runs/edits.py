@@ -101,13 +101,13 @@ def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -
     if len({number for number, _ in splits}) < len(splits):
         raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
     parts = [parts_of(groups, counts, number) for number, _ in splits]
-    for (number, wanted), each in zip(splits, parts, strict=True):
-        if not 2 <= wanted <= len(each.sizes):
+    for (number, wanted), branches in zip(splits, parts, strict=True):
+        if not 2 <= wanted <= len(branches.sizes):
             raise UsageError(
-                f"cluster {number} has {count(len(each.sizes), 'part')} at most, and the edits split it into {wanted}:"
-                " move images to a new cluster instead"
+                f"cluster {number} has {count(len(branches.sizes), 'part')} at most, and the edits split it into"
+                f" {wanted}: move images to a new cluster instead"
             )
-        groups = split(groups, each, wanted)
+        groups = split(groups, branches, wanted)
     return groups
 
 
@@ -164,11 +164,11 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
 
 def carried_text(before: Model, after: Model) -> str:
     """Describe the names and marks that :func:`carried_over` kept and dropped."""
-    kept = [name for name in after.names if name]
-    dropped = sorted((Counter(name for name in before.names if name) - Counter(kept)).elements())
+    names = [name for name in after.names if name]
+    dropped = sorted((Counter(name for name in before.names if name) - Counter(names)).elements())
     marks = len(before.junk) - len(after.junk)
     texts = [
-        f"{count(len(kept), 'name')} kept",
+        f"{count(len(names), 'name')} kept",
         *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
         *([f"{count(marks, 'junk mark')} dropped"] if marks else []),
     ]

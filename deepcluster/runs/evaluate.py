@@ -4,11 +4,10 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TextIO, TypeVar
 
 import torch
@@ -30,7 +29,7 @@ from deepcluster.images.find import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.page import found_again
+from deepcluster.runs.page import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import ALONE, Processes
@@ -160,7 +159,7 @@ class _Evaluation:
         return self.request.labels
 
     def run_images(self) -> Source:
-        source = found_again(self.folder)
+        source = images_at_hand(self.folder)
         if source is None:
             raise DataError(
                 f"the images of {self.folder.path} are not where they were any more:"
@@ -188,23 +187,18 @@ class _Evaluation:
         digest: str = self.folder.read_json("model/config.json", {"config_sha256": str})["config_sha256"]
         return digest
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A temporary folder in the run folder, for images that do not fit into memory."""
-        with TemporaryDirectory(dir=scratch_of(self.folder.path, self.processes.rank)) as folder:
-            yield Path(folder)
+    def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
+        """Read the usable images that have a label ("": none), and return them with their labels. A collective.
 
-    def read(self, source: Source, labels: Sequence[str], size: int, place: Path) -> tuple[Store, list[str]]:
-        """The usable images among those that have a label ("": none), and their labels.
-
-        ``place``: a folder to be made, for images that do not fit into memory.
+        ``name``: Of a new scratch folder, for images that do not fit into memory.
         """
         check_alike(source, self.processes)
         labelled = [i for i, label in enumerate(labels) if label]
         if not labelled:
             raise DataError(f"no image of {source.name} has a label: check --labels")
-        place.mkdir()
+        place = scratch_of(self.folder.path, self.processes.rank) / name
         progress = partial(self.display.progress, "reading")
+        place.mkdir()
         store = read_share(source.rows(labelled), size, self.processes, folder=place, progress=progress)
         if skipped := len(labelled) - len(store.kept):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
@@ -230,9 +224,8 @@ def _clustering(job: _Evaluation) -> Prepared:
     model = job.model
 
     def figures_of_others() -> Iterator[NamedFigure]:
-        with job.scratch() as scratch:
-            store, labels = job.read(source, all_labels, model.store_size, scratch / "images")
-            clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
+        store, labels = job.read(source, all_labels, model.store_size, "images")
+        clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from clustering(clusters, labels, options, seed=job.request.seed)
 
     depends = {"model": job.model_digest, "test": _fingerprint(source, all_labels)}
@@ -269,21 +262,20 @@ def _probed(
     image_size, store_size = sizes or (model.image_size, model.store_size)
 
     def figures() -> Iterator[NamedFigure]:
-        with job.scratch() as scratch:
-            train, train_names = job.read(source, labels, store_size, scratch / "train")
-            test, test_names = job.read(tests, test_labels, store_size, scratch / "test")
-            names = sorted({*train_names, *test_names})
-            class_of = {name: i for i, name in enumerate(names)}
-            task = ProbeTask(
-                network=model.network,
-                train=Labelled(train.images, torch.tensor([class_of[name] for name in train_names]), train.partition),
-                test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
-                names=names,
-                image_size=image_size,
-                batch_size=model.batch_size,
-                seed=job.request.seed,
-            )
-            yield from protocol(task, options, display=job.display)
+        train, train_names = job.read(source, labels, store_size, "train")
+        test, test_names = job.read(tests, test_labels, store_size, "test")
+        names = sorted({*train_names, *test_names})
+        class_of = {name: i for i, name in enumerate(names)}
+        task = ProbeTask(
+            network=model.network,
+            train=Labelled(train.images, torch.tensor([class_of[name] for name in train_names]), train.partition),
+            test=Labelled(test.images, torch.tensor([class_of[name] for name in test_names]), test.partition),
+            names=names,
+            image_size=image_size,
+            batch_size=model.batch_size,
+            seed=job.request.seed,
+        )
+        yield from protocol(task, options, display=job.display)
 
     depends = {
         "model": job.model_digest,

@@ -22,7 +22,7 @@ from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.fit import first_record
 from deepcluster.runs.plan import Clock, Job, Request, check_not_inside, free_path
-from deepcluster.runs.result import grouped, write_result
+from deepcluster.runs.result import group_images, write_result
 from deepcluster.runs.resume import remember, row_digests
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
@@ -127,7 +127,7 @@ def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe)
         rounds=0,
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
-    result, record = grouped(no_network(width), final, rows, recipe, record, job.display)
+    result, record = group_images(no_network(width), final, rows, recipe, record, job.display)
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])

@@ -13,17 +13,17 @@ from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
 from deepcluster.images.store import MEMORY_BUDGET
 from deepcluster.learning.training import number_of_parts
-from deepcluster.nets.hub import PUBLISHED, local_file
 from deepcluster.nets.network import Network
-from deepcluster.presets import Plan, check_groups, resolve
+from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs import time_limit
 from deepcluster.runs.build import loss_of, network_of
-from deepcluster.runs.plan import Begun, Job, Request, choose_weights, facts_of, is_download
+from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.memory import CERTAIN, available
+from deepcluster.runtime.processes import ALONE
 from deepcluster.runtime.torchrun import local_world_size
 
 # Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
@@ -112,12 +112,12 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     limit = job.request.time_limit
     if limit is not None and is_new:
         _check_limit(job, network, plan.recipe, limit)
-    check_memory(needed, plan.recipe)
     if job.shows:
         timed = limit is None and is_new
         lines = forecast(plan, job.request.n_clusters, source, network, needed, job.device, ranks=ranks, timed=timed)
         for heading, line in lines:
             job.display.say(heading, line)
+    check_memory(needed, plan.recipe)
     return needed
 
 
@@ -174,22 +174,13 @@ def forecast(
 
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     """Say what a fit would do and how long it would take, and return its recipe. Nothing is written or fetched."""
-    source = find(images)
-    facts = facts_of(source, request)
-    check_groups(request.n_clusters, facts.count)
-    name = choose_weights(request, facts)
-    if name and not local_file(name):
-        then = "A fit downloads it" if is_download(request) else "A fit ends with an error until it is downloaded"
-        about = f"{name} is not on this machine ({PUBLISHED[name].description})"
-        display.say("Weights", f"{about}. {then}: deepcluster fetch {name}")
-    plan = resolve(request.recipe, request.options or {}, replace(facts, published=name))
-    recipe, device = plan.recipe, choose_device(request.device)
-    if recipe.weights == "timm":  # time and memory do not depend on them, and nothing is fetched here
-        recipe = replace(recipe, weights="")
-    network = network_of(recipe, request.seed, device)
-    needed = memory(network, recipe, len(source.paths), gpu=device.type == "cuda")
-    for heading, text in forecast(plan, request.n_clusters, source, network, needed, device):
-        display.say(heading, text)
-    for line in plan.by_reason() if request.verbose else ():
+    source, device = find(images), choose_device(request.device)
+    request = replace(request, out=None, overwrite=False, resume=False)
+    begun = begin(source, request, display, dry=True)
+    recipe = begun.plan.recipe
+    # Time and memory do not depend on the weights, and nothing is fetched here.
+    network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
+    announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
+    for line in begun.plan.by_reason() if request.verbose else ():
         display.say("Plan", line)
-    return plan.recipe
+    return recipe

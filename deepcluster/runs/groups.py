@@ -34,15 +34,15 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
 
-def placed(
+def place_rows(
     groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition, added: int = 0
 ) -> tuple[Cut, Placement]:
-    """Where groups of a ``sample`` put this rank's rows; the groups get their numbers by the sizes that come of it.
+    """Place this rank's rows in groups of a ``sample``, and number the groups by their sizes. A collective.
 
-    added: The last rows, which no sample has.
+    added: Number of rows added by `update` (the last ones), which no sample has.
     """
     placement = place(reduced, groups, fine_centroids)
-    if len(sample.rows) == partition.total - added:  # they have them
+    if len(sample.rows) == partition.total - added:  # they are numbered already
         return groups, placement
     sizes = partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))

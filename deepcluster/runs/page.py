@@ -122,7 +122,7 @@ def report(run: Path, source: Source | None = None) -> Path:
             if tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
                 drawn.write_tree(staged, tree)
                 tables = replace(tables, tree=tree)
-        write_page(staged, found_again(staged, source), tables, shown)
+        write_page(staged, images_at_hand(staged, source), tables, shown)
     return run / "report.html"
 
 
@@ -227,8 +227,9 @@ def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
         return {}
     numbers = shown.groups.groups.unique().tolist()
     parts = {group: parts_of(shown.groups, shown.counts, group, shown.all_counts) for group in numbers}
-    part = torch.stack([each.of_centroid for each in parts.values()]).amax(0)[shown.nearest[::every]]
-    return {"parts": {group: each for group, each in parts.items() if len(each.sizes) > 1}, "part": part.numpy()}
+    part = torch.stack([branches.of_centroid for branches in parts.values()]).amax(0)[shown.nearest[::every]]
+    divisible = {group: branches for group, branches in parts.items() if len(branches.sizes) > 1}
+    return {"parts": divisible, "part": part.numpy()}
 
 
 def _originals(run: Path, source: Source | None) -> str:
@@ -244,7 +245,9 @@ def _originals(run: Path, source: Source | None) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
-def found_again(folder: RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None) -> Source | None:
+def images_at_hand(
+    folder: RunFolder, images: Source | None = None, fitted: Sequence[str] | None = None
+) -> Source | None:
     """Return the images of a run that are still at hand, by their paths in the run; None if there are none.
 
     Args:
@@ -256,17 +259,17 @@ def found_again(folder: RunFolder, images: Source | None = None, fitted: Sequenc
     if fitted is None:
         paths = [*folder.read_clusters().where("status", "ok").column("path")]
         fitted = paths[: len(paths) - len(added)]
-    own = images or _at_hand(location, fitted)
-    row_of = {path: row for row, path in enumerate(own.paths)} if own else {}
-    parts = [own.rows([row_of[path] for path in fitted if path in row_of])] if own else []
-    parts += _added(added, own, row_of, real(location))
+    source = images or _at_location(location, fitted)
+    row_of = {path: row for row, path in enumerate(source.paths)} if source else {}
+    parts = [source.rows([row_of[path] for path in fitted if path in row_of])] if source else []
+    parts += _added(added, source, row_of, real(location))
     if not any(part.paths for part in parts):
         return None
-    return joined(parts, *((own.name, own.location) if own else ("images", location)))
+    return joined(parts, *((source.name, source.location) if source else ("images", location)))
 
 
 def _added(
-    added: Sequence[Mapping[str, str]], own: Source | None, row_of: Mapping[str, int], home: str
+    added: Sequence[Mapping[str, str]], fitted: Source | None, row_of: Mapping[str, int], home: str
 ) -> Iterator[Source]:
     """Yield the images of updates: those below the location of the fit, ``home``, by path, others by origin."""
     near, files, held = [], [], defaultdict(list)
@@ -277,13 +280,13 @@ def _added(
             held[row["source"]].append(row)
         elif Path(row["source"]).is_absolute() and os.path.isfile(row["source"]):  # noqa: PTH113 (is_file may raise)
             files.append(row)
-    if own:
-        yield _chosen(own, {row_of[row["path"]]: row for row in near})
+    if fitted:
+        yield _chosen(fitted, {row_of[row["path"]]: row for row in near})
     if files:
         listed = from_files([(row["path"], Path(row["source"])) for row in files], "images", "python:paths")
         yield _chosen(listed, dict(enumerate(files)))
     for place, rows in held.items():
-        if source := _at_hand(place):
+        if source := _at_location(place):
             number = {source.origin(i).member: i for i in range(len(source.paths))}
             yield _chosen(source, {number[row["member"]]: row for row in rows if row["member"] in number})
 
@@ -312,7 +315,7 @@ def name_in_run(file: Path, base: Path | None) -> str:
     return near.as_posix() if shared else file.as_posix()
 
 
-def _at_hand(location: str, paths: Sequence[str] = ()) -> Source | None:
+def _at_location(location: str, paths: Sequence[str] = ()) -> Source | None:
     """Return the images at a location on this machine; nothing is downloaded.
 
     A list that came on standard input or from Python is gone: ``paths`` are its paths in the table.

@@ -138,8 +138,10 @@ class Begun:
         return plan if plan.recipe.store_size == self.plan.recipe.store_size else self.plan
 
 
-def begin(source: Source, request: Request, display: Display) -> Begun:
+def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:
     """Decide where a run goes, from where it starts and by which recipe. On the main rank alone.
+
+    ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
 
     Raises:
         DeepClusterError: An option cannot be used, or the run to be resumed has other options or images.
@@ -149,7 +151,9 @@ def begin(source: Source, request: Request, display: Display) -> Begun:
         return _resumed(out, source, request)
     facts = facts_of(source, request)
     check_groups(request.n_clusters, facts.count)
-    facts = replace(facts, published=_published(request, facts, display))
+    name = choose_weights(request, facts)
+    _get_weights(name, request, display, dry=dry)
+    facts = replace(facts, published=name)
     plan = resolve(request.recipe, request.options or {}, facts)
     return Begun(str(out), "new", asdict(plan.recipe), plan.reasons, asdict(facts))
 
@@ -219,28 +223,28 @@ def choose_weights(request: Request, facts: Facts, have: Callable[[str], object]
     return best or (next(iter(PUBLISHED)) if weights == "timm" else "")
 
 
-def is_download(request: Request) -> bool:
-    """Return whether a published network may be downloaded: ``--weights timm`` says so."""
-    return options_of(request.recipe, request.options or {})[1].get("weights") == "timm"
-
-
-def _published(request: Request, facts: Facts, display: Display) -> str:
-    """Return the published network that a run starts from, downloaded if the user asked for that."""
+def _get_weights(name: str, request: Request, display: Display, *, dry: bool) -> None:
+    """Download the published network ``name`` (empty: none) if it is not here and ``--weights timm`` asks for it."""
     options = options_of(request.recipe, request.options or {})[1]
-    backbone = options.get("backbone", "")
-    if backbone.startswith("timm:") and "weights" not in options:
+    backbone, is_download = options.get("backbone", ""), options.get("weights") == "timm"
+    if backbone.startswith("timm:") and "weights" not in options and not dry:
         warnings.warn(
             f"{backbone} starts untrained. Add --weights timm for its published weights (usually better), or --weights"
             " none to hide this warning.",
             DeepClusterWarning,
             stacklevel=2,
         )
-    name = choose_weights(request, facts)
-    if name and is_download(request) and not local_file(name):
-        display.say("Weights", f"downloading {name}: {PUBLISHED[name].description}")
+    if not name or local_file(name):
+        return
+    about = PUBLISHED[name].description
+    if dry:
+        then = "A fit downloads it" if is_download else "A fit ends with an error until it is downloaded"
+        display.say("Weights", f"{name} is not on this machine ({about}). {then}: deepcluster fetch {name}")
+    elif is_download:
+        display.say("Weights", f"downloading {name}: {about}")
         fetch(name, display.progress)
-    check_weights_here(name)
-    return name
+    else:
+        check_weights_here(name)
 
 
 def check_weights_here(name: str) -> None:

@@ -56,8 +56,8 @@ def predict(
     reasons: list[tuple[str, str]] = []
     location = ""
     for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.world_size):
-        own = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
-        for source, prediction in zip(parts, _on_main(own, processes), strict=False):
+        mine = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
+        for source, prediction in zip(parts, _on_main(mine, processes), strict=False):
             tried, used, location = tried + len(source.paths), used + len(prediction.paths), source.location
             reasons += prediction.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
@@ -79,14 +79,14 @@ def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
         yield turn
 
 
-def _on_main(own: Prediction | None, processes: Processes) -> list[Prediction]:
+def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:
     """Gather the predictions of all processes, in their order, on the main rank. A collective."""
     if processes.alone:
-        return [own] if own else []
-    own = own or Prediction((), torch.empty(0), torch.empty(0), ())
-    partition = Partition.of(processes, len(own.paths))
-    reduced, residuals = partition.gather(own.reduced), partition.gather(own.residuals)
-    names: list[Any] = processes.gather_json([[*own.paths], [*own.skipped]])
+        return [mine] if mine else []
+    mine = mine or Prediction((), torch.empty(0), torch.empty(0), ())
+    partition = Partition.of(processes, len(mine.paths))
+    reduced, residuals = partition.gather(mine.reduced), partition.gather(mine.residuals)
+    names: list[Any] = processes.gather_json([[*mine.paths], [*mine.skipped]])
     if not processes.is_main:
         return []
     return [

@@ -15,8 +15,8 @@ from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
 from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited, moved_rows
-from deepcluster.runs.groups import choose_number, groups_of, placed
-from deepcluster.runs.page import found_again
+from deepcluster.runs.groups import choose_number, groups_of, place_rows
+from deepcluster.runs.page import images_at_hand
 from deepcluster.runs.result import baseline_of, describe, write_result
 from deepcluster.runs.rows import Rows, read_run, recipe_of
 from deepcluster.runtime.console import Display, Silent
@@ -58,7 +58,7 @@ def recut(
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
         groups = groups_of(rows.sample.reduced, fine, n_clusters, record.seed, recipe)
-        groups, after = placed(
+        groups, after = place_rows(
             groups, rows.reduced, model.fine_centroids, rows.sample, rows.partition, added=rows.added
         )
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
@@ -152,6 +152,6 @@ def _write(
 ) -> None:
     """Write the model with its new groups, and the files that depend on them."""
     models.save_in_run(model, folder)
-    source = found_again(folder, source, rows.paths[: rows.fitted]) if report else None
+    source = images_at_hand(folder, source, rows.paths[: rows.fitted]) if report else None
     result = describe(model, rows, placement)
     write_result(folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report)

@@ -24,7 +24,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL
 from deepcluster.report.text import Row, count
 from deepcluster.runs.build import kmeans_of_result, reduction_of
-from deepcluster.runs.groups import choose_number, groups_of, percent, placed, stability_of
+from deepcluster.runs.groups import choose_number, groups_of, percent, place_rows, stability_of
 from deepcluster.runs.page import Shown, Tables, shown_of, tree_of, write_page
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_rows
@@ -112,10 +112,10 @@ def conclude_run(
         partition=store.partition,
         residuals=final.residuals,
     )
-    return grouped(network, final, rows, recipe, record, job.display if is_final else Silent())
+    return group_images(network, final, rows, recipe, record, job.display if is_final else Silent())
 
 
-def grouped(
+def group_images(
     network: Network, final: algorithm.Result, rows: Rows, recipe: Recipe, record: RunRecord, display: Display
 ) -> tuple[Result, RunRecord]:
     """Cut the final features into groups. A collective. Returns are those of :func:`conclude_run`."""
@@ -135,7 +135,7 @@ def grouped(
         return {"centroids": groups.centroids, "groups": groups.groups}
 
     groups = Cut(**rows.partition.processes.broadcast_tensors(cut))
-    groups, placement = placed(groups, rows.reduced, final.clustering.centroids, rows.sample, rows.partition)
+    groups, placement = place_rows(groups, rows.reduced, final.clustering.centroids, rows.sample, rows.partition)
     model = Model(
         network=network,
         reduction=final.reduction,

@@ -25,7 +25,7 @@ from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
 from deepcluster.runs.features import pictures_of
-from deepcluster.runs.page import folder_of, found_again, name_in_run
+from deepcluster.runs.page import folder_of, images_at_hand, name_in_run
 from deepcluster.runs.result import baseline_of, describe, write_result
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
 from deepcluster.runs.rows import Rows, read_run, recipe_of
@@ -258,7 +258,7 @@ def _free_names(source: Source, rows: Rows) -> tuple[str, ...]:
 
 def _origins(folder: RunFolder) -> set[Origin]:
     """Return the origins of the run's images."""
-    images = found_again(folder)
+    images = images_at_hand(folder)
     at_hand = {images.origin(i) for i in range(len(images.paths))} if images else set()
     return at_hand | {Origin(row["source"], row["member"]) for row in folder.read_added()}
 
@@ -303,7 +303,7 @@ def _write(
         replace(record, images_count=len(every.paths), skipped_count=len(every.skipped)),
         recipe_of(folder),
         baseline=baseline_of(folder),
-        source=found_again(folder, None, every.paths[: every.fitted]) if report else None,
+        source=images_at_hand(folder, None, every.paths[: every.fitted]) if report else None,
         features=every.partition.blocks(every.reduced),
         report=report,
     )
@@ -325,7 +325,7 @@ def _draw(folder: LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
         row_of = {rows.paths[row]: row for row in not_on_sheet(len(rows.paths), len(every.paths))}
-        again = {row_of[path]: image for path, image in _read_again(found_again(folder), row_of, THUMBNAIL)}
+        again = {row_of[path]: image for path, image in _read_again(images_at_hand(folder), row_of, THUMBNAIL)}
         with folder.as_disk_errors(drawn.SHEET):
             folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
