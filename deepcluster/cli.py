@@ -14,13 +14,13 @@ import time
 import warnings
 import webbrowser
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import cyclopts
 from cyclopts import App, Parameter, validators
@@ -48,7 +48,6 @@ from deepcluster.runtime.console import (
     complain,
     flush_streams,
     paragraph,
-    printable,
     say,
     set_up_streams,
 )
@@ -77,7 +76,6 @@ LONGEST = 1e9  # seconds of a time limit: 30 years
 RANK_WAIT_SECONDS = 20.0  # before another rank than the main rank prints an error
 # As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
 NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
-Value = TypeVar("Value")
 SHARED = ("fit", "predict", "embed", "evaluate")  # commands that several processes do together
 IMAGE_EXPORTS = ("folders", "imagefolder")
 
@@ -161,37 +159,34 @@ else:  # the flags that were given, by the name of their option
     ProtocolFlags = TypedDict("ProtocolFlags", _protocol_flags(), total=False)
 
 
-@app.command
-def fit(
-    images: ImagesArgument,
-    /,
-    *,
+@dataclass(frozen=True)
+class FitFlags:
+    """Flags of ``fit`` that are no options of a recipe."""
+
     out: Annotated[
         Path | None, Parameter(name=["-o", "--out"], help="The run folder to make (default: runs/NAME-DATE).")
-    ] = None,
-    k: NumberOfClusters = "auto",
-    recipe: Annotated[PathText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto",
-    flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
-    set_: Assignments = None,
-    device: Device = "auto",
+    ] = None
+    k: NumberOfClusters = "auto"
+    recipe: Annotated[PathText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto"
+    device: Device = "auto"
     deterministic: Annotated[
         bool, Parameter(negative=(), help="On a GPU: only kernels whose results repeat bit for bit; some are slower.")
-    ] = False,
+    ] = False
     seed: Annotated[
         int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
-    ] = 0,
+    ] = 0
     time_limit: Annotated[
         str | None, Parameter(help="Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.")
-    ] = None,
+    ] = None
     labels: Annotated[
         PathText | None,
         Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label."),
-    ] = None,
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False,
-    resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False,
+    ] = None
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False
+    resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False
     log: Annotated[
         Literal["tensorboard"] | None, Parameter(help="tensorboard: the numbers of each round, in RUN/tensorboard.")
-    ] = None,
+    ] = None
     features: Annotated[
         bool,
         Parameter(
@@ -199,90 +194,112 @@ def fit(
             help="IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name)."
             " They are grouped without a network.",
         ),
-    ] = False,
-    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False,
+    ] = False
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False
     verbose: Annotated[
         bool, Parameter(name=["--verbose", "-v"], negative=(), help="Print every choice with its reason.")
-    ] = False,
+    ] = False
+
+    def check(self) -> None:
+        """Check the flags without looking at the images, and before torch is imported."""
+        _n_clusters(self.k)
+        if self.seconds == 0:
+            raise UsageError(f"--time-limit {self.time_limit}: give more than 0 seconds, as 90s, 30m, 2h or 1h30m")
+        if self.resume and (self.overwrite or self.out is None):
+            raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
+        for name in ("dry_run", "resume", "time_limit", "log") if self.features else ():
+            if getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is for images: features are grouped at once; leave it out")
+        if self.log and find_spec(self.log) is None:
+            raise missing_extra(self.log, ImportError(f"no module named {self.log}"))
+
+    @property
+    def seconds(self) -> float | None:
+        """The time limit."""
+        return None if self.time_limit is None else _seconds("--time-limit", self.time_limit)
+
+
+@app.command
+def fit(
+    images: ImagesArgument,
+    /,
+    *,
+    flags: Annotated[FitFlags | None, Parameter(name="*")] = None,
+    recipe_flags: Annotated[RecipeFlags | None, Parameter(name="*")] = None,
+    set_: Assignments = None,
     open_: Open = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
     begun = time.perf_counter()
-    options = read_options(Recipe, {**(flags or {}), **_assignments(set_)})
-    check_weights(options_of(recipe, options)[1])
-    n_clusters = _n_clusters(k)
-    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
-    if limit == 0:
-        raise UsageError(f"--time-limit {time_limit}: give more than 0 seconds, as 90s, 30m, 2h or 1h30m")
-    if resume and (overwrite or out is None):
-        raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
-    if features:
-        for name, given in (("--dry-run", dry_run), ("--resume", resume), ("--time-limit", limit), ("--log", log)):
-            if given:
-                raise UsageError(f"{name} is for images: features are grouped at once; leave it out")
-    if log and find_spec(log) is None:
-        raise missing_extra(log, ImportError(f"no module named {log}"))
-
-    def found(terminal: Terminal) -> "Source | str":
-        from deepcluster.images.features_in import check_features_there
-        from deepcluster.images.find import check_labels_there, find, is_named
-        from deepcluster.storage.run_folder import check_free
-
-        if out is not None and not dry_run:
-            check_free(out, overwrite=overwrite, resume=resume)
-        if labels is not None:
-            check_labels_there(labels)
-        if features:
-            check_features_there(images)
-            return images
-        if is_named(images):
-            terminal.say("Loading", images)
-        source = find(images, stdin=sys.stdin)
-        check_groups(n_clusters, len(source.paths))
-        terminal.say("Images", f"{len(source.paths):,} in {source.location}")
-        return source
-
-    def request() -> "Request":
+    flags = flags or FitFlags()
+    options = read_options(Recipe, {**(recipe_flags or {}), **_assignments(set_)})
+    check_weights(options_of(flags.recipe, options)[1])
+    flags.check()
+    with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
+        source = _fit_source(images, flags, terminal)
         from deepcluster.runs.plan import Request
 
-        return Request(
-            out=out,
-            n_clusters=n_clusters,
-            recipe=recipe,
+        request = Request(
+            out=flags.out,
+            n_clusters=_n_clusters(flags.k),
+            recipe=flags.recipe,
             options=options,
-            device=device,
-            deterministic=deterministic,
-            seed=seed,
-            time_limit=limit,
+            device=flags.device,
+            deterministic=flags.deterministic,
+            seed=flags.seed,
+            time_limit=flags.seconds,
             begun=begun,
-            labels=labels,
-            overwrite=overwrite,
-            resume=resume,
-            verbose=verbose,
-            log=log or "",
+            labels=flags.labels,
+            overwrite=flags.overwrite,
+            resume=flags.resume,
+            verbose=flags.verbose,
+            log=flags.log or "",
             command=shlex.join(["deepcluster", *sys.argv[1:]]),
         )
-
-    with _session(images, found, quiet, to_stderr=as_json) as (processes, terminal, source):
-        if dry_run:
-            from deepcluster.runs.forecast import dry_run as show_plan
-
-            chosen = show_plan(source, request(), terminal)
-            if verbose:
-                print("\n" + to_toml(chosen), end="")
+        if flags.dry_run:
+            _print_plan(source, request, terminal)
             return
         from deepcluster.runs import fit as runs
         from deepcluster.runs.features import fit_features
 
         if isinstance(source, str):
-            folder = fit_features(source, request(), terminal)
+            folder = fit_features(source, request, terminal)
         else:
-            folder = runs.fit(source, request(), terminal, sys.stdin, processes)
-        is_main = processes.is_main
-    if is_main:
+            folder = runs.fit(source, request, terminal, sys.stdin, **shared)
+    if is_main_rank():
         _print_result(folder, quiet, as_json, open_)
+
+
+def _fit_source(images: str, flags: FitFlags, terminal: Terminal) -> "Source | str":
+    """Return the images, or the name of the file of features, after all checks that need no torch."""
+    from deepcluster.images.features_in import check_features_there
+    from deepcluster.images.find import check_labels_there, find, is_named
+    from deepcluster.storage.run_folder import check_free
+
+    if flags.out is not None and not flags.dry_run:
+        check_free(flags.out, overwrite=flags.overwrite, resume=flags.resume)
+    if flags.labels is not None:
+        check_labels_there(flags.labels)
+    if flags.features:
+        check_features_there(images)
+        return images
+    if is_named(images):
+        terminal.say("Loading", images)
+    source = find(images, stdin=sys.stdin)
+    check_groups(_n_clusters(flags.k), len(source.paths))
+    terminal.say("Images", f"{len(source.paths):,} in {source.location}")
+    return source
+
+
+def _print_plan(source: "Source | str", request: "Request", terminal: Terminal) -> None:
+    from deepcluster.runs.forecast import dry_run
+
+    recipe = dry_run(source, request, terminal)
+    if request.verbose:
+        print("\n" + to_toml(recipe), end="")
 
 
 @app.command
@@ -301,28 +318,15 @@ def predict(
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
-
-    def found(_: Terminal) -> "tuple[Source | str, Path | None]":
-        target = None if out == "-" or not is_main_rank() else _output(Path(out), run_, images, overwrite)
-        return _found(run_, images), target
-
-    with _session(images, found, quiet, to_stderr=True) as (processes, terminal, (source, target)):
-        from deepcluster.runs.predict import placement_rows
+    with _session(images, quiet, to_stderr=True) as (terminal, shared):
+        source = _images_for(run_, images)
+        target = None if out == "-" else _output(Path(out), run_, images, overwrite)
         from deepcluster.storage.run_folder import PREDICTIONS
 
         sizes: Counter[int] = Counter()
-
-        def placed() -> Iterator[dict[str, Any]]:
-            for model, part in _predictions(run_, source, device, processes, terminal, target):
-                placements = placement_rows(model, model.place(part.reduced), part.residuals, reject=reject)
-                for path, row in zip(part.paths, placements, strict=True):
-                    sizes[row["cluster"]] += 1
-                    yield {"path": path, **row}
-                sys.stdout.flush()
-
-        rows = placed()
+        rows = _placed(_predictions(run_, source, device, terminal, shared, target), reject, sizes)
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
-        if not processes.is_main:  # its share is computed, and the main rank writes
+        if not is_main_rank():  # its share is computed, and the main rank writes
             return
         _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
         if target:
@@ -346,20 +350,18 @@ def embed(
     if out.suffix != ".npy":
         raise UsageError(f"-o {out}: give a name ending in .npy")
 
-    def found(_: Terminal) -> "tuple[Source | str, list[Path]]":
-        paths = (out, out.with_suffix(".csv")) if is_main_rank() else ()
-        return _found(run_, images), [_output(path, run_, images, overwrite) for path in paths]
-
-    with _session(images, found, quiet, to_stderr=True) as (processes, terminal, (source, targets)):
-        parts = [part for _, part in _predictions(run_, source, device, processes, terminal, *targets)]
+    with _session(images, quiet, to_stderr=True) as (terminal, shared):
+        source = _images_for(run_, images)
+        features_file, paths_file = (_output(path, run_, images, overwrite) for path in (out, out.with_suffix(".csv")))
+        targets = (features_file, paths_file)
+        parts = [part for _, part in _predictions(run_, source, device, terminal, shared, *targets)]
+    if not is_main_rank():
+        return
     import numpy as np
 
     from deepcluster.images.csv_files import write_csv
     from deepcluster.storage.files import write_output
 
-    if not processes.is_main:
-        return
-    features_file, paths_file = targets
     features = np.concatenate([part.reduced.numpy() for part in parts])
     paths = [{"path": path} for part in parts for path in part.paths]
     signals.check()
@@ -432,7 +434,7 @@ def update(
     from deepcluster.storage.run_folder import open_run
 
     with Terminal(quiet, to_stderr=as_json) as terminal:
-        source = _found(run_, images)
+        source = _images_for(run_, images)
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
@@ -515,8 +517,8 @@ def evaluate(
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(flags or {}), **_assignments(set_)})
     kind(**options)  # checks what the options must be together
-
-    def found(_: Terminal) -> None:
+    values = {}
+    with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
         from deepcluster.images.find import check_labels_there, check_there
 
         _check_run(run_)
@@ -524,19 +526,16 @@ def evaluate(
             check_there(text)
         if labels is not None:
             check_labels_there(labels)
-
-    values = {}
-    with _session(images, found, quiet, to_stderr=as_json) as (processes, terminal, _):
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
         request = EvaluationRequest(
             protocol=protocol, images=images, labels=labels, train=train, options=options, seed=seed, device=device
         )
-        for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, processes=processes):
+        for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, **shared):
             values[name] = value
-            if processes.is_main and not (as_json or quiet):
+            if is_main_rank() and not (as_json or quiet):
                 say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
-    if as_json and processes.is_main:
+    if as_json and is_main_rank():
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 
@@ -699,23 +698,22 @@ def _print_options() -> None:
 
 
 @contextmanager
-def _session(
-    images: str | None, prepare: Callable[[Terminal], Value], quiet: bool, *, to_stderr: bool
-) -> "Iterator[tuple[Processes, Terminal, Value]]":
-    """The processes of torchrun, a display that only the main rank's shows anything, and what ``prepare`` returns.
+def _session(images: str | None, quiet: bool, *, to_stderr: bool) -> "Iterator[tuple[Terminal, dict[str, Processes]]]":
+    """Yield a display that shows only on the main rank, and the keyword argument ``processes`` under torchrun.
 
-    That is called before torch is imported; with several processes, once they have found each other, so that only one
-    of them speaks of what is wrong.
+    These processes join before anything is checked, so that an error of one ends all at once. A process alone has no
+    such argument: it checks first and imports torch later.
     """
-    several = world_size() > 1
-    if several and images == "-":
+    if world_size() > 1 and images == "-":
         raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
     with Terminal(quiet or not is_main_rank(), to_stderr=to_stderr) as terminal:
-        prepared = [] if several else [prepare(terminal)]
+        if world_size() == 1:
+            yield terminal, {}
+            return
         from deepcluster.runtime.processes import init_processes
 
         with init_processes() as processes:
-            yield processes, terminal, prepared[0] if prepared else prepare(terminal)
+            yield terminal, {"processes": processes}
 
 
 def _check_run(run: Path) -> "RunRecord":
@@ -734,8 +732,8 @@ def _check_run(run: Path) -> "RunRecord":
     return record
 
 
-def _found(run: Path, images: str) -> "Source | str":
-    """The images that the model of a run is for; those of standard input are left to come, part by part."""
+def _images_for(run: Path, images: str) -> "Source | str":
+    """Return images for the model of a run; those on standard input are read later, part by part."""
     from deepcluster.images import find
     from deepcluster.images.features_in import check_features_there
     from deepcluster.nets.sizes import FEATURES
@@ -748,10 +746,11 @@ def _found(run: Path, images: str) -> "Source | str":
 
 
 def _output(path: Path, run: Path, images: str, overwrite: bool) -> Path:
-    """Return ``path`` if a command that reads this run and these images may write it."""
+    """Return ``path`` if a command that reads this run and these images may write it (the main rank does)."""
     from deepcluster.storage.files import check_output
 
-    check_output(path, overwrite=overwrite, inputs=lambda: files_read(run, images))
+    if is_main_rank():
+        check_output(path, overwrite=overwrite, inputs=lambda: files_read(run, images))
     return path
 
 
@@ -789,11 +788,11 @@ def _predictions(
     run_: Path,
     images: "Source | str",
     device: str,
-    processes: "Processes",
     terminal: Terminal,
+    shared: "dict[str, Processes]",
     *targets: Path | None,
 ) -> Iterator[tuple["Model", "Prediction"]]:
-    """The model of a run with what it predicts, part by part; unusable images are named on standard error.
+    """Yield the model of a run with its predictions, part by part; name unusable images on standard error.
 
     Raises:
         UsageError: One of the images is one of the ``targets``, which are still to be written.
@@ -804,7 +803,7 @@ def _predictions(
     from deepcluster.storage.model_files import load
 
     model = load(run_, choose_device(device))
-    for part in predict(model, images, display=terminal, stdin=sys.stdin, processes=processes):
+    for part in predict(model, images, display=terminal, stdin=sys.stdin, **shared):
         for path, reason in part.skipped:
             complain(f"skipped {path}: {reason}")
         for target in filter(None, targets if images == "-" else ()):
@@ -813,78 +812,84 @@ def _predictions(
         yield model, part
 
 
+def _placed(
+    predictions: "Iterable[tuple[Model, Prediction]]", reject: bool, sizes: Counter[int]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `predict`, and count the images of each cluster in ``sizes``."""
+    from deepcluster.runs.predict import placement_rows
+
+    for model, part in predictions:
+        placements = placement_rows(model, model.place(part.reduced), part.residuals, reject=reject)
+        for path, row in zip(part.paths, placements, strict=True):
+            sizes[row["cluster"]] += 1
+            yield {"path": path, **row}
+        sys.stdout.flush()
+
+
 def _write_table(
     target: Path | None, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
 ) -> None:
-    """Rows as CSV, or as a line of JSON each, to a file or (None) to standard output."""
-    from deepcluster.images.csv_files import write_csv
+    """Write rows as CSV, or each as a line of JSON, to a file or (None) to standard output."""
     from deepcluster.storage.files import write_output
 
-    def write(file: Any) -> None:
-        if as_json:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
-            write_csv(file, columns, rows)
-
     if target:
-        write_output(target, write)
+        write_output(target, lambda file: _write_rows(file, columns, rows, as_json))
     else:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout)
+        _write_rows(Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout, columns, rows, as_json)
+
+
+def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    from deepcluster.images.csv_files import write_csv
+
+    if as_json:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    else:
+        write_csv(file, columns, rows)
 
 
 def _print_result(folder: "RunFolder", quiet: bool, as_json: bool, open_: bool = False) -> None:
-    """What came out of a fit, recut or apply: for a person, or as one object of JSON."""
-    text = _result(folder, as_json)
-    if as_json or not quiet:
-        print(text)
-    if open_:
-        _open(folder.path / "report.html")
-
-
-def _open(page: Path) -> None:
-    """Show a page in the user's browser."""
-    if not webbrowser.open(page.absolute().as_uri()):
-        complain(f"no browser could be opened: open {page.absolute().as_uri()} yourself")
-
-
-def _result(folder: "RunFolder", as_json: bool) -> str:
-    path = folder.path
+    """Print the result of a fit, recut, apply or update: for a person, or as one object of JSON."""
     record = folder.read_json("run.json", {"verdict": str})
-    values = folder.read_json("metrics.json") if (path / "metrics.json").is_file() else {}
+    metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
+    page = folder.path / "report.html"
     if as_json:
         names = ("clusters", "images_count", "skipped_count", "rounds", "stability", "verdict")
         summary = {name: record.get(name) for name in names}
-        return json.dumps({"run": str(path), **summary, "metrics": values or None}, indent=2)
-    lines = []
-    with folder.as_disk_errors():
-        for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
-            if f"{prefix}acc" in values:
-                shown = "  ".join(
-                    f"{name.upper()} {values[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari")
-                )
-                average, labelled = values["nmi_average"], values["labelled"]
-                lines.append(f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)")
-    run = shlex.quote(str(path))
-    paths_and_commands = [
-        f"{'Files':9} {path / 'clusters.csv'}  {path / 'report.html'}",
-        *(
-            f"{'' if i else 'Next':9} {line}"
-            for i, line in enumerate(
-                [f"open {(path / 'report.html').absolute().as_uri()}", *_next_commands(record, run)]
-            )
-        ),
-        f"{'Run':9} {path}",
-    ]
-    return "\n".join(
-        [*map(printable, lines), paragraph("Verdict", record["verdict"]), *map(printable, paths_and_commands)]
-    )
+        print(json.dumps({"run": str(folder.path), **summary, "metrics": metrics or None}, indent=2))
+    elif not quiet:
+        with folder.as_disk_errors():
+            lines = [*_metric_lines(metrics)]
+        for line in lines:
+            say(line)
+        print(paragraph("Verdict", record["verdict"]))
+        say(f"{'Files':9} {folder.path / 'clusters.csv'}  {page}")
+        say(f"{'Next':9} open {page.absolute().as_uri()}")
+        for command in _next_commands(record, shlex.quote(str(folder.path))):
+            say(f"{'':9} {command}")
+        say(f"{'Run':9} {folder.path}")
+    if open_:
+        _open(page)
+
+
+def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for prefix, heading in (("", "Metrics"), ("baseline_", "At start")):
+        if f"{prefix}acc" in metrics:
+            shown = "  ".join(f"{name.upper()} {metrics[prefix + name]:.3f}" for name in ("acc", "nmi", "ami", "ari"))
+            average, labelled = metrics["nmi_average"], metrics["labelled"]
+            yield f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)"
 
 
 def _next_commands(record: Mapping[str, Any], run: str) -> list[str]:
     """Return commands for the next step: no recut after edits, because it would lose them."""
     recut = [] if record.get("edits") else [f"deepcluster recut {run} -k N"]
     return [f"deepcluster predict {run} NEW_IMAGES", *recut]
+
+
+def _open(page: Path) -> None:
+    """Show a page in the user's browser."""
+    if not webbrowser.open(page.absolute().as_uri()):
+        complain(f"no browser could be opened: open {page.absolute().as_uri()} yourself")
 
 
 def _n_clusters(k: str) -> int | None:
@@ -964,32 +969,32 @@ def run_command(arguments: list[str]) -> int:
         if is_main_rank():  # a signal to torchrun stops all
             complain(f"error: {error}")
         return Stopped.exit_code
-    except cyclopts.CycloptsError as error:
-        _report(str(error))
-        return UsageError.exit_code
-    except DeepClusterError as error:
-        if debug:
-            raise
-        _report(str(error))
-        return error.exit_code
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         return 0
     except Exception as error:
-        if debug:
+        if debug and not isinstance(error, cyclopts.CycloptsError):
             raise
-        if isinstance(error, OSError) and (unwritten := flush_streams()):
-            _report(str(unwritten))
-            return unwritten.exit_code
-        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-            _report(f"out of memory ({error}); try a smaller --image-size or --batch-size")
-            return OutOfMemoryError.exit_code
-        if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
-            # A path that cannot be used: too long a name, a file in place of a folder, ...
-            _report(f"cannot use {error.filename} ({error.strerror}): check what is there, or name another place")
-            return DiskError.exit_code
-        _report(f"{type(error).__name__}: {error} (this is a bug; --debug shows where)")
-        return 1
+        code, text = _explained(error)
+        _report(text)
+        return code
     return 0
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message for an error of a command."""
+    if isinstance(error, cyclopts.CycloptsError):
+        return UsageError.exit_code, str(error)
+    if isinstance(error, DeepClusterError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError) and (unwritten := flush_streams()):
+        return unwritten.exit_code, str(unwritten)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return OutOfMemoryError.exit_code, f"out of memory ({error}); try a smaller --image-size or --batch-size"
+    if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
+        # A path that cannot be used: too long a name, a file in place of a folder, ...
+        problem = f"cannot use {error.filename} ({error.strerror})"
+        return DiskError.exit_code, f"{problem}: check what is there, or name another place"
+    return 1, f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
 
 
 def main() -> int:
