@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
@@ -68,6 +68,7 @@ app = App(
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
+    default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
@@ -79,9 +80,7 @@ NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a p
 SHARED = ("fit", "predict", "embed", "evaluate")  # commands that several processes do together
 IMAGE_EXPORTS = ("folders", "imagefolder")
 
-RunArgument = Annotated[
-    Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.", allow_leading_hyphen=False)
-]
+RunArgument = Annotated[Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.")]
 if TYPE_CHECKING:
     PathText = str
 else:  # the parser takes the text as it is; Path lets the shell complete it
@@ -104,19 +103,15 @@ def _check_device(_: object, name: str) -> None:
 
 
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device)]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print errors only.")]
-Json = Annotated[
-    bool,
-    Parameter(name="--json", negative=(), help="Result as JSON on standard output, messages on standard error."),
-]
-Open = Annotated[bool, Parameter(name="--open", negative=(), help="Open the report in a browser.")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print errors only.")]
+Json = Annotated[bool, Parameter(name="--json", help="Result as JSON on standard output, messages on standard error.")]
+Open = Annotated[bool, Parameter(name="--open", help="Open the report in a browser.")]
 OutOfTable = Annotated[
     PathText, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
 ]
-Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the file at -o.")]
+Overwrite = Annotated[bool, Parameter(help="Replace the file at -o.")]
 Assignments = Annotated[
-    list[str] | None,
-    Parameter(name="--set", negative=(), consume_multiple=True, help="OPTION=VALUE ... for any further option."),
+    list[str] | None, Parameter(name="--set", consume_multiple=True, help="OPTION=VALUE ... for any further option.")
 ]
 NumberOfClusters = Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.")]
 
@@ -170,7 +165,7 @@ class FitFlags:
     recipe: Annotated[PathText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto"
     device: Device = "auto"
     deterministic: Annotated[
-        bool, Parameter(negative=(), help="On a GPU: only kernels whose results repeat bit for bit; some are slower.")
+        bool, Parameter(help="On a GPU: only kernels whose results repeat bit for bit; some are slower.")
     ] = False
     seed: Annotated[
         int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
@@ -182,23 +177,20 @@ class FitFlags:
         PathText | None,
         Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label."),
     ] = None
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the run at -o.")] = False
-    resume: Annotated[bool, Parameter(negative=(), help="Continue the run at -o from its last checkpoint.")] = False
+    overwrite: Annotated[bool, Parameter(help="Replace the run at -o.")] = False
+    resume: Annotated[bool, Parameter(help="Continue the run at -o from its last checkpoint.")] = False
     log: Annotated[
         Literal["tensorboard"] | None, Parameter(help="tensorboard: the numbers of each round, in RUN/tensorboard.")
     ] = None
     features: Annotated[
         bool,
         Parameter(
-            negative=(),
             help="IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name)."
             " They are grouped without a network.",
         ),
     ] = False
-    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan with its time and memory, and stop.")] = False
-    verbose: Annotated[
-        bool, Parameter(name=["--verbose", "-v"], negative=(), help="Print every choice with its reason.")
-    ] = False
+    dry_run: Annotated[bool, Parameter(help="Print the plan with its time and memory, and stop.")] = False
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Print every choice with its reason.")] = False
 
     def check(self) -> None:
         """Check the flags without looking at the images, and before torch is imported."""
@@ -209,8 +201,7 @@ class FitFlags:
             raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
         for name in ("dry_run", "resume", "time_limit", "log") if self.features else ():
             if getattr(self, name):
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{flag} is for images: features are grouped at once; leave it out")
+                raise UsageError(f"{_flags([name])} is for images: features are grouped at once; leave it out")
         if self.log and find_spec(self.log) is None:
             raise missing_extra(self.log, ImportError(f"no module named {self.log}"))
 
@@ -310,12 +301,12 @@ def predict(
     *,
     out: OutOfTable = "-",
     reject: Annotated[
-        bool, Parameter(negative=(), help="Cluster -1 for images far from every cluster, or in one marked as junk.")
+        bool, Parameter(help="Cluster -1 for images far from every cluster, or in one marked as junk.")
     ] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Lines of JSON instead of CSV.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row for each usable image, the others named on standard error."""
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
@@ -343,7 +334,7 @@ def embed(
     *,
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The .npy file to write; paths go to a .csv beside it.")],
     device: Device = "auto",
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the file at -o, and the .csv beside it.")] = False,
+    overwrite: Annotated[bool, Parameter(help="Replace the file at -o, and the .csv beside it.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside."""
@@ -395,12 +386,10 @@ def recut(
 @app.command
 def apply(
     run_: RunArgument,
-    edits: Annotated[
-        Path | None, Parameter(help="The edits.json that the report made.", allow_leading_hyphen=False)
-    ] = None,
+    edits: Annotated[Path | None, Parameter(help="The edits.json that the report made.")] = None,
     /,
     *,
-    undo: Annotated[bool, Parameter(negative=(), help="Take back the last apply or recut.")] = False,
+    undo: Annotated[bool, Parameter(help="Take back the last apply or recut.")] = False,
     open_: Open = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -539,6 +528,28 @@ def evaluate(
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 
+class ImageExportFlags(TypedDict, total=False):
+    """Flags of ``export`` for images, which only IMAGE_EXPORTS write; those that were given."""
+
+    mode: Annotated[
+        Literal["symlink", "hardlink", "copy"],
+        Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
+    ]
+    outliers: Annotated[
+        Literal["keep", "separate", "leave"],
+        Parameter(help="Images far from all others: in their cluster (keep, the default), apart, or left out."),
+    ]
+    images: Annotated[PathText, Parameter(help="Where the images are, if not where they were any more.")]
+    strip_metadata: Annotated[
+        bool,
+        Parameter(
+            negative="--keep-metadata",
+            help="Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).",
+        ),
+    ]
+    dry_run: Annotated[bool, Parameter(help="Print what would be done, and stop.")]
+
+
 @app.command
 def export(
     run_: RunArgument,
@@ -549,49 +560,23 @@ def export(
         Parameter(help="What to make: images sorted into folders, a data set, a table, or a graph."),
     ],
     out: Annotated[Path, Parameter(name=["-o", "--out"], help="The folder or file to make; it must not be there yet.")],
-    mode: Annotated[
-        Literal["symlink", "hardlink", "copy"] | None,
-        Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
-    ] = None,
-    outliers: Annotated[
-        Literal["keep", "separate", "leave"] | None,
-        Parameter(help="Images far from all others: in their cluster (keep, the default), apart, or left out."),
-    ] = None,
-    images: Annotated[PathText | None, Parameter(help="Where the images are, if not where they were any more.")] = None,
-    strip_metadata: Annotated[
-        bool | None,
-        Parameter(
-            name="--strip-metadata",
-            negative="--keep-metadata",
-            help="Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, Parameter(negative=(), help="Print what would be done, and stop.")] = False,
+    flags: Annotated[ImageExportFlags | None, Parameter(name="*")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Make something else of a run. Images are linked or copied, never moved, and originals are never changed."""
     from deepcluster.storage.files import check_no_file, check_no_folder
 
-    options: dict[str, Any] = {
-        "mode": mode,
-        "images": images,
-        "strip_metadata": strip_metadata,
-        "outliers": outliers,
-    }
-    options["dry_run"] = dry_run or None
-    options = {name: value for name, value in options.items() if value is not None}
-    if options and to not in IMAGE_EXPORTS:
-        raise UsageError(
-            f"--mode, --images, --outliers, --strip-metadata, --keep-metadata and --dry-run are for images: --to {to}"
-            " writes none, so leave them out"
-        )
+    of_images = to in IMAGE_EXPORTS
+    if flags and not of_images:
+        names = ("keep_metadata" if value is False else name for name, value in flags.items())
+        raise UsageError(f"--to {to} writes no images: leave out {_flags(names)}")
     _check_run(run_)
-    if not dry_run:
-        (check_no_folder if to in IMAGE_EXPORTS else check_no_file)(out)
+    if not (flags and flags.get("dry_run")):
+        (check_no_folder if of_images else check_no_file)(out)
     with Terminal(quiet) as terminal:
         from deepcluster import export as exports
 
-        getattr(exports, to)(run_, out, display=terminal, **options)
+        getattr(exports, to)(run_, out, display=terminal, **(flags or {}))
 
 
 @app.command
@@ -600,7 +585,7 @@ def recipes(
     /,
     *,
     options: Annotated[
-        bool, Parameter(negative=(), help="List every option: the default (of v1), what it may be, what it is for.")
+        bool, Parameter(help="List every option: the default (of v1), what it may be, what it is for.")
     ] = False,
 ) -> None:
     """List the recipes, or print the options of one as TOML, with how it departs from what was published.
@@ -640,7 +625,7 @@ def fetch(
         Parameter(name="--from", help="A file that was downloaded elsewhere, for machines without a connection."),
     ] = None,
     list_: Annotated[
-        bool, Parameter(name="--list", negative=(), help="List the published networks with licence and origin.")
+        bool, Parameter(name="--list", help="List the published networks with licence and origin.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -688,13 +673,12 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 def _print_options() -> None:
-    group = ""
-    for name, option in declared(Recipe).items():
-        if option.group != group:
-            print(f"{chr(10) if group else ''}{option.group}")
-            group = option.group
-        default = json.dumps(round(option.default, 4) if isinstance(option.default, float) else option.default)
-        print(f"  {name:20} {default:11} {option.values}\n      {option.help}")
+    groups = groupby(declared(Recipe).items(), lambda item: item[1].group)
+    for i, (group, options) in enumerate(groups):
+        print("\n" * (i > 0) + group)
+        for name, option in options:
+            default = json.dumps(round(option.default, 4) if isinstance(option.default, float) else option.default)
+            print(f"  {name:20} {default:11} {option.values}\n      {option.help}")
 
 
 @contextmanager
@@ -917,6 +901,10 @@ def _seconds(option: str, text: str) -> float:
     if not match or not any(match.groups()) or seconds > LONGEST:
         raise UsageError(f"{option} {_short(text)}: write it as 90s, 30m, 2h or 1h30m")
     return seconds
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _short(text: str, most: int = 40) -> str:
