@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from pathlib import Path
@@ -49,8 +49,6 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
 
 Errors = Literal["raise", "coerce"]
-# Files that a copy leaves out, as it can make them again. (Checkpoints are left out too: the run is finished.)
-_MADE_AGAIN = {"report.html"}
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -84,7 +82,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         n_iter_: Number of rounds.
         history_: A dict for each round.
         run_: The run folder (docs/run-folder.md).
-        n_features_in_: Width of the table, where X was one.
+        n_features_in_: Width of the table, if X was one.
     """
 
     def __init__(
@@ -143,10 +141,8 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise DataError(f"n_samples={len(images)} should be >= n_clusters={n_clusters}")
         seed = _seed(self.random_state)
         recipe, options = self._recipe()
-        if run is not None:
-            _check_new(Path(run))
-        temporary = Path(tempfile.mkdtemp(prefix="deepcluster-")) if run is None else None
-        out = temporary / "run" if temporary else Path(str(run))
+        temporary = None if run is not None else Path(tempfile.mkdtemp(prefix="deepcluster-"))
+        out = temporary / "run" if temporary else _new(Path(str(run)))
         request = Request(
             out=out,
             n_clusters=n_clusters,
@@ -172,36 +168,33 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
-        """``fit(X)``, then ``embedding_``: the features of all usable images."""
+        """Fit, and return ``embedding_``."""
         return self.fit(X, **fit_params).embedding_
 
     def transform(self, X: Any, *, errors: Errors = "raise") -> Any:
-        """The reduced features of images, float32 N x d with rows of length 1; not distances to clusters.
+        """Return the reduced features of images, float32 N x d with rows of length 1; not distances to clusters.
 
         An unusable image raises DataError, or with ``errors="coerce"`` gives a row of NaN.
         """
         return self._reduced(X, errors).numpy()
 
     def predict(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.int64]:
-        """The cluster of each image; for the images of the fit ``labels_``.
+        """Return the cluster of each image; for the images of the fit ``labels_``.
 
         An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
         """
         return self._clusters(self._reduced(X, errors)).numpy()
 
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The images of the fit that are most like each image of X.
+        """Find the ``n`` images of the fit that are most like each image of X.
 
         Args:
             X: Images; None: those of the fit, each without itself.
-            n: How many; fewer are returned where the fit had fewer.
+            n: Number of images; fewer are returned if the fit had fewer.
 
         Returns:
             Similarities (the cosines of the features, descending) and numbers of the images, as in ``paths_`` and
             ``labels_``: two arrays of a row for each image of X, in the order of scikit-learn's ``kneighbors``.
-
-        Raises:
-            DataError: An image is unusable.
         """
         self._check_run("nearest")
         if not _is_count(n):
@@ -212,7 +205,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return similarities.numpy(), numbers.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Minus the sum of the squared distances to ``cluster_centers_``, as of KMeans."""
+        """Return minus the sum of the squared distances to ``cluster_centers_``, as KMeans does."""
         reduced = self._reduced(X, "raise")
         return -_inertia(reduced, self._clusters(reduced), self._centers())
 
@@ -244,15 +237,15 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     def load(
         cls, folder: str | Path, *, device: str | int | torch.device = "auto", backbone: nn.Module | None = None
     ) -> Self:
-        """A fitted estimator from a run folder (which ``recut`` then changes) or the folder of a model.
+        """Open a run folder (which ``recut`` then changes), or the folder of a model.
 
-        With a model alone it has ``predict``, ``transform``, ``score`` and ``save``.
+        A model alone has only ``predict``, ``transform``, ``score`` and ``save``.
 
         Args:
-            folder: What ``fit`` or ``save`` made.
+            folder: A folder that ``fit`` or ``save`` made.
             device: As in the class.
-            backbone: The module, where it was one: the files have its weights, and no code. Without it what needs
-                images is a ModelError.
+            backbone: The module, if the fit had one: the files have its weights, and no code. Without it everything
+                that needs images is a ModelError.
 
         Raises:
             ModelError: The model is missing or damaged.
@@ -260,13 +253,11 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """
         if backbone is not None and not isinstance(backbone, nn.Module):
             raise UsageError(f"backbone={backbone!r}: give the module of the fit; the files know a network by its name")
-        folder = Path(folder)
         loaded = cls(device=device, backbone=backbone)
-        loaded._open(folder)
+        loaded._open(Path(folder))
         if hasattr(loaded, "run_"):  # with the parameters that make the same run
-            seed = RunFolder(folder).read_record().seed
-            recipe = str(loaded.run_ / "recipe.toml")
-            loaded.set_params(recipe=recipe, random_state=seed)
+            seed = RunFolder(loaded.run_).read_record().seed
+            loaded.set_params(recipe=str(loaded.run_ / "recipe.toml"), random_state=seed)
         loaded.set_params(n_clusters=loaded.n_clusters_)
         return loaded
 
@@ -304,19 +295,24 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             return state
         names = {*self.get_params(deep=False), "_sklearn_version", "n_features_in_", "feature_names_in_"}
         state = {name: value for name, value in state.items() if name in names}
-        if hasattr(self, "run_"):
-            run_files = (name for name in own_files(self.run_) if not name.startswith("checkpoints/"))
-            return state | {"_files": _packed(self.run_, (name for name in run_files if name not in _MADE_AGAIN))}
-        with tempfile.TemporaryDirectory() as folder:
-            saved = self.save(folder)
-            return state | {"_files": _packed(saved, (path.name for path in saved.iterdir()))}
+        with tempfile.TemporaryDirectory() as saved:
+            folder = self.run_ if hasattr(self, "run_") else self.save(saved)
+            content = own_files(folder) if hasattr(self, "run_") else os.listdir(folder)  # noqa: PTH208
+            # A copy writes its own report, and needs no checkpoints: the run is finished.
+            packed = (name for name in content if name != "report.html" and not name.startswith("checkpoints/"))
+            return state | {"_files": {name: (folder / name).read_bytes() for name in packed}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.pop("_files", None)
         super().__setstate__(state)
-        if packed is not None:
-            temporary = Path(tempfile.mkdtemp(prefix="deepcluster-"))
-            self._open(_unpacked(packed, temporary / "run"), temporary, None)
+        if packed is None:
+            return
+        temporary = Path(tempfile.mkdtemp(prefix="deepcluster-"))
+        for name, content in packed.items():
+            file = temporary / "run" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        self._open(temporary / "run", temporary)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -325,9 +321,10 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return self.backbone if isinstance(self.backbone, nn.Module) else None
 
     def _recipe(self) -> tuple[str, dict[str, Any]]:
-        """The name of the recipe, and the options given as parameters, in ``options`` or in a dict as recipe."""
-        parameters = {name: value for name, value in self.get_params(deep=False).items() if name in declared(Recipe)}
-        options = {name: value for name, value in parameters.items() if value is not None} | dict(self.options or {})
+        """Return the recipe's name, and the options given as parameters, in ``options`` or in a dict as recipe."""
+        parameters = self.get_params(deep=False)
+        options = {name: parameters[name] for name in declared(Recipe) if parameters.get(name) is not None}
+        options |= self.options or {}
         if self._module is not None:
             options["backbone"] = MODULE
         if not isinstance(self.recipe, Mapping):
@@ -342,9 +339,9 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Take over the results in a folder.
 
         Args:
-            folder: A run folder, or the folder of a model.
+            folder: The run folder, or the folder of the model.
             temporary: A folder to delete with the estimator.
-            images: The images of the fit, where they are not files that can be found again.
+            images: The images of the fit, if they are not files that can be found again.
         """
         delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
@@ -389,9 +386,9 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return means(groups.centroids, groups.groups, groups.count)
 
     def _read(self, X: Any, *, reset: bool) -> tuple[PixelScale | None, Any]:
-        """The images of X, and how rows become images where it is a table.
+        """Return the scale by which a table's rows become images (None: X is no table), and the images of X.
 
-        ``reset``: X is for a fit, and so determines what later tables must look like.
+        ``reset``: X is for a fit. Later tables must have its columns.
         """
         if not _is_table(X):
             if reset:
@@ -407,7 +404,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return rows, rows.images(numbers)
 
     def _reduced(self, X: Any, errors: Errors) -> Tensor:
-        """The reduced features of each image of X; with ``errors="coerce"`` NaN for unusable ones."""
+        """Return the reduced features of each image of X; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
@@ -438,12 +435,12 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
 
     def _images_at_hand(self) -> Source | None:
-        """The images of the fit, for thumbnails; None where they cannot be found again."""
+        """Return the images of the fit, for thumbnails; None if they cannot be found again."""
         return images_at_hand(RunFolder(self.run_)) if self._images is None else find(self._images)
 
 
 def _is_table(X: Any) -> bool:
-    """Whether X is (meant as) a table of numbers; anything else holds images or paths."""
+    """Return whether X is (meant as) a table of numbers; anything else holds images or paths."""
     if not (isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "shape")) or hasattr(X, "cast_column"):
         return False
     if _column_of_paths(X) is not None or (isinstance(X, list) and not X):
@@ -456,19 +453,21 @@ def _is_table(X: Any) -> bool:
 
 
 def _column_of_paths(X: Any) -> Any:
-    """The column of a data frame that has the paths of images; None where there is none."""
+    """Return the name of the column of a data frame that has the paths of images, or None."""
     columns = getattr(X, "columns", ())
     names = [name for name in columns if isinstance(name, str) and name.lower() in PATH_COLUMNS]
     return next((name for name in names if len(X) and isinstance(next(iter(X[name])), str | Path)), None)
 
 
-def _check_new(run: Path) -> None:
+def _new(run: Path) -> Path:
+    """Return ``run`` if a fit may write there."""
     try:
         files.check_free(run)
     except DiskError:
         raise DiskError(
             f"{run} exists already: pass the name of a new folder as run; DeepCluster.load({str(run)!r}) opens this one"
         ) from None
+    return run
 
 
 def device_name(device: str | int | torch.device) -> str:
@@ -501,7 +500,7 @@ def _inertia(reduced: Tensor, clusters: Tensor, centers: Tensor) -> float:
 
 
 def _number(cell: str) -> int | float:
-    """A cell of history.csv; NaN where it is empty."""
+    """Return the number in a cell of history.csv; NaN if it is empty."""
     return int(cell) if cell.isdecimal() else float(cell or "nan")
 
 
@@ -509,18 +508,6 @@ def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
     shown = "; ".join(f"{one_line(path)}: {reason}" for path, reason in skipped[:5])
     what = "1 image cannot be used" if len(skipped) == 1 else f"{len(skipped):,} images cannot be used"
     return f"{what} ({shown}{'; ...' if len(skipped) > 5 else ''})"
-
-
-def _packed(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The contents of files in a folder, by name."""
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def _unpacked(packed: Mapping[str, bytes], folder: Path) -> Path:
-    for name, content in packed.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def _remove(folder: Path, process: int) -> None:
