@@ -1,4 +1,4 @@
-"""What can go wrong, each with the exit code of the command line.
+"""The errors, each with the exit code of the command line.
 
 A message says what is wrong, names the file or the value, and says what to do next; both numbers when two disagree.
 """
@@ -49,8 +49,8 @@ class NonFiniteError(DeepClusterError, ArithmeticError):
 class Stopped(BaseException):
     """A signal ended the command; a run can go on from where it was.
 
-    No DeepClusterError and no Exception: it may be raised in any line, and whoever handles what is wrong with an image,
-    a model or a disk must not take it for that.
+    It is no Exception, because it may be raised in any line: no handler may take it for an error of an image, a model
+    or a disk.
     """
 
     exit_code = 75  # EX_TEMPFAIL
@@ -65,10 +65,10 @@ class DeepClusterWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's message, or else its type."""
+    """Return the first line of the error's message, or else its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def missing_extra(extra: str, error: ImportError) -> UsageError:
-    """What to raise where a package of an extra cannot be imported."""
+    """Return the error for a package of an extra that cannot be imported."""
     return UsageError(f"this needs packages that are not installed ({error}): pip install 'deepcluster[{extra}]'")

@@ -25,18 +25,18 @@ from deepcluster.nets.shapes import working_memory
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.runtime.memory import check_fits
 
-LARGE = 1024  # px: from here on it is asked first whether images fit into memory
+LARGE = 1024  # px; of larger images, one batch must fit into memory before any is read
 
 
 @dataclass(frozen=True)
 class Model:
-    """All that :meth:`place` needs: the network, the reduction, the fine centroids and the groups.
+    """Network, reduction, fine centroids and groups.
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
-    model, because another size may round differently); outliers: from where an image is an outlier; names (K): what a
-    person called the groups, "" where nobody did; junk: the groups that a person marked so.
+    model, because another size may round differently); outliers: the limit above which an image is an outlier; names
+    (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk.
 
-    A group that was merged into another one has no centroid any more, and so no image.
+    A merged group keeps its number but has no centroids, and so no image.
     """
 
     network: Network
@@ -51,22 +51,22 @@ class Model:
     junk: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        """Short: the tensors would fill the screen."""
+        """Return a short text: the tensors would fill the screen."""
         name = self.network.architecture.get("name", type(self.network.body).__name__)
         dims = self.reduction.projection.shape[1]
         return f"Model({self.groups.count} clusters, {name} at {self.image_size} px, {dims} dimensions)"
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
-        """The cluster of each image of a folder, a list of paths, an array, ... DataError where one cannot be used."""
+        """Return the cluster of each image of a folder, a list of paths, ... DataError if one cannot be used."""
         return self.place(self.transform(images)).cluster.numpy()
 
     def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
-        """Reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a store
-        has them: uint8, N x 3 x store_size x store_size."""
+        """Return reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a
+        store has them: uint8, N x 3 x store_size x store_size."""
         return self.measure(images, progress)[0]
 
     def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
-        """What :meth:`transform` gives, and the residuals (float32, N) by which an image is an outlier."""
+        """Return the result of :meth:`transform`, and the residuals (float32, N) by which an image is an outlier."""
         if self.of_features:
             return self.measure_features(read_features(images).features)  # type: ignore[arg-type]
         stored = (3, self.store_size, self.store_size)
@@ -85,18 +85,18 @@ class Model:
 
     @property
     def of_features(self) -> bool:
-        """Whether it takes features that somebody computed instead of images, and has no network."""
+        """The model has no network, and takes features computed elsewhere instead of images."""
         return self.network.architecture.get("name") == FEATURES
 
     def check_network(self, what: str) -> None:
-        """An error where there is no network, which ``what`` needs."""
+        """Raise an error if the model has no network, which ``what`` needs."""
         if isinstance(self.network.body, Absent):
             self.network.body()
         if self.of_features:
             raise UsageError(f"{what} needs a network, and this model is of features that came from elsewhere")
 
     def measure_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`measure` gives, of features (N x D)."""
+        """Return the result of :meth:`measure` for features (N x D)."""
         width = len(self.reduction.mean)
         if features.shape[1] != width:
             raise DataError(f"the features have {features.shape[1]:,} numbers a row, and the model is of {width:,}")
@@ -107,21 +107,21 @@ class Model:
 
     @cached_property
     def _features(self) -> Callable[[Tensor], Tensor]:
-        """Prepared once, as images come in batches."""
+        """Prepared once, because images come in batches."""
         return features_pass(self.network.eval())
 
     def check_room(self) -> None:
-        """OutOfMemoryError where not even one batch of images fits into memory."""
+        """Raise OutOfMemoryError if not even one batch of images fits into memory."""
         if not self.of_features and self.image_size > LARGE and self.network.mean.device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:
-        """The cluster of each row of :meth:`transform`."""
+        """Return the cluster of each row of :meth:`transform`."""
         return place(reduced, self.groups, self.fine_centroids)
 
 
 def check_batch_fits(network: Network, size: int, count: int = 1) -> None:
-    """``count`` images at a time must fit into memory: of 8,192 px one takes gigabytes in the smallest network."""
+    """Raise OutOfMemoryError unless ``count`` images fit: one of 8,192 px takes gigabytes in the smallest network."""
     if size > LARGE:
         images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
         check_fits(

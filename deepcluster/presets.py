@@ -33,14 +33,14 @@ Choices = dict[str, tuple[Any, str]]  # option: its value, and why
 
 @dataclass(frozen=True)
 class Facts:
-    """What ``auto`` may look at: never labels, nor the name of a data set.
+    """Facts about the images that ``auto`` goes by: never labels, nor the name of a data set.
 
     Attributes:
         count: Number of images.
         short_side: Median of their shorter sides, px.
-        grey: Whether they have no colours.
+        grey: They have no colours.
         n_clusters: Clusters wanted; None: to be chosen.
-        device: Type of the device: cpu, cuda or mps.
+        device: cpu, cuda or mps.
         published: The published network that a run may start from, by its name in ``PUBLISHED``; empty: none.
     """
 
@@ -53,19 +53,19 @@ class Facts:
 
     @property
     def suits_published(self) -> bool:
-        """Whether the images are large and few enough to start from a published network."""
+        """The images are large and few enough to start from a published network."""
         return self.short_side >= MIN_PUBLISHED_SIDE and self.count <= MAX_PUBLISHED_IMAGES
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with every option resolved, and the reasons for what was chosen or changed, one per line."""
+    """A recipe with every option resolved, and the reasons for values that were chosen or changed, one per line."""
 
     recipe: Recipe
     reasons: tuple[str, ...]
 
     def by_reason(self) -> list[str]:
-        """The reasons, each once, after all options that it is for."""
+        """Return each reason once, after all options that it is for."""
         options_of: dict[str, list[str]] = {}
         for line in self.reasons:
             what, _, why = line.partition(": ")
@@ -84,7 +84,7 @@ class Plan:
         return f"{published.title}, {published.trained_on}{larger}"
 
     def in_short(self, n_clusters: int | None) -> str:
-        """The number of clusters and the training, in words; ``n_clusters`` as in :class:`Facts`."""
+        """Return the number of clusters and the training in words; ``n_clusters`` as in :class:`Facts`."""
         recipe = self.recipe
         work = "adapted" if recipe.weights else "trained"
         rounds = f"{work} in at most {_plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
@@ -93,27 +93,24 @@ class Plan:
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
-    """An error where so many images cannot have so many groups."""
-    if n_clusters is not None and n_clusters < 1:
+    """Raise an error if so many images cannot have so many groups."""
+    if n_clusters is None:
+        return
+    if n_clusters < 1:
         raise UsageError(f"{n_clusters} clusters: give a whole number of at least 1, or auto")
-    if n_clusters is not None and n_clusters > count:
+    if n_clusters > count:
         raise DataError(f"{n_clusters} clusters are more than the {_plural(count, 'image')}: give at most {count}")
 
 
 def check_weights(options: Given) -> None:
-    """ModelError where the option ``weights`` names no file."""
+    """Raise ModelError if the option ``weights`` names no file."""
     weights = options.get("weights", "")
     if weights not in ("", "timm", "none") and not os.path.exists(weights):  # noqa: PTH110 (the name may be too long)
         raise ModelError(f"{weights}: there is no such weights file; or give timm or none")
 
 
 def resolve(base: str, given: Given, facts: Facts) -> Plan:
-    """Resolve the recipe ``base`` for these images.
-
-    Args:
-        base: A name in ``PRESETS``, or a TOML file.
-        given: Options that override the recipe's.
-        facts: Facts about the images.
+    """Resolve the recipe ``base`` (a name in ``PRESETS``, or a TOML file) for these images.
 
     Raises:
         UsageError: The recipe, an option or a value is unknown.
@@ -135,7 +132,7 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
             raise DataError(
                 f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
             )
-        fitting = _fine_clusters(facts)
+        fitting, _ = _fine_clusters(facts)
         reasons.append(
             f"pseudo_labels {fitting}: the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
         )
@@ -144,13 +141,13 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
 
 
 def options_of(base: str, given: Given) -> tuple[str, dict[str, Any]]:
-    """The preset that the recipe ``base`` starts from, and all options that it and ``given`` name."""
+    """Return the preset that the recipe ``base`` starts from, and all options that it and ``given`` name."""
     base, from_file = read_recipe(base)
     return base, {**from_file, **read_options(Recipe, given)}
 
 
 def _spelt_out(options: Given) -> dict[str, Any]:
-    """The options with timm's name for a published network, and the weights that belong to it."""
+    """Return the options with timm's name for a published network, and the weights that belong to it."""
     options = dict(options)
     if options.get("weights") == "none":
         options["weights"] = ""
@@ -162,7 +159,7 @@ def _spelt_out(options: Given) -> dict[str, Any]:
 
 
 def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
-    """The preset ``name``, or the preset and options of the TOML file ``name``.
+    """Return the preset ``name``, or the preset and options of the TOML file ``name``.
 
     Raises:
         UsageError: There is no such recipe, or the file is wrong.
@@ -183,12 +180,11 @@ def _plural(count: int, thing: str) -> str:
 
 
 def _option(reason: str) -> str:
-    """The option that a reason is about."""
     return reason.split(" ")[0]
 
 
 def _of_weights(base: str, options: Given) -> dict[str, Any]:
-    """The network and Sobel filter that a file of published weights is for, unless given."""
+    """Return the network and Sobel filter that a file of published weights is for, unless given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
     from deepcluster.nets.published_2018 import official_network  # imports torch
@@ -206,7 +202,7 @@ _BACKBONES = {"v1": "alexnet", "v1-official": "alexnet", "v2": "timm:resnet50"}
 
 
 def _for_fixed_size(plan: Plan, options: Given) -> Plan:
-    """The plan with images and views of the only size that the network takes, as for transformers."""
+    """Return the plan with images and views of the only size that the network takes, as transformers do."""
     recipe = plan.recipe
     size = only_size(recipe.backbone, recipe.image_size)
     if size is None:
@@ -390,13 +386,13 @@ def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
         **start,
         "image_size": (size, why_size),
         "margin": (_margin(size), "small images are kept whole" if size <= 64 else "room for crops"),
-        "pseudo_labels": (_fine_clusters(facts), _why_so_many(facts)),
+        "pseudo_labels": _fine_clusters(facts),
     }
     return choices, options.get("image_size", size), backbone, bool(weights)
 
 
 def _start(options: Given, facts: Facts) -> Choices:
-    """The network and its weights, unless a network is given."""
+    """Return the network and its weights, unless a network is given."""
     if "backbone" in options:
         return {}
     weights = options.get("weights")
@@ -485,24 +481,21 @@ def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
 
 
 def _margin(size: int) -> float:
-    """Small images are kept whole; of others there is room for crops."""
+    """Return 1 for small images, which are kept whole; others have room for crops."""
     return 1.0 if size <= 64 else 256 / 224
 
 
-def _fine_clusters(facts: Facts) -> int:
-    """Several fine clusters for each cluster wanted, none of them tiny."""
-    clusters = facts.n_clusters or 20
-    return max(1, min(facts.count, max(clusters, min(5 * clusters, facts.count // 20))))
-
-
-def _why_so_many(facts: Facts) -> str:
-    if facts.count // 20 < (facts.n_clusters or 20):
-        return "one for each group wanted, as the images are few"
-    return "5 for each group wanted, and at least 20 images for each"
+def _fine_clusters(facts: Facts) -> tuple[int, str]:
+    """Return several fine clusters for each cluster wanted, none of them tiny, and why."""
+    clusters, at_most = facts.n_clusters or 20, facts.count // 20
+    why = "5 for each group wanted, and at least 20 images for each"
+    if at_most < clusters:
+        why = "one for each group wanted, as the images are few"
+    return max(1, min(facts.count, max(clusters, min(5 * clusters, at_most)))), why
 
 
 def _image_size(backbone: str, facts: Facts, pretrained: bool = False) -> tuple[int, str]:
-    """The side of the images for a network, px, and why."""
+    """Return the side of the images for a network, px, and why."""
     side = facts.short_side
     if backbone in PAPER_NETWORKS:
         return 224, f"what {backbone} takes"

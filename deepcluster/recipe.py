@@ -33,14 +33,10 @@ class Option:
 
     Attributes:
         default: Its type is the option's: bool, int, float or str.
-        help: Its meaning, in a sentence or two.
         group: The heading it is listed under.
-        low: The smallest number allowed.
-        high: The largest number allowed.
-        choices: The texts allowed, where ``NAME`` at the end stands for any name; empty: any text.
-        flag: Whether the command line has a flag of this name besides ``--set``.
-        auto: Whether ``auto`` may be given, which leaves the value to the recipe.
-        name: The name of its field.
+        choices: The texts allowed; ``NAME`` at the end of one stands for any name. Empty: any text.
+        flag: The command line has a flag of this name besides ``--set``.
+        auto: ``auto`` may be given, which leaves the value to the recipe.
     """
 
     default: bool | int | float | str
@@ -63,13 +59,13 @@ class Option:
         return f"{self.low:{_PLAIN}} to {self.high:{_PLAIN}}" if self.high < MOST else f"at least {self.low:{_PLAIN}}"
 
     def read(self, value: Any) -> Any:
-        """Convert a value, which may be text, to the option's type. UsageError where it is not allowed."""
+        """Convert a value, which may be text, to the option's type. UsageError if it is not allowed."""
         typed = _typed(self.name, value, type(self.default))
         self.check(typed)
         return typed
 
     def check(self, value: Any) -> None:
-        """UsageError where the value is out of range or not among the choices."""
+        """Raise UsageError if the value is out of range or not among the choices."""
         if self.choices and not any(_fits(value, choice) for choice in self.choices):
             near = difflib.get_close_matches(str(value), self.choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -104,7 +100,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 
 def option(default: bool | int | float | str, help: str, **declared: Any) -> Any:
-    """A field of :class:`Options`; ``declared`` are other attributes of its :class:`Option`."""
+    """Return a field of :class:`Options`; ``declared`` are other attributes of its :class:`Option`."""
     return field(default=default, metadata={"option": Option(default, help, **declared)})
 
 
@@ -118,7 +114,7 @@ class Options:
 
 
 def declared(kind: type[Options]) -> dict[str, Option]:
-    """The options of a set, by name, in their order."""
+    """Return the options of a set, by name, in their order."""
     return {field.name: replace(field.metadata["option"], name=field.name) for field in fields(kind)}
 
 
@@ -153,7 +149,7 @@ _result = partial(option, group="Result")
 
 @dataclass(frozen=True)
 class Recipe(Options):
-    """All that determines a result besides images, seed and number of clusters. The defaults are recipe ``v1``'s."""
+    """Every option that determines a result, besides images, seed and number of clusters. The defaults are ``v1``'s."""
 
     backbone: str = _network(
         "alexnet",
@@ -301,7 +297,7 @@ class Recipe(Options):
 
     @property
     def clusters(self) -> tuple[int, ...]:
-        """The number of clusters of each clustering."""
+        """Number of clusters of each clustering."""
         return tuple(round(self.pseudo_labels * self.head_growth**i) for i in range(self.heads))
 
     @property
@@ -314,12 +310,12 @@ class Recipe(Options):
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The options as TOML, one per line. (JSON's strings, numbers and booleans are valid TOML.)"""
+    """Return the options as TOML, one per line. (JSON's strings, numbers and booleans are valid TOML.)"""
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(recipe).items())
 
 
 def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """The preset that a recipe file starts from (key ``base``, default ``auto``), and its options.
+    """Return the preset that a recipe file starts from (key ``base``, default ``auto``), and its options.
 
     Raises:
         UsageError: The file is missing or not TOML, or an option or its value is wrong.
