@@ -16,11 +16,10 @@ import webbrowser
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter, validators
@@ -34,12 +33,33 @@ from deepcluster.errors import (
     OutOfMemoryError,
     Stopped,
     UsageError,
-    missing_extra,
 )
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
+from deepcluster.flags import (
+    IMAGE_EXPORTS,
+    Assignments,
+    Device,
+    FitFlags,
+    ImageExportFlags,
+    ImagesArgument,
+    Json,
+    NumberOfClusters,
+    Open,
+    OutOfTable,
+    Overwrite,
+    PathText,
+    ProtocolFlags,
+    Quiet,
+    RecipeFlags,
+    RunArgument,
+    flag_names,
+    read_assignments,
+    read_n_clusters,
+    short,
+)
 from deepcluster.nets.hub import PUBLISHED
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
-from deepcluster.recipe import ANY, Recipe, declared, read_options, to_toml
+from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import (
     PipeConsole,
@@ -73,142 +93,10 @@ app = App(
 )
 app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
-LONGEST = 1e9  # seconds of a time limit: 30 years
 RANK_WAIT_SECONDS = 20.0  # before another rank than the main rank prints an error
 # As torch's allocators and oneDNN say it. (Without a descriptor it would be an operation that oneDNN lacks.)
 NO_MEMORY = re.compile("can't allocate memory|out of memory|could not create a primitive(?! descriptor)")
 SHARED = ("fit", "predict", "embed", "evaluate")  # commands that several processes do together
-IMAGE_EXPORTS = ("folders", "imagefolder")
-
-RunArgument = Annotated[Path, Parameter(name="RUN", help="The run folder that `deepcluster fit` made.")]
-if TYPE_CHECKING:
-    PathText = str
-else:  # the parser takes the text as it is; Path lets the shell complete it
-    PathText = str | Path
-ImagesArgument = Annotated[
-    PathText,
-    Parameter(
-        help="A folder (searched recursively; of images or of .tar shards), a text file of paths, an .npy/.npz array, a"
-        " .tar shard, several as 'train-{000..146}.tar', - for paths on standard input, sklearn:digits,"
-        " torchvision:NAME or hf:NAME.",
-        allow_leading_hyphen=True,
-    ),
-]
-
-
-def _check_device(_: object, name: str) -> None:
-    """Check the type alone: to ask for what this machine has imports torch."""
-    if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
-        raise ValueError("Choose auto, cpu, cuda or mps.")
-
-
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=_check_device)]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print errors only.")]
-Json = Annotated[bool, Parameter(name="--json", help="Result as JSON on standard output, messages on standard error.")]
-Open = Annotated[bool, Parameter(name="--open", help="Open the report in a browser.")]
-OutOfTable = Annotated[
-    PathText, Parameter(name=["-o", "--out"], help="A CSV file, or - for standard output.", allow_leading_hyphen=True)
-]
-Overwrite = Annotated[bool, Parameter(help="Replace the file at -o.")]
-Assignments = Annotated[
-    list[str] | None, Parameter(name="--set", consume_multiple=True, help="OPTION=VALUE ... for any further option.")
-]
-NumberOfClusters = Annotated[str, Parameter(name=["-k", "--clusters"], help="Number of clusters, or auto.")]
-
-
-def _recipe_flags() -> dict[str, Any]:
-    flags: dict[str, Any] = {}
-    for name, option in declared(Recipe).items():
-        if option.flag:
-            names = tuple(choice for choice in option.choices if not choice.endswith(ANY))
-            kind: Any = str if option.auto else type(option.default)
-            if names:
-                kind = Literal[names] if names == option.choices else Literal[names] | str
-            flags[name] = Annotated[kind, Parameter(help=option.help)]
-    return flags
-
-
-def _protocol_flags() -> dict[str, Any]:
-    """A flag may belong to several protocols, and mean something else to each."""
-    types: dict[str, type] = {}
-    meanings: dict[str, dict[str, list[str]]] = {}
-    for protocol, kind in PROTOCOL_OPTIONS.items():
-        for name, option in declared(kind).items():
-            if option.flag:
-                types[name] = type(option.default)
-                meanings.setdefault(name, {}).setdefault(option.help, []).append(protocol)
-    return {
-        name: Annotated[
-            types[name],
-            Parameter(help=" ".join(f"{', '.join(protocols)}: {text}" for text, protocols in texts.items())),
-        ]
-        for name, texts in meanings.items()
-    }
-
-
-if TYPE_CHECKING:
-    RecipeFlags = dict[str, Any]
-    ProtocolFlags = dict[str, Any]
-else:  # the flags that were given, by the name of their option
-    RecipeFlags = TypedDict("RecipeFlags", _recipe_flags(), total=False)
-    ProtocolFlags = TypedDict("ProtocolFlags", _protocol_flags(), total=False)
-
-
-@dataclass(frozen=True)
-class FitFlags:
-    """Flags of ``fit`` that are no options of a recipe."""
-
-    out: Annotated[
-        Path | None, Parameter(name=["-o", "--out"], help="The run folder to make (default: runs/NAME-DATE).")
-    ] = None
-    k: NumberOfClusters = "auto"
-    recipe: Annotated[PathText, Parameter(help="A name (see `deepcluster recipes`) or FILE.toml.")] = "auto"
-    device: Device = "auto"
-    deterministic: Annotated[
-        bool, Parameter(help="On a GPU: only kernels whose results repeat bit for bit; some are slower.")
-    ] = False
-    seed: Annotated[
-        int, Parameter(help="The same seed gives the same bits on a CPU (on a GPU with --deterministic).")
-    ] = 0
-    time_limit: Annotated[
-        str | None, Parameter(help="Finish within this time, with fewer rounds if needed: 90s, 30m, 2h.")
-    ] = None
-    labels: Annotated[
-        PathText | None,
-        Parameter(help="For metrics only: folders (or what comes with the source), or a CSV of path,label."),
-    ] = None
-    overwrite: Annotated[bool, Parameter(help="Replace the run at -o.")] = False
-    resume: Annotated[bool, Parameter(help="Continue the run at -o from its last checkpoint.")] = False
-    log: Annotated[
-        Literal["tensorboard"] | None, Parameter(help="tensorboard: the numbers of each round, in RUN/tensorboard.")
-    ] = None
-    features: Annotated[
-        bool,
-        Parameter(
-            help="IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name)."
-            " They are grouped without a network.",
-        ),
-    ] = False
-    dry_run: Annotated[bool, Parameter(help="Print the plan with its time and memory, and stop.")] = False
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Print every choice with its reason.")] = False
-
-    def check(self) -> None:
-        """Check the flags without looking at the images, and before torch is imported."""
-        _n_clusters(self.k)
-        if self.seconds == 0:
-            raise UsageError(f"--time-limit {self.time_limit}: give more than 0 seconds, as 90s, 30m, 2h or 1h30m")
-        if self.resume and (self.overwrite or self.out is None):
-            raise UsageError("--resume continues the run at -o: give -o RUN, and no --overwrite")
-        for name in ("dry_run", "resume", "time_limit", "log") if self.features else ():
-            if getattr(self, name):
-                raise UsageError(f"{_flags([name])} is for images: features are grouped at once; leave it out")
-        if self.log and find_spec(self.log) is None:
-            raise missing_extra(self.log, ImportError(f"no module named {self.log}"))
-
-    @property
-    def seconds(self) -> float | None:
-        """The time limit."""
-        return None if self.time_limit is None else _seconds("--time-limit", self.time_limit)
 
 
 @app.command
@@ -226,7 +114,7 @@ def fit(
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""
     begun = time.perf_counter()
     flags = flags or FitFlags()
-    options = read_options(Recipe, {**(recipe_flags or {}), **_assignments(set_)})
+    options = read_options(Recipe, {**(recipe_flags or {}), **read_assignments(set_)})
     check_weights(options_of(flags.recipe, options)[1])
     flags.check()
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
@@ -235,7 +123,7 @@ def fit(
 
         request = Request(
             out=flags.out,
-            n_clusters=_n_clusters(flags.k),
+            n_clusters=read_n_clusters(flags.k),
             recipe=flags.recipe,
             options=options,
             device=flags.device,
@@ -280,7 +168,7 @@ def _fit_source(images: str, flags: FitFlags, terminal: Terminal) -> "Source | s
     if is_named(images):
         terminal.say("Loading", images)
     source = find(images, stdin=sys.stdin)
-    check_groups(_n_clusters(flags.k), len(source.paths))
+    check_groups(read_n_clusters(flags.k), len(source.paths))
     terminal.say("Images", f"{len(source.paths):,} in {source.location}")
     return source
 
@@ -372,7 +260,7 @@ def recut(
     as_json: Json = False,
 ) -> None:
     """Cut the features of a run into another number of groups, without training; clusters get new numbers."""
-    n_clusters = _n_clusters(k)
+    n_clusters = read_n_clusters(k)
     record = _check_run(run_)
     if record.images_count is not None:
         check_groups(n_clusters, record.images_count)
@@ -466,7 +354,7 @@ def similar(
 
     _check_run(run_)
     if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
-        raise DataError(f"{_short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
+        raise DataError(f"{short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
     target = None if out == "-" else _output(Path(out), run_, image, overwrite)
     with Terminal(quiet, to_stderr=True):
         from deepcluster.runs.similar import COLUMNS
@@ -504,7 +392,7 @@ def evaluate(
 ) -> None:
     """Score clusters and features against labels. The last figures are kept in the run folder."""
     kind = PROTOCOL_OPTIONS[protocol]
-    options = read_options(kind, {**(flags or {}), **_assignments(set_)})
+    options = read_options(kind, {**(flags or {}), **read_assignments(set_)})
     kind(**options)  # checks what the options must be together
     values = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
@@ -528,28 +416,6 @@ def evaluate(
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
 
-class ImageExportFlags(TypedDict, total=False):
-    """Flags of ``export`` for images, which only IMAGE_EXPORTS write; those that were given."""
-
-    mode: Annotated[
-        Literal["symlink", "hardlink", "copy"],
-        Parameter(help="How images get there (default: folders take the first that works, imagefolder copies)."),
-    ]
-    outliers: Annotated[
-        Literal["keep", "separate", "leave"],
-        Parameter(help="Images far from all others: in their cluster (keep, the default), apart, or left out."),
-    ]
-    images: Annotated[PathText, Parameter(help="Where the images are, if not where they were any more.")]
-    strip_metadata: Annotated[
-        bool,
-        Parameter(
-            negative="--keep-metadata",
-            help="Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).",
-        ),
-    ]
-    dry_run: Annotated[bool, Parameter(help="Print what would be done, and stop.")]
-
-
 @app.command
 def export(
     run_: RunArgument,
@@ -569,7 +435,7 @@ def export(
     of_images = to in IMAGE_EXPORTS
     if flags and not of_images:
         names = ("keep_metadata" if value is False else name for name, value in flags.items())
-        raise UsageError(f"--to {to} writes no images: leave out {_flags(names)}")
+        raise UsageError(f"--to {to} writes no images: leave out {flag_names(names)}")
     _check_run(run_)
     if not (flags and flags.get("dry_run")):
         (check_no_folder if of_images else check_no_file)(out)
@@ -635,7 +501,7 @@ def fetch(
             print(f"{published.name:13} {published.description}")
         return
     if name not in PUBLISHED and not name.startswith("timm:"):
-        raise UsageError(f"no published network is called {_short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
+        raise UsageError(f"no published network is called {short(name)}: choose {', '.join(PUBLISHED)} or timm:NAME")
     from deepcluster.nets.hub import backbone_of, fetch, keep_in_cache, local_file
 
     with Terminal(quiet) as terminal:
@@ -876,41 +742,6 @@ def _open(page: Path) -> None:
         complain(f"no browser could be opened: open {page.absolute().as_uri()} yourself")
 
 
-def _n_clusters(k: str) -> int | None:
-    if k == "auto":
-        return None
-    if not re.fullmatch(r"\d{1,12}", k) or int(k) < 2:
-        raise UsageError(f"-k {_short(k)}: give a whole number of at least 2, or auto")
-    return int(k)
-
-
-def _assignments(texts: list[str] | None) -> dict[str, str]:
-    values = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text}: write it as OPTION=VALUE, for example --set dims=64")
-        values[name.strip().replace("-", "_")] = value.strip()
-    return values
-
-
-def _seconds(option: str, text: str) -> float:
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    hours, minutes, seconds = (float(value or 0) for value in match.groups()) if match else (0.0, 0.0, 0.0)
-    seconds += 3600 * hours + 60 * minutes
-    if not match or not any(match.groups()) or seconds > LONGEST:
-        raise UsageError(f"{option} {_short(text)}: write it as 90s, 30m, 2h or 1h30m")
-    return seconds
-
-
-def _flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
-
-
-def _short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
-
-
 def _check_filled(arguments: list[str]) -> None:
     """UsageError where an argument is empty, as "$UNSET" in a script is: no file or folder has such a name."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -931,11 +762,11 @@ def _not_shared(arguments: list[str]) -> str:
 def _report(text: str) -> None:
     """Print an error. Ranks other than the main rank wait first: if that meets it too, torchrun ends them meanwhile."""
     if is_main_rank():
-        complain(f"error: {_short(text, 2000)}")
+        complain(f"error: {short(text, 2000)}")
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(RANK_WAIT_SECONDS)
-    complain(f"[rank {os.environ['RANK']}] error: {_short(text, 2000)}")
+    complain(f"[rank {os.environ['RANK']}] error: {short(text, 2000)}")
 
 
 def run_command(arguments: list[str]) -> int:

@@ -89,7 +89,7 @@ def test_numbers_of_a_row_become_scalars(tensorboard):
 
 
 def test_the_command_writes_for_tensorboard(tensorboard, tmp_path, monkeypatch):
-    monkeypatch.setattr("deepcluster.cli.find_spec", lambda name: object())
+    monkeypatch.setattr("deepcluster.flags.find_spec", lambda name: object())
     np.save(tmp_path / "x.npy", PIXELS)
     command = f"fit {tmp_path}/x.npy -k 3 --rounds 1 --epochs 1 --image-size 16 -o {tmp_path}/run --quiet"
     assert run_command([*command.split(), "--log", "tensorboard"]) == 0

@@ -21,7 +21,7 @@ LEVELS = (
     {"storage", "presets"},
     {"report"},
     {"runs"},
-    {"export"},
+    {"export", "flags"},
     {"cli", "estimator"},
     {"__main__"},
 )

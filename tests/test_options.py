@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deepcluster import cli
+from deepcluster import flags
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
@@ -74,7 +74,7 @@ def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch
         monkeypatch, "deepcluster.runs.evaluate.evaluate", "evaluate", "run", "--protocol", protocol, *given
     )
     assert request.options == {name: other_value(option) for name, option in options.items()}
-    assert {*cli.ProtocolFlags.__annotations__} == {
+    assert {*flags.ProtocolFlags.__annotations__} == {
         name for kind in PROTOCOL_OPTIONS.values() for name, option in declared(kind).items() if option.flag
     }
 

@@ -38,7 +38,7 @@ SAFE_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle",
 
 ALLOWED = {
     ("cli.py", "webbrowser"): "hands a page that was just written to the user's browser, with --open alone",
-    ("cli.py", "importlib"): "asks whether a package is installed (find_spec), loads nothing",
+    ("flags.py", "importlib"): "asks whether a package is installed (find_spec), loads nothing",
     ("runtime/devices.py", "ctypes"): "tells the C library to keep freed memory (mallopt)",
     (
         "runtime/devices.py",
