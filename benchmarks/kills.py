@@ -34,7 +34,14 @@ OPTIONS = (
     f"-k 4 --backbone compact --image-size {SIZE} --batch-size 16 --pseudo-labels 8 --epochs 2 -q --rounds {ROUNDS}"
 ).split()
 PHASES = ("reading", "rounds", "result")
-SAME = ("clusters.csv", "features.npy", "model/model.safetensors", "model/config.json", "cluster_summary.csv")
+SAME = (
+    "clusters.csv",
+    "features.npy",
+    "model/model.safetensors",
+    "model/groups.safetensors",
+    "model/config.json",
+    "cluster_summary.csv",
+)
 GRACE, HANG = (0, 30, 5), 120  # seconds until the ranks that are left get SIGKILL, SIGTERM; until they must have ended
 
 

@@ -1,45 +1,49 @@
-"""Damaged models: `load` gives a model, or says ModelError. Without digests, for these would find every change."""
+"""Damaged models: `load` gives a model, or says ModelError. The digests are made to fit, or they would find all."""
 
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from fuzz.harness import instrumented, main
 
 with instrumented(__name__):
     from deepcluster.errors import ModelError
     from deepcluster.storage import model_files as models
-    from tests.tiny import tiny_model
+    from tests.tiny import FILES, sign, tiny_model
 
 
 @cache
-def whole() -> tuple[bytes, bytes, bytes]:
-    """config.json, and the header and the numbers of model.safetensors."""
-    with TemporaryDirectory() as folder:
-        models.save(tiny_model(), Path(folder))
-        config = json.loads((Path(folder) / "config.json").read_text())
-        weights = (Path(folder) / "model.safetensors").read_bytes()
-    older = {key: value for key, value in config.items() if not key.endswith("sha256")}
+def whole() -> tuple[dict[str, Any], bytes, bytes, bytes]:
+    """config.json, the header and the numbers of model.safetensors, and groups.safetensors."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        models.save(tiny_model(), folder)
+        config = json.loads((folder / "config.json").read_text())
+        weights, groups = ((folder / file).read_bytes() for file in FILES.values())
     end = 8 + int.from_bytes(weights[:8], "little")
-    return json.dumps(older).encode(), weights[:end], weights[end:]
+    return config, weights[:end], weights[end:], groups
 
 
 def seeds() -> list[bytes]:
     """The first byte says which file is damaged; of the weights the header, so that inputs stay small."""
-    config, header, _ = whole()
-    compact = json.loads(config)
-    other = compact | {"architecture": compact["architecture"] | {"name": "timm:resnet18"}}
-    return [b"c" + config, b"w" + header, b"c" + json.dumps(other).encode(), b"w" + header]
+    config, header, _, groups = whole()
+    other = config | {"architecture": config["architecture"] | {"name": "timm:resnet18"}}
+    return [b"c" + json.dumps(config).encode(), b"w" + header, b"c" + json.dumps(other).encode(), b"g" + groups]
 
 
 def one(data: bytes) -> bool:
-    config, header, numbers = whole()
-    damaged = data[1:]
+    config, header, numbers, groups = whole()
+    kind, damaged = data[:1], data[1:]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "config.json").write_bytes(damaged if data[:1] == b"c" else config)
-        (folder / "model.safetensors").write_bytes((header if data[:1] == b"c" else damaged) + numbers)
+        (folder / "model.safetensors").write_bytes((damaged if kind == b"w" else header) + numbers)
+        (folder / "groups.safetensors").write_bytes(damaged if kind == b"g" else groups)
+        (folder / "config.json").write_bytes(damaged)
+        with suppress(ValueError, TypeError, RecursionError):  # no table, which stays as it is
+            sign(folder, json.loads(damaged) if kind == b"c" else config)
         try:
             models.load(folder)
         except ModelError as error:

@@ -39,7 +39,14 @@ def state_in(checkpoint: Checkpoint) -> State:
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = ("--rounds", "3")
 OPTIONS = small_fit(*ROUNDS)
-SAME = ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json")
+SAME = (
+    "clusters.csv",
+    "cluster_summary.csv",
+    "features.npy",
+    "model/model.safetensors",
+    "model/groups.safetensors",
+    "model/config.json",
+)
 
 
 @pytest.fixture(scope="module")

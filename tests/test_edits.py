@@ -18,7 +18,7 @@ from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
 from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited
 from deepcluster.runs.predict import placement_rows
-from deepcluster.runs.recut import apply, recut
+from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.storage import model_files as models
 from deepcluster.storage.edits_file import Edits, read_edits
 from tests.helpers.runs import contents, record, rows
@@ -319,7 +319,8 @@ def test_the_same_cut_again_keeps_all_names(finished, tmp_path):
 
 def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
     def same() -> dict[str, bytes]:
-        names = ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "model/config.json", "report.html")
+        names = ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "report.html")
+        names += ("model/config.json", "model/groups.safetensors")
         return {name: (finished / name).read_bytes() for name in names}
 
     apply(finished, read_edits(written(tmp_path, names={"0": "a", "1": "b"}, junk=[1])))
@@ -346,6 +347,20 @@ def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
     assert run_command(["recut", str(finished), "-k", "2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "dropped, because their clusters did not survive: 'name" in said and "start anew" not in said
+
+
+def test_other_groups_leave_the_file_of_the_network_alone(finished, tmp_path):
+    file = finished / "model" / "model.safetensors"
+    before = (file.stat().st_ino, file.stat().st_mtime_ns)
+    groups = finished / "model" / "groups.safetensors"
+    first = groups.read_bytes()
+    apply(finished, read_edits(written(tmp_path, names={"0": "a name"})))
+    assert groups.read_bytes() != first and models.load(finished).names[0] == "a name"
+    undo(finished)
+    assert groups.read_bytes() == first
+    recut(finished, 3)
+    assert groups.read_bytes() != first and models.load(finished).groups.count == 3
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
 @pytest.mark.parametrize("arguments", [[], ["edits.json", "--undo"]])

@@ -43,7 +43,13 @@ def fit(images: object, out: Path, k: int = 4, **options: object) -> Path:
 def same_result(one: Path, other: Path) -> None:
     used = [row for row in rows(one / "clusters.csv") if row["status"] == "ok"]
     assert used == [row for row in rows(other / "clusters.csv") if row["status"] == "ok"]
-    for name in ("features.npy", "cluster_summary.csv", "model/model.safetensors", "model/config.json"):
+    for name in (
+        "features.npy",
+        "cluster_summary.csv",
+        "model/model.safetensors",
+        "model/groups.safetensors",
+        "model/config.json",
+    ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 

@@ -24,7 +24,7 @@ from tests.helpers.runs import OPTIONS, record, rows
 
 TRAINING = "deepcluster.algorithm:train_on_pseudo_labels"
 RESULT = ("clusters.csv", "cluster_summary.csv", "features.npy", "residuals.npy", "map.npy", "tree.json", "recipe.toml")
-MODEL = ("model/config.json", "model/model.safetensors")
+MODEL = ("model/config.json", "model/model.safetensors", "model/groups.safetensors")
 
 
 @pytest.fixture(scope="module")

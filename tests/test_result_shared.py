@@ -152,7 +152,7 @@ def test_a_run_of_more_images_than_the_sample_is_that_of_one_process(ranks, tmp_
     for count in (1, 2, 3):
         ranks[count](shared, tmp_path / str(count))
     names = ("clusters.csv", "features.npy", "residuals.npy", "cluster_summary.csv", "map.npy", "tree.json")
-    for name in (*names, "metrics.json", "model/model.safetensors"):
+    for name in (*names, "metrics.json", "model/model.safetensors", "model/groups.safetensors"):
         assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1, name
     assert np.load(tmp_path / "1/map.npy").shape == (20, 2) and len(rows(tmp_path / "1/clusters.csv")) == 40
     assert record(tmp_path / "1")["verdict"] == record(tmp_path / "3")["verdict"]

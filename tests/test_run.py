@@ -123,7 +123,14 @@ def test_a_run_from_python_is_that_of_the_command_bit_by_bit_and_another_seed_di
 ):
     request = replace(REQUEST, out=tmp_path / "same", seed=5, labels="folders")
     same = run.fit(photos, request).path
-    for name in ("clusters.csv", "cluster_summary.csv", "features.npy", "model/model.safetensors", "model/config.json"):
+    for name in (
+        "clusters.csv",
+        "cluster_summary.csv",
+        "features.npy",
+        "model/model.safetensors",
+        "model/groups.safetensors",
+        "model/config.json",
+    ):
         assert (same / name).read_bytes() == (finished / name).read_bytes(), name
     other = fitted("--seed", "1")
     assert (other / "features.npy").read_bytes() != (finished / "features.npy").read_bytes()

@@ -25,6 +25,7 @@ from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sh
 from tests.tiny import (
     SIZE,
     change_config,
+    change_groups,
     change_tensors,
     flipped,
     safetensors_bytes,
@@ -32,6 +33,8 @@ from tests.tiny import (
     tiny_run,
     write_weights,
 )
+
+FILES = ("config.json", "model.safetensors", "groups.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,9 @@ def test_a_model_comes_back(folder):
 
 def test_the_digests_are_those_of_the_files(folder):
     config = json.loads((folder / "config.json").read_text())
-    weights = (folder / "model.safetensors").read_bytes()
-    assert config["weights_sha256"] == hashlib.sha256(weights).hexdigest() == sha256(folder / "model.safetensors")
+    for name in ("weights", "groups"):
+        path = folder / ("model.safetensors" if name == "weights" else "groups.safetensors")
+        assert config[f"{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() == sha256(path)
     assert config.pop("config_sha256") == json_sha256(config)
     # By hand: keys sorted, no space.
     assert json_sha256({"b": [1, "é"], "a": True}) == hashlib.sha256(b'{"a":true,"b":[1,"\\u00e9"]}').hexdigest()
@@ -84,7 +88,7 @@ def test_another_layout_of_the_config_is_the_same_model(folder):
     models.load(folder)
 
 
-@pytest.mark.parametrize("key", ["weights_sha256", "config_sha256"])
+@pytest.mark.parametrize("key", ["weights_sha256", "groups_sha256", "config_sha256"])
 def test_a_model_without_a_digest_is_refused(folder, key):
     config = json.loads((folder / "config.json").read_text())
     del config[key]
@@ -108,7 +112,7 @@ def unnoticed(folder: Path, file: str, changed: list[bytes]) -> int:
     return loaded
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("file", FILES)
 def test_200_flipped_bits_are_all_found(folder, file):
     content, chance = (folder / file).read_bytes(), random.Random(1)
     # Half of them at the ends, where the header and the digests are.
@@ -119,7 +123,7 @@ def test_200_flipped_bits_are_all_found(folder, file):
     assert unnoticed(folder, file, flips) == 0
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("file", FILES)
 def test_100_truncations_are_all_found(folder, file):
     content, chance = (folder / file).read_bytes(), random.Random(2)
     # The last byte of config.json is a line break, which says nothing.
@@ -142,7 +146,8 @@ def test_without_digests_flips_are_not_found(folder, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     content, chance = (folder / "model.safetensors").read_bytes(), random.Random(1)
     flips = [flipped(content, chance.randrange(20_000, len(content)), chance.randrange(8)) for _ in range(20)]
-    monkeypatch.setattr(reading, "sha256", lambda path: config["weights_sha256"])
+    digests = {path.name: sha256(path) for path in folder.iterdir()}
+    monkeypatch.setattr(reading, "sha256", lambda path: digests[path.name])
     assert unnoticed(folder, "model.safetensors", flips) > 10
     monkeypatch.undo()
     (folder / "model.safetensors").write_bytes(content)
@@ -172,10 +177,6 @@ CONFIGS = {
     "batch size of nothing": {"batch_size": None},
     "version 2": {"schema_version": 2},
     "version true": {"schema_version": True},
-    "no names": {"names": []},
-    "names as a text": {"names": "ab"},
-    "names as numbers": {"names": [1, 2]},
-    "a name that cannot be written": {"names": ["", "\ud800"]},
     "a billion clusters": {"clusters": 10**9},
     "an unknown key": {"weights": "/etc/passwd"},
     "an architecture as a text": {"architecture": "compact"},
@@ -270,21 +271,15 @@ def test_json_that_is_fine():
 DIMS = tiny_model().network.feature_dim
 TENSORS = {
     "a tensor too many": {"body__extra": torch.zeros(2)},
-    "no centroids": {"groups__centroids": None},
     "no projection": {"reduction__projection": None},
     "no fine centroids": {"fine_centroids": torch.zeros(0, 4)},
-    "no groups": {"groups__groups": torch.zeros(0, dtype=torch.int64), "groups__centroids": torch.zeros(0, 4)},
     "no dimensions": {"reduction__projection": torch.zeros(DIMS, 0)},
-    "another number of dimensions": {"groups__centroids": torch.zeros(3, 5)},
+    "another number of dimensions": {"fine_centroids": torch.zeros(5, 5)},
     "another number of features": {"reduction__mean": torch.zeros(DIMS + 1)},
     "a list of limits": {"outliers__limit": torch.ones(3)},
     "a cube": {"fine_centroids": torch.zeros(2, 4, 4)},
     "numbers as float64": {"fine_centroids": torch.zeros(5, 4, dtype=torch.float64)},
     "numbers as bytes": {"outliers__limit": torch.tensor(1, dtype=torch.uint8)},
-    "groups as int32": {"groups__groups": torch.tensor([0, 1, 0], dtype=torch.int32)},
-    "a group of a billion": {"groups__groups": torch.tensor([0, 10**9, 1])},
-    "a negative group": {"groups__groups": torch.tensor([0, -1, 1])},
-    "a group without a centroid": {"groups__groups": torch.tensor([0, 0, 0])},
     "a NaN centroid": {"fine_centroids": torch.full((5, 4), torch.nan)},
     "an infinite mean": {"reduction__mean": torch.full((DIMS,), torch.inf)},
     "a NaN limit": {"outliers__limit": torch.tensor(torch.nan)},
@@ -305,10 +300,41 @@ def test_a_strangers_tensors_are_refused(folder, changes):
     refused(folder, "model.safetensors")
 
 
-@pytest.mark.parametrize("guard", ["_check_shapes", "_check_values"])
+GROUPS = {
+    "no centroids": {"centroids": None},
+    "no text": {"about": None},
+    "no groups": {"groups": torch.zeros(0, dtype=torch.int64), "centroids": torch.zeros(0, 4)},
+    "another number of dimensions": {"centroids": torch.zeros(3, 5)},
+    "centroids as float64": {"centroids": torch.zeros(3, 4, dtype=torch.float64)},
+    "a NaN centroid": {"centroids": torch.full((3, 4), torch.nan)},
+    "groups as int32": {"groups": torch.tensor([0, 1, 0], dtype=torch.int32)},
+    "more groups than centroids": {"groups": torch.tensor([0, 1, 0, 1])},
+    "a group of a billion": {"groups": torch.tensor([0, 10**9, 1])},
+    "a negative group": {"groups": torch.tensor([0, -1, 1])},
+    "a group without a centroid": {"groups": torch.tensor([0, 0, 0])},
+    "a cube": {"centroids": torch.zeros(3, 4, 4)},
+    "no JSON": {"about": torch.zeros(9, dtype=torch.uint8)},
+    "no table": {"about": torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)},
+    "no names": {"names": []},
+    "names as a text": {"names": "ab"},
+    "names as numbers": {"names": [1, 2]},
+    "a name that cannot be written": {"names": ["", "\ud800"]},
+    "marks as a text": {"junk": "a"},
+    "a mark of no cluster": {"junk": [2]},
+    "a mark as a truth": {"junk": [True]},
+}
+
+
+@pytest.mark.parametrize("changes", GROUPS.values(), ids=GROUPS)
+def test_a_strangers_groups_are_refused(folder, changes):
+    change_groups(folder, **changes)
+    refused(folder, "groups.safetensors")
+
+
+@pytest.mark.parametrize("guard", ["check_tensors", "_check_values"])
 def test_without_its_guard_a_strangers_tensor_comes_in(folder, monkeypatch, guard):
     """The negative control."""
-    changes = {"fine_centroids": torch.zeros(2, 9) if guard == "_check_shapes" else torch.full((5, 4), torch.nan)}
+    changes = {"fine_centroids": torch.zeros(2, 9) if guard == "check_tensors" else torch.full((5, 4), torch.nan)}
     change_tensors(folder, **changes)
     refused(folder, "model.safetensors")
     monkeypatch.setattr(models, guard, lambda *_: None)
@@ -340,13 +366,14 @@ HEADERS = {
 }
 
 
+@pytest.mark.parametrize("file", FILES[1:])
 @pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
-def test_a_strangers_header_is_refused(folder, content):
-    write_weights(folder, content)
-    refused(folder, "model.safetensors")
+def test_a_strangers_header_is_refused(folder, content, file):
+    write_weights(folder, content, file)
+    refused(folder, file)
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "broken link"])
 def test_what_is_no_file_is_not_waited_for(folder, file, kind):
     path = folder / file
@@ -493,7 +520,7 @@ def test_tensors_that_memory_cannot_hold_are_refused_before_they_are_read(folder
         models.load(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", FILES)
 def test_an_empty_file_is_not_opened(folder, name, monkeypatch):
     """So do the endless files of /proc look."""
     (folder / name).write_bytes(b"")

@@ -23,7 +23,7 @@ from deepcluster.errors import ModelError
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_state
 from deepcluster.storage import model_files as models
-from tests.tiny import change_config, tiny_run, write_weights
+from tests.tiny import change_groups, tiny_run, write_weights
 
 
 class Calls:
@@ -140,7 +140,7 @@ def test_a_pickle_in_json_is_text(tmp_path):
     canary = tmp_path / "canary"
     run = tiny_run(tmp_path / "run", names=(by_hand(canary).decode(), "b"))
     assert models.load(run).names[0].startswith("cposix")
-    change_config(run / "model", names=["", {"__reduce__": ["os.system", f"touch {canary}"]}])
+    change_groups(run / "model", names=["", {"__reduce__": ["os.system", f"touch {canary}"]}])
     with pytest.raises(ModelError, match="names"):
         models.load(run)
     assert not canary.exists()

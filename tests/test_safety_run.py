@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError
@@ -27,9 +28,9 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import safe_read as reading
 from deepcluster.storage.files import write_whole
-from deepcluster.storage.state import NAMES
+from deepcluster.storage.state import MODEL, NAMES
 from tests.helpers.runs import change_record, contents, rows, small_fit
-from tests.tiny import change_config, tiny_run, writable
+from tests.tiny import change_config, change_groups, tiny_run, writable
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ def outside(run, tmp_path) -> Iterator[Path]:
     assert {path.name for path in (around / "here").iterdir()} <= {"x", "run", "out.csv", "out.npy"}
     assert (around / "x").read_text() == (around / "here" / "x").read_text() == "mine"
     assert {path.name for path in run.iterdir()} <= {*NAMES, "model", "checkpoints", ".deepcluster"}
-    assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert {f"model/{path.name}" for path in (run / "model").iterdir()} == MODEL - {"model/table.json"}
 
 
 def test_30_paths_as_the_place_of_the_images(run, outside, monkeypatch, ends_well):
@@ -289,7 +290,7 @@ def test_30_paths_as_names_of_images_and_clusters(run, outside, photos, monkeypa
     writable(run).write_rows("clusters.csv", files.CLUSTERS, table)
     change_record(run, rows=files.rows_sha256(table))
     for path in PATHS[:2]:
-        change_config(run / "model", names=[path, path, path])
+        change_groups(run / "model", names=[path, path, path])
         ends_well(["predict", run, photos, "-o", "out.csv", "--overwrite"], 0)
         ends_well(["embed", run, photos, "-o", "out.npy", "--overwrite"], 0)
     ends_well(["recut", run, "-k", "3"], 0)
@@ -450,11 +451,16 @@ def test_a_model_has_neither_paths_nor_metadata(finished, photos):
     """What may be passed on has no path of the images, and nothing but the known keys and tensors."""
     config = json.loads((finished / "model" / "config.json").read_text())
     assert set(config) == models.TYPES.keys()
-    with (finished / "model" / "model.safetensors").open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little")).decode()
-    assert "__metadata__" not in header
+    texts = json.dumps(config)
+    for name in ("model.safetensors", "groups.safetensors"):
+        with (finished / "model" / name).open("rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little")).decode()
+        assert "__metadata__" not in header
+        texts += header
+    about = json.loads(load_file(finished / "model" / "groups.safetensors")["about"].numpy().tobytes())
+    assert set(about) == {"names", "junk"}
     for word in (str(photos), photos.name, str(finished), finished.parent.name, ".png"):
-        assert word not in header + json.dumps(config), word
+        assert word not in texts + json.dumps(about), word
 
 
 def test_a_recipe_that_is_nested_too_deeply(tmp_path, photos, ends_well):

@@ -61,10 +61,13 @@ def tiny_run(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+FILES = {"weights": "model.safetensors", "groups": "groups.safetensors"}
+
+
 def sign(folder: Path, config: dict[str, Any]) -> None:
     """Write a config with the digests that belong to it: what somebody does who means to deceive."""
     config = {key: value for key, value in config.items() if key != "config_sha256"}
-    config |= {"weights_sha256": sha256(folder / "model.safetensors")}
+    config |= {f"{name}_sha256": sha256(folder / file) for name, file in FILES.items()}
     config |= {"config_sha256": json_sha256(config)}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -81,8 +84,20 @@ def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
     change_config(folder)
 
 
-def write_weights(folder: Path, content: bytes) -> None:
-    (folder / "model.safetensors").write_bytes(content)
+def change_groups(folder: Path, **changes: Any) -> None:
+    """Replace or (None) remove tensors of the groups, or replace entries of ``about``; the digests are made to fit."""
+    tensors = {name: value.clone() for name, value in load_file(folder / "groups.safetensors").items()}
+    texts = {name: value for name, value in changes.items() if name not in tensors}
+    if texts:
+        text = json.dumps(json.loads(tensors["about"].numpy().tobytes()) | texts)
+        tensors["about"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    tensors |= {name: value for name, value in changes.items() if name not in texts}
+    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "groups.safetensors")
+    change_config(folder)
+
+
+def write_weights(folder: Path, content: bytes, file: str = "model.safetensors") -> None:
+    (folder / file).write_bytes(content)
     change_config(folder)
 
 

@@ -23,7 +23,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.former_file import ENTRIES, Former, read_former, write_former
+from deepcluster.storage.groups_file import keep_former, read_former
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
@@ -50,7 +50,7 @@ def recut(
     with files.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
-        _keep(folder, model, record)
+        keep_former(folder, model, record, baseline_of(folder))
         recipe = recipe_of(folder)
         n_clusters, record = choose_number(n_clusters, rows.sample.reduced, record, recipe, display)
         before = model.place(rows.reduced)
@@ -96,7 +96,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             )
         with folder.next_state() as staged:
             baseline = {} if edits.changes_clusters else baseline_of(folder)
-            _keep(staged, model, record)
+            keep_former(staged, model, record, baseline_of(folder))
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
@@ -119,20 +119,14 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         record, model, rows = read_run(folder)
         former = read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, groups=former.groups, names=former.names, junk=former.junk)
-            record = replace(record, **former.record)
+            old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
+            record = replace(record, **former.about["record"])
             (display or Silent()).say(
                 "Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before"
             )
-            _write(staged, old, old.place(rows.reduced), rows, record, former.baseline)
+            _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"])
             staged.remove(files.FORMER)
     return files.open_run(run)
-
-
-def _keep(folder: LockedFolder, model: Model, record: RunRecord) -> None:
-    """Keep the groups that the run has now, for :func:`undo`."""
-    entries = {name: getattr(record, name) for name in ENTRIES}
-    write_former(folder, Former(model.groups, model.names, model.junk, entries, baseline_of(folder)))
 
 
 def _way_back(folder: RunFolder) -> str:
@@ -150,8 +144,8 @@ def _write(
     *,
     report: bool = True,
 ) -> None:
-    """Write the model with its new groups, and the files that depend on them."""
-    models.save_in_run(model, folder)
+    """Write the new groups of the model, and the files that depend on them."""
+    models.save_groups(model, folder)
     source = images_at_hand(folder, source, rows.paths[: rows.fitted]) if report else None
     result = describe(model, rows, placement)
     write_result(folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report)

@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from deepcluster.runtime.memory import check_fits
 from deepcluster.runtime.plain_files import check_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 # Python's objects take up to 25 times as much memory as the JSON they come from.
 MOST_JSON = 4 << 20  # bytes
@@ -65,6 +66,34 @@ def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
     if digest is not None and digest != sha256(path):
         raise ValueError("changed since it was written, by its SHA-256")
     return tensors
+
+
+def check_tensors(
+    tensors: "Mapping[str, Tensor]",
+    shapes: Mapping[str, Sequence[str | int]],
+    types: "Mapping[str, dtype]",
+    **sizes: int,
+) -> None:
+    """Check that these tensors exist in these shapes, and are not empty. ValueError with the reason.
+
+    Args:
+        tensors: The tensors of a file, which may have more.
+        shapes: The axes of each: a number, or a name that stands for the same size wherever it is used.
+        types: The type of those that are not float32.
+        sizes: The sizes that are known already.
+    """
+    from torch import float32
+
+    for name, axes in shapes.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"{name} is missing")
+        kind, shape = types.get(name, float32), tuple(tensor.shape)
+        sizes = {**dict(zip(map(str, axes), shape, strict=False)), **sizes}
+        expected = tuple(axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in axes)
+        if (tensor.dtype, shape) != (kind, expected) or not tensor.numel():
+            text = ", ".join(map(str, expected))
+            raise ValueError(f"{name} is {tensor.dtype} {shape} instead of {kind} ({text}), or empty")
 
 
 # SHA-256 finds damage, not attackers: these can write a new digest beside a new file.

@@ -18,7 +18,13 @@ def pixels(count: int = 40) -> np.ndarray:
 
 
 def files_of(folder: Path) -> dict[str, object]:
-    names = ("clusters.csv", "features.npy", "model/model.safetensors", "cluster_summary.csv")
+    names = (
+        "clusters.csv",
+        "features.npy",
+        "model/model.safetensors",
+        "model/groups.safetensors",
+        "cluster_summary.csv",
+    )
     files: dict[str, object] = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
     history = rows(folder / "history.csv")
     return files | {"history": [{k: v for k, v in row.items() if "second" not in k} for row in history]}
