@@ -1,7 +1,6 @@
-"""The command line: parser and printing.
+"""The commands, and the printing of results and errors.
 
-What imports torch is imported inside the commands, after all is checked and said that can be without it: arguments,
-paths, runs, the number of images.
+A command imports torch only after all checks that need none: arguments, paths, runs, the number of images.
 """
 
 import json
@@ -200,18 +199,19 @@ def predict(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         source = _images_for(run_, images)
         target = None if out == "-" else _output(Path(out), run_, images, overwrite)
+        from deepcluster.report.text import count
         from deepcluster.storage.run_folder import PREDICTIONS
 
-        sizes: Counter[int] = Counter()
+        sizes: Counter[int] = Counter()  # by cluster
         rows = _placed(_predictions(run_, source, device, terminal, shared, target), reject, sizes)
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
         _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
         if target:
-            images = "1 image" if sizes.total() == 1 else f"{sizes.total():,} images"
             in_each = ", ".join(f"{size:,} in {number}" for number, size in sorted(sizes.items())[:12])
-            terminal.say("Done", f"{out}: {images}, by cluster {in_each}{', ...' * (len(sizes) > 12)}")
+            more = ", ..." if len(sizes) > 12 else ""
+            terminal.say("Done", f"{out}: {count(sizes.total(), 'image')}, by cluster {in_each}{more}")
 
 
 @app.command
@@ -393,7 +393,7 @@ def evaluate(
     """Score clusters and features against labels. The last figures are kept in the run folder."""
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(flags or {}), **read_assignments(set_)})
-    kind(**options)  # checks what the options must be together
+    kind(**options)  # checks them together
     values = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
         from deepcluster.images.find import check_labels_there, check_there
@@ -743,7 +743,7 @@ def _open(page: Path) -> None:
 
 
 def _check_filled(arguments: list[str]) -> None:
-    """UsageError where an argument is empty, as "$UNSET" in a script is: no file or folder has such a name."""
+    """Raise UsageError if an argument is empty, as "$UNSET" in a script: no file or folder has such a name."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = re.fullmatch(r"(--?[\w-]+)=", argument)
         if option or not argument:
@@ -752,7 +752,7 @@ def _check_filled(arguments: list[str]) -> None:
 
 
 def _not_shared(arguments: list[str]) -> str:
-    """The command, if every process of torchrun would do all of it; empty if they share it."""
+    """Return the command if every process of torchrun would do all of it, and "" if they share it."""
     name = next(iter(arguments), "-")
     if name == "fit" and "--features" in arguments:
         return "fit --features"
@@ -760,7 +760,7 @@ def _not_shared(arguments: list[str]) -> str:
 
 
 def _report(text: str) -> None:
-    """Print an error. Ranks other than the main rank wait first: if that meets it too, torchrun ends them meanwhile."""
+    """Print an error. Another rank waits first: if the main rank meets it too, torchrun ends the waiting one."""
     if is_main_rank():
         complain(f"error: {short(text, 2000)}")
         return
@@ -770,10 +770,10 @@ def _report(text: str) -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run one command; returns the exit code (docs/usage.md)."""
+    """Run one command, and return the exit code (docs/usage.md)."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    # Of the processes that torchrun starts, one warns.
+    # One of the processes of torchrun warns.
     warnings.filterwarnings("always" if is_main_rank() else "ignore", category=DeepClusterWarning)
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
     try:

@@ -129,7 +129,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             X: The images; unusable ones are left out with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
-            display: Is told of each round (docs/python.md); ``verbose`` shows it beside.
+            display: Shows each round (docs/python.md), besides the display of ``verbose``.
 
         Raises:
             DeepClusterError: With what to do about it.
@@ -274,7 +274,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return tags
 
     def _repr_html_(self) -> str:
-        """The clusters, for a notebook; before a fit scikit-learn's diagram."""
+        """Return the clusters for a notebook; before a fit scikit-learn's diagram."""
         if not hasattr(self, "run_"):
             return str(estimator_html_repr(self))
         folder = RunFolder(self.run_)
@@ -506,8 +506,7 @@ def _number(cell: str) -> int | float:
 
 def _unusable(skipped: Sequence[tuple[str, str]]) -> str:
     shown = "; ".join(f"{one_line(path)}: {reason}" for path, reason in skipped[:5])
-    what = "1 image cannot be used" if len(skipped) == 1 else f"{len(skipped):,} images cannot be used"
-    return f"{what} ({shown}{'; ...' if len(skipped) > 5 else ''})"
+    return f"{count(len(skipped), 'image')} cannot be used ({shown}{'; ...' if len(skipped) > 5 else ''})"
 
 
 def _remove(folder: Path, process: int) -> None:

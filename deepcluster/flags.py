@@ -34,7 +34,7 @@ ImagesArgument = Annotated[
 
 
 def _check_device(_: object, name: str) -> None:
-    """Check the type alone: to ask for what this machine has imports torch."""
+    """Check the type alone: only torch knows the devices of this machine."""
     if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError("Choose auto, cpu, cuda or mps.")
 
@@ -66,7 +66,7 @@ def _recipe_flags() -> dict[str, Any]:
 
 
 def _protocol_flags() -> dict[str, Any]:
-    """A flag may belong to several protocols, and mean something else to each."""
+    """Return the flags of all protocols. A flag of several may mean something else to each."""
     types: dict[str, type] = {}
     meanings: dict[str, dict[str, list[str]]] = {}
     for protocol, kind in PROTOCOL_OPTIONS.items():
@@ -156,7 +156,7 @@ class FitFlags:
 
 
 class ImageExportFlags(TypedDict, total=False):
-    """Flags of ``export`` for images, which only IMAGE_EXPORTS write; those that were given."""
+    """The given flags of ``export`` that are for IMAGE_EXPORTS alone."""
 
     mode: Annotated[
         Literal["symlink", "hardlink", "copy"],
@@ -166,7 +166,7 @@ class ImageExportFlags(TypedDict, total=False):
         Literal["keep", "separate", "leave"],
         Parameter(help="Images far from all others: in their cluster (keep, the default), apart, or left out."),
     ]
-    images: Annotated[PathText, Parameter(help="Where the images are, if not where they were any more.")]
+    images: Annotated[PathText, Parameter(help="The images of the run, if they have moved since.")]
     strip_metadata: Annotated[
         bool,
         Parameter(

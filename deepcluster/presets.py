@@ -15,7 +15,7 @@ from deepcluster.nets.hub import EMBEDDED, PUBLISHED, backbone_of
 from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
-IMAGES_PER_ROUND = 5000  # at least, where a network is trained from random weights
+IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 PASSES = 90  # over the images, over all rounds
 MOST_EPOCHS = 50  # in a round: a handful of images would have thousands, each an optimizer step or more
@@ -266,7 +266,7 @@ _DEPARTURES_V1 = (
     "margin 1.143: training crops are of the stored 256 px square, published: of the whole image",
     "dims 256: directions with less than 1e-6 of the largest variance are left out, published: kept",
 )
-_SETTLED = "stops early where nothing at all changes in so many rounds, published: always all rounds"
+_SETTLED = "stops early if nothing at all changes in so many rounds, published: always all rounds"
 _REPAIRED = "no cluster stays empty, published: some may after the last assignment"
 
 
@@ -312,7 +312,7 @@ def v2(options: Given, facts: Facts) -> Plan:
     )
     reasons = [f"image_size {size}: {why_size}"]
     if clusters < 3000:
-        reasons.append(f"pseudo_labels {clusters}: at least 20 images for each, where 3000 were published")
+        reasons.append(f"pseudo_labels {clusters}: at least 20 images for each; published: 3000")
     # With another network nobody takes it for the published run.
     return Plan(recipe, (*reasons, *(_DEPARTURES_V2 if "backbone" not in options else ())))
 
@@ -416,7 +416,7 @@ def _because(why: str, **values: Any) -> Choices:
 
 
 def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
-    """A pretrained network: one gentle round on cluster means."""
+    """Return the choices for a pretrained network: one gentle round on cluster means."""
     choices = _length(facts, 2000, 1) | {
         **_because(_GENTLY, frozen_statistics=True, lr=0.001, temperature=0.07),
         "view_size": _gentle_view(size, facts),
@@ -428,7 +428,7 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
 
 
 def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
-    """Each image as a cluster of its own, beside clusters of several sizes (docs/method.md)."""
+    """Return the choices for a network without weights: each image is a cluster of its own, too (docs/method.md)."""
     view_size = (size, "images below 32 px have no pixels to spare")
     if size >= 32:
         view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
@@ -452,7 +452,7 @@ def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
         ),
         "view_size": view_size,
         # Digits end at 1 - NMI = .08, MNIST's at .1, both with the learning rate near 0 (docs/decisions.md).
-        "tolerance": (0.1, "features of random views differ by nearly as much where nothing changes"),
+        "tolerance": (0.1, "features of random views differ by nearly as much if nothing changes"),
     }
 
 

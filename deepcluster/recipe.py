@@ -189,9 +189,7 @@ class Recipe(Options):
 
     rounds: int = _alternation(500, "Maximum number of rounds; 0: cluster the initial features.", high=10**6, flag=True)
     epochs: int = _alternation(1, "Passes over the images in a round.", low=1, high=10**4, flag=True)
-    tolerance: float = _alternation(
-        0.0, "A round has settled where 1 - NMI to the round before is at most this.", high=1
-    )
+    tolerance: float = _alternation(0.0, "A round has settled if 1 - NMI to the round before is at most this.", high=1)
     patience: int = _alternation(3, "Stop after this many settled rounds in a row.", low=1, high=10**6)
 
     features: str = _features(
@@ -253,7 +251,7 @@ class Recipe(Options):
     weight_decay: float = _learning(1e-5, "Weight decay of SGD.", high=1)
     precision: str = _learning(
         "fp32",
-        "Type of the network's products; auto: bf16 where the processor has it.",
+        "Type of the network's products; auto: bf16 if the processor has it.",
         choices=("auto", "fp32", "bf16"),
         flag=True,
     )

@@ -185,7 +185,7 @@ def one_message(process: subprocess.Popen[str], code: int, message: str) -> None
     [
         (["fit", "/nowhere"], 3, "no such file"),
         (["fit", "-"], 2, "several processes cannot share standard input"),
-        (["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1797 images"),
+        (["fit", "sklearn:digits", "-k", "3000"], 3, "more than the 1,797 images"),
     ],
 )
 @pytest.mark.slow
