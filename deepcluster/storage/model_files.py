@@ -132,21 +132,25 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
     try:
         config = _read_config(path)
         path = place(WEIGHTS)
-        tensors = read_tensors(path, config["weights_sha256"])
+        every = read_tensors(path, config["weights_sha256"])
+        body = {name.removeprefix("body."): value for name, value in every.items() if name.startswith("body.")}
+        tensors = {name: value for name, value in every.items() if not name.startswith("body.")}
         check_tensors(tensors, SHAPES, {})
         feature_dim, dims = tensors["reduction.projection"].shape
         path = place(GROUPS)
         groups = read_groups(path, dims, config["groups_sha256"])
         path = place(CONFIG)
-        shapes = _shapes(config, _of_body(tensors), feature_dim, backbone)
+        shapes = _shapes(config, body, feature_dim, backbone)
         path = place(WEIGHTS)
-        _check_network(tensors, shapes)
+        expected = shapes.body.state_dict()
+        axes = {name: tuple(value.shape) for name, value in expected.items()}
+        check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
         architecture = config["architecture"]
         network = shapes if architecture["name"] in (MODULE, FEATURES) else build(**architecture)
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
-        _check_values(tensors)
+        _check_values(every)
     except FileNotFoundError:
         if not Path(folder).exists():
             raise ModelError(f"{folder}: there is no such folder") from None
@@ -157,7 +161,7 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         way_out = "take a copy of it" if backbone is None else "give the module that it was fitted with"
         raise ModelError(f"{path} cannot be used ({first_line(error)}): fit again, or {way_out}") from None
     if not isinstance(network.body, Absent):
-        network.body.load_state_dict(_of_body(tensors))
+        network.body.load_state_dict(body)
     channels_last(network.eval().to(device or torch.device("cpu")))
     limit, root = float(tensors["outliers.limit"]), config["root"]
     return Model(
@@ -200,10 +204,6 @@ def _shapes(
     return shapes
 
 
-def _of_body(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("body."): value for name, value in tensors.items() if name.startswith("body.")}
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     """config.json, every value of its type and in its range. Raises OSError, or ValueError with the reason."""
     config = read_json(path)
@@ -235,19 +235,6 @@ def _check_types(table: Mapping[str, Any], types: Mapping[str, type]) -> None:
             raise ValueError(f"{key} is missing")
         if type(table[key]) is not types[key]:
             raise ValueError(f"{key} is not of type {types[key].__name__}")
-
-
-def _check_network(tensors: Mapping[str, Tensor], shapes: Network) -> None:
-    """Check that the tensors are those of SHAPES and of the network, in its types and shapes."""
-    body, expected = _of_body(tensors), shapes.body.state_dict()
-    for name, value in expected.items():
-        if name not in body:
-            raise ValueError(f"body.{name} is missing")
-        found, wanted = (f"{each.dtype} {tuple(each.shape)}" for each in (body[name], value))
-        if found != wanted:
-            raise ValueError(f"body.{name} is {found} instead of {wanted}")
-    if unknown := sorted(tensors.keys() - SHAPES.keys() - {f"body.{name}" for name in expected}):
-        raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:

@@ -74,26 +74,24 @@ def check_tensors(
     types: "Mapping[str, dtype]",
     **sizes: int,
 ) -> None:
-    """Check that these tensors exist in these shapes, and are not empty. ValueError with the reason.
+    """Check that a file has exactly these tensors, of these ``shapes`` and (if not float32) ``types``.
 
-    Args:
-        tensors: The tensors of a file, which may have more.
-        shapes: The axes of each: a number, or a name that stands for the same size wherever it is used.
-        types: The type of those that are not float32.
-        sizes: The sizes that are known already.
+    An axis is a number, or a name that stands for one size above 0 wherever it is used; ``sizes`` are known already.
+    Raises ValueError with the reason.
     """
     from torch import float32
 
     for name, axes in shapes.items():
-        tensor = tensors.get(name)
-        if tensor is None:
+        if name not in tensors:
             raise ValueError(f"{name} is missing")
-        kind, shape = types.get(name, float32), tuple(tensor.shape)
+        found, shape = tensors[name].dtype, tuple(tensors[name].shape)
         sizes = {**dict(zip(map(str, axes), shape, strict=False)), **sizes}
-        expected = tuple(axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in axes)
-        if (tensor.dtype, shape) != (kind, expected) or not tensor.numel():
-            text = ", ".join(map(str, expected))
-            raise ValueError(f"{name} is {tensor.dtype} {shape} instead of {kind} ({text}), or empty")
+        expected = tuple(axis if isinstance(axis, int) else sizes.get(axis) or axis for axis in axes)
+        kind = types.get(name, float32)
+        if (found, shape) != (kind, expected):
+            raise ValueError(f"{name} is {found} {shape} instead of {kind} ({', '.join(map(str, expected))})")
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
 
 
 # SHA-256 finds damage, not attackers: these can write a new digest beside a new file.
