@@ -14,8 +14,8 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation.clustering import ClusteringOptions, clustering
 from deepcluster.evaluation.common import accuracies, held_out, numbers
+from deepcluster.evaluation.inputs import check_apart
 from deepcluster.images import find
-from deepcluster.runs.evaluate import _check_apart
 from tests.helpers.runs import change_record, rows
 
 LINEAR = ("--labels", "folders", "--protocol", "linear", "--epochs", 2)
@@ -245,7 +245,7 @@ def test_images_are_not_scored_that_were_learnt_from_by_another_name(way, tmp_pa
     learnt, scored, count = SAME[way]
     train, test = find(str(tmp_path / learnt)), find(str(tmp_path / scored))
     if not count:
-        return _check_apart(train, test)
+        return check_apart(train, test)
     with pytest.raises(DataError, match=f"^{count} images of .* are among those to learn from"):
-        _check_apart(train, test)
+        check_apart(train, test)
     return None

@@ -1,12 +1,10 @@
 """Evaluate a run by a protocol; the figures are cached in ``evaluation-PROTOCOL.json`` in its folder."""
 
-import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -14,8 +12,9 @@ import torch
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.evaluation.clustering import clustering
-from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask, held_out
+from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask
 from deepcluster.evaluation.few import few
+from deepcluster.evaluation.inputs import check_apart, fingerprint, split
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
 from deepcluster.evaluation.options import (
@@ -228,7 +227,7 @@ def _clustering(job: _Evaluation) -> Prepared:
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from clustering(clusters, labels, options, seed=job.request.seed)
 
-    depends = {"model": job.model_digest, "test": _fingerprint(source, all_labels)}
+    depends = {"model": job.model_digest, "test": fingerprint(source, all_labels)}
     return Prepared(options, depends, figures_of_others)
 
 
@@ -255,9 +254,9 @@ def _probed(
     if job.request.images:
         tests = find(job.request.images, stdin=job.stdin)
         test_labels = true_labels(job.labels, tests)
-        _check_apart(source, tests)
+        check_apart(source, tests)
     else:
-        source, labels, tests, test_labels = _split(source, labels, job.request.seed)
+        source, labels, tests, test_labels = split(source, labels, job.request.seed)
     model = job.model
     image_size, store_size = sizes or (model.image_size, model.store_size)
 
@@ -279,41 +278,10 @@ def _probed(
 
     depends = {
         "model": job.model_digest,
-        "train": _fingerprint(source, labels),
-        "test": _fingerprint(tests, test_labels),
+        "train": fingerprint(source, labels),
+        "test": fingerprint(tests, test_labels),
     }
     return Prepared(options, depends, figures)
-
-
-def _split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
-    """Four fifths of the labelled images with their labels, and the other fifth with its."""
-    labelled = [i for i, label in enumerate(labels) if label]
-    train, test = ([labelled[i] for i in rows.tolist()] for rows in held_out(len(labelled), seed))
-    return source.rows(train), [labels[i] for i in train], source.rows(test), [labels[i] for i in test]
-
-
-def _check_apart(train: Source, test: Source) -> None:
-    """DataError where images to score are among those to learn from."""
-    learnt = {*_identities(train)}
-    if shared := sum(identity in learnt for identity in _identities(test)):
-        raise DataError(
-            f"{shared:,} images of {test.name} are among those to learn from: give others, or leave IMAGES out to"
-            " hold out a fifth"
-        )
-
-
-def _identities(source: Source) -> Iterator[tuple[object, str]]:
-    """What each image is, whatever it is called: its file by device and inode, and its member of that file."""
-
-    @cache
-    def identity(place: str) -> object:
-        with suppress(OSError, ValueError):
-            status = os.stat(place)  # noqa: PTH116 (a location may be no path)
-            return (status.st_dev, status.st_ino) if status.st_ino else place  # 0: a file system without numbers
-        return place
-
-    for origin in map(source.origin, range(len(source.paths))):
-        yield identity(origin.source), origin.member
 
 
 PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
@@ -322,26 +290,3 @@ PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
     "linear": _linear,
     "few": lambda job: _probed(job, job.options(FewLabelsOptions), few),
 }
-
-
-def _fingerprint(source: Source, labels: Sequence[str] = ()) -> str:
-    """SHA-256 of paths and labels, and of the sizes and modification times of files; no image is read for it."""
-    digest = hashlib.sha256()
-
-    def add(*values: object) -> None:
-        digest.update("\0".join(map(str, values)).encode(errors="surrogateescape") + b"\n")
-
-    add(source.location)
-    for i, path in enumerate(source.paths):
-        add(path, labels[i] if labels else "")
-    for place in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
-        add(place, *_stamp(Path(place)))
-    return digest.hexdigest()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return ()
-    return () if path.is_dir() else (status.st_size, status.st_mtime_ns)
