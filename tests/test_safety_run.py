@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.find import LIBRARIES
+from deepcluster.runs import at_hand
 from deepcluster.runs import page as run_report
 from deepcluster.runtime import plain_files
 from deepcluster.storage import files as whole
@@ -276,7 +277,7 @@ def outside(run, tmp_path) -> Iterator[Path]:
 def test_30_paths_as_the_place_of_the_images(run, outside, monkeypatch, ends_well):
     assert len(PATHS) == 30
     monkeypatch.chdir(run.parent)
-    monkeypatch.setattr(run_report, "find", lambda location: None)  # "/" would be searched
+    monkeypatch.setattr(at_hand, "find", lambda location: None)  # "/" would be searched
     for path in PATHS:
         change_record(run, location=path, images=path, command=path)
         ends_well(["report", run], 0)

@@ -22,10 +22,11 @@ from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
 from deepcluster.report.pictures import columns, extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.runs.at_hand import images_at_hand, name_in_run
 from deepcluster.runs.edits import Edits
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
-from deepcluster.runs.page import images_at_hand, name_in_run, report, shown_of
+from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.runs.result import baseline_of

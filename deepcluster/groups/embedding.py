@@ -3,6 +3,7 @@
 In five dimensions it is what groups are cut from (cut.py), in two it is the map of the report.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,16 @@ def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
     cosines, neighbours = nearest(rows, BETWEEN, landmarks)
     weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)
     return (weights * places[neighbours]).sum(1) / weights.sum(1)
+
+
+def extended_layout(places: Points, before: Sequence[int], after: Sequence[int], reduced: Tensor) -> Points:
+    """Return a map of the rows ``after``: the rows ``before`` stay at their ``places``, others come between them."""
+    known, rows = torch.tensor(before), torch.tensor(after)
+    number = torch.full((len(reduced),), -1)
+    number[known] = torch.arange(len(known))
+    index = number[rows]
+    extended = torch.from_numpy(places)[index.clamp_min(0)]
+    others = index < 0
+    if others.any():
+        extended[others] = between(reduced[rows[others]], reduced[known], torch.from_numpy(places))
+    return extended.numpy()

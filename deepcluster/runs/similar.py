@@ -12,7 +12,7 @@ from deepcluster.errors import UsageError
 from deepcluster.images import find
 from deepcluster.images.decode import one_line
 from deepcluster.model import Model
-from deepcluster.runs.page import folder_of, name_in_run
+from deepcluster.runs.at_hand import folder_of, name_in_run
 from deepcluster.runs.predict import predict
 from deepcluster.runs.rows import read_run
 from deepcluster.runtime.devices import choose_device

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.groups.drift import drift
-from deepcluster.groups.embedding import between
+from deepcluster.groups.embedding import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.features_in import GivenFeatures, read_features
@@ -24,8 +24,8 @@ from deepcluster.images.source import Origin, counted, nothing_readable
 from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
+from deepcluster.runs.at_hand import images_at_hand, named_as_in_run
 from deepcluster.runs.features import pictures_of
-from deepcluster.runs.page import folder_of, images_at_hand, name_in_run
 from deepcluster.runs.result import baseline_of, describe, write_result
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
 from deepcluster.runs.rows import Rows, read_run, recipe_of
@@ -165,7 +165,7 @@ def _read(
         source, features = given.source, given.features
     else:
         source = find(images, stdin=stdin)  # type: ignore[arg-type]
-    source = _named_as_in_run(source, record.location)
+    source = named_as_in_run(source, record.location)
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = _origins(folder) if source.file else set()
     fresh = [i for i in range(len(source.paths)) if source.origin(i) not in present]
@@ -215,30 +215,6 @@ def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
     for i, digest in enumerate(digests):
         first.setdefault(digest, i)
     return sorted(i for digest, i in first.items() if digest not in known)
-
-
-def _named_as_in_run(source: Source, location: str) -> Source:
-    """Name images as in a run on ``location``: relative to its folder if that is near, else absolute.
-
-    A file of a list has no label: the folder that holds it may be no class.
-    """
-    if source.location == location and Path(location).is_absolute():
-        return source
-    base, here = folder_of(location), Path(source.location)
-
-    def name(i: int) -> str:
-        if source.file and (file := source.file(i)):
-            return name_in_run(file, base)
-        place, member = source.origin(i)
-        return f"{name_in_run(Path(place), base)}{'#' if member.isdecimal() else '/'}{member}"
-
-    below = here if here.is_dir() else here.parent
-    return replace(
-        source.rows(range(len(source.paths))),
-        paths=tuple(map(name, range(len(source.paths)))),
-        labels=None if source.file and not here.is_dir() else source.labels,
-        skipped=tuple((name_in_run(below / path, base), reason) for path, reason in source.skipped),
-    )
 
 
 def _free_names(source: Source, rows: Rows) -> tuple[str, ...]:
@@ -330,8 +306,8 @@ def _draw(folder: LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
             folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
     if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
-        places = _extended(torch.from_numpy(places), torch.tensor(shown), every.reduced).numpy()
-        folder.write_array(drawn.MAP, places)
+        longer = extended_layout(places, shown, on_sheet(len(every.paths)), every.reduced)
+        folder.write_array(drawn.MAP, longer)
 
 
 def _read_again(source: Source | None, paths: Iterable[str], size: int) -> Iterable[tuple[str, Tensor]]:
@@ -342,16 +318,3 @@ def _read_again(source: Source | None, paths: Iterable[str], size: int) -> Itera
         return ()
     store = read_once(source.rows([index[path] for path in there]), size, none_is_fine=True)
     return zip((there[i] for i in store.kept), store.images, strict=True)
-
-
-def _extended(places: Tensor, shown: Tensor, reduced: Tensor) -> Tensor:
-    """Return the map with more images: those ``shown`` stay at their ``places``, others come between them."""
-    rows = torch.tensor(on_sheet(len(reduced)))
-    before = torch.full((len(reduced),), -1)
-    before[shown] = torch.arange(len(shown))
-    index = before[rows]
-    extended = places[index.clamp_min(0)]
-    others = index < 0
-    if others.any():
-        extended[others] = between(reduced[rows[others]], reduced[shown], places)
-    return extended
