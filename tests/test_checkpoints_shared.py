@@ -108,8 +108,8 @@ def _apart(processes: Processes, folder: Path) -> str:
     """As on two machines without a common disk."""
     path = folder / str(processes.rank) / "run"
     try:
-        with files.shared_lock(path, processes, make=True) as run:
-            files.check_shared(run, processes)
+        with files.shared_lock(path, processes, make=True):
+            files.check_shared(path, processes)
     except DiskError as error:
         return str(error)
     return "one folder"

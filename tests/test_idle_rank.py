@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 import deepcluster
-from deepcluster.clustering.kmeans import KMeans
+from deepcluster.clustering.kmeans import KMeans, kmeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
+from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, new_linear_head
 from deepcluster.learning.instances import WithInstances
@@ -48,6 +49,13 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     options = {"seed": 0, "partition": Partition.of(processes, len(rows))}
     (first,), _ = step(rows, [7], None, round=0, **options)
     return [vars(first), step(rows, [7], first.labels[:, None], round=1, **options)[1]]
+
+
+def not_finite(processes: Processes) -> str:
+    rows = own(torch.cat([ROWS, ROWS[:1] * torch.nan]), processes)
+    with pytest.raises(NonFiniteError) as error:
+        kmeans(rows, 7, processes=processes)
+    return str(error.value)
 
 
 def final(processes: Processes) -> dict[str, Any]:
@@ -97,6 +105,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "k-means": (1e-5, steps, KMeans()),
         "power iteration": (1e-5, steps, power_iteration),
         "the last clustering": (1e-5, final),
+        "not finite": (0, not_finite),
         "means": (1e-5, averaged, ROWS, LABELS, 7),
         "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
         "medoids": (0, medoids, ROWS[:, 0], LABELS.clamp(max=3)),

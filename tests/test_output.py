@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -146,6 +147,9 @@ def test_a_fifo_is_written_into(place: Path, name: str, ends: Ends) -> None:
     reader = threading.Thread(target=lambda: received.extend(Path("fifo").read_bytes() for _ in range(2)), daemon=True)
     reader.start()
     ends(["predict", "run", "photos", "-o", name, "-q"], 0)
+    deadline = time.monotonic() + 10
+    while not received and time.monotonic() < deadline:  # until the reader has seen the end of the first
+        time.sleep(0.01)
     write_output(Path(name), lambda file: np.save(file, np.arange(6.0)), binary=True)
     reader.join(10)
     np.save("file.npy", np.arange(6.0))

@@ -10,7 +10,7 @@ import deepcluster
 from deepcluster.runs import fit as run
 from deepcluster.runs import plan
 from deepcluster.runs.plan import Request
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from tests.helpers.runs import OPTIONS
 
 RUNS = Path(deepcluster.__file__).parent / "runs"
@@ -54,7 +54,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]
 
 
 def test_a_fit_decides_once_and_writes_run_json_three_times(photos, tmp_path, monkeypatch):
-    resolved, written = counted(monkeypatch, plan, "resolve"), counted(monkeypatch, RunFolder, "write_record")
+    resolved, written = counted(monkeypatch, plan, "resolve"), counted(monkeypatch, LockedFolder, "write_record")
     monkeypatch.setattr("deepcluster.runs.writer.SHARE_OF_TIME", 1e-9)  # no preliminary result after the first
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 2})
     run.fit(photos, request)

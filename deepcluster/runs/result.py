@@ -83,7 +83,7 @@ def conclude_run(
         network: The network.
         images: Its images and recipe.
         record: run.json so far, with the number of rounds and the kind of result.
-        features: This rank's, by :func:`deepcluster.learning.features.extract`.
+        features: This rank's, N x D: those of one pass over the images.
 
     Returns:
         The result, and run.json with the candidates for the number of groups.
