@@ -271,7 +271,7 @@ def test_a_saved_module_is_to_be_given_again(of_module, tmp_path):
         for without in (DeepCluster.load(folder), load(folder)):
             with pytest.raises(ModelError, match="give the module"):
                 without.predict(pixels())
-        with pytest.raises(ModelError, match=r"body.0.0.weight is .*\(8, 3, 3, 3\) instead of .* give the module"):
+        with pytest.raises(ModelError, match=r"0.0.weight is .*\(8, 3, 3, 3\) instead of .* give the module"):
             load(folder, backbone=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
 
 
