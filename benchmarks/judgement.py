@@ -244,7 +244,7 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
         rows = [row for row in results if row["factor"] in factors]
         figures[title] = spearmanr([row["stability"] for row in rows], [row["ari"] for row in rows])[0]
         print(title, len(rows), round(figures[title], 3))
-    save("judgement_stability", {"rank correlation": figures, "cuts": results})
+    save("judgement_stability", {"rank correlation": figures, "cuts": len(results)})
 
 
 def main() -> None:
