@@ -110,14 +110,15 @@ def result(sizes: list[int], width: int) -> Result:
 @pytest.mark.parametrize(
     ("sizes", "width", "why"),
     [
-        ([5, 3, 2], 4, ""),
-        ([6, 3, 1], 4, "60% of the images are in one fine cluster"),
-        ([10, 0, 0], 1, "100% of the images are in one fine cluster"),
-        ([4, 3, 3], 1, "all features are alike"),
-        ([4, 3, 3], 2, ""),
-        ([9, 1], 4, ""),  # one of two has half of the images wherever training goes
-        ([9, 1], 1, ""),
+        ([50, 30, 20], 4, ""),
+        ([60, 30, 10], 4, "60% of the images are in one fine cluster"),
+        ([100, 0, 0], 1, "100% of the images are in one fine cluster"),
+        ([40, 30, 30], 1, "all features are alike"),
+        ([40, 30, 30], 2, ""),
+        ([90, 10], 4, ""),  # one of two has half of the images wherever training goes
+        ([90, 10], 1, ""),
         ([1], 1, ""),
+        ([20, 5, 4], 4, ""),  # too few images to tell
     ],
 )
 def test_what_is_a_collapse(sizes, width, why):

@@ -38,6 +38,7 @@ from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
 COLLAPSED = 0.5  # share of the images in one fine cluster
+MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ def describe(model: Model, rows: Rows, placement: Placement) -> Result:
 
 def collapse(result: algorithm.Result) -> str:
     """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
-    share, rank = result.clustering.largest_share, result.reduced.shape[1]
-    if len(result.clustering.sizes) <= 2 or (share <= COLLAPSED and rank > 1):
+    share, rank, sizes = result.clustering.largest_share, result.reduced.shape[1], result.clustering.sizes
+    if len(sizes) <= 2 or sizes.sum() < MIN_COLLAPSED or (share <= COLLAPSED and rank > 1):
         return ""
     what = f"{share:.0%} of the images are in one fine cluster" if share > COLLAPSED else "all features are alike"
     return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
