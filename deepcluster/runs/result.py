@@ -169,9 +169,10 @@ def describe(model: Model, rows: Rows, placement: Placement) -> Result:
 def collapse(result: algorithm.Result) -> str:
     """Return a warning if most images are in one fine cluster or the features differ in one direction only, else ""."""
     share, rank, sizes = result.clustering.largest_share, result.reduced.shape[1], result.clustering.sizes
-    if len(sizes) <= 2 or sizes.sum() < MIN_COLLAPSED or (share <= COLLAPSED and rank > 1):
+    is_crowded = share > COLLAPSED and sizes.sum() >= MIN_COLLAPSED
+    if len(sizes) <= 2 or not (is_crowded or rank == 1):
         return ""
-    what = f"{share:.0%} of the images are in one fine cluster" if share > COLLAPSED else "all features are alike"
+    what = f"{share:.0%} of the images are in one fine cluster" if is_crowded else "all features are alike"
     return f"training has collapsed ({what}): lower --lr, or give --rounds 0 for the network before training"
 
 
