@@ -201,9 +201,9 @@ def number(cache: Path, arguments: argparse.Namespace) -> None:
             candidates(rows, cut_rows=lambda rows, k, seed: as_groups(kmeans(rows, k))),
             len(labels.unique()),
         )
-        best = max(candidate.score for candidate in plausible)
+        score = {candidate.k: candidate.silhouette * max(0.0, candidate.modularity) for candidate in plausible}
         for rule, share in rules.items():
-            k = max(candidate.k for candidate in plausible if candidate.score >= share * best)
+            k = max(k for k, value in score.items() if value >= share * max(score.values()))
             right.setdefault(rule, {}).setdefault(name, []).append(near(k, wanted))
         some = float(any(near(candidate.k, wanted) for candidate in plausible))
         right.setdefault("any of three", {}).setdefault(name, []).append(some)

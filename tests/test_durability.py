@@ -27,7 +27,7 @@ from deepcluster.storage import checkpoint, run_folder
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.state import LOCK, scratch_of
 from tests.drawings import save_drawings
-from tests.helpers.runs import contents, left_behind, record, small_fit
+from tests.helpers.runs import SAME, contents, left_behind, record, small_fit
 from tests.tiny import flipped
 
 
@@ -39,14 +39,6 @@ def state_in(checkpoint: Checkpoint) -> State:
 KILLS = int(os.environ.get("DEEPCLUSTER_KILLS", "2"))
 ROUNDS = ("--rounds", "3")
 OPTIONS = small_fit(*ROUNDS)
-SAME = (
-    "clusters.csv",
-    "cluster_summary.csv",
-    "features.npy",
-    "model/model.safetensors",
-    "model/groups.safetensors",
-    "model/config.json",
-)
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,6 @@ def test_a_clear_number_is_the_first_candidate(count):
     assert max(found, key=lambda candidate: candidate.silhouette).k == count
 
 
-def test_the_score_needs_both_signs():
-    for candidate in candidates(blobs([60, 40, 20, 5])):
-        assert candidate.score == pytest.approx(candidate.silhouette * candidate.modularity)
-
-
 def test_rows_without_groups_are_cut_unstably():
     rows = F.normalize(torch.randn(400, 16, generator=generator(0, "rows")))
     assert stability(rows, 5) < 0.5

@@ -21,8 +21,8 @@ from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
 
-def row(path: str, distance: str, margin: str = "1") -> dict[str, str]:
-    return {"path": path, "distance": distance, "margin": margin}
+def row(path: str, distance: str, margin: str = "1", is_outlier: str = "0") -> dict[str, str]:
+    return {"path": path, "distance": distance, "margin": margin, "is_outlier": is_outlier}
 
 
 # Choice
@@ -38,6 +38,13 @@ def test_representatives_by_hand() -> None:
         ("0", "medoid"), ("1", "diverse"), ("4", "diverse"), ("6", "diverse"), ("3", "borderline"), ("8", "borderline"),
         ("11", "outlying"), ("10", "outlying"),
     ]  # fmt: skip
+
+
+def test_outliers_are_shown_before_images_that_are_only_far() -> None:
+    """An outlier by its residual may lie near a centroid: of the least distance, it is neither medoid nor diverse."""
+    rows = [row(str(i), str(i), is_outlier=str(int(i == 0))) for i in range(12)]
+    chosen = {r["path"]: kind for r, kind in representatives(rows, 8)}
+    assert (chosen["0"], chosen["1"]) == ("outlying", "medoid")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100])

@@ -29,7 +29,7 @@ from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from tests.drawings import KINDS, draw
-from tests.helpers.runs import OPTIONS, left_behind, record, rows
+from tests.helpers.runs import OPTIONS, SAME, left_behind, record, rows
 from tests.helpers.said import Said
 from tests.predicting import predicted
 
@@ -123,14 +123,7 @@ def test_a_run_from_python_is_that_of_the_command_bit_by_bit_and_another_seed_di
 ):
     request = replace(REQUEST, out=tmp_path / "same", seed=5, labels="folders")
     same = run.fit(photos, request).path
-    for name in (
-        "clusters.csv",
-        "cluster_summary.csv",
-        "features.npy",
-        "model/model.safetensors",
-        "model/groups.safetensors",
-        "model/config.json",
-    ):
+    for name in SAME:
         assert (same / name).read_bytes() == (finished / name).read_bytes(), name
     other = fitted("--seed", "1")
     assert (other / "features.npy").read_bytes() != (finished / "features.npy").read_bytes()

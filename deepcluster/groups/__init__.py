@@ -1,1 +1,1 @@
-"""From final features to the clusters a person sees: graph, embedding, cut, merge tree, choice of k, confidence."""
+"""From final features to the clusters a person sees: graph, embedding, cut, tree, choice of k, drift."""

@@ -48,6 +48,7 @@ from deepcluster.report.text import (
     MINUS,
     NOTHING,
     Row,
+    agreement,
     bare,
     count,
     duration,
@@ -166,7 +167,7 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
         "preliminary": _preliminary(data.run),
         "images": count(len(data.clusters), "image"),
         "clusters": count(len(data.summary), "cluster"),
-        "stability": _stability(data.run),
+        "stability": None if data.run.get("stability") is None else agreement(float(data.run["stability"])),
         "name": name,
         "facts": _facts(data.run),
         "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
@@ -174,12 +175,6 @@ def _run(data: RunData, name: str) -> dict[str, Any]:
             data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, data.run.get("verdict") or ""
         ),
     }
-
-
-def _stability(run: Mapping[str, Any]) -> str:
-    """Return the stability of the groups as text; empty if it was not measured."""
-    value = run.get("stability")
-    return "" if value is None else f"{max(0.0, float(value)):.0%}"
 
 
 def _preliminary(run: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.pictures import data_uri, fair_share, tile
-from deepcluster.report.text import Row, count, figure, number, percent, short
+from deepcluster.report.text import Row, agreement, count, figure, number, percent, short
 from deepcluster.storage.table import Table
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
@@ -26,8 +26,8 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
     """Up to ``count`` of a cluster's rows and why each was chosen, in the order in which they are shown.
 
     First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
-    ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones, with
-    the largest distances, the most extreme first. A row without a margin is never borderline.
+    ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones:
+    outliers, then those with the largest distances, the most extreme first. A row without a margin is never borderline.
     """
     table = Table.of(rows)
     places = min(count, len(table))
@@ -38,7 +38,8 @@ def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> lis
         np.array([math.inf if (value := number(cell)) is None else value for cell in table.column(name)])
         for name in ("distance", "margin")
     )
-    ranked = np.argsort(distances, kind="stable")
+    outlier = np.array([cell == "1" for cell in table.column("is_outlier")])
+    ranked = np.lexsort((distances, outlier))
     medoids = np.array([path == medoid for path in table.column("path")])[ranked]
     first = ranked[medoids.argmax()]  # the first of all, where none is called so
     ranked = ranked[ranked != first]
@@ -195,7 +196,7 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
         nodes = sorted(nodes_at(len(tree.groups), tree.merges, k), key=lambda node: (-tree.sizes[node], node))
         about = f"silhouette {figure(candidate['silhouette'])}"
         if candidate.get("stability") is not None:
-            about += f", stability {max(0.0, candidate['stability']):.0%}"
+            about += f", stability {agreement(candidate['stability'])}"
         shown = [(tree.sizes[node], tile(tree.medoids[node], images)) for node in nodes[:MAX_PICTURES]]
         suggested.append({"k": k, "about": about, "groups": shown, "hidden": len(nodes) - len(shown)})
     return suggested

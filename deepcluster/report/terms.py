@@ -5,7 +5,7 @@ TERMS = {
     "medoid": ("medoid", "The most typical image: the one nearest to the mean of its cluster."),
     "diverse": ("diverse", "Images from all over the cluster, from the most typical on outwards."),
     "borderline": ("borderline", "Images that are nearly as near to another cluster: the first to check."),
-    "outlying": ("outlying", "The images farthest from the rest of their cluster; outliers among them are framed."),
+    "outlying": ("outlying", "Outliers, which are framed, and the images farthest from the rest of their cluster."),
     "outlier": (
         "outlier",
         "An image unlike those of the fit: its features lie beyond a limit that about one image of the same kind in 150"

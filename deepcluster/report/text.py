@@ -44,6 +44,11 @@ def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}%"
 
 
+def agreement(index: float) -> str:
+    """Return an adjusted Rand index as text. One below that of unrelated groups is 0%."""
+    return f"{max(0.0, index):.0%}"
+
+
 def count(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 

@@ -10,6 +10,7 @@ from deepcluster.groups.choose_k import Candidate, CutRows, candidates, cut_once
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
 from deepcluster.recipe import Recipe
 from deepcluster.records import Clustering
+from deepcluster.report.text import agreement
 from deepcluster.runs.build import kmeans_of_result
 from deepcluster.runs.rows import Sample
 from deepcluster.runtime.console import Display
@@ -71,13 +72,8 @@ def choose_number(
 
 
 def _line(candidate: Candidate) -> str:
-    stable = "" if candidate.stability is None else f", stability {percent(candidate.stability)}"
+    stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
     return f"{candidate.k:2} groups: silhouette {candidate.silhouette:.2f}{stable}"
-
-
-def percent(agreement: float) -> str:
-    """Return an agreement as text; one below that of unrelated groups is 0%."""
-    return f"{max(0.0, agreement):.0%}"
 
 
 def _cut_of(recipe: Recipe) -> CutRows:

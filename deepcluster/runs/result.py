@@ -22,9 +22,9 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL
-from deepcluster.report.text import Row, count
+from deepcluster.report.text import Row, agreement, count
 from deepcluster.runs.build import kmeans_of_result, reduction_of
-from deepcluster.runs.groups import choose_number, groups_of, percent, place_rows, stability_of
+from deepcluster.runs.groups import choose_number, groups_of, place_rows, stability_of
 from deepcluster.runs.page import Shown, Tables, shown_of, tree_of, write_page
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_rows
@@ -343,7 +343,7 @@ def _stability(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -
         verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
-        f"Cut from other samples of the images, the groups agree to {percent(stability)} (100%: the same groups,"
+        f"Cut from other samples of the images, the groups agree to {agreement(stability)} (100%: the same groups,"
         " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
     )
     return {"stability": round(float(stability), 4), "verdict": verdict}

@@ -13,6 +13,15 @@ from deepcluster.storage.run_folder import RunFolder
 from tests.commands import SMALL
 
 LOCK = (".deepcluster", "lock")
+# Files that are the same bytes for the same images, options and seed.
+SAME = (
+    "clusters.csv",
+    "cluster_summary.csv",
+    "features.npy",
+    "model/model.safetensors",
+    "model/groups.safetensors",
+    "model/config.json",
+)
 # The same small run from Python, for a ``Request``.
 OPTIONS = {"epochs": 1, "image_size": 16, "batch_size": 16, "pseudo_labels": 6, "precision": "fp32"}
 
