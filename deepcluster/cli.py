@@ -357,11 +357,11 @@ def similar(
         raise DataError(f"{short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
     target = None if out == "-" else _output(Path(out), run_, image, overwrite)
     with Terminal(quiet, to_stderr=True):
-        from deepcluster.runs.similar import COLUMNS
-        from deepcluster.runs.similar import similar as most_similar
+        from deepcluster.runs.predict import SIMILAR
+        from deepcluster.runs.predict import similar as most_similar
 
         found = most_similar(run_, image, n, device)
-        _write_table(target, COLUMNS, ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in found))
+        _write_table(target, SIMILAR, ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in found))
 
 
 @app.command

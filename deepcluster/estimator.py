@@ -36,9 +36,9 @@ from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.report.text import count
 from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut
-from deepcluster.runs.page import images_at_hand, pictures
+from deepcluster.runs.page import pictures
 from deepcluster.runs.plan import Request
-from deepcluster.runs.rows import read_run
+from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal
 from deepcluster.runtime.devices import choose_device
 from deepcluster.storage import model_files as models

@@ -13,8 +13,8 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.groups.cut import as_groups, cut
 from deepcluster.recipe import Recipe
 from deepcluster.runs import groups as run_groups
-from deepcluster.runs.groups import groups_of
 from deepcluster.runs.recut import recut
+from deepcluster.runs.result import groups_of
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows

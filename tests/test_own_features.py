@@ -15,11 +15,11 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.features_in import read_features
-from deepcluster.runs.at_hand import images_at_hand
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
+from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime import plain_files
 from deepcluster.storage.model_files import load
 from deepcluster.storage.run_folder import open_run

@@ -19,9 +19,9 @@ from deepcluster.images.duplicates import near_duplicates
 from deepcluster.report import pictures
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
-from deepcluster.runs.groups import place_rows
-from deepcluster.runs.result import Result, metrics, summary_rows, write_clusters
+from deepcluster.runs.result import Result, metrics, place_rows, summary_rows
 from deepcluster.runs.rows import Rows, Sample, sample_of
+from deepcluster.runs.writer import write_clusters
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage.run_folder import rows_sha256
@@ -170,7 +170,7 @@ def test_a_sample_of_all_is_all():
 
 
 def test_a_table_is_written_without_an_object_for_each_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("deepcluster.runs.result.BLOCK", 500)
+    monkeypatch.setattr("deepcluster.runs.writer.BLOCK", 500)
     count = 10_000
     numbers, x = torch.arange(count), torch.rand(count)
     model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=())

@@ -15,8 +15,8 @@ from deepcluster.errors import UsageError
 from deepcluster.runs.edits import Edits
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.plan import Request
+from deepcluster.runs.predict import SIMILAR, row_of, similar
 from deepcluster.runs.recut import apply
-from deepcluster.runs.similar import COLUMNS, row_of, similar
 from deepcluster.storage.run_folder import open_run
 
 
@@ -43,7 +43,7 @@ def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, t
     shutil.copy(photos / paths[5], tmp_path / "copy.png")
     assert run_command(["similar", str(finished), image, "-n", "6"]) == 0
     rows = table(capsys.readouterr().out)
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(SIMILAR)
     wanted = [paths[row] for row in expected(finished, 5)]
     found = [row["path"] for row in rows]
     assert found == ([paths[5], *wanted[:5]] if named_as == "copy" else wanted[:6])  # the copy is another image

@@ -16,8 +16,7 @@ from deepcluster.images.source import counted
 from deepcluster.presets import Facts, Plan, resolve
 from deepcluster.recipe import Recipe
 from deepcluster.runs import time_limit
-from deepcluster.runs.forecast import forecast
-from deepcluster.runs.time_limit import Pace, in_words
+from deepcluster.runs.forecast import Pace, forecast, in_words
 from tests.helpers.runs import small_fit
 
 

@@ -8,8 +8,9 @@ import pytest
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.recipe import Recipe
 from deepcluster.runs import fit as run
+from deepcluster.runs.forecast import training_cost
 from deepcluster.runs.plan import Clock, Request
-from deepcluster.runs.time_limit import KEPT_BACK, TimeLimit, training_cost
+from deepcluster.runs.train import KEPT_BACK, TimeLimit
 from tests.helpers.runs import OPTIONS, record, rows
 from tests.helpers.said import Said
 
@@ -69,7 +70,7 @@ def test_a_limit_shorter_than_a_pass_says_so_and_gives_the_groups_of_the_network
 
 def test_a_run_makes_whole_rounds_and_ends_by_its_limit(photos, tmp_path, monkeypatch):
     """Of 1000 rounds only those that are planned; each is over all images."""
-    monkeypatch.setattr("deepcluster.runs.time_limit.RESULT", 0.0)
+    monkeypatch.setattr("deepcluster.runs.forecast.RESULT", 0.0)
     monkeypatch.setattr(TimeLimit, "plan", lambda self, done, round, result: setattr(self, "rounds", 3 if done else 2))
     display = Said()
     request = Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 1000}, time_limit=1e6)

@@ -23,7 +23,7 @@ from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
 from deepcluster.report.text import Row, count
-from deepcluster.runs.at_hand import images_at_hand
+from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole

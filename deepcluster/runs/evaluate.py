@@ -28,7 +28,7 @@ from deepcluster.images.find import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
-from deepcluster.runs.at_hand import images_at_hand
+from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import ALONE, Processes

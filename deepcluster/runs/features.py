@@ -22,9 +22,10 @@ from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.fit import first_record
 from deepcluster.runs.plan import Clock, Job, Request, check_not_inside, free_path
-from deepcluster.runs.result import group_images, write_result
+from deepcluster.runs.result import group_images
 from deepcluster.runs.resume import remember, row_digests
 from deepcluster.runs.rows import Rows, sample_of
+from deepcluster.runs.writer import write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU, choose_device, working_on
 from deepcluster.runtime.memory import peak_mb

@@ -28,9 +28,8 @@ from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
 from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin, check_weights_here
-from deepcluster.runs.result import summary_line
 from deepcluster.runs.train import train
-from deepcluster.runs.writer import ResultWriter
+from deepcluster.runs.writer import ResultWriter, summary_line
 from deepcluster.runtime import signals
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on

@@ -1,8 +1,9 @@
 """The memory and the time of a run, estimated before anything is written."""
 
+import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from deepcluster.errors import DeepClusterWarning, OutOfMemoryError
 from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
-from deepcluster.images.store import MEMORY_BUDGET
+from deepcluster.images.store import MEMORY_BUDGET, read_once
+from deepcluster.learning.features import extract
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
 from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe
 from deepcluster.report.pictures import MAX_PICTURES
-from deepcluster.runs import time_limit
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
@@ -33,6 +34,12 @@ KEPT = 1.5
 # Bytes that tables and report of the result take: for each image, and for each image in the page
 # (benchmarks/LOG.md, "Memory").
 TABLES, PAGE = 300.0, 6e3
+# Seconds of the files of a result (graph, cut, signs, tree, map, report), and for each image with its digest and the
+# search for duplicates. Measured on one core with 1,000 to 10,000 images; only until the first result is written.
+RESULT, RESULT_EACH = 8.0, 1.5e-3
+SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
+BACKWARD = 3.0  # a training step in forward passes
+TRIAL = 32  # images that are read, and seen by the network, to tell how long all take
 
 
 def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
@@ -124,13 +131,13 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
 def _check_limit(job: Job, network: Network, recipe: Recipe, limit: float) -> None:
     """Say how long the first groups take, and warn if that is longer than the time limit."""
     count = len(job.source.paths)
-    pace = time_limit.measured(job.source, network, recipe).shared(job.processes.world_size)
-    first = job.clock.elapsed() + time_limit.first_result(pace, count)
-    job.display.say("Time", f"the first groups after about {time_limit.in_words(first)}")
+    pace = measured(job.source, network, recipe).shared(job.processes.world_size)
+    first = job.clock.elapsed() + first_result(pace, count)
+    job.display.say("Time", f"the first groups after about {in_words(first)}")
     if first > limit:
         warnings.warn(
-            f"--time-limit {time_limit.in_words(limit)} is too short for one pass over {count:,} images: the first"
-            f" groups take about {time_limit.in_words(first)}, and then the run ends. Give more time, or fewer images",
+            f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
+            f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images",
             DeepClusterWarning,
             stacklevel=2,
         )
@@ -165,11 +172,11 @@ def forecast(
     if not timed:
         yield "Memory", memory
         return
-    pace, count = time_limit.measured(source, network, plan.recipe).shared(ranks), len(source.paths)
-    first = time_limit.first_result(pace, count)
-    whole = first + plan.recipe.rounds * time_limit.round_cost(pace, count, plan.recipe)
-    early = f", the first groups after {time_limit.in_words(first)}" if whole > 1.5 * first else ""
-    yield "Time", f"about {time_limit.in_words(whole)}{early}; {memory}"
+    pace, count = measured(source, network, plan.recipe).shared(ranks), len(source.paths)
+    first = first_result(pace, count)
+    whole = first + plan.recipe.rounds * round_cost(pace, count, plan.recipe)
+    early = f", the first groups after {in_words(first)}" if whole > 1.5 * first else ""
+    yield "Time", f"about {in_words(whole)}{early}; {memory}"
 
 
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:
@@ -184,3 +191,59 @@ def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     for line in begun.plan.by_reason() if request.verbose else ():
         display.say("Plan", line)
     return recipe
+
+
+# ---- time ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for an image: to read it, and for its features."""
+
+    reading: float
+    features: float
+
+    def shared(self, ranks: int) -> "Pace":
+        """Of all ranks together, where each reads its share."""
+        return Pace(self.reading / ranks, self.features / ranks)
+
+
+def first_result(pace: Pace, count: int) -> float:
+    """Seconds until the first result."""
+    return count * (pace.reading + pace.features + RESULT_EACH) + RESULT
+
+
+def training_cost(recipe: Recipe, features: float) -> float:
+    """Seconds of a round's training, by those of a pass: until they are measured."""
+    sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
+    return features * recipe.epochs * BACKWARD * sum((side / recipe.image_size) ** 2 for side in sides)
+
+
+def round_cost(pace: Pace, count: int, recipe: Recipe) -> float:
+    """Seconds of a round of ``count`` images: its training, and the pass after it."""
+    features = count * pace.features
+    return features + training_cost(recipe, features)
+
+
+def measured(source: Source, network: Network, recipe: Recipe) -> Pace:
+    """The pace of this machine just now, by a few images."""
+    count = len(source.paths)
+    few = [i * count // min(TRIAL, count) for i in range(min(TRIAL, count))]
+    begin = time.perf_counter()
+    images = read_once(source.rows(few), recipe.store_size, none_is_fine=True).images
+    reading = (time.perf_counter() - begin) / len(few)
+    if not len(images):
+        return Pace(reading, 0.0)
+    extract(network, images[:1], size=recipe.image_size, batch_size=1)  # the first call sets up much
+    batch = images[torch.arange(min(count, recipe.batch_size)) % len(images)]  # few tiny images are slower, each
+    begin = time.perf_counter()
+    extract(network, batch, size=recipe.image_size, batch_size=recipe.batch_size)
+    return Pace(reading, (time.perf_counter() - begin) / len(batch))
+
+
+def in_words(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``1.5 h``."""
+    unit, name = next(
+        (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
+    )
+    return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"

@@ -17,22 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import DeepClusterError, DeepClusterWarning
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.embedding import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
-from deepcluster.images.decode import one_line
+from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.text import Row
-
-# estimator.py imports these two from here.
-from deepcluster.runs.at_hand import images_at_hand as images_at_hand
-from deepcluster.runs.at_hand import pictures as pictures
-from deepcluster.runs.rows import Rows, read_run
+from deepcluster.runs.rows import Rows, images_at_hand, read_run
 from deepcluster.seeding import derive
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
@@ -243,3 +239,19 @@ def _originals(run: Path, source: Source | None) -> str:
     if here.anchor != there.anchor or len(Path(os.path.commonpath([here, there])).parts) < 2:
         return ""
     return Path(os.path.relpath(there, here)).as_posix() + "/"
+
+
+def pictures(source: Source | None, size: int) -> Picture:
+    """Return a function from a path to its image, of at least ``size`` px if possible; None if it cannot be read."""
+    index = {path: i for i, path in enumerate(source.paths)} if source else {}
+
+    def picture(path: str) -> Image.Image | None:
+        if source is None or path not in index:
+            return None
+        try:
+            with pillow_limits():
+                return source.read(index[path], size)
+        except (Undecodable, DataError, OSError):
+            return None
+
+    return picture

@@ -1,23 +1,31 @@
 """New images through the model of a run."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
+from deepcluster.clustering.blocks import nearest
+from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find, find_in_parts
+from deepcluster.images.decode import one_line
 from deepcluster.images.features_in import read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model
+from deepcluster.runs.rows import folder_of, name_in_run, read_run
 from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.storage.run_folder import RunFolder, open_run, read_state
 
 
 @dataclass(frozen=True)
@@ -126,3 +134,67 @@ def placement_rows(
             "margin": f"{margin:.6f}",
             "is_outlier": int(is_outlier),
         }
+
+
+# ---- the images of a run that are most like one image ------------------------------------------------------------
+
+SIMILAR = ("path", "cluster", "name", "similarity")
+
+
+@dataclass(frozen=True)
+class Similar:
+    """An image of a run, and its similarity to the image of the query: the cosine of their features."""
+
+    path: str
+    cluster: int
+    name: str
+    similarity: float
+
+
+def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
+    """Return the images of a run that are most like an image, most similar first.
+
+    Args:
+        run: The run folder.
+        image: An image file, or the path of an image in clusters.csv; one of the run is not among the result.
+        n: Number of images.
+        device: Device of the network, for an image that the run does not have.
+
+    Raises:
+        DataError: The image cannot be read.
+        UsageError: It is not one image.
+    """
+    _, model, rows = read_state(run, read_run)
+    row = row_of(open_run(run), rows.paths, image)
+    if row is None:
+        model.network.to(choose_device(device))
+        scores, numbers = nearest(_features(model, image), n, rows.reduced)
+    else:
+        scores, numbers = nearest(rows.reduced[row : row + 1], n + 1, rows.reduced)
+        others = numbers != row  # one that is the same to the last bit may come before it
+        scores, numbers = scores[others].unsqueeze(0), numbers[others].unsqueeze(0)
+    chosen = numbers[0, :n].tolist()
+    clusters = model.place(rows.reduced[chosen]).cluster.tolist()
+    return [
+        Similar(rows.paths[number], cluster, model.names[cluster], score)
+        for number, cluster, score in zip(chosen, clusters, scores[0].tolist(), strict=False)
+    ]
+
+
+def row_of(folder: RunFolder, paths: Sequence[str], image: str) -> int | None:
+    """Return the row of the image that ``image`` names, as a file or by its path; None if it is no image of the run."""
+    names = [image]
+    if os.path.lexists(image):  # another file may have the name of one in the run
+        there = Path(os.path.abspath(image))  # noqa: PTH100 (without following links)
+        names = [str(there), name_in_run(there, folder_of(folder.read_record().location))]
+    return next((paths.index(name) for name in reversed(names) if name in paths), None)
+
+
+def _features(model: Model, image: str) -> Tensor:
+    if model.of_features:
+        raise UsageError(f"{one_line(image)} is no path in clusters.csv: a run of features sees no other images")
+    source = find(image)
+    if len(source.paths) != 1:
+        raise UsageError(f"{one_line(image)} has {len(source.paths):,} images: name one")
+    (prediction,) = predict(model, source)
+    return prediction.reduced

@@ -14,11 +14,10 @@ from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.at_hand import images_at_hand
 from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited, moved_rows
-from deepcluster.runs.groups import choose_number, groups_of, place_rows
-from deepcluster.runs.result import baseline_of, describe, write_result
-from deepcluster.runs.rows import Rows, read_run, recipe_of
+from deepcluster.runs.result import choose_number, describe, groups_of, place_rows
+from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
+from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files

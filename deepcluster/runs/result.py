@@ -1,10 +1,8 @@
-"""The result of a run: all ranks compute it together, then the main rank alone writes its files."""
+"""The result of a run, computed by all ranks together."""
 
-import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,30 +10,25 @@ from torch import Tensor
 
 from deepcluster import algorithm
 from deepcluster.algorithm import conclude
-from deepcluster.clustering.agreement import NMI_AVERAGE, pair_counts, scores
-from deepcluster.clustering.kmeans import means
+from deepcluster.clustering.agreement import pair_counts, scores
+from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.groups.cut import Cut, Placement
+from deepcluster.groups.choose_k import Candidate, CutRows, candidates, cut_once, stability
+from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
 from deepcluster.groups.tree import Tree, distances_to, least_of_each
-from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
-from deepcluster.records import FINAL
-from deepcluster.report.text import Row, agreement, count
+from deepcluster.records import FINAL, Clustering
+from deepcluster.report.text import agreement
 from deepcluster.runs.build import kmeans_of_result, reduction_of
-from deepcluster.runs.groups import choose_number, groups_of, place_rows, stability_of
-from deepcluster.runs.page import Shown, Tables, shown_of, tree_of, write_page
+from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
-from deepcluster.runs.predict import placement_rows
-from deepcluster.runs.rows import Rows, sample_of
+from deepcluster.runs.rows import Rows, Sample, sample_of
 from deepcluster.runtime.console import Display, Silent
-from deepcluster.runtime.partition import BLOCK, Partition
-from deepcluster.storage import report_files
-from deepcluster.storage import run_folder as files
-from deepcluster.storage.run_folder import LockedFolder, RunFolder
+from deepcluster.runtime.partition import Partition
+from deepcluster.seeding import derive
 from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.table import Table
 
 COLLAPSED = 0.5  # share of the images in one fine cluster
 MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
@@ -228,131 +221,79 @@ def summary_rows(groups: Cut, placement: Placement, reduced: Tensor, partition: 
     ]
 
 
-# ---- written by the main rank ---------------------------------------------------------------------------------------
+# ---- how many groups, and which ------------------------------------------------------------
+
+MAX_IN_CUT = 1000  # groups: k-means with more takes too long for several starts
+STARTS = 10  # of k-means; the best counts
 
 
-def write_result(
-    folder: LockedFolder,
-    result: Result,
-    record: RunRecord,
-    recipe: Recipe,
-    *,
-    baseline: Mapping[str, float],
-    source: Source | None,
-    features: Iterable[Tensor] | None = None,
-    report: bool = True,
-) -> RunRecord:
-    """Write the files that depend on the groups, then run.json. The model is written by the caller if it is new.
+def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, recipe: Recipe) -> Cut:
+    """Cut the features of a sample. By k-means, or if very many, the groups may be the clusters of ``fine``."""
+    few, by_kmeans = n_clusters <= MAX_IN_CUT, recipe.grouping == "kmeans"
+    if len(fine.centroids) == n_clusters and (by_kmeans or not few):
+        return as_groups(fine)
+    if not by_kmeans:
+        return cut(reduced, n_clusters, seed=derive(seed, "groups"))
+    kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
+    starts = (derive(seed, "groups", start) for start in range(STARTS if few else 1))
+    clusterings = (kmeans.exact(reduced, n_clusters, start, partition) for start in starts)
+    return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
-    Args:
-        folder: The run.
-        result: The result.
-        record: run.json so far; with a ``cut`` if the images that it is of keep their clusters.
-        recipe: The recipe of the run.
-        baseline: The metrics of the first result; empty if they are not known.
-        source: The images, for the page; None if they are not at hand.
-        features: Blocks of the features of all rows, if they are new.
-        report: Also write report.html.
 
-    Returns:
-        run.json as it was written.
+def place_rows(
+    groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition, added: int = 0
+) -> tuple[Cut, Placement]:
+    """Place this rank's rows in groups of a ``sample``, and number the groups by their sizes. A collective.
+
+    added: Number of rows added by `update` (the last ones), which no sample has.
     """
-    rows = result.rows
-    if features is not None:
-        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), features)
-        folder.write_blocks(files.RESIDUALS, (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
-    clusters, digest = write_clusters(folder, result, keep=report)
-    summary = [_summary_row(row, result) for row in result.summary]
-    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
-    measures: dict[str, Any] = {}
-    if result.metrics:
-        baseline = baseline or (result.baseline if record.rounds == 0 else {})
-        labelled = sum(1 for label in rows.labels or () if label)
-        at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in baseline.items()}
-        measures = {**result.metrics, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
-        folder.write_json("metrics.json", measures)
-    if result.tree:
-        report_files.write_tree(folder, result.tree)
-    else:
-        folder.remove(report_files.TREE)
-    record = replace(
-        record,
-        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
-        rows=digest,
-        clusters=len(summary),
-        **_stability(rows, record, recipe, len(summary)),
-    )
-    if clusters is not None:
-        used = clusters.where("status", "ok")
-        write_page(folder, source, Tables(record, used, summary, measures or None, result.tree), result.shown)
-    folder.write_record(record)
-    return record
+    placement = place(reduced, groups, fine_centroids)
+    if len(sample.rows) == partition.total - added:  # they are numbered already
+        return groups, placement
+    sizes = partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
+    number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
+    numbered = replace(placement, cluster=number[placement.cluster])
+    return Cut(groups.centroids, number[groups.groups]), numbered
 
 
-def baseline_of(folder: RunFolder) -> dict[str, float]:
-    """Read the metrics of the first result of a run, if it has any."""
-    measures = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
-    return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
+def choose_number(
+    n_clusters: int | None, reduced: Tensor, record: RunRecord, recipe: Recipe, display: Display
+) -> tuple[int, RunRecord]:
+    """Return the number of groups and, if none was asked for, run.json with the candidates for it."""
+    if n_clusters is not None:
+        return n_clusters, record
+    seed = derive(record.seed, "number of groups")
+    plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe))
+    figures = [
+        {name: None if value is None else round(float(value), 4) for name, value in asdict(candidate).items()}
+        for candidate in plausible
+    ]
+    record = replace(record, candidates=figures)
+    if not plausible:
+        return 1, record
+    for i, candidate in enumerate(plausible):
+        display.say("" if i else "Groups", _line(candidate) + " (taken: a guess)" * (not i))
+    return plausible[0].k, record
 
 
-def write_clusters(folder: LockedFolder, result: Result, *, keep: bool = True) -> tuple[Table | None, str]:
-    """Write clusters.csv, and return its rows if they are to be kept, and its digest."""
-    skipped = ({"path": path, "status": "skipped"} for path, _ in result.rows.skipped)
-    lines: Iterable[Row] = (
-        {column: str(row.get(column, "")) for column in files.CLUSTERS} for row in chain(_used_rows(result), skipped)
-    )
-    table = Table.of(lines) if keep else None
-    digest = hashlib.sha256()
-    folder.write_rows("clusters.csv", files.CLUSTERS, files.digested(lines if table is None else table, digest))
-    return table, digest.hexdigest()
+def _line(candidate: Candidate) -> str:
+    stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
+    return f"{candidate.k:2} groups: silhouette {candidate.silhouette:.2f}{stable}"
 
 
-def _used_rows(result: Result) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the usable images; numbers become objects a block at a time."""
-    place, rows = result.placement, result.rows
-    columns = (place.cluster, place.fine_cluster, place.distance, place.margin, place.centroid, result.residuals)
-    row = 0
-    for *block, residuals in zip(*(column.split(BLOCK) for column in columns), strict=True):
-        part = Placement(*block)
-        for fine, cells in zip(part.fine_cluster.tolist(), placement_rows(result.model, part, residuals), strict=True):
-            label = "" if rows.labels is None else rows.labels[row]
-            yield {"path": rows.paths[row], "status": "ok", "fine_cluster": fine, "label": label, **cells}
-            row += 1
+def _cut_of(recipe: Recipe) -> CutRows:
+    """Return the cut whose stability is measured: that of the recipe's groups, with fewer starts."""
+    if recipe.grouping == "kmeans":
+        return lambda rows, k, seed: as_groups(best_of(STARTS, rows, k, seed))
+    return cut_once
 
 
-def _summary_row(row: Mapping[str, Any], result: Result) -> dict[str, str]:
-    """Return a row of cluster_summary.csv as text."""
-    medoid, group = row["medoid"], row["cluster"]
-    cells = {
-        **row,
-        "name": result.model.names[group],
-        "medoid_path": "" if medoid is None else result.rows.paths[medoid],
-        "junk": int(group in result.model.junk),
-    }
-    return {column: str(cells[column]) for column in files.SUMMARY}
-
-
-def _stability(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
-    """Return the entries of run.json on the stability of the groups."""
-    if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
-        return {}
-    if record.edits is not None:
-        return {"stability": None, "verdict": "The groups are as you edited them. Their stability is not measured."}
-    stability = stability_of(rows.sample.reduced, record, recipe, n_clusters)
-    if stability is None:
-        verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
-        return {"stability": None, "verdict": verdict}
-    verdict = (
-        f"Cut from other samples of the images, the groups agree to {agreement(stability)} (100%: the same groups,"
-        " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
-    )
-    return {"stability": round(float(stability), 4), "verdict": verdict}
-
-
-def summary_line(result: Result, record: RunRecord) -> str:
-    """Return a sentence on the groups and the rounds."""
-    shares = [float(row["share"]) for row in result.summary]
-    return (
-        f"{count(len(shares), 'cluster')} (largest {max(shares):.0%}, smallest {min(shares):.1%}) after"
-        f" {count(record.rounds or 0, 'round')}: {record.stopped_because}"
-    )
+def stability_of(reduced: Tensor, record: RunRecord, recipe: Recipe, n_clusters: int) -> float | None:
+    """Return the stability of ``n_clusters`` groups: the candidate's, or else measured in the same way."""
+    for candidate in record.candidates or ():
+        if candidate["k"] == n_clusters:
+            known: float | None = candidate["stability"]
+            return known
+    if n_clusters > MAX_IN_CUT:
+        return None
+    return stability(reduced, n_clusters, seed=derive(record.seed, "number of groups"), cut_rows=_cut_of(recipe))

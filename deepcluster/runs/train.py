@@ -1,7 +1,7 @@
 """The rounds of a run: history, checkpoints and now and then a result; and when they end."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,45 @@ from deepcluster.records import Round, State
 from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, rounds_of, shares_pass
+from deepcluster.runs.forecast import SHARE_OF_TIME, in_words, training_cost
 from deepcluster.runs.result import label_numbers
-from deepcluster.runs.time_limit import SHARE_OF_TIME, TimeLimit, in_words, training_cost
 from deepcluster.runs.writer import Cost, ResultWriter
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.run_folder import HISTORY, LockedFolder
+
+KEPT_BACK = 0.05  # share of the limit left unplanned, as a safety margin
+
+
+class TimeLimit:
+    """The number of whole rounds in a time limit, planned again after each round.
+
+    Args:
+        seconds: The limit of the whole run; None: there is none.
+        elapsed: Tells the seconds of the run so far.
+        most: The rounds of the recipe.
+
+    Attributes:
+        rounds: The number of rounds planned, those done included.
+        end: The seconds of the whole run by this plan.
+    """
+
+    def __init__(self, seconds: float | None, elapsed: Callable[[], float], most: int):
+        self.seconds, self.elapsed, self.most = seconds, elapsed, most
+        self.rounds, self.end = most, math.inf
+
+    def plan(self, done: int, round: float, result: float) -> None:
+        """Plan the rounds after the first ``done``.
+
+        Args:
+            done: The number of rounds done.
+            round: Seconds of a round, and of what belongs to it.
+            result: Seconds of the results that must be written whatever the number of rounds.
+        """
+        if self.seconds is None:
+            return
+        left = (1 - KEPT_BACK) * self.seconds - self.elapsed() - result
+        self.rounds = min(self.most, done + max(0, math.floor(left / max(1e-9, round))))
+        self.end = self.elapsed() + result + (self.rounds - done) * round
 
 
 @dataclass(frozen=True)

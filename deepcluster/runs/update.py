@@ -24,11 +24,11 @@ from deepcluster.images.source import Origin, counted, nothing_readable
 from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
-from deepcluster.runs.at_hand import images_at_hand, named_as_in_run
 from deepcluster.runs.features import pictures_of
-from deepcluster.runs.result import baseline_of, describe, write_result
+from deepcluster.runs.result import describe
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
-from deepcluster.runs.rows import Rows, read_run, recipe_of
+from deepcluster.runs.rows import Rows, images_at_hand, named_as_in_run, read_run, recipe_of
+from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition

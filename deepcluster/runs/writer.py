@@ -1,27 +1,41 @@
-"""The results of a run as its rounds go on: when there is one, and of which network."""
+"""The files of a result, and when a run writes one."""
 
+import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from typing import Any
 
 from torch import Tensor
 
 from deepcluster.algorithm import devices
+from deepcluster.clustering.agreement import NMI_AVERAGE
+from deepcluster.groups.cut import Placement
+from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
+from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
+from deepcluster.report.text import Row, agreement, count
 from deepcluster.runs.build import reduction_of
+from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
+from deepcluster.runs.page import Tables, write_page
 from deepcluster.runs.plan import ImagesRead, Job
-from deepcluster.runs.result import Result, conclude_run, write_result
-from deepcluster.runs.time_limit import RESULT, RESULT_EACH, SHARE_OF_TIME
+from deepcluster.runs.predict import placement_rows
+from deepcluster.runs.result import Result, conclude_run, stability_of
+from deepcluster.runs.rows import Rows
 from deepcluster.runtime.memory import peak_mb
+from deepcluster.runtime.partition import BLOCK
 from deepcluster.storage import model_files, report_files
-from deepcluster.storage.run_folder import FORMER, LockedFolder
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
+from deepcluster.storage.table import Table
 
 
 @dataclass
@@ -150,3 +164,130 @@ class ResultWriter:
             yield
         finally:
             body.load_state_dict(last)
+
+
+def write_result(
+    folder: LockedFolder,
+    result: Result,
+    record: RunRecord,
+    recipe: Recipe,
+    *,
+    baseline: Mapping[str, float],
+    source: Source | None,
+    features: Iterable[Tensor] | None = None,
+    report: bool = True,
+) -> RunRecord:
+    """Write the files that depend on the groups, then run.json. The model is written by the caller if it is new.
+
+    Args:
+        folder: The run.
+        result: The result.
+        record: run.json so far; with a ``cut`` if the images that it is of keep their clusters.
+        recipe: The recipe of the run.
+        baseline: The metrics of the first result; empty if they are not known.
+        source: The images, for the page; None if they are not at hand.
+        features: Blocks of the features of all rows, if they are new.
+        report: Also write report.html.
+
+    Returns:
+        run.json as it was written.
+    """
+    rows = result.rows
+    if features is not None:
+        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), features)
+        folder.write_blocks(files.RESIDUALS, (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
+    clusters, digest = write_clusters(folder, result, keep=report)
+    summary = [_summary_row(row, result) for row in result.summary]
+    folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
+    measures: dict[str, Any] = {}
+    if result.metrics:
+        baseline = baseline or (result.baseline if record.rounds == 0 else {})
+        labelled = sum(1 for label in rows.labels or () if label)
+        at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in baseline.items()}
+        measures = {**result.metrics, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
+        folder.write_json("metrics.json", measures)
+    if result.tree:
+        report_files.write_tree(folder, result.tree)
+    else:
+        folder.remove(report_files.TREE)
+    record = replace(
+        record,
+        cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
+        rows=digest,
+        clusters=len(summary),
+        **_stability(rows, record, recipe, len(summary)),
+    )
+    if clusters is not None:
+        used = clusters.where("status", "ok")
+        write_page(folder, source, Tables(record, used, summary, measures or None, result.tree), result.shown)
+    folder.write_record(record)
+    return record
+
+
+def baseline_of(folder: RunFolder) -> dict[str, float]:
+    """Read the metrics of the first result of a run, if it has any."""
+    measures = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
+    return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
+
+
+def write_clusters(folder: LockedFolder, result: Result, *, keep: bool = True) -> tuple[Table | None, str]:
+    """Write clusters.csv, and return its rows if they are to be kept, and its digest."""
+    skipped = ({"path": path, "status": "skipped"} for path, _ in result.rows.skipped)
+    lines: Iterable[Row] = (
+        {column: str(row.get(column, "")) for column in files.CLUSTERS} for row in chain(_used_rows(result), skipped)
+    )
+    table = Table.of(lines) if keep else None
+    digest = hashlib.sha256()
+    folder.write_rows("clusters.csv", files.CLUSTERS, files.digested(lines if table is None else table, digest))
+    return table, digest.hexdigest()
+
+
+def _used_rows(result: Result) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the usable images; numbers become objects a block at a time."""
+    place, rows = result.placement, result.rows
+    columns = (place.cluster, place.fine_cluster, place.distance, place.margin, place.centroid, result.residuals)
+    row = 0
+    for *block, residuals in zip(*(column.split(BLOCK) for column in columns), strict=True):
+        part = Placement(*block)
+        for fine, cells in zip(part.fine_cluster.tolist(), placement_rows(result.model, part, residuals), strict=True):
+            label = "" if rows.labels is None else rows.labels[row]
+            yield {"path": rows.paths[row], "status": "ok", "fine_cluster": fine, "label": label, **cells}
+            row += 1
+
+
+def _summary_row(row: Mapping[str, Any], result: Result) -> dict[str, str]:
+    """Return a row of cluster_summary.csv as text."""
+    medoid, group = row["medoid"], row["cluster"]
+    cells = {
+        **row,
+        "name": result.model.names[group],
+        "medoid_path": "" if medoid is None else result.rows.paths[medoid],
+        "junk": int(group in result.model.junk),
+    }
+    return {column: str(cells[column]) for column in files.SUMMARY}
+
+
+def _stability(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
+    """Return the entries of run.json on the stability of the groups."""
+    if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
+        return {}
+    if record.edits is not None:
+        return {"stability": None, "verdict": "The groups are as you edited them. Their stability is not measured."}
+    stability = stability_of(rows.sample.reduced, record, recipe, n_clusters)
+    if stability is None:
+        verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
+        return {"stability": None, "verdict": verdict}
+    verdict = (
+        f"Cut from other samples of the images, the groups agree to {agreement(stability)} (100%: the same groups,"
+        " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
+    )
+    return {"stability": round(float(stability), 4), "verdict": verdict}
+
+
+def summary_line(result: Result, record: RunRecord) -> str:
+    """Return a sentence on the groups and the rounds."""
+    shares = [float(row["share"]) for row in result.summary]
+    return (
+        f"{count(len(shares), 'cluster')} (largest {max(shares):.0%}, smallest {min(shares):.1%}) after"
+        f" {count(record.rounds or 0, 'round')}: {record.stopped_because}"
+    )
