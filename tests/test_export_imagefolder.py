@@ -1,5 +1,4 @@
 import errno
-import shutil
 
 import numpy as np
 import pytest
@@ -54,13 +53,9 @@ def test_outliers(tmp_path, outliers, second):
     imagefolder(run, tmp_path / "out", outliers=outliers)
     assert [row["file_name"] for row in metadata(tmp_path / "out")] == ["000/a.png", *([second] if second else [])]
     assert (tmp_path / "out/train" / second).exists()
+    assert "label" not in metadata(tmp_path / "out")[0]  # no image has one
     with pytest.raises(UsageError, match="Every folder of an image folder is a class"):
         imagefolder(run, tmp_path / "other", outliers="separate")
-
-
-def test_the_column_of_labels_is_there_where_labels_are(tmp_path):
-    imagefolder(photos_run(tmp_path, {"a.png": 0}), tmp_path / "out")
-    assert "label" not in metadata(tmp_path / "out")[0]
 
 
 # Each of them has a meaning for `datasets`, for fsspec below it, for pandas or for a file system.
@@ -106,22 +101,6 @@ def test_files_with_other_suffixes_are_converted(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert np.array_equal(pixels(tmp_path / "out/train/000/scan.dat.png"), pixels(tmp_path / "photos" / "scan.dat"))
     assert len(loaded(tmp_path / "out", tmp_path, monkeypatch)) == 4
-
-
-def test_arrays_and_a_label_for_each(tmp_path, monkeypatch):
-    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
-    np.save(tmp_path / "x.npy", images)
-    paths = [str(i) for i in range(4)]
-    labels = dict(zip(paths, "abca", strict=True))
-    run = hand_run(tmp_path / "run", str(tmp_path / "x.npy"), {path: int(path) % 2 for path in paths}, labels=labels)
-    imagefolder(run, tmp_path / "out")
-    shutil.move(tmp_path / "out", tmp_path / "moved")
-    rows = loaded(tmp_path / "moved", tmp_path, monkeypatch)
-    order = {int(row["file_name"].split("/")[1].split(".")[0]): i for i, row in enumerate(metadata(tmp_path / "moved"))}
-    for i in range(4):
-        row = rows[order[i]]
-        assert np.array_equal(np.asarray(row["image"]), images[i])
-        assert (row["label"], row["cluster"]) == ("abca"[i], i % 2)
 
 
 def test_torchvision_loads_it_too(tmp_path):

@@ -12,11 +12,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import UsageError
 from deepcluster.export import folders, imagefolder
-from deepcluster.export.folders import Transfer
 from deepcluster.export.metadata import UnknownFormat, stripped
-from deepcluster.images import find
 from deepcluster.images.decode import decode
 from tests.exports import hand_run
+from tests.helpers.said import Said
 
 CANARY = b"CANARY"
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">CANARY</x:xmpmeta>'
@@ -81,6 +80,7 @@ def test_no_canary_is_left_and_every_pixel_is(name: str, tmp_path: Path) -> None
     (tmp_path / name).write_bytes(data)
     found = stripped(tmp_path / name)
     assert CANARY not in found
+    assert data[data.index(b"\xff\xda") : data.index(b"\xff\xd9")] in found  # the pixels are not compressed again
     assert np.array_equal(np.asarray(decode(io.BytesIO(found))), np.asarray(decode(io.BytesIO(data))))
     with Image.open(io.BytesIO(found)) as new, Image.open(io.BytesIO(data)) as old:
         assert (new.format, new.mode, new.size) == ("JPEG", old.mode, old.size)
@@ -90,12 +90,6 @@ def test_no_canary_is_left_and_every_pixel_is(name: str, tmp_path: Path) -> None
         assert not new.getexif().get_ifd(0x8825)
     if "turned" in name or "mirrored" in name:
         assert b"\x01\x12" in found
-
-
-def test_pixels_of_a_jpeg_are_not_compressed_anew(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(FILES["plain.jpg"])
-    scan = FILES["plain.jpg"][FILES["plain.jpg"].index(b"\xff\xda") : FILES["plain.jpg"].index(b"\xff\xd9")]
-    assert scan in stripped(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -123,7 +117,7 @@ def exported(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_data_set_has_no_metadata_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_data_set_has_no_metadata_and_folders_have_unless_asked(tmp_path: Path) -> None:
     run = run_of(photos(tmp_path / "photos"), tmp_path / "run")
     imagefolder(run, tmp_path / "a")
     found = exported(tmp_path / "a")
@@ -137,21 +131,17 @@ def test_a_data_set_has_no_metadata_unless_it_is_asked_for(tmp_path: Path) -> No
         original = tmp_path / "photos" / (name if name in ("a.png", "turned.png") else name.removesuffix(".png"))
         assert np.array_equal(*(np.asarray(decode(io.BytesIO(data))) for data in (found[name], original.read_bytes())))
     imagefolder(run, tmp_path / "b", strip_metadata=False)
-    assert exported(tmp_path / "b")["plain.jpg"] == FILES["plain.jpg"]
-
-
-def test_folders_keep_it_unless_it_is_stripped(tmp_path: Path) -> None:
-    run = run_of(photos(tmp_path / "photos"), tmp_path / "run")
-    folders(run, tmp_path / "a", mode="copy")
-    assert exported(tmp_path / "a")["plain.jpg"] == FILES["plain.jpg"]
-    folders(run, tmp_path / "b", strip_metadata=True)
-    assert not [name for name, data in exported(tmp_path / "b").items() if CANARY in data]
+    folders(run, tmp_path / "c", mode="copy")
+    assert all(exported(tmp_path / name)["plain.jpg"] == FILES["plain.jpg"] for name in "bc")
+    folders(run, tmp_path / "d", strip_metadata=True)
+    assert not [name for name, data in exported(tmp_path / "d").items() if CANARY in data]
 
 
 @pytest.mark.parametrize("mode", ["symlink", "hardlink"])
 def test_links_cannot_be_stripped(mode: str, tmp_path: Path) -> None:
-    source = find(photos(tmp_path / "photos"))
+    run, said = run_of(photos(tmp_path / "photos"), tmp_path / "run"), Said()
     with pytest.raises(UsageError, match=r"--strip-metadata is for copies: .* links lead to the originals"):
-        Transfer(source, mode, strip=True)
-    assert "stay in them" in Transfer(source, mode, strip=False).text
-    assert "without EXIF" in Transfer(source, None, strip=True).text
+        folders(run, tmp_path / "out", mode=mode, strip_metadata=True)
+    folders(run, tmp_path / "out", mode=mode, dry_run=True, display=said)
+    folders(run, tmp_path / "out", strip_metadata=True, dry_run=True, display=said)
+    assert "stay in them" in said.lines[1] and "without EXIF" in said.lines[3]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcluster.export.folders import LONGEST, cluster_folder, distinct, plain
+from deepcluster.export.folders import MAX_NAME_BYTES, cluster_folder, distinct, plain
 
 # What the name of a file can be: bytes that are no UTF-8 are surrogates from DC80 to DCFF, others cannot be written.
 LETTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"]) | st.characters(
@@ -22,41 +22,29 @@ def caseless(name: str) -> str:
     ("name", "folder"),
     [
         ("", "003"),
-        ("beach", "003-beach"),
         ("Strand & Meer", "003-Strand & Meer"),
-        ("a/b", "003-a_b"),
         ("../../etc", "003-_.._etc"),
         ('<>:"\\|?*', "003-________"),
         ("two\nlines\x1b[31m", "003-two_lines_[31m"),
         ("dots...  ", "003-dots"),
-        ("   ", "003"),
         ("..", "003"),
         ("\udcff", "003-_"),
         ("e\u0301", "003-\u00e9"),
-        ("=1+1", "003-=1+1"),
-        ("日本", "003-日本"),
         ("ü" * 300, "003-" + "ü" * 50),
     ],
 )
 def test_folder_of_a_cluster(name, folder):
     assert cluster_folder(3, name) == folder
-
-
-def test_numbers_are_padded_and_never_cut():
-    assert [cluster_folder(number) for number in (0, 12, 999, 1000)] == ["000", "012", "999", "1000"]
+    assert cluster_folder(1000, name) == folder.replace("003", "1000")
 
 
 @pytest.mark.parametrize(
     ("given", "made"),
     [
-        (["a.jpg", "b.jpg"], ["a.jpg", "b.jpg"]),
         (["a.jpg", "a.jpg", "a.jpg"], ["a.jpg", "a-2.jpg", "a-3.jpg"]),
         (["a.jpg", "A.JPG"], ["a.jpg", "A-2.JPG"]),
         (["a.jpg", "a.jpg", "a-2.jpg"], ["a.jpg", "a-3.jpg", "a-2.jpg"]),  # a name of its own is kept
-        (["a-2.jpg", "a.jpg", "a.jpg"], ["a-2.jpg", "a.jpg", "a-3.jpg"]),
         (["\u00e9", "e\u0301"], ["\u00e9", "e\u0301-2"]),
-        (["ß.png", "SS.png"], ["ß.png", "SS-2.png"]),
-        (["x", "x"], ["x", "x-2"]),
         (["a.tar.gz", "a.tar.gz"], ["a.tar.gz", "a.tar-2.gz"]),
         (["n" * 251 + ".png"] * 2, ["n" * 251 + ".png", "n" * 249 + "-2.png"]),
         (["\udcff"] * 2, ["\udcff", "\udcff-2"]),
@@ -87,9 +75,7 @@ def test_many_equal_names_take_no_time():
         ("a b-c_(1).jpg", "a b-c_(1).jpg"),
         ("a::b*[x]?.png", "a__b__x__.png"),
         ("__MACOSX.png", "MACOSX.png"),
-        ("x\ny.png", "x_y.png"),
         ("\udcff.png", "image.png"),
-        ("e\u0301.png", "\u00e9.png"),
         ("हिन्दी.png", "हिन्दी.png"),
         ("#!$.png", "image.png"),
     ],
@@ -101,7 +87,7 @@ def test_plain(name, made):
 @given(NAMES)
 def test_plain_names_are_utf8_and_fit(name):
     made = plain(name)
-    assert 0 < len(made.encode()) <= LONGEST
+    assert 0 < len(made.encode()) <= MAX_NAME_BYTES
     assert not made.startswith((".", "_"))
     assert not set(made) & set('/*?[]<>:"|\\\n')
     assert os.fsencode(made) == made.encode()

@@ -106,7 +106,7 @@ def test_features_of_other_images(run, tmp_path):
 def test_of_very_many_images_some_are_on_the_map_and_none_has_neighbours(run, tmp_path, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(pictures, "MAX_PICTURES", 2)
-    monkeypatch.setattr(sys.modules["deepcluster.export.parquet"], "MOST_WITH_NEIGHBOURS", 3)
+    monkeypatch.setattr(sys.modules["deepcluster.export.parquet"], "MAX_WITH_NEIGHBOURS", 3)
     np.save(run / "map.npy", np.arange(4, dtype=np.float32).reshape(2, 2))
     parquet(run, tmp_path / "x.parquet")
     found = pq.read_table(tmp_path / "x.parquet").to_pylist()

@@ -11,7 +11,7 @@ from pathlib import Path
 from deepcluster.images.decode import orientation
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png"}  # of a copy without metadata; others get .png
-MAX_BYTES = 1 << 30  # bytes of a file that is read at once
+MAX_BYTES = 1 << 30  # of a file that is read at once
 _JFIF, _ICC, _ADOBE = b"JFIF\0", b"ICC_PROFILE\0", b"Adobe"
 
 
@@ -21,9 +21,7 @@ class UnknownFormat(ValueError):
 
 def stripped(file: Path) -> bytes:
     """Return the bytes of a JPEG file without metadata. Raises UnknownFormat, or OSError if it cannot be read."""
-    if file.stat().st_size > MAX_BYTES:
-        raise UnknownFormat("too large")
-    data = file.read_bytes()
+    data = file.read_bytes() if file.stat().st_size <= MAX_BYTES else b""
     if not data.startswith(b"\xff\xd8"):
         raise UnknownFormat("no JPEG")
     try:
@@ -32,24 +30,19 @@ def stripped(file: Path) -> bytes:
         raise UnknownFormat("it ends too early") from error
 
 
-def _orientation_alone(turned: int) -> bytes:
-    """A segment of EXIF with the orientation and nothing else."""
-    tags = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HH", turned, 0) + bytes(4)
-    return b"\xff\xe1" + struct.pack(">H", 8 + len(tags)) + b"Exif\0\0" + tags
-
-
 def _segments(data: bytes, turned: int) -> Iterator[bytes]:
     yield data[:2]
-    if turned != 1:
-        yield _orientation_alone(turned)
+    if turned != 1:  # a segment of EXIF with the orientation and nothing else
+        tags = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HH", turned, 0) + bytes(4)
+        yield b"\xff\xe1" + struct.pack(">H", 8 + len(tags)) + b"Exif\0\0" + tags
     at = 2
     while True:
         while data[at : at + 2] == b"\xff\xff":  # a marker may have any number of these in front
             at += 1
         if data[at] != 0xFF:
-            raise UnknownFormat("no marker where one must be")
+            raise UnknownFormat("no marker at the beginning of a segment")
         marker = data[at + 1]
-        if marker == 0xD9:  # what follows the end is not part of the picture
+        if marker == 0xD9:  # bytes behind the end are not part of the picture
             yield data[at : at + 2]
             return
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -57,14 +50,14 @@ def _segments(data: bytes, turned: int) -> Iterator[bytes]:
         if length < 2 or len(segment) < 2 + length:
             raise UnknownFormat("it ends too early")
         at += len(segment)
-        yield _kept_segment(marker, segment)
+        yield _without_metadata(marker, segment)
         if marker == 0xDA:
             end = _end_of_scan(data, at)
             yield data[at:end]
             at = end
 
 
-def _kept_segment(marker: int, segment: bytes) -> bytes:
+def _without_metadata(marker: int, segment: bytes) -> bytes:
     content = segment[4:]
     if marker == 0xE0 and content.startswith(_JFIF):  # without its thumbnail
         return segment[:2] + b"\0\x10" + content[:12] + b"\0\0"
@@ -75,13 +68,8 @@ def _kept_segment(marker: int, segment: bytes) -> bytes:
 
 def _end_of_scan(data: bytes, at: int) -> int:
     """Return the position of the next marker that does not belong to the compressed pixels."""
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0:
-            raise UnknownFormat("it has no end")
-        if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
-            at += 2
-        elif data[at + 1] == 0xFF:
-            at += 1
-        else:
+    while (at := data.find(b"\xff", at)) >= 0:
+        if data[at + 1] not in (0, 0xFF, *range(0xD0, 0xD8)):
             return at
+        at += 1 if data[at + 1] == 0xFF else 2
+    raise UnknownFormat("it has no end")

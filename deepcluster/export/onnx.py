@@ -25,10 +25,9 @@ from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage.files import check_no_file, new_file
 
-OPSET = 18  # the first whose ScatterElements takes the smallest
 OUTPUTS = ("features", "distances", "cluster", "residual")
 MAX_DIFFERENCE = 1e-4
-TRIAL_IMAGES = 5  # another number than the graph is traced with
+TRIAL_IMAGES = 5  # the graph is traced with another number
 PIXELS = (
     "upright RGB image, its central square, resized to S x S by bicubic interpolation with antialiasing (Pillow),"
     " uint8, channels first"
@@ -104,7 +103,18 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
         raise missing_extra("onnx", error) from None
     images = _trial_images(model.store_size)
     graph = _graph(model, images[:2])
-    helper.set_model_props(graph, metadata(model))
+    about = {
+        "deepcluster_version": deepcluster.__version__,
+        "pixels": PIXELS,
+        "backbone": str(model.network.architecture["name"]),
+        "store_size": str(model.store_size),
+        "image_size": str(model.image_size),
+        "names": json.dumps(model.names),
+        "junk": json.dumps(model.junk),
+        # JSON has no infinity: null if nothing is an outlier.
+        "outlier_residual": json.dumps(model.outliers.limit if np.isfinite(model.outliers.limit) else None),
+    }
+    helper.set_model_props(graph, about)
     content = graph.SerializeToString()
     options = SessionOptions()
     options.log_severity_level = 3
@@ -123,24 +133,8 @@ def onnx(run: str | Path, out: Path, *, display: Display | None = None) -> None:
     )
 
 
-def metadata(model: Model) -> dict[str, str]:
-    """Return the facts that a program needs to run the graph, as texts."""
-    values: dict[str, Any] = {
-        "deepcluster_version": deepcluster.__version__,
-        "pixels": PIXELS,
-        "store_size": model.store_size,
-        "image_size": model.image_size,
-        "backbone": model.network.architecture["name"],
-        "names": list(model.names),
-        "junk": list(model.junk),
-        # JSON has no infinity: null if nothing is an outlier.
-        "outlier_residual": model.outliers.limit if np.isfinite(model.outliers.limit) else None,
-    }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-
-
 def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
-    """The largest difference between a graph's outputs and the model, in features, distances or residuals.
+    """Return the largest difference between a graph's outputs and the model, in features, distances or residuals.
 
     Infinite if a cluster differs that is not one of two at the same distance; NaN if an output is.
     """
@@ -148,16 +142,14 @@ def difference(model: Model, images: Tensor, outputs: list[Any]) -> float:
     reduced, residuals = model.measure(images)
     placement = model.place(reduced)
     nearest = distances.gather(1, cluster.unsqueeze(1)).squeeze(1)
-    other = cluster != placement.cluster
-    at_border = placement.margin < MAX_DIFFERENCE
-    if (other & ~at_border).any():
+    if ((cluster != placement.cluster) & (placement.margin >= MAX_DIFFERENCE)).any():
         return float("inf")
     apart = torch.cat([(features - reduced).flatten(), nearest - placement.distance, residual - residuals]).abs()
     return apart.max().item()  # NaN if one is
 
 
 def _trial_images(size: int) -> Tensor:
-    """Smooth random images, like photographs, and one of white noise."""
+    """Return smooth random images, like photographs, and one of white noise."""
     random = generator(0, "onnx")
     coarse = torch.randint(0, 256, (TRIAL_IMAGES - 1, 3, 8, 8), generator=random, dtype=torch.uint8).float()
     smooth = F.interpolate(coarse, size=(size, size), mode="bilinear").byte()
@@ -173,7 +165,7 @@ def _graph(model: Model, example: Tensor) -> Any:
             (example,),
             input_names=["images"],
             output_names=list(OUTPUTS),
-            opset_version=OPSET,
+            opset_version=18,  # the first whose ScatterElements takes the smallest
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("N")},),
             verbose=False,

@@ -1,9 +1,10 @@
-"""clusters.csv, features.npy, map and nearest neighbours as one typed table, which viewers of embeddings open."""
+"""clusters.csv, features.npy, map and nearest neighbours as one typed table for viewers of embeddings."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,8 @@ from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.table import Table
 
-NEIGHBOURS = 10  # of each image
-MOST_WITH_NEIGHBOURS = 200_000  # images: each is compared with each
+NEIGHBOURS = 10  # of an image
+MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all
 
 
 def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
@@ -38,29 +39,8 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise missing_extra("parquet", error) from None
-    import numpy as np
-
     check_no_file(out)
-
-    def read(folder: RunFolder) -> tuple[Table, Any, Any]:
-        rows = folder.read_clusters()
-        dims = models.load_of_run(folder).reduction.projection.shape[1]
-        used = np.array([row["status"] == "ok" for row in rows], bool)
-        features = np.full((len(rows), dims), np.nan, np.float32)
-        features[used] = folder.read_array("features.npy", int(used.sum()), dims)
-        places = np.full((len(rows), 2), np.nan, np.float32)
-        on_map = on_sheet(int(used.sum()))
-        on_map_rows = np.flatnonzero(used)[on_map]
-        drawn_then = drawn.read_map(folder, int(used.sum()), on_map)
-        seed = derive(folder.read_record().seed, "map")
-        places[on_map_rows] = (
-            layout(torch.from_numpy(features[on_map_rows]), seed) if drawn_then is None else drawn_then
-        )
-        return rows, features, places
-
-    rows, features, places = files.read_state(run, read)
-    used = ~np.isnan(features[:, 0])
-    dims = features.shape[1]
+    rows, features, places = files.read_state(run, _read)
     types: dict[str, tuple[Any, Callable[[str], Any]]] = {
         "cluster": (pa.int32(), int),
         "fine_cluster": (pa.int32(), int),
@@ -68,36 +48,48 @@ def parquet(run: Path, out: Path, *, display: Display | None = None) -> None:
         "margin": (pa.float64(), float),
         "is_outlier": (pa.bool_(), lambda cell: bool(int(cell))),
     }
-
-    def column(name: str) -> Any:
-        kind, parse = types.get(name, (pa.string(), _as_utf8))
-        # A cluster without a name has the empty name; other empty cells mean that there is no value.
-        return pa.array(
-            [parse(row[name]) if row[name] or (name == "name" and row["cluster"]) else None for row in rows], kind
-        )
-
+    columns: dict[str, Any] = {}
     with files.open_run(run).as_disk_errors():
-        columns = {name: column(name) for name in files.CLUSTERS}
-    for name, axis in (("map_x", 0), ("map_y", 1)):
-        columns[name] = pa.array(places[:, axis], mask=np.isnan(places[:, axis]))
+        for name in files.CLUSTERS:
+            kind, parse = types.get(name, (pa.string(), _as_utf8))
+            # The empty name is that of a cluster without one; other empty cells mean that there is no value.
+            cells = [row[name] if row[name] or (name == "name" and row["cluster"]) else None for row in rows]
+            columns[name] = pa.array([None if cell is None else parse(cell) for cell in cells], kind)
+    for name, axis in zip(("map_x", "map_y"), places.T, strict=True):
+        columns[name] = pa.array(axis, mask=np.isnan(axis))
     kind = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
-    columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features), torch.from_numpy(used)), kind)
-    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), dims)
+    columns["neighbors"] = pa.array(_neighbours(torch.from_numpy(features)), kind)
+    columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     new_file(out, lambda file: pq.write_table(pa.table(columns), file))
-    (display or Silent()).say("Exported", f"{len(rows):,} rows with {dims} features to {out}")
+    (display or Silent()).say("Exported", f"{len(rows):,} rows with {features.shape[1]} features to {out}")
 
 
-def _neighbours(features: Tensor, used: Tensor) -> list[dict[str, list[Any]] | None]:
-    """The nearest images of each: their rows, and the Euclidean distances, from the nearest on."""
-    found: list[dict[str, list[Any]] | None] = [None] * len(features)
-    numbers = used.nonzero().squeeze(1)
-    if len(numbers) > MOST_WITH_NEIGHBOURS:
-        return found
+def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
+    """Return the rows of clusters.csv, their features and their places on the map (NaN: none)."""
+    rows = folder.read_clusters()
+    dims = models.load_of_run(folder).reduction.projection.shape[1]
+    used = np.flatnonzero([row["status"] == "ok" for row in rows])
+    features, places = (np.full((len(rows), width), np.nan, np.float32) for width in (dims, 2))
+    features[used] = folder.read_array("features.npy", len(used), dims)
+    on_map = on_sheet(len(used))
+    positions = drawn.read_map(folder, len(used), on_map)
+    if positions is None:
+        positions = layout(torch.from_numpy(features[used[on_map]]), derive(folder.read_record().seed, "map"))
+    places[used[on_map]] = positions
+    return rows, features, places
+
+
+def _neighbours(features: Tensor) -> list[dict[str, list[Any]] | None]:
+    """Return the rows of the images nearest to each image, and the Euclidean distances, from the nearest on."""
+    cells: list[dict[str, list[Any]] | None] = [None] * len(features)
+    numbers = (~features[:, 0].isnan()).nonzero().squeeze(1)
+    if len(numbers) > MAX_WITH_NEIGHBOURS:
+        return cells
     products, rows = nearest(features[numbers], NEIGHBOURS)
     distances = (2 - 2 * products).clamp_min(0).sqrt()
     for row, ids, away in zip(numbers.tolist(), numbers[rows].tolist(), distances.tolist(), strict=True):
-        found[row] = {"ids": ids, "distances": away}
-    return found
+        cells[row] = {"ids": ids, "distances": away}
+    return cells
 
 
 def _as_utf8(text: str) -> str:
