@@ -30,9 +30,9 @@ MAX_PIXELS = 89_478_485  # Pillow's default
 # each may hand the interpreter to another thread. A film among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
 
-STRIP = 1 << 20  # pixels that are converted at a time
-# An image that needs more bytes is decoded while no other such image is. A pixel takes 4 bytes decoded, 4 in RGB and 4
-# turned; some decoders have one or two more copies of the first kind.
+GREY_OF_32_BITS = "grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits"
+# Decode images that need more bytes one at a time. A pixel takes 4 bytes decoded, 4 in RGB and 4 turned (or with an
+# alpha channel before that); some decoders have one or two more copies of the first kind.
 AT_ONCE = 288_000_000
 BYTES = 12
 BYTES_WITH_COPIES = 16
@@ -124,52 +124,31 @@ def orientation(data: bytes) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def as_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
-    """The image in mode RGB, by the table of ``decode``; it may be the same object.
-
-    Converted in strips, so that intermediate results are never as large as the image.
-
-    Args:
-        image: In any mode.
-        factor: The side of the squares of pixels whose means are taken.
-    """
-    if factor == 1 and image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    convert = _conversion(image)
-    if factor == 1 and image.width * image.height <= STRIP:
-        return convert(image)
-    width, height = (-(-side // factor) for side in image.size)
-    rgb = Image.new("RGB", (width, height))
-    rows = max(1, STRIP // image.width // factor) * factor
-    for top in range(0, image.height, rows):
-        part = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
-        rgb.paste(part.reduce(factor) if factor > 1 else part, (0, top // factor))
-    return rgb
-
-
-def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """The function that turns the image, or a part of it, into RGB."""
-    ends = np.array(image.getextrema() if image.mode == "I" else (0, 0))
-    if image.mode == "F" or ends.min() < 0 or ends.max() > 65535:
-        raise Undecodable("grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits")
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in mode RGB, by the table of ``decode``; an RGB image stays the same object."""
+    if image.mode == "F":
+        raise Undecodable(GREY_OF_32_BITS)
     if image.mode.startswith("I"):
-        transparent = image.info.get("transparency")
-        return lambda part: _upper_bits(part, transparent if isinstance(transparent, int) else None)
-    return _over_white if image.has_transparency_data else lambda part: part.convert("RGB")
-
-
-def _upper_bits(image: Image.Image, transparent: int | None) -> Image.Image:
-    values = np.asarray(image)
-    grey = (values >> 8).astype(np.uint8)
-    if transparent is not None:
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
+        return _upper_bits(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
     direct = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La to RGBA
-    colour = direct.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    colour = direct if direct.mode == "RGBA" else direct.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(colour, mask=colour)
+    return white
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """Return the upper 8 of 16 bits as RGB, and a transparent grey as white."""
+    values, transparent = np.array(image), image.info.get("transparency")
+    if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        raise Undecodable(GREY_OF_32_BITS)
+    clear = values == transparent if isinstance(transparent, int) else False
+    values >>= 8  # in place, so that a large image is not in memory once more
+    grey = values.astype(np.uint8)
+    grey[clear] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 @contextmanager
@@ -276,7 +255,9 @@ def upright(image: Image.Image, size: int | None = None) -> Image.Image:
         _check_size(image.width * image.height)  # a HEIF file may declare fewer pixels than it holds
         turn = _UPRIGHT.get(_orientation(image))
         factor = max(1, min(image.size) // least) if size is not None and taken > AT_ONCE else 1
-        rgb = as_rgb(image, factor)
+        rgb = as_rgb(image)
+        if factor > 1:
+            rgb = rgb.reduce(factor)
         if turn is not None:
             rgb = rgb.transpose(turn)
         elif rgb is image:
