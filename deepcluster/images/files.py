@@ -3,7 +3,7 @@
 import codecs
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -43,7 +43,7 @@ def from_folder(folder: Path) -> Source:
     paths.sort(key=os.fsencode)
     if shards := tars.shards_among(paths):
         skipped += [(path, "beside the shards, not read") for path in paths if not tars.is_shard(path)]
-        return from_tars({path: folder / path for path in shards}, folder.name or "images", str(folder), skipped)
+        return tars.from_tars({path: folder / path for path in shards}, folder.name or "images", str(folder), skipped)
     skipped.sort(key=lambda pair: os.fsencode(pair[0]))
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
     real = Path(os.path.realpath(folder))  # no link below it is followed
@@ -217,25 +217,3 @@ def is_text(file: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return bool(start)
-
-
-def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, str]] = ()) -> Source:
-    """The images in tar archives. ``files`` has the names that stand in front of those of the members."""
-    shards = tars.index(files.items())
-    skipped = sorted([*skipped, *shards.skipped], key=lambda pair: os.fsencode(pair[0]))
-    if not shards.paths:
-        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
-        raise DataError(
-            f"no image in {one_line(location)}: {len(files)} shards read{aside}. A shard is a plain tar archive, and"
-            " the names of its images end in .jpg, .png or another suffix of images"
-        )
-    return Source(
-        name=name,
-        location=location,
-        paths=shards.paths,
-        read=lambda i, size=None: decode(shards.open(i), size=size),
-        labels=shards.labels,
-        skipped=tuple(skipped),
-        short_side=lambda i: short_side(shards.open(i)),
-        place=shards.origin,
-    )

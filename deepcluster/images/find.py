@@ -126,7 +126,7 @@ def _from_path(text: str) -> Source:
         unknown = re.match(r"[A-Za-z][\w+.-]+:", text)
         if not unknown and shards.is_pattern(text):
             name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
-            return files.from_tars(shards.files_of(path), name or "shards", str(path))
+            return shards.from_tars(shards.files_of(path), name or "shards", str(path))
         problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
     if stat.S_ISDIR(mode):
@@ -137,7 +137,7 @@ def _from_path(text: str) -> Source:
     if suffix in (".npy", ".npz"):
         return arrays.from_numpy_file(path)
     if shards.is_shard(path.name):
-        return files.from_tars({path.name: path}, path.stem, str(path))
+        return shards.from_tars({path.name: path}, path.stem, str(path))
     if suffix == ".txt" or (suffix not in SUFFIXES and files.is_text(path)):
         return files.from_list(path)
     return files.from_files([(path.name, path)], path.stem, str(path))

@@ -8,7 +8,7 @@ import sys
 import tarfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import splitext
@@ -16,8 +16,8 @@ from threading import local
 from typing import BinaryIO
 
 from deepcluster.errors import DataError
-from deepcluster.images.decode import SMALL_FILE, SUFFIXES, explain, is_empty, one_line
-from deepcluster.images.source import Origin
+from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, one_line, short_side
+from deepcluster.images.source import Origin, Source
 from deepcluster.runtime.spliced import Spliced
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -28,57 +28,6 @@ _BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx",
 _LONGEST_NAME = 4096  # bytes: Linux's limit for a path
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
 _LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one member
-
-
-@dataclass(frozen=True, eq=False)
-class Shards:
-    """Images in tar archives, in the order of the shards and of their members.
-
-    An image costs 16 bytes beside its path: its offset and its size.
-
-    Attributes:
-        paths: SHARD/MEMBER, each once.
-        labels: From members KEY.cls or "label" in KEY.json; if no shard has any, the folders in the names of the
-            members; None if there are none either.
-        skipped: (path, reason).
-        files: The archives.
-        places: The name of each in ``paths``, and its real path.
-        firsts: The number of the first image of each file.
-        offsets: Position of each image in its file.
-        sizes: The bytes of each image.
-        last: The file that a thread read last. One for each thread, because a file has one position.
-    """
-
-    paths: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    skipped: tuple[tuple[str, str], ...]
-    files: tuple[Path, ...]
-    places: tuple[tuple[str, str], ...]
-    firsts: "array[int]"
-    offsets: "array[int]"
-    sizes: "array[int]"
-    last: local = field(default_factory=local, init=False)
-
-    def open(self, i: int) -> BinaryIO:
-        """The bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
-        stream = self._stream(bisect_right(self.firsts, i) - 1)
-        if self.sizes[i] > SMALL_FILE:
-            return io.BufferedReader(Spliced(b"", stream, self.offsets[i], self.offsets[i] + self.sizes[i]))
-        stream.seek(self.offsets[i])
-        return io.BytesIO(stream.read(self.sizes[i]))
-
-    def origin(self, i: int) -> Origin:
-        """The origin of the i-th image."""
-        shard = bisect_right(self.firsts, i) - 1
-        name, place = self.places[shard]
-        return Origin(place, self.paths[i].removeprefix(f"{name}/"))
-
-    def _stream(self, shard: int) -> "_Stream":
-        if getattr(self.last, "shard", None) != shard:
-            self.last.stream = _Stream(self.files[shard])
-            self.last.shard = shard
-        stream: _Stream = self.last.stream
-        return stream
 
 
 def is_shard(name: str) -> bool:
@@ -133,67 +82,113 @@ def files_of(pattern: Path) -> dict[str, Path]:
     return shards
 
 
-def index(shards: Iterable[tuple[str, Path]]) -> Shards:
-    """Find the images in (name, file) of plain tar archives by reading their headers, each file once.
+def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequence[tuple[str, str]] = ()) -> Source:
+    """Return the images in plain tar archives, whose headers are read once.
 
-    Images are recognised by their suffix. A damaged or truncated shard is in ``skipped``; what comes before the damage
-    is used. Raises ``DataError`` for a compressed archive, which cannot be read from the middle.
+    Images are recognised by their suffix. Labels come from members KEY.cls or "label" in KEY.json; if no archive has
+    any, from the folders in the names of the members. A damaged or truncated archive is used up to the damage.
+
+    Args:
+        files: The archives, by the name that stands before those of their members.
+        skipped: (path, reason) of other files.
+
+    Raises:
+        DataError: No image, or a compressed archive, which cannot be read from the middle.
     """
-    paths: list[str] = []
-    labels: list[str] = []
-    folders: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    files: list[Path] = []
-    places: list[tuple[str, str]] = []
-    firsts, offsets, sizes = array("q"), array("q"), array("q")
-    for shard, file in shards:
-        files.append(file)
-        places.append((shard, os.path.realpath(file)))
-        firsts.append(len(paths))
-        contents = _contents(file)
-        for name, (offset, size) in contents.images.items():
-            paths.append(f"{shard}/{name}")
-            offsets.append(offset)
-            sizes.append(size)
-            labels.append(contents.labels.get(_key(name), ""))
-            folders.append(sys.intern(name.split("/")[-2] if "/" in name else ""))
-        skipped += [(f"{shard}/{name}" if name else shard, reason) for name, reason in contents.skipped]
+    archives, paths, reasons = _Archives([*files.values()]), list[str](), [*skipped]
+    labels, folders = list[str](), list[str]()
+    for shard, file in files.items():
+        members = _read_headers(file)
+        archives.add(members)
+        paths += [f"{shard}/{member}" for member in members.images]
+        labels += [members.labels.get(_key(member), "") for member in members.images]
+        folders += [sys.intern(member.split("/")[-2] if "/" in member else "") for member in members.images]
+        reasons += [(f"{shard}/{member}" if member else shard, reason) for member, reason in members.skipped.items()]
+    reasons.sort(key=lambda pair: os.fsencode(pair[0]))
+    if not paths:
+        aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in reasons[:3])
+        raise DataError(
+            f"no image in {one_line(location)}: {len(files)} shards read{aside}. A shard is a plain tar archive, and"
+            " the names of its images end in .jpg, .png or another suffix of images"
+        )
     labels = labels if any(labels) else folders
-    return Shards(
-        tuple(paths),
-        tuple(labels) if any(labels) else None,
-        tuple(skipped),
-        tuple(files),
-        tuple(places),
-        firsts,
-        offsets,
-        sizes,
+    places = [(f"{shard}/", os.path.realpath(file)) for shard, file in files.items()]
+
+    def origin(i: int) -> Origin:
+        prefix, place = places[archives.number(i)]
+        return Origin(place, paths[i].removeprefix(prefix))
+
+    return Source(
+        name=name,
+        location=location,
+        paths=tuple(paths),
+        read=lambda i, size=None: decode(archives.open(i), size=size),
+        labels=tuple(labels) if any(labels) else None,
+        skipped=tuple(reasons),
+        short_side=lambda i: short_side(archives.open(i)),
+        place=origin,
     )
 
 
 @dataclass(frozen=True)
-class _Contents:
-    """Index one archive: name -> (offset, size) of its images, key -> label, (name, reason); name "" is the archive."""
+class _Members:
+    """Members of one archive.
+
+    Attributes:
+        images: Position and size of an image, by its name.
+        labels: By key.
+        skipped: Reasons by name; "" is the archive itself.
+    """
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def _contents(file: Path) -> _Contents:
-    contents = _Contents()
+class _Archives:
+    """Archives that are open to read images by number. An image costs 16 bytes: its position and its size."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._files = files
+        self._firsts, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._last = local()  # the archive that a thread read last: one for each thread, as a file has one position
+
+    def add(self, members: _Members) -> None:
+        """Append the images of the next archive."""
+        self._firsts.append(len(self._sizes))
+        self._offsets.extend(offset for offset, _ in members.images.values())
+        self._sizes.extend(size for _, size in members.images.values())
+
+    def number(self, i: int) -> int:
+        """Return the number of the archive that has the i-th image."""
+        return bisect_right(self._firsts, i) - 1
+
+    def open(self, i: int) -> BinaryIO:
+        """Return the bytes of the i-th image, for this thread to read before it opens another. Raises ``OSError``."""
+        number, begin, size = self.number(i), self._offsets[i], self._sizes[i]
+        if getattr(self._last, "number", None) != number:
+            self._last.stream, self._last.number = _Stream(self._files[number]), number
+        stream: _Stream = self._last.stream
+        if size > SMALL_FILE:
+            return io.BufferedReader(Spliced(b"", stream, begin, begin + size))
+        stream.seek(begin)
+        return io.BytesIO(stream.read(size))
+
+
+def _read_headers(file: Path) -> _Members:
+    members = _Members()
     try:
         if is_empty(file):
             reason = "empty file"
         else:
             with _Headers(io.FileIO(file)) as stream:
                 _check_plain(file, stream)
-                reason = _read_members(stream, contents)
+                reason = _read_members(stream, members)
     except OSError as error:
         reason = explain(error)
-    if reason or not contents.images:
-        contents.skipped.append(("", reason or "no image in it"))
-    return contents
+    if reason or not members.images:
+        members.skipped[""] = reason or "no image in it"
+    return members
 
 
 def _check_plain(file: Path, stream: BinaryIO) -> None:
@@ -208,8 +203,8 @@ def _check_plain(file: Path, stream: BinaryIO) -> None:
             )
 
 
-def _read_members(stream: "_Headers", contents: _Contents) -> str:
-    """Put the members of an archive into ``contents``; return why the reading ended early, or ""."""
+def _read_members(stream: "_Headers", members: _Members) -> str:
+    """Fill in the members of an archive; return the damage, or ""."""
     length = os.fstat(stream.fileno()).st_size
     at = 0
     try:
@@ -217,11 +212,12 @@ def _read_members(stream: "_Headers", contents: _Contents) -> str:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
                 plain = member.isreg() and not member.issparse()
+                end = member.offset_data + member.size
                 # With a size below 0 the same header could come again, forever.
-                if member.size < 0 or tar.offset <= member.offset or (plain and _end(member) > length):
+                if member.size < 0 or tar.offset <= member.offset or (plain and end > length):
                     return _damaged(member.offset)
                 at = tar.offset
-                _take(member, stream, contents, plain=plain)
+                _take(member, stream, members, plain=plain)
     except (MemoryError, OSError):
         raise
     except Exception:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
@@ -232,38 +228,37 @@ def _read_members(stream: "_Headers", contents: _Contents) -> str:
     return "" if at < length and not any(part.strip(b"\0") for part in rest) else _damaged(at)
 
 
-def _end(member: tarfile.TarInfo) -> int:
-    return member.offset_data + member.size
-
-
 def _damaged(at: int) -> str:
     return f"not a tar archive, or cut off, from byte {at} on: the rest is not read"
 
 
-def _take(member: tarfile.TarInfo, stream: BinaryIO, contents: _Contents, *, plain: bool) -> None:
-    """Put one member into ``contents`` if it is an image, a label, or something that a user would miss."""
+def _take(member: tarfile.TarInfo, stream: BinaryIO, members: _Members, *, plain: bool) -> None:
+    """Fill in one member if it is an image, a label, or something that a user would miss."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
         return
     name = "/".join(parts)
-    suffix, dots = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
-    if dots in ("cls", "json"):
+    suffix, kind = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
+    if kind in ("cls", "json"):
         if plain and member.size <= _LONGEST_LABEL:
-            _take_label(stream, member, dots, _key(name), contents.labels)
-    elif suffix in SUFFIXES:
-        if "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
-            reason = "not a possible file name"
-        elif not plain:
-            reason = "a link, a device or a sparse file, not read"
-        elif name in contents.images:
-            reason = "a second member of this name; the first is used"
-        else:
-            contents.images[name] = (member.offset_data, member.size)
-            return
-        shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
-        contents.skipped.append((f"{shown}#{member.offset}" if shown in contents.images else shown, reason))
-    elif is_shard(name):
-        contents.skipped.append((name, "an archive within an archive, not read"))
+            _take_label(stream, member, kind, _key(name), members.labels)
+        return
+    if is_shard(name):
+        reason = "an archive within an archive, not read"
+    elif suffix not in SUFFIXES:
+        return
+    elif "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+        reason = "not a possible file name"
+    elif not plain:
+        reason = "a link, a device or a sparse file, not read"
+    elif name in members.images:
+        reason = "a second member of this name; the first is used"
+    else:
+        members.images[name] = (member.offset_data, member.size)
+        return
+    shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
+    taken = shown in members.images or shown in members.skipped
+    members.skipped[f"{shown}#{member.offset}" if taken else shown] = reason
 
 
 def _take_label(stream: BinaryIO, member: tarfile.TarInfo, kind: str, key: str, labels: dict[str, str]) -> None:
