@@ -55,7 +55,7 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
 
     def apart(pairs: Tensor) -> Tensor:
         """The distances of pairs of images (numbers, n x 2), on the main rank."""
-        fetched = ([partition.to_main(pictures, rows) for rows in part.T] for part in pairs.split(PAIRS))
+        fetched = (partition.to_main(pictures, part.T.flatten()).tensor_split(2) for part in pairs.split(PAIRS))
         return torch.cat([_apart(*two) for two in fetched])
 
     ties = [torch.empty(0, 2, dtype=torch.int64)]

@@ -125,10 +125,10 @@ def placement_rows(
         reject: Give outliers and junk the cluster -1.
     """
     columns = (placement.cluster, placement.distance, placement.margin, residuals > model.outliers.limit)
-    for group, distance, margin, is_outlier in zip(*(column.tolist() for column in columns), strict=True):
+    for group, distance, margin, is_outlier in zip(*(column.numpy() for column in columns), strict=True):
         rejected = reject and (is_outlier or group in model.junk)
         yield {
-            "cluster": -1 if rejected else group,
+            "cluster": -1 if rejected else int(group),
             "name": "" if rejected else model.names[group],
             "distance": f"{distance:.6f}",
             "margin": f"{margin:.6f}",

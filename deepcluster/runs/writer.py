@@ -1,6 +1,5 @@
 """The files of a result, and when a run writes one."""
 
-import hashlib
 import math
 import time
 from collections import deque
@@ -8,20 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 from torch import Tensor
 
 from deepcluster.algorithm import devices
 from deepcluster.clustering.agreement import NMI_AVERAGE
-from deepcluster.groups.cut import Placement
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.report.text import Row, agreement, count
+from deepcluster.report.text import agreement, count
 from deepcluster.runs.build import reduction_of
 from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
 from deepcluster.runs.page import Tables, write_page
@@ -30,7 +28,6 @@ from deepcluster.runs.predict import placement_rows
 from deepcluster.runs.result import Result, conclude_run, stability_of
 from deepcluster.runs.rows import Rows
 from deepcluster.runtime.memory import peak_mb
-from deepcluster.runtime.partition import BLOCK
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
@@ -196,7 +193,8 @@ def write_result(
     if features is not None:
         folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), features)
         folder.write_blocks(files.RESIDUALS, (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
-    clusters, digest = write_clusters(folder, result, keep=report)
+    clusters = write_clusters(folder, result)
+    digest = files.rows_sha256(clusters)
     summary = [_summary_row(row, result) for row in result.summary]
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
     measures: dict[str, Any] = {}
@@ -217,7 +215,7 @@ def write_result(
         clusters=len(summary),
         **_stability(rows, record, recipe, len(summary)),
     )
-    if clusters is not None:
+    if report:
         used = clusters.where("status", "ok")
         write_page(folder, source, Tables(record, used, summary, measures or None, result.tree), result.shown)
     folder.write_record(record)
@@ -230,29 +228,23 @@ def baseline_of(folder: RunFolder) -> dict[str, float]:
     return {name.removeprefix("baseline_"): value for name, value in measures.items() if name.startswith("baseline_")}
 
 
-def write_clusters(folder: LockedFolder, result: Result, *, keep: bool = True) -> tuple[Table | None, str]:
-    """Write clusters.csv, and return its rows if they are to be kept, and its digest."""
-    skipped = ({"path": path, "status": "skipped"} for path, _ in result.rows.skipped)
-    lines: Iterable[Row] = (
-        {column: str(row.get(column, "")) for column in files.CLUSTERS} for row in chain(_used_rows(result), skipped)
+def write_clusters(folder: LockedFolder, result: Result) -> Table:
+    """Write clusters.csv, and return its rows."""
+    rows = result.rows
+    images = zip(
+        rows.paths,
+        rows.labels or repeat(""),
+        result.placement.fine_cluster.numpy(),
+        placement_rows(result.model, result.placement, result.residuals),
+        strict=False,
     )
-    table = Table.of(lines) if keep else None
-    digest = hashlib.sha256()
-    folder.write_rows("clusters.csv", files.CLUSTERS, files.digested(lines if table is None else table, digest))
-    return table, digest.hexdigest()
-
-
-def _used_rows(result: Result) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the usable images; numbers become objects a block at a time."""
-    place, rows = result.placement, result.rows
-    columns = (place.cluster, place.fine_cluster, place.distance, place.margin, place.centroid, result.residuals)
-    row = 0
-    for *block, residuals in zip(*(column.split(BLOCK) for column in columns), strict=True):
-        part = Placement(*block)
-        for fine, cells in zip(part.fine_cluster.tolist(), placement_rows(result.model, part, residuals), strict=True):
-            label = "" if rows.labels is None else rows.labels[row]
-            yield {"path": rows.paths[row], "status": "ok", "fine_cluster": fine, "label": label, **cells}
-            row += 1
+    used = (
+        {"path": path, "status": "ok", "label": label, "fine_cluster": fine} | row for path, label, fine, row in images
+    )
+    skipped = ({"path": path, "status": "skipped"} for path, _ in rows.skipped)
+    table = Table.of({column: str(row.get(column, "")) for column in files.CLUSTERS} for row in chain(used, skipped))
+    folder.write_rows("clusters.csv", files.CLUSTERS, table)
+    return table
 
 
 def _summary_row(row: Mapping[str, Any], result: Result) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -34,17 +35,17 @@ class Partition:
         """All rows in one process."""
         return cls(ALONE, (rows,))
 
-    @property
+    @cached_property
     def total(self) -> int:
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def slices(self) -> list[slice]:
         """The rows of each rank."""
         ends = [*accumulate(self.sizes)]
         return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
 
-    @property
+    @cached_property
     def local(self) -> slice:
         """The rows of this rank."""
         return self.slices[self.processes.rank]

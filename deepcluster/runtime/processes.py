@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @property
+    @cached_property
     def alone(self) -> bool:
         return self.world_size == 1
 

@@ -256,19 +256,12 @@ class NextState(LockedFolder):
             sync_folder(path.parent)
 
 
-def digested(rows: Iterable[Row], digest: Any) -> Iterator[Row]:
-    """Yield the rows of clusters.csv; images, their order and their clusters go into ``digest`` (of hashlib)."""
+def rows_sha256(rows: Iterable[Row]) -> str:
+    """Return the digest of the images in clusters.csv, their order and their clusters."""
+    digest = hashlib.sha256()
     for row in rows:
         text = f"{row['path']}\0{row['status']}\0{row.get('cluster', '')}\n"
         digest.update(text.encode(errors="surrogateescape"))
-        yield row
-
-
-def rows_sha256(rows: Iterable[Row]) -> str:
-    """Return the digest of the rows of clusters.csv."""
-    digest = hashlib.sha256()
-    for _ in digested(rows, digest):
-        pass
     return digest.hexdigest()
 
 

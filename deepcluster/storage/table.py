@@ -1,125 +1,65 @@
-"""A table of text with very many rows, kept by columns: some bytes a cell, where dictionaries take .6 kB a row."""
+"""A table of text with very many rows, kept by columns: some 250 bytes a row, where dictionaries take 600."""
 
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 Row = Mapping[str, str]
-Numbers = npt.NDArray[np.int64]
+Cells = npt.NDArray[Any]  # of texts
 
-MOST_WORDS = 1 << 16  # different cells up to which a column is kept as numbers of words
-ENCODING = ("utf-8", "surrogatepass")  # names of files may hold bytes that are no UTF-8
-
-
-class Column(Sequence[str]):
-    """The cells of a column: numbers of the few words that occur, or one text with all of them."""
-
-    def __init__(self) -> None:
-        self._index: dict[str, int] = {}
-        self._words: list[str] | None = []  # None: one text
-        self._codes = array("i")
-        self._text, self._ends = bytearray(), array("q", [0])
-
-    def append(self, cell: str) -> None:
-        if self._words is None:
-            self._text += cell.encode(*ENCODING)
-            self._ends.append(len(self._text))
-            return
-        code = self._index.setdefault(cell, len(self._index))
-        if code == len(self._words):
-            self._words.append(cell)
-            if code == MOST_WORDS:
-                self._spell_out(cell)
-                return
-        self._codes.append(code)
-
-    def _spell_out(self, last: str) -> None:
-        words, codes = self._words or [], self._codes
-        self._words, self._index, self._codes = None, {}, array("i")
-        for code in codes:
-            self.append(words[code])
-        self.append(last)
-
-    def __len__(self) -> int:
-        return len(self._codes) if self._words is not None else len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if self._words is not None:
-            return self._words[self._codes[row]]
-        return self._text[self._ends[row] : self._ends[row + 1]].decode(*ENCODING)
-
-    def words(self, rows: range | Numbers) -> tuple[list[str], Numbers]:
-        """Different cells, and which of them each of the ``rows`` has."""
-        if self._words is not None:
-            return self._words, np.frombuffer(self._codes, np.intc)[np.asarray(rows, np.int64)].astype(np.int64)
-        index: dict[str, int] = {}
-        numbers = (index.setdefault(self[row], len(index)) for row in rows)
-        codes = np.fromiter(numbers, np.int64, len(rows))
-        return list(index), codes
+VARIED = ("path", "distance", "margin")  # columns with a text of its own in almost every row
 
 
 class Table(Sequence[Row]):
-    """Rows of text cells, each made when it is asked for.
+    """Rows of text cells, made when they are asked for.
 
     Args:
         columns: By name, of one length.
-        rows: Which of their rows the table has, in this order.
     """
 
-    def __init__(self, columns: Mapping[str, Column], rows: range | Numbers):
-        self.columns, self.rows = columns, rows
+    def __init__(self, columns: Mapping[str, Cells]):
+        self.columns = columns
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Table":
-        """The table of ``rows`` that all have the cells of the first one."""
+        """Return the table of ``rows`` that all have the cells of the first one."""
         if isinstance(rows, Table):
             return rows
-        columns: dict[str, Column] = {}
-        count = 0
+        columns: dict[str, list[str]] = {}
+        words: dict[str, str] = {}  # equal cells become one object
         for row in rows:
-            columns = columns or {name: Column() for name in row}
+            columns = columns or {name: [] for name in row}
             for name, column in columns.items():
-                column.append(row[name])
-            count += 1
-        return cls(columns, range(count))
+                column.append(row[name] if name in VARIED else words.setdefault(row[name], row[name]))
+        return cls({name: np.array(column, object) for name, column in columns.items()})
 
     def where(self, name: str, cell: str) -> "Table":
-        """The rows that have this cell in a column."""
-        if not len(self):
-            return self
-        words, codes = self.words(name)
-        number = words.index(cell) if cell in words else -1
-        return self.at(np.flatnonzero(codes == number))
+        """Return the rows that have this cell in a column."""
+        return self.at(np.flatnonzero(self.column(name) == cell))
 
     def at(self, rows: npt.ArrayLike) -> "Table":
-        """The ``rows`` with these numbers, in this order."""
-        return Table(self.columns, np.asarray(self.rows)[np.asarray(rows, np.int64)])
+        """Return the ``rows`` with these numbers, in this order."""
+        return Table({name: column[np.asarray(rows, np.int64)] for name, column in self.columns.items()})
 
     def only(self, *names: str) -> "Table":
-        """The rows with these columns alone."""
-        return Table({name: self.columns[name] for name in names if name in self.columns}, self.rows)
+        """Return the rows with these columns alone."""
+        return Table({name: self.columns[name] for name in names if name in self.columns})
 
-    def words(self, name: str) -> tuple[list[str], Numbers]:
-        """The different cells of a column, which may not all be in these rows, and the number of each row's."""
-        if name not in self.columns:
-            return [""], np.zeros(len(self), np.int64)
-        return self.columns[name].words(self.rows)
+    def words(self, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Return the different cells of a column, and the number of each row's."""
+        index: dict[str, int] = {}
+        numbers = (index.setdefault(cell, len(index)) for cell in self.column(name))
+        codes = np.fromiter(numbers, np.int64, len(self))
+        return list(index), codes
 
-    def column(self, name: str) -> Iterator[str]:
-        column = self.columns.get(name)
-        return ("" for _ in self.rows) if column is None else (column[row] for row in self.rows)
+    def column(self, name: str) -> Cells:
+        """Return the cells of a column; empty texts if the table has none of this name."""
+        return self.columns[name] if name in self.columns else np.full(len(self), "", object)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(next(iter(self.columns.values()), ()))
 
     @overload
     def __getitem__(self, row: int) -> Row: ...
@@ -127,10 +67,8 @@ class Table(Sequence[Row]):
     def __getitem__(self, row: slice) -> list[Row]: ...
     def __getitem__(self, row: int | slice) -> Row | list[Row]:
         if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        place = self.rows[row]
-        return {name: column[place] for name, column in self.columns.items()}
+            return list(self.at(range(*row.indices(len(self)))))
+        return {name: column[row] for name, column in self.columns.items()}
 
     def __iter__(self) -> Iterator[Row]:
-        names = list(self.columns)
-        return (dict(zip(names, cells, strict=True)) for cells in zip(*map(self.column, names), strict=True))
+        return (dict(zip(self.columns, cells, strict=True)) for cells in zip(*self.columns.values(), strict=True))
