@@ -141,7 +141,7 @@ def scores(
 ) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
 
-    known, asked = extract(network, images, size=SIZE), extract(network, tests, size=SIZE)
+    known, asked = extract(network, images), extract(network, tests)
     centre, scale = known.mean(0), known.std(0).clamp(min=1e-6)
     classifier = LogisticRegression(C=0.1, max_iter=500, class_weight="balanced").fit(
         ((known - centre) / scale).numpy(), labels.numpy()

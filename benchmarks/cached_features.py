@@ -22,6 +22,7 @@ from deepcluster.images.find import true_labels
 from deepcluster.images.store import Store, read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import build
+from deepcluster.place import Place
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.build import learning_rate, network_of, rounds_of
 
@@ -62,7 +63,7 @@ def read(images: str, side: int) -> tuple[Store, Tensor]:
 
 def frozen(store: Store, side: int, weights: str) -> Tensor:
     network = build(LITE0, image_size=side, weights=weights)
-    return extract(network, store.images, size=side, batch_size=64).float()
+    return extract(network, store.images, Place.of(network, store.images, size=side, batch_size=64)).float()
 
 
 def adapted(
@@ -81,7 +82,7 @@ def adapted(
             for name, value in after.items()
         }
         network.body.load_state_dict(mean)
-        yield extract(network, store.images, size=side, batch_size=64).float()
+        yield extract(network, store.images, Place.of(network, store.images, size=side, batch_size=64)).float()
         network.body.load_state_dict(after)
 
 

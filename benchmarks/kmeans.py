@@ -225,6 +225,7 @@ def features_of(images: str, file: Path | None) -> Matrix:
     from deepcluster.images.store import read_once
     from deepcluster.learning.features import extract
     from deepcluster.nets.network import build
+    from deepcluster.place import Place
 
     if file is not None and file.exists():
         return np.asarray(np.load(file))
@@ -234,7 +235,8 @@ def features_of(images: str, file: Path | None) -> Matrix:
     with torch.no_grad():
         for part in store.images[torch.randperm(len(store.images))[:2500]].split(250):
             network.features(part.float() / 255)
-    features = extract(network, store.images, size=64, batch_size=250, dtype=torch.bfloat16).float().numpy()
+    place = Place.of(network, store.images, batch_size=250, dtype=torch.bfloat16)
+    features = extract(network, store.images, place).float().numpy()
     if file is not None:
         np.save(file, features)
     return np.asarray(features)

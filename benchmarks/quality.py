@@ -108,6 +108,7 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
 
     from deepcluster.images import find
     from deepcluster.learning.features import extract
+    from deepcluster.place import Place
     from deepcluster.presets import resolve
     from deepcluster.runs.build import network_of
     from deepcluster.runs.plan import Request, facts_of
@@ -118,7 +119,7 @@ def features(images: str, backbone: str, weights: str) -> tuple[npt.NDArray[np.f
     recipe = resolve("auto", options, facts).recipe
     network = network_of(recipe, 0, torch.device("cpu"))
     with read(images, recipe.store_size) as (stored, labels):
-        rows = F.normalize(extract(network, stored, size=recipe.image_size), dim=1)
+        rows = F.normalize(extract(network, stored, Place.of(network, stored, size=recipe.image_size)), dim=1)
     return rows.numpy(), labels
 
 

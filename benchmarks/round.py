@@ -57,20 +57,23 @@ def ours(warming: bool, **of: Any) -> dict[str, Any]:
         from deepcluster.images.store import read_once
         from deepcluster.images.views import Augmentation
         from deepcluster.learning import Learning
+        from deepcluster.place import Place, Stopwatch
 
         paths, network, dtype = settings(of, keep=True)
         store = read_once(find(paths), of["store_size"])
         views = [Augmentation(crop=(0.3, 1.0), colour=0.4, grey=0.1)]
+        STATE["watch"] = Stopwatch()
         STATE["rounds"] = alternate(
-            network, store.images, clusters=of["clusters"], rounds=1000, size=of["size"], patience=1000,
-            learning=Learning(
-                batch_size=BATCH, views=views, dtype=dtype, reuse_features=of.get("features") == "memory"
+            network, store.images, clusters=of["clusters"], rounds=1000, patience=1000,
+            learning=Learning(batch_size=BATCH, views=views, reuse_features=of.get("features") == "memory"),
+            place=Place.of(
+                network, store.images, size=of["size"], batch_size=BATCH, dtype=dtype, progress=STATE["watch"]
             ),
         )  # fmt: skip
-    begin = time.perf_counter()
-    round = next(STATE["rounds"])
-    parts = ("features_seconds", "clustering_seconds", "training_seconds")
-    return {"seconds": time.perf_counter() - begin, **{name: getattr(round, name) for name in parts}}
+    STATE["watch"].start()
+    next(STATE["rounds"])
+    seconds = STATE["watch"].seconds()
+    return {"seconds": sum(seconds.values()), **{f"{step}_seconds": value for step, value in seconds.items()}}
 
 
 # ---- the floor ------------------------------------------------------------------------------------------------------
@@ -254,6 +257,7 @@ def measured(name: str, size: int, count: int, repeats: int, threads: int) -> di
     from deepcluster.learning.features import extract
     from deepcluster.nets.network import build
     from deepcluster.nets.timm import channels_last
+    from deepcluster.place import Place
 
     side = size * 8 // 7
     images = torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
@@ -265,7 +269,7 @@ def measured(name: str, size: int, count: int, repeats: int, threads: int) -> di
         return torch.cat([torch.from_numpy(part) for part in parts])
 
     ways: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: extract(network, images, size=size, batch_size=PASS_BATCH),
+        "ours": lambda: extract(network, images, Place.of(network, images, size=size, batch_size=PASS_BATCH)),
         "torch": lambda: plain(network, images, size),
         "onnxruntime 64": lambda: by_onnxruntime(64),
         "onnxruntime 8": lambda: by_onnxruntime(8),

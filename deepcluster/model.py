@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.shapes import working_memory
 from deepcluster.nets.sizes import FEATURES
+from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.runtime.memory import check_fits
 
 LARGE = 1024  # px; of larger images, one batch must fit into memory before any is read
@@ -60,12 +60,12 @@ class Model:
         """Return the cluster of each image of a folder, a list of paths, ... DataError if one cannot be used."""
         return self.place(self.transform(images)).cluster.numpy()
 
-    def transform(self, images: Images | Tensor, progress: Any = None) -> Tensor:
+    def transform(self, images: Images | Tensor) -> Tensor:
         """Return reduced features (float32, N x d, rows of length 1) of images, as :meth:`predict` takes them, or as a
         store has them: uint8, N x 3 x store_size x store_size."""
-        return self.measure(images, progress)[0]
+        return self.measure(images)[0]
 
-    def measure(self, images: Images | Tensor, progress: Any = None) -> tuple[Tensor, Tensor]:
+    def measure(self, images: Images | Tensor, progress: Progress = ignore_progress) -> tuple[Tensor, Tensor]:
         """Return the result of :meth:`transform`, and the residuals (float32, N) by which an image is an outlier."""
         if self.of_features:
             return self.measure_features(read_features(images).features)  # type: ignore[arg-type]
@@ -77,11 +77,8 @@ class Model:
                 path, reason = store.skipped[0]
                 raise DataError(f"{len(store.skipped)} of the images cannot be used; {one_line(path)}: {reason}")
             images = store.images
-        features = extract(
-            self.network, images, size=self.image_size, batch_size=self.batch_size, compute=self._features,
-            progress=progress,
-        )  # fmt: skip
-        return self.measure_features(features)
+        place = Place.of(self.network, images, size=self.image_size, batch_size=self.batch_size, progress=progress)
+        return self.measure_features(extract(self.network, images, place, compute=self._features).cpu())
 
     @property
     def of_features(self) -> bool:

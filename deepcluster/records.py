@@ -82,10 +82,6 @@ class Round:
     changed: float
     cluster_weight: float
     lr: float
-    features_seconds: float
-    clustering_seconds: float
-    training_seconds: float
-    images_per_second: float
     state: State
 
     @property

@@ -12,23 +12,33 @@ from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import Network
+from deepcluster.place import Place
 from deepcluster.records import Round
+
+PLACE = ("size", "dtype", "progress", "processes")
 
 
 def loop(network: Network, images: Tensor, **options: Any) -> Iterator[Round]:
     """``alternate`` with the fields of its settings among its options."""
+    place = _place(network, images, options)
     values = {"reduction": _taken(Reduction, options), "clustering": _taken(KMeans, options)}
     values["learning"] = _taken(Learning, options)
-    return alternate(network, images, **{**values, **options})
+    return alternate(network, images, **{**values, **options}, place=place)
 
 
 def learn(network: Network, images: Tensor, labels: Tensor, optimizer: SGD | None = None, **options: Any) -> float:
     """``train_on_pseudo_labels`` with the fields of Learning among its options."""
-    learning = _taken(Learning, options)
+    place, learning = _place(network, images, options), _taken(Learning, options)
     labels = labels.reshape(len(labels), -1)
     head = network.head
     options.setdefault("clusters", [len(head.weight if hasattr(head, "weight") else head.directions)])
-    return train_on_pseudo_labels(network, images, labels, optimizer or body_optimizer(network), learning, **options)
+    optimizer = optimizer or body_optimizer(network, learning)
+    return train_on_pseudo_labels(network, images, labels, optimizer, learning, place, **options)
+
+
+def _place(network: Network, images: Tensor, options: dict[str, Any]) -> Place:
+    chosen = {name: options.pop(name) for name in PLACE if name in options}
+    return Place.of(network, images, batch_size=options.get("batch_size", 256), **chosen)
 
 
 def _taken(kind: type, options: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from deepcluster.algorithm import clustering_device, conclude
+from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, pic, whiten
 from deepcluster.clustering.agreement import nmi
 from deepcluster.clustering.pic import power_iteration
@@ -17,8 +17,9 @@ from deepcluster.images.views import Augmentation, each_once, random_views
 from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances
-from deepcluster.learning.training import body_optimizer
+from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
+from deepcluster.place import Place
 from deepcluster.runtime import devices
 from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, working_on
 from deepcluster.runtime.threads import made_ahead
@@ -100,14 +101,14 @@ def test_a_run_on_another_device(name, room, monkeypatch):
     with second_device():
         net = build("compact", image_size=24, projection=(16, 8) if name == "v2" else None)
         net.to(ELSEWHERE)
-        where = clustering_device(net, len(images), 16)
+        where = Place.of(net, images).device_for(16)
         assert where.type == ("meta" if room else "cpu")
         options = {"rounds": 2, "batch_size": 10, **RECIPES[name]}
         for round in loop(net, images, **options):
             places += [round.reduced, round.clustering.labels, round.clustering.centroids]
             assert round.state.features is None or round.state.features.device == where
             assert (round.state.features is not None) is (name == "v2")
-        result = conclude(net, images, clusters=5, batch_size=10, reduction=Reduction(8))
+        result = conclude(net, images, clusters=5, reduction=Reduction(8), place=Place.of(net, images, batch_size=10))
         places += [result.reduced, result.reduction.projection, result.clustering.labels, result.clustering.centroids]
     assert {each.device.type for each in places} == {"cpu"}  # what the run writes
 
@@ -131,7 +132,7 @@ def test_no_step_waits_for_the_device(memory):
             net = build("compact", image_size=24).to(ELSEWHERE)
             net.centroid_head(torch.randn(3, net.embedding_dim, generator=generator(0, "centroids")), 0.1)
             kept = torch.zeros(24, net.embedding_dim).to(ELSEWHERE) if memory else None
-            optimizer = body_optimizer(net)
+            optimizer = body_optimizer(net, Learning())
             found.clear()
             learn(
                 net, images, torch.tensor(kinds), optimizer, size=24, lr=0.1, epochs=1, batch_size=batch_size,
@@ -142,14 +143,16 @@ def test_no_step_waits_for_the_device(memory):
     assert waits(3) == waits(12) <= 2
 
 
-def test_no_batch_of_features_waits_for_the_device_they_stay_on():
+def test_no_batch_of_features_waits_for_the_device_they_stay_on(monkeypatch):
     images, _ = drawings(8)
     with second_device() as found:
         net = build("compact", image_size=24).to(ELSEWHERE)
         found.clear()
-        extract(net, images, size=24, batch_size=4, where=ELSEWHERE)
+        place = Place.of(net, images, batch_size=4)
+        extract(net, images, place)
         assert not found.total()
-        extract(net, images, size=24, batch_size=4)
+        monkeypatch.setattr(devices, "total_memory", lambda device: 0.0)
+        extract(net, images, place)
         assert found.total() == 6
 
 
@@ -189,8 +192,8 @@ def test_features_in_float32_are_computed_in_float32():
     net = build("compact", image_size=24)
     seen = []
     net.body.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
-    extract(net, images, size=24)
-    extract(net, images, size=24, dtype=torch.bfloat16)
+    extract(net, images)
+    extract(net, images, Place.of(net, images, dtype=torch.bfloat16))
     assert seen == ["ieee", "tf32"]
 
 

@@ -174,7 +174,7 @@ def test_deepcluster_on_one_page_beside_the_package(output_of, few_digits):
     head = copy.deepcopy(network.head)
     plain = Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0)
     learning = Learning(batch_size=16, lr=0.05, views=(plain,), sample=each_once)
-    train_on_pseudo_labels(network, images, targets[:, None], body_optimizer(network), learning, size=8, clusters=[4])
+    train_on_pseudo_labels(network, images, targets[:, None], body_optimizer(network, learning), learning, clusters=[4])
     pixels = (images / 255 - network.mean) / network.std
     both = SGD([*body.parameters(), *head.parameters()], lr=0.05, weight_decay=1e-5)
     page["optimizer_step"](body, head, both, pixels, targets)

@@ -22,6 +22,7 @@ from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.model import Model
 from deepcluster.nets.network import build
+from deepcluster.place import Place
 from deepcluster.storage import model_files as models
 from tests.tiny import tiny_model
 
@@ -29,7 +30,7 @@ from tests.tiny import tiny_model
 def model_on(images, name, image_size, root=False, **options):
     """A model whose features, whitening and centroids come from these images; group 1 has none (it was merged)."""
     network = build(name, image_size=image_size, seed=0, **options).eval()
-    features = extract(network, images, size=image_size, batch_size=16)
+    features = extract(network, images, Place.of(network, images, size=image_size, batch_size=16))
     reduction = whiten(features, 16, root=root)
     reduced = reduction(features)
     # The first image lies on a centroid, others near one: small distances are those that suffer from rounding.

@@ -10,6 +10,7 @@ from deepcluster.nets import fast_pass
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
+from deepcluster.place import Place
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator
@@ -98,9 +99,10 @@ def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
     monkeypatch.setattr(fast_pass, "IN_CACHE", 500_000)
     network = network_of(LITE, 64)
     images = (pictures(9, 64) * 255).byte().contiguous()
-    features = extract(network, images, size=64, batch_size=8)
+    place = Place.of(network, images, batch_size=8)
+    features = extract(network, images, place)
     for some in ([8, 2], [3], [*range(8, -1, -1)]):
-        assert torch.equal(extract(network, images[some], size=64, batch_size=8), features[some])
+        assert torch.equal(extract(network, images[some], place), features[some])
 
 
 def test_a_model_computes_as_its_fit_did(tmp_path):

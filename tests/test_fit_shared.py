@@ -24,6 +24,7 @@ from deepcluster.learning import features, training
 from deepcluster.learning.batches import strides
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.network import Network
+from deepcluster.place import Place
 from deepcluster.runs import fit as run
 from deepcluster.runs.predict import Prediction, predict
 from deepcluster.runtime.processes import Processes
@@ -75,7 +76,10 @@ def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, m
     finally:
         features.fixed_view = original
     k = min(3, len(store.kept))
-    result = conclude(network, store.images, clusters=k, reduction=Reduction(4), processes=processes)
+    result = conclude(
+        network, store.images, clusters=k, reduction=Reduction(4),
+        place=Place.of(network, store.images, processes=processes),
+    )  # fmt: skip
     return {
         "kept": store.kept, "skipped": store.skipped, "seen": seen[: len(store.images)],
         "losses": [each.loss for each in rounds], "labels": [each.clustering.labels for each in rounds],

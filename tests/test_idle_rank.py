@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import deepcluster
+from deepcluster.clustering.agreement import drift
 from deepcluster.clustering.kmeans import KMeans, kmeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
@@ -22,6 +23,7 @@ from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, new_linear_head
 from deepcluster.learning.instances import WithInstances
+from deepcluster.place import Place
 from deepcluster.runs import fit as run
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
@@ -45,22 +47,24 @@ RESULT = ("clusters.csv", "features.npy", "cluster_summary.csv", "tree.json", "m
 
 def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     """Run steps 3 and 4 of two rounds."""
-    rows = Reduction(6)(own(ROWS, processes), processes)
-    options = {"seed": 0, "partition": Partition.of(processes, len(rows))}
-    (first,), _ = step(rows, [7], None, round=0, **options)
-    return [vars(first), step(rows, [7], first.labels[:, None], round=1, **options)[1]]
+    rows = own(ROWS, processes)
+    partition = Partition.of(processes, len(rows))
+    rows = Reduction(6)(rows, Place(partition))
+    (first,) = step(rows, [7], None, seed=0, round=0, partition=partition)
+    again = step(rows, [7], first.labels[:, None], seed=0, round=1, partition=partition)
+    return [vars(first), vars(drift(first.labels[:, None], rows, again, step, partition))]
 
 
 def not_finite(processes: Processes) -> str:
     rows = own(torch.cat([ROWS, ROWS[:1] * torch.nan]), processes)
     with pytest.raises(NonFiniteError) as error:
-        kmeans(rows, 7, processes=processes)
+        kmeans(rows, 7, partition=Partition.of(processes, len(rows)))
     return str(error.value)
 
 
 def final(processes: Processes) -> dict[str, Any]:
     rows = own(ROWS, processes)
-    return vars(KMeans().exact(rows, 7, 0, Partition.of(processes, len(rows))))
+    return vars(KMeans().once(rows, 7, partition=Partition.of(processes, len(rows))))
 
 
 def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:

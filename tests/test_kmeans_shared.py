@@ -28,11 +28,13 @@ def part(x: Tensor, processes: Processes) -> Tensor:
 def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, options: dict[str, object]) -> Clustering:
     if start is not None and start.ndim == 1:
         start = part(start, processes)
-    return kmeans(part(x, processes), k, start=start, processes=processes, **options)
+    own = part(x, processes)
+    return kmeans(own, k, start=start, partition=Partition.of(processes, len(own)), **options)
 
 
 def whitened(processes: Processes, x: Tensor, dims: int, root: bool) -> Whitening:
-    return whiten(part(x, processes), dims, processes=processes, root=root)
+    own = part(x, processes)
+    return whiten(own, dims, partition=Partition.of(processes, len(own)), root=root)
 
 
 def labels_of(found: list[Clustering]) -> Tensor:
@@ -116,9 +118,7 @@ def test_means_are_those_of_all_rows(ranks):
 
 def failing(processes: Processes, x: Tensor, what: str) -> str:
     try:
-        kmeans(part(x, processes), 3, processes=processes) if what == "k-means" else whiten(
-            part(x, processes), 2, processes=processes
-        )
+        clustered(processes, x, 3, None, {}) if what == "k-means" else whitened(processes, x, 2, False)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
@@ -146,5 +146,5 @@ def test_k_is_compared_with_the_rows_of_all(ranks, k):
 
 def _refusal(processes: Processes, x: Tensor, k: int) -> str:
     with pytest.raises(ValueError) as found:
-        kmeans(part(x, processes), k, processes=processes)
+        clustered(processes, x, k, None, {})
     return str(found.value)

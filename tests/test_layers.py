@@ -14,6 +14,7 @@ ROOT = Path(deepcluster.__file__).parent
 LEVELS = (
     {"errors", "seeding", "records"},
     {"runtime"},
+    {"place"},
     {"clustering", "images", "nets"},
     {"groups", "learning"},
     {"algorithm", "recipe", "model"},

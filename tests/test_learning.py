@@ -10,8 +10,9 @@ from deepcluster.images.views import Augmentation, each_once, fixed_view, unifor
 from deepcluster.learning import training
 from deepcluster.learning.features import extract
 from deepcluster.learning.instances import WithInstances, instance_loss
-from deepcluster.learning.training import body_optimizer, network_precision
+from deepcluster.learning.training import Learning, body_optimizer, network_precision
 from deepcluster.nets.network import Network, build
+from deepcluster.place import Place
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import learn
@@ -38,7 +39,7 @@ def test_features_are_the_network_in_evaluation_mode():
     images, _ = drawings(5)
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    features = extract(net, images, size=24, batch_size=4)
+    features = extract(net, images, Place.of(net, images, batch_size=4))
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net.eval()
@@ -49,16 +50,18 @@ def test_features_are_the_network_in_evaluation_mode():
 def test_features_of_an_image_do_not_depend_on_its_company():
     images, _ = drawings(5)
     net = network()
-    together = extract(net, images, size=24, batch_size=8)
-    alone = torch.cat([extract(net, images[i : i + 1], size=24, batch_size=8) for i in range(len(images))])
+    place = Place.of(net, images, batch_size=8)
+    together = extract(net, images, place)
+    alone = torch.cat([extract(net, images[i : i + 1], place) for i in range(len(images))])
     assert torch.equal(together, alone)
 
 
 def test_progress_counts_all_images():
     images, _ = drawings(5)
     seen = []
-    extract(network(), images, size=24, batch_size=4, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(4, 15), (8, 15), (12, 15), (15, 15)]
+    net = network()
+    extract(net, images, Place.of(net, images, batch_size=4, progress=lambda *told: seen.append(told)))
+    assert seen == [("features", done, 15) for done in (4, 8, 12, 15)]
 
 
 def test_one_step_by_hand():
@@ -71,7 +74,7 @@ def test_one_step_by_hand():
     head, head_bias, weight, bias = (
         value.detach().clone() for value in (net.head.weight, net.head.bias, linear.weight, linear.bias)
     )
-    optimizer = body_optimizer(net, momentum=0.9, weight_decay=0.1)
+    optimizer = body_optimizer(net, Learning(weight_decay=0.1))
     loss = learn(net, images, labels, optimizer, size=24, lr=0.5, epochs=1, batch_size=1, views=[STILL])
     x = (images.float() / 255).mean((2, 3))
     features = x @ weight.T + bias
@@ -85,7 +88,7 @@ def test_one_step_by_hand():
 def test_body_keeps_its_momentum_and_the_head_has_none():
     images, kinds = drawings(4)
     net = network()
-    optimizer = body_optimizer(net)
+    optimizer = body_optimizer(net, Learning())
     settings = {"size": 24, "lr": 0.05, "epochs": 1, "batch_size": 12, "views": [STILL]}
     for round in range(2):
         net.new_head(3, generator(0, "head", round))
@@ -229,10 +232,10 @@ def test_memory_keeps_the_last_of_an_image_that_a_batch_has_twice(draw):
 
 def test_features_are_kept_as_the_network_makes_them():
     images, _ = drawings(3)
-    assert extract(network(), images, size=24).dtype == torch.float32
-    halves = extract(network(), images, size=24, dtype=torch.bfloat16)
-    assert halves.dtype == torch.bfloat16
-    assert torch.allclose(halves.float(), extract(network(), images, size=24), atol=0.05, rtol=0.05)
+    net = network()
+    features, halves = extract(net, images), extract(net, images, Place.of(net, images, dtype=torch.bfloat16))
+    assert (features.dtype, halves.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.allclose(halves.float(), features, atol=0.05, rtol=0.05)
 
 
 def test_the_rule_for_the_precision(monkeypatch):

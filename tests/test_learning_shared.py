@@ -10,7 +10,6 @@ from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning.batches import Batch, strides
 from deepcluster.learning.instances import WithInstances
 from deepcluster.nets.network import Network
-from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 from tests.loop import learn
@@ -37,7 +36,7 @@ def learnt(processes: Processes, batch_size: int, options: dict[str, Any]) -> di
     memory = torch.zeros(len(share), 5)
     options = {"views": [STILL, STILL, SMALL], "clusters": (3, 4), "sample": each_once, **options}
     options |= {"size": 8, "lr": 0.1, "epochs": 2, "batch_size": batch_size, "memory": memory}
-    loss = learn(network, share, labels, partition=Partition.of(processes, len(share)), **options)
+    loss = learn(network, share, labels, processes=processes, **options)
     return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
 
 

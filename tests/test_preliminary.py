@@ -116,9 +116,9 @@ def test_every_round_replaces_the_result_and_the_first_round_takes_the_pass_of_t
     passes, results = [], []
     original, write = algorithm.extract, ResultWriter._write
 
-    def extract(network, images, **options):
+    def extract(network, images, *arguments, **options):
         passes.append(len(images))
-        return original(network, images, **options)
+        return original(network, images, *arguments, **options)
 
     def written(self, record, features):
         done = write(self, record, features)

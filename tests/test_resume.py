@@ -12,6 +12,7 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead
 from deepcluster.learning.instances import WithInstances
 from deepcluster.nets.network import build
+from deepcluster.place import Place
 from deepcluster.records import State
 from tests.drawings import drawings
 from tests.loop import loop
@@ -67,7 +68,8 @@ def test_a_state_without_one_of_its_parts_ends_elsewhere(lost):
 def test_features_of_a_pass_that_is_made_already_save_it(monkeypatch):
     images, _ = drawings(8, 16)
     wanted, _, _ = run(LINEAR, images)
-    features = extract(build("compact", image_size=16, seed=1), images, size=16, batch_size=10)
+    network = build("compact", image_size=16, seed=1)
+    features = extract(network, images, Place.of(network, images, batch_size=10))
     passes = []
 
     def counted(*arguments, **options):

@@ -28,6 +28,7 @@ from deepcluster import cli
 from deepcluster.cli import app, run_command
 from deepcluster.nets.network import build
 from deepcluster.runs.fit import Request, fit
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes, init_processes
 from tests.helpers.runs import record
 from tests.helpers.shared import files_of, pixels
@@ -265,7 +266,7 @@ def _patient(rank: int, port: int, folder: str) -> None:
     clustering.nearest_sums = slow
     with init_processes() as processes:
         x = torch.randn(40, 3, generator=torch.Generator().manual_seed(rank))
-        found = clustering.kmeans(x, 4, iterations=2, processes=processes)
+        found = clustering.kmeans(x, 4, iterations=2, partition=Partition.of(processes, len(x)))
         Path(folder, str(rank)).write_text(str(found.inertia))
 
 

@@ -5,6 +5,7 @@ scikit-learn is imported where it is used: it takes as long as torch, and `predi
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,57 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from deepcluster.clustering.kmeans import ClusteringStep, KMeans
+from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
 NMI_AVERAGE = "geometric"  # I(A;B) / sqrt(H(A) H(B)), as in the paper (equation 5)
 
+SLACK = 1e-9  # the NMI of two equal assignments may be 4e-16 below 1
+
 Assignment = Tensor | np.ndarray | Sequence[int] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the pseudo-labels of a round repeat those of the previous one (step 6).
+
+    Attributes:
+        previous: Labels (int64, N) of the first clustering of the previous round; None in the first round.
+        labels: Labels of the same clusters in the features of this round.
+        nmi: :func:`nmi` of the two; NaN in the first round.
+        changed: Share of the images that :func:`changed` their cluster; NaN in the first round.
+    """
+
+    previous: Tensor | None
+    labels: Tensor
+    nmi: float = math.nan
+    changed: float = math.nan
+
+    def settled(self, tolerance: float) -> bool:
+        """Tell whether 1 - NMI is at most ``tolerance``."""
+        return 1 - self.nmi <= tolerance + SLACK
+
+
+def drift(
+    previous: Tensor | None, rows: Tensor, clusterings: Sequence[Clustering], step: ClusteringStep, partition: Partition
+) -> Drift:
+    """Compare the clusters of this round with those of the previous one. A collective.
+
+    A random start gives other clusters even if the features are the same. So after one, a second k-means continues the
+    previous clusters in the ``rows`` (this rank's, n x d).
+
+    Args:
+        previous: Labels of the previous round (N x the number of clusterings); None in the first.
+        clusterings: The clusterings that ``step`` has made of the rows.
+    """
+    if previous is None:
+        return Drift(None, clusterings[0].labels)
+    before, now, own = previous[:, 0], clusterings[0], partition.local
+    if isinstance(step, KMeans) and step.start == "random":
+        now = step.once(rows, len(now.centroids), start=before[own], partition=partition)
+    return Drift(before, now.labels, *compared(before[own], now.labels[own], partition.processes))
 
 
 def nmi(a: Assignment, b: Assignment) -> float:

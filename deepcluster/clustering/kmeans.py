@@ -7,7 +7,7 @@ cluster.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import derive, generator
 
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
@@ -178,7 +178,7 @@ def kmeans(
     empty: str = "split",
     spherical: bool = False,
     workers: int | None = None,
-    processes: Processes = ALONE,
+    partition: Partition | None = None,
 ) -> Clustering:
     """Group N rows into ``k`` clusters: y_i = argmin_k ||x_i - c_k||^2 (paper, equation 2).
 
@@ -186,8 +186,8 @@ def kmeans(
     machine for given arguments, and the same for any number of workers and processes.
 
     Args:
-        x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. With several
-            processes this rank's rows; what comes back is the same on all ranks, but for the labels.
+        x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
+            result is the same on all ranks, but for the labels.
         k: Number of clusters.
         start: k x d centroids; or labels (int64, N), of whose clusters the means are taken; or None for a random sample
             of distinct rows.
@@ -198,7 +198,7 @@ def kmeans(
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
         workers: Threads. None: as many as torch uses.
-        processes: The processes that share the rows. An iteration exchanges one k x (d + 1) sum.
+        partition: Which rank has which rows; an iteration exchanges one k x (d + 1) sum. None: one process has all.
 
     Raises:
         ValueError: k < 1, k > N, a start of another shape or an unknown policy.
@@ -206,7 +206,8 @@ def kmeans(
     """
     x = matrix(x)
     width = x.shape[1]
-    partition = Partition.of(processes, len(x))
+    partition = partition or Partition.single(len(x))
+    processes = partition.processes
     if not 1 <= k <= partition.total:
         raise ValueError(f"k={k} must be at least 1 and at most the number of rows, {partition.total}")
     if empty not in EMPTY_POLICIES:
@@ -403,17 +404,11 @@ class ClusteringStep(Protocol):
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
         partition: Partition,
-    ) -> tuple[tuple[Clustering, ...], Tensor]:  # fmt: skip
-        """Cluster the rows, once for each number of clusters.
+    ) -> tuple[Clustering, ...]:  # fmt: skip
+        """Cluster this rank's rows (n x d) once for each number of clusters.
 
-        Args:
-            rows: This rank's, n x d.
-            clusters: A number of clusters for each clustering.
-            previous: Labels (N x the number of clusterings) of the previous round; None in the first.
-
-        Returns:
-            The clusterings, with the labels of all rows, on the CPU; and what the first clustering of the previous
-            round has become in these rows (labels, N), to tell what has changed.
+        ``previous`` are the labels (N x the number of clusterings) of the previous round; None in the first. The labels
+        that are returned are of all rows, on the CPU.
         """
 
 
@@ -437,37 +432,25 @@ class KMeans:
     def __call__(
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
         partition: Partition,
-    ) -> tuple[tuple[Clustering, ...], Tensor]:  # fmt: skip
-        before = () if previous is None else previous[partition.local].unbind(1)
-        settings: dict[str, Any] = {
-            "empty": self.empty, "spherical": self.spherical, "processes": partition.processes,
-        }  # fmt: skip
-        clusterings = []
-        for i, k in enumerate(clusters):
-            start = before[i] if before and self.start == "previous" else None
-            random = derive(seed, "k-means", round, i)
-            clustering = kmeans(rows, k, start=start, iterations=self.iterations, seed=random, **settings)
-            clusterings.append(_with_all_labels(clustering, partition))
-        if not before or self.start == "previous":
-            return tuple(clusterings), clusterings[0].labels
-        # A random start finds other clusters in features that have not changed at all, so what has changed is told by a
-        # second k-means from the previous clusters.
-        again = kmeans(rows, clusters[0], start=before[0], iterations=self.iterations, **settings)
-        return tuple(clusterings), _with_all_labels(again, partition).labels
+    ) -> tuple[Clustering, ...]:  # fmt: skip
+        starts: Sequence[Tensor | None] = [None] * len(clusters)
+        if previous is not None and self.start == "previous":
+            starts = previous[partition.local].unbind(1)
+        return tuple(
+            self.once(rows, k, start=start, seed=derive(seed, "k-means", round, i), partition=partition)
+            for i, (k, start) in enumerate(zip(clusters, starts, strict=True))
+        )
 
-    def exact(self, rows: Tensor, clusters: int, seed: int, partition: Partition) -> Clustering:
-        """The clustering of the result (step 7): in float32, every label the nearest of all centroids."""
+    def once(
+        self, rows: Tensor, k: int, *, start: Tensor | None = None, seed: int = 0, partition: Partition
+    ) -> Clustering:
+        """Return one :func:`kmeans` of this rank's rows, with the labels of all rows, on the CPU."""
         clustering = kmeans(
-            rows, clusters, iterations=self.iterations, seed=seed, empty=self.empty,
-            processes=partition.processes,
+            rows, k, start=start, iterations=self.iterations, seed=seed, empty=self.empty, spherical=self.spherical,
+            partition=partition,
         )  # fmt: skip
-        return _with_all_labels(clustering, partition)
-
-
-def _with_all_labels(clustering: Clustering, partition: Partition) -> Clustering:
-    """The same with the labels of all rows, not only this rank's, on the CPU."""
-    local = on_cpu(clustering)
-    return replace(local, labels=partition.all_gather(local.labels.int()).long())
+        local = on_cpu(clustering)
+        return replace(local, labels=partition.all_gather(local.labels.int()).long())
 
 
 def on_cpu(clustering: Clustering) -> Clustering:

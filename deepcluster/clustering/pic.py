@@ -123,7 +123,7 @@ def _without_singletons(tops: Indices, neighbours: Indices) -> Indices:
 
 def power_iteration(
     rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int, partition: Partition
-) -> tuple[tuple[Clustering, ...], Tensor]:
+) -> tuple[Clustering, ...]:
     """Step 4 by :func:`pic` on the main rank. It finds the number of clusters itself."""
     gathered, processes = partition.gather(rows), partition.processes
     found = [on_cpu(pic(gathered))] if processes.is_main else []
@@ -133,5 +133,4 @@ def power_iteration(
     inertia, iterations, reseeded = processes.broadcast_json(
         lambda: [found[0].inertia, found[0].iterations, found[0].reseeded]
     )
-    clustering = Clustering(**tensors, inertia=inertia, iterations=int(iterations), reseeded=int(reseeded))
-    return (clustering,), clustering.labels
+    return (Clustering(**tensors, inertia=inertia, iterations=int(iterations), reseeded=int(reseeded)),)

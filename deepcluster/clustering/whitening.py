@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
+from deepcluster.place import Place
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
 
@@ -61,7 +62,7 @@ def whiten(
     x: Tensor,
     dims: int = 256,
     strength: float = 1.0,
-    processes: Processes = ALONE,
+    partition: Partition | None = None,
     device: torch.device | None = None,
     *,
     root: bool = False,
@@ -69,12 +70,12 @@ def whiten(
     """Fit the PCA-whitening of N x D features.
 
     Args:
-        x: N x D, of any floating type; with several processes this rank's rows.
+        x: N x D, of any floating type; this rank's rows.
         dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. Where all rows are equal it is 1, and every row
             maps to zero.
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
-        processes: The processes that share the rows. They exchange one D x D sum, and the main rank's map.
+        partition: Which rank has which rows; they exchange one D x D sum and the main rank's map. None: one process.
         device: Device of the products, a block of rows at a time. None: that of x.
         root: Reduce the :func:`square_roots` of the features.
 
@@ -82,7 +83,7 @@ def whiten(
         NonFiniteError: NaN or infinity in the features, or numbers too small for squares in float32.
     """
     x = matrix(x)
-    partition = Partition.of(processes, len(x))
+    partition = partition or Partition.single(len(x))
     rows, width = partition.total, x.shape[1]
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
@@ -93,10 +94,10 @@ def whiten(
             raise Rows(x).not_finite(ALONE, LOWER_LR)
         few = square_roots(x.float()) if root else x
         check_not_tiny(x, few.double().square().mean().item())
-        return _broadcast(processes, root, lambda: _scaled(*_of_few(few, count), strength))
+        return _broadcast(partition.processes, root, lambda: _scaled(*_of_few(few, count), strength))
     mean, covariance = _covariance(x, partition, device or x.device, root)
-    check_not_tiny(x, np.trace(covariance), processes)
-    return _broadcast(processes, root, lambda: _scaled(mean, *_leading(covariance, count), strength))
+    check_not_tiny(x, np.trace(covariance), partition.processes)
+    return _broadcast(partition.processes, root, lambda: _scaled(mean, *_leading(covariance, count), strength))
 
 
 def _broadcast(processes: Processes, root: bool, make: Callable[[], Whitening]) -> Whitening:
@@ -209,14 +210,19 @@ class Reduction:
     whitening: float = 1.0
     root: bool = False
 
-    def __call__(self, features: Tensor, processes: Processes = ALONE, device: torch.device | None = None) -> Tensor:
-        """The features (N x D) as rows of length 1 (N x d), on ``device``."""
-        if self.dims is None:
-            return unit_rows(features, device)
-        return self.fit(features, processes, device)(features, device)
+    def __call__(self, features: Tensor, place: Place) -> Tensor:
+        """Return this rank's features (n x D) as rows of length 1 (n x d), on the device that clusters them."""
+        device = self.device(features, place)
+        return unit_rows(features, device) if self.dims is None else self.fit(features, place)(features, device)
 
-    def fit(self, features: Tensor, processes: Processes = ALONE, device: torch.device | None = None) -> Whitening:
-        """The map, for new images too. Needs ``dims``."""
+    def fit(self, features: Tensor, place: Place) -> Whitening:
+        """Return the map, for new images too. Needs ``dims``."""
         if self.dims is None:
             raise ValueError("dims=None fits no map: give a number of dimensions")
-        return whiten(features, self.dims, self.whitening, processes, device, root=self.root)
+        return whiten(
+            features, self.dims, self.whitening, place.partition, self.device(features, place), root=self.root
+        )
+
+    def device(self, features: Tensor, place: Place) -> torch.device:
+        """Return the device that clusters the reduced features: it needs them and as much again. A collective."""
+        return place.device_for(2 * (self.dims or features.shape[1]))

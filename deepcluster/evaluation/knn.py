@@ -4,7 +4,6 @@ Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance D
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.evaluation.common import NamedFigure, ProbeTask, accuracies, numbers
 from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract
+from deepcluster.place import Place
 from deepcluster.runtime.console import Display, Silent
 
 
@@ -26,9 +26,10 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
     counts = [min(int(k), len(task.train.classes)) for k in numbers(options.neighbours, "neighbours", int)]
 
     def features(images: Tensor) -> Tensor:
-        progress = partial(display.progress, "features")
-        rows = extract(task.network, images, size=task.image_size, batch_size=task.batch_size, progress=progress)
-        rows = rows.float()
+        place = Place.of(
+            task.network, images, size=task.image_size, batch_size=task.batch_size, progress=display.progress
+        )
+        rows = extract(task.network, images, place).cpu().float()
         return rows.div_(rows.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: a copy would double the memory
 
     def compute() -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster.clustering.agreement import Drift
 from deepcluster.clustering.kmeans import means
 from deepcluster.clustering.whitening import unit_rows
 from deepcluster.nets.network import Network
@@ -45,13 +46,8 @@ class Loss(Protocol):
 
     sums_images: bool
 
-    def cluster_weight(self, previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
-        """The weight (0 to 1) of this round's pseudo-labels.
-
-        Args:
-            previous: Labels of the previous round; None in the first.
-            current: The same clusters in the features of this round.
-        """
+    def cluster_weight(self, change: Drift, seed: int, round: int) -> float:
+        """Return the weight (0 to 1) of this round's pseudo-labels by their change since the previous round."""
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
         """Return the value to minimise (all ranks take its mean gradient), and the cross-entropy to report."""
@@ -62,7 +58,7 @@ class CrossEntropy:
 
     sums_images = True
 
-    def cluster_weight(self, previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
+    def cluster_weight(self, change: Drift, seed: int, round: int) -> float:
         return 1.0
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:

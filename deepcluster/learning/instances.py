@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepcluster.clustering.agreement import repeated
+from deepcluster.clustering.agreement import Drift, repeated
 from deepcluster.learning.heads import Outputs, cross_entropy
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
@@ -27,8 +27,8 @@ class WithInstances:
     temperature: float
     sums_images = False  # every other image of the batch is in its denominator
 
-    def cluster_weight(self, previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
-        return repeated_weight(previous, current, seed, round)
+    def cluster_weight(self, change: Drift, seed: int, round: int) -> float:
+        return repeated_weight(change.previous, change.labels, seed, round)
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
         loss = cross_entropy(outputs, processes.world_size)

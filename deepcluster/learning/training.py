@@ -16,8 +16,8 @@ from deepcluster.images.views import Augmentation, random_views, uniform_over_cl
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head
 from deepcluster.nets.network import Network
+from deepcluster.place import TRAINING, Place
 from deepcluster.runtime.devices import has_bf16, moved
-from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator, lent_global
 
 # Pixels of views that go through a network on a CPU at a time where they can, and images at least: a step keeps the
@@ -44,7 +44,6 @@ class Learning:
         loss: The loss to minimise.
         renumber: Train on each label's place among the clusters that are not empty (the released code).
         reuse_features: Cluster the features that training saw, instead of those of a pass (DeepCluster-v2).
-        dtype: Type of the network's operations.
     """
 
     epochs: int = 1
@@ -58,16 +57,26 @@ class Learning:
     loss: Loss = CrossEntropy()  # noqa: RUF009
     renumber: bool = False
     reuse_features: bool = False
-    dtype: torch.dtype = torch.float32
 
     def lr_at(self, time: float) -> float:
         """The learning rate of the body at a ``time`` in rounds."""
         return self.lr(time) if callable(self.lr) else self.lr
 
 
-def body_optimizer(network: Network, *, momentum: float = 0.9, weight_decay: float = 1e-5) -> SGD:
-    """SGD for everything below the head. It lives as long as the run: its momentum outlasts the rounds."""
-    return SGD(network.body_parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+def body_optimizer(network: Network, learning: Learning, momentum: Sequence[Tensor] = ()) -> SGD:
+    """Return the SGD of everything below the head, which lasts for all rounds.
+
+    Args:
+        network: The network.
+        learning: Has momentum and weight decay.
+        momentum: The :func:`momenta` to go on with. Empty: none.
+    """
+    parameters = list(network.body_parameters())
+    optimizer = SGD(parameters, lr=0.0, momentum=learning.momentum, weight_decay=learning.weight_decay)
+    for parameter, buffer in zip(parameters, momentum, strict=True) if momentum else ():
+        if buffer.numel():
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+    return optimizer
 
 
 def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
@@ -77,29 +86,19 @@ def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
     return tuple(torch.empty(0) if buffer is None else buffer for buffer in buffers)
 
 
-def restore_momentum(optimizer: SGD, momentum: Sequence[Tensor]) -> None:
-    """Put back what :func:`momenta` took; nothing where ``momentum`` is empty."""
-    parameters = optimizer.param_groups[0]["params"] if momentum else ()
-    for parameter, buffer in zip(parameters, momentum, strict=True):
-        if buffer.numel():
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-
-
 def train_on_pseudo_labels(
     network: Network,
     images: Tensor,
     labels: Tensor,
     optimizer: SGD,
     learning: Learning,
+    place: Place | None = None,
     *,
-    size: int,
     clusters: Sequence[int],
     cluster_weight: float = 1.0,
     seed: int = 0,
     round: int = 0,
     memory: Tensor | None = None,
-    partition: Partition | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Train ``network``, which has its head, for ``learning.epochs`` x N images.
 
@@ -110,13 +109,12 @@ def train_on_pseudo_labels(
         images: uint8, n x 3 x S x S: this rank's.
         labels: int64, N x H: the pseudo-labels of H clusterings of all images, for samples by each in turn.
         optimizer: The body's. A head that learns gets an SGD of its own, without momentum.
-        size: Side of the views that have no size of their own, px.
+        place: Device, type, and the size of the views that have none of their own. None: one process has all, and sees
+            images of S px.
         clusters: Number of clusters of each clustering.
         cluster_weight: Weight of the pseudo-labels, for ``learning.loss``.
         memory: n x D. Takes each image's embedding as it was when last trained on, the mean over its first two views
-            where they are of one size.
-        partition: Which rank has which images. None: one process has all.
-        progress: Called with the images done and in all.
+            if they are of one size.
 
     Returns:
         The mean cross-entropy over all that was trained on, views and clusterings.
@@ -125,25 +123,27 @@ def train_on_pseudo_labels(
         NonFiniteError: At the end of the epoch in which the loss stopped being finite.
     """
     assert network.head is not None, "a head comes before training"
-    device = next(network.parameters()).device
-    epochs, views = learning.epochs, learning.views
+    place = place or Place.of(network, images)
+    epochs, views, device, partition = learning.epochs, learning.views, place.device, place.partition
     optimizers = [optimizer]
     if head_parameters := list(network.head.parameters()):
         optimizers.append(SGD(head_parameters, lr=0.0, weight_decay=optimizer.param_groups[0]["weight_decay"]))
     network.train()
-    partition = partition or Partition.single(len(images))
     processes, count = partition.processes, partition.total
     model = processes.data_parallel(_Pass(network))
     # Batches of equal size, so that none is too small for batch normalisation.
     steps = max(1, math.ceil(count / learning.batch_size))
+    if learning.renumber:
+        labels = torch.stack([renumbered(column) for column in labels.T], 1)
     remembered = 2 if len(views) > 1 and views[0].size == views[1].size else 1
     total = 0.0
 
     def prepare(batch: Batch) -> tuple[Batch, list[Tensor], Tensor, Tensor]:
         random = generator(seed, "augment", round, epoch, batch.step, *processes.seed_index)
-        seen = [random_views(batch.images, view.size or size, view, random) for view in views]
+        seen = [random_views(batch.images, view.size or place.size, view, random) for view in views]
         return batch, seen, moved(batch.targets(labels), device), moved(batch.drawn, device)
 
+    place.progress(TRAINING, 0, epochs * count)
     for epoch in range(epochs):
         epoch_loss = torch.zeros((), device=device)
         by = labels[:, (round * epochs + epoch) % labels.shape[1]]
@@ -159,7 +159,7 @@ def train_on_pseudo_labels(
             # Dropout draws from the global generator.
             with lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device):
                 for *some, some_targets in zip(*(each.tensor_split(parts) for each in (*seen, targets)), strict=True):
-                    with torch.autocast(device.type, learning.dtype, enabled=learning.dtype != torch.float32):
+                    with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
                         embeddings, logits = model(*some)
                     outputs = Outputs(embeddings, logits, some_targets, clusters, numbers)
                     objective, part_loss = learning.loss(outputs, cluster_weight, processes)
@@ -173,13 +173,18 @@ def train_on_pseudo_labels(
             for each in optimizers:
                 each.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
-            if progress is not None:
-                progress(epoch * count + (batch.step + 1) * count // steps, epochs * count)
+            place.progress(TRAINING, epoch * count + (batch.step + 1) * count // steps, epochs * count)
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
         _check_finite(epoch_loss, round, epoch, optimizer)
         total += epoch_loss.item()
     processes.broadcast_buffers(network)
     return total / max(1, epochs)
+
+
+def renumbered(labels: Tensor) -> Tensor:
+    """Return the position of each label among the labels that occur, ascending."""
+    positions: Tensor = torch.unique(labels, return_inverse=True)[1]
+    return positions
 
 
 def _check_finite(loss: Tensor, round: int, epoch: int, optimizer: SGD) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deepcluster.algorithm import BEGINNING, Progress, alternate, ignore_progress
+from deepcluster.algorithm import BEGINNING, alternate
 from deepcluster.clustering.kmeans import KMeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
@@ -20,10 +20,11 @@ from deepcluster.learning.training import Learning, LearningRate
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.sizes import MODULE
 from deepcluster.nets.timm import channels_last
+from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.runtime.devices import choose_precision
-from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.runtime.partition import Partition
 
 SAMPLERS = {"uniform": uniform_over_clusters, "official": official_draws, "none": each_once}
 Settings = TypeVar("Settings", Reduction, KMeans, Augmentation, Learning)
@@ -37,27 +38,34 @@ def rounds_of(
     seed: int,
     *,
     state: State = BEGINNING,
-    progress: Progress = ignore_progress,
-    processes: Processes = ALONE,
+    place: Place | None = None,
 ) -> Iterator[Round]:
     """The alternation with the options of a recipe."""
-    total, reduction = sum(processes.all_gather_json(len(images))), reduction_of(recipe, network.embedding_dim)
+    place = place or place_of(network, recipe, Partition.single(len(images)))
+    reduction = reduction_of(recipe, network.embedding_dim)
     return alternate(
         network,
         images,
-        clusters=[min(k, total) for k in recipe.clusters],
+        clusters=[min(k, place.partition.total) for k in recipe.clusters],
         rounds=recipe.rounds,
         seed=seed,
-        size=recipe.image_size,
         reduction=reduction if recipe.reduce else replace(reduction, dims=None),
         clustering=power_iteration if recipe.clustering == "pic" else kmeans_of(recipe),
-        learning=learning_of(recipe, lr, next(network.parameters()).device),
+        learning=learning_of(recipe, lr),
         tolerance=recipe.tolerance,
         patience=recipe.patience,
         state=state,
-        progress=progress,
-        processes=processes,
+        place=place,
     )
+
+
+def place_of(
+    network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, *, exact: bool = False
+) -> Place:
+    """Return the place of the rounds, or of a result, which is ``exact``: in float32."""
+    device = next(network.parameters()).device
+    dtype = torch.float32 if exact else choose_precision(recipe.precision, device)
+    return Place(partition, device, recipe.image_size, recipe.batch_size, dtype, progress)
 
 
 def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:
@@ -87,11 +95,11 @@ def kmeans_of(recipe: Recipe) -> KMeans:
 
 
 def kmeans_of_result(recipe: Recipe) -> KMeans:
-    kmeans = kmeans_of(recipe)
+    kmeans = replace(kmeans_of(recipe), spherical=False)
     return replace(kmeans, empty="split") if kmeans.empty == "faiss" else kmeans  # that one is for the record of rounds
 
 
-def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learning:
+def learning_of(recipe: Recipe, lr: LearningRate) -> Learning:
     return by_name(
         Learning,
         recipe,
@@ -101,7 +109,6 @@ def learning_of(recipe: Recipe, lr: LearningRate, device: torch.device) -> Learn
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
         loss=loss_of(recipe),
         reuse_features=recipe.features == "memory",
-        dtype=choose_precision(recipe.precision, device),
     )
 
 

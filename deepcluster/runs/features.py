@@ -15,6 +15,7 @@ from deepcluster.images.find import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.nets.network import no_network
 from deepcluster.nets.sizes import FEATURES
+from deepcluster.place import Place
 from deepcluster.presets import check_groups
 from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
@@ -108,7 +109,7 @@ def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe)
     try:
         final = result_of(
             given.features, recipe.pseudo_labels, seed=seed, reduction=reduction_of(recipe, width),
-            clustering=kmeans_of_result(recipe), where=CPU, partition=partition,
+            clustering=kmeans_of_result(recipe), place=Place(partition),
         )  # fmt: skip
     except NonFiniteError as error:
         raise DataError(

@@ -16,6 +16,7 @@ from deepcluster.images.store import MEMORY_BUDGET, read_once
 from deepcluster.learning.features import extract
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
+from deepcluster.place import Place
 from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe
 from deepcluster.report.pictures import MAX_PICTURES
@@ -234,10 +235,11 @@ def measured(source: Source, network: Network, recipe: Recipe) -> Pace:
     reading = (time.perf_counter() - begin) / len(few)
     if not len(images):
         return Pace(reading, 0.0)
-    extract(network, images[:1], size=recipe.image_size, batch_size=1)  # the first call sets up much
+    place = Place.of(network, images, size=recipe.image_size, batch_size=recipe.batch_size)
+    extract(network, images[:1], replace(place, batch_size=1))  # the first call sets up much
     batch = images[torch.arange(min(count, recipe.batch_size)) % len(images)]  # few tiny images are slower, each
     begin = time.perf_counter()
-    extract(network, batch, size=recipe.image_size, batch_size=recipe.batch_size)
+    extract(network, batch, place)
     return Pace(reading, (time.perf_counter() - begin) / len(batch))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepcluster import algorithm
-from deepcluster.algorithm import conclude
+from deepcluster.algorithm import result_of
 from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DeepClusterWarning
@@ -21,7 +21,7 @@ from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, Clustering
 from deepcluster.report.text import agreement
-from deepcluster.runs.build import kmeans_of_result, reduction_of
+from deepcluster.runs.build import kmeans_of_result, place_of, reduction_of
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.rows import Rows, Sample, sample_of
@@ -83,17 +83,13 @@ def conclude_run(
         The result, and run.json with the candidates for the number of groups.
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
-    final = conclude(
-        network,
-        store.images,
-        clusters=recipe.pseudo_labels,
+    final = result_of(
+        features,
+        recipe.pseudo_labels,
         seed=job.request.seed,
-        size=recipe.image_size,
-        batch_size=recipe.batch_size,
         reduction=reduction_of(recipe, network.feature_dim),
         clustering=kmeans_of_result(recipe),
-        processes=job.processes,
-        features=features,
+        place=place_of(network, recipe, store.partition, exact=True),
     )
     if is_final and record.rounds and (text := collapse(final)):
         warnings.warn(text, DeepClusterWarning, stacklevel=2)
@@ -236,7 +232,7 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
         return cut(reduced, n_clusters, seed=derive(seed, "groups"))
     kmeans, partition = kmeans_of_result(recipe), Partition.single(len(reduced))
     starts = (derive(seed, "groups", start) for start in range(STARTS if few else 1))
-    clusterings = (kmeans.exact(reduced, n_clusters, start, partition) for start in starts)
+    clusterings = (kmeans.once(reduced, n_clusters, seed=start, partition=partition) for start in starts)
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
 

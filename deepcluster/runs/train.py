@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from deepcluster.clustering.agreement import compared
+from deepcluster.place import Stopwatch
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
-from deepcluster.runs.build import learning_rate, rounds_of, shares_pass
+from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
 from deepcluster.runs.forecast import SHARE_OF_TIME, in_words, training_cost
 from deepcluster.runs.result import label_numbers
 from deepcluster.runs.writer import Cost, ResultWriter
@@ -70,23 +71,35 @@ class Rounds:
 
 
 class History:
-    """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds."""
+    """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds.
 
-    def __init__(self, folder: LockedFolder, truth: list[str] | None, done: int):
-        self.folder, self.truth = folder, truth
+    images: Number of images that a round trains on.
+    """
+
+    def __init__(self, folder: LockedFolder, truth: list[str] | None, done: int, images: int):
+        self.folder, self.truth, self.images = folder, truth, images
         self.columns = HISTORY if truth is None else (*HISTORY, "nmi_labels")
         self.rows: list[Mapping[str, Any]] = resuming.history(folder, self.columns, done) if done else []
         folder.write_rows("history.csv", self.columns, self.rows)
 
-    def add(self, round: Round) -> Mapping[str, Any]:
+    def add(self, round: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
         """Write the row of a round, and return it."""
-        self.rows.append(history_row(round, self.truth))
+        self.rows.append(history_row(round, seconds, self.images, self.truth))
         self.folder.write_rows("history.csv", self.columns, self.rows)
         return self.rows[-1]
 
 
-def history_row(round: Round, truth: list[str] | None) -> dict[str, Any]:
-    """Return the row of a round in history.csv; ``truth``: the true labels, if there are any."""
+def history_row(
+    round: Round, seconds: Mapping[str, float], images: int, truth: list[str] | None = None
+) -> dict[str, Any]:
+    """Return the row of a round in history.csv.
+
+    Args:
+        round: The round.
+        seconds: Those of its steps.
+        images: Number of images that it trained on.
+        truth: The true labels, if there are any.
+    """
 
     def blank_if_nan(value: float) -> float | str:
         return "" if math.isnan(value) else _rounded(value, 5)
@@ -102,10 +115,8 @@ def history_row(round: Round, truth: list[str] | None) -> dict[str, Any]:
         "largest_share": _rounded(round.clustering.largest_share, 5),
         "reseeded": round.clustering.reseeded,
         "lr": _rounded(round.lr, 8),
-        "features_seconds": _rounded(round.features_seconds, 3),
-        "clustering_seconds": _rounded(round.clustering_seconds, 3),
-        "training_seconds": _rounded(round.training_seconds, 3),
-        "images_per_second": _rounded(round.images_per_second, 1),
+        **{f"{step}_seconds": _rounded(value, 3) for step, value in seconds.items()},
+        "images_per_second": _rounded(images / seconds["training"], 1),
     }
     if truth is not None:
         labels, known = label_numbers(truth, sorted(set(truth)))
@@ -141,28 +152,31 @@ def train(
     else:
         state = State()
         save(state)
-    history = History(writer.folder, job.truth(writer.images.store.kept), state.round) if writer.folder else None
+    store = writer.images.store
+    trained = store.partition.total * recipe.epochs
+    history = History(writer.folder, job.truth(store.kept), state.round, trained) if writer.folder else None
     if state.round == 0 and recipe.rounds and job.request.report:
         features = _first_result(writer, limit)
         if not limit.rounds:
             return Rounds(0, "time limit", features)
         state = replace(state, features=features if shares_pass(recipe, job.device) else None)
         del features
+    watch = Stopwatch(job.display.progress)
     rounds = rounds_of(
         network,
-        writer.images.store.images,
+        store.images,
         recipe,
         lambda time: learning_rate(recipe, time, limit.rounds),
         job.request.seed,
         state=state,
-        progress=job.display.progress,
-        processes=processes,
+        place=place_of(network, recipe, store.partition, watch),
     )
     state, begin = replace(state, features=None), clock.elapsed()  # the round frees its features before it trains
     for round in rounds if state.round < limit.rounds else ():
+        seconds = watch.seconds()
         state = replace(round.state, features=None)
-        row = history.add(round) if history else {}
-        _plan(limit, writer.cost, round, clock.elapsed() - begin)
+        row = history.add(round, seconds) if history else {}
+        _plan(limit, writer.cost, state.round, clock.elapsed() - begin, seconds["features"])
         limit.rounds, is_due = processes.broadcast_json(lambda: [limit.rounds, writer.is_due])
         save(round.state)
         job.display.round(row, limit.rounds)
@@ -171,6 +185,7 @@ def train(
         if is_due:
             writer.preliminary(state.round)
         begin = clock.elapsed()
+        watch.start()
     return Rounds(state.round, _reason(state, recipe))
 
 
@@ -203,11 +218,10 @@ def _first_result(writer: ResultWriter, limit: TimeLimit) -> Tensor:
     return features
 
 
-def _plan(limit: TimeLimit, cost: Cost, round: Round, seconds: float) -> None:
-    """Plan the rounds after one that took so many seconds. Its pass may have been made already."""
-    one_pass = max(cost.one_pass, round.features_seconds)
-    each = (1 + SHARE_OF_TIME) * (seconds - round.features_seconds + one_pass)
-    limit.plan(round.state.round, each, max(cost.result, one_pass))
+def _plan(limit: TimeLimit, cost: Cost, done: int, seconds: float, features: float) -> None:
+    """Plan the rounds after the ``done`` ones by the seconds of the last and of its pass, which may have been 0."""
+    one_pass = max(cost.one_pass, features)
+    limit.plan(done, (1 + SHARE_OF_TIME) * (seconds - features + one_pass), max(cost.result, one_pass))
 
 
 def _reason(state: State, recipe: Recipe) -> str:

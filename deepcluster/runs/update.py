@@ -204,7 +204,7 @@ def _of_images(
         images = gather(images, torch.tensor(kept, dtype=torch.int64))
     reduced, residuals = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
     if kept:
-        reduced, residuals = model.measure(images, partial(display.progress, "features"))
+        reduced, residuals = model.measure(images, display.progress)
     source = source.rows([store.kept[i] for i in kept])
     return _New(source, reduced, residuals, images, [digests[i] for i in kept]), store.skipped
 

@@ -6,13 +6,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
 from torch import Tensor
 
-from deepcluster.algorithm import devices
 from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
@@ -20,7 +18,7 @@ from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.text import agreement, count
-from deepcluster.runs.build import reduction_of
+from deepcluster.runs.build import place_of
 from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
 from deepcluster.runs.page import Tables, write_page
 from deepcluster.runs.plan import ImagesRead, Job
@@ -85,13 +83,9 @@ class ResultWriter:
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
-        recipe, images, network = self.images.recipe, self.images.store.images, self.network
-        dims, begin = reduction_of(recipe, network.feature_dim).dims, time.perf_counter()
-        where, _ = devices(network, len(images), network.feature_dim, dims, self.job.processes)
-        progress = partial(self.job.display.progress, "features")
-        features = extract(
-            network, images, size=recipe.image_size, batch_size=recipe.batch_size, where=where, progress=progress
-        )
+        store, begin = self.images.store, time.perf_counter()
+        place = place_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
+        features = extract(self.network, store.images, place)
         self.cost.one_pass = time.perf_counter() - begin
         return features
 

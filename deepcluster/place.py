@@ -1,0 +1,95 @@
+"""How this process sees the images: its rows of them, its device, and the size, batch and type of a forward pass."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from deepcluster.runtime.devices import CPU, holds_rows
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE, Processes
+
+FEATURES, TRAINING = "features", "training"  # phases
+Progress = Callable[[str, int, int], None]  # phase, images done, images in all
+
+
+def ignore_progress(phase: str, done: int, total: int) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process's part of the work, and how it does it. All steps of a run take the same one.
+
+    Attributes:
+        partition: Which rank has which images; holds the processes.
+        device: Device of the network.
+        size: Side of the central square that the network sees of an image, px.
+        batch_size: Images in a batch of a pass in evaluation mode. Another one may change the last bits.
+        dtype: Type of the network's operations.
+        progress: Called with a phase, the images done and those in all.
+    """
+
+    partition: Partition
+    device: torch.device = CPU
+    size: int = 0
+    batch_size: int = 256
+    dtype: torch.dtype = torch.float32
+    progress: Progress = ignore_progress
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        images: Tensor,
+        *,
+        size: int | None = None,
+        batch_size: int = 256,
+        dtype: torch.dtype = torch.float32,
+        progress: Progress = ignore_progress,
+        processes: Processes = ALONE,
+    ) -> "Place":
+        """Return the place of a network and this rank's images (n x 3 x S x S). ``size=None``: S. A collective."""
+        device = next(network.parameters()).device
+        partition = Partition.of(processes, len(images))
+        return cls(partition, device, size or images.shape[-1], batch_size, dtype, progress)
+
+    def device_for(self, width: int) -> torch.device:
+        """Return the device for a row of ``width`` numbers per image: the CPU if one rank has no room. A collective."""
+        rows = self.partition.sizes[self.partition.processes.rank]
+        return CPU if self.partition.processes.any(not holds_rows(self.device, rows, width)) else self.device
+
+
+@dataclass
+class Stopwatch:
+    """A ``progress`` that times the steps of a round by the calls that it passes on.
+
+    Attributes:
+        progress: Called with the same arguments.
+        begin: When the round began, by time.perf_counter(): set by :meth:`start`.
+    """
+
+    progress: Progress = ignore_progress
+    begin: float = field(default_factory=time.perf_counter)
+    _features: float | None = None
+    _training: float | None = None
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase == FEATURES:
+            self._features = time.perf_counter()
+        elif phase == TRAINING and done == 0:
+            self._training = time.perf_counter()
+        self.progress(phase, done, total)
+
+    def start(self) -> None:
+        """Begin to time a round."""
+        self.begin, self._features, self._training = time.perf_counter(), None, None
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of the ``features``, the ``clustering`` and the ``training`` of a round that has ended."""
+        end = time.perf_counter()
+        features = self.begin if self._features is None else self._features  # no pass if they were known
+        training = end if self._training is None else self._training
+        return {"features": features - self.begin, "clustering": training - features, "training": end - training}
