@@ -1,13 +1,9 @@
-"""The layering of the package: a module imports only what lies below it, and starting up is quick."""
+"""The layering of the package: a module imports only what lies below it."""
 
 import ast
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import deepcluster
-from tests.tiny import RECORD
 
 ROOT = Path(deepcluster.__file__).parent
 # From the bottom up. A room may import itself and the rooms of lower levels.
@@ -86,42 +82,6 @@ def test_no_import_cycle():
     while leaves := [name for name, others in graph.items() if not others]:
         graph = {name: others - set(leaves) for name, others in graph.items() if name not in leaves}
     assert graph == {}
-
-
-def test_help_does_not_import_torch():
-    code = (
-        "import sys\nfrom deepcluster.cli import run_command\n"
-        "for line in ('--help', 'fit --help', '--version'):\n    assert run_command(line.split()) == 0\n"
-        "assert not {'torch', 'sklearn'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == 2 and done.stdout.endswith(f"{deepcluster.__version__}\n")
-
-
-def test_a_typo_does_not_import_torch(tmp_path):
-    """That takes seconds: arguments, paths, runs and the number of clusters are checked before."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/a.jpg").write_bytes(b"0")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/run.json").write_text(json.dumps(RECORD | {"images_count": 3}))
-    lines = (
-        "fit fotos", "fit photos -k ten", "fit photos -k 1", "fit photos -k 2", "fit x.txt", "fit photos --recipe nope",
-        "fit photos --weights none.pt", "fit photos --labels none.csv", "fit photos -o run", "fit none.npy --features",
-        "predict none photos", "predict run fotos", "predict run photos -o run/run.json", "embed run fotos -o a.npy",
-        "recut none -k 3", "recut run -k 4", "apply none e.json", "apply run none.json", "report none",
-        "evaluate none", "evaluate run fotos", "evaluate run --labels none.csv", "export none --to onnx -o a.onnx",
-        "export run --to folders -o photos", "similar none a.jpg", "update none photos", "update run fotos",
-        "fit none.npy --features --time-limit 3m",
-    )  # fmt: skip
-    code = (
-        "import sys\nfrom deepcluster.cli import run_command\n"
-        f"for line in {lines}:\n    assert run_command(line.split()) in (2, 3, 4, 5), line\n"
-        "    assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules), line"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("error: ") == len(lines)
 
 
 def test_no_global_generator():

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -77,44 +75,6 @@ def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch
     assert {*flags.ProtocolFlags.__annotations__} == {
         name for kind in PROTOCOL_OPTIONS.values() for name, option in declared(kind).items() if option.flag
     }
-
-
-TYPOS = {
-    "fit photos --lr fast": "--lr",
-    "fit photos --lr 101": "lr=101.0 must lie between 0 and 100",
-    "fit photos --set lrr=1": "did you mean lr?",
-    "fit photos --set empty=drop": "split or sample or faiss",
-    "fit photos --recipe atuo": "did you mean auto",
-    "fit photos --backbone alexnte": "photos or photos-ssl or photos-small or module or timm:NAME",
-    "fit photos --backbone timm:": "photos or photos-ssl or photos-small or module or timm:NAME",
-    "fit photos -k many": "-k many",
-    "fit photos --device tpu": "cuda",
-    "fit photos --time-limit soon": "--time-limit soon: write it as 90s",
-    "fit photos --time-limit 0m": "--time-limit 0m: give more than 0 seconds",
-    "fit photos --resume": "give -o RUN",
-    "recut run -k many": "-k many",
-    "embed run photos -o features.txt": "a name ending in .npy",
-    "evaluate run --protocol lineer": 'Did you mean "linear"?',
-    "evaluate run --set shufles=1": "did you mean shuffles?",
-    "evaluate run --protocol linear --set lr=nan": "lr=nan",
-    "export run --to onxn -o out": 'Did you mean "onnx"?',
-    "recipes atuo": "did you mean auto",
-}
-
-
-def test_typos_are_reported_before_anything_slow_is_imported():
-    """All in one process, which is to end without torch."""
-    code = (
-        "import contextlib, io, json, sys\nfrom deepcluster.cli import run_command\nreports = []\n"
-        f"for line in {list(TYPOS)}:\n"
-        "    with contextlib.redirect_stderr(io.StringIO()) as errors:\n"
-        "        code = run_command(line.split())\n"
-        "    reports.append((code, errors.getvalue(), 'torch' in sys.modules or 'sklearn' in sys.modules))\n"
-        "print(json.dumps(reports))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    for (line, message), (code, said, slow) in zip(TYPOS.items(), json.loads(done.stdout), strict=True):
-        assert code == 2 and message in said and not slow, (line, said)
 
 
 def test_the_protocols_with_options_are_those_that_there_are():

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.cli import files_read
-from deepcluster.errors import DiskError, UsageError
+from deepcluster.errors import DiskError
 from deepcluster.storage import files as whole
-from deepcluster.storage.files import check_no_input, new_folder, write_output
-from deepcluster.storage.run_folder import ADDED_COLUMNS
+from deepcluster.storage.files import new_folder, write_output
 from tests.helpers.runs import change_record, contents
-from tests.tiny import tiny_run, writable
+from tests.tiny import tiny_run
 
 Ends = Callable[..., str]
 LONG = "x" * 300
@@ -174,18 +172,6 @@ def test_an_open_file_by_its_number_is_written_into(place: Path, ends: Ends) -> 
         log.flush()
         ends(["predict", "run", "photos", "-o", f"/proc/self/fd/{log.fileno()}", "-q"], 0)
     assert Path("log").read_bytes().startswith(b"a line\n" + ROW)
-
-
-def test_the_original_of_a_path_in_the_run_is_no_output(place: Path) -> None:
-    """As `similar RUN 1.png` reads it, from any folder."""
-    with pytest.raises(UsageError, match="one of the files"):
-        for file in files_read(Path("given"), "1.png"):
-            check_no_input(Path("photos/1.png"), file)
-    added = {"path": "more.npy#3", "source": str(place / "photos.npy"), "member": "3"}
-    writable(Path("given")).write_rows("added.csv", ADDED_COLUMNS, [added])
-    with pytest.raises(UsageError, match="one of the files"):
-        for file in files_read(Path("given"), "more.npy#3"):
-            check_no_input(Path("photos.npy"), file)
 
 
 # ---- files that are written whole -----------------------------------------------------------------------------------
