@@ -39,7 +39,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction, whiten
 from deepcluster.images import find
-from deepcluster.images.find import true_labels
+from deepcluster.images.given import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.images.views import each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.features import extract

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.images import find
-from deepcluster.images.find import true_labels
+from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import build

@@ -57,7 +57,7 @@ def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[s
 def read(images: str, size: int) -> Iterator[tuple[Any, list[str]]]:
     """Yield the stored images (uint8, N x 3 x S x S) and their labels."""
     from deepcluster.images import find
-    from deepcluster.images.find import true_labels
+    from deepcluster.images.given import true_labels
     from deepcluster.images.store import read_once
 
     source = find(images)

@@ -30,10 +30,9 @@ from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, 
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
 from deepcluster.images import find
-from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import accepted_formats
-from deepcluster.images.features_in import check_features_there
-from deepcluster.images.find import check_labels_there, check_there, is_named
+from deepcluster.images.files import check_there, is_named
+from deepcluster.images.given import check_features_there, check_labels_there
 from deepcluster.nets import hub
 from deepcluster.nets.hub import PUBLISHED
 from deepcluster.nets.sizes import FEATURES
@@ -43,6 +42,7 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.report.text import count
 from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
+from deepcluster.runtime.plain_files import write_csv
 from deepcluster.runtime.torchrun import is_main_rank, world_size
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits

@@ -26,7 +26,6 @@ from deepcluster.clustering.kmeans import means
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import PixelScale, pixel_scale
-from deepcluster.images.csv_files import PATH_COLUMNS
 from deepcluster.images.decode import one_line
 from deepcluster.model import Model
 from deepcluster.nets.sizes import MODULE
@@ -41,6 +40,7 @@ from deepcluster.runs.plan import Request
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import tabular as tables

@@ -15,7 +15,7 @@ from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.groups.cut import Cut, Placement, place
 from deepcluster.images import Images, find
 from deepcluster.images.decode import one_line
-from deepcluster.images.features_in import read_features
+from deepcluster.images.given import read_features
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass

@@ -26,12 +26,13 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError
-from deepcluster.images import csv_files, find
 from deepcluster.images import files as image_files
-from deepcluster.images.csv_files import guarded, unguarded
-from deepcluster.images.find import true_labels
+from deepcluster.images import find
+from deepcluster.images.given import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
+from deepcluster.runtime import plain_files
+from deepcluster.runtime.plain_files import guarded, unguarded
 from deepcluster.storage import run_folder as files
 from tests.helpers.report import Page, page, row, summary_of
 from tests.helpers.runs import small_fit
@@ -220,7 +221,7 @@ def test_a_guarded_path_names_the_same_file() -> None:
 
 
 def test_without_the_guard_there_would_be_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_files, "guarded", dict)
+    monkeypatch.setattr(plain_files, "guarded", dict)
     seen = raw_rows(written([{"path": "=1+1"}], ("path",)))
     assert DANGEROUS.match(seen[0]["path"])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from deepcluster.errors import DataError, UsageError
-from deepcluster.images import csv_files, find
-from deepcluster.images.find import check_labels_there, true_labels
+from deepcluster.images import find
+from deepcluster.images.given import check_labels_there, true_labels
 from deepcluster.runtime import plain_files
 
 numbers = find(np.zeros((3, 4, 4), np.uint8))
@@ -56,7 +56,7 @@ def test_folders_without_folders(photos):
 )
 def test_bad_csv(photos, tmp_path, text, error, message, monkeypatch):
     monkeypatch.setattr(plain_files, "LONGEST_LINE", 100)
-    monkeypatch.setattr(csv_files, "MOST_TEXT", 200)
+    monkeypatch.setattr(plain_files, "MOST_TEXT", 200)
     file = tmp_path / "labels.csv"
     if text is not None:
         file.write_text(text)

@@ -14,7 +14,7 @@ import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
-from deepcluster.images.features_in import read_features
+from deepcluster.images.given import read_features
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request

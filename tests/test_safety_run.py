@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError
-from deepcluster.images.find import LIBRARIES
+from deepcluster.images.files import LIBRARIES
 from deepcluster.runs import at_hand
 from deepcluster.runs import page as run_report
 from deepcluster.runtime import plain_files

@@ -25,7 +25,7 @@ from deepcluster.errors import DataError
 from deepcluster.images import Source, find
 from deepcluster.images import shards as tars
 from deepcluster.images.decode import SMALL_FILE, Undecodable
-from deepcluster.images.find import true_labels
+from deepcluster.images.given import true_labels
 from deepcluster.images.store import preview, read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request

@@ -19,12 +19,12 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageEr
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.images import Images, Source, find
-from deepcluster.images.csv_files import write_csv
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
 from deepcluster.report.text import Row, count
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder

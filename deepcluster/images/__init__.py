@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.images.find import Images, find, find_in_parts
+from deepcluster.images.files import Images, find, find_in_parts
 from deepcluster.images.source import Source
 
 if TYPE_CHECKING:

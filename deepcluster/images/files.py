@@ -1,18 +1,143 @@
-"""Images in files: folders, lists of paths, tar shards."""
+"""Find images: a folder, a list of paths, shards, an array, a data set or its name."""
 
 import codecs
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Protocol, TextIO, TypeGuard
 
-from deepcluster.errors import DataError
-from deepcluster.images import shards as tars
-from deepcluster.images.csv_files import PATH_COLUMNS
-from deepcluster.images.decode import decode, explain, is_empty, not_a_file, one_line, short_side
-from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source, is_run
-from deepcluster.runtime.plain_files import MOST_TEXT, check_file
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deepcluster.errors import DataError, UsageError
+from deepcluster.images import arrays, named, shards
+from deepcluster.images.arrays import is_tensor, reader
+from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, one_line, short_side
+from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source, is_run, numbered
+from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file
+
+
+class Dataset(Protocol):
+    """Images by number, as in ``arrays.reader``: a Dataset of torch or Hugging Face, a list of
+    images, or a tensor."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision, "hf": named.from_hugging_face}
+
+# Everything that :func:`find` takes.
+Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
+
+
+def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
+    """Yield the images of :func:`find`, ``count`` at a time. From ``-`` only what the next part needs is read."""
+    if not (isinstance(images, str) and images == "-"):
+        yield from find(images).parts(count)
+        return
+    paths = paths_of_stdin(stdin or sys.stdin)
+    part = list(islice(paths, count))
+    yield from_files(part, "stdin", "-")
+    while part := list(islice(paths, count)):
+        yield from_files(part, "stdin", "-")
+
+
+def find(images: Images, *, stdin: TextIO | None = None) -> Source:
+    """Find images without decoding them.
+
+    Args:
+        images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line; what was
+            found already stays as it is.
+        stdin: Read for ``-``; default: ``sys.stdin``.
+
+    Raises:
+        DataError: Nothing is there, or it cannot hold images.
+    """
+    if isinstance(images, Source):
+        return images
+    if is_tensor(images):
+        images = images.detach().cpu().numpy()
+    if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or what looks like it
+        names = ", ".join(f"[{name!r}]" for name in list(images)[:5])
+        raise DataError(f"images cannot come from a whole {type(images).__name__}: pass one part of it: {names}")
+    if isinstance(images, np.ndarray) and images.dtype.kind != "U":
+        return arrays.from_array(images, "array", "python:array")
+    if isinstance(images, str | Path):
+        return _from_text(str(images), stdin)
+    if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
+        return from_files([(path, located(path)) for path in map(str, images)], "images", "python:paths")
+    if _is_dataset(images):
+        if not len(images):
+            raise DataError(f"no images in the {type(images).__name__} that was passed")
+        return Source("dataset", "python:dataset", numbered(len(images)), reader(images), None, ())
+    raise DataError(
+        f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths, an array or tensor, or a "
+        "Dataset that has a length"
+    )
+
+
+def _is_dataset(images: Any) -> TypeGuard[Dataset]:
+    """Tell if it gives images by number; the first item of a list decides."""
+    if isinstance(images, list | tuple):
+        return bool(images) and (isinstance(images[0], Image.Image | np.ndarray) or is_tensor(images[0]))
+    indexed = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    return indexed and not isinstance(images, str | bytes | bytearray | Mapping)
+
+
+def _from_text(text: str, stdin: TextIO | None) -> Source:
+    if not text:
+        raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
+    scheme, _, name = text.partition(":")
+    if text == "-":
+        return from_files(list(paths_of_stdin(stdin or sys.stdin)), "stdin", "-")
+    return LIBRARIES[scheme](name) if scheme in LIBRARIES else _from_path(text)
+
+
+def is_named(text: str) -> bool:
+    """Tell if a text as for IMAGES names a data set, which its library loads: that may take a while."""
+    return text.partition(":")[0] in LIBRARIES
+
+
+def check_there(text: str) -> None:
+    """DataError where a text as for IMAGES names no file or folder; nothing is opened, nor looked for elsewhere."""
+    if text == "-" or is_named(text):
+        return
+    path = absolute(os.path.expanduser(text))  # noqa: PTH111
+    if not os.path.lexists(path):
+        _from_path(text)
+
+
+def _from_path(text: str) -> Source:
+    path = absolute(os.path.expanduser(text))  # noqa: PTH111 (which leaves alone the ~ of nobody's home)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        unknown = re.match(r"[A-Za-z][\w+.-]+:", text)
+        if not unknown and shards.is_pattern(text):
+            name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
+            return shards.from_tars(shards.files_of(path), name or "shards", str(path))
+        problem = "unknown kind of images" if unknown else explain(error)
+        raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
+    if stat.S_ISDIR(mode):
+        return from_folder(path)
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{one_line(text)} is {not_a_file(mode)}. {WHAT_TO_TYPE}")
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz"):
+        return arrays.from_numpy_file(path)
+    if shards.is_shard(path.name):
+        return shards.from_tars({path.name: path}, path.stem, str(path))
+    if suffix == ".txt" or (suffix not in SUFFIXES and is_text(path)):
+        return from_list(path)
+    return from_files([(path.name, path)], path.stem, str(path))
+
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -41,9 +166,9 @@ def from_folder(folder: Path) -> Source:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
     paths.sort(key=os.fsencode)
-    if shards := tars.shards_among(paths):
-        skipped += [(path, "beside the shards, not read") for path in paths if not tars.is_shard(path)]
-        return tars.from_tars({path: folder / path for path in shards}, folder.name or "images", str(folder), skipped)
+    if names := shards.shards_among(paths):
+        skipped += [(path, "beside the shards, not read") for path in paths if not shards.is_shard(path)]
+        return shards.from_tars({path: folder / path for path in names}, folder.name or "images", str(folder), skipped)
     skipped.sort(key=lambda pair: os.fsencode(pair[0]))
     labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
     real = Path(os.path.realpath(folder))  # no link below it is followed

@@ -24,7 +24,7 @@ from deepcluster.evaluation.options import (
     LinearOptions,
 )
 from deepcluster.images import Source, find
-from deepcluster.images.find import true_labels
+from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options

@@ -10,8 +10,7 @@ from torch import Tensor
 from deepcluster.algorithm import result_of
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.images import Source
-from deepcluster.images.features_in import GivenFeatures, read_features
-from deepcluster.images.find import true_labels
+from deepcluster.images.given import GivenFeatures, read_features, true_labels
 from deepcluster.images.store import read_once
 from deepcluster.nets.network import no_network
 from deepcluster.nets.sizes import FEATURES

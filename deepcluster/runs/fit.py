@@ -15,7 +15,7 @@ import deepcluster
 from deepcluster.errors import DeepClusterError, Stopped
 from deepcluster.images import Images, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.find import true_labels
+from deepcluster.images.given import true_labels
 from deepcluster.images.source import counted
 from deepcluster.images.store import Store, check_alike, read_share
 from deepcluster.learning.training import network_precision

@@ -16,7 +16,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
 from deepcluster.images import Images, Source, find, find_in_parts
 from deepcluster.images.decode import one_line
-from deepcluster.images.features_in import read_features
+from deepcluster.images.given import read_features
 from deepcluster.images.source import nothing_readable
 from deepcluster.images.store import check_alike, read_once
 from deepcluster.model import Model

@@ -19,7 +19,7 @@ from deepcluster.groups.drift import drift
 from deepcluster.groups.embedding import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.features_in import GivenFeatures, read_features
+from deepcluster.images.given import GivenFeatures, read_features
 from deepcluster.images.source import Origin, counted, nothing_readable
 from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model

@@ -18,11 +18,10 @@ from safetensors import SafetensorError
 
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.images.arrays import load_array
-from deepcluster.images.csv_files import Row, unguarded, write_csv
 from deepcluster.images.source import RECORD as RECORD
 from deepcluster.images.source import RUN as RUN
 from deepcluster.images.source import is_run
-from deepcluster.runtime.plain_files import check_file, lines_of
+from deepcluster.runtime.plain_files import Row, check_file, lines_of, unguarded, write_csv
 from deepcluster.storage import state
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
