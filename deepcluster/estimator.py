@@ -30,7 +30,7 @@ from deepcluster.images.decode import one_line
 from deepcluster.model import Model
 from deepcluster.nets.sizes import MODULE
 from deepcluster.recipe import AUTO, Recipe, declared
-from deepcluster.report.gallery import gallery
+from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL
 from deepcluster.report.text import count
 from deepcluster.runs import fit as runs

@@ -5,7 +5,6 @@ Needs chromium and playwright (CONTRIBUTING.md); without them it is skipped.
 
 import csv
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -493,24 +492,3 @@ def test_without_script_everything_can_be_read(run: Path, browser: Any) -> None:
         assert page.locator("table.confusion").is_visible()
         assert not any(button.is_visible() for button in page.locator("button, select, canvas, input").all())
         assert page.locator("img").evaluate_all("images => images.every(image => image.alt)")
-
-
-@pytest.mark.skipif(
-    "DEEPCLUSTER_CIFAR10" not in os.environ, reason="DEEPCLUSTER_CIFAR10 names no folder of 10,000 images"
-)
-@pytest.mark.slow
-def test_ten_thousand_photographs(browser: Any, tmp_path: Path) -> None:
-    run, cifar = tmp_path / "run", os.environ["DEEPCLUSTER_CIFAR10"]
-    assert run_command(["fit", cifar, "-k", "10", "--rounds", "1", "--labels", "folders", "-o", str(run), "-q"]) == 0
-    assert (run / "report.html").stat().st_size < 5_000_000
-    table = rows_of(run / "clusters.csv")
-    assert len(table) == 10_000
-    with opened(browser, run / "report.html") as page:
-        assert every_tab(page) == ["clusters", "map", "groups", "training", "problems", "labels", "run"]
-        move_slider(page, len(table))
-        edits = edit(page, tmp_path)
-        assert len(lasso(page, tmp_path, ALL)) == 10_000
-        assert 0 < len(lasso(page, tmp_path, HALF)) < 10_000
-    assert run_command(["apply", str(run), str(edits)]) == 0
-    assert len(rows_of(run / "cluster_summary.csv")) == 9
-    assert {row["name"] for row in rows_of(run / "clusters.csv") if row["cluster"] == "0"} == {NAME}

@@ -1,10 +1,10 @@
 """What the report page is made of: the choice of images, curves and charts, thumbnails, and names that do no harm."""
 
+import json
+import os
 import re
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +12,10 @@ from PIL import Image
 
 from deepcluster.images import find
 from deepcluster.report.charts import curve, histogram, histograms, training_charts
-from deepcluster.report.page import RunData
-from deepcluster.report.pictures import thumbnail
-from deepcluster.report.sections import representatives
+from deepcluster.report.pictures import THUMBNAIL, thumbnail
+from deepcluster.report.sections import MEDOID, representatives
 from deepcluster.report.text import duration, figure, inert
-from deepcluster.runs import page as run_report
-from deepcluster.storage.run_record import RunRecord
+from deepcluster.runs.page import pictures, report
 from deepcluster.storage.table import Table
 
 
@@ -38,13 +36,13 @@ def test_representatives_by_hand() -> None:
         ("0", "medoid"), ("1", "diverse"), ("4", "diverse"), ("6", "diverse"), ("3", "borderline"), ("8", "borderline"),
         ("11", "outlying"), ("10", "outlying"),
     ]  # fmt: skip
-
-
-def test_outliers_are_shown_before_images_that_are_only_far() -> None:
-    """An outlier by its residual may lie near a centroid: of the least distance, it is neither medoid nor diverse."""
-    rows = [row(str(i), str(i), is_outlier=str(int(i == 0))) for i in range(12)]
-    chosen = {r["path"]: kind for r, kind in representatives(rows, 8)}
-    assert (chosen["0"], chosen["1"]) == ("outlying", "medoid")
+    # An outlier by its residual may lie near a centroid: of the least distance, it is neither medoid nor diverse.
+    outlier = [row(str(i), str(i), is_outlier=str(int(i == 0))) for i in range(12)]
+    kinds = {r["path"]: kind for r, kind in representatives(outlier, 8)}
+    assert (kinds["0"], kinds["1"]) == ("outlying", "medoid")
+    two = [row("a", "1"), row("b", "2")]
+    for medoid, order in (("b", ["b", "a"]), ("gone", ["a", "b"])):
+        assert [r["path"] for r, _ in representatives(two, 5, medoid=medoid)] == order
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100])
@@ -58,12 +56,6 @@ def test_representatives_are_different_rows_and_fill_the_places(size: int) -> No
         assert distances == sorted(distances)
         outlying = [float(r["distance"]) for r, kind in chosen if kind == "outlying"]
         assert outlying == sorted(outlying, reverse=True) and all(far > distances[-1] for far in outlying)
-
-
-def test_representatives_take_the_medoid_of_the_summary() -> None:
-    rows = [row("a", "1"), row("b", "2")]
-    assert [r["path"] for r, _ in representatives(rows, 5, medoid="b")] == ["b", "a"]
-    assert [r["path"] for r, _ in representatives(rows, 5, medoid="gone")] == ["a", "b"]
 
 
 def test_representatives_without_margins_or_distances() -> None:
@@ -81,16 +73,15 @@ def test_representatives_without_margins_or_distances() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0, 1, 2], "M0,50 L50,25 L100,0"),
-        ([None, 1, 2], "M50,25 L100,0"),
-        ([0, None, 2], "M0,50 h0 M100,0 h0"),
-        ([0, 1, None], "M0,50 L50,25"),
-        ([1], "M50,25 h0"),
+        ([0, 1, 2], "M0,120 L132,60 L264,0"),
+        ([None, 1, 2], "M132,60 L264,0"),
+        ([0, None, 2], "M0,120 h0 M264,0 h0"),
+        ([1], "M132,60 h0"),
         ([None, None], ""),
     ],
 )
 def test_curve_by_hand(values: list[float | None], expected: str) -> None:
-    assert curve(values, width=100, height=50, high=2) == expected
+    assert curve(values, 2) == expected
 
 
 def test_a_chart_for_every_series_that_is_a_line() -> None:
@@ -108,7 +99,7 @@ def test_a_chart_for_every_series_that_is_a_line() -> None:
     assert (nmi["title"], nmi["line"]["path"], nmi["line"]["last"]) == ("NMI to the labels", "M0,90 L132,60", "0.500")
     assert nmi["line"]["end"] == (132.0, 60.0) and [text for _, text in nmi["x_ticks"]] == ["1", "2", "3"]
     assert nmi["chance"] is None
-    assert share["y_ticks"] == ((120.0, "0%"), (60.0, "25%"), (0.0, "50%"))
+    assert share["y_ticks"] == [(120.0, "0%"), (60.0, "25%"), (0.0, "50%")]
     assert training_charts([]) == []
 
 
@@ -117,17 +108,17 @@ def test_a_chart_for_every_series_that_is_a_line() -> None:
 
 def test_histograms_by_hand() -> None:
     rows = [{"fine_cluster": str(fine), "cluster": str(fine // 2)} for fine in (0, 0, 0, 1, 2, 2, 2, 2, 3)]
-    fine, coarse = histograms(rows)
+    fine, coarse = histograms(Table.of(rows))
     # Sizes 3, 1, 4, 1: bars from 0, one image wide, of which 5 are 264 units; two of size 1 are the highest.
     assert (fine["title"], fine["count"]) == ("Sizes of the fine clusters", 4)
     assert fine["path"] == (
         "M52.8,120 V0.0 H105.6 V120 Z M158.4,120 V60.0 H211.2 V120 Z M211.2,120 V60.0 H264.0 V120 Z"
     )
     assert fine["mean"] == (118.8, "2.25")
-    assert fine["x_ticks"] == ((0.0, "0"), (105.6, "2"), (264.0, "5"))
-    assert fine["y_ticks"] == ((120.0, "0"), (60.0, "1"), (0.0, "2"))
+    assert fine["x_ticks"] == [(0.0, "0"), (105.6, "2"), (264.0, "5")]
+    assert fine["y_ticks"] == [(120.0, "0"), (60.0, "1"), (0.0, "2")]
     assert (coarse["count"], coarse["mean"][1]) == (2, "4.50")
-    assert histograms([]) == [] == histograms([{"fine_cluster": "0", "cluster": "0"}])
+    assert histograms(Table.of([])) == [] == histograms(Table.of([{"fine_cluster": "0", "cluster": "0"}]))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 7, [19, 20, 21], [5000, 1, 1], [10**6, 10**6 - 1], list(range(1, 400))])
@@ -145,28 +136,41 @@ def test_a_histogram_counts_every_cluster_once(sizes: list[int]) -> None:
 # Thumbnails
 
 
-def test_the_encoder_gets_nothing_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Pillow 13 copies nothing of its own accord; older ones copy the colour profile.
-    given: list[dict[Any, Any]] = []
-    monkeypatch.setattr(Image.Image, "save", lambda image, *_, **__: given.append(dict(image.info)))
-    image = Image.new("RGB", (100, 100))
-    image.info |= {"icc_profile": b"canary", "comment": b"canary"}
-    thumbnail(image, 88, 10**6)
-    assert given == [{}]
-
-
-def test_thumbnail_is_the_central_square() -> None:
-    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
-    pixels[:, 20:40] = (0, 255, 0)
+@pytest.mark.parametrize("size", [(60, 20), (1, 1), (1, 3000), (88, 89)])
+def test_thumbnail_is_the_central_square(size: tuple[int, int]) -> None:
+    side = min(88, *size)
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    across, down = (size[0] - side) // 2, (size[1] - side) // 2
+    pixels[down : down + side, across : across + side] = (0, 255, 0)
     image = Image.open(BytesIO(thumbnail(Image.fromarray(pixels), 88, 10**6)))
-    assert image.size == (20, 20)
-    assert (np.asarray(image.convert("RGB")) == (0, 255, 0)).all()
+    assert image.size == (side, side)
+    inside = np.asarray(image.convert("RGB"), int)[2:-2, 2:-2]
+    assert np.abs(inside - (0, 255, 0)).max(initial=0) < 12
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (88, 89)])
-def test_thumbnail_of_odd_sizes(size: tuple[int, int]) -> None:
-    image = Image.open(BytesIO(thumbnail(Image.new("RGB", size), 88, 10**6)))
-    assert image.size == (min(88, *size),) * 2
+def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path) -> None:
+    y, x = np.mgrid[:960, :1280] // 5
+    image = Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8))
+    image.save(tmp_path / "a.jpg", quality=95)
+    picture = pictures(find(tmp_path), MEDOID * THUMBNAIL)
+    read = picture("a.jpg")
+    assert read is not None and read.size == (640, 480) and picture("b.jpg") is None
+    shown, whole = (
+        np.asarray(Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB")).astype(int) for one in (read, image)
+    )
+    assert shown.shape == (176, 176, 3) and np.abs(shown - whole).mean() < 2
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_commands_and_links_of_a_page_are_relative(run: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    """A page is passed on: it says nothing of the folders above."""
+    images = Path(json.loads((run / "run.json").read_text())["location"])
+    monkeypatch.chdir(run.parent.parent)
+    report(run.relative_to(run.parent.parent) if relative else run)
+    (data,) = re.findall(r'id="data">(.*?)</script>', (run / "report.html").read_text(), re.DOTALL)
+    name = f"{run.parent.name}/run" if relative else "run"
+    assert json.loads(data)["recut"] == f"deepcluster recut {name} -k "
+    assert json.loads(data)["originals"] == f"{os.path.relpath(images, run)}/"
 
 
 @pytest.mark.parametrize(("side", "limit"), [(32, 1500), (88, 1500), (176, 6000)])
@@ -174,54 +178,6 @@ def test_thumbnail_of_noise_keeps_to_its_limit(side: int, limit: int) -> None:
     # Nothing compresses worse than noise; the limits are those of a full page.
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
     assert len(thumbnail(noise, side, limit)) <= limit
-
-
-def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Path | None = None, images: Any = None) -> RunData:
-    """Return what ``write_page`` gives to the page of ``run`` for ``images``."""
-    given: list[RunData] = []
-    monkeypatch.setattr(run_report, "render", lambda data: given.append(data) or "")
-    folder: Any = SimpleNamespace(
-        path=run or tmp_path,
-        read_rows=lambda *_: [],
-        has=lambda _: False,
-        file=lambda name: tmp_path / name,
-        write_text=lambda *_: None,
-    )
-    tables = run_report.Tables(RunRecord(images="a", location="a", seed=0), Table.of([]), [], None, None)
-    run_report.write_page(folder, find(images or tmp_path / "images"), tables, None)
-    return given[0]
-
-
-def test_commands_and_links_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my photos").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "my photos/a.png")
-    photos = tmp_path / "my photos"
-    monkeypatch.chdir(tmp_path)
-    for run, name, originals in (
-        (Path("runs/pre"), "runs/pre", "../../my photos/"),
-        (tmp_path / "runs/pre", "pre", "../../my photos/"),
-        (Path("../x"), "x", f"../{tmp_path.name}/my photos/"),
-        (Path("/pre"), "pre", ""),  # the way would be all of the absolute path
-    ):
-        data = written(monkeypatch, tmp_path, run, photos)
-        assert (data.name, data.originals) == (name, originals)
-    # A list of paths, or one file, has no folder to link into.
-    (tmp_path / "list.txt").write_text("my photos/a.png")
-    assert written(monkeypatch, tmp_path, images=tmp_path / "list.txt").originals == ""
-
-
-def test_pictures_are_read_no_larger_than_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    y, x = np.mgrid[:960, :1280] // 5
-    image = Image.fromarray(np.stack([x, y, (x + y) // 2], 2).astype(np.uint8))
-    (tmp_path / "images").mkdir()
-    image.save(tmp_path / "images/a.jpg", quality=95)
-    data = written(monkeypatch, tmp_path)
-    read = data.picture("a.jpg")
-    assert read is not None and read.size == (640, 480) and data.picture("b.jpg") is None
-    shown, whole = (
-        np.asarray(Image.open(BytesIO(thumbnail(one, 176, 10**6))).convert("RGB")).astype(int) for one in (read, image)
-    )
-    assert shown.shape == (176, 176, 3) and np.abs(shown - whole).mean() < 2
 
 
 # Text

@@ -50,37 +50,35 @@ def training_charts(history: Sequence[Row]) -> list[Values]:
                 "title": title,
                 "line": _line(values, high, share=name in SHARES),
                 "chance": _line(chance, high, share=False) if any(chance) else None,
-                "x_ticks": tuple(
-                    (_across(i, len(rounds), WIDTH), rounds[i])
-                    for i in sorted({0, (len(rounds) - 1) // 2, len(rounds) - 1})
-                ),
-                "y_ticks": tuple(
-                    (_down(value, high, HEIGHT), f"{100 * value:g}%" if name in SHARES else f"{value:g}")
+                "x_ticks": [
+                    (_across(i, len(rounds)), rounds[i]) for i in sorted({0, (len(rounds) - 1) // 2, len(rounds) - 1})
+                ],
+                "y_ticks": [
+                    (_down(value, high), f"{100 * value:g}%" if name in SHARES else f"{value:g}")
                     for value in (0.0, high / 2, high)
-                ),
+                ],
             }
         )
     return charts
 
 
 def counted(index: str) -> str:
-    """A round's number for people, who count from 1 as the lines of a fit do; history.csv counts from 0."""
+    """Return a round's number for people, who count from 1 as the lines of a fit do; history.csv counts from 0."""
     return str(int(index) + 1) if index.isdecimal() else index
 
 
 def _line(values: Sequence[float | None], high: float, *, share: bool) -> Values:
     i, value = [(i, value) for i, value in enumerate(values) if value is not None][-1]
     return {
-        "path": curve(values, width=WIDTH, height=HEIGHT, high=high),
-        "end": (_across(i, len(values), WIDTH), _down(value, high, HEIGHT)),
+        "path": curve(values, high),
+        "end": (_across(i, len(values)), _down(value, high)),
         "last": percent(value) if share else figure(value),
     }
 
 
-def histograms(clusters: Sequence[Row]) -> list[Values]:
+def histograms(clusters: Table) -> list[Values]:
     """Return histograms of the fine clusters and of the clusters that have images, from usable rows of clusters.csv."""
-    table = Table.of(clusters)
-    sizes = {title: np.unique(table.words(column)[1], return_counts=True)[1].tolist() for column, title in SIZES}
+    sizes = {title: np.unique(clusters.words(column)[1], return_counts=True)[1].tolist() for column, title in SIZES}
     return [histogram(title, counts) for title, counts in sizes.items() if len(counts) > 1]
 
 
@@ -94,9 +92,9 @@ def histogram(title: str, sizes: Sequence[int]) -> Values:
     counts = Counter(size // width for size in sizes)
     bars = max(counts) + 1
     high = int(max(2, ceiling(max(counts.values()))))
-    edges = [_across(bar, bars + 1, WIDTH) for bar in range(bars + 1)]
+    edges = [_across(bar, bars + 1) for bar in range(bars + 1)]
     path = " ".join(
-        f"M{edges[bar]},{HEIGHT:g} V{_down(counts[bar], high, HEIGHT)} H{edges[bar + 1]} V{HEIGHT:g} Z"
+        f"M{edges[bar]},{HEIGHT:g} V{_down(counts[bar], high)} H{edges[bar + 1]} V{HEIGHT:g} Z"
         for bar in range(bars)
         if counts[bar]
     )
@@ -105,16 +103,16 @@ def histogram(title: str, sizes: Sequence[int]) -> Values:
         "title": title,
         "count": len(sizes),
         "path": path,
-        "mean": (_across(mean / width, bars + 1, WIDTH), figure(mean)),
-        "x_ticks": tuple((edges[bar], f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})),
-        "y_ticks": tuple(
-            (_down(value, high, HEIGHT), f"{value:,}") for value in sorted({0, high // 2 if high % 2 == 0 else 0, high})
-        ),
+        "mean": (_across(mean / width, bars + 1), figure(mean)),
+        "x_ticks": [(edges[bar], f"{bar * width:,}") for bar in sorted({0, bars // 2, bars})],
+        "y_ticks": [
+            (_down(value, high), f"{value:,}") for value in sorted({0, high // 2 if high % 2 == 0 else 0, high})
+        ],
     }
 
 
-def curve(values: Sequence[float | None], *, width: float, height: float, high: float) -> str:
-    """SVG path data of a series: 0 at the bottom, ``high`` at the top, the values evenly from left to right.
+def curve(values: Sequence[float | None], high: float) -> str:
+    """Return SVG path data of a series: 0 at the bottom, ``high`` at the top, the values evenly from left to right.
 
     None interrupts the line; a value between two gaps becomes a line of no length (a dot, with round line caps).
     """
@@ -122,24 +120,24 @@ def curve(values: Sequence[float | None], *, width: float, height: float, high: 
     for i, value in enumerate(values):
         if value is None:
             continue
-        x, y = _across(i, len(values), width), _down(value, high, height)
+        x, y = _across(i, len(values)), _down(value, high)
         begins = i == 0 or values[i - 1] is None
         ends = i + 1 == len(values) or values[i + 1] is None
         commands.append(f"{'M' if begins else 'L'}{x:g},{y:g}" + (" h0" if begins and ends else ""))
     return " ".join(commands)
 
 
-def _across(i: float, count: int, width: float) -> float:
-    """The i-th of ``count`` positions from the left end to the right one; a single one is in the middle."""
-    return round(width * i / (count - 1) if count > 1 else width / 2, 1)
+def _across(i: float, count: int) -> float:
+    """Return the i-th of ``count`` positions from the left end to the right one; a single one is in the middle."""
+    return round(WIDTH * i / (count - 1) if count > 1 else WIDTH / 2, 1)
 
 
-def _down(value: float, high: float, height: float) -> float:
-    return round(height * (1 - value / high), 1)
+def _down(value: float, high: float) -> float:
+    return round(HEIGHT * (1 - value / high), 1)
 
 
 def ceiling(value: float) -> float:
-    """A round number at or above ``value`` whose half is round too."""
+    """Return a round number at or above ``value`` whose half is round too."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

@@ -11,8 +11,8 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -23,30 +23,24 @@ from markupsafe import Markup
 
 from deepcluster.groups.tree import Parts, Tree
 from deepcluster.records import PRELIMINARY
-from deepcluster.report.charts import (
-    HEIGHT,
-    SHARES,
-    WIDTH,
-    counted,
-    histograms,
-    training_charts,
-)
-from deepcluster.report.pictures import columns, on_sheet, tile
+from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, counted, histograms, training_charts
+from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
 from deepcluster.report.sections import (
     Picture,
     Values,
     by_size,
     check_rows,
     confusion,
+    members_of,
     problems,
+    representatives,
     sections,
-    statements,
     suggestions,
 )
-from deepcluster.report.terms import HEADS, TERMS
 from deepcluster.report.text import (
     MINUS,
     NOTHING,
+    TERMS,
     Row,
     agreement,
     bare,
@@ -64,6 +58,10 @@ from deepcluster.storage.table import Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded
+GALLERY_IMAGES, GALLERY_CLUSTERS = 8, 50
+GALLERY_BYTES = 4000  # of a picture: a saved notebook holds them all
+MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
+SCALE = 65_535  # of a coordinate, distance or margin in the script's data
 
 # Only these keys of run.json are shown: others should not be on a page that is passed on (host, absolute paths).
 FACTS = {
@@ -79,22 +77,23 @@ FACTS = {
     "stopped_because": "Stopped because",
 }
 METRICS = {"acc": "Accuracy", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
+# Column of history.csv: its head, and the word in ``TERMS`` that explains it.
 HISTORY_COLUMNS = {
-    "round": "Round",
-    "loss": "Loss",
-    "chance_loss": "Chance loss",
-    "inertia": "Inertia",
-    "nmi_previous": "NMI to previous",
-    "changed": "Changed",
-    "cluster_weight": "Cluster weight",
-    "largest_share": "Largest share",
-    "reseeded": "Reseeded",
-    "lr": "Learning rate",
-    "features_seconds": "Features, s",
-    "clustering_seconds": "Clustering, s",
-    "training_seconds": "Training, s",
-    "images_per_second": "Images per s",
-    "nmi_labels": "NMI to labels",
+    "round": ("Round", "round"),
+    "loss": ("Loss", "loss"),
+    "chance_loss": ("Chance loss", "chance"),
+    "inertia": ("Inertia", "inertia"),
+    "nmi_previous": ("NMI to previous", "nmi"),
+    "changed": ("Changed", ""),
+    "cluster_weight": ("Cluster weight", ""),
+    "largest_share": ("Largest share", "largest"),
+    "reseeded": ("Reseeded", "reseeded"),
+    "lr": ("Learning rate", ""),
+    "features_seconds": ("Features, s", ""),
+    "clustering_seconds": ("Clustering, s", ""),
+    "training_seconds": ("Training, s", ""),
+    "images_per_second": ("Images per s", ""),
+    "nmi_labels": ("NMI to labels", ""),
 }
 
 
@@ -135,149 +134,82 @@ class RunData:
     part: npt.NDArray[np.int64] | None = None
     originals: str = ""
 
+    @cached_property
+    def usable(self) -> Table:
+        """The rows of the usable images."""
+        return Table.of(self.clusters).where("status", "ok")
+
+    @cached_property
+    def in_commands(self) -> str:
+        """The name, quoted for a shell."""
+        return shlex.quote(inert(self.name))
+
 
 def render(data: RunData) -> str:
-    """The report as text that encodes to UTF-8 whatever the names of the files.
+    """Return the report as text that encodes to UTF-8 whatever the names of the files.
 
     Of more than ``MAX_CLUSTERS`` clusters the largest are shown, in order of their numbers. The page stays below 5 MB:
     pictures lose quality instead.
     """
-    data = replace(data, clusters=Table.of(data.clusters).where("status", "ok"))
-    check_rows(data.summary, data.clusters)
-    name = shlex.quote(inert(data.name))
+    check_rows(data.summary, data.usable)
+    in_page, pieces = len(on_page(data.usable)[0]), len(data.tree.groups) if data.tree else 0
     parts: dict[str, Any] = {
-        "run": _run(data, name),
+        "run": _run(data),
         "clusters": _clusters(data),
-        "map": _map(data),
-        "groups": _groups(data),
-        "training": _training(data.history, data.clusters),
-        "problems": problems(data.skipped, data.clusters, data.duplicates),
+        "map": None if data.positions is None or not in_page else {"images": len(data.usable), "shown": in_page},
+        "groups": {"most": pieces} if pieces > 2 else None,  # a slider needs two numbers of groups
+        "training": _training(data),
+        "problems": problems(data.skipped, data.usable, data.duplicates),
         "labels": _labels(data),
     }
-    return (
-        templates()
-        .get_template("report.html.j2")
-        .render(**parts, tabs=_tabs(parts), page=_page(data, name), terms=TERMS, heads=HEADS)
-    )
-
-
-def _run(data: RunData, name: str) -> dict[str, Any]:
-    return {
-        "title": data.title,
-        "preliminary": _preliminary(data.run),
-        "images": count(len(data.clusters), "image"),
-        "clusters": count(len(data.summary), "cluster"),
-        "stability": None if data.run.get("stability") is None else agreement(float(data.run["stability"])),
-        "name": name,
-        "facts": _facts(data.run),
-        "command": [words for words in re.split(" (?=-)", retold(str(data.run.get("command") or ""))) if words],
-        "statements": statements(
-            data.clusters, data.summary, data.history, data.metrics or {}, data.skipped, data.run.get("verdict") or ""
-        ),
-    }
-
-
-def _preliminary(run: Mapping[str, Any]) -> str:
-    """A sentence on a result that a run was still to replace; empty for a final one."""
-    if run.get("result") != PRELIMINARY:
-        return ""
-    rounds = int(run.get("rounds") or 0)
-    after = f"after {count(rounds, 'round')} of training" if rounds else "before any training"
-    return f"Preliminary: the groups as they were {after}. The run replaces this page as it goes on."
-
-
-def _clusters(data: RunData) -> dict[str, Any]:
-    ranked = by_size(data.summary)
-    shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
-    hidden = ranked[MAX_CLUSTERS:]
-    return {
-        "sections": sections(shown, data.clusters, data.picture, in_page=on_page(data.clusters)[0]),
-        "count": len(data.summary),
-        "hidden": len(hidden),
-        "hidden_images": sum(int(row["size"]) for row in hidden),
-        "suggested": _suggested(data),
-    }
-
-
-def _suggested(data: RunData) -> list[Values]:
-    """Return the candidates for the number of groups; none if there are edits, which another cut would lose."""
-    if data.tree is None or data.run.get("edits"):
-        return []
-    return suggestions(data.run.get("candidates") or [], data.tree, len(data.clusters))
-
-
-def _map(data: RunData) -> dict[str, int] | None:
-    if data.positions is None or not data.clusters:
-        return None
-    return {"images": len(data.clusters), "shown": len(on_page(data.clusters)[0])}
-
-
-def _groups(data: RunData) -> dict[str, Any] | None:
-    """Return the end of the slider; None if the tree offers fewer than two numbers of groups."""
-    if data.tree is None or len(data.tree.groups) < 3:
-        return None
-    return {"most": len(data.tree.groups)}
-
-
-def _training(history: Sequence[Row], clusters: Sequence[Row]) -> dict[str, Any]:
-    columns, rounds = _history_table(history)
-    return {
-        "columns": columns,
-        "rounds": rounds,
-        "folded": len(history) >= LONG_HISTORY,
-        "charts": training_charts(history),
-        "histograms": histograms(clusters),
-        "width": WIDTH,
-        "height": HEIGHT,
-    }
-
-
-def _labels(data: RunData) -> dict[str, Any]:
-    metrics = data.metrics or {}
-    rows = _metric_rows(metrics)
-    return {
-        "metrics": rows,
-        "compared": [row for row in rows if row[2] != NOTHING],
-        "nmi_average": metrics.get("nmi_average"),
-        "confusion": confusion(data.clusters),
-    }
-
-
-def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
-    """(id, text, number of entries) of the parts that the page has."""
-    labels = parts["labels"]
-    tabs = [
-        ("clusters", "Clusters", parts["clusters"]["count"], True),
-        ("map", "Map", None, parts["map"]),
-        ("groups", "Number of groups", None, parts["groups"]),
-        ("training", "Training", None, True),
-        ("problems", "Problems", parts["problems"]["count"], True),
-        ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
-        ("run", "Run", None, True),
-    ]
-    return [(id, text, count) for id, text, count, present in tabs if present]
-
-
-def _page(data: RunData, name: str) -> dict[str, Any]:
-    """Style, script and the script's data, which are not escaped."""
+    # Style, script and the script's data are not escaped.
     script = Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), _file("report.js"), flags=re.MULTILINE))
-    return {
+    page = {
         "style": _file("report.css"),
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        "data": Markup(script_data(data, name)),
+        "data": Markup(script_data(data)),
     }
+    return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=page, terms=TERMS)
 
 
-@cache
-def _file(name: str) -> Markup:
-    """The text of a file in ``templates/``, not escaped."""
-    loader = PackageLoader("deepcluster.report")
-    return Markup(loader.get_source(templates(), name)[0])
+def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
+    """Return HTML for a notebook: number, name, size and representative pictures of clusters, the largest first.
+
+    Args:
+        clusters: Rows of clusters.csv.
+        summary: Rows of cluster_summary.csv.
+        picture: As in ``RunData``.
+    """
+    largest = by_size(summary)[:GALLERY_CLUSTERS]
+    members = members_of(largest, Table.of(clusters))
+
+    def tile(path: str) -> tuple[str, str]:
+        image = picture(path)
+        return short(path), "" if image is None else data_uri(image, GALLERY_BYTES, scale=1)
+
+    def tiles(row: Row) -> list[tuple[str, str]]:
+        chosen = representatives(members[row["cluster"]], GALLERY_IMAGES, medoid=row["medoid_path"])
+        return [tile(member["path"]) for member, _ in chosen]
+
+    shown = [
+        {
+            "number": row["cluster"],
+            "name": row["name"],
+            "size": count(int(row["size"]), "image"),
+            "share": percent(float(row["share"])),
+            "tiles": tiles(row),
+        }
+        for row in largest
+    ]
+    template = templates().get_template("gallery.html.j2")
+    return template.render(title=title, clusters=shown, hidden=len(summary) - len(shown))
 
 
 @cache
 def templates() -> Environment:
+    """Return the environment of the templates, in which every text is inert and escaped."""
+
     def finalize(value: Any) -> Any:
         """Applied to every ``{{ ... }}`` before it is escaped; markup of the templates is left alone."""
         return inert(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
@@ -294,30 +226,86 @@ def templates() -> Environment:
     return environment
 
 
-def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def text(key: str, value: Any) -> str:
+@cache
+def _file(name: str) -> Markup:
+    """Return the text of a file in ``templates/``, not escaped."""
+    return Markup(PackageLoader("deepcluster.report").get_source(templates(), name)[0])
+
+
+def _run(data: RunData) -> Values:
+    run, preliminary = data.run, ""
+    if run.get("result") == PRELIMINARY:
+        rounds = int(run.get("rounds") or 0)
+        after = f"after {count(rounds, 'round')} of training" if rounds else "before any training"
+        preliminary = f"Preliminary: the groups as they were {after}. The run replaces this page as it goes on."
+
+    def fact(key: str, value: Any) -> str:
         if key == "seconds":
             return duration(float(value))
         return f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
 
-    return [(name, text(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")]
+    return {
+        "title": data.title,
+        "preliminary": preliminary,
+        "images": count(len(data.usable), "image"),
+        "clusters": count(len(data.summary), "cluster"),
+        "stability": None if run.get("stability") is None else agreement(float(run["stability"])),
+        "name": data.in_commands,
+        "facts": [(name, fact(key, run[key])) for key, name in FACTS.items() if run.get(key) not in (None, "")],
+        "command": [words for words in re.split(" (?=-)", retold(str(run.get("command") or ""))) if words],
+        "statements": [*filter(None, (_sizes(data), run.get("verdict"), *_rounds(data), _against_labels(data)))],
+    }
 
 
-def _metric_rows(metrics: Mapping[str, float | str]) -> list[tuple[str, str, str, str]]:
-    """(measure, trained, at the start, difference) for every number that is not itself a baseline."""
-    names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
-    names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
-    rows = []
-    for name in names:
-        trained, start = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
-        gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
-        rows.append((METRICS.get(name, name), three(trained), three(start), gain))
-    return rows
+def _sizes(data: RunData) -> str:
+    """Return a sentence on the sizes of the clusters; none if there are not two."""
+    sizes = [int(row["size"]) for row in data.summary]
+    if len(sizes) < 2 or not any(sizes):
+        return ""
+    largest, smallest = (percent(size / sum(sizes)) for size in (max(sizes), min(sizes)))
+    return f"The largest cluster holds {largest} of the images, the smallest {smallest}."
 
 
-def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells. A column without a title here is shown under its name."""
+def _rounds(data: RunData) -> list[str]:
+    if not data.history:
+        return ["No round was trained: the clusters are those of the network as it was given."]
+    rounds = f"{count(len(data.history), 'round')} of clustering and training"
+    changed, loss, chance = (number(data.history[-1].get(name)) for name in ("changed", "loss", "chance_loss"))
+    if changed is not None:
+        rounds += f"; in the last, {percent(changed)} of the images changed pseudo-label"
+    if loss is None or chance is None:
+        return [f"{rounds}."]
+    return [f"{rounds}.", f"The last round's loss is {figure(loss)}; guessing would give {figure(chance)}."]
 
+
+def _against_labels(data: RunData) -> str:
+    reached, start = (number((data.metrics or {}).get(name)) for name in ("acc", "baseline_acc"))
+    if reached is None:
+        return ""
+    accuracy = f"Against the labels the clusters reach an accuracy of {reached:.3f}"
+    if start is None or not data.history:
+        return f"{accuracy}."
+    outcome = "training helped" if reached > start else "training did not help"
+    return f"{accuracy}, those of the network at the start {start:.3f}: by this measure {outcome} in this run."
+
+
+def _clusters(data: RunData) -> Values:
+    ranked = by_size(data.summary)
+    shown = sorted(ranked[:MAX_CLUSTERS], key=lambda row: int(row["cluster"]))
+    hidden = ranked[MAX_CLUSTERS:]
+    suggested: list[Values] = []
+    if data.tree and not data.run.get("edits"):  # another cut would lose the edits
+        suggested = suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
+    return {
+        "sections": sections(shown, data.usable, data.picture, on_page(data.usable)[0]),
+        "count": len(data.summary),
+        "hidden": len(hidden),
+        "hidden_images": sum(int(row["size"]) for row in hidden),
+        "suggested": suggested,
+    }
+
+
+def _training(data: RunData) -> Values:
     def cell(key: str, text: str) -> str:
         value = number(text)
         if key == "round":
@@ -326,49 +314,78 @@ def _history_table(history: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             return text
         return percent(value) if key in SHARES else figure(value)
 
-    names = list(history[0]) if history else []
-    return [HISTORY_COLUMNS.get(name, name) for name in names], [
-        [cell(name, row[name]) for name in names] for row in history
+    names = list(data.history[0]) if data.history else []
+    return {
+        # A column without a title here is shown under its name.
+        "columns": [HISTORY_COLUMNS.get(name, (name, "")) for name in names],
+        "rounds": [[cell(name, row[name]) for name in names] for row in data.history],
+        "folded": len(data.history) >= LONG_HISTORY,
+        "charts": training_charts(data.history),
+        "histograms": histograms(data.usable),
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
+
+
+def _labels(data: RunData) -> Values:
+    """Return (measure, trained, at the start, difference) for every number that is not itself a baseline."""
+    metrics = data.metrics or {}
+    names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
+    names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
+    rows = []
+    for name in names:
+        trained, start = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
+        gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
+        rows.append((METRICS.get(name, name), three(trained), three(start), gain))
+    return {
+        "metrics": rows,
+        "compared": [row for row in rows if row[2] != NOTHING],
+        "nmi_average": metrics.get("nmi_average"),
+        "confusion": confusion(data.usable),
+    }
+
+
+def _tabs(parts: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
+    """Return (id, text, number of entries) of the parts that the page has."""
+    labels = parts["labels"]
+    tabs = [
+        ("clusters", "Clusters", parts["clusters"]["count"], True),
+        ("map", "Map", None, parts["map"]),
+        ("groups", "Number of groups", None, parts["groups"]),
+        ("training", "Training", None, True),
+        ("problems", "Problems", parts["problems"]["count"], True),
+        ("labels", "Labels", None, labels["metrics"] or labels["confusion"]),
+        ("run", "Run", None, True),
     ]
+    return [(id, text, count) for id, text, count, present in tabs if present]
 
 
-NAMES = 600_000  # characters of file names, above which fewer images are in the page
-STEPS = 65_535  # between the least and the greatest coordinate or distance
-
-
-def script_data(data: RunData, name: str) -> str:
-    """Return the data of the page's script as one JSON text that may be put inside HTML.
-
-    Args:
-        data: Its clusters are the usable rows.
-        name: The name of the run in commands, quoted for a shell.
-    """
-    clusters, sheet, similar, part, positions = data.clusters, data.sheet, data.similar, data.part, data.positions
-    chosen, every = on_page(clusters)
+def script_data(data: RunData) -> str:
+    """Return the data of the page's script as one JSON text that may be put inside HTML."""
+    rows, (chosen, every) = len(data.usable), on_page(data.usable)
     value = {
         "run": str(data.run.get("run") or ""),
         "cut": str(data.run.get("cut") or ""),
-        "recut": f"deepcluster recut {name} -k ",
-        "columns": columns(len(on_sheet(len(clusters)))),
-        "sheet": "data:image/webp;base64," + base64.b64encode(sheet).decode("ascii") if sheet else None,
+        "recut": f"deepcluster recut {data.in_commands} -k ",
+        "columns": columns(len(on_sheet(rows))),
+        "sheet": "data:image/webp;base64," + base64.b64encode(data.sheet).decode("ascii") if data.sheet else None,
         "originals": quote(data.originals, errors="surrogateescape") or None,
         "clusters": [_cluster(row, data.parts.get(int(row["cluster"]))) for row in data.summary],
-        "images": {
-            **_images(clusters, data.summary, chosen, every),
-            "alike": 0 if similar is None else similar.shape[1],
-            "similar": None if similar is None else _shorts(similar),
-            "part": None if part is None else _shorts(part),
-        }
-        if chosen
-        else None,
-        "points": _points(positions[::every]) if positions is not None and chosen else None,
-        "tree": _tree(data.tree, len(clusters)) if data.tree else None,
+        "images": _images(data) if chosen else None,
+        "points": _points(data.positions[::every]) if data.positions is not None and chosen else None,
+        "tree": data.tree
+        and {
+            "groups": data.tree.groups,
+            "merges": data.tree.merges,
+            "sizes": data.tree.sizes,
+            "tiles": [tile(row, rows) for row in data.tree.medoids],  # of the nodes' medoids on the sheet, or -1
+        },
     }
     return harmless(json.dumps(value, separators=(",", ":"), allow_nan=False))
 
 
 def harmless(text: str) -> str:
-    """JSON in ASCII without HTML's special characters, so that no text in it can end the element around it."""
+    """Return JSON in ASCII without HTML's special characters, so that no text in it can end the element around it."""
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -385,19 +402,20 @@ def _cluster(row: Row, parts: Parts | None) -> dict[str, Any]:
 
 
 def on_page(clusters: Sequence[Row]) -> tuple[list[int], int]:
-    """The rows whose images are in the page, every n-th of those with a picture on the sheet, and n."""
+    """Return the rows whose images are in the page, every n-th of those with a picture on the sheet, and n."""
     rows = on_sheet(len(clusters))
-    every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // NAMES))
+    every = max(1, -(-sum(len(clusters[i]["path"]) for i in rows) // MAX_NAMES))
     return rows[::every], every
 
 
-def _images(clusters: Sequence[Row], summary: Sequence[Row], chosen: Sequence[int], every: int) -> dict[str, Any]:
-    """Columns of the images in the page, which are ``every`` pictures of the sheet, or ``step`` rows, apart."""
-    rows = [clusters[i] for i in chosen]
+def _images(data: RunData) -> Values:
+    """Return columns of the images in the page, ``every`` pictures of the sheet, or ``step`` rows, apart."""
+    chosen, every = on_page(data.usable)
+    rows = [data.usable[i] for i in chosen]
     paths = [inert(bare(row["path"])).rpartition("/") for row in rows]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder + slash for folder, slash, _ in paths))}
     labels = {label: i for i, label in enumerate(sorted({row["label"] for row in rows}))}
-    numbers = {row["cluster"]: i for i, row in enumerate(summary)}
+    numbers = {row["cluster"]: i for i, row in enumerate(data.summary)}
     distances = np.array([number(row["distance"]) or 0.0 for row in rows])
     margins = np.array([number(row["margin"]) or 0.0 for row in rows])
     farthest = max(1e-9, float(distances.max()))
@@ -409,11 +427,14 @@ def _images(clusters: Sequence[Row], summary: Sequence[Row], chosen: Sequence[in
         "margin": _packed(margins),
         "cluster": _shorts([numbers[row["cluster"]] for row in rows]),
         "outlier": [i for i, row in enumerate(rows) if row["is_outlier"] == "1"],
-        "folder": _shorts([min(STEPS, folders[folder + slash]) for folder, slash, _ in paths]),
+        "folder": _shorts([min(SCALE, folders[folder + slash]) for folder, slash, _ in paths]),
         "folders": list(folders),
         "names": [name for _, _, name in paths],
-        "label": _shorts([min(STEPS, labels[row["label"]]) for row in rows]) if any(labels) else None,
+        "label": _shorts([min(SCALE, labels[row["label"]]) for row in rows]) if any(labels) else None,
         "labels": [inert(label) for label in labels],
+        "alike": 0 if data.similar is None else data.similar.shape[1],
+        "similar": None if data.similar is None else _shorts(data.similar),
+        "part": None if data.part is None else _shorts(data.part),
     }
 
 
@@ -424,19 +445,9 @@ def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
     return {"x": _packed(x), "y": _packed(y)}
 
 
-def _tree(tree: Tree, images: int) -> Mapping[str, Any]:
-    """``tiles`` are the positions of the nodes' medoids on the sheet, or -1."""
-    return {
-        "groups": tree.groups,
-        "merges": tree.merges,
-        "sizes": tree.sizes,
-        "tiles": [tile(row, images) for row in tree.medoids],
-    }
-
-
 def _packed(shares: npt.NDArray[Any]) -> str:
-    """Numbers from 0 to 1 as base64 of 16 bits each."""
-    return _shorts(np.rint(np.clip(shares, 0, 1) * STEPS))
+    """Return numbers from 0 to 1 as base64 of 16 bits each."""
+    return _shorts(np.rint(np.clip(shares, 0, 1) * SCALE))
 
 
 def _shorts(values: Any) -> str:

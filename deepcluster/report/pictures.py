@@ -22,17 +22,18 @@ TINY = 32  # smaller pictures are stored without loss: they cost little, and enl
 
 
 def fair_share(places: int) -> int:
-    """Bytes for each place of a page, such that all pictures stay in the budget."""
+    """Return the bytes for each place of a page, such that all pictures stay in the budget."""
     return PICTURE_CHARACTERS * 3 // 4 // max(1, places)  # base64 writes 3 bytes as 4 characters
 
 
 def data_uri(image: Image.Image, share: int, *, scale: int) -> str:
-    """A thumbnail ``scale`` places wide and high, with the bytes of as many places, as the source of an img."""
-    return _uri(thumbnail(image, scale * THUMBNAIL, scale * scale * share))
+    """Return a thumbnail ``scale`` places wide and high, with the bytes of as many places, as the source of an img."""
+    data = thumbnail(image, scale * THUMBNAIL, scale * scale * share)
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
 
 
 def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
-    """The central square as WebP of at most ``limit`` bytes (if possible), from the pixels and nothing else."""
+    """Return the central square as WebP of at most ``limit`` bytes (if possible), from the pixels and nothing else."""
     side = min(side, *image.size)
     square = ImageOps.fit(image.convert("RGB"), (side, side))
     # A new image has no EXIF, comment or colour profile that an encoder could copy, whatever the version of Pillow.
@@ -49,17 +50,13 @@ def thumbnail(image: Image.Image, side: int, limit: int) -> bytes:
     return data
 
 
-def _uri(data: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
-
-
 def webp(image: Image.Image, **options: Any) -> bytes:
     file = BytesIO()
     image.save(file, "WEBP", **options)
     return file.getvalue()
 
 
-MAX_PICTURES = 20_000  # images on a sheet, evenly chosen where there are more
+MAX_PICTURES = 20_000  # images on a sheet, evenly chosen if there are more
 PIXELS = 8_000_000  # of a sheet
 SIDES = (16, 72)  # least and greatest side of a picture, px
 BYTES = 1_200_000
@@ -67,28 +64,28 @@ GREY = 128  # in place of an image that is not at hand
 
 
 def on_sheet(images: int) -> list[int]:
-    """The rows of the images that have a picture on the sheet, in its order."""
+    """Return the rows of the images that have a picture on the sheet, in its order."""
     return list(range(0, images, _step(images)))
 
 
 def tile(row: int, images: int) -> int:
-    """The position of an image's picture on the sheet; -1 if it has none."""
+    """Return the position of an image's picture on the sheet; -1 if it has none."""
     step = _step(images)
     return row // step if row % step == 0 else -1
 
 
 def _step(images: int) -> int:
-    """Rows from one image on the sheet to the next."""
+    """Return the number of rows from one image on the sheet to the next."""
     return max(1, math.ceil(images / MAX_PICTURES))
 
 
 def columns(pictures: int) -> int:
-    """How many pictures are in a row of the sheet."""
+    """Return the number of pictures in a row of the sheet."""
     return max(1, math.ceil(math.sqrt(pictures)))
 
 
 def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
-    """The pictures of some images for the sheet of all.
+    """Return the pictures of some images for the sheet of all.
 
     Args:
         images: uint8 n x 3 x S x S.
@@ -99,10 +96,7 @@ def tiny_pictures(images: Tensor, begin: int, total: int) -> Tensor:
         uint8 m x side x side x 3, of the images that are on the sheet; empty if none is.
     """
     side = _side(images.shape[2], total)
-    pictures = []
-    for row, image in enumerate(images, begin):
-        if tile(row, total) >= 0:
-            pictures.append(_tiny(image, side))
+    pictures = [_tiny(image, side) for row, image in enumerate(images, begin) if tile(row, total) >= 0]
     return torch.stack(pictures) if pictures else torch.empty(0)
 
 
@@ -117,12 +111,12 @@ def _side(store: int, total: int) -> int:
 
 
 def not_on_sheet(images: int, total: int) -> list[int]:
-    """The rows of ``images`` that their sheet does not show, and that of ``total`` does."""
+    """Return the rows of ``images`` that their sheet does not show, and that of ``total`` does."""
     return [row for row in on_sheet(total) if row < images and tile(row, images) < 0]
 
 
 def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None]:
-    """A function from a row to its picture on the sheet of ``images`` images; None if it has none there, or grey.
+    """Return a function from a row to its picture on the sheet of ``images`` images; None if there is none, or grey.
 
     Raises ValueError if the sheet has more pixels than one of ours.
     """
@@ -143,13 +137,13 @@ def pictures_on(sheet: bytes, images: int) -> Callable[[int], Image.Image | None
 
 
 def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor]) -> bytes:
-    """The sheet of ``images`` images with more of them.
+    """Return the sheet of ``images`` images with more of them.
 
     Args:
         sheet: The WebP so far.
-        images: How many images it is of.
-        more: uint8 n x 3 x S x S, those that come behind.
-        again: By row, uint8 3 x S x S: of the rows that it did not show, and does now; others stay grey.
+        images: Number of images that have a place on it.
+        more: uint8 n x 3 x S x S, the next images.
+        again: By row, uint8 3 x S x S: images that it did not show, and does now; others stay grey.
     """
     old, total = pictures_on(sheet, images), images + len(more)
     side = _side(more.shape[2], total)
@@ -166,7 +160,7 @@ def extended(sheet: bytes, images: int, more: Tensor, again: Mapping[int, Tensor
 
 
 def sprite_sheet(pictures: Tensor) -> bytes:
-    """All pictures as one WebP, made of pixels and nothing else."""
+    """Return all pictures as one WebP, made of pixels and nothing else."""
     across, side = columns(len(pictures)), pictures.shape[1]
     mosaic = np.zeros((math.ceil(len(pictures) / across) * side, across * side, 3), np.uint8)
     for i, picture in enumerate(pictures.numpy()):
