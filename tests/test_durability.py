@@ -149,7 +149,7 @@ PHASES = {
     "clustering": ("deepcluster.clustering.kmeans:KMeans.__call__", 2),
     "training": ("deepcluster.learning.training:Outputs", 5),
     "saving": ("deepcluster.storage.checkpoint:write_tensors", 3),
-    "result": ("deepcluster.runs.groups:cut", 1),
+    "result": ("deepcluster.runs.result:cut", 1),
     "report": ("deepcluster.runs.page:render", 1),
 }
 QUICK_SIGNALS = (("training", "SIGTERM"), ("clustering", "SIGINT"))

@@ -10,7 +10,7 @@ from deepcluster.errors import OutOfMemoryError
 from deepcluster.nets.network import build
 from deepcluster.recipe import Recipe
 from deepcluster.runs import forecast
-from deepcluster.runs.forecast import BASE, PAGE, TABLES, check_memory, memory
+from deepcluster.runs.forecast import BASE, PAGE, TABLES, check_memory, expected, memory
 
 SMALL = Recipe(backbone="compact", sobel=False, image_size=32, margin=1.0, pseudo_labels=100)
 NETWORK = build("compact", image_size=32)
@@ -95,3 +95,11 @@ def test_the_look_leaves_the_network_as_it_is():
     assert NETWORK.training
     assert all((value == before[name]).all() for name, value in NETWORK.state_dict().items())
     assert not any(module._forward_hooks for module in NETWORK.modules())
+
+
+@pytest.mark.parametrize(("ranks", "rounds", "wanted"), [(1, 9, (410, 410 + 9 * 800)), (2, 0, (210, 210))])
+def test_the_time_is_that_of_all_rounds_on_all_ranks(monkeypatch, ranks, rounds, wanted):
+    """By hand: 1000 images, .2 s each to read and for a pass; training is three passes, and a result takes 10 s."""
+    monkeypatch.setattr(forecast, "RESULT", 10 - 1000 * forecast.RESULT_EACH)
+    recipe = replace(SMALL, rounds=rounds, epochs=1, view_size=0, views=1)
+    assert expected((0.2, 0.2), recipe, 1000, ranks) == pytest.approx(wanted)

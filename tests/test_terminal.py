@@ -3,20 +3,15 @@
 import re
 import shutil
 import webbrowser
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.images import find
 from deepcluster.images.source import counted
-from deepcluster.presets import Facts, Plan, resolve
-from deepcluster.recipe import Recipe
-from deepcluster.runs import time_limit
-from deepcluster.runs.forecast import Pace, forecast, in_words
+from deepcluster.presets import Facts, resolve
+from deepcluster.runs.forecast import in_words
 from tests.helpers.runs import small_fit
 
 
@@ -125,18 +120,3 @@ def test_the_name_of_a_data_set_is_said_before_its_library_is_loaded(capsys):
     assert run_command(["fit", "sklearn:none", "-k", "3"]) == 3
     said = capsys.readouterr()
     assert said.out == "Loading   sklearn:none\n" and "only sklearn:digits is available" in said.err
-
-
-def test_the_time_is_that_of_all_rounds_on_all_ranks(monkeypatch):
-    monkeypatch.setattr(time_limit, "measured", lambda *_: Pace(0.2, 0.2))
-    monkeypatch.setattr(time_limit, "round_cost", lambda pace, count, _: pace.features * count)
-    monkeypatch.setattr(time_limit, "first_result", lambda pace, count: pace.reading * count)
-    source = SimpleNamespace(paths=range(1000))
-    for ranks, rounds, words in (
-        (1, 9, "33 min, the first groups after 3.3 min"),
-        (2, 9, "17 min"),
-        (1, 0, "3.3 min;"),
-    ):
-        plan = Plan(replace(Recipe(), rounds=rounds), ())
-        lines = dict(forecast(plan, 10, source, None, 2e9, torch.device("cpu"), ranks=ranks))
-        assert lines["Time"].startswith(f"about {words}") and lines["Time"].endswith("2.0 GB of memory on cpu")

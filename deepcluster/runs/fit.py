@@ -28,6 +28,7 @@ from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
 from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin, check_weights_here
+from deepcluster.runs.rows import duplicate_rows
 from deepcluster.runs.train import train
 from deepcluster.runs.writer import ResultWriter, summary_line
 from deepcluster.runtime import signals
@@ -190,11 +191,7 @@ def _write_beginning(job: Job, folder: LockedFolder | None, store: Store, plan: 
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
     if folder is None:
         return
-    alike = (
-        {"group": group, "path": source.paths[store.kept[row]], "distance": f"{distance:.4f}"}
-        for group, members in enumerate(duplicates)
-        for row, distance in members
-    )
+    alike = duplicate_rows(duplicates, [source.paths[i] for i in store.kept])
     folder.write_text("recipe.toml", to_toml(plan.recipe))
     folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in store.skipped])
     folder.write_rows("duplicates.csv", files.DUPLICATES, alike)

@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
 from deepcluster.place import Place
-from deepcluster.presets import Plan
 from deepcluster.recipe import Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs.build import loss_of, network_of
@@ -109,143 +107,103 @@ def check_memory(needed: float, recipe: Recipe) -> None:
         )
 
 
-def announce(job: Job, begun: Begun, network: Network) -> float:
-    """Say what a run is about to do, and return its estimated bytes of memory. On the main rank alone.
-
-    Raises:
-        OutOfMemoryError: It cannot fit into memory.
-    """
-    source, ranks, plan, is_new = job.source, job.processes.world_size, begun.plan, begun.state == "new"
-    needed = memory(network, plan.recipe, len(source.paths), ranks, gpu=job.device.type == "cuda")
-    limit = job.request.time_limit
-    if limit is not None and is_new:
-        _check_limit(job, network, plan.recipe, limit)
-    if job.shows:
-        timed = limit is None and is_new
-        lines = forecast(plan, job.request.n_clusters, source, network, needed, job.device, ranks=ranks, timed=timed)
-        for heading, line in lines:
-            job.display.say(heading, line)
-    check_memory(needed, plan.recipe)
-    return needed
-
-
-def _check_limit(job: Job, network: Network, recipe: Recipe, limit: float) -> None:
-    """Say how long the first groups take, and warn if that is longer than the time limit."""
-    count = len(job.source.paths)
-    pace = measured(job.source, network, recipe).shared(job.processes.world_size)
-    first = job.clock.elapsed() + first_result(pace, count)
-    job.display.say("Time", f"the first groups after about {in_words(first)}")
-    if first > limit:
-        warnings.warn(
-            f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
-            f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
-
-
-def forecast(
-    plan: Plan,
-    n_clusters: int | None,
-    source: Source,
-    network: Network,
-    needed: float,
-    device: torch.device,
-    *,
-    ranks: int = 1,
-    timed: bool = True,
-) -> Iterator[tuple[str, str]]:
-    """Yield (heading, text) of each line.
-
-    Args:
-        plan: What is done.
-        n_clusters: As in ``Facts``.
-        source: The images.
-        network: As it is before the run.
-        needed: Bytes of memory, estimated.
-        device: Where the network will be.
-        ranks: The processes that share the images.
-        timed: Also how long it takes, by a pass over a few of the images.
-    """
-    yield "Network", plan.network
-    yield "Plan", plan.in_short(n_clusters)
-    memory = f"{needed / 1e9:.1f} GB of memory on {device}"
-    if not timed:
-        yield "Memory", memory
-        return
-    pace, count = measured(source, network, plan.recipe).shared(ranks), len(source.paths)
-    first = first_result(pace, count)
-    whole = first + plan.recipe.rounds * round_cost(pace, count, plan.recipe)
-    early = f", the first groups after {in_words(first)}" if whole > 1.5 * first else ""
-    yield "Time", f"about {in_words(whole)}{early}; {memory}"
-
-
-def dry_run(images: Images, request: Request, display: Display) -> Recipe:
-    """Say what a fit would do and how long it would take, and return its recipe. Nothing is written or fetched."""
-    source, device = find(images), choose_device(request.device)
-    request = replace(request, out=None, overwrite=False, resume=False)
-    begun = begin(source, request, display, dry=True)
-    recipe = begun.plan.recipe
-    # Time and memory do not depend on the weights, and nothing is fetched here.
-    network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
-    announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
-    for line in begun.plan.by_reason() if request.verbose else ():
-        display.say("Plan", line)
-    return recipe
-
-
-# ---- time ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds for an image: to read it, and for its features."""
-
-    reading: float
-    features: float
-
-    def shared(self, ranks: int) -> "Pace":
-        """Of all ranks together, where each reads its share."""
-        return Pace(self.reading / ranks, self.features / ranks)
-
-
-def first_result(pace: Pace, count: int) -> float:
-    """Seconds until the first result."""
-    return count * (pace.reading + pace.features + RESULT_EACH) + RESULT
+# ---- time -----------------------------------------------------------------------------------------------------------
 
 
 def training_cost(recipe: Recipe, features: float) -> float:
-    """Seconds of a round's training, by those of a pass: until they are measured."""
+    """Estimate the seconds of a round's training by those of a pass over the images, ``features``."""
     sides = [recipe.view_size or recipe.image_size] * recipe.views + [recipe.small_size] * recipe.small_views
     return features * recipe.epochs * BACKWARD * sum((side / recipe.image_size) ** 2 for side in sides)
 
 
-def round_cost(pace: Pace, count: int, recipe: Recipe) -> float:
-    """Seconds of a round of ``count`` images: its training, and the pass after it."""
-    features = count * pace.features
-    return features + training_cost(recipe, features)
-
-
-def measured(source: Source, network: Network, recipe: Recipe) -> Pace:
-    """The pace of this machine just now, by a few images."""
+def measured(source: Source, network: Network, recipe: Recipe) -> tuple[float, float]:
+    """Measure the seconds to read an image and to compute its features, by a few of the images."""
     count = len(source.paths)
     few = [i * count // min(TRIAL, count) for i in range(min(TRIAL, count))]
     begin = time.perf_counter()
     images = read_once(source.rows(few), recipe.store_size, none_is_fine=True).images
     reading = (time.perf_counter() - begin) / len(few)
     if not len(images):
-        return Pace(reading, 0.0)
+        return reading, 0.0
     place = Place.of(network, images, size=recipe.image_size, batch_size=recipe.batch_size)
     extract(network, images[:1], replace(place, batch_size=1))  # the first call sets up much
-    batch = images[torch.arange(min(count, recipe.batch_size)) % len(images)]  # few tiny images are slower, each
+    batch = images[torch.arange(min(count, recipe.batch_size)) % len(images)]  # small batches are slower for an image
     begin = time.perf_counter()
     extract(network, batch, place)
-    return Pace(reading, (time.perf_counter() - begin) / len(batch))
+    return reading, (time.perf_counter() - begin) / len(batch)
+
+
+def expected(pace: tuple[float, float], recipe: Recipe, count: int, ranks: int) -> tuple[float, float]:
+    """Return the seconds until the first result of ``count`` images, and those of the whole run.
+
+    Args:
+        pace: As :func:`measured`.
+        recipe: The recipe.
+        count: Number of images.
+        ranks: Number of processes, which share the images.
+    """
+    reading, features = (count * seconds / ranks for seconds in pace)
+    first = reading + features + count * RESULT_EACH + RESULT
+    return first, first + recipe.rounds * (features + training_cost(recipe, features))
 
 
 def in_words(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``1.5 h``."""
+    """Return ``40 s``, ``12 min`` or ``1.5 h``."""
     unit, name = next(
         (unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * unit or unit == 1
     )
     return f"{seconds / unit:.{0 if seconds >= 10 * unit or unit == 1 else 1}f} {name}"
+
+
+# ---- the lines before a run -----------------------------------------------------------------------------------------
+
+
+def announce(job: Job, begun: Begun, network: Network) -> float:
+    """Show the plan, time and memory of a run, and return its estimated bytes of memory. On the main rank alone.
+
+    Raises:
+        OutOfMemoryError: It cannot fit into memory.
+    """
+    plan, count, ranks, limit = begun.plan, len(job.source.paths), job.processes.world_size, job.request.time_limit
+    needed = memory(network, plan.recipe, count, ranks, gpu=job.device.type == "cuda")
+    job.display.say("Network", plan.network)
+    job.display.say("Plan", plan.in_short(job.request.n_clusters))
+    memory_text = f"{needed / 1e9:.1f} GB of memory on {job.device}"
+    if begun.state != "new" or (limit is None and not job.shows):
+        job.display.say("Memory", memory_text)
+    else:
+        first, whole = expected(measured(job.source, network, plan.recipe), plan.recipe, count, ranks)
+        early = f", the first groups after {in_words(first)}" if whole > 1.5 * first else ""
+        total = f"about {in_words(whole)}{early}"
+        if limit is not None:
+            first += job.clock.elapsed()
+            total = f"the first groups after about {in_words(first)}"
+            _check_limit(limit, first, count)
+        job.display.say("Time", f"{total}; {memory_text}")
+    check_memory(needed, plan.recipe)
+    return needed
+
+
+def _check_limit(limit: float, first: float, count: int) -> None:
+    """Warn if the time limit is shorter than the first result takes."""
+    if first > limit:
+        warnings.warn(
+            f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
+            f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images",
+            DeepClusterWarning,
+            stacklevel=3,
+        )
+
+
+def dry_run(images: Images, request: Request, display: Display) -> Recipe:
+    """Show the plan, time and memory of a fit, and return its recipe. Nothing is written or downloaded."""
+    source, device = find(images), choose_device(request.device)
+    request = replace(request, out=None, overwrite=False, resume=False)
+    begun = begin(source, request, display, dry=True)
+    recipe = begun.plan.recipe
+    # Time and memory do not depend on the weights.
+    network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
+    announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
+    for line in begun.plan.by_reason() if request.verbose else ():
+        display.say("Plan", line)
+    return recipe

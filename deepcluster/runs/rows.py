@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +101,15 @@ def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunR
         added=added,
     )
     return record, model, rows
+
+
+def duplicate_rows(
+    groups: Iterable[Iterable[tuple[int, float]]], paths: Sequence[str], first: int = 0
+) -> Iterator[dict[str, object]]:
+    """Yield the rows of duplicates.csv for groups of (row, distance); ``first``: the number of the first group."""
+    for group, members in enumerate(groups, first):
+        for row, distance in members:
+            yield {"group": group, "path": paths[row], "distance": f"{distance:.4f}"}
 
 
 def recipe_of(folder: RunFolder) -> Recipe:

@@ -1,9 +1,8 @@
 """More images for a run that has ended: its model assigns them to its clusters, and nothing is trained."""
 
-import itertools
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,17 +26,15 @@ from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sh
 from deepcluster.runs.features import pictures_of
 from deepcluster.runs.result import describe
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
-from deepcluster.runs.rows import Rows, images_at_hand, named_as_in_run, read_run, recipe_of
+from deepcluster.runs.rows import Rows, duplicate_rows, images_at_hand, named_as_in_run, read_run, recipe_of
 from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.run_folder import LockedFolder, RunFolder
+from deepcluster.storage.run_folder import LockedFolder
 from deepcluster.storage.run_record import RunRecord
-
-Failures = Sequence[tuple[str, str]]  # (path, reason)
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,24 @@ class Update:
 
 @dataclass(frozen=True)
 class _New:
-    """Images that the run does not have: features, residuals, digests and pixels (None: there are no files)."""
+    """Images that the run does not have.
+
+    Attributes:
+        source: The images, with the files that the source itself has skipped.
+        reduced, residuals: Their features (n x d) and residuals (n).
+        images: Their pixels; None if there are no files.
+        digests: Of their pixels or features.
+        failed: (path, reason) of the files that cannot be read.
+        tried: Number of images asked for, known ones included.
+    """
 
     source: Source
     reduced: Tensor
     residuals: Tensor
     images: Tensor | None
     digests: Sequence[str]
+    failed: Sequence[tuple[str, str]]
+    tried: int
 
 
 def update(
@@ -103,19 +111,20 @@ def update(
         if record.status != "done":
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
         model.network.to(device)
-        new, failed, tried = _read(folder, record, model, rows, images, stdin, display)
+        at_hand = images_at_hand(folder)
+        new = _read(folder, record, model, rows, at_hand, images, stdin, display)
         added = len(new.source.paths)
-        skipped = (*new.source.skipped, *failed)
-        known = tried - len(failed) - added
+        skipped = (*new.source.skipped, *new.failed)
+        known = new.tried - len(new.failed) - added
         if not (known or added):
-            raise nothing_readable(new.source.location, tried, failed)
+            raise nothing_readable(new.source.location, new.tried, new.failed)
         why = f": {counted(reason for _, reason in skipped)}" if skipped else ""
         display.say("Images", f"{added:,} added, {known:,} in the run already, {len(skipped):,} skipped{why}")
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
             with folder.next_state() as staged:
-                rows = _write(staged, record, model, rows, new, reasons)
+                rows = _write(staged, record, model, rows, at_hand, new, reasons)
         done = _judge(Update(added, known, len(skipped)), model, rows)
         if added:
             display.say("Placed", _placed_text(done, model))
@@ -154,106 +163,80 @@ def _read(
     record: RunRecord,
     model: Model,
     rows: Rows,
+    at_hand: Source | None,
     images: Images | GivenFeatures,
     stdin: TextIO | None,
     display: Display,
-) -> tuple[_New, Failures, int]:
-    """Read the new images; return them, the (path, reason) of the unusable ones, and the number of all."""
-    features: Tensor | None = None
+) -> _New:
+    """Read and measure the images that the run does not have."""
+    added, given = folder.read_added(), None
     if model.of_features:
         given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
-        source, features = given.source, given.features
-    else:
-        source = find(images, stdin=stdin)  # type: ignore[arg-type]
+    source = given.source if given else find(images, stdin=stdin)  # type: ignore[arg-type]
     source = named_as_in_run(source, record.location)
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
-    present = _origins(folder) if source.file else set()
-    fresh = [i for i in range(len(source.paths)) if source.origin(i) not in present]
-    if not folder.has(IMAGES_READ):
+    present = {Origin(row["source"], row["member"]) for row in added}
+    present |= {at_hand.origin(i) for i in range(len(at_hand.paths))} if at_hand else set()
+    fresh = [i for i in range(len(source.paths)) if not source.file or source.origin(i) not in present]
+    known = {row["sha256"] for row in added}
+    if folder.has(IMAGES_READ):
+        known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ, COLUMNS)}
+    else:
         warnings.warn(
             f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone",
             DeepClusterWarning,
             stacklevel=2,
         )
-    failed: Failures = ()
-    if features is not None:
-        new = _of_features(model, source.rows(fresh), features[fresh], _digests(folder))
+    usable = source.rows(fresh)
+    failed: Sequence[tuple[str, str]] = ()
+    if given:
+        values = given.features[fresh]
+        digests = row_digests(values)
     else:
-        new, failed = _of_images(model, source.rows(fresh), _digests(folder), folder, display)
-    named = replace(new.source, paths=_free_names(new.source, rows), skipped=source.skipped)
-    return replace(new, source=named), failed, len(source.paths)
-
-
-def _of_features(model: Model, source: Source, features: Tensor, known: set[str]) -> _New:
-    digests = row_digests(features)
-    kept = _unknown(digests, known)
-    reduced, residuals = model.measure_features(features[kept])
-    source = source.rows(kept)
-    return _New(source, reduced, residuals, pictures_of(source), [digests[i] for i in kept])
-
-
-def _of_images(
-    model: Model, source: Source, known: set[str], folder: LockedFolder, display: Display
-) -> tuple[_New, Failures]:
-    model.check_room()
-    progress = partial(display.progress, "reading")
-    store = read_once(source, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
-    digests, images = row_digests(store.images.permute(0, 2, 3, 1)), store.images
-    kept = _unknown(digests, known)
-    if len(kept) < len(images):
-        images = gather(images, torch.tensor(kept, dtype=torch.int64))
-    reduced, residuals = torch.empty(0, model.reduction.projection.shape[1]), torch.empty(0)
+        model.check_room()
+        progress = partial(display.progress, "reading")
+        store = read_once(usable, model.store_size, folder=folder.scratch, none_is_fine=True, progress=progress)
+        usable, failed, values = usable.rows(store.kept), store.skipped, store.images
+        digests = row_digests(values.permute(0, 2, 3, 1))
+    first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
+    kept = sorted(i for digest, i in first.items() if digest not in known)
+    if given:
+        values = values[kept]
+    elif len(kept) < len(values):
+        values = gather(values, torch.tensor(kept, dtype=torch.int64))
+    usable, digests = usable.rows(kept), [digests[i] for i in kept]
+    measured = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
     if kept:
-        reduced, residuals = model.measure(images, display.progress)
-    source = source.rows([store.kept[i] for i in kept])
-    return _New(source, reduced, residuals, images, [digests[i] for i in kept]), store.skipped
+        measured = model.measure_features(values) if given else model.measure(values, display.progress)
+    named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
+    return _New(named, *measured, pictures_of(usable) if given else values, digests, failed, len(source.paths))
 
 
-def _unknown(digests: Sequence[str], known: set[str]) -> list[int]:
-    """Return the numbers of the digests that are not known; of equal ones the first."""
-    first: dict[str, int] = {}
-    for i, digest in enumerate(digests):
-        first.setdefault(digest, i)
-    return sorted(i for digest, i in first.items() if digest not in known)
-
-
-def _free_names(source: Source, rows: Rows) -> tuple[str, ...]:
-    """Return names that the run does not have: a number for images from Python, else the path, numbered if taken."""
-    taken = {*rows.paths}
+def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
+    """Return names that the run does not have: numbers go on, and a path that it has gets the image's digest."""
+    taken = {*rows.paths, *(path for path, _ in rows.skipped)}
     if source.file is None and source.location.startswith("python:"):
-        numbers = (int(path) for path in (*rows.paths, *(path for path, _ in rows.skipped)) if path.isdecimal())
-        begin = max(numbers, default=-1) + 1
+        begin = 1 + max((int(path) for path in taken if path.isdecimal()), default=-1)
         return tuple(str(begin + i) for i in range(len(source.paths)))
-    names = []
-    for path in source.paths:
-        numbered = (f"{path} ({count})" for count in itertools.count(2))
-        names.append(next(name for name in itertools.chain([path], numbered) if name not in taken))
-        taken.add(names[-1])
-    return tuple(names)
-
-
-def _origins(folder: RunFolder) -> set[Origin]:
-    """Return the origins of the run's images."""
-    images = images_at_hand(folder)
-    at_hand = {images.origin(i) for i in range(len(images.paths))} if images else set()
-    return at_hand | {Origin(row["source"], row["member"]) for row in folder.read_added()}
-
-
-def _digests(folder: RunFolder) -> set[str]:
-    """Return the digests of the run's images, as far as it has them."""
-    fitted = folder.read_rows(IMAGES_READ, COLUMNS) if folder.has(IMAGES_READ) else []
-    return {row["sha256"] for row in [*fitted, *folder.read_added()]}
+    present = {*rows.paths}
+    pairs = zip(source.paths, digests, strict=True)
+    return tuple(f"{path} ({digest[:8]})" if path in present else path for path, digest in pairs)
 
 
 # ---- the next state of the run --------------------------------------------------------------------------------------
 
 
 def _write(
-    folder: LockedFolder, record: RunRecord, model: Model, rows: Rows, new: _New, reasons: Mapping[str, str]
+    folder: LockedFolder,
+    record: RunRecord,
+    model: Model,
+    rows: Rows,
+    at_hand: Source | None,
+    new: _New,
+    reasons: Mapping[str, str],
 ) -> Rows:
     """Write the run with the new images behind the others, and return all its images."""
-    paths = new.source.paths
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    paths, now = new.source.paths, datetime.now(UTC).isoformat(timespec="seconds")
     added: list[Mapping[str, str]] = [*folder.read_added()]
     for i, (path, label) in enumerate(zip(paths, new.source.labels or [""] * len(paths), strict=True)):
         columns = (path, label, *new.source.origin(i), new.digests[i], now)
@@ -269,7 +252,7 @@ def _write(
         added=len(added),
     )
     if paths:
-        _draw(folder, rows, new, every)
+        _draw(folder, rows, at_hand, new, every)
         folder.write_rows(files.ADDED, files.ADDED_COLUMNS, added)
     folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in every.skipped])
     report = folder.has("report.html")
@@ -286,35 +269,24 @@ def _write(
     return every
 
 
-def _draw(folder: LockedFolder, rows: Rows, new: _New, every: Rows) -> None:
+def _draw(folder: LockedFolder, rows: Rows, at_hand: Source | None, new: _New, every: Rows) -> None:
     """Add the new images to near-duplicates, sheet and map, if the run has these."""
     if folder.has("duplicates.csv") and new.images is not None:
         table = folder.read_rows("duplicates.csv", files.DUPLICATES)
         first = 1 + max((int(row["group"]) for row in table), default=-1)
-        alike = [
-            {"group": group, "path": new.source.paths[row], "distance": f"{distance:.4f}"}
-            for group, members in enumerate(near_duplicates(new.images), first)
-            for row, distance in members
-        ]
+        alike = duplicate_rows(near_duplicates(new.images), new.source.paths, first)
         folder.write_rows("duplicates.csv", files.DUPLICATES, [*table, *alike])
     if sheet := drawn.read_sheet(folder):
         grey = torch.full((1, 3, THUMBNAIL, THUMBNAIL), 128, dtype=torch.uint8)
         pictures = grey.expand(len(new.source.paths), -1, -1, -1) if new.images is None else new.images
         row_of = {rows.paths[row]: row for row in not_on_sheet(len(rows.paths), len(every.paths))}
-        again = {row_of[path]: image for path, image in _read_again(images_at_hand(folder), row_of, THUMBNAIL)}
+        again: dict[int, Tensor] = {}
+        if at_hand and (there := [i for i, path in enumerate(at_hand.paths) if path in row_of]):
+            store = read_once(at_hand.rows(there), THUMBNAIL, none_is_fine=True)
+            again = {row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.kept, store.images, strict=True)}
         with folder.as_disk_errors(drawn.SHEET):
             folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
     if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
         longer = extended_layout(places, shown, on_sheet(len(every.paths)), every.reduced)
         folder.write_array(drawn.MAP, longer)
-
-
-def _read_again(source: Source | None, paths: Iterable[str], size: int) -> Iterable[tuple[str, Tensor]]:
-    """Return the images of the run with these ``paths`` that are at hand."""
-    index = {path: i for i, path in enumerate(source.paths)} if source else {}
-    there = [path for path in paths if path in index]
-    if source is None or not there:
-        return ()
-    store = read_once(source.rows([index[path] for path in there]), size, none_is_fine=True)
-    return zip((there[i] for i in store.kept), store.images, strict=True)
