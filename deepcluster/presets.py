@@ -59,18 +59,24 @@ class Facts:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with every option resolved, and the reasons for values that were chosen or changed, one per line."""
+    """A recipe with every option resolved, and the reason of each value that was chosen or changed.
+
+    Attributes:
+        recipe: The options.
+        reasons: By the option, or by the name of something else in which the recipe departs from a published one.
+    """
 
     recipe: Recipe
-    reasons: tuple[str, ...]
+    reasons: Mapping[str, str]
 
     def by_reason(self) -> list[str]:
-        """Return each reason once, after all options that it is for."""
-        options_of: dict[str, list[str]] = {}
-        for line in self.reasons:
-            what, _, why = line.partition(": ")
-            options_of.setdefault(why, []).append(what)
-        return [f"{', '.join(what)}: {why}" for why, what in options_of.items()]
+        """Return a line for each reason, after all options and values that it is for."""
+        options: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            value = getattr(self.recipe, name, "")
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            options.setdefault(reason, []).append(f"{name} {shown}".strip())
+        return [f"{', '.join(names)}: {reason}" for reason, names in options.items()]
 
     @property
     def network(self) -> str:
@@ -122,22 +128,18 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
     options = {**from_weights, **options}
     plan = PRESETS[base](options, facts)
     recipe = replace(plan.recipe, **options)
-    reasons = [reason for reason in plan.reasons if _option(reason) not in options]
-    why = dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
-    if named.get("backbone") in PUBLISHED:
-        why |= {name: named["backbone"] for name in ("backbone", "weights") if name == "backbone" or name not in named}
-    reasons += [f"{name} {value}: {why[name]}" for name, value in options.items()]
+    reasons = {name: reason for name, reason in plan.reasons.items() if name not in options}
+    reasons |= dict.fromkeys(options, "given") | dict.fromkeys(from_weights, f"the network of {options.get('weights')}")
+    if (backbone := named.get("backbone")) in PUBLISHED:
+        reasons |= dict.fromkeys({"backbone", "weights"} - ({"weights"} & named.keys()), str(backbone))
     if recipe.pseudo_labels > facts.count:
         if "pseudo_labels" in given:
             raise DataError(
                 f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
             )
-        fitting, _ = _fine_clusters(facts)
-        reasons.append(
-            f"pseudo_labels {fitting}: the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
-        )
-        recipe = replace(recipe, pseudo_labels=fitting)
-    return _for_fixed_size(Plan(recipe, tuple(reasons)), options)
+        reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
+        recipe = replace(recipe, pseudo_labels=_fine_clusters(facts)[0])
+    return _for_fixed_size(Plan(recipe, reasons), options)
 
 
 def options_of(base: str, given: Given) -> tuple[str, dict[str, Any]]:
@@ -179,10 +181,6 @@ def _plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def _option(reason: str) -> str:
-    return reason.split(" ")[0]
-
-
 def _of_weights(base: str, options: Given) -> dict[str, Any]:
     """Return the network and Sobel filter that a file of published weights is for, unless given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
@@ -218,19 +216,13 @@ def _for_fixed_size(plan: Plan, options: Given) -> Plan:
     for name in changes:
         if name in options and name != "image_size":
             raise UsageError(f"{name}={options[name]}: {why}, {size} px: leave it out")
-    unchanged = [reason for reason in plan.reasons if _option(reason) not in changes]
-    return Plan(replace(recipe, **_values(changes)), (*unchanged, *_reasons(changes)))
+    values, reasons = _apart(changes)
+    return Plan(replace(recipe, **values), {**plan.reasons, **reasons})
 
 
-def _values(choices: Choices) -> dict[str, Any]:
-    return {name: value for name, (value, _) in choices.items()}
-
-
-def _reasons(choices: Choices) -> tuple[str, ...]:
-    return tuple(
-        f"{name} {f'{value:.4g}' if isinstance(value, float) else value}: {why}"
-        for name, (value, why) in choices.items()
-    )
+def _apart(choices: Choices) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values, and the reasons, of choices."""
+    return {name: value for name, (value, _) in choices.items()}, {name: why for name, (_, why) in choices.items()}
 
 
 # ---- as published ---------------------------------------------------------------------------------------------------
@@ -239,10 +231,11 @@ def _reasons(choices: Choices) -> tuple[str, ...]:
 def v1(options: Given, facts: Facts) -> Plan:
     """The paper: AlexNet on Sobel-filtered 224 px images, 10,000 clusters, 500 rounds, a constant learning rate."""
     backbone = options.get("backbone", "alexnet")
-    if backbone in PAPER_NETWORKS:
-        recipe = Recipe()
-        return Plan(recipe, (*_DEPARTURES_V1, f"patience {recipe.patience}: {_SETTLED}", f"empty split: {_REPAIRED}"))
-    return Plan(Recipe(sobel=False), (f"sobel off: {backbone} takes colours; the paper used alexnet and vgg16",))
+    if backbone not in PAPER_NETWORKS:
+        return Plan(Recipe(sobel=False), {"sobel": f"{backbone} takes colours; the paper used alexnet and vgg16"})
+    settled = "stops early if nothing at all changes in so many rounds, published: always all rounds"
+    repaired = "no cluster stays empty, published: some may after the last assignment"
+    return Plan(Recipe(), {**_DEPARTURES_V1, "patience": settled, "empty": repaired})
 
 
 def v1_official(options: Given, facts: Facts) -> Plan:
@@ -250,24 +243,22 @@ def v1_official(options: Given, facts: Facts) -> Plan:
     recipe = Recipe(sobel=False, rounds=200, sampling="official", empty="faiss", renumber=True, patience=10**6)
     return Plan(
         recipe,
-        (
-            *_DEPARTURES_V1,
-            "sobel False: the default of the released code; its main.sh and all released weights have it on",
-            "rounds 200: the default of the released code; the paper has 500",
-            "sampling official: image numbers taken for positions in a list sorted by cluster, so it does not balance",
-            "renumber True: occupied clusters are numbered anew for the classifier, and saved by their old numbers",
-        ),
+        {
+            **_DEPARTURES_V1,
+            "sobel": "the default of the released code; its main.sh and all released weights have it on",
+            "rounds": "the default of the released code; the paper has 500",
+            "sampling": "image numbers taken for positions in a list sorted by cluster, so it does not balance",
+            "renumber": "occupied clusters are numbered anew for the classifier, and saved by their old numbers",
+        },
     )
 
 
-_RANDOM_START = "kmeans_start random: as published, from other images each round, so the number of rounds ends a run"
-_DEPARTURES_V1 = (
-    _RANDOM_START,
-    "margin 1.143: training crops are of the stored 256 px square, published: of the whole image",
-    "dims 256: directions with less than 1e-6 of the largest variance are left out, published: kept",
-)
-_SETTLED = "stops early if nothing at all changes in so many rounds, published: always all rounds"
-_REPAIRED = "no cluster stays empty, published: some may after the last assignment"
+_RANDOM_START = {"kmeans_start": "as published, from other images each round, so the number of rounds ends a run"}
+_DEPARTURES_V1 = {
+    **_RANDOM_START,
+    "margin": "training crops are of the stored 256 px square, published: of the whole image",
+    "dims": "directions with less than 1e-6 of the largest variance are left out, published: kept",
+}
 
 
 def v2(options: Given, facts: Facts) -> Plan:
@@ -310,26 +301,26 @@ def v2(options: Given, facts: Facts) -> Plan:
         small_views=4,
         small_size=max(8, round(size * 96 / 224)),
     )
-    reasons = [f"image_size {size}: {why_size}"]
+    reasons = {"image_size": why_size}
     if clusters < 3000:
-        reasons.append(f"pseudo_labels {clusters}: at least 20 images for each; published: 3000")
+        reasons["pseudo_labels"] = "at least 20 images for each; published: 3000"
     # With another network nobody takes it for the published run.
-    return Plan(recipe, (*reasons, *(_DEPARTURES_V2 if "backbone" not in options else ())))
+    return Plan(recipe, {**reasons, **(_DEPARTURES_V2 if "backbone" not in options else {})})
 
 
-_DEPARTURES_V2 = (
-    _RANDOM_START,
-    "margin 1.143: views are of the stored 256 px square, published: of the whole image",
-    "batch_size 256: published: 4096, on 64 GPUs",
-    "lr 0.3: in proportion to the batch, published: 4.8",
-    "optimizer: SGD, published: SGD with LARC (trust 0.001)",
-    "schedule cosine: from and to 0, published: from 0.3 and to 0.0048, of 4.8",
-    "colour 0.8: brightness, contrast and saturation of every view, published: of 80 %, with hue (0.2) and blur (50 %)",
-    "features memory: the mean of both views, published: one of them, the clusterings taking turns",
-    "first features: of the fixed views in evaluation mode, published: of random ones in training mode",
-    "empty split: no cluster stays empty, published: an empty one keeps its old centroid",
-    "batch normalisation: over the batch of a process, published: over those of 8 GPUs",
-)
+_DEPARTURES_V2 = {
+    **_RANDOM_START,
+    "margin": "views are of the stored 256 px square, published: of the whole image",
+    "batch_size": "published: 4096, on 64 GPUs",
+    "lr": "in proportion to the batch, published: 4.8",
+    "optimizer": "SGD, published: SGD with LARC (trust 0.001)",
+    "schedule": "from and to 0, published: from 0.3 and to 0.0048, of 4.8",
+    "colour": "brightness, contrast and saturation of every view, published: of 80 %, with hue (0.2) and blur (50 %)",
+    "features": "the mean of both views, published: one of them, the clusterings taking turns",
+    "first features": "of the fixed views in evaluation mode, published: of random ones in training mode",
+    "empty": "no cluster stays empty, published: an empty one keeps its old centroid",
+    "batch normalisation": "over the batch of a process, published: over those of 8 GPUs",
+}
 
 
 # ---- to fit the images ----------------------------------------------------------------------------------------------
@@ -352,7 +343,8 @@ def auto(options: Given, facts: Facts) -> Plan:
     choices |= _because(why, **views)
     # A quarter: chosen by leaving one set out (docs/decisions.md).
     always = {"sobel": False, "whitening": 0.25, "schedule": "cosine", "tolerance": 0.02, "precision": "auto"}
-    return Plan(Recipe(**{**always, "grouping": "embedding", **_values(choices)}), _reasons(choices))
+    values, reasons = _apart(choices)
+    return Plan(Recipe(**{**always, "grouping": "embedding", **values}), reasons)
 
 
 def classic(options: Given, facts: Facts) -> Plan:
@@ -374,13 +366,14 @@ def classic(options: Given, facts: Facts) -> Plan:
         choices |= _length(facts, 2000, 5) | _because(_GENTLY, lr=0.001)
     else:
         choices |= _length(facts)
-    return Plan(Recipe(**_values(choices)), _reasons(choices))
+    values, reasons = _apart(choices)
+    return Plan(Recipe(**values), reasons)
 
 
 def _sized(options: Given, facts: Facts) -> tuple[Choices, int, str, bool]:
     """Return the network, sizes and numbers that fit the images; the image size; the network; is it pretrained?"""
     start = _start(options, facts)
-    backbone, weights = (options.get(name, _values(start).get(name)) for name in ("backbone", "weights"))
+    backbone, weights = (options.get(name, start.get(name, ("", ""))[0]) for name in ("backbone", "weights"))
     size, why_size = _image_size(backbone, facts, bool(weights))
     choices: Choices = {
         **start,

@@ -124,7 +124,7 @@ def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe)
         skipped_count=0,
         backbone=FEATURES,
         pseudo_labels=recipe.pseudo_labels,
-        reasons=[f"features of {width:,} numbers that came from elsewhere"],
+        reasons={"features": f"{width:,} numbers a row, which came from elsewhere"},
         rounds=0,
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())

@@ -178,7 +178,7 @@ def _read(
         fingerprint=resuming.fingerprint(digests),
         backbone=plan.recipe.backbone,
         pseudo_labels=plan.recipe.pseudo_labels,
-        reasons=list(plan.reasons),
+        reasons=plan.reasons,
     ).with_phase("reading", job.clock.lap())
     return ImagesRead(store, plan.recipe, digests), record
 
@@ -212,8 +212,8 @@ def _with_precision(plan: Plan, network: Network) -> Plan:
         return plan
     dtype = network_precision(network, next(network.parameters()).device)
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    reason = f"precision {name}: by the processor and the kind of convolutions"
-    return Plan(replace(plan.recipe, precision=name), (*plan.reasons, reason))
+    reasons = {**plan.reasons, "precision": "by the processor and the kind of convolutions"}
+    return Plan(replace(plan.recipe, precision=name), reasons)
 
 
 def _record_end(folder: LockedFolder, record: RunRecord, error: BaseException, status: str) -> bool:

@@ -111,7 +111,7 @@ class Begun:
         out: The run folder.
         state: "new", "resumed" or "finished": nothing is left to do.
         recipe: Every option.
-        reasons: Why they have their values.
+        reasons: The reasons of values, as in a Plan.
         facts: Facts about the images of a new run.
         updated: Images that an update has added to the run: no images of the fit.
     """
@@ -119,13 +119,13 @@ class Begun:
     out: str
     state: str
     recipe: Mapping[str, Any]
-    reasons: Sequence[str]
+    reasons: Mapping[str, str]
     facts: Mapping[str, Any]
     updated: Sequence[str] = ()
 
     @property
     def plan(self) -> Plan:
-        return Plan(Recipe(**self.recipe), tuple(self.reasons))
+        return Plan(Recipe(**self.recipe), self.reasons)
 
     def plan_of(self, used: int, request: Request) -> Plan:
         """Return the plan of a new run for ``used`` images: some may have turned out to be unusable."""
@@ -178,7 +178,7 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
     updated = [row["path"] for row in folder.read_added()]
     resuming.check_paths(folder, source, updated)
     state = "finished" if record.status == "done" else "resumed"
-    return Begun(str(out), state, recipe, record.reasons or (), {}, updated)
+    return Begun(str(out), state, recipe, record.reasons or {}, {}, updated)
 
 
 def facts_of(source: Source, request: Request) -> Facts:

@@ -33,7 +33,7 @@ class RunRecord:
     fingerprint: str | None = None
     backbone: str | None = None
     pseudo_labels: int | None = None
-    reasons: Sequence[str] | None = None
+    reasons: Mapping[str, str] | None = None
     seconds_by_phase: Mapping[str, float] | None = None
     resumed: Sequence[str] | None = None
     candidates: Sequence[Mapping[str, Any]] | None = None
