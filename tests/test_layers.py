@@ -69,7 +69,7 @@ def test_an_upward_import_is_seen():
     assert upward("clustering.kmeans", imports("from deepcluster.runs.fit import fit")) == [
         "clustering.kmeans -> runs.fit"
     ]
-    assert upward("images.store", imports("import deepcluster.nets.heads")) == ["images.store -> nets.heads"]
+    assert upward("images.store", imports("import deepcluster.nets.paper")) == ["images.store -> nets.paper"]
     assert upward("seeding", imports("import deepcluster.errors")) == ["seeding -> errors"]
 
 

@@ -17,7 +17,7 @@ from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, p
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.learning.batches import Batch, batches
-from deepcluster.nets.heads import reset_linear
+from deepcluster.nets.paper import reset_linear
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 

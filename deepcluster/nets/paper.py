@@ -5,14 +5,16 @@ normalisation and without groups, VGG-16 of configuration D. Submodules are numb
 those fit key by key. Both end before the last ReLU: these 4096 numbers are what is clustered.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import UsageError
-from deepcluster.nets.heads import reset_linear, with_memory
 
 IMAGE_SIZE = 224
 FEATURE_DIM = 4096
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class PaperNet(nn.Module):
@@ -109,3 +111,17 @@ def _conv_bn_relu(
 def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
     # Via the meta device: torch's own initialisation would draw from the global generator, for nothing.
     return with_memory(nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta"))
+
+
+def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with weights from N(0, 0.01) and bias 0 (paper section 3; DeepCluster code, main.py)."""
+    head = with_memory(nn.Linear(features, clusters, device="meta"))
+    with torch.no_grad():
+        head.weight.normal_(0.0, 0.01, generator=generator)
+        head.bias.zero_()
+    return head
+
+
+def with_memory(layer: Layer) -> Layer:
+    """A layer of the meta device moved to the CPU, values not set; it stays inside ``with torch.device("meta")``."""
+    return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")
