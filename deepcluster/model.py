@@ -21,7 +21,7 @@ from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.sizes import FEATURES
-from deepcluster.nets.timm import working_memory
+from deepcluster.nets.weights import working_memory
 from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.runtime.memory import check_fits
 

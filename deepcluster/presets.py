@@ -185,15 +185,16 @@ def _of_weights(base: str, options: Given) -> dict[str, Any]:
     """Return the network and Sobel filter that a file of published weights is for, unless given."""
     if options.get("weights", "") in ("", "timm", MODULE) or "backbone" in options:
         return {}
-    from deepcluster.nets.published_2018 import official_network  # imports torch
+    from deepcluster.nets.published_2018 import recognised  # imports torch
     from deepcluster.nets.timm import published_network
+    from deepcluster.nets.weights import read_state
 
-    if (network := official_network(options["weights"])) is None:
-        name = published_network(options["weights"])
+    state = read_state(options["weights"])
+    if (official := recognised(state, options["weights"])) is None:
+        name = published_network(state)
         return {"backbone": backbone_of(name)} if name else {}
-    backbone, sobel, _ = network
-    chosen = {"sobel": sobel} if "sobel" not in options else {}
-    return chosen if backbone == _BACKBONES.get(base) else {"backbone": backbone, **chosen}
+    chosen = {"sobel": official.sobel} if "sobel" not in options else {}
+    return chosen if official.backbone == _BACKBONES.get(base) else {"backbone": official.backbone, **chosen}
 
 
 _BACKBONES = {"v1": "alexnet", "v1-official": "alexnet", "v2": "timm:resnet50"}

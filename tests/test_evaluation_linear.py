@@ -19,7 +19,7 @@ from deepcluster.evaluation.linear import (
 )
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.nets.network import Network, build
-from deepcluster.nets.timm import shapes_only
+from deepcluster.nets.weights import shapes_only
 from tests.drawings import drawings
 from tests.helpers.said import Said
 

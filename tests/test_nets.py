@@ -17,8 +17,8 @@ from deepcluster.nets import paper
 from deepcluster.nets.compact import WIDTH
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Centroids, Network, build, projection_mlp
 from deepcluster.nets.sizes import only_size
-from deepcluster.nets.timm import channels_last, shapes_only
-from deepcluster.nets.weights import load_body, read_state
+from deepcluster.nets.timm import channels_last
+from deepcluster.nets.weights import load_body, read_state, shapes_only
 from deepcluster.seeding import generator, lent_global
 
 # name, image size, Sobel, features of one image
@@ -489,7 +489,7 @@ def test_frozen_statistics_stay_while_their_layers_learn(frozen):
 def test_shapes_alone_take_no_time_and_no_memory():
     """And they are those of the network itself; torch's compiler is not imported (timm does so anyway)."""
     script = (
-        "import sys, torch; from deepcluster.nets import build; from deepcluster.nets.timm import shapes_only\n"
+        "import sys, torch; from deepcluster.nets import build; from deepcluster.nets.weights import shapes_only\n"
         "for name in ('compact', 'timm:resnet18', 'timm:tf_efficientnet_lite0'):\n"
         "    with shapes_only(): shapes = build(name, image_size=64, feature_dim=1).body.state_dict()\n"
         "    own = build(name, image_size=64).body.state_dict()\n"

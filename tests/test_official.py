@@ -23,8 +23,7 @@ from deepcluster.errors import ModelError
 from deepcluster.nets import weights as legacy
 from deepcluster.nets.network import Network, build, from_official
 from deepcluster.nets.published_2018 import read_official, recognised
-from deepcluster.nets.timm import shapes_only
-from deepcluster.nets.weights import read_checkpoint
+from deepcluster.nets.weights import read_checkpoint, shapes_only
 from deepcluster.seeding import generator
 from deepcluster.storage import model_files as models
 

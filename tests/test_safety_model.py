@@ -17,7 +17,7 @@ import deepcluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, NonFiniteError, OutOfMemoryError
 from deepcluster.nets.network import build
-from deepcluster.nets.timm import working_memory
+from deepcluster.nets.weights import working_memory
 from deepcluster.runtime import memory
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, DiskError, ModelError, UsageError, first_line
@@ -25,7 +23,7 @@ from deepcluster.nets.sizes import timm_config
 
 TIMM = "timm:"
 FILE = "model.safetensors"
-ANSWER_SECONDS = 4.0  # in which the Hub must answer, so that a missing connection is reported within 5
+ANSWER_SECONDS = 4.0  # in which the Hub must answer, once its name is known
 _SHA256 = re.compile("[0-9a-f]{64}")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -153,13 +151,17 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     repository = _repository(name)
     if repository is None:
         raise UsageError(f"timm publishes no weights for {name}: give a file: --weights FILE")
+    seconds = answer_seconds()
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
     try:
-        digest, size, commit = _ask_hub(repository)
+        announced = get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=seconds)
+        digest = announced.etag or ""
         with _scratch(repository) as scratch:
             for _ in range(2):  # a proxy or a disk may damage a file: try once more
-                _download(repository, scratch, size, progress)
+                _download(repository, scratch, announced.size or 0, progress)
                 if _SHA256.fullmatch(digest) and _sha256(scratch) == digest:
-                    return _keep(scratch, repository, digest, commit)
+                    return _keep(scratch, repository, digest, announced.commit_hash or "")
     except DeepClusterError:
         raise
     except Exception as error:  # the libraries that download raise many kinds
@@ -263,32 +265,6 @@ def answer_seconds() -> float:
         if 0 < (seconds := float(text)) < float("inf"):
             return seconds
     raise UsageError(f"HF_HUB_ETAG_TIMEOUT={text}: set it to a number of seconds, or unset it")
-
-
-def _ask_hub(repository: str) -> tuple[str, int, str]:
-    """Return the SHA-256, the size (bytes, 0: unknown) and the commit of the file, as the Hub announces them.
-
-    In a thread, because looking up a name in the DNS has no time limit.
-    """
-    seconds = answer_seconds()
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    answers: SimpleQueue[Any] = SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(get_hf_file_metadata(hf_hub_url(repository, FILE), timeout=seconds))
-        except Exception as error:
-            answers.put(error)
-
-    Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except Empty:
-        answer = TimeoutError(f"no answer within {seconds:g} s")
-    if isinstance(answer, Exception):
-        raise answer
-    return answer.etag or "", answer.size or 0, answer.commit_hash or ""
 
 
 def _download(repository: str, scratch: Path, size: int, progress: Progress | None) -> None:

@@ -1,8 +1,8 @@
 """Network: the contract that every backbone meets, the names that build one, and modules that the user gives."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -42,7 +42,7 @@ class Centroids(nn.Module):
 
 
 def projection_mlp(features: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """Two layers from the features to what is clustered during training (DeepCluster-v2, after SimCLR)."""
+    """Return two layers from the features to the embeddings that training clusters (DeepCluster-v2, after SimCLR)."""
     layers = nn.Sequential(
         nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
     )
@@ -139,8 +139,15 @@ class Network(nn.Module):
         """Put K x ``embedding_dim`` ``centroids`` on top, which do not learn."""
         self.head = Centroids(centroids, temperature).to(self.mean.device)
 
+    def with_projection(self, widths: tuple[int, int] | None, seed: int) -> Self:
+        """Put an MLP of these hidden and output ``widths`` behind the features, unless they are None."""
+        if widths:
+            self.projection = projection_mlp(self.feature_dim, *widths, generator(seed, "projection"))
+            self.embedding_dim = widths[1]
+        return self
+
     def body_parameters(self) -> Iterator[nn.Parameter]:
-        """The trained parameters below the head."""
+        """Return the trained parameters below the head."""
         parts = (self.body, self.projection)
         return (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad)
 
@@ -155,14 +162,14 @@ def build(
     seed: int = 0,
     feature_dim: int | None = None,
 ) -> Network:
-    """The network called ``name``, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
+    """Build a network by its name, on the CPU and without a head. ``build(**network.architecture)`` builds it again.
 
     Args:
         name: ``compact``, ``alexnet``, ``vgg16`` or ``timm:NAME`` with any name that timm knows.
+        image_size: Side of its images, px.
         sobel: Put the fixed Sobel filter before ``alexnet`` or ``vgg16``.
-        weights: A file (a ``state_dict`` of the network, or a layout of ``published_2018.py``), or ``"timm"`` for the
-            weights
-            that timm publishes, which may download them; default: random weights.
+        weights: A file (a ``state_dict`` of the network, or a layout of ``published_2018.py``), or ``"timm"`` for
+            timm's, which may be downloaded. None: random weights.
         projection: Hidden and output width of an MLP between features and head, for training only.
         seed: Seed of the random weights.
         feature_dim: If known, it saves the trial that measures it.
@@ -171,38 +178,8 @@ def build(
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
-    part = _part(name, image_size, sobel, weights, seed)
-    known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
-    dim = known or _width(_trial(part.body, name, image_size), name)
-    return Network(
-        part.body,
-        dim,
-        activation=part.activation,
-        projection=projection_mlp(dim, *projection, generator(seed, "projection")) if projection else None,
-        embedding_dim=projection[1] if projection else None,
-        mean=part.mean,
-        std=part.std,
-        architecture={"name": name, "image_size": image_size, "sobel": sobel},
-        origin=part.origin,
-    )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A body, what comes before and after it, and where its weights are from."""
-
-    body: nn.Module
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    activation: nn.Module | None = None
-    origin: str = ""
-
-
-def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: int) -> _Part:
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
-    if name == MODULE:
-        raise UsageError("the backbone is a module of your own: give it in Python, DeepCluster(backbone=module)")
     if weights == "timm":
         if not name.startswith("timm:"):
             raise UsageError(f"--weights timm is for backbones called timm:NAME, not for {name}: give a file instead")
@@ -212,30 +189,54 @@ def _part(name: str, image_size: int, sobel: bool, weights: str | None, seed: in
     official = recognised(state, str(weights)) if state else None
     if official:
         _check_for(official, name, sobel, str(weights))
-        state = dict(official.state)
+    part = _part(name, image_size, sobel, seed)
+    if official:
+        load_body(part.body, official.state, path=str(weights), name=name, heads=())
+    elif state is not None:
+        load_body(part.body, state, path=str(weights), name=name, heads=part.heads, convert=part.convert)
+    known = paper.FEATURE_DIM if name in PAPER_NETWORKS else feature_dim
+    network = Network(
+        part.body,
+        known or _width(_trial(part.body, name, image_size), name),
+        activation=part.activation,
+        mean=part.mean,
+        std=part.std,
+        architecture={"name": name, "image_size": image_size, "sobel": sobel},
+        origin=official.text if official else "",
+    )
+    return network.with_projection(projection, seed)
 
+
+@dataclass(frozen=True)
+class _Part:
+    """A body, the normalisation before it, the activation after it, and how files of weights are laid out."""
+
+    body: nn.Module
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    activation: nn.Module | None = None
     heads: tuple[str, ...] = HEADS
-    convert = None
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+def _part(name: str, image_size: int, sobel: bool, seed: int) -> _Part:
+    if name == MODULE:
+        raise UsageError("the backbone is a module of your own: give it in Python, DeepCluster(backbone=module)")
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
-            part = _Part(Compact(image_size, generator(seed, "network")))
-    elif name in PAPER_NETWORKS:
+            return _Part(Compact(image_size, generator(seed, "network")))
+    if name in PAPER_NETWORKS:
         if image_size != paper.IMAGE_SIZE:
             raise paper.wrong_size(name, image_size)
         make = paper.alexnet if name == "alexnet" else paper.vgg16
         # The features end before the last ReLU, and the head starts after it.
-        part = _Part(make(sobel=sobel, generator=generator(seed, "network")), activation=nn.ReLU())
-    elif name.startswith("timm:"):
+        return _Part(make(sobel=sobel, generator=generator(seed, "network")), activation=nn.ReLU())
+    if name.startswith("timm:"):
         model, config = timm_body(name, image_size, seed)
-        part = _Part(model, config["mean"], config["std"])
-        heads, convert = (*timm_heads(config["classifier"]), "_fc"), partial(in_layout_of, model)
-    else:
-        raise unknown_backbone(name)
-    if state is None:
-        return part
-    load_body(part.body, state, path=str(weights), name=name, heads=() if official else heads, convert=convert)
-    return replace(part, origin=official.text if official else "")
+        heads = (*timm_heads(config["classifier"]), "_fc")
+        return _Part(model, config["mean"], config["std"], heads=heads, convert=partial(in_layout_of, model))
+    raise unknown_backbone(name)
 
 
 def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> None:
@@ -248,7 +249,7 @@ def _check_for(official: OfficialWeights, name: str, sobel: bool, path: str) -> 
 
 
 def from_official(path: str | Path) -> Network:
-    """The network of a file that the authors published, for 224 px images, exactly as theirs.
+    """Build the network of a file that the authors published, for 224 px images, exactly as theirs.
 
     Its head is the classifier of the pseudo-labels, if the file has one.
 
@@ -262,38 +263,13 @@ def from_official(path: str | Path) -> Network:
     network.origin = official.text
     if official.head:
         weight, bias = official.head
-        network.head = head = reset_linear(weight.shape[1], len(bias), generator(seed=0, purpose="head"))
+        network.head = head = reset_linear(weight.shape[1], len(bias), generator(0, "head"))
         head.load_state_dict({"weight": weight, "bias": bias})
     return network
 
 
-def _width(features: object, name: str) -> int:
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UsageError(
-            f"{name} does not give one vector of features for an image, but {shape}: choose another --backbone"
-        )
-    return features.shape[1]
-
-
-def _trial(body: nn.Module, name: str, image_size: int) -> object:
-    """Compute the features of one image.
-
-    timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features. The trial also
-    finds an image size that does not fit before any work is done.
-    """
-    body.eval()
-    try:
-        with torch.no_grad():
-            features = body(torch.zeros(1, 3, image_size, image_size, device=_device(body)))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise size_does_not_fit(name, image_size, error) from error
-    body.train()
-    return features
-
-
 def as_network(body: nn.Module, image_size: int) -> Network:
-    """The network around any module that gives features, N x D, or maps, of which it takes the means.
+    """Return the network around any module that gives features, N x D, or maps, of which it takes the means.
 
     Its images are normalised as ImageNet's are: for another mean and deviation make the ``Network`` yourself, which is
     returned as it is.
@@ -316,10 +292,7 @@ def copy_of_module(
     """Return a network as of :func:`build`, around a copy of a module with its weights."""
     network = as_network(copy.deepcopy(module), image_size)
     network.architecture = architecture_of_module(image_size)
-    if projection:
-        network.projection = projection_mlp(network.feature_dim, *projection, generator(seed, "projection"))
-        network.embedding_dim = projection[1]
-    return network
+    return network.with_projection(projection, seed)
 
 
 def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
@@ -327,12 +300,36 @@ def architecture_of_module(image_size: int) -> dict[str, str | int | bool]:
     return {"name": MODULE, "image_size": image_size, "sobel": False}
 
 
+def _width(features: object, name: str) -> int:
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UsageError(
+            f"{name} does not give one vector of features for an image, but {shape}: choose another --backbone"
+        )
+    return features.shape[1]
+
+
+def _trial(body: nn.Module, name: str, image_size: int) -> object:
+    """Return the features of one image; a size that does not fit is an error before any work is done.
+
+    timm's ``num_features`` cannot be trusted: it is 576 for a MobileNetV3 that gives 1024 features.
+    """
+    body.eval()
+    try:
+        with torch.no_grad():
+            features = body(torch.zeros(1, 3, image_size, image_size, device=_device(body)))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise size_does_not_fit(name, image_size, error) from error
+    body.train()
+    return features
+
+
 def _device(body: nn.Module) -> torch.device:
     return next(body.parameters(), torch.empty(0)).device
 
 
 def no_network(feature_dim: int) -> Network:
-    """A network without weights, which no image goes through."""
+    """Return a network without weights, which no image goes through."""
     return Network(nn.Identity(), feature_dim, architecture={"name": FEATURES, "image_size": 1, "sobel": False})
 
 
@@ -348,7 +345,7 @@ class Absent(nn.Module):
         destination |= {prefix + name: value for name, value in self.weights.items()}
 
     def forward(self, *images: Tensor) -> Tensor:
-        """ModelError: say what is missing."""
+        """Raise ModelError."""
         raise ModelError(
             "the network of this model is a module of your own, of which it has the weights alone: give the module in"
             " Python, DeepCluster.load(path, backbone=module)"
@@ -356,5 +353,5 @@ class Absent(nn.Module):
 
 
 def absent_module(weights: Mapping[str, Tensor], feature_dim: int, image_size: int) -> Network:
-    """A network that was a module of the user's, without the module."""
+    """Return a network that was a module of the user's, without the module."""
     return Network(Absent(weights), feature_dim, architecture=architecture_of_module(image_size))

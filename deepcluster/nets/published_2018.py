@@ -12,7 +12,6 @@ Written from descriptions of the files: the published ones are CC BY-NC, and non
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -61,9 +60,9 @@ class OfficialWeights:
 
 
 def read_official(path: str | Path) -> OfficialWeights:
-    """The weights in a file of one of the two layouts; by ``torch.load`` without code, or from ``.safetensors``.
+    """Read the weights in a file of one of the two layouts; by ``torch.load`` without code, or from ``.safetensors``.
 
-    Whether they are complete is checked when they go into a network (``network.from_official``, ``network.build``).
+    A network that they go into (``network.from_official``, ``network.build``) checks that they are complete.
 
     Raises:
         ModelError: The file is missing or damaged, has code in it, or has none of these layouts.
@@ -77,27 +76,8 @@ def read_official(path: str | Path) -> OfficialWeights:
     return official
 
 
-def official_network(path: str | Path) -> tuple[str, bool, str] | None:
-    """Backbone, Sobel filter and release of a file of the two layouts; None for another file, or none.
-
-    Raises:
-        ModelError: The file is damaged, or has code in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return _network(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4)
-def _network(path: Path, changed: int, size: int) -> tuple[str, bool, str] | None:
-    official = recognised(read_state(path), path)
-    return (official.backbone, official.sobel, official.release) if official else None
-
-
 def recognised(state: Mapping[str, Tensor], path: str | Path) -> OfficialWeights | None:
-    """The tensors of a file by our names; None if it has none of the two layouts.
+    """Return the tensors of a file by our names; None if it has none of the two layouts.
 
     Raises:
         ModelError: Two tensors have the same name, or the classifier of the pseudo-labels is malformed.

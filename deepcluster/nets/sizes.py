@@ -44,7 +44,7 @@ def timm_config(name: str) -> Any | None:
 def _patch_size(name: str) -> int | None:
     import timm
 
-    from deepcluster.nets.timm import shapes_only
+    from deepcluster.nets.weights import shapes_only
 
     with shapes_only():
         model = timm.create_model(name, num_classes=0)
@@ -56,7 +56,7 @@ def _takes(name: str, size: int) -> bool:
     import timm
     import torch
 
-    from deepcluster.nets.timm import shapes_only
+    from deepcluster.nets.weights import shapes_only
 
     try:
         with shapes_only(), torch.no_grad():

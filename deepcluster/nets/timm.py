@@ -1,23 +1,20 @@
-"""Networks of timm: built without their last layer or without values, fed with files in their authors' layouts.
+"""Networks of timm: built without their last layer, fed with files in their authors' layouts, channels last.
 
 timm is imported inside the functions: that takes a second or more, and only these networks need it.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import UsageError, first_line
 from deepcluster.nets.hub import PUBLISHED
 from deepcluster.nets.sizes import PAPER_NETWORKS
-from deepcluster.nets.weights import read_state
+from deepcluster.nets.weights import shapes_only
 from deepcluster.seeding import lent_global
 
 
@@ -93,17 +90,13 @@ def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return converted
 
 
-def published_network(path: str) -> str | None:
+def published_network(state: Mapping[str, Tensor]) -> str | None:
     """Return the network of ``PUBLISHED`` whose layers a file of weights has; None if it has none of theirs.
 
-    By the names and shapes of the tensors, so that a network that somebody has tuned further is recognised too.
-
-    Raises:
-        ModelError: The file cannot be read.
+    The names and shapes of the tensors decide, so a network that somebody has tuned further is recognised too.
     """
     import timm
 
-    state = read_state(path)
     for published in PUBLISHED.values():
         with shapes_only():
             model = timm.create_model(published.network, num_classes=0)
@@ -155,50 +148,3 @@ def _is_corrupted(layer: nn.Conv2d) -> bool:
 
 def _contiguous(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].contiguous(),)
-
-
-class _NoRandomNumbers(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        first = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")) and first.is_meta:
-            return first
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Inside, networks are built on torch's meta device: no memory for the weights, and no time.
-
-    Random numbers are skipped: they have no value there, and the first one imports torch's compiler (2 s). So does a
-    forward pass: give ``build`` the ``feature_dim``.
-    """
-    with torch.device("meta"), _NoRandomNumbers():
-        yield
-
-
-def working_memory(body: nn.Module, size: int) -> int:
-    """A lower bound of the bytes that one image of ``size`` px takes in a network that does not learn.
-
-    That is the largest sum of a layer's input and output. Computed on the meta device; the first call takes 2 s.
-    """
-    most = 3 * size * size  # values
-
-    def look(layer: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal most
-        if isinstance(output, Tensor):
-            taken = 0 if getattr(layer, "inplace", False) else sum(x.numel() for x in inputs if isinstance(x, Tensor))
-            most = max(most, output.numel() + taken)
-
-    shapes = {name: value.to("meta") for name, value in [*body.named_parameters(), *body.named_buffers()]}
-    hooks = [layer.register_forward_hook(look) for layer in body.modules() if not list(layer.children())]
-    training = body.training
-    body.eval()
-    try:
-        with torch.no_grad():
-            functional_call(body, shapes, (torch.zeros(1, 3, size, size, device="meta"),))
-    finally:
-        body.train(training)
-        for hook in hooks:
-            hook.remove()
-    return 4 * most

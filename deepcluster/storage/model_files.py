@@ -22,7 +22,8 @@ from deepcluster.images.source import is_run
 from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.sizes import FEATURES, MODULE
-from deepcluster.nets.timm import channels_last, shapes_only
+from deepcluster.nets.timm import channels_last
+from deepcluster.nets.weights import shapes_only
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.groups_file import groups_tensors, read_groups
 from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
