@@ -43,7 +43,6 @@ from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.plain_files import PATH_COLUMNS
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
-from deepcluster.storage import tabular as tables
 from deepcluster.storage.files import check_output, write_output
 from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
@@ -157,7 +156,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         try:
             with self._display() as shown:
                 runs.fit(images, request, Several(shown, display) if display else shown)
-            tables.save(rows, out / "model")
+            models.save_scale(rows, out / "model")
         except BaseException:
             if temporary:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -230,7 +229,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         """Write what ``predict`` and ``transform`` need (config.json, model.safetensors), for ``load``."""
         check_is_fitted(self)
         models.save(self._model, Path(folder))
-        tables.save(self._table, Path(folder))
+        models.save_scale(self._table, Path(folder))
         return Path(folder)
 
     @classmethod
@@ -346,7 +345,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
         self._images = images
-        self._table = tables.load(folder / "model" if (folder / "model").is_dir() else folder)
+        self._table = models.load_scale(folder / "model" if (folder / "model").is_dir() else folder)
         if self._table:
             self.n_features_in_ = self._table.width
         if (folder / "run.json").is_file():

@@ -337,7 +337,7 @@ def test_without_its_guard_a_strangers_tensor_comes_in(folder, monkeypatch, guar
     changes = {"fine_centroids": torch.zeros(2, 9) if guard == "check_tensors" else torch.full((5, 4), torch.nan)}
     change_tensors(folder, **changes)
     refused(folder, "model.safetensors")
-    monkeypatch.setattr(models, guard, lambda *_: None)
+    monkeypatch.setattr(models, guard, lambda *_, **__: None)
     models.load(folder)
 
 

@@ -451,7 +451,7 @@ def test_features_come_back(tmp_path):
 def test_a_model_has_neither_paths_nor_metadata(finished, photos):
     """What may be passed on has no path of the images, and nothing but the known keys and tensors."""
     config = json.loads((finished / "model" / "config.json").read_text())
-    assert set(config) == models.TYPES.keys()
+    assert set(config) == models.Config.__dataclass_fields__.keys()
     texts = json.dumps(config)
     for name in ("model.safetensors", "groups.safetensors"):
         with (finished / "model" / name).open("rb") as file:

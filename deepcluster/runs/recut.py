@@ -22,7 +22,6 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from deepcluster.storage.groups_file import keep_former, read_former
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 
@@ -49,7 +48,7 @@ def recut(
     with files.locked(run) as locked, locked.next_state() as folder:
         record, model, rows = read_run(folder)
         check_groups(n_clusters, rows.fitted)
-        keep_former(folder, model, record, baseline_of(folder))
+        models.keep_former(folder, model, record, baseline_of(folder))
         recipe = recipe_of(folder)
         n_clusters, record = choose_number(n_clusters, rows.sample.reduced, record, recipe, display)
         before = model.place(rows.reduced)
@@ -95,7 +94,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             )
         with folder.next_state() as staged:
             baseline = {} if edits.changes_clusters else baseline_of(folder)
-            keep_former(staged, model, record, baseline_of(folder))
+            models.keep_former(staged, model, record, baseline_of(folder))
             new = edited(model, edits, rows.reduced, rows.paths, rows.fitted)
             placement = new.place(rows.reduced)
             wanted = moved_rows(edits, rows.paths)
@@ -116,7 +115,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
     files.open_run(run)
     with files.locked(run) as folder:
         record, model, rows = read_run(folder)
-        former = read_former(folder, rows.reduced.shape[1])
+        former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
             old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
             record = replace(record, **former.about["record"])

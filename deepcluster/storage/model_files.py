@@ -6,10 +6,12 @@ on purpose has the right digests.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, first_line
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, UsageError, first_line
+from deepcluster.groups.cut import Cut
+from deepcluster.images.arrays import PixelScale
 from deepcluster.images.source import is_run
 from deepcluster.model import Model, check_batch_fits
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
@@ -25,17 +29,14 @@ from deepcluster.nets.sizes import FEATURES, MODULE
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.groups_file import groups_tensors, read_groups
-from deepcluster.storage.run_folder import LockedFolder, RunFolder, read_state
-from deepcluster.storage.safe_read import check_tensors, json_sha256, read_json, read_tensors
+from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder, read_state
+from deepcluster.storage.run_record import RunRecord
+from deepcluster.storage.safe_read import check_tensors, json_sha256, parse_json, read_json, read_tensors, shaped
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, GROUPS = "config.json", "model.safetensors", "groups.safetensors"
-# Every key of config.json and of the architecture in it, with its type.
-SIZES = {"image_size": int, "store_size": int, "batch_size": int}
-DIGESTS = {"weights_sha256": str, "groups_sha256": str, "config_sha256": str}
-TYPES = {"schema_version": int, "architecture": dict, **SIZES, "root": bool, **DIGESTS}
-ARCHITECTURE = {"name": str, "image_size": int, "sobel": bool}
+TABLE = "table.json"  # of a model of images that were rows of a table: how rows become images
+MOST_PIXELS = 1 << 28  # of such an image
 # timm's other names (hf-hub:USER/NAME, local-dir:PATH) would download, or read another file.
 TIMM = "timm:[A-Za-z0-9_.]+"
 BACKBONE = re.compile(rf"compact|alexnet|vgg16|{TIMM}")
@@ -49,6 +50,50 @@ SHAPES = {
     "outliers.directions": (2, "features", "directions"),
     "outliers.limit": (),
 }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments from which :func:`build` makes the network."""
+
+    name: str
+    image_size: int
+    sobel: bool
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.json."""
+
+    schema_version: int
+    architecture: Architecture
+    image_size: Annotated[int, range(1, 8193)]
+    store_size: Annotated[int, range(1, 8193)]
+    batch_size: Annotated[int, range(1, (1 << 20) + 1)]
+    root: bool
+    weights_sha256: str
+    groups_sha256: str
+    config_sha256: str
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The content of groups.safetensors, or of former.safetensors for one step back, in the same layout.
+
+    Attributes:
+        cut: The groups.
+        names: Of the groups.
+        junk: The groups that are marked so.
+        about: Names, marks and, in former.safetensors, the entries of run.json on the groups and their figures.
+    """
+
+    cut: Cut
+    names: tuple[str, ...]
+    junk: tuple[int, ...]
+    about: Mapping[str, Any]
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def save(model: Model, folder: Path) -> None:
@@ -87,6 +132,16 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     }
 
 
+def groups_tensors(model: Model, **about: Any) -> dict[str, Tensor]:
+    """Return the content of the file of a model's groups; ``about``: more for its JSON text."""
+    text = json.dumps({"names": model.names, "junk": model.junk, **about}).encode()
+    return {
+        "centroids": model.groups.centroids,
+        "groups": model.groups.groups,
+        "about": torch.frombuffer(bytearray(text), dtype=torch.uint8),
+    }
+
+
 def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
     config = {
         "schema_version": SCHEMA_VERSION,
@@ -100,6 +155,17 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
     }
     config["config_sha256"] = json_sha256(config)
     return json.dumps(config, indent=2) + "\n"
+
+
+def save_scale(scale: PixelScale | None, folder: Path) -> None:
+    """Write how rows of a table become images; without a scale, remove the file of one."""
+    if scale is None:
+        (folder / TABLE).unlink(missing_ok=True)
+        return
+    write_whole(folder / TABLE, lambda file: file.write(json.dumps(asdict(scale)) + "\n"))
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def load(folder: str | Path, device: torch.device | None = None, *, backbone: nn.Module | None = None) -> Model:
@@ -132,13 +198,13 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
     try:
         config = _read_config(path)
         path = place(WEIGHTS)
-        every = read_tensors(path, config["weights_sha256"])
+        every = read_tensors(path, config.weights_sha256)
         body = {name.removeprefix("body."): value for name, value in every.items() if name.startswith("body.")}
         tensors = {name: value for name, value in every.items() if not name.startswith("body.")}
         check_tensors(tensors, SHAPES, {})
         feature_dim, dims = tensors["reduction.projection"].shape
         path = place(GROUPS)
-        groups = read_groups(path, dims, config["groups_sha256"])
+        groups = read_groups(path, dims, config.groups_sha256)
         path = place(CONFIG)
         shapes = _shapes(config, body, feature_dim, backbone)
         path = place(WEIGHTS)
@@ -146,8 +212,7 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         axes = {name: tuple(value.shape) for name, value in expected.items()}
         check_tensors(body, axes, {name: value.dtype for name, value in expected.items()})
         # Before the first look at the mapped numbers, so that these and what building takes are not in memory together.
-        architecture = config["architecture"]
-        network = shapes if architecture["name"] in (MODULE, FEATURES) else build(**architecture)
+        network = shapes if config.architecture.name in (MODULE, FEATURES) else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
         _check_values(every)
@@ -163,7 +228,7 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
     if not isinstance(network.body, Absent):
         network.body.load_state_dict(body)
     channels_last(network.eval().to(device or torch.device("cpu")))
-    limit, root = float(tensors["outliers.limit"]), config["root"]
+    limit, root = float(tensors["outliers.limit"]), config.root
     return Model(
         network=network,
         reduction=Whitening(tensors["reduction.mean"], tensors["reduction.projection"], root),
@@ -172,18 +237,18 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         outliers=Outliers(tensors["outliers.means"], tensors["outliers.directions"], limit, root),
         names=groups.names,
         junk=groups.junk,
-        **{name: config[name] for name in SIZES},
+        image_size=config.image_size,
+        store_size=config.store_size,
+        batch_size=config.batch_size,
     )
 
 
-def _shapes(
-    config: Mapping[str, Any], body: Mapping[str, Tensor], feature_dim: int, backbone: nn.Module | None
-) -> Network:
+def _shapes(config: Config, body: Mapping[str, Tensor], feature_dim: int, backbone: nn.Module | None) -> Network:
     """Return the network without the memory for its weights, if it is not a module that exists already.
 
     Raises ValueError or a DeepClusterError if there is no such network, or if building it would take too much memory.
     """
-    name, size = config["architecture"]["name"], config["image_size"]
+    name, size = config.architecture.name, config.image_size
     if backbone is not None and name != MODULE:
         raise ValueError(f"its network is {name}, and is built without a backbone")
     if name == FEATURES:
@@ -194,7 +259,7 @@ def _shapes(
         shapes = copy_of_module(backbone, image_size=size)
     else:
         with shapes_only():
-            shapes = build(**config["architecture"], feature_dim=feature_dim)
+            shapes = build(**asdict(config.architecture), feature_dim=feature_dim)
     # The tables that a network keeps beside its weights, such as the masks of windows, grow with the image size.
     weights = sum(value.numel() * value.element_size() for value in shapes.body.state_dict().values())
     beside = sum(value.numel() * value.element_size() for value in shapes.buffers())
@@ -204,37 +269,22 @@ def _shapes(
     return shapes
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """config.json, every value of its type and in its range. Raises OSError, or ValueError with the reason."""
-    config = read_json(path)
-    if not isinstance(config, dict) or config.get("schema_version") != SCHEMA_VERSION:
+def _read_config(path: Path) -> Config:
+    """Read config.json. Raise OSError, or ValueError with the reason."""
+    table = read_json(path)
+    if not isinstance(table, dict) or table.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"not a model of version {SCHEMA_VERSION}")
-    _check_types(config, TYPES)
-    content = {key: value for key, value in config.items() if key != "config_sha256"}
-    if config["config_sha256"] != json_sha256(content):
+    config: Config = shaped(table, Config, CONFIG)
+    if config.config_sha256 != json_sha256({key: value for key, value in table.items() if key != "config_sha256"}):
         raise ValueError("changed since it was written")
-    architecture = config["architecture"]
-    _check_types(architecture, ARCHITECTURE)
-    if architecture["name"] not in (FEATURES, MODULE) and not BACKBONE.fullmatch(architecture["name"]):
-        raise ValueError(f"no backbone that a model may have: {architecture['name'][:80]!a}")
-    sizes = [config[name] for name in SIZES]
-    if not (1 <= sizes[0] <= sizes[1] <= 8192 and 1 <= sizes[2] <= 1 << 20):
-        shown = (str(size)[:12] for size in sizes)
-        raise ValueError("image_size {}, store_size {} or batch_size {} is out of range".format(*shown))
-    if architecture["image_size"] != config["image_size"]:
-        raise ValueError(f"image_size {config['image_size']}, and another one in its architecture")
+    name = config.architecture.name
+    if name not in (FEATURES, MODULE) and not BACKBONE.fullmatch(name):
+        raise ValueError(f"no backbone that a model may have: {name[:80]!a}")
+    if config.image_size > config.store_size:
+        raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
+    if config.architecture.image_size != config.image_size:
+        raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
     return config
-
-
-def _check_types(table: Mapping[str, Any], types: Mapping[str, type]) -> None:
-    """Exactly these keys, and values of exactly these types (a bool is no int)."""
-    for key in sorted(types.keys() | table.keys()):
-        if key not in types:
-            raise ValueError(f"unknown key {key[:80]!a}")
-        if key not in table:
-            raise ValueError(f"{key} is missing")
-        if type(table[key]) is not types[key]:
-            raise ValueError(f"{key} is not of type {types[key].__name__}")
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
@@ -244,3 +294,73 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
         parts = (part >= 0 if name == "outliers.limit" else part.isfinite() for part in value.flatten().split(1 << 20))
         if not all(part.all() for part in parts):
             raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
+
+
+def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
+    """Read groups in ``dims`` dimensions from a file with this SHA-256 (None: any).
+
+    Raises OSError, SafetensorError, or ValueError with the reason.
+    """
+    tensors = read_tensors(path, digest)
+    shapes = {"centroids": ("count", "dims"), "groups": ("count",), "about": ("bytes",)}
+    types = {"groups": torch.int64, "about": torch.uint8}
+    check_tensors(tensors, shapes, types, dims=dims)
+    about = parse_json(tensors["about"].numpy().tobytes())
+    words = {key: shaped(about, dict, "about").get(key) for key in ("names", "junk")}
+    names: tuple[str, ...] = shaped(words["names"], tuple[str, ...], "names")
+    "".join(names).encode(errors="surrogateescape")  # a ValueError for a name that no file can hold
+    junk = shaped(words["junk"], tuple[Annotated[int, range(len(names))], ...], "junk")
+    centroids, groups = tensors["centroids"].clone(), tensors["groups"].clone()
+    if not torch.isfinite(centroids).all():
+        raise ValueError("its centroids are not finite numbers")
+    if groups.min() < 0 or groups.max() != len(names) - 1:  # groups that were merged into others have no centroid
+        raise ValueError(f"its groups are not the numbers of {len(names)} clusters")
+    return Groups(Cut(centroids, groups), names, junk, about)
+
+
+def load_scale(folder: Path) -> PixelScale | None:
+    """Read how rows of a table become images; None if the model is of no table. ModelError if the file is damaged."""
+    path = folder / TABLE
+    if not path.is_file():
+        return None
+    try:
+        scale: PixelScale = shaped(read_json(path), PixelScale, TABLE)
+        if len(scale.shape) not in (2, 3) or min(scale.shape) < 1 or math.prod(scale.shape) > MOST_PIXELS:
+            raise ValueError("shape is not an image shape")
+        if not 1 <= scale.width <= math.prod(scale.shape):
+            raise ValueError("width does not fit shape")
+        if scale.low > scale.high:
+            raise ValueError("low must be <= high")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be used ({error}): fit again, or take a copy of it") from None
+    return scale
+
+
+# ---- one step back --------------------------------------------------------------------------------------------------
+
+# Entries of run.json on the groups, with their types.
+ENTRIES = {"cut": str, "edits": str, "candidates": list, "stability": float, "verdict": str}
+
+
+def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float]) -> None:
+    """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo."""
+    entries = {name: getattr(record, name) for name in ENTRIES}
+    folder.write_tensors(FORMER, groups_tensors(model, record=entries, baseline=dict(baseline)))
+
+
+def read_former(folder: RunFolder, dims: int) -> Groups:
+    """Read the groups of :func:`keep_former`.
+
+    Raises:
+        UsageError: The run has none.
+        DiskError: The file is damaged, or of a run with other dimensions.
+    """
+    if not folder.has(FORMER):
+        raise UsageError(f"{folder.path} has nothing to take back: only the last apply or recut can be")
+    with folder.as_disk_errors(FORMER):
+        former = read_groups(folder.file(FORMER), dims)
+        record, baseline = former.about["record"], former.about["baseline"]
+        shaped(baseline, dict[str, int | float], "baseline")
+        for name, kind in ENTRIES.items():
+            shaped(record[name], kind | None, name)
+        return former

@@ -5,8 +5,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from deepcluster.runtime.memory import check_fits
 from deepcluster.runtime.plain_files import check_file
@@ -50,6 +54,40 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"JSON with a number beyond all bounds, {text[:20]}")
+    return value
+
+
+def shaped(value: Any, kind: Any, name: str) -> Any:
+    """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and what is wrong with it.
+
+    Args:
+        value: The value.
+        kind: A type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a union; a
+            dataclass, from an object that has its fields and no other keys.
+        name: The name.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and type(value) is dict:
+        kinds = get_type_hints(kind, include_extras=True)
+        needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+        for key in (*value, *needed):
+            if key not in kinds:
+                raise ValueError(f"unknown key {key[:80]!a}")
+            if key not in value:
+                raise ValueError(f"{key} is missing")
+        return kind(**{key: shaped(item, kinds[key], key) for key, item in value.items()})  # type: ignore[operator]
+    if origin is Annotated and shaped(value, inner[0], name) in inner[1]:
+        return value
+    if origin is dict and type(value) is dict:
+        return {key: shaped(item, inner[1], name) for key, item in value.items()}
+    if origin is tuple and type(value) is list and (inner[-1] is ... or len(value) == len(inner)):
+        kinds_of_items = repeat(inner[0]) if inner[-1] is ... else inner
+        return tuple(shaped(item, kind, name) for item, kind in zip(value, kinds_of_items, strict=False))
+    for option in inner if origin in (Union, UnionType) else ():
+        with suppress(ValueError):
+            return shaped(value, option, name)
+    if type(value) is not kind:
+        raise ValueError(f"{name} is not of type {getattr(kind, '__name__', kind)}, or out of range")
     return value
 
 
