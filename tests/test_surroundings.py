@@ -20,7 +20,7 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DiskError, UsageError
-from deepcluster.images import find, find_in_parts
+from deepcluster.images import find
 from deepcluster.images.store import read_once
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state
@@ -277,9 +277,6 @@ def test_lists_as_powershell_writes_them(
     monkeypatch.chdir(listed)
     with file.open() as stream:
         assert decoded(find("-", stdin=stream)) == ["a.png", "ä b.png"]
-    with file.open() as stream:
-        parts = list(find_in_parts("-", 1, stdin=stream))
-    assert [path for part in parts for path in decoded(part)] == ["a.png", "ä b.png"]
 
 
 def test_a_list_that_is_no_utf_16(tmp_path: Path) -> None:

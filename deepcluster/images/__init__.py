@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from deepcluster.images.files import Images, find, find_in_parts
+from deepcluster.images.files import Images, find
 from deepcluster.images.source import Source
 
 if TYPE_CHECKING:
     from deepcluster.images.store import Store, read_once
     from deepcluster.images.views import Augmentation, uniform_over_clusters
 
-__all__ = ["Augmentation", "Images", "Source", "Store", "find", "find_in_parts", "read_once", "uniform_over_clusters"]
+__all__ = ["Augmentation", "Images", "Source", "Store", "find", "read_once", "uniform_over_clusters"]
 
 
 def __getattr__(name: str) -> Any:

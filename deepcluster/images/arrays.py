@@ -4,7 +4,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 CHANNELS = (1, 3, 4)
-IMAGE_KEY = "image"  # where the items of a data set are dicts: torch's and Hugging Face's usual name
+IMAGE_KEY = "image"  # of items that are dicts: the usual name of torch and Hugging Face
 
 
 def reader(dataset: Any) -> Callable[..., Image.Image]:
-    """``read(i, size)`` for anything with ``dataset[i]``: the i-th image in mode RGB.
+    """Return ``read(i, size)``, which gives the i-th image of anything with ``dataset[i]`` in mode RGB.
 
     An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
     labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
@@ -57,7 +57,7 @@ def reader(dataset: Any) -> Callable[..., Image.Image]:
 
 
 def picture(item: Any) -> Image.Image:
-    """The item of a data set as an image in mode RGB."""
+    """Return the item of a data set as an image in mode RGB."""
     if isinstance(item, Mapping):
         if IMAGE_KEY not in item:
             raise Undecodable(f"a dict with the keys {', '.join(map(repr, item))} and no {IMAGE_KEY!r}")
@@ -68,9 +68,16 @@ def picture(item: Any) -> Image.Image:
         return upright(item)
     if is_tensor(item):
         item = item.detach().cpu().numpy()
-    if isinstance(item, np.ndarray):
-        return upright(Image.fromarray(pixels(item)))
-    raise Undecodable(f"not an image but of type {type(item).__name__}")
+    if not isinstance(item, np.ndarray):
+        raise Undecodable(f"not an image but of type {type(item).__name__}")
+    if not is_unit(item):
+        raise Undecodable(
+            f"{item.dtype}{value_range(item)}, and neither uint8 nor floats in [0, 1]: leave out Normalize, or scale"
+            " it to 0..255"
+        )
+    if not _is_image(item.shape):
+        raise Undecodable(f"shape {item.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
+    return as_image(item)
 
 
 def is_tensor(value: object) -> "TypeIs[Tensor]":
@@ -87,28 +94,26 @@ def is_unit(array: npt.NDArray[Any]) -> bool:
 
 
 def as_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Pixels of [0, 1] as 0..255; uint8 unchanged."""
+    """Return pixels of [0, 1] as 0..255; uint8 unchanged."""
     return array if array.dtype == np.uint8 else np.rint(array.astype(np.float32) * 255).astype(np.uint8)
 
 
 def value_range(array: npt.NDArray[Any]) -> str:
-    """The smallest and the largest number, for messages."""
+    """Return the smallest and the largest number, for messages."""
     return f" from {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "iuf" else ""
 
 
-def pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """H x W, or H x W x 3 or 4, of H x W, H x W x C or C x H x W (the last axis is asked first)."""
-    if not is_unit(array):
-        raise Undecodable(
-            f"{array.dtype}{value_range(array)}, and neither uint8 nor floats in [0, 1]: leave out Normalize, or scale"
-            " it to 0..255"
-        )
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and bool({shape[0], shape[2]} & set(CHANNELS))))
+
+
+def as_image(array: npt.NDArray[Any]) -> Image.Image:
+    """Return H x W, H x W x C or C x H x W pixels (the last axis counts first) as an image in mode RGB."""
     array = as_uint8(array)
-    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+    if array.ndim == 3 and array.shape[2] not in CHANNELS:
         array = array.transpose(1, 2, 0)
-    if 0 in array.shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
-        raise Undecodable(f"shape {array.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
-    return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    grey = array.ndim == 3 and array.shape[2] == 1
+    return as_rgb(Image.fromarray(np.ascontiguousarray(array[..., 0] if grey else array)))
 
 
 def _of_hugging_face(dataset: Any) -> Callable[..., Image.Image]:
@@ -131,12 +136,11 @@ def _of_hugging_face(dataset: Any) -> Callable[..., Image.Image]:
     return read
 
 
-HOLDS_OBJECTS = ValueError("it holds Python objects and not numbers: save numbers of type uint8")
 MAGICS = (b"\x93NUMPY", b"PK")
 
 
 def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
-    """``np.load`` of numbers only. Raises ValueError with a reason that advises nobody to unpickle."""
+    """Return ``np.load`` of numbers only. Raises ValueError with a reason that advises nobody to unpickle."""
     with file.open("rb") as stream:
         start = stream.read(6)
     if not start.startswith(MAGICS):
@@ -147,13 +151,15 @@ def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
         raise _without_advice(error) from None
 
 
-def _without_advice(error: ValueError) -> ValueError:
-    """numpy's error, or ours where it is about unpickling."""
-    return HOLDS_OBJECTS if "pickle" in str(error) or "Python objects" in str(error) else error
+def _without_advice(error: Exception) -> Exception:
+    """Return numpy's error, or ours if it is about unpickling."""
+    if isinstance(error, ValueError) and ("pickle" in str(error) or "Python objects" in str(error)):
+        return ValueError("it holds Python objects and not numbers: save numbers of type uint8")
+    return error
 
 
 class NumpyFile:
-    """The uint8 images of an .npy file, by number; each is read when asked for.
+    """The uint8 images of an .npy file, read by number.
 
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
 
@@ -162,9 +168,7 @@ class NumpyFile:
     """
 
     def __init__(self, file: Path, array: np.memmap[Any, Any]):
-        self.file = file
-        self.shape = array.shape
-        self._begin = array.offset
+        self.file, self.shape, self._begin = file, array.shape, array.offset
         self._stream = file.open("rb", buffering=0)
 
     def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
@@ -180,7 +184,7 @@ class NumpyFile:
 
 @contextmanager
 def reading(what: str, file: Path) -> Iterator[None]:
-    """Around what reads a file that is not empty: numpy, zipfile and pyarrow raise many kinds for a damaged one."""
+    """Turn all errors of reading a file into DataError: numpy and zipfile raise many kinds if it is damaged."""
     try:
         if is_empty(file):
             raise EOFError("an empty file")
@@ -188,84 +192,63 @@ def reading(what: str, file: Path) -> Iterator[None]:
     except (DeepClusterError, MemoryError):
         raise
     except Exception as error:
-        reason = explain(_without_advice(error) if isinstance(error, ValueError) else error)
+        reason = explain(_without_advice(error))
         raise DataError(f"cannot read {what} {one_line(str(file))}: {reason}") from error
 
 
 def from_numpy_file(file: Path) -> Source:
+    """Return the images of an .npy or .npz file, of an .npz also the labels."""
+    labels = None
     with reading("the array", file):
-        if file.suffix.lower() == ".npy":
-            mapped = load_array(file, mmap_mode="r")
-            images = NumpyFile(file, mapped) if mapped.flags.c_contiguous else load_array(file)
-            return from_array(mapped, file.stem, str(file), images=images)
-        with load_array(file) as loaded:  # an .npz has to be unpacked
-            headers = {name: _header(loaded, name) for name in _members_to_read(loaded.files)}
-            image_header, label_header = _images_and_labels(headers, file)
-            _check_members(image_header, label_header, file)
-            images = loaded[image_header.name]
-            labels = None if label_header is None else loaded[label_header.name]
-    return from_array(images, file.stem, str(file), labels)
+        array = load_array(file, mmap_mode="r")
+        if isinstance(array, np.memmap):
+            images = NumpyFile(file, array) if array.flags.c_contiguous else load_array(file)
+        else:
+            with array as archive:  # an .npz has to be unpacked
+                name, label_name = _images_and_labels(archive.files, file)
+                _check_room(archive, [name, *filter(None, [label_name])], file)
+                images = array = archive[name]
+                labels = archive[label_name] if label_name else None
+    return from_array(array, file.stem, str(file), labels, images)
 
 
-def _members_to_read(names: list[str]) -> list[str]:
-    usual = [name for name in names if name in ("images", "x", "labels", "y")]
-    return usual if {"images", "x"} & set(usual) else names
+def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | None]:
+    """Return the names of the images (``images``, ``x``, or the only array besides the labels) and of the labels."""
+    labels = next((name for name in ("labels", "y") if name in names and len(names) > 1), None)
+    others = [name for name in names if name != labels]
+    name = next((name for name in ("images", "x") if name in others), others[0] if len(others) == 1 else None)
+    if name is None:
+        listed = ", ".join(map(one_line, others)) or "none"
+        raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {listed}")
+    return name, labels
 
 
-@dataclass(frozen=True)
-class _Header:
-    """Header of a member of an .npz."""
+def _check_room(archive: Any, names: Sequence[str], file: Path) -> None:
+    """Check the sizes before anything is unpacked: a few kilobytes may become gigabytes.
 
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def _header(archive: Any, name: str) -> _Header:
-    """Reads at most the first 64 KiB of the member."""
-    entry = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
-    with archive.zip.open(entry) as member:
-        start = io.BytesIO(member.read(1 << 16))
-    version = np.lib.format.read_magic(start)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(start)
-    if dtype.hasobject:
-        raise HOLDS_OBJECTS
-    return _Header(name, dtype, shape)
-
-
-def _check_members(images: _Header, labels: _Header | None, file: Path) -> None:
-    """Check the headers before anything is unpacked: a few kilobytes may become gigabytes."""
-    where = one_line(str(file))
-    _check_array(images.dtype, images.shape, f"the array {where}")
-    if labels is not None:
-        _check_labels(math.prod(labels.shape), images.shape[0], where)
-    needed = images.bytes + (0 if labels is None else labels.bytes)
-    check_fits(f"unpacking {where}", needed, "save the images with np.save as .npy, which is read from the disk")
-
-
-def _images_and_labels(headers: dict[str, _Header], file: Path) -> tuple[_Header, _Header | None]:
-    """The images of an .npz (called ``images`` or ``x``, or the only array besides the labels), and its labels."""
-    labels = next((headers.pop(name) for name in ("labels", "y") if name in headers and len(headers) > 1), None)
-    name = next((name for name in ("images", "x") if name in headers), None)
-    if name is None and len(headers) != 1:
-        names = ", ".join(map(one_line, headers)) or "none"
-        raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {names}")
-    return headers[name] if name else next(iter(headers.values())), labels
+    No more than the size that the archive declares is unpacked; the array may have the size that its header declares.
+    """
+    needed, entries = 0, archive.zip.namelist()
+    for name in names:
+        entry = archive.zip.getinfo(name if name in entries else f"{name}.npy")
+        with archive.zip.open(entry) as member:
+            start = io.BytesIO(member.read(1 << 16))
+        version = np.lib.format.read_magic(start)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(start)
+        needed += max(entry.file_size, math.prod(shape) * dtype.itemsize)
+    label = one_line(str(file))
+    check_fits(f"unpacking {label}", needed, "save the images with np.save as .npy, which is read from the disk")
 
 
 def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
-    """Pixels as the loop takes them.
+    """Return pixels as the loop takes them.
 
     Args:
         images: N x 3 x S x S or N x S x S x 3, an array or a tensor; uint8, or floats in [0, 1].
 
     Returns:
-        uint8, N x 3 x S x S; the same tensor where it is so already.
+        uint8, N x 3 x S x S; the same tensor if it is so already.
 
     Raises:
         DataError: Another shape, or other numbers.
@@ -292,58 +275,45 @@ def from_array(
     labels: npt.NDArray[Any] | None = None,
     images: NumpyFile | npt.NDArray[Any] | None = None,
 ) -> Source:
-    """The images of an array.
+    """Return the images of an array.
 
     Args:
-        array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis is looked at first); uint8, or
-            in memory also floats in [0, 1].
+        array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in
+            memory also floats in [0, 1].
         labels: One for each image.
         images: The images to read; default: the array itself.
 
     Raises:
         DataError: Another type, another shape, or another number of labels.
     """
-    where = "the array" if location == "python:array" else f"the array {one_line(location)}"
-    in_memory_floats = images is None and array.dtype.kind == "f"
-    _check_array(np.dtype(np.uint8) if in_memory_floats else array.dtype, array.shape, where)
-    if in_memory_floats and not all(map(is_unit, array)):
-        raise DataError(f"{where} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]")
-    if labels is not None:
-        _check_labels(labels.size, len(array), where)
-    rows = array if images is None else images
-    place = real(location)
-
-    def read(i: int, size: int | None = None) -> Image.Image:
-        return as_rgb(Image.fromarray(pixels(rows[i])))
-
+    title = "the array" if location == "python:array" else f"the array {one_line(location)}"
+    if not array.ndim or not len(array) or not _is_image(array.shape[1:]):
+        raise DataError(
+            f"{title} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1,"
+            " 3, 4"
+        )
+    if images is None and array.dtype.kind == "f":
+        if not all(map(is_unit, array)):
+            raise DataError(f"{title} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]")
+    elif array.dtype != np.uint8:
+        raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
+    if labels is not None and labels.size != len(array):
+        raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
+    rows, place = array if images is None else images, real(location)
     return Source(
         name=name,
         location=location,
         paths=numbered(len(array)),
-        read=read,
+        read=lambda i, size=None: as_image(rows[i]),
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
         skipped=(),
         place=lambda i: Origin(place, str(i)),
     )
 
 
-def _check_array(dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> None:
-    if dtype != np.uint8:
-        raise DataError(f"{where} has dtype {dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
-    if 0 in shape or len(shape) not in (3, 4) or (len(shape) == 4 and not {shape[1], shape[3]} & set(CHANNELS)):
-        raise DataError(
-            f"{where} has shape {shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1, 3, 4"
-        )
-
-
-def _check_labels(count: int, images: int, where: str) -> None:
-    if count != images:
-        raise DataError(f"{where} has {count} labels for {images} images")
-
-
 @dataclass(frozen=True)
 class PixelScale:
-    """How a row of numbers becomes an image.
+    """Scale by which a row of numbers becomes an image.
 
     Attributes:
         shape: Shape of an image: H x W or H x W x C.
@@ -358,7 +328,7 @@ class PixelScale:
     high: float
 
     def images(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-        """N x ``shape`` of N x ``width``."""
+        """Return images (N x ``shape``) of rows (N x ``width``)."""
         # Halves, because the difference of two floats may overflow.
         span = self.high / 2 - self.low / 2
         share = (rows.astype(np.float64) / 2 - self.low / 2) / span if span > 0 else np.zeros(rows.shape)
@@ -368,7 +338,7 @@ class PixelScale:
 
 
 def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) -> PixelScale:
-    """How to render N rows of finite numbers: uint8 unchanged, other types scaled from [min, max] to [0, 255].
+    """Return the scale of N rows of finite numbers: uint8 unchanged, other types scaled from [min, max] to [0, 255].
 
     Args:
         rows: N x width.
@@ -382,10 +352,10 @@ def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) ->
         side = math.isqrt(width - 1) + 1
         shape = (side, side)
     elif (
-        not all(isinstance(side, Integral) for side in shape)
-        or len(shape) not in (2, 3)
+        len(shape) not in (2, 3)
+        or not all(isinstance(side, Integral) for side in shape)
         or min(shape) < 1
-        or (len(shape) == 3 and shape[2] not in (1, 3, 4))
+        or (len(shape) == 3 and shape[2] not in CHANNELS)
     ):
         raise ValueError(f"image_shape={shape} must be (H, W), or (H, W, C) with C one of 1, 3, 4")
     elif math.prod(shape) != width:

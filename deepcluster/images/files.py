@@ -5,8 +5,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeGuard
 
@@ -32,39 +31,28 @@ class Dataset(Protocol):
 
 
 LIBRARIES = {"sklearn": named.from_sklearn, "torchvision": named.from_torchvision, "hf": named.from_hugging_face}
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 # Everything that :func:`find` takes.
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
-
-
-def find_in_parts(images: Images, count: int, *, stdin: TextIO | None = None) -> Iterator[Source]:
-    """Yield the images of :func:`find`, ``count`` at a time. From ``-`` only what the next part needs is read."""
-    if not (isinstance(images, str) and images == "-"):
-        yield from find(images).parts(count)
-        return
-    paths = paths_of_stdin(stdin or sys.stdin)
-    part = list(islice(paths, count))
-    yield from_files(part, "stdin", "-")
-    while part := list(islice(paths, count)):
-        yield from_files(part, "stdin", "-")
 
 
 def find(images: Images, *, stdin: TextIO | None = None) -> Source:
     """Find images without decoding them.
 
     Args:
-        images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line; what was
-            found already stays as it is.
+        images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line. A source
+            is returned as it is.
         stdin: Read for ``-``; default: ``sys.stdin``.
 
     Raises:
-        DataError: Nothing is there, or it cannot hold images.
+        DataError: They do not exist, or cannot be images.
     """
     if isinstance(images, Source):
         return images
     if is_tensor(images):
         images = images.detach().cpu().numpy()
-    if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or what looks like it
+    if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or something like it
         names = ", ".join(f"[{name!r}]" for name in list(images)[:5])
         raise DataError(f"images cannot come from a whole {type(images).__name__}: pass one part of it: {names}")
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
@@ -91,27 +79,27 @@ def _is_dataset(images: Any) -> TypeGuard[Dataset]:
     return indexed and not isinstance(images, str | bytes | bytearray | Mapping)
 
 
-def _from_text(text: str, stdin: TextIO | None) -> Source:
-    if not text:
-        raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
-    scheme, _, name = text.partition(":")
-    if text == "-":
-        return from_files(list(paths_of_stdin(stdin or sys.stdin)), "stdin", "-")
-    return LIBRARIES[scheme](name) if scheme in LIBRARIES else _from_path(text)
-
-
 def is_named(text: str) -> bool:
     """Tell if a text as for IMAGES names a data set, which its library loads: that may take a while."""
     return text.partition(":")[0] in LIBRARIES
 
 
 def check_there(text: str) -> None:
-    """DataError where a text as for IMAGES names no file or folder; nothing is opened, nor looked for elsewhere."""
+    """Raise DataError if a text as for IMAGES names no file or folder. Nothing is opened or downloaded."""
     if text == "-" or is_named(text):
         return
     path = absolute(os.path.expanduser(text))  # noqa: PTH111
     if not os.path.lexists(path):
         _from_path(text)
+
+
+def _from_text(text: str, stdin: TextIO | None) -> Source:
+    if not text:
+        raise UsageError(f"IMAGES is empty. {WHAT_TO_TYPE}")
+    scheme, _, name = text.partition(":")
+    if text == "-":
+        return from_files(_distinct(_sent(stdin or sys.stdin)), "stdin", "-")
+    return LIBRARIES[scheme](name) if scheme in LIBRARIES else _from_path(text)
 
 
 def _from_path(text: str) -> Source:
@@ -126,7 +114,7 @@ def _from_path(text: str) -> Source:
         problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
     if stat.S_ISDIR(mode):
-        return from_folder(path)
+        return _from_folder(path)
     if not stat.S_ISREG(mode):
         raise DataError(f"{one_line(text)} is {not_a_file(mode)}. {WHAT_TO_TYPE}")
     suffix = path.suffix.lower()
@@ -134,21 +122,16 @@ def _from_path(text: str) -> Source:
         return arrays.from_numpy_file(path)
     if shards.is_shard(path.name):
         return shards.from_tars({path.name: path}, path.stem, str(path))
-    if suffix == ".txt" or (suffix not in SUFFIXES and is_text(path)):
+    if suffix == ".txt" or (suffix not in SUFFIXES and _is_text(path)):
         return from_list(path)
     return from_files([(path.name, path)], path.stem, str(path))
 
 
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def from_folder(folder: Path) -> Source:
-    """Every file below the folder, or every image in its shards where it holds shards.
+def _from_folder(folder: Path) -> Source:
+    """Return all files below a folder, or all images in its shards if it holds shards.
 
     Names that start with a dot are ignored, links and devices skipped, run folders left out.
     """
-    paths: list[str] = []
-    skipped: list[tuple[str, str]] = []
     try:
         os.scandir(folder).close()
     except OSError as error:
@@ -157,36 +140,25 @@ def from_folder(folder: Path) -> Source:
         raise DataError(
             f"{one_line(str(folder))} is a run folder, whose pictures are not your images: name their folder"
         )
-    for path, reason in _walk(folder):
-        if reason is None:
-            paths.append(path)
-        else:
-            skipped.append((path, reason))
+    walked = sorted(_walk(folder), key=lambda pair: os.fsencode(pair[0]))
+    paths = [path for path, reason in walked if reason is None]
+    skipped = [(path, reason) for path, reason in walked if reason is not None]
     if not paths:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
-    paths.sort(key=os.fsencode)
+    name = folder.name or "images"
     if names := shards.shards_among(paths):
         skipped += [(path, "beside the shards, not read") for path in paths if not shards.is_shard(path)]
-        return shards.from_tars({path: folder / path for path in names}, folder.name or "images", str(folder), skipped)
-    skipped.sort(key=lambda pair: os.fsencode(pair[0]))
-    labels = tuple(path.split("/")[-2] if "/" in path else "" for path in paths)
+        return shards.from_tars({path: folder / path for path in names}, name, str(folder), skipped)
+    labels = [path.split("/")[-2] if "/" in path else "" for path in paths]
     real = Path(os.path.realpath(folder))  # no link below it is followed
-    return Source(
-        name=folder.name or "images",
-        location=str(folder),
-        paths=tuple(paths),
-        read=lambda i, size=None: decode(folder / paths[i], size=size),
-        labels=labels if any(labels) else None,
-        skipped=tuple(skipped),
-        short_side=lambda i: short_side(folder / paths[i]),
-        file=lambda i: folder / paths[i],
-        place=lambda i: Origin(str(real / paths[i])),
+    return _of_files(
+        paths, lambda i: folder / paths[i], lambda i: real / paths[i], labels, name, str(folder), tuple(skipped)
     )
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """(path relative to the folder, None or the reason not to open it)."""
+    """Yield (path relative to the folder, None or the reason not to open it)."""
     waiting = [""]
     while waiting:
         below = waiting.pop()
@@ -213,33 +185,59 @@ def _walk(folder: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def from_list(file: Path) -> Source:
-    """The images that a text file lists; relative paths start at its folder, or else at the current one."""
-    return from_files(list(_distinct(_listed(file), file.parent)), file.stem, str(file))
+    """Return the images that a text file lists; relative paths start at its folder, or else at the current one."""
+    return from_files(_distinct(_listed(file), file.parent), file.stem, str(file))
 
 
-def paths_of_stdin(stdin: TextIO | None) -> Iterator[tuple[str, Path]]:
-    """(path as sent, its file), each file once, as they arrive."""
-    return _distinct(_sent(stdin), None)
+def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> Source:
+    """Return the images of (path to show, absolute path), in this order."""
+    if not files:
+        place = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
+        raise DataError(f"no paths in {place}: one path of an image a line is expected")
+    paths = [path.replace(os.sep, "/") for path, _ in files]
+    labels = [file.parent.name for _, file in files]
+    return _of_files(paths, lambda i: files[i][1], lambda i: os.path.realpath(files[i][1]), labels, name, location)
 
 
-def _distinct(lines: Iterable[str], folder: Path | None) -> Iterator[tuple[str, Path]]:
-    seen: set[Path] = set()
+def _of_files(
+    paths: Sequence[str],
+    file: Callable[[int], Path],
+    real: Callable[[int], Path | str],
+    labels: Sequence[str],
+    name: str,
+    location: str,
+    skipped: tuple[tuple[str, str], ...] = (),
+) -> Source:
+    return Source(
+        name=name,
+        location=location,
+        paths=tuple(paths),
+        read=lambda i, size=None: decode(file(i), size=size),
+        labels=tuple(labels) if any(labels) else None,
+        skipped=skipped,
+        short_side=lambda i: short_side(file(i)),
+        file=file,
+        place=lambda i: Origin(str(real(i))),
+    )
+
+
+def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:
+    """Return (path as written, its file), each file once."""
+    files: dict[Path, str] = {}
     for line in lines:
         path = _unquoted(line, folder)
-        file = located(path, folder)
-        if file not in seen:
-            seen.add(file)
-            yield path, file
+        files.setdefault(located(path, folder), path)
+    return [(path, file) for file, path in files.items()]
 
 
 def _unquoted(path: str, folder: Path | None) -> str:
-    """The path without the quotes that file managers put around it, unless a file has them in its name."""
+    """Return the path without the quotes that file managers put around it, unless a file has them in its name."""
     quoted = re.fullmatch(r"""(["'])([^"']+)\1""", path)
-    return path if quoted is None or _is_there(path, folder) else quoted[2]
+    return path if quoted is None or os.path.lexists(located(path, folder)) else quoted[2]
 
 
 def located(path: str, folder: Path | None = None) -> Path:
-    """The absolute path: in ``folder``, unless only the current folder has such a file."""
+    """Return the absolute path: in ``folder``, unless only the current folder has such a file."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
@@ -250,31 +248,14 @@ def located(path: str, folder: Path | None = None) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow a link that was named on purpose)
-
-
-def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> Source:
-    """The images of (path to show, absolute path), in this order."""
-    if not files:
-        where = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
-        raise DataError(f"no paths in {where}: one path of an image a line is expected")
-    return Source(
-        name=name,
-        location=location,
-        paths=tuple(path.replace(os.sep, "/") for path, _ in files),
-        read=lambda i, size=None: decode(files[i][1], size=size),
-        labels=tuple(file.parent.name for _, file in files),
-        skipped=(),
-        short_side=lambda i: short_side(files[i][1]),
-        file=lambda i: files[i][1],
-        place=lambda i: Origin(os.path.realpath(files[i][1])),
-    )
+    """Return the absolute path; unlike ``resolve()`` it does not follow a link that was named on purpose."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _lines(content: bytes) -> list[str]:
-    """Paths one a line (blank lines and # comments left out), or separated by NUL as ``find -print0`` writes them."""
+    """Return paths one a line (without blank lines and # comments), or separated by NUL as ``find -print0`` does."""
     content = content.removeprefix(codecs.BOM_UTF8)
-    if content.startswith(UTF_16):  # as PowerShell writes what is redirected
+    if content.startswith(UTF_16):  # PowerShell's redirection writes it
         try:
             content = content.decode("utf-16").encode()
         except UnicodeError as error:
@@ -285,28 +266,20 @@ def _lines(content: bytes) -> list[str]:
     return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
 
 
-def _sent(stdin: TextIO | None) -> Iterator[str]:
+def _sent(stdin: TextIO | None) -> list[str]:
+    """Return the paths on standard input."""
     if stdin is None:
         raise DataError("IMAGES is -, but standard input is closed: send it the paths of images, one a line")
-    # The bytes below the text, where there are some: a strict text stream fails on names that are not UTF-8.
+    # The bytes below the text, if there are any: a strict text stream fails on names that are not UTF-8.
     raw = getattr(stdin, "buffer", None)
     try:
-        if raw is None:
-            yield from _lines(stdin.read().encode(errors="surrogateescape"))
-            return
-        start = raw.read1(1 << 16)
-        if start.startswith(UTF_16) or b"\0" in start:
-            yield from _lines(start + raw.read())
-            return
-        yield from _lines(start if start.endswith(b"\n") else start + raw.readline())
-        for line in raw:  # as they arrive
-            yield from _lines(line)
+        return _lines(stdin.read().encode(errors="surrogateescape") if raw is None else raw.read())
     except OSError as error:
         raise DataError(f"cannot read standard input: {explain(error)}") from error
 
 
 def _listed(file: Path) -> list[str]:
-    """The paths in a list. Raises DataError if it is a table."""
+    """Return the paths in a list. Raise DataError if it is a table."""
     try:
         check_file(file, MOST_TEXT)
         lines = _lines(file.read_bytes())
@@ -315,20 +288,17 @@ def _listed(file: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {one_line(str(file))}: {explain(error)}") from error
     cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
-    named = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
-    if len(cells) > 1 and (named or file.suffix.lower() in (".csv", ".tsv")) and not _is_there(lines[0], file.parent):
+    column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
+    is_table = len(cells) > 1 and (column or file.suffix.lower() in (".csv", ".tsv"))
+    if is_table and not os.path.lexists(located(lines[0], file.parent)):
         raise DataError(
             f"{one_line(str(file))} is a table, and IMAGES may be a list of paths, one a line: write its column"
-            f"{' ' + named if named else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
+            f"{' ' + column if column else ''} of paths to a .txt file. (A CSV of path,label is for --labels)"
         )
     return lines
 
 
-def _is_there(path: str, folder: Path | None) -> bool:
-    return os.path.lexists(located(path, folder))
-
-
-def is_text(file: Path) -> bool:
+def _is_text(file: Path) -> bool:
     """Tell if the first 64 KiB, up to the last line break, are text in UTF-8 or (by the first bytes) UTF-16."""
     try:
         if is_empty(file):

@@ -6,7 +6,6 @@ True labels serve metrics after the fact and nothing else.
 import csv
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,12 @@ WHAT_FEATURES_ARE = (
     "features are an .npy array of N x D numbers, with the paths of the images in a .txt (one a line) or .csv (a column"
     " path) of the same name beside it"
 )
+LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
 @dataclass(frozen=True)
 class GivenFeatures:
-    """Features (float32, N x D), and the images that they are of: paths alone where there are no files."""
+    """Features (float32, N x D) and their images: only paths if there are no files."""
 
     features: "Tensor"
     source: Source
@@ -44,7 +44,7 @@ def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatu
     """Read features from an .npy file, or take those of an array. Without paths the rows are numbered.
 
     Raises:
-        DataError: They are no N x D finite numbers, or their paths are not as many.
+        DataError: They are not N x D finite numbers, or the number of paths differs.
     """
     if is_tensor(given):
         given = given.detach().cpu().numpy()
@@ -56,11 +56,11 @@ def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatu
     with reading("the features", file):
         array = load_array(file)
     features = _checked(array, one_line(str(file)))
-    return GivenFeatures(features, _source(file, len(features)))
+    return GivenFeatures(features, _images_of_rows(file, len(features)))
 
 
 def check_features_there(given: str) -> None:
-    """DataError where there is no such file, or one of another kind."""
+    """Raise DataError if there is no such file, or one of another kind."""
     file = absolute(given)
     if file.suffix.lower() != SUFFIX or not file.is_file():
         read_features(given)
@@ -85,40 +85,34 @@ def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
     return features
 
 
-def _source(file: Path, count: int) -> Source:
-    """The images that the rows are of."""
+def _images_of_rows(file: Path, count: int) -> Source:
     listed, table = file.with_suffix(".txt"), file.with_suffix(".csv")
     if listed.is_file():
-        source, where = from_list(listed), listed
+        source, beside = from_list(listed), listed
     elif table.is_file():
-        source, where = _of_paths(_column(table), table), table
+        source, beside = from_files(_paths_in(table), table.stem, "python:paths"), table
     else:
         return _rows_alone(count, file.stem)
     if len(source.paths) != count:
         raise DataError(
-            f"{one_line(str(file))} has {count:,} rows, and {one_line(str(where))} has {len(source.paths):,} different"
+            f"{one_line(str(file))} has {count:,} rows, and {one_line(str(beside))} has {len(source.paths):,} different"
             " paths: one for each row, in their order"
         )
     return source
 
 
-def _column(table: Path) -> list[str]:
-    paths = []
+def _paths_in(table: Path) -> list[tuple[str, Path]]:
+    paths: dict[str, Path] = {}
     try:
         for line, row in read_columns(table, {"path": PATH_COLUMNS}):
             if not row["path"]:
                 raise DataError(f"{one_line(str(table))} has no path in line {line}: give each row one")
-            paths.append(row["path"])
+            paths[row["path"]] = located(row["path"], table.parent)
     except DataError:
         raise
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
-    return paths
-
-
-def _of_paths(paths: Sequence[str], beside: Path) -> Source:
-    files = [(path, located(path, beside.parent)) for path in dict.fromkeys(paths)]
-    return from_files(files, beside.stem, "python:paths")
+    return [*paths.items()]
 
 
 def _rows_alone(count: int, name: str) -> Source:
@@ -128,11 +122,8 @@ def _rows_alone(count: int, name: str) -> Source:
     return Source(name, "python:array", numbered(count), read, None, ())
 
 
-LABEL_COLUMNS = ("label", "class", "category", "target")
-
-
 def true_labels(spec: str, source: Source) -> list[str]:
-    """The label of each of ``source.paths``, "" where there is none.
+    """Return the label of each of ``source.paths``, "" if it has none.
 
     Args:
         spec: ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with a
@@ -149,7 +140,7 @@ def true_labels(spec: str, source: Source) -> list[str]:
                 " leave the option out, or give a CSV file of path,label"
             )
         return list(source.labels)
-    by_path = _read_csv(Path(spec))
+    by_path = _read_labels(Path(spec))
     alike = {_same_name(path): label for path, label in by_path.items()}
     labels = [by_path.get(_plain(path)) or alike.get(_same_name(path), "") for path in source.paths]
     if not any(labels):
@@ -163,18 +154,19 @@ def true_labels(spec: str, source: Source) -> list[str]:
 def check_labels_there(spec: str) -> None:
     """Raise what is wrong with the file of labels, before anything takes time."""
     if spec != "folders":
-        _read_csv(Path(spec))
+        _read_labels(Path(spec))
 
 
-def _read_csv(file: Path) -> dict[str, str]:
-    lines: dict[str, tuple[str, int]] = {}
+def _read_labels(file: Path) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    lines: dict[str, int] = {}
     try:
-        for number, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
-            name, text = _plain(row["path"]), row["label"].strip()
-            before, line = lines.setdefault(name, (text, number))
-            if before != text:
+        for line, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
+            path, label = _plain(row["path"]), row["label"].strip()
+            first = lines.setdefault(path, line)
+            if labels.setdefault(path, label) != label:
                 raise DataError(
-                    f"--labels {file}: {name} is {before!r} in line {line} and {text!r} in line {number}:"
+                    f"--labels {file}: {path} is {labels[path]!r} in line {first} and {label!r} in line {line}:"
                     " remove one of the two lines"
                 )
     except DataError:
@@ -183,7 +175,7 @@ def _read_csv(file: Path) -> dict[str, str]:
         raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
     except (csv.Error, ValueError) as error:
         raise DataError(f"--labels {file}: {error}; give `folders` or a CSV file of path,label") from None
-    return {name: text for name, (text, _) in lines.items()}
+    return labels
 
 
 def _plain(path: str) -> str:

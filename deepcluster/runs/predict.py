@@ -14,7 +14,7 @@ from torch import Tensor
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Placement
-from deepcluster.images import Images, Source, find, find_in_parts
+from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
 from deepcluster.images.source import nothing_readable
@@ -62,24 +62,17 @@ def predict(
     display = display or Silent()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
-    location = ""
-    for parts in _by_turns(_parts(images, model.batch_size, stdin, processes), processes.world_size):
+    source = find(images, stdin=stdin)
+    check_alike(source, processes)
+    for parts in _by_turns(source.parts(model.batch_size), processes.world_size):
         mine = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
-        for source, prediction in zip(parts, _on_main(mine, processes), strict=False):
-            tried, used, location = tried + len(source.paths), used + len(prediction.paths), source.location
+        for part, prediction in zip(parts, _on_main(mine, processes), strict=False):
+            tried, used = tried + len(part.paths), used + len(prediction.paths)
             reasons += prediction.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
             yield prediction
     if processes.is_main and not used:
-        raise nothing_readable(location, tried, reasons)
-
-
-def _parts(images: Images, count: int, stdin: TextIO | None, processes: Processes) -> Iterator[Source]:
-    if processes.alone:
-        return find_in_parts(images, count, stdin=stdin)
-    source = find(images)
-    check_alike(source, processes)
-    return source.parts(count)
+        raise nothing_readable(source.location, tried, reasons)
 
 
 def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
