@@ -506,12 +506,12 @@ def test_a_part_touches_only_its_shards(shards: Path, tmp_path: Path):
     source = find(tmp_path)
     for n in (0, 2):
         (tmp_path / f"train-{n:03}.tar").unlink()
-    middle = source.part(16, 32)
+    middle = source.rows(range(16, 32))
     assert middle.paths == source.paths[16:32] and middle.skipped == ()
     assert (read_once(middle, 8).images == whole[16:32]).all()
-    assert (read_once(middle.part(4, 9), 8).images == whole[20:25]).all()
+    assert (read_once(middle.rows(range(4, 9)), 8).images == whole[20:25]).all()
     with pytest.raises(OSError, match="No such file"):
-        source.part(15, 17).read(0)
+        source.rows([15, 16]).read(0)
 
 
 def test_an_index_is_small(tmp_path: Path):

@@ -23,13 +23,13 @@ WHAT_TO_TYPE = (
 
 
 class Read(Protocol):
-    """The i-th image of a source; ``size``, where given, as in ``decode``."""
+    """Give the i-th image of a source; ``size``, if given, as in ``decode``."""
 
     def __call__(self, i: int, size: int | None = None) -> Image.Image: ...
 
 
 class Origin(NamedTuple):
-    """Place of an image, by which it is found again whatever a run calls it.
+    """Place of an image, which identifies it under any name that a run gives it.
 
     Attributes:
         source: Real path of its file, or of the array or shard that holds it; else the location of its data set.
@@ -42,22 +42,23 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Images that were found but not yet read.
+    """Images that exist but are not yet read.
 
     Attributes:
         name: A short name, for the name of a run.
-        location: What ``find`` takes to find them again: an absolute path, ``sklearn:digits``, ``torchvision:NAME``,
-            ``hf:NAME`` or ``-``; ``python:paths``, ``python:array`` or ``python:dataset`` for what came from Python.
+        location: An argument of ``find`` for the same images: an absolute path, ``sklearn:digits``,
+            ``torchvision:NAME``, ``hf:NAME`` or ``-``; ``python:paths``, ``python:array`` or ``python:dataset`` for
+            images that came from Python.
         paths: In a folder: relative to it, with ``/``, in the order of their bytes. In a list: as written there, each
             file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
             an array or data set: numbers.
-        read: Gives the i-th image in mode RGB, reduced as in ``decode`` where a ``size`` is given; raises
+        read: Gives the i-th image in mode RGB, reduced as in ``decode`` if a ``size`` is given; raises
             ``Undecodable`` or ``OSError``.
-        labels: The labels of ``paths``, where the source has any.
-        skipped: (path, reason) for what was found but is never opened.
-        short_side: Gives the shorter side in px of the i-th image from its header; None where ``read`` reduces nothing.
-        file: Gives the absolute path of the i-th image, None for one that is no file; None where no image is a file.
-        place: Gives the origin of the i-th image; None where ``location`` and ``paths`` say it.
+        labels: The labels of ``paths``, if the source has any.
+        skipped: (path, reason) of files that are never opened.
+        short_side: Gives the shorter side in px of the i-th image from its header; None if ``read`` reduces nothing.
+        file: Gives the absolute path of the i-th image, None for one that is no file; None if no image is a file.
+        place: Gives the origin of the i-th image; None if ``location`` and ``paths`` say it.
     """
 
     name: str
@@ -71,24 +72,21 @@ class Source:
     place: Callable[[int], Origin] | None = None
 
     def origin(self, i: int) -> Origin:
-        """The origin of the i-th image."""
+        """Return the origin of the i-th image."""
         return self.place(i) if self.place else Origin(self.location, self.paths[i])
 
     def files(self) -> Iterator[Path]:
-        """The absolute paths of the images that are files."""
+        """Yield the absolute paths of the images that are files."""
         return filter(None, map(self.file, range(len(self.paths)))) if self.file else iter(())
 
-    def part(self, begin: int, end: int) -> "Source":
-        """The images ``begin`` to ``end`` alone; the first part also has the source's ``skipped``."""
-        part = self.rows(range(len(self.paths))[begin:end])
-        return part if begin else replace(part, skipped=self.skipped)
-
     def parts(self, count: int) -> Iterator["Source"]:
-        """All of them, ``count`` images at a time."""
-        return (self.part(begin, begin + count) for begin in range(0, len(self.paths), count))
+        """Yield all images, ``count`` at a time; the first part also has ``skipped``."""
+        for begin in range(0, len(self.paths), count):
+            part = self.rows(range(len(self.paths))[begin : begin + count])
+            yield part if begin else replace(part, skipped=self.skipped)
 
     def rows(self, chosen: Sequence[int]) -> "Source":
-        """The images with these numbers, in this order; ``skipped`` is empty."""
+        """Return the images with these numbers, in this order; ``skipped`` is empty."""
         side, file = self.short_side, self.file
         return replace(
             self,
@@ -103,7 +101,7 @@ class Source:
 
 
 def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str]]) -> DataError:
-    """The error if none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
+    """Return the error if none of ``tried`` files is an image; ``reasons`` has (path, reason) of some of them."""
     examples = "; ".join(f"{one_line(path)}: {reason}" for path, reason in reasons[:3])
     return DataError(
         f"no readable image in {one_line(location)}: {tried} files tried ({examples}). "
@@ -112,17 +110,17 @@ def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """The paths of ``count`` images that have no names: numbers, which stay as they are when more images come."""
+    """Return paths for ``count`` images without names: numbers, which stay as they are when more images come."""
     return tuple(map(str, range(count)))
 
 
 def real(location: str) -> str:
-    """The location, without links on the way if it is a path."""
+    """Return the location, without links on the way if it is a path."""
     return os.path.realpath(location) if Path(location).is_absolute() else location
 
 
 def joined(parts: Sequence[Source], name: str, location: str) -> Source:
-    """The images of several sources, one source behind the other."""
+    """Return the images of several sources, one source behind the other."""
     ends = [*accumulate(len(part.paths) for part in parts)]
 
     def at(i: int) -> tuple[Source, int]:
@@ -155,9 +153,9 @@ def joined(parts: Sequence[Source], name: str, location: str) -> Source:
 
 
 RUN = "run.json"
-# The values that every run.json has.
+# Values that every run.json has.
 RECORD: Mapping[str, type] = {"schema_version": int, "images": str, "location": str, "seed": int}
-MOST_BYTES = 4 << 20
+MAX_RECORD_BYTES = 4 << 20
 
 
 def is_run(folder: Path) -> bool:
@@ -165,7 +163,7 @@ def is_run(folder: Path) -> bool:
     path = folder / RUN
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
             return False
         record: Any = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -173,7 +171,7 @@ def is_run(folder: Path) -> bool:
     return isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
 
 
-# How a reason begins, and what is counted under which name.
+# Kinds of skipped images, by the begin of the reason; another reason is a kind of its own.
 KINDS = {
     "a HEIC or HEIF image": "HEIC (pip install 'deepcluster[heif]' reads them)",
     "an AVIF image": "AVIF (pip install --upgrade pillow reads them)",
@@ -190,7 +188,7 @@ KINDS = {
 
 
 def counted(reasons: Iterable[str]) -> str:
-    """``6 HEIC (...), 2 damaged, 1 empty``: how many for each kind of reason, most frequent first."""
+    """Return the number of images of each kind, most frequent first: ``6 HEIC (...), 2 damaged, 1 empty``."""
     kinds = Counter(
         next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
         for reason in reasons

@@ -6,10 +6,11 @@ A preview of a few images comes before: a run chooses its image size by it, and 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -28,22 +29,21 @@ Pixels = npt.NDArray[np.uint8]
 
 # Threads hand the interpreter to each other at every file operation: for tiny images that costs more than a second core
 # gains. JPEGs of 32 px came at 10,000/s from one thread and 6,300/s from two; those of 128 px at 3,500/s and 4,800/s.
-# The break-even depends on the disk, the cores and their load, so one thread and all are tried, again and again.
-_TRIAL = 8  # images a thread
-_STRETCH = 64  # times as many follow in the quicker way
-# Seconds of work that a thread is given at a time, but no more than a trial: one by one costs 25 % at 32 px.
-_BATCH = 0.005
+_QUICK = 0.0002  # seconds an image: this thread alone is quicker than all
+_TRIAL = 4  # images that are timed, of
+_STRETCH = 4096  # images
+_BATCH = 4  # images that a thread is given at a time: one by one costs 25 % at 32 px
 _BLOCK = 1024  # rows that move at a time
 MEMORY_BUDGET = 4 << 30  # bytes of images in memory; more go to a mapped file
 
 
 @dataclass(frozen=True)
 class Store:
-    """The usable images of a source, in its order.
+    """Usable images of a source, in its order.
 
     Attributes:
         images: uint8 N x 3 x S x S, channels-last in memory (a memory-mapped file above the budget); with several ranks
-            those of this one.
+            only those of this one.
         kept: Row i of all ranks is ``source.paths[kept[i]]``.
         skipped: (path, reason) of all other images, in the order of their bytes.
         partition: Which rank has which rows.
@@ -116,7 +116,7 @@ def read_share(
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """:func:`read_once` by several ranks; each reads its part of the source and keeps those images."""
+    """Run :func:`read_once` on several ranks, each of which reads and keeps its part of the source."""
     share = processes.part(len(source.paths))
     local = read_once(
         source.rows(share), size, folder=folder, memory_budget=MEMORY_BUDGET, none_is_fine=True, progress=progress
@@ -130,7 +130,7 @@ def read_share(
 
 
 def check_alike(source: Source, processes: Processes) -> None:
-    """DataError if the ranks do not see the same images, for instance because each has its own disk."""
+    """Raise DataError if the ranks see different images, for instance because each has its own disk."""
     digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
     first, *others = processes.all_gather_json({"files": len(source.paths), "names": digest})
     other = next((seen for seen in others if seen != first), None)
@@ -147,12 +147,12 @@ def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]
 
 
 def gather(images: Tensor, rows: Tensor) -> Tensor:
-    """``images[rows]``, channels-last: copied image by image; indexing copies pixel by pixel, 10 times as slowly."""
+    """Return ``images[rows]``, channels-last. Indexing would copy pixel by pixel, 10 times as slowly."""
     return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
 def square(image: Image.Image, size: int) -> Pixels:
-    """The central square of an RGB image as uint8 ``size`` x ``size`` x 3 (bicubic, antialiased).
+    """Return the central square of an RGB image as uint8 ``size`` x ``size`` x 3 (bicubic, antialiased).
 
     It crops before it resizes, so that a very long image costs no more than a square one.
     """
@@ -190,32 +190,23 @@ def _allocate(count: int, size: int, folder: Path | None, memory_budget: int) ->
 
 
 def _results(work: Callable[[int], str | None], count: int) -> Generator[str | None, None, None]:
-    """work(0), work(1), ... in order, by this thread or by one a core, whichever proves quicker."""
+    """Yield work(0), work(1), ... in order: by one thread a core, or by this thread if that is quicker."""
     threads = cores()
-    pace: dict[int, float] = {}  # seconds an image, by the number of threads
-
-    def turns() -> Iterator[tuple[int, int]]:
-        """(number of threads, number of images) to go on with."""
-        while True:
-            for width in sorted({1, threads}):
-                yield width, _TRIAL * width
-            best = min(pace, key=lambda width: pace[width])
-            yield best, _STRETCH * _TRIAL * best
-
-    def all_of(batch: range) -> list[str | None]:
-        return [work(i) for i in batch]
-
-    begun, step = 0, 1
     with pool_of(threads) as pool:
-        for width, length in turns():
-            if begun >= count:
-                return
-            end, start = min(begun + length, count), time.perf_counter()
-            batches = (range(i, min(i + step, end)) for i in range(begun, end, step))
-            for reasons in map(all_of, batches) if width == 1 else in_order(pool, all_of, batches, ahead=2 * width):
+        for begin in range(0, count, _STRETCH):
+            rest = range(min(begin + _TRIAL, count), min(begin + _STRETCH, count))
+            seconds = []
+            for i in range(begin, rest.start):
+                start = time.perf_counter()
+                reason = work(i)
+                seconds.append(time.perf_counter() - start)
+                yield reason
+            if threads == 1 or median(seconds) < _QUICK:
+                yield from map(work, rest)
+                continue
+            batches = (rest[i : i + _BATCH] for i in range(0, len(rest), _BATCH))
+            for reasons in in_order(pool, lambda batch: [work(i) for i in batch], batches, ahead=2 * threads):
                 yield from reasons
-            pace[width] = (time.perf_counter() - start) / (end - begun)
-            begun, step = end, min(_TRIAL, max(1, round(_BATCH / (pace[width] * width))))
 
 
 def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64]) -> None:
@@ -225,15 +216,15 @@ def _close_gaps(rows: Pixels, kept: npt.NDArray[np.int64]) -> None:
         rows[start : min(start + _BLOCK, len(kept))] = rows[kept[start : start + _BLOCK]]
 
 
-_JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG, at most
-_GREY_SHARE = 0.95
+MAX_JPEG_NOISE = 2.0  # mean difference between the channels of a grey image that was saved as a colour JPEG
+MIN_GREY_SHARE = 0.95
 COUNT = 200  # images
-_SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of its size
+PREVIEW_SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of its size
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Traits of all images, by a sample of them.
+    """Traits of all images, estimated from a sample.
 
     Attributes:
         short_side: The median shorter side, px.
@@ -247,7 +238,7 @@ class Preview:
 def preview(source: Source) -> Preview:
     """Decode the first ``COUNT`` usable images in the order of the SHA-256 of their path.
 
-    So the choice is as good as random, the same on every machine, and the same with or without unusable files.
+    The choice is as good as random, the same on every machine, and the same with or without unusable files.
     Raises ``DataError`` if no image is usable.
     """
     sides: list[int] = []
@@ -256,7 +247,7 @@ def preview(source: Source) -> Preview:
     with pillow_limits():
         for i in sorted(range(len(source.paths)), key=lambda i: hashlib.sha256(os.fsencode(source.paths[i])).digest()):
             try:
-                image = source.read(i, _SIZE)
+                image = source.read(i, PREVIEW_SIZE)
                 side = min(image.size) if source.short_side is None else source.short_side(i)
             except (MemoryError, DataError):  # a DataError concerns the whole source
                 raise
@@ -269,11 +260,11 @@ def preview(source: Source) -> Preview:
                 break
     if not sides:
         raise nothing_readable(source.location, len(source.paths), failures)
-    return Preview(int(np.median(sides)), sum(grey) >= _GREY_SHARE * len(grey))
+    return Preview(int(np.median(sides)), sum(grey) >= MIN_GREY_SHARE * len(grey))
 
 
 def _is_grey(image: Image.Image) -> bool:
     red, green, blue = (np.asarray(band) for band in image.split())
     highest = np.maximum(np.maximum(red, green), blue)
     lowest = np.minimum(np.minimum(red, green), blue)
-    return float((highest - lowest).mean()) <= _JPEG_NOISE
+    return float((highest - lowest).mean()) <= MAX_JPEG_NOISE
