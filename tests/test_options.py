@@ -78,7 +78,7 @@ def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch
 
 
 def test_the_protocols_with_options_are_those_that_there_are():
-    assert PROTOCOL_OPTIONS.keys() == PROTOCOLS.keys()
+    assert PROTOCOL_OPTIONS.keys() == {*PROTOCOLS}
 
 
 def test_the_reference_lists_every_option(capsys):

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import torch
 
@@ -17,12 +17,7 @@ from deepcluster.evaluation.few import few
 from deepcluster.evaluation.inputs import check_apart, fingerprint, split
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
-from deepcluster.evaluation.options import (
-    ClusteringOptions,
-    FewLabelsOptions,
-    KnnOptions,
-    LinearOptions,
-)
+from deepcluster.evaluation.options import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
 from deepcluster.images import Source, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_share
@@ -39,16 +34,18 @@ from deepcluster.storage.safe_read import json_sha256
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1
-Set = TypeVar("Set", bound=Options)
+PROBES: Mapping[str, Callable[..., Iterator[NamedFigure]]] = {"knn": knn, "linear": linear, "few": few}
+PROTOCOLS = ("clustering", *PROBES)
+Prepared = tuple[Mapping[str, Any], Callable[[], Iterator[NamedFigure]]]  # digests of the inputs; computes the figures
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate a run by.
+    """Everything that the user asked for.
 
     Attributes:
         protocol: A name in ``PROTOCOLS``.
-        images: Images to score. None: the run's own, or a fifth of them where the protocol learns from the rest.
+        images: Images to score. None: the run's own, or a fifth of them if the protocol learns from the rest.
         labels: ``folders``, or a CSV file of path and label.
         train: Images to learn from. None: the run's own.
         options: Options of the protocol.
@@ -77,68 +74,56 @@ def evaluate(
 
     Args:
         run: The run folder.
-        request: What to evaluate it by.
+        request: The wishes of the user.
         display: Shows progress, on the main rank.
-        stdin: Where the paths come from if the images are ``-``.
+        stdin: The list of paths, if the images are ``-``.
         processes: They share the images, and all yield the same figures; the main rank writes the cache.
 
     Raises:
-        DeepClusterError: With what to do about it; where possible before anything is computed.
+        DeepClusterError: It says what to do; if possible before anything is computed.
     """
     folder = files.open_run(run)
     display = display if display and processes.is_main else Silent()
+    kind = PROTOCOL_OPTIONS[request.protocol]
+    options = kind(**read_options(kind, request.options))
     with files.shared_lock(run, processes) as locked:
-        prepared = PROTOCOLS[request.protocol](_Evaluation(folder, request, display, stdin, processes))
+        job = _Evaluation(folder, request, display, stdin, processes)
+        if isinstance(options, ClusteringOptions):
+            depends, figures = _of_clusters(job, options)
+        else:
+            depends, figures = _of_probe(job, options)
         file = files.evaluation(request.protocol)
         about = {
             "schema_version": SCHEMA_VERSION,
             "protocol": request.protocol,
-            "inputs": {**prepared.depends, "seed": request.seed},
-            "options": asdict(prepared.options),
+            "inputs": {**depends, "seed": request.seed},
+            "options": asdict(options),
         }
-        if (kept := processes.broadcast_json(lambda: _kept(folder, file, about))) is not None:
+        if (cached := processes.broadcast_json(lambda: _cached(folder, file, about))) is not None:
             display.say("Cached", f"in {folder.path / file}: nothing has changed since")
-            yield from kept.items()
+            yield from cached.items()
             return
         values = {}
-        for name, value in prepared.figures():
+        for name, value in figures():
             values[name] = value
             yield name, value
         if locked:
             locked.write_json(file, {**about, "values": values})
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A protocol that is ready to start.
-
-    Attributes:
-        options: Its options, checked.
-        depends: What else the figures depend on: digests of the model, images and labels.
-        figures: Computes and yields the figures.
-    """
-
-    options: Options
-    depends: Mapping[str, Any]
-    figures: Callable[[], Iterator[NamedFigure]]
-
-
-def _kept(folder: RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
+def _cached(folder: RunFolder, name: str, about: Mapping[str, Any]) -> dict[str, Figure] | None:
     """Return the figures of the last evaluation if it was this one, and came to its end; else None."""
-    kept = {}
+    cached = {}
     with suppress(DiskError):  # a damaged file is written again
-        kept = folder.read_json(name, {"values": dict}) if folder.has(name) else {}
-    values = kept.pop("values", {})
-    whole = kept == about and all(isinstance(value, int | float | str) for value in values.values())
-    return values if whole else None
-
-
-# ---- what each protocol needs ---------------------------------------------------------------------------------------
+        cached = folder.read_json(name, {"values": dict}) if folder.has(name) else {}
+    values = cached.pop("values", {})
+    is_whole = cached == about and all(isinstance(value, int | float | str) for value in values.values())
+    return values if is_whole else None
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """An evaluation, with what the protocols need to prepare it."""
+    """An evaluation, and the inputs of the protocols."""
 
     folder: RunFolder
     request: EvaluationRequest
@@ -146,16 +131,12 @@ class _Evaluation:
     stdin: TextIO | None
     processes: Processes
 
-    def options(self, kind: type[Set]) -> Set:
-        return kind(**read_options(kind, self.request.options))
-
-    @property
-    def labels(self) -> str:
+    def labels(self, source: Source) -> list[str]:
         if self.request.labels is None:
             raise UsageError(
                 f"the protocol {self.request.protocol} needs labels: --labels folders, or a CSV file of path,label"
             )
-        return self.request.labels
+        return true_labels(self.request.labels, source)
 
     def run_images(self) -> Source:
         source = images_at_hand(self.folder)
@@ -204,61 +185,43 @@ class _Evaluation:
         return store, [labels[labelled[i]] for i in store.kept]
 
 
-def _clustering(job: _Evaluation) -> Prepared:
+def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
     """The run's own images are in the clusters of clusters.csv, others in those of the model."""
-    options = job.options(ClusteringOptions)
-
     if job.request.images is None:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))
-        source = job.run_images() if job.labels == "folders" else find(paths)
-        by_path = dict(zip(source.paths, true_labels(job.labels, source), strict=True))
+        source = job.run_images() if job.request.labels == "folders" else find(paths)
+        by_path = dict(zip(source.paths, job.labels(source), strict=True))
         labels = [by_path.get(path, "") for path in paths]
         with job.folder.as_disk_errors():
             clusters = [int(cell) for cell in rows.column("cluster")]
         figures = partial(clustering, clusters, labels, options, seed=job.request.seed)
-        return Prepared(options, {"clusters": json_sha256([clusters, labels])}, figures)
+        return {"clusters": json_sha256([clusters, labels])}, figures
     source = find(job.request.images, stdin=job.stdin)
-    all_labels = true_labels(job.labels, source)
-    model = job.model
+    all_labels, model = job.labels(source), job.model
 
     def figures_of_others() -> Iterator[NamedFigure]:
         store, labels = job.read(source, all_labels, model.store_size, "images")
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from clustering(clusters, labels, options, seed=job.request.seed)
 
-    depends = {"model": job.model_digest, "test": fingerprint(source, all_labels)}
-    return Prepared(options, depends, figures_of_others)
+    return {"model": job.model_digest, "test": fingerprint(source, all_labels)}, figures_of_others
 
 
-def _linear(job: _Evaluation) -> Prepared:
-    options = job.options(LinearOptions)
-    size = options.image_size or job.model.image_size
-    sizes = size, max(size, round(size * options.margin))
-    return _probed(job, options, linear, sizes=sizes)
-
-
-def _probed(
-    job: _Evaluation,
-    options: Options,
-    protocol: Callable[..., Iterator[NamedFigure]],
-    *,
-    sizes: tuple[int, int] | None = None,
-) -> Prepared:
-    """A protocol that learns from labelled images and is scored on others: IMAGES, or a fifth held out.
-
-    ``sizes``: sides of the images that the network sees and that are stored, px; None: those of the run.
-    """
+def _of_probe(job: _Evaluation, options: Options) -> Prepared:
+    """Learn from labelled images and score others: IMAGES, or a fifth held out."""
     source = find(job.request.train, stdin=job.stdin) if job.request.train else job.run_images()
-    labels = true_labels(job.labels, source)
+    labels, model = job.labels(source), job.model
     if job.request.images:
         tests = find(job.request.images, stdin=job.stdin)
-        test_labels = true_labels(job.labels, tests)
+        test_labels = job.labels(tests)
         check_apart(source, tests)
     else:
         source, labels, tests, test_labels = split(source, labels, job.request.seed)
-    model = job.model
-    image_size, store_size = sizes or (model.image_size, model.store_size)
+    image_size, store_size = model.image_size, model.store_size
+    if isinstance(options, LinearOptions):
+        image_size = options.image_size or image_size
+        store_size = max(image_size, round(image_size * options.margin))
 
     def figures() -> Iterator[NamedFigure]:
         train, train_names = job.read(source, labels, store_size, "train")
@@ -274,19 +237,7 @@ def _probed(
             batch_size=model.batch_size,
             seed=job.request.seed,
         )
-        yield from protocol(task, options, display=job.display)
+        yield from PROBES[job.request.protocol](task, options, display=job.display)
 
-    depends = {
-        "model": job.model_digest,
-        "train": fingerprint(source, labels),
-        "test": fingerprint(tests, test_labels),
-    }
-    return Prepared(options, depends, figures)
-
-
-PROTOCOLS: dict[str, Callable[[_Evaluation], Prepared]] = {
-    "clustering": _clustering,
-    "knn": lambda job: _probed(job, job.options(KnnOptions), knn),
-    "linear": _linear,
-    "few": lambda job: _probed(job, job.options(FewLabelsOptions), few),
-}
+    digests = {"model": job.model_digest, "train": fingerprint(source, labels), "test": fingerprint(tests, test_labels)}
+    return digests, figures
