@@ -109,7 +109,7 @@ WINDOWS = {
     "after the rename": ("deepcluster.storage.files:sync_folder", 16),
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 3),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 3),
-    "between the rounds": ("deepcluster.runs.train:history_row", 2),
+    "between the rounds": ("deepcluster.runs.train:History.add", 2),
     "before the first result": ("deepcluster.runs.result:conclude", 1),
     "before the result": ("deepcluster.runs.writer:ResultWriter.final", 1),
     "before a result is current": ("deepcluster.storage.state:commit", 1),

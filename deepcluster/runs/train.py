@@ -1,7 +1,7 @@
 """The rounds of a run: history, checkpoints and now and then a result; and when they end."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,44 +15,13 @@ from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
 from deepcluster.runs.forecast import SHARE_OF_TIME, in_words, training_cost
+from deepcluster.runs.plan import Job
 from deepcluster.runs.result import label_numbers
-from deepcluster.runs.writer import Cost, ResultWriter
+from deepcluster.runs.writer import ResultWriter
 from deepcluster.storage.checkpoint import Checkpoint, Checkpoints, restored
 from deepcluster.storage.run_folder import HISTORY, LockedFolder
 
-KEPT_BACK = 0.05  # share of the limit left unplanned, as a safety margin
-
-
-class TimeLimit:
-    """The number of whole rounds in a time limit, planned again after each round.
-
-    Args:
-        seconds: The limit of the whole run; None: there is none.
-        elapsed: Tells the seconds of the run so far.
-        most: The rounds of the recipe.
-
-    Attributes:
-        rounds: The number of rounds planned, those done included.
-        end: The seconds of the whole run by this plan.
-    """
-
-    def __init__(self, seconds: float | None, elapsed: Callable[[], float], most: int):
-        self.seconds, self.elapsed, self.most = seconds, elapsed, most
-        self.rounds, self.end = most, math.inf
-
-    def plan(self, done: int, round: float, result: float) -> None:
-        """Plan the rounds after the first ``done``.
-
-        Args:
-            done: The number of rounds done.
-            round: Seconds of a round, and of what belongs to it.
-            result: Seconds of the results that must be written whatever the number of rounds.
-        """
-        if self.seconds is None:
-            return
-        left = (1 - KEPT_BACK) * self.seconds - self.elapsed() - result
-        self.rounds = min(self.most, done + max(0, math.floor(left / max(1e-9, round))))
-        self.end = self.elapsed() + result + (self.rounds - done) * round
+KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
 
 
 @dataclass(frozen=True)
@@ -83,45 +52,29 @@ class History:
         folder.write_rows("history.csv", self.columns, self.rows)
 
     def add(self, round: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
-        """Write the row of a round, and return it."""
-        self.rows.append(history_row(round, seconds, self.images, self.truth))
+        """Write the row of a round whose steps took so many ``seconds``, and return it."""
+        clustering = round.clustering
+        figures = {
+            "loss": (round.loss, 5),
+            "chance_loss": (round.chance_loss, 5),
+            "inertia": (clustering.inertia, 3),
+            "nmi_previous": (round.nmi_previous, 5),
+            "changed": (round.changed, 5),
+            "cluster_weight": (round.cluster_weight, 5),
+            "largest_share": (clustering.largest_share, 5),
+            "lr": (round.lr, 8),
+            **{f"{step}_seconds": (value, 3) for step, value in seconds.items()},
+            "images_per_second": (self.images / seconds["training"], 1),
+        }
+        if self.truth is not None:
+            labels, known = label_numbers(self.truth, sorted(set(self.truth)))
+            figures["nmi_labels"] = (compared(labels[known], clustering.labels[known])[0], 5)
+        cells = {
+            name: "" if math.isnan(value) else _rounded(value, digits) for name, (value, digits) in figures.items()
+        }
+        self.rows.append({"round": round.index, "reseeded": clustering.reseeded, **cells})
         self.folder.write_rows("history.csv", self.columns, self.rows)
         return self.rows[-1]
-
-
-def history_row(
-    round: Round, seconds: Mapping[str, float], images: int, truth: list[str] | None = None
-) -> dict[str, Any]:
-    """Return the row of a round in history.csv.
-
-    Args:
-        round: The round.
-        seconds: Those of its steps.
-        images: Number of images that it trained on.
-        truth: The true labels, if there are any.
-    """
-
-    def blank_if_nan(value: float) -> float | str:
-        return "" if math.isnan(value) else _rounded(value, 5)
-
-    row: dict[str, Any] = {
-        "round": round.index,
-        "loss": _rounded(round.loss, 5),
-        "chance_loss": _rounded(round.chance_loss, 5),
-        "inertia": _rounded(round.clustering.inertia, 3),
-        "nmi_previous": blank_if_nan(round.nmi_previous),
-        "changed": blank_if_nan(round.changed),
-        "cluster_weight": _rounded(round.cluster_weight, 5),
-        "largest_share": _rounded(round.clustering.largest_share, 5),
-        "reseeded": round.clustering.reseeded,
-        "lr": _rounded(round.lr, 8),
-        **{f"{step}_seconds": _rounded(value, 3) for step, value in seconds.items()},
-        "images_per_second": _rounded(images / seconds["training"], 1),
-    }
-    if truth is not None:
-        labels, known = label_numbers(truth, sorted(set(truth)))
-        row["nmi_labels"] = _rounded(compared(labels[known], round.clustering.labels[known])[0], 5)
-    return row
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -139,26 +92,25 @@ def train(
         checkpoint: The one to go on from, on the main rank.
         about: What each checkpoint says of the run.
     """
-    job, recipe, network = writer.job, writer.images.recipe, writer.network
-    processes, clock = job.processes, job.clock
-    limit = TimeLimit(job.request.time_limit, clock.elapsed, recipe.rounds)
+    job, recipe, network, store = writer.job, writer.images.recipe, writer.network, writer.images.store
+    processes, clock, planned = job.processes, job.clock, recipe.rounds
 
     def save(state: State) -> None:
-        so_far = {"elapsed": clock.elapsed(), "rounds": limit.rounds, "baseline": writer.baseline}
+        so_far = {"elapsed": clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
     if processes.any(checkpoint is not None):
-        state = _resumed(writer, checkpoint, limit)
+        state, planned = _resumed(writer, checkpoint)
     else:
         state = State()
         save(state)
-    store = writer.images.store
     trained = store.partition.total * recipe.epochs
     history = History(writer.folder, job.truth(store.kept), state.round, trained) if writer.folder else None
     if state.round == 0 and recipe.rounds and job.request.report:
-        features = _first_result(writer, limit)
-        if not limit.rounds:
+        features = writer.features()
+        if not (planned := _first_plan(writer)):
             return Rounds(0, "time limit", features)
+        writer.preliminary(0, features)
         state = replace(state, features=features if shares_pass(recipe, job.device) else None)
         del features
     watch = Stopwatch(job.display.progress)
@@ -166,65 +118,81 @@ def train(
         network,
         store.images,
         recipe,
-        lambda time: learning_rate(recipe, time, limit.rounds),
+        lambda time: learning_rate(recipe, time, planned),
         job.request.seed,
         state=state,
         place=place_of(network, recipe, store.partition, watch),
     )
     state, begin = replace(state, features=None), clock.elapsed()  # the round frees its features before it trains
-    for round in rounds if state.round < limit.rounds else ():
+    for round in rounds if state.round < planned else ():
         seconds = watch.seconds()
         state = replace(round.state, features=None)
         row = history.add(round, seconds) if history else {}
-        _plan(limit, writer.cost, state.round, clock.elapsed() - begin, seconds["features"])
-        limit.rounds, is_due = processes.broadcast_json(lambda: [limit.rounds, writer.is_due])
+        planned, is_due = _next_plan(writer, state.round, clock.elapsed() - begin, seconds["features"])
         save(round.state)
-        job.display.round(row, limit.rounds)
-        if state.round >= limit.rounds or state.settled >= recipe.patience:
+        job.display.round(row, planned)
+        if state.round >= planned or state.settled >= recipe.patience:
             break
         if is_due:
             writer.preliminary(state.round)
         begin = clock.elapsed()
         watch.start()
-    return Rounds(state.round, _reason(state, recipe))
+    is_settled, is_done = state.settled >= recipe.patience, state.round >= recipe.rounds
+    reason = "assignments settled" if is_settled else "all rounds done" if is_done else "time limit"
+    return Rounds(state.round, reason)
 
 
-def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None, limit: TimeLimit) -> State:
-    """Restore the checkpoint of the main rank, and return its state. A collective."""
+def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None) -> tuple[State, int]:
+    """Restore the checkpoint of the main rank, and return its state and the planned rounds. A collective."""
     job = writer.job
     state, parameters = restored(checkpoint, writer.images.store.partition)
     writer.network.load_state_dict(parameters)
     about = job.processes.broadcast_json(lambda: checkpoint.about if checkpoint else {})
     job.clock.add(about["elapsed"])
     writer.baseline = about["baseline"]
-    if job.request.time_limit is not None:
-        limit.rounds = about["rounds"]
     job.display.say("Resumed", f"in round {state.round + 1}")
-    return state
+    return state, writer.images.recipe.rounds if job.request.time_limit is None else about["rounds"]
 
 
-def _first_result(writer: ResultWriter, limit: TimeLimit) -> Tensor:
-    """Plan the rounds, and write the first result if there are any; return its features. A collective."""
-    job, features = writer.job, writer.features()
-    one_pass = writer.cost.one_pass
-    seconds = (1 + SHARE_OF_TIME) * (one_pass + training_cost(writer.images.recipe, one_pass))
-    limit.plan(0, seconds, one_pass + 2 * writer.cost.result)  # this result and the final one
-    limit.rounds = job.processes.broadcast_json(lambda: limit.rounds)
+def _first_plan(writer: ResultWriter) -> int:
+    """Plan and announce the rounds by the pass of the first result, and return their number. A collective."""
+    job, recipe, one_pass = writer.job, writer.images.recipe, writer.cost.one_pass
+    cost, results = one_pass + training_cost(recipe, one_pass), one_pass + 2 * writer.cost.result
+    rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, 0, cost, results))
     if job.request.time_limit is not None:
-        rounds = count(limit.rounds, "round") if limit.rounds else "the groups of the network as it was given"
-        job.display.say("Time", f"{rounds}, done after about {in_words(limit.end)}")
-    if limit.rounds:
-        writer.preliminary(0, features)
-    return features
+        end = job.clock.elapsed() + results + rounds * (1 + SHARE_OF_TIME) * cost
+        text = count(rounds, "round") if rounds else "the groups of the network as it was given"
+        job.display.say("Time", f"{text}, done after about {in_words(end)}")
+    return rounds
 
 
-def _plan(limit: TimeLimit, cost: Cost, done: int, seconds: float, features: float) -> None:
-    """Plan the rounds after the ``done`` ones by the seconds of the last and of its pass, which may have been 0."""
-    one_pass = max(cost.one_pass, features)
-    limit.plan(done, (1 + SHARE_OF_TIME) * (seconds - features + one_pass), max(cost.result, one_pass))
+def _next_plan(writer: ResultWriter, done: int, seconds: float, features: float) -> tuple[int, bool]:
+    """Plan the rounds again, and tell if a preliminary result is due. A collective.
+
+    Args:
+        writer: Knows the cost of results.
+        done: Number of rounds done.
+        seconds: Those of the last round.
+        features: Those of its pass: 0 if it was made already.
+    """
+    one_pass = max(writer.cost.one_pass, features)
+    results = max(writer.cost.result, one_pass)
+    rounds = whole_rounds(writer.job, writer.images.recipe, done, seconds - features + one_pass, results)
+    planned, is_due = writer.job.processes.broadcast_json(lambda: [rounds, writer.is_due])
+    return planned, bool(is_due)
 
 
-def _reason(state: State, recipe: Recipe) -> str:
-    if state.settled >= recipe.patience:
-        return "assignments settled"
-    return "all rounds done" if state.round >= recipe.rounds else "time limit"
+def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:
+    """Return the number of rounds that the time limit leaves room for.
+
+    Args:
+        job: The fit, with its limit and its clock.
+        recipe: Has the largest number.
+        done: Number of rounds done.
+        cost: Seconds of a round and its pass, without the preliminary results.
+        results: Seconds of the results that must be written whatever the number of rounds.
+    """
+    if job.request.time_limit is None:
+        return recipe.rounds
+    left = (1 - KEPT_BACK) * job.request.time_limit - job.clock.elapsed() - results
+    return min(recipe.rounds, done + max(0, math.floor(left / max(1e-9, (1 + SHARE_OF_TIME) * cost))))
