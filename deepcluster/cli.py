@@ -42,8 +42,8 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.report.text import count
 from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
+from deepcluster.runtime.machine import is_main_rank, world_size
 from deepcluster.runtime.plain_files import write_csv
-from deepcluster.runtime.torchrun import is_main_rank, world_size
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits
 from deepcluster.storage.run_folder import PREDICTIONS, check_free, open_run, read_state

@@ -23,7 +23,7 @@ from deepcluster.nets.network import Absent, Network
 from deepcluster.nets.sizes import FEATURES
 from deepcluster.nets.weights import working_memory
 from deepcluster.place import Place, Progress, ignore_progress
-from deepcluster.runtime.memory import check_fits
+from deepcluster.runtime.machine import check_fits
 
 LARGE = 1024  # px; of larger images, one batch must fit into memory before any is read
 

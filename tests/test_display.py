@@ -9,8 +9,7 @@ import pytest
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
-from deepcluster.runtime import Display, Silent
-from deepcluster.runtime.tensorboard import TensorBoard
+from deepcluster.runtime import Display, Silent, TensorBoard
 from tests.helpers.runs import record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 3), np.uint8)

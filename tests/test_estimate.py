@@ -66,7 +66,7 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers(monkeypatch):
 
 def test_a_limit_of_the_process_counts():
     script = (
-        "import resource; from deepcluster.runtime.memory import available\n"
+        "import resource; from deepcluster.runtime.machine import available\n"
         "before = available(); resource.setrlimit(resource.RLIMIT_AS, (5 << 30, resource.RLIM_INFINITY))\n"
         "print(before > 0, available() <= 5 << 30)"
     )

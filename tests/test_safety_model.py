@@ -18,7 +18,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError, ModelError, NonFiniteError, OutOfMemoryError
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import working_memory
-from deepcluster.runtime import memory
+from deepcluster.runtime import machine
 from deepcluster.storage import model_files as models
 from deepcluster.storage import safe_read as reading
 from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
@@ -506,7 +506,7 @@ def test_a_file_with_holes_is_refused_before_it_is_read(folder, monkeypatch):
     """300 GB that take no place on the disk, with a header that says less."""
     os.truncate(folder / "model.safetensors", 300 << 30)
     monkeypatch.setattr(reading, "sha256", lambda path: pytest.fail("it was read"))
-    monkeypatch.setattr(memory, "available", lambda: 1e12)
+    monkeypatch.setattr(machine, "available", lambda: 1e12)
     assert "file not fully covered" in refused(folder, "model.safetensors")
 
 
@@ -515,7 +515,7 @@ def test_tensors_that_memory_cannot_hold_are_refused_before_they_are_read(folder
     write_weights(folder, safetensors_bytes(header))
     os.truncate(folder / "model.safetensors", 8 + len(header) + (300 << 30))
     monkeypatch.setattr(reading, "sha256", lambda path: pytest.fail("it was read"))
-    monkeypatch.setattr(memory, "available", lambda: 8e9)
+    monkeypatch.setattr(machine, "available", lambda: 8e9)
     with pytest.raises(OutOfMemoryError, match=r"model\.safetensors takes 322\.1 GB, and 8\.0 GB are free"):
         models.load(folder)
 
@@ -537,7 +537,7 @@ LARGE = {
 def test_a_model_of_large_images_is_refused_before_the_memory_is_taken(tmp_path, photos, monkeypatch, capsys):
     run = tiny_run(tmp_path / "run")
     change_config(run / "model", **LARGE)
-    monkeypatch.setattr(memory, "available", lambda: 2e9)
+    monkeypatch.setattr(machine, "available", lambda: 2e9)
     build = models.build
     monkeypatch.setattr(
         models, "build", lambda **options: build(**options) if "feature_dim" in options else pytest.fail("it was built")
@@ -549,10 +549,10 @@ def test_a_model_of_large_images_is_refused_before_the_memory_is_taken(tmp_path,
 def test_a_batch_of_large_images_is_refused_before_they_are_read(monkeypatch):
     model = dataclasses.replace(tiny_model(), image_size=2048, store_size=2048, batch_size=256)
     monkeypatch.setattr("deepcluster.model.read_once", lambda *_, **__: pytest.fail("they were read"))
-    monkeypatch.setattr(memory, "available", lambda: 40e9)
+    monkeypatch.setattr(machine, "available", lambda: 40e9)
     with pytest.raises(OutOfMemoryError, match=r"a batch of 256 images of 2,048 px .* takes 274\.9 GB, and 40\.0 GB"):
         model.transform(["a.png"])
-    monkeypatch.setattr(memory, "available", lambda: 400e9)
+    monkeypatch.setattr(machine, "available", lambda: 400e9)
     model.check_room()
 
 

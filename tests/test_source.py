@@ -21,7 +21,7 @@ from deepcluster.images import Source, decode, files, find
 from deepcluster.images import store as previewing
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import Preview, preview
-from deepcluster.runtime import memory
+from deepcluster.runtime import machine
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -488,7 +488,7 @@ def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypat
     """A kilobyte of it may be a megabyte, and a megabyte a gigabyte."""
     images = np.zeros((6, 8, 8), np.uint8)
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: pytest.fail("it was unpacked"))
-    monkeypatch.setattr(memory, "available", lambda: 1e6)
+    monkeypatch.setattr(machine, "available", lambda: 1e6)
     for members in (
         {"images": np.zeros((6, 700, 700), np.uint8)},
         {"images": images, "labels": np.zeros(6, "U100000")},

@@ -29,7 +29,7 @@ from deepcluster.images.given import true_labels
 from deepcluster.images.store import preview, read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
-from deepcluster.runtime.spliced import Spliced
+from deepcluster.runtime.plain_files import Spliced
 from tests.helpers.runs import rows
 
 QUICK = {"rounds": 1, "epochs": 1, "batch_size": 16, "pseudo_labels": 8, "image_size": 16}

@@ -20,7 +20,7 @@ from PIL import Image
 from deepcluster.errors import DataError, DeepClusterError
 from deepcluster.images.decode import Undecodable, as_rgb, decode, explain, is_empty, one_line, upright
 from deepcluster.images.source import Origin, Source, numbered, real
-from deepcluster.runtime.memory import check_fits
+from deepcluster.runtime.machine import check_fits
 
 if TYPE_CHECKING:
     from torch import Tensor

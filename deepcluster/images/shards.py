@@ -18,7 +18,7 @@ from typing import BinaryIO
 from deepcluster.errors import DataError
 from deepcluster.images.decode import SMALL_FILE, SUFFIXES, decode, explain, is_empty, one_line, short_side
 from deepcluster.images.source import Origin, Source
-from deepcluster.runtime.spliced import Spliced
+from deepcluster.runtime.plain_files import Spliced
 
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")

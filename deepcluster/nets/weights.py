@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from deepcluster.errors import ModelError, first_line
-from deepcluster.runtime.spliced import Spliced
+from deepcluster.runtime.plain_files import Spliced
 
 # Averaged weights first: if a checkpoint has both, these are what its authors evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")

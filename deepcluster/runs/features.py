@@ -28,7 +28,7 @@ from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runs.writer import write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU, choose_device, working_on
-from deepcluster.runtime.memory import peak_mb
+from deepcluster.runtime.machine import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from deepcluster.storage import model_files, report_files

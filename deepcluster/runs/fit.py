@@ -31,12 +31,11 @@ from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin,
 from deepcluster.runs.rows import duplicate_rows
 from deepcluster.runs.train import train
 from deepcluster.runs.writer import ResultWriter, summary_line
-from deepcluster.runtime import signals
+from deepcluster.runtime import TensorBoard, signals
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.runtime.tensorboard import TensorBoard
 from deepcluster.storage import report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints

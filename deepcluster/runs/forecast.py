@@ -22,9 +22,8 @@ from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
-from deepcluster.runtime.memory import CERTAIN, available
+from deepcluster.runtime.machine import CERTAIN, available, local_world_size
 from deepcluster.runtime.processes import ALONE
-from deepcluster.runtime.torchrun import local_world_size
 
 # Measured (docs/decisions.md): Python, torch and what the result takes beside its features; the memory that a training
 # step keeps for backward, as a multiple of all layer outputs.

@@ -25,7 +25,7 @@ from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_rows
 from deepcluster.runs.result import Result, conclude_run, stability_of
 from deepcluster.runs.rows import Rows
-from deepcluster.runtime.memory import peak_mb
+from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder

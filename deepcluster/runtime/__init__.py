@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepcluster.runtime.console import Display, Silent
+    from deepcluster.runtime.console import Display, Silent, TensorBoard
 
-__all__ = ["Display", "Silent"]
+__all__ = ["Display", "Silent", "TensorBoard"]
 
 
 def __getattr__(name: str) -> Any:

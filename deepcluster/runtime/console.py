@@ -6,15 +6,17 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from deepcluster.errors import DiskError
+from deepcluster.errors import DiskError, missing_extra
 
 WIDTH = 100  # characters of a line at most
+FOLDER = "tensorboard"  # in the run folder
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
@@ -143,6 +145,33 @@ class Several:
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
         for display in self.displays:
             display.round(row, rounds)
+
+
+class TensorBoard(Silent):
+    """Writes the numbers of each row of history.csv to RUN/tensorboard. UsageError where the package is missing."""
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise missing_extra("tensorboard", error) from None
+        self._open = SummaryWriter
+        self._run = ""
+        self._writer: Any = None
+
+    def say(self, heading: str, text: str) -> None:
+        if heading == "Run" and text != self._run:
+            if self._writer:
+                self._writer.close()
+            self._run, self._writer = text, None
+
+    def round(self, row: Mapping[str, Any], rounds: int) -> None:
+        if self._writer is None:  # what an earlier process wrote of rounds that are made again is not shown
+            self._writer = self._open(str(Path(self._run, FOLDER)), purge_step=row["round"])
+        for name, value in row.items():
+            if name != "round" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["round"])
+        self._writer.flush()
 
 
 class PipeConsole(Console):

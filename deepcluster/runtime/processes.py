@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deepcluster.errors import DeepClusterError, LostError, UsageError, first_line
-from deepcluster.runtime.torchrun import is_main_rank, local_world_size, world_size
+from deepcluster.runtime.machine import is_main_rank, local_world_size, world_size
 
 Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string keys only
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from deepcluster.runtime.memory import check_fits
+from deepcluster.runtime.machine import check_fits
 from deepcluster.runtime.plain_files import check_file
 
 if TYPE_CHECKING:

@@ -1,16 +1,20 @@
-"""How much memory there is, and what cannot fit into it."""
+"""The machine as a process sees it before it imports torch: memory, and the processes of torchrun."""
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-from deepcluster.errors import OutOfMemoryError
+from deepcluster.errors import OutOfMemoryError, UsageError
 
 if sys.platform != "win32":
     import resource
 
 # How far an estimate may be above what is really taken.
 CERTAIN = 0.7
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
 
 
 def available() -> float:
@@ -45,3 +49,24 @@ def check_fits(what: str, needed: float, advice: str) -> None:
     free = available()
     if CERTAIN * needed > free:
         raise OutOfMemoryError(f"{what} takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: {advice}")
+
+
+# ---- torchrun -------------------------------------------------------------------------------------------------------
+
+
+def world_size() -> int:
+    """How many processes torchrun has started; 1 where it was not used."""
+    try:
+        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    except ValueError:
+        raise UsageError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment is no number: unset it") from None
+
+
+def local_world_size() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
+def is_main_rank() -> bool:
+    """Whether this is the process that speaks."""
+    return os.environ.get("RANK", "0") == "0"
