@@ -36,12 +36,12 @@ def task_of(seed: int = 0) -> ProbeTask:
 def test_it_learns_and_leaves_the_network_alone():
     task = task_of()
     before = {name: value.clone() for name, value in task.network.state_dict().items()}
-    found = dict(few(task, FewLabelsOptions(shares="0.1,1", epochs=25, batch_size=18, lr="0.5", head_lr="2")))
-    assert (found["10%_labels"], found["100%_labels"]) == (
+    figures = dict(few(task, FewLabelsOptions(shares="0.1,1", epochs=25, batch_size=18, lr="0.5", head_lr="2")))
+    assert (figures["10%_labels"], figures["100%_labels"]) == (
         9,
         sum(min(30, int(n)) for n in task.train.classes.bincount()),
     )
-    assert found["chance"] < 0.5 < 0.9 <= found["100%_top1"]
+    assert figures["chance"] < 0.5 < 0.9 <= figures["100%_top1"]
     assert all(torch.equal(value, before[name]) for name, value in task.network.state_dict().items())
     assert task.network.head is None
     assert not task.network.training
@@ -72,7 +72,7 @@ def test_the_steps(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"shares": "2"}, "at most 1"), ({"lr": "1,2,3"}, "each of the 2 shares"), ({"head_lr": "much"}, "head_lr")],
+    [({"shares": "2"}, "at most 1"), ({"lr": "1,2,3"}, "2 numbers, one a share"), ({"head_lr": "much"}, "head_lr")],
 )
 def test_options_that_are_none(options, said):
     with pytest.raises(UsageError, match=said):

@@ -60,10 +60,10 @@ def task_of(seed: int = 0) -> ProbeTask:
 
 def test_the_protocol_on_the_features_of_the_backbone():
     task = task_of()
-    found = dict(knn(task, KnnOptions(neighbours="3,1000")))
-    assert list(found) == ["train_images", "images", "classes", "chance", "top1_k3", "top1_k24"]
+    figures = dict(knn(task, KnnOptions(neighbours="3,1000")))
+    assert list(figures) == ["train_images", "images", "classes", "chance", "top1_k3", "top1_k24"]
     most = int(torch.bincount(task.train.classes).argmax())
-    assert found["chance"] == pytest.approx(float((task.test.classes == most).float().mean()))
+    assert figures["chance"] == pytest.approx(float((task.test.classes == most).float().mean()))
 
     with torch.no_grad():
         train, test = (
@@ -71,7 +71,7 @@ def test_the_protocol_on_the_features_of_the_backbone():
         )
     theirs = KNeighborsClassifier(3, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     right = theirs.fit(train, task.train.classes).score(test, task.test.classes)
-    assert found["top1_k3"] == pytest.approx(right)
+    assert figures["top1_k3"] == pytest.approx(right)
 
 
 def test_options_that_are_none():

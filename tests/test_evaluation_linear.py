@@ -35,13 +35,13 @@ from tests.helpers.said import Said
 def test_pooled_numbers_at_224_px(name, dims, sobel):
     with shapes_only():
         network = build(name, image_size=224, sobel=sobel).eval()
-        found = []
+        figures = []
         for layer in layers_of(network):
             maps = maps_at(network, layer, torch.zeros(1, 3, 224, 224))
             text, pooling = pooling_of(layer, maps.shape, 224)
             assert text.startswith("average")
-            found.append(pooling(maps).flatten(1).shape[1])
-    assert found == dims
+            figures.append(pooling(maps).flatten(1).shape[1])
+    assert figures == dims
 
 
 def test_the_zeros_of_the_border_count():
@@ -81,13 +81,13 @@ def test_maps_are_those_after_the_relu_and_before_pooling():
 def test_stages_of_other_networks(name, size, shapes):
     with shapes_only():
         network = build(name, image_size=size, feature_dim=8).eval()
-        found = []
+        figures = []
         for layer in layers_of(network):
             maps = maps_at(network, layer, torch.zeros(1, 3, size, size))
             assert maps.shape[2] == maps.shape[3]
-            found.append(tuple(maps.shape[1:3]))
+            figures.append(tuple(maps.shape[1:3]))
             assert pooling_of(layer, maps.shape, size)[1](maps).flatten(1).shape[1] < 10_000
-    assert found == shapes
+    assert figures == shapes
 
 
 def test_nothing_above_the_layer_is_computed_and_nothing_stays():
@@ -110,7 +110,7 @@ def test_layers_by_name():
 
 
 def test_the_schedule():
-    # Of 90 epochs of ImageNet (5,005 steps each), as the release computes it.
+    # 90 epochs of ImageNet (5,005 iterations an epoch), as the release computes it.
     assert lr_at(0, 0.01, 1e-7) == 0.01
     assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.01 / (1 + 4.5045e-4) ** 0.5, rel=1e-12)
     assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
@@ -170,11 +170,11 @@ def test_the_probe_is_as_good_as_logistic_regression(spread, least):
     train, test = colours(300, spread, 0), colours(300, spread, 1)
     network = plain_network()
     options = LinearOptions(epochs=60, batch_size=32, weight_decay=0.0)
-    found = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
+    figures = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
     pixels = [each.images[:, :, 0, 0].float().numpy() / 255 for each in (train, test)]
     theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
     assert theirs >= least
-    assert abs(found["block1_top1"] - theirs) <= 0.02
+    assert abs(figures["block1_top1"] - theirs) <= 0.02
 
 
 def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
@@ -183,14 +183,14 @@ def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
     network = build("compact", image_size=16).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
-    def found(layers: str, seed: int = 0, epochs: int = 3) -> dict[str, float | str]:
+    def figures(layers: str, seed: int = 0, epochs: int = 3) -> dict[str, float | str]:
         task = ProbeTask(network, every, every, ("bars", "blob", "checks"), 16, 8, seed)
         return dict(linear(task, LinearOptions(layers=layers, epochs=epochs, batch_size=8)))
 
-    both = found("block2,block5")
-    assert found("block5").items() <= both.items()
-    assert found("block5", seed=1)["block5_loss"] != both["block5_loss"]
-    assert found("block2", epochs=20)["block2_top1"] > 0.9  # of the images that it learnt
+    both = figures("block2,block5")
+    assert figures("block5").items() <= both.items()
+    assert figures("block5", seed=1)["block5_loss"] != both["block5_loss"]
+    assert figures("block2", epochs=20)["block2_top1"] > 0.9  # of the images that it learnt
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -209,12 +209,12 @@ def test_it_converges_whatever_the_size_of_the_maps(size):
     train, test, network = colours(300, 25, 0), colours(300, 25, 1), plain_network()
     with torch.no_grad():
         network.body[0].weight.mul_(size * torch.tensor([1.0, 3.0, 0.1]).view(3, 1, 1, 1))
-    task, found = ProbeTask(network, train, test, "abc", 7, 32, 0), {}
+    task, figures = ProbeTask(network, train, test, "abc", 7, 32, 0), {}
     for maps in ("normalised", "raw"):
-        found[maps] = dict(linear(task, LinearOptions(epochs=20, batch_size=32, maps=maps)))
-    assert LinearOptions().maps == "normalised" == found["normalised"]["block1_maps"]
-    assert found["normalised"]["block1_loss"] < 0.6 and found["normalised"]["block1_top1"] > 0.7
-    assert size == 1 or found["raw"]["block1_loss"] > 1
+        figures[maps] = dict(linear(task, LinearOptions(epochs=20, batch_size=32, maps=maps)))
+    assert LinearOptions().maps == "normalised" == figures["normalised"]["block1_maps"]
+    assert figures["normalised"]["block1_loss"] < 0.6 and figures["normalised"]["block1_top1"] > 0.7
+    assert size == 1 or figures["raw"]["block1_loss"] > 1
 
 
 def test_normalised_by_hand():

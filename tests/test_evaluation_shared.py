@@ -51,30 +51,30 @@ def evaluated(processes: Processes, folder: Path, protocol: str, images: str | N
 def test_figures_are_those_of_one_process(ranks, folder, protocol, others, options, near):
     images = str(folder / "others.npz") if others else None
     memory = folder / "run" / f"evaluation-{protocol}.json"
-    found = {}
+    figures = {}
     for count in (1, 2, 3):
         memory.unlink(missing_ok=True)
         every = ranks[count](evaluated, folder, protocol, images, options)
         assert all(each == every[0] for each in every)
-        found[count] = every[0]
+        figures[count] = every[0]
         again = ranks[count](evaluated, folder, protocol, images, options)
         assert again == every
     for count in (2, 3):
-        assert found[count].keys() == found[1].keys()
-        for name, value in found[1].items():
+        assert figures[count].keys() == figures[1].keys()
+        for name, value in figures[1].items():
             if isinstance(value, str) or name.endswith(("images", "labels", "dims")):
-                assert found[count][name] == value
+                assert figures[count][name] == value
             else:
-                assert found[count][name] == pytest.approx(value, abs=near), name
+                assert figures[count][name] == pytest.approx(value, abs=near), name
 
 
 def test_a_probe_of_several_processes_learns(ranks, folder):
     """Not the figure of one process, as its crops are others: but that of a probe that has learnt."""
     (folder / "run" / "evaluation-linear.json").unlink(missing_ok=True)
     options = {"epochs": 30, "layers": "block1", "batch_size": 16, "lr": 0.01}
-    found = ranks[2](evaluated, folder, "linear", None, options)[0]
-    assert found["block1_top1"] > 0.9
-    assert found["block1_loss"] < 0.5
+    figures = ranks[2](evaluated, folder, "linear", None, options)[0]
+    assert figures["block1_top1"] > 0.9
+    assert figures["block1_loss"] < 0.5
 
 
 def learnt(processes: Processes, protocol: str) -> dict[str, Any]:
@@ -100,5 +100,5 @@ def learnt(processes: Processes, protocol: str) -> dict[str, Any]:
 def test_an_image_that_fills_up_a_batch_counts_once(ranks, protocol):
     (alone,) = ranks[1](learnt, protocol)
     for count in (2, 3):
-        for found in ranks[count](learnt, protocol):
-            assert found == pytest.approx(alone, rel=1e-4)
+        for figures in ranks[count](learnt, protocol):
+            assert figures == pytest.approx(alone, rel=1e-4)

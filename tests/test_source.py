@@ -3,12 +3,8 @@
 import hashlib
 import io
 import os
-import pickle
-import stat
 import struct
-import threading
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,15 +35,6 @@ def colour(source: Source, i: int) -> object:
     return image.getpixel((0, 0))
 
 
-def within_seconds(work: Callable[[], Source]) -> Source:
-    found: list[Source] = []
-    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
-    thread.start()
-    thread.join(10)
-    assert found, "it hangs, or has failed"
-    return found[0]
-
-
 # Folders
 
 
@@ -58,11 +45,7 @@ def test_a_folder_is_searched_in_the_order_of_the_bytes(tmp_path: Path) -> None:
     assert source.paths == ("Z.png", "a-b.png", "a/x/1.png", "b/10.png", "b/2.png", "é.png")
     assert source.labels == ("", "", "x", "b", "b", "")
     assert (source.name, source.location, source.skipped) == (tmp_path.name, str(tmp_path), ())
-
-
-def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
-    save(tmp_path / "a.png")
-    assert find(str(tmp_path)).labels is None
+    assert find(str(tmp_path / "b")).labels is None
 
 
 def test_read_gives_the_image_of_that_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +75,9 @@ def test_files_are_read_no_larger_than_needed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_dot_files_are_ignored(tmp_path: Path) -> None:
-    for path in ("a.png", ".DS_Store", "._a.png", ".hidden/b.png", "s/.c.png"):
+    for path in ("a.png", ".DS_Store", ".hidden/b.png", "s/.c.png"):
         save(tmp_path / path)
-    source = find(tmp_path)
-    assert source.paths == ("a.png",) and source.skipped == ()
+    assert find(tmp_path).paths == ("a.png",) and find(tmp_path).skipped == ()
 
 
 NAMES = [
@@ -133,7 +115,7 @@ def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
 def test_a_fifo_is_listed_and_never_opened(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.png")
-    source = within_seconds(lambda: find(tmp_path))
+    source = find(tmp_path)
     assert source.paths == ("a.png",) and source.skipped == (("pipe.png", "a FIFO, not a file"),)
     with pytest.raises(DataError, match="is a FIFO, not a file"):
         find(tmp_path / "pipe.png")
@@ -200,9 +182,13 @@ def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "list.lst").write_text("a.png\n" * 3)  # not beside the list, but in the current folder
     source = find(tmp_path / "list.lst")
     assert source.paths == ("a.png",) and colour(source, 0) == BLUE
+    source = find("-", stdin=io.StringIO("a.png\n"))
+    assert (source.name, source.location, source.paths) == ("stdin", "-", ("a.png",)) and colour(source, 0) == BLUE
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match=r"no paths in .*empty\.txt"):
         find(tmp_path / "empty.txt")
+    with pytest.raises(DataError, match="no paths in standard input"):
+        find("-", stdin=io.StringIO("\n"))
 
 
 def test_a_list_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,17 +196,6 @@ def test_a_list_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "list").write_text("a.png\n" * 200)
     with pytest.raises(DataError, match=r"cannot read .*list: 1,200 bytes, more than the 1,000 that are read"):
         find(tmp_path / "list")
-
-
-def test_paths_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / "b.png", BLUE)
-    save(tmp_path / "a.png", RED)
-    monkeypatch.chdir(tmp_path)
-    source = find("-", stdin=io.StringIO("b.png\na.png\n"))
-    assert (source.name, source.location, source.paths) == ("stdin", "-", ("b.png", "a.png"))
-    assert colour(source, 0) == BLUE
-    with pytest.raises(DataError, match="no paths in standard input"):
-        find("-", stdin=io.StringIO("\n"))
 
 
 def test_paths_from_python(tmp_path: Path) -> None:
@@ -233,19 +208,13 @@ def test_paths_from_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo", "photo.dat"])
-def test_a_single_image(tmp_path: Path, name: str) -> None:
+def test_a_single_file(tmp_path: Path, name: str) -> None:
     source = find(save(tmp_path / name, BLUE, kind="PNG"))
     assert source.paths == (name,) and colour(source, 0) == BLUE
     assert find(source.location).paths == source.paths
-
-
-def test_a_single_file_that_is_no_image(tmp_path: Path) -> None:
-    for name, content in [("a.jpg", b"<html>"), ("b", b""), ("c", b"\xff\xfe\xfd")]:
-        (tmp_path / name).write_bytes(content)
-        source = find(tmp_path / name)
-        assert source.paths == (name,)
-        with pytest.raises(Undecodable):
-            source.read(0)
+    (tmp_path / name).write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(Undecodable):
+        find(tmp_path / name).read(0)
 
 
 # Arrays
@@ -257,7 +226,7 @@ def test_layouts_of_arrays() -> None:
     alpha = np.concatenate([COLOURS, np.full((11, 2, 3, 1), 255, np.uint8)], axis=3)
     alpha[:, 0, 0, 3] = 0
     wide = np.concatenate([COLOURS, COLOURS], axis=2)[:, :, :5]  # N x 3 x 2 x 5 when channels come first
-    for array in (wide, wide.transpose(0, 3, 1, 2)):
+    for array in (wide, wide.transpose(0, 3, 1, 2), (wide / 255).astype(np.float32)):
         source = find(array)
         assert (np.asarray(source.read(10)) == wide[10]).all()
         assert (np.asarray(source.read(10, 1)) == wide[10]).all() and source.short_side is None
@@ -288,24 +257,12 @@ def test_arrays_that_are_no_images(array: np.ndarray, words: str) -> None:
         find(array)
 
 
-def test_floats_in_0_1_are_pixels() -> None:
-    floats = find((COLOURS / 255).astype(np.float32))
-    assert all(np.array_equal(np.asarray(floats.read(i)), image) for i, image in enumerate(COLOURS))
-
-
 def test_a_home_folder_and_a_part_of_a_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "few.npy", COLOURS)
     assert find("~/few.npy").location == str(tmp_path / "few.npy")
     with pytest.raises(DataError, match=r"a whole dict: pass one part of it: \['train'\], \['test'\]"):
         find({"train": COLOURS, "test": COLOURS})
-
-
-def test_npy_is_mapped(tmp_path: Path) -> None:
-    np.save(tmp_path / "few.npy", COLOURS)
-    source = find(tmp_path / "few.npy")
-    assert (source.name, source.location, len(source.paths)) == ("few", str(tmp_path / "few.npy"), 11)
-    assert (np.asarray(source.read(3)) == COLOURS[3]).all()
 
 
 def test_npz_and_its_labels(tmp_path: Path) -> None:
@@ -341,22 +298,6 @@ def test_array_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-5])
     for name in ("text.npy", "empty.npy", "damaged.npz", "cut.npy"):
         assert "cannot read the array" in words(name)
-
-
-class Trap:
-    def __reduce__(self) -> tuple[object, ...]:
-        return (pytest.fail, ("a pickle was run",))
-
-
-def test_pickles_are_not_run(tmp_path: Path) -> None:
-    (tmp_path / "a.npy").write_bytes(pickle.dumps(Trap()))
-    trapped = np.empty(1, object)
-    trapped[0] = Trap()
-    np.save(tmp_path / "b.npy", trapped, allow_pickle=True)
-    np.savez(tmp_path / "c.npz", images=trapped)
-    for name in ("a.npy", "b.npy", "c.npz"):
-        with pytest.raises(DataError):
-            find(tmp_path / name)
 
 
 # Data sets by name
@@ -414,12 +355,6 @@ def test_torchvision_names_and_downloads_that_fail(tmp_path: Path, monkeypatch: 
 # Preview
 
 
-def test_preview_of_sizes_and_colour(tmp_path: Path) -> None:
-    for i, side in enumerate((10, 20, 30)):
-        save(tmp_path / f"{i}.png", RED, (side, 50))
-    assert preview(find(tmp_path)) == Preview(short_side=20, grey=False)
-
-
 def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -439,14 +374,11 @@ def test_preview_decodes_little_and_knows_the_size_of_the_whole(tmp_path: Path) 
     assert preview(find(np.zeros((3, 90, 100), np.uint8))) == Preview(short_side=90, grey=True)
 
 
-def test_grey_within_the_noise_of_a_jpeg(tmp_path: Path) -> None:
-    for i in range(20):
-        save(tmp_path / f"{i}.png", (100, 102, 101))
-    assert preview(find(tmp_path)).grey
-    save(tmp_path / "0.png", (100, 103, 101))  # 19 of 20 are still grey
-    assert preview(find(tmp_path)).grey
-    save(tmp_path / "1.png", (100, 103, 101))
-    assert not preview(find(tmp_path)).grey
+def test_grey_within_the_noise_of_a_jpeg() -> None:
+    images = np.full((20, 4, 4, 3), (100, 102, 101), np.uint8)
+    for coloured, grey in ((0, True), (1, True), (2, False)):  # 19 of 20 are still grey
+        images[:coloured, :, :, 1] = 103
+        assert preview(find(images)).grey is grey
 
 
 def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,20 +400,6 @@ def test_unusable_files_do_not_change_a_preview(tmp_path: Path, monkeypatch: pyt
     for i in range(40):
         (tmp_path / f"bad{i}.png").write_text("no image")
     assert sampled() == before
-
-
-def test_preview_of_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a\n.png").write_text("text")
-    with pytest.raises(DataError, match=r"no readable image in .*: 1 files tried \(a \.png: not an image"):
-        preview(find(tmp_path))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_without_permission(tmp_path: Path) -> None:
-    closed = save(tmp_path / "a.png")
-    closed.chmod(stat.S_IWUSR)
-    with pytest.raises(PermissionError):
-        find(tmp_path).read(0)
 
 
 def test_an_npz_is_unpacked_only_where_its_headers_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

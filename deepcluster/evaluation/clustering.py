@@ -1,4 +1,4 @@
-"""Protocol ``clustering``: do clusters and labels agree? Accuracy, NMI, AMI and ARI, each with its chance level."""
+"""Protocol ``clustering``: agreement of clusters and labels by accuracy, NMI, AMI and ARI, with chance levels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,11 +18,11 @@ def clustering(
     *,
     seed: int = 0,
 ) -> Iterator[NamedFigure]:
-    """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, and each with ``_chance``: for shuffled labels.
+    """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``: for shuffled labels.
 
     Args:
-        clusters: The cluster of each image.
-        labels: The label of each image; "": none.
+        clusters: Of the images.
+        labels: Of the images; "": none.
         options: None: the defaults.
         seed: Seed of the shuffles.
 
@@ -35,14 +35,11 @@ def clustering(
         raise DataError("no image that has a cluster has a label: check --labels")
     truth, assigned = [labels[i] for i in labelled], [clusters[i] for i in labelled]
 
-    def by_chance() -> dict[str, float]:
-        drawn = []
-        for i in range(options.shuffles):
-            order = torch.randperm(len(truth), generator=generator(seed, "chance", i)).tolist()
-            drawn.append(scores([truth[j] for j in order], assigned))
-        return {f"{name}_chance": sum(result[name] for result in drawn) / len(drawn) for name in drawn[0]}
-
     yield from {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}.items()
     yield from scores(truth, assigned).items()
-    if options.shuffles > 0:
-        yield from by_chance().items()
+    drawn = []
+    for i in range(options.shuffles):
+        order = torch.randperm(len(truth), generator=generator(seed, "chance", i)).tolist()
+        drawn.append(scores([truth[j] for j in order], assigned))
+    if drawn:
+        yield from ((f"{name}_chance", sum(result[name] for result in drawn) / len(drawn)) for name in drawn[0])

@@ -3,13 +3,19 @@
 No protocol selects by a score: a probe is scored after its last epoch, never after its best one.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deepcluster.errors import DataError, NonFiniteError, UsageError
+from deepcluster.images import Source
 from deepcluster.nets.network import Network
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import generator
@@ -24,9 +30,9 @@ class Labelled:
     """Images with their classes.
 
     Attributes:
-        images: uint8 N x 3 x S x S; where processes share the images, those of this rank.
+        images: uint8 N x 3 x S x S; if processes share the images, those of this rank.
         classes: int64, the class of every image of all ranks.
-        shared: How the ranks share the images; None: they do not.
+        shared: Partition of the images among the ranks; None: they do not share.
     """
 
     images: Tensor
@@ -48,7 +54,7 @@ class ProbeTask:
         test: Images to score.
         names: The classes, by number.
         image_size: Side of the central square that the network sees, px.
-        batch_size: Images in a pass of the network where nothing is trained.
+        batch_size: Images in a pass of the network if nothing is trained.
         seed: Seed of all random numbers.
     """
 
@@ -62,18 +68,14 @@ class ProbeTask:
 
     @property
     def facts(self) -> Figures:
-        """The figures with which every probe begins."""
-        images, classes = {"train_images": len(self.train.classes), "images": len(self.test.classes)}, len(self.names)
-        return images | {"classes": classes, "chance": self.chance}
-
-    @property
-    def chance(self) -> float:
-        """The top-1 accuracy of always naming the most frequent class of training."""
-        return float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())
+        """Figures with which every probe begins; ``chance`` is the accuracy of the most frequent training class."""
+        chance = float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())
+        images = {"train_images": len(self.train.classes), "images": len(self.test.classes)}
+        return images | {"classes": len(self.names), "chance": chance}
 
 
 def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to learn from, and a fifth of ``count`` (rounded down, at least one) to score; both ascending.
+    """Return rows to learn from, and a fifth of ``count`` (rounded down, at least one) to score; both ascending.
 
     Raises:
         DataError: ``count`` is less than 2.
@@ -85,8 +87,75 @@ def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[tests:].sort().values, order[:tests].sort().values
 
 
+def split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
+    """Return four fifths of the labelled images with their labels, and the other fifth with theirs."""
+    labelled = [i for i, label in enumerate(labels) if label]
+    train, test = ([labelled[i] for i in rows.tolist()] for rows in held_out(len(labelled), seed))
+    return source.rows(train), [labels[i] for i in train], source.rows(test), [labels[i] for i in test]
+
+
+def check_apart(train: Source, test: Source) -> None:
+    """Raise DataError if images to score are among those to learn from."""
+    learnt = {*_identities(train)}
+    if shared := sum(identity in learnt for identity in _identities(test)):
+        raise DataError(
+            f"{shared:,} images of {test.name} are among those to learn from: give others, or leave IMAGES out to"
+            " hold out a fifth"
+        )
+
+
+def _identities(source: Source) -> Iterator[tuple[object, str]]:
+    """Yield the identity of each image under any name: device and inode of its file, and its member of that file."""
+
+    @cache
+    def identity(place: str) -> object:
+        with suppress(OSError, ValueError):
+            status = os.stat(place)  # noqa: PTH116 (a location may be no path)
+            return (status.st_dev, status.st_ino) if status.st_ino else place  # 0: a file system without numbers
+        return place
+
+    for origin in map(source.origin, range(len(source.paths))):
+        yield identity(origin.source), origin.member
+
+
+def fingerprint(source: Source, labels: Sequence[str]) -> str:
+    """Return the SHA-256 of paths and labels, and of the sizes and times of the files; no image is read."""
+    digest = hashlib.sha256()
+
+    def add(*values: object) -> None:
+        digest.update("\0".join(map(str, values)).encode(errors="surrogateescape") + b"\n")
+
+    add(source.location)
+    for path, label in zip(source.paths, labels, strict=True):
+        add(path, label)
+    for place in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
+        stamp: tuple[int, ...] = ()
+        with suppress(OSError, ValueError):
+            if not Path(place).is_dir():
+                status = Path(place).stat()
+                stamp = (status.st_size, status.st_mtime_ns)
+        add(place, *stamp)
+    return digest.hexdigest()
+
+
+def check_finite(loss: Tensor, title: str, option: str, lr: float) -> None:
+    """Raise NonFiniteError if a loss is not finite; ``option`` names the learning rate ``lr``."""
+    if not torch.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss of {title} is not finite with {option}={lr:g}: try a tenth of it (--set {option}={lr / 10:g})"
+        )
+
+
+def score(task: ProbeTask, logits: Callable[[Tensor], Tensor], batch_size: int) -> dict[str, float]:
+    """Return the :func:`accuracies` on the images to score, whose logits are computed ``batch_size`` at a time."""
+    with torch.no_grad():
+        parts = [logits(part).cpu() for part in task.test.images.split(batch_size) if len(part)]
+    scores = torch.cat([torch.empty(0, len(task.names)), *parts])  # a rank may have no images
+    return accuracies(task.test.partition.all_gather(scores), task.test.classes)
+
+
 def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
-    """``top1`` (and of more than 5 classes ``top5``) of the scores (N x K) of images whose classes are given (N)."""
+    """Return ``top1`` (of more than 5 classes also ``top5``) of scores (N x K) for the right classes (N)."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == classes.unsqueeze(1)
     figures = {"top1": float(best[:, 0].double().mean())}
     if scores.shape[1] > 5:
@@ -95,7 +164,7 @@ def accuracies(scores: Tensor, classes: Tensor) -> dict[str, float]:
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[int] | list[float]:
-    """The numbers in a list such as ``20,200``. UsageError where it is no list of numbers above 0."""
+    """Return the numbers in a list such as ``20,200``. Raise UsageError if it is no list of numbers above 0."""
     try:
         values = [kind(value) for value in text.split(",")]
     except ValueError:
@@ -103,11 +172,3 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[int] 
     if not values or not all(0 < value < 1e9 for value in values):
         raise UsageError(f"{option}={text}: give numbers above 0, with commas between them")
     return values
-
-
-def check_finite(loss: Tensor, what: str, option: str, lr: float) -> None:
-    """NonFiniteError where the loss of ``what`` is not finite; ``option`` names the learning rate ``lr``."""
-    if not torch.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss of {what} is not finite with {option}={lr:g}: try a tenth of it (--set {option}={lr / 10:g})"
-        )

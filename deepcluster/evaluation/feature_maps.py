@@ -10,9 +10,9 @@ from deepcluster.errors import UsageError, first_line
 from deepcluster.nets.network import Network
 from deepcluster.nets.paper import IMAGE_SIZE, PaperNet
 
-LEAST_TOO_MANY = 10_000  # numbers of a pooled map
-# Kernel, stride and padding of the average over the maps of each convolution at 224 px. AlexNet: paper, section 4.3 and
-# eval_linear.py of the release; the zeros of the padding count. VGG-16: DeeperCluster's, for each of the five blocks.
+MAX_NUMBERS = 9_999  # of a pooled map
+# Kernel, stride and padding of the average over the maps of the convolutions at 224 px. AlexNet: paper, section 4.3 and
+# eval_linear.py of the release; the zeros of the padding count. VGG-16: DeeperCluster's, for its five blocks.
 ALEXNET = ((6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0))
 VGG16 = ((18, 18, 0),) * 2 + ((14, 14, 0),) * 2 + ((9, 9, 0),) * 3 + ((6, 6, 0),) * 3 + ((3, 3, 0),) * 3
 
@@ -25,7 +25,7 @@ class Layer:
         name: As in options and figures.
         module: Its output is the maps.
         channels: Number of channels of the maps, if known.
-        pooling: Kernel, stride and padding of the average for images of 224 px, where the literature has one.
+        pooling: Kernel, stride and padding of the average for images of 224 px, if the literature has one.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Layer:
 
 
 def layers_of(network: Network) -> tuple[Layer, ...]:
-    """The layers of a network, from the image to the features.
+    """Return the layers of a network, from the image to the features.
 
     Every convolution of AlexNet and VGG-16 (after its ReLU, before pooling), every block of the compact network, every
     stage that timm lists of its networks.
@@ -57,10 +57,10 @@ def layers_of(network: Network) -> tuple[Layer, ...]:
 
 
 def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
-    """The layers with these names (``conv3,conv5``; "": all), from the image to the features.
+    """Return the layers with these names (``conv3,conv5``; "": all), from the image to the features.
 
     Raises:
-        UsageError: There is no layer of one of the names.
+        UsageError: A name is not that of a layer.
     """
     layers = layers_of(network)
     chosen = [name.strip() for name in names.split(",")] if names else [layer.name for layer in layers]
@@ -71,11 +71,11 @@ def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
 
 
 class _Reached(Exception):
-    """The maps are computed, so the layers above need not be."""
+    """End a pass whose maps are computed: the layers above need not be."""
 
 
 def maps_at(network: Network, layer: Layer, images: Tensor) -> Tensor:
-    """The maps (B x C x H x W) of B x 3 x S x S images in [0, 1] at a layer; the layers above are not computed.
+    """Return the maps (B x C x H x W) of B x 3 x S x S images in [0, 1] at a layer; the layers above are not computed.
 
     The tokens of a transformer are a square map.
 
@@ -131,7 +131,7 @@ def _as_maps(output: Tensor, layer: Layer, prefix: int) -> Tensor:
 
 
 def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> tuple[str, nn.Module]:
-    """The average over the maps of a layer, of shape B x C x H x W, in words and as a module.
+    """Return the average over the maps of a layer, of shape B x C x H x W, in words and as a module.
 
     The literature's for AlexNet and VGG-16 at 224 px, otherwise an adaptive one to fewer than 10,000 numbers.
     """
@@ -140,6 +140,6 @@ def pooling_of(layer: Layer, shape: Sequence[int], image_size: int) -> tuple[str
         text = f"average {kernel} x {kernel}, step {stride}, border {padding}"  # a figure of cached evaluations
         return text, nn.AvgPool2d(kernel, stride, padding, count_include_pad=True)
     channels, height, width = shape[1:]
-    most = max(1, isqrt((LEAST_TOO_MANY - 1) // channels))
+    most = max(1, isqrt(MAX_NUMBERS // channels))
     rows, columns = min(most, height), min(most, width)
     return f"adaptive average to {rows} x {columns}", nn.AdaptiveAvgPool2d((rows, columns))

@@ -14,22 +14,21 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, accuracies, check_finite, numbers
+from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, check_finite, numbers, score
 from deepcluster.evaluation.options import FewLabelsOptions
 from deepcluster.images.views import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
-from deepcluster.nets.network import Network
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator, lent_global
 
-BATCH = 256  # images, that the learning rates are for
+BATCH = 256  # images in a batch of the options' learning rates
 DECAY = ((0.6, 0.2), (0.8, 0.2))  # from this share of the epochs on: the factor of the learning rates
 
 
 def few(
     task: ProbeTask, options: FewLabelsOptions | None = None, *, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """Yield for each share S of the labels ``S_labels`` (their number), ``S_loss`` and ``S_top1`` after the last epoch.
+    """Yield ``S_labels`` (their number), ``S_loss`` and ``S_top1`` of the last epoch for every share S of the labels.
 
     Of more than 5 classes also ``S_top5``. ``chance`` is the accuracy of the most frequent class.
     """
@@ -37,22 +36,22 @@ def few(
     shares = numbers(options.shares, "shares", float)
     if max(shares) > 1:
         raise UsageError(f"shares={options.shares}: a share of the labels is at most 1")
-    rates = _for_each(options.lr, "lr", len(shares)), _for_each(options.head_lr, "head_lr", len(shares))
+    rates = _rates(options.lr, "lr", len(shares)), _rates(options.head_lr, "head_lr", len(shares))
     yield from task.facts.items()
     for share, lr, head_lr in zip(shares, *rates, strict=True):
         name = f"{100 * share:g}%"
         yield from fine_tune(task, name, share, lr, head_lr, options, display).items()
 
 
-def _for_each(text: str, option: str, count: int) -> list[float]:
+def _rates(text: str, option: str, count: int) -> list[float]:
     values = [float(value) for value in numbers(text, option, float)]
     if len(values) not in (1, count):
-        raise UsageError(f"{option}={text}: give one number, or one for each of the {count} shares")
+        raise UsageError(f"{option}={text}: give one number, or {count} numbers, one a share")
     return values * count if len(values) == 1 else values
 
 
 def class_balanced(classes: Tensor, share: float, random: torch.Generator) -> Tensor:
-    """Rows (ascending) of ``share`` of the images, equally many of each class: at least one, at most all it has."""
+    """Return rows (ascending) of ``share`` of the images, equally many per class: at least one, at most all it has."""
     present = classes.unique().tolist()
     per_class = max(1, round(share * len(classes) / len(present)))
     order = torch.randperm(len(classes), generator=random)
@@ -103,17 +102,7 @@ def fine_tune(
         total = processes.all_reduce(total) / processes.world_size
         check_finite(total, f"fine-tuning on {name} of the labels", "head_lr", head_lr)
     processes.broadcast_buffers(network)
-    figures: dict[str, Figure] = {"labels": len(rows), "loss": total.item() / len(rows)}
-    figures |= accuracies(_scores(network, task), task.test.classes)
-    return {f"{name}_{figure}": value for figure, value in figures.items()}
-
-
-def _scores(network: Network, task: ProbeTask) -> Tensor:
     network.eval()
-    with torch.no_grad():
-        parts = [
-            network(fixed_view(part.to(task.network.mean.device), task.image_size)).cpu()
-            for part in task.test.images.split(task.batch_size)
-            if len(part)
-        ]
-    return task.test.partition.all_gather(torch.cat([torch.empty(0, len(task.names)), *parts]))
+    figures: dict[str, Figure] = {"labels": len(rows), "loss": total.item() / len(rows)}
+    figures |= score(task, lambda images: network(fixed_view(images.to(device), size)), task.batch_size)
+    return {f"{name}_{figure}": value for figure, value in figures.items()}

@@ -32,35 +32,30 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
         rows = extract(task.network, images, place).cpu().float()
         return rows.div_(rows.norm(dim=1, keepdim=True).clamp_(min=1e-12))  # in place: a copy would double the memory
 
-    def compute() -> dict[str, float]:
-        # Each rank scores its images by those of all ranks.
-        train, test = task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
-        votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
-        return {
-            f"{name}_k{k}": value
-            for k, scores in zip(counts, votes, strict=True)
-            for name, value in accuracies(task.test.partition.all_gather(scores), task.test.classes).items()
-        }
-
     yield from task.facts.items()
-    yield from compute().items()
+    # Every rank scores its images by the training images of all ranks.
+    train, test = task.train.partition.all_gather(features(task.train.images)), features(task.test.images)
+    votes = weighted_votes(train, task.train.classes, test, counts, options.temperature, len(task.names))
+    for k, shares in zip(counts, votes, strict=True):
+        figures = accuracies(task.test.partition.all_gather(shares), task.test.classes)
+        yield from ((f"{name}_k{k}", value) for name, value in figures.items())
 
 
 def weighted_votes(
     train: Tensor, classes: Tensor, test: Tensor, counts: Sequence[int], temperature: float, of: int
 ) -> list[Tensor]:
-    """The votes of the nearest rows for each class, weighted by exp(cosine / temperature).
+    """Return the votes of the nearest rows for the classes, weighted by exp(cosine / temperature).
 
     Args:
         train: N x D, rows of length 1.
-        classes: N, the class of each.
+        classes: N, the classes of these rows.
         test: M x D, rows of length 1.
         counts: Numbers k of neighbours that vote.
         temperature: Temperature of the weights.
         of: Number of classes.
 
     Returns:
-        For each k the shares of the votes, M x ``of``.
+        Shares of the votes, M x ``of``, for every k.
     """
     cosines, rows = nearest(test, max(counts), train)
     votes = []

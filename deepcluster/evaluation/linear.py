@@ -1,4 +1,4 @@
-"""Protocol ``linear``: the accuracy of a linear classifier on the maps of each layer.
+"""Protocol ``linear``: the accuracy of a linear classifier on the maps of every layer.
 
 Paper, section 4.3, after Zhang et al. 2016, with the settings of the release's eval_linear.sh. The network is frozen.
 The figure is that of the last epoch; the release reports the best epoch by the test images.
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, accuracies, check_finite
+from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, check_finite, score
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
 from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.views import centre_crop, fixed_view
@@ -22,7 +22,7 @@ from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import generator
 
 SAMPLE = 1024  # images by which maps are normalised
-MIN_DEVIATION = 0.1  # of the usual standard deviation: numbers that vary less are not blown up to variance 1
+MIN_DEVIATION = 0.1  # of the usual standard deviation: do not blow up nearly constant numbers to variance 1
 # The Hessian of the cross-entropy is at most half the covariance, so lr=0.01 times its largest eigenvalue is at most 1;
 # SGD with momentum .9 diverges from 3.8 on.
 STEEPEST = 200.0
@@ -31,7 +31,7 @@ STEEPEST = 200.0
 def linear(
     task: ProbeTask, options: LinearOptions | None = None, *, display: Display | None = None
 ) -> Iterator[NamedFigure]:
-    """Yield for each layer its ``_pooling``, ``_maps``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
+    """Yield for every layer its ``_pooling``, ``_maps``, ``_dims``, ``_loss`` (mean of the last epoch) and ``_top1``.
 
     Of more than 5 classes also ``_top5``. ``chance`` is the accuracy of the most frequent class.
     """
@@ -47,10 +47,9 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
     size, device = task.image_size, task.network.mean.device
     partition = task.train.partition
     processes = partition.processes
-    one = fixed_view(partition.index_select(task.train.images, torch.tensor([0])).to(device), size)
+    first = fixed_view(partition.index_select(task.train.images, torch.tensor([0])).to(device), size)
     with torch.no_grad():
-        maps = maps_at(task.network, layer, one)
-    text, pooling = pooling_of(layer, maps.shape, size)
+        text, pooling = pooling_of(layer, maps_at(task.network, layer, first).shape, size)
 
     def pooled(views: Tensor) -> Tensor:
         with torch.no_grad():
@@ -60,10 +59,9 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
     def features(views: Tensor) -> Tensor:
         return (pooled(views) - shift) * scale
 
-    dims = pooled(one).shape[1]
+    dims = pooled(first).shape[1]
     shift, scale = torch.zeros(dims, device=device), torch.ones(dims, device=device)
-    raw = options.maps == "raw"
-    if not raw:
+    if options.maps == "normalised":
         rows = torch.randperm(partition.total, generator=generator(task.seed, "linear scale"))[:SAMPLE]
         sample = partition.index_select(task.train.images, rows).split(options.batch_size)
         numbers = [pooled(as_numbers(centre_crop(part, size).to(device))) for part in sample]
@@ -100,30 +98,27 @@ def probe(task: ProbeTask, layer: Layer, options: LinearOptions, display: Displa
 
     mean_loss, guessing = total.item() / len(classes), math.log(len(task.names))
     if options.epochs and mean_loss > guessing:
-        way_out = "maps=normalised" if raw else f"lr={options.lr / 10:g}"
+        way_out = "maps=normalised" if options.maps == "raw" else f"lr={options.lr / 10:g}"
         display.say(
             "Rate",
             f"the loss of {layer.name}, {mean_loss:.3g}, is above that of guessing, {guessing:.3g}:"
             f" lr={options.lr:g} is too large for its maps, try --set {way_out}",
         )
-    scores = [torch.empty(0, len(task.names))]
-    with torch.no_grad():
-        for part in task.test.images.split(max(1, options.batch_size // (10 if options.ten_crops else 1))):
-            if not len(part):  # a rank without images
-                continue
-            crops = ten_crops(part, size) if options.ten_crops else [centre_crop(part, size)]
-            logits = [head(features(as_numbers(crop.to(device)))) for crop in crops]
-            scores.append(mean_probabilities(logits).cpu())
+
+    def probabilities(images: Tensor) -> Tensor:
+        crops = ten_crops(images, size) if options.ten_crops else [centre_crop(images, size)]
+        return mean_probabilities([head(features(as_numbers(crop.to(device)))) for crop in crops])
+
     figures: dict[str, Figure] = {"pooling": text, "maps": options.maps, "dims": dims, "loss": mean_loss}
-    figures |= accuracies(task.test.partition.all_gather(torch.cat(scores)), task.test.classes)
+    figures |= score(task, probabilities, max(1, options.batch_size // (10 if options.ten_crops else 1)))
     return {f"{layer.name}_{name}": value for name, value in figures.items()}
 
 
 def normalisation(sample: Tensor) -> tuple[Tensor, Tensor]:
     """Return a shift to subtract from N x d numbers and a scale to multiply the rest by, so that SGD converges.
 
-    Each number gets variance 1, those that hardly vary less. Then all get one scale: the largest eigenvalue of their
-    covariance becomes ``STEEPEST``.
+    Numbers get variance 1, nearly constant ones less. Then one scale makes the largest eigenvalue of their covariance
+    ``STEEPEST``.
     """
     shift = sample.mean(0)
     deviation = (sample - shift).square().mean(0).sqrt()
@@ -135,22 +130,22 @@ def normalisation(sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lr_at(t: int, lr: float, weight_decay: float) -> float:
-    """The learning rate of iteration t, from 0: lr / sqrt(1 + lr weight_decay t) (eval_linear.py of the release)."""
+    """Return lr / sqrt(1 + lr weight_decay t) for iteration t, from 0, as eval_linear.py of the release."""
     return lr / math.sqrt(1 + lr * weight_decay * t)
 
 
 def mean_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """The mean softmax over the crops of images; the logits of a crop are B x K."""
+    """Return the mean softmax over the crops of images; the logits of a crop are B x K."""
     return torch.stack([crop.softmax(1) for crop in logits]).mean(0)
 
 
 def as_numbers(crops: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1], channels-last."""
+    """Return uint8 pixels as float32 in [0, 1], channels-last."""
     return crops.contiguous(memory_format=torch.channels_last).float().div_(255)
 
 
 def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
-    """A random crop of each of B x 3 x S x S images, ``size`` px wide, mirrored or not, without resampling."""
+    """Return random crops of B x 3 x S x S images, ``size`` px wide, mirrored or not, without resampling."""
     room = images.shape[-1] - size + 1
     tops, lefts = torch.randint(room, (2, len(images)), generator=random).tolist()
     crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, tops, lefts, strict=True)])
@@ -159,7 +154,7 @@ def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
 
 
 def ten_crops(images: Tensor, size: int) -> list[Tensor]:
-    """The corners (top left, top right, bottom left, bottom right) and centre of images, then the same mirrored.
+    """Return the corners (top left, top right, bottom left, bottom right) and centre of images, then the same mirrored.
 
     Args:
         images: B x 3 x S x S.

@@ -12,9 +12,8 @@ import torch
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.evaluation.clustering import clustering
-from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask
+from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask, check_apart, fingerprint, split
 from deepcluster.evaluation.few import few
-from deepcluster.evaluation.inputs import check_apart, fingerprint, split
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
