@@ -1,4 +1,4 @@
-"""From files to one uint8 tensor, and from that to batches: images are found, decoded and resized once."""
+"""From files to one uint8 tensor, and from that to batches: images are decoded and resized once."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ __all__ = ["Augmentation", "Images", "Source", "Store", "find", "read_once", "un
 
 
 def __getattr__(name: str) -> Any:
-    """Import at first use what needs torch: to find images, or not to find them, takes none of it."""
+    """Import names that need torch at first use, because finding images does not need it."""
     if name not in __all__:
         raise AttributeError(f"module 'deepcluster.images' has no attribute {name!r}")
     from deepcluster.images import store, views

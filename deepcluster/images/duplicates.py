@@ -1,9 +1,9 @@
 """Near-duplicates: the same picture saved again, smaller, or a little brighter.
 
-Candidates are images whose difference hashes (which of two neighbouring patches is lighter, 64 bits) are close in
+Candidates are images whose difference hashes (64 bits: the lighter one of two neighbouring patches) are close in
 sorted order; they are then compared as small pictures. Measured on CIFAR-10, flowers and steel defects: JPEGs saved
 again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (.25 at 32 px); 99 % of images differ by
-.24 or more from every other, and of the rest all below .1 are true copies.
+.24 or more from every other, and all of the rest that differ by less than .1 are true copies.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from deepcluster.runtime.partition import Partition
 
 SIDE = 16  # px of the small pictures
 ALIKE = 0.1  # root mean square difference, as a share of the larger standard deviation
-FAINTEST = 4.0  # grey levels: a picture with a smaller standard deviation is plain, and its noise does not count
+FAINTEST = 4.0  # grey levels: below this standard deviation a picture is plain, and its noise does not count
 WINDOW = 32  # neighbours in sorted order that are compared
 BITS = 8  # of 64 that may differ: JPEG of quality 75 changes up to 5
 # Bits by which the hash is rotated before sorting: with up to 3 wrong bits one of its four 16-bit blocks is intact.
@@ -40,7 +40,7 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
         partition: Which rank has which images; default: this one has all.
 
     Returns:
-        (row, distance) for each image of a group. The distance is that to the group's first image: the root mean square
+        (row, distance) of the images of a group. The distance is that to the group's first image: the root mean square
         difference as a share of the contrast.
     """
     partition = partition or Partition.single(len(images))
@@ -54,7 +54,7 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
         return processes.broadcast_tensors(lambda: {"pairs": pairs()})["pairs"]
 
     def apart(pairs: Tensor) -> Tensor:
-        """The distances of pairs of images (numbers, n x 2), on the main rank."""
+        """Return the distances of pairs of images (numbers, n x 2), on the main rank."""
         fetched = (partition.to_main(pictures, part.T.flatten()).tensor_split(2) for part in pairs.split(PAIRS))
         return torch.cat([_apart(*two) for two in fetched])
 
@@ -75,29 +75,36 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
 
 
 def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The hash (int64) and lightness of each image, and the bytes of its contrast and small picture."""
-    small, hashes, spread = _signatures(images)
-    contrast = spread.unsqueeze(1).view(torch.uint8)
-    return hashes.view(torch.int64).squeeze(1), small.float().mean(1), torch.cat([contrast, small], 1)
+    """Return the hashes (int64), the lightness and the pictures of images.
+
+    A bit of the hash tells if one of 8 x 8 patches is darker than its right neighbour. A picture is 4 bytes of
+    contrast, the standard deviation (float32, at least ``FAINTEST``), and 3 ``SIDE``² pixels.
+    """
+    small = interpolate(images.float(), size=(SIDE, SIDE), mode="area")
+    grey = interpolate(small.mean(1, keepdim=True), size=(8, 9), mode="area")[:, 0]
+    darker = (grey[:, :, 1:] > grey[:, :, :-1]).flatten(1).numpy()
+    hashes = torch.from_numpy(np.packbits(darker, axis=1)).view(torch.int64).squeeze(1)
+    pixels = small.flatten(1).round().byte()
+    contrast = small.flatten(1).std(1, keepdim=True).clamp(min=FAINTEST).view(torch.uint8)
+    return hashes, pixels.float().mean(1), torch.cat([contrast, pixels], 1)
 
 
 def _sorted(hashes: Tensor, light: Tensor, turn: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """The hashes of all images rotated by ``turn``, and the order of the images by them, then by lightness."""
+    """Return all hashes rotated by ``turn``, and the order of the images by them, then by lightness."""
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
     return turned, np.lexsort((light.numpy(), turned))
 
 
 def _near(turned: npt.NDArray[np.uint64], order: npt.NDArray[np.int64], step: int) -> Tensor:
-    """Pairs of images (n x 2) that are ``step`` apart in the order, and whose hashes hardly differ."""
+    """Return pairs of images (n x 2) that are ``step`` apart in the order, and whose hashes hardly differ."""
     one, other = order[:-step], order[step:]
     near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
     return torch.from_numpy(np.stack([one[near], other[near]], 1))
 
 
 def _spanning(pairs: Tensor) -> Tensor:
-    """(first, row) for each row that is in a pair (n x 2), with the first row that pairs tie it to: groups in the order
-    of their first rows, and rows ascending."""
+    """Return (first row of its group, row) of all rows in pairs (n x 2), ascending. Pairs tie rows to groups."""
     rows: Tensor
     rows, place = torch.unique(pairs, return_inverse=True)
     row, column = place.reshape(-1, 2).T.numpy()
@@ -110,22 +117,8 @@ def _spanning(pairs: Tensor) -> Tensor:
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
-    """The distances of pairs of images by their contrasts and small pictures."""
+    """Return the distances of pairs of pictures."""
     difference = (one[:, 4:].float() - other[:, 4:].float()).square().mean(1).sqrt()
     contrast = (rows[:, :4].contiguous().view(torch.float32).squeeze(1) for rows in (one, other))
     apart: Tensor = difference / torch.maximum(*contrast)
     return apart
-
-
-def _signatures(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Small pictures, hashes and contrasts of the images.
-
-    Returns:
-        N x 3 SIDE² small pictures (uint8); N x 8 bytes of 64 bits (is each of 8 x 8 patches darker than its right
-        neighbour?); the standard deviation of each small picture, at least ``FAINTEST``.
-    """
-    small = interpolate(images.float(), size=(SIDE, SIDE), mode="area")
-    grey = interpolate(small.mean(1, keepdim=True), size=(8, 9), mode="area")[:, 0]
-    darker = (grey[:, :, 1:] > grey[:, :, :-1]).flatten(1).numpy()
-    flat = small.flatten(1)
-    return flat.round().byte(), torch.from_numpy(np.packbits(darker, axis=1)), flat.std(1).clamp(min=FAINTEST)

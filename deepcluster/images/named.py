@@ -1,4 +1,4 @@
-"""Data sets that a library knows by name: scikit-learn's digits, those of torchvision and of the Hugging Face Hub."""
+"""Data sets by the name that a library gives them: scikit-learn's digits, torchvision, the Hugging Face Hub."""
 
 import difflib
 import inspect
@@ -17,6 +17,7 @@ ANSWER_SECONDS = 10.0  # for the Hub's first answer
 
 
 def from_sklearn(name: str) -> Source:
+    """Return the digits of scikit-learn, the only data set that it installs as images."""
     if name != "digits":
         raise DataError(f"unknown data set sklearn:{one_line(name)}: only sklearn:digits is available")
     from sklearn.datasets import load_digits
@@ -27,10 +28,12 @@ def from_sklearn(name: str) -> Source:
 
 
 def from_torchvision(name: str) -> Source:
-    """The training split of a torchvision data set, downloaded once into the cache folder."""
+    """Return the training split of a torchvision data set, downloaded once into the cache folder."""
     from torchvision import datasets
 
-    classes = {title.lower(): title for title in datasets.__all__ if _is_torchvision(getattr(datasets, title))}
+    general = ("VisionDataset", "DatasetFolder", "ImageFolder")
+    titles = [title for title in datasets.__all__ if inspect.isclass(getattr(datasets, title)) and title not in general]
+    classes = {title.lower(): title for title in titles}
     title = classes.get(name.lower())
     if title is None:
         near = difflib.get_close_matches(name.lower(), classes, n=3, cutoff=0.5)
@@ -56,7 +59,7 @@ def cache_folder(name: str) -> Path:
 
 
 def from_hugging_face(name: str) -> Source:
-    """The training split (else the first) of a data set of the Hugging Face Hub, downloaded by ``datasets``."""
+    """Return the training split (else the first) of a data set of the Hugging Face Hub, downloaded by ``datasets``."""
     try:
         import datasets
     except ImportError as error:
@@ -92,7 +95,7 @@ def _unreachable(name: str) -> Exception | None:
 
 
 def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
-    """The class name of each image, if exactly one column has classes."""
+    """Return the class names of the images, if exactly one column has classes."""
     columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"]
     if len(columns) != 1:
         return None
@@ -100,12 +103,8 @@ def _hugging_face_labels(dataset: Any) -> tuple[str, ...] | None:
     return tuple(names[label] if label is not None and label >= 0 else "" for label in dataset[columns[0]])
 
 
-def _is_torchvision(kind: object) -> bool:
-    return inspect.isclass(kind) and kind.__name__ not in ("VisionDataset", "DatasetFolder", "ImageFolder")
-
-
 def _training_part(kind: type, root: Path) -> dict[str, object]:
-    """The arguments that download the training images, of those that the class accepts."""
+    """Return the arguments for the training images that the class accepts."""
     if kind.__name__ == "EMNIST":  # it hides its arguments behind **kwargs, and ``split`` means something else there
         return {"root": str(root), "split": "balanced", "train": True, "download": True}
     accepted = inspect.signature(kind).parameters
@@ -116,17 +115,14 @@ def _training_part(kind: type, root: Path) -> dict[str, object]:
 
 
 def _targets(dataset: Any) -> tuple[str, ...] | None:
-    """The class of each image, by name if the data set has names; None if images have no single class."""
+    """Return the classes of the images, by name if there are names; None if an image may have several."""
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is None or len(values) != len(dataset) or np.ndim(values) != 1:
             continue
         targets, names = np.asarray(values), getattr(dataset, "classes", None)
         if names and targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(names):
-            return tuple(_text(names[target]) for target in targets.tolist())
+            texts = [", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in names]
+            return tuple(texts[target] for target in targets.tolist())
         return tuple(map(str, targets.tolist()))
     return None
-
-
-def _text(name: object) -> str:
-    return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)

@@ -1,4 +1,4 @@
-"""Batches as a network sees them: the images an epoch draws, the fixed view, and random views for training.
+"""Batches for a network: the images that an epoch draws, the fixed view, and random views for training.
 
 Every image of a batch gets its own crop, flip, rotation and colours; the whole batch is computed at once: one affine
 map of the sampling grid and one affine map of the colours.
@@ -19,7 +19,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's convert("L") uses
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much a training view may differ from the image.
+    """Range of the differences between a training view and its image.
 
     Attributes:
         crop: Least and largest area of the crop, as a share of the image (above 1: the image shrinks inside the view).
@@ -41,18 +41,18 @@ class Augmentation:
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """The central ``size`` x ``size`` pixels of B x 3 x S x S images."""
+    """Return the central ``size`` x ``size`` pixels of B x 3 x S x S images."""
     edge = (images.shape[-1] - size) // 2
     return images[..., edge : edge + size, edge : edge + size]
 
 
 def fixed_view(images: Tensor, size: int) -> Tensor:
-    """The central ``size`` x ``size`` pixels of B x 3 x S x S uint8 images, as float32 in [0, 1]."""
+    """Return the central ``size`` x ``size`` pixels of B x 3 x S x S uint8 images, as float32 in [0, 1]."""
     return centre_crop(images, size).float().div_(255)
 
 
 def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Generator) -> Tensor:
-    """A random ``size`` x ``size`` view of each of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
+    """Return random ``size`` x ``size`` views of B x 3 x S x S uint8 images, as float32 in [0, 1], channels-last."""
     count, device = len(images), images.device
     places = random_affine(count, how, random)
     # Computed on the CPU, so that nothing waits for a GPU.
@@ -73,10 +73,10 @@ def random_views(images: Tensor, size: int, how: Augmentation, random: torch.Gen
 
 
 def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
-    """Images (float32) sampled at ``grid``: bilinear, or trilinear where they shrink.
+    """Sample images (float32) at ``grid``: bilinear, or trilinear if they shrink.
 
-    ``shrinking`` is the factor of each image, on the CPU. Above 1 the view is mixed with that of the image at half its
-    size, so that details which it cannot show are averaged away.
+    ``shrinking`` has their factors, on the CPU. Above 1 the view is mixed with that of the image at half its size, so
+    that details too small for it are averaged away.
     """
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     smaller = torch.nonzero(shrinking > 1).flatten()
@@ -93,7 +93,7 @@ def _sampled(images: Tensor, grid: Tensor, shrinking: Tensor) -> Tensor:
 
 
 def sampling_grid(places: Tensor, size: int) -> Tensor:
-    """``F.affine_grid`` for B x 2 x 3 maps, B x ``size`` x ``size`` x 2, but faster.
+    """Return ``F.affine_grid`` of B x 2 x 3 maps, B x ``size`` x ``size`` x 2, but faster.
 
     A coordinate is a sum: a number of the row plus a number of the column.
     """
@@ -106,7 +106,7 @@ def sampling_grid(places: Tensor, size: int) -> Tensor:
 
 
 def random_affine(count: int, how: Augmentation, random: torch.Generator) -> Tensor:
-    """Maps (count x 2 x 3) from output to input coordinates, both in [-1, 1]."""
+    """Return maps (count x 2 x 3) from output to input coordinates, both in [-1, 1]."""
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, generator=random) * (high - low) + low
@@ -130,7 +130,7 @@ def random_affine(count: int, how: Augmentation, random: torch.Generator) -> Ten
 
 
 def random_colours(count: int, how: Augmentation, random: torch.Generator) -> Tensor:
-    """Saturation, contrast and brightness of each image, count x 3: factors around 1, saturation 0 where it is grey."""
+    """Return saturation, contrast and brightness (count x 3): factors around 1, saturation 0 for grey views."""
     factors = 1 + how.colour * (2 * torch.rand(3, count, generator=random) - 1)
     factors[0] = torch.where(torch.rand(count, generator=random) < how.grey, 0.0, factors[0])
     return factors.T
@@ -152,9 +152,9 @@ def recolour(views: Tensor, factors: Tensor) -> Tensor:
 
 
 def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """``draws`` image indices (int64) in random order, the same number from every non-empty cluster, +-1.
+    """Draw image indices (int64) in random order, the same number from every non-empty cluster, +-1.
 
-    Within a cluster the images are taken in random order, and from the start again when they are used up, so each comes
+    Within a cluster the images come in random order, and from the start again when they are used up, so all come
     equally often, +-1. The indices are those of ``labels``; compare :func:`official_draws`.
     """
     shuffled = torch.randperm(len(labels), generator=random)
@@ -171,12 +171,12 @@ def uniform_over_clusters(labels: Tensor, draws: int, random: torch.Generator) -
 
 
 def by_cluster(labels: Tensor, order: Tensor) -> Tensor:
-    """The indices in ``order``, sorted by cluster."""
+    """Return the indices in ``order``, sorted by cluster."""
     return order[torch.argsort(labels[order], stable=True)]
 
 
 def official_draws(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """Draw as the released DeepCluster code does, for the record: it does not balance.
+    """Draw like the released DeepCluster code, for the record: it does not balance.
 
     It draws image indices uniformly over clusters, but uses them as positions in the list of images sorted by cluster.
     So the draws follow the sizes of the clusters, some images come many times, and others never.
@@ -185,6 +185,6 @@ def official_draws(labels: Tensor, draws: int, random: torch.Generator) -> Tenso
 
 
 def each_once(labels: Tensor, draws: int, random: torch.Generator) -> Tensor:
-    """``draws`` image indices without balancing: all images in random order, repeated as often as needed."""
+    """Draw image indices without balancing: all images in random order, repeated as often as needed."""
     epochs = -(-draws // len(labels))
     return torch.cat([torch.randperm(len(labels), generator=random) for _ in range(epochs)])[:draws]
