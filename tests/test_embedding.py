@@ -6,9 +6,8 @@ import torch
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
-from deepcluster.groups import embedding as module
-from deepcluster.groups.embedding import between, embedding, layout
-from deepcluster.groups.graph import neighbour_ties
+from deepcluster.groups import graph as module
+from deepcluster.groups.graph import between, embedding, layout, neighbour_ties
 from tests.helpers.features import blobs
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
 from deepcluster.export.folders import read_run_images
-from deepcluster.groups.embedding import between
+from deepcluster.groups.graph import between
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures

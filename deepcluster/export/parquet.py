@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import missing_extra
-from deepcluster.groups.embedding import layout
+from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive

@@ -14,8 +14,7 @@ from torch import Tensor
 from deepcluster.clustering.agreement import ari
 from deepcluster.clustering.kmeans import first_occurrences
 from deepcluster.groups.cut import DIMENSIONS, ROWS_EACH, Cut, cut, place
-from deepcluster.groups.embedding import embedding
-from deepcluster.groups.graph import modularity, neighbour_ties
+from deepcluster.groups.graph import embedding, modularity, neighbour_ties
 from deepcluster.seeding import derive, generator
 
 MAX_GROUPS = 30
@@ -53,7 +52,7 @@ def candidates(
 ) -> list[Candidate]:
     """Return up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the most plausible first.
 
-    They are the cuts of Ward's tree of an embedding (embedding.py) with the largest silhouette there (Lowe et al. 2024)
+    They are the cuts of Ward's tree of an embedding (graph.py) with the largest silhouette there (Lowe et al. 2024)
     times the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the modularity alone
     too many. A number beside a better one is no candidate: three levels of detail tell more than three numbers that are
     nearly the same. Of candidates with nearly the best score the finest comes first. The list is empty for fewer than 4

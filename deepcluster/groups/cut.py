@@ -9,8 +9,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from deepcluster.clustering.kmeans import Assign, assigner, best_of, kmeans
-from deepcluster.groups.embedding import embedding
-from deepcluster.groups.graph import graph_rows, modularity, neighbour_ties
+from deepcluster.groups.graph import embedding, graph_rows, modularity, neighbour_ties
 from deepcluster.records import Clustering
 from deepcluster.seeding import derive
 
@@ -61,7 +60,7 @@ class Placement:
 def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0) -> Cut:
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
-    The embedding (embedding.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
+    The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
     several: the groups that hold most of its ties. k-means inside each group, in the features, makes the centroids that
     stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
     distinct rows per group the groups are those of k-means of the features.

@@ -19,7 +19,7 @@ from torch import Tensor
 from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
 from deepcluster.groups.cut import Cut
-from deepcluster.groups.embedding import layout
+from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits

@@ -15,7 +15,7 @@ from torch import Tensor
 from deepcluster.clustering.outliers import MIN_ROWS
 from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.groups.drift import drift
-from deepcluster.groups.embedding import extended_layout
+from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import GivenFeatures, read_features
