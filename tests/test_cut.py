@@ -6,15 +6,9 @@ from torch.nn import functional as F
 from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import graph
-from deepcluster.groups.cut import (
-    ROWS_EACH,
-    Cut,
-    as_groups,
-    cut,
-    place,
-)
+from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut, place
 from deepcluster.recipe import Recipe
-from deepcluster.runs import groups as run_groups
+from deepcluster.runs import result as run_groups
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
 
@@ -94,19 +88,6 @@ def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
     assert nmi(labels[:400], found[:400]) > 0.9
 
 
-def test_equal_rows_are_one_group():
-    x = torch.eye(4)[[0] * 30 + [1] * 20]
-    groups = cut(x, 2)
-    assert place(x, groups, x[:1]).cluster.tolist() == [0] * 30 + [1] * 20
-
-
-def test_equal_rows_are_together():
-    x = torch.cat([blobs([40, 40]), blobs([40, 40])])
-    found = place(x, cut(x, 2), x[:1]).cluster
-    assert torch.equal(found[:80], found[80:])
-    assert found.bincount().tolist() == [80, 80]
-
-
 def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
     monkeypatch.setattr(graph.graph_rows, "__defaults__", (0, 150))
     x, labels = groups_of((300, 200, 100))
@@ -115,24 +96,21 @@ def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
     assert nmi(labels, found.cluster) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("k", range(1, 13))
-def test_as_many_groups_as_a_small_graph_can_have(k):
-    x, _ = groups_of((12,) * 12)
-    assert cut(x[: ROWS_EACH * k], k).count == k
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_each_of_a_few_rows_can_be_a_group(rows):
-    x, _ = groups_of((1,) * rows)
-    for k in range(1, rows + 1):
-        found = place(x, cut(x, k), x[:1]).cluster
-        assert set(found.tolist()) == set(range(k))
-        assert found.bincount().tolist() == sorted(found.bincount().tolist(), reverse=True)
-
-
-def test_there_are_no_more_groups_than_distinct_rows():
+def test_equal_rows_are_together_and_no_more_groups_than_distinct_rows():
     x = torch.eye(4)[[0] * 30 + [1] * 20]
-    assert cut(x, 5).count == 2
+    for k in (2, 5):
+        assert place(x, cut(x, k), x[:1]).cluster.tolist() == [0] * 30 + [1] * 20
+    x = torch.cat([blobs([40, 40]), blobs([40, 40])])
+    found = place(x, cut(x, 2), x[:1]).cluster
+    assert torch.equal(found[:80], found[80:]) and found.bincount().tolist() == [80, 80]
+
+
+def test_as_many_groups_as_a_small_graph_can_have():
+    x, _ = groups_of((12,) * 12)
+    for k in range(1, 13):
+        assert cut(x[: ROWS_EACH * k], k).count == k
+    for rows, k in ((1, 1), (3, 1), (2, 2), (3, 2), (3, 3)):
+        assert cut(x[:rows], k).groups.unique().tolist() == list(range(k))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -163,13 +141,8 @@ def test_place_by_hand():
     others = [3, 3, (16 + 81) ** 0.5]  # the nearest centroid of another group
     assert found.margin.tolist() == pytest.approx([1 - 1 / other for other in others])
     assert found.fine_cluster.tolist() == [1, 1, 0]
-
-
-def test_one_group_has_no_border():
-    found = place(
-        torch.tensor([[1.0], [2]]), Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)), torch.zeros(1, 1)
-    )
-    assert found.margin.tolist() == [1, 1]
+    one = Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+    assert place(torch.tensor([[1.0], [2]]), one, torch.zeros(1, 1)).margin.tolist() == [1, 1]  # it has no border
 
 
 def placed_by_all_distances(x, groups):

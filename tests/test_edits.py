@@ -93,7 +93,6 @@ def test_a_split_by_hand() -> None:
     parts = parts_of(groups, torch.tensor([5, 1, 4, 1, 1, 1, 0]), 0)
     # 0.9, without an image, is with 1.
     assert parts.of_centroid.tolist() == [0, 1, 2, -1, -1, -1, 1] and parts.sizes == (5, 1, 4)
-    assert parts.at(3) == [[0], [2], [1]] and parts.at(2) == [[0, 1], [2]]
     assert split(groups, parts, 2).groups.tolist() == [0, 0, 2, 1, 1, 1, 0]
     assert split(groups, parts, 3).groups.tolist() == [0, 3, 2, 1, 1, 1, 3]
     assert torch.equal(split(groups, parts, 3).centroids, points)

@@ -1,8 +1,16 @@
+"""The neighbour graph, its embedding and the map: cases by hand, references, and no case too small."""
+
 import numpy as np
+import pytest
 import torch
+from scipy.optimize import brentq
 from scipy.sparse import csr_array
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import KNeighborsClassifier
 
 from deepcluster.groups import graph
+from deepcluster.groups.graph import between, embedding, layout, neighbour_ties
+from tests.helpers.features import blobs
 
 
 def on_circle(*angles: float) -> torch.Tensor:
@@ -10,34 +18,19 @@ def on_circle(*angles: float) -> torch.Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1).float()
 
 
-def test_ties_are_to_the_nearest_and_never_to_oneself(monkeypatch):
-    monkeypatch.setattr(graph, "NEIGHBOURS", 3)
-    ties = graph.neighbour_ties(on_circle(0.0, 0.1, 0.25, 0.45, 1.5)).toarray()
-    assert np.allclose(ties, ties.T)
-    assert (ties.diagonal() == 0).all()
-    # Three neighbours each: the first four have each other, the far row has three of them and is nobody's.
-    assert (ties[:4, :4][~np.eye(4, dtype=bool)] > 0).all()
-    assert (ties[4] > 0).tolist() == [False, True, True, True, False]
-    assert ties.max() <= 1
-    # The far row alone decides its ties: 1 to the nearest, less to the others, log2 of 3 in all.
-    assert np.isclose(ties[4, 3], 1)
-    assert ties[4, 3] > ties[4, 2] > ties[4, 1]
-    assert np.isclose(ties[4].sum(), np.log2(3))
-
-
-def test_ties_by_hand(monkeypatch):
-    """With 2 neighbours the weights of a row sum to log2(2) = 1: the nearest has 1, the other next to nothing."""
-    monkeypatch.setattr(graph, "NEIGHBOURS", 2)
-    ties = graph.neighbour_ties(on_circle(0.0, 0.1, 0.3, 0.6)).toarray()
-    assert np.allclose(ties, [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]], atol=1e-6)
-
-
-def test_ties_of_both_sides_are_joined(monkeypatch):
-    monkeypatch.setattr(graph, "NEIGHBOURS", 3)
-    monkeypatch.setattr(graph, "_weights", lambda distances: torch.full_like(distances, 0.5))
-    ties = graph.neighbour_ties(on_circle(0.0, 0.1, 0.25, 0.45, 1.5)).toarray()
-    assert np.isclose(ties[0, 1], 0.5 + 0.5 - 0.25)  # both are neighbours of each other
-    assert np.isclose(ties[4, 3], 0.5)
+@pytest.mark.parametrize("neighbours", [2, 3])
+def test_ties_are_those_of_umap(monkeypatch, neighbours):
+    """Sections 3.1 and 4 of McInnes et al., row by row: the weights of a row sum to log2 of their number."""
+    monkeypatch.setattr(graph, "NEIGHBOURS", neighbours)
+    rows = on_circle(0.0, 0.1, 0.25, 0.45, 1.5)
+    distances = torch.cdist(rows.double(), rows.double()).fill_diagonal_(torch.inf).numpy()
+    weights = np.zeros((5, 5))
+    for row, order in enumerate(np.argsort(distances)[:, :neighbours]):
+        beyond = distances[row, order] - distances[row, order[0]]
+        sigma = brentq(lambda s, b=beyond: np.exp(-b / s).sum() - np.log2(neighbours) - 1e-9, 1e-6, 1e3)
+        weights[row, order] = np.exp(-beyond / sigma)
+    assert np.allclose(neighbour_ties(rows).toarray(), weights + weights.T - weights * weights.T, atol=1e-4)
+    assert weights[:4, 4].max() == 0 < weights[4, 3]  # the far row is nobody's neighbour, and has some
 
 
 def test_ties_do_not_depend_on_how_dense_a_place_is():
@@ -46,7 +39,7 @@ def test_ties_do_not_depend_on_how_dense_a_place_is():
     pole = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
     basis = torch.tensor([[[0.0, 1, 0], [0, 0, 1]], [[1.0, 0, 0], [0, 1, 0]]])
     rows = torch.cat([pole[0] + small @ basis[0], pole[1] + 3 * small @ basis[1]])
-    ties = graph.neighbour_ties(torch.nn.functional.normalize(rows)).toarray()
+    ties = neighbour_ties(torch.nn.functional.normalize(rows)).toarray()
     assert np.abs(ties[:40, :40] - ties[40:, 40:]).max() < 0.05
     assert ties[:40, 40:].max() == 0
 
@@ -64,7 +57,7 @@ def test_eigenvalues_by_hand():
 
 def test_the_sparse_way_finds_the_dense_eigenvalues(monkeypatch):
     rows = torch.nn.functional.normalize(torch.randn(200, 5, generator=torch.Generator().manual_seed(0)))
-    ties = graph.neighbour_ties(rows)
+    ties = neighbour_ties(rows)
     dense, _ = graph.leading_eigenvectors(ties, 8, 0)
     monkeypatch.setattr(graph, "DENSE", 10)
     sparse, vectors = graph.leading_eigenvectors(ties, 8, 0)
@@ -81,4 +74,70 @@ def test_a_graph_of_distinct_rows_or_of_a_sample():
     assert torch.equal(sample, graph.graph_rows(rows, 1, 2))
     assert any(not torch.equal(sample, graph.graph_rows(rows, seed, 2)) for seed in range(2, 9))
     for few in (0, 1):
-        assert graph.neighbour_ties(rows[:few]).shape == (few, few)
+        assert neighbour_ties(rows[:few]).shape == (few, few)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 12])
+def test_an_embedding_has_all_its_dimensions_even_of_few_images(size):
+    """A graph of few images has fewer eigenvectors than dimensions."""
+    places = embedding(neighbour_ties(blobs([size])), 10, 0)
+    assert places.shape == (size, 10) and places.dtype == np.float32 and np.isfinite(places).all()
+    assert len(np.unique(places, axis=0)) == size
+
+
+def test_groups_are_apart():
+    rows = blobs([50, 50, 50, 50])
+    places, kinds = layout(rows), np.repeat(range(4), 50)
+    assert places.shape == (200, 2) and places.dtype == np.float32 and np.isfinite(places).all()
+    assert KNeighborsClassifier(5).fit(places, kinds).score(places, kinds) == 1
+    middles = np.array([places[kinds == kind].mean(0) for kind in range(4)])
+    widest = max(np.linalg.norm(places[kinds == kind] - middles[kind], axis=1).max() for kind in range(4))
+    nearest = min(np.linalg.norm(a - b) for i, a in enumerate(middles) for b in middles[:i])
+    assert nearest > widest
+
+
+def test_neighbours_stay_better_than_in_the_principal_components():
+    rows = blobs([20] * 12, width=12)
+    centred = rows - rows.mean(0)
+    flat = (centred @ torch.linalg.svd(centred).Vh[:2].T).numpy()
+    good, poor = (trustworthiness(rows.numpy(), places, n_neighbors=10) for places in (layout(rows), flat))
+    assert good > 0.95 > poor
+
+
+def test_the_same_for_the_same_seed():
+    rows = blobs([30, 30])
+    assert np.array_equal(layout(rows, 3), layout(rows, 3)) and not np.array_equal(layout(rows, 3), layout(rows, 4))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 17])
+def test_few_images(size):
+    rows = blobs([size])
+    places = layout(rows)
+    assert places.shape == (size, 2) and np.isfinite(places).all() and len(np.unique(places, axis=0)) == size
+
+
+def test_equal_rows_share_a_place():
+    rows = blobs([20, 20])
+    places = layout(torch.cat([rows, rows[3:4], rows[3:4]]))
+    assert np.allclose(places[40], places[3], atol=1e-3) and np.allclose(places[41], places[3], atol=1e-3)
+    assert np.isfinite(layout(torch.ones(10, 4) / 2)).all()
+    assert np.isfinite(layout(torch.tensor([[1.0], [-1.0], [0.0]]))).all()
+
+
+def test_beyond_the_landmarks(monkeypatch):
+    monkeypatch.setattr(graph, "LANDMARKS", 60)
+    rows, kinds = blobs([50, 50, 50, 50]), np.repeat(range(4), 50)
+    places = layout(rows)
+    assert KNeighborsClassifier(5).fit(places, kinds).score(places, kinds) == 1
+    assert np.array_equal(places, layout(rows))
+    # A row is no farther from its nearest row on the map than its group is wide, whether both are landmarks or not.
+    closest = (rows @ rows.T).fill_diagonal_(-1).argmax(1).numpy()
+    widest = max(np.ptp(places[kinds == kind], axis=0).max() for kind in range(4))
+    assert np.linalg.norm(places - places[closest], axis=1).max() <= widest < np.ptp(places, axis=0).max() / 2
+
+
+def test_between_by_hand():
+    """Landmarks at 0 and 9, at squared distances .8 and 2.56."""
+    found = between(torch.tensor([[0.6, 0.8]]), torch.tensor([[1.0, 0], [0.6, -0.8]]), torch.tensor([[0.0, 0], [9, 9]]))
+    near, far = 0.8, 2.56
+    assert found[0].tolist() == pytest.approx([9 * near / (near + far)] * 2)

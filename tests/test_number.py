@@ -5,7 +5,7 @@ from scipy.sparse import csr_array
 from torch.nn import functional as F
 
 from deepcluster.groups import choose_k
-from deepcluster.groups.choose_k import MIN_IMAGES, best_apart, candidates, finer_first, stability
+from deepcluster.groups.choose_k import MIN_IMAGES, candidates, ranked, stability
 from deepcluster.groups.graph import modularity
 from deepcluster.seeding import generator
 from tests.helpers.features import blobs
@@ -59,24 +59,16 @@ def test_few_rows(rows):
     found = candidates(torch.eye(12)[:rows])
     assert all(2 <= each.k < rows for each in found)
     assert bool(found) == (rows >= 4)
-
-
-def test_equal_rows_have_no_number():
     assert candidates(torch.ones(50, 3)) == []
 
 
-def test_better_than_both_beside_it_comes_first():
+def test_numbers_are_ranked_by_peaks_the_finest_of_the_nearly_best_first():
     scores = np.array([0.5, 0.6, 0.55, 0.2, 0.3, 0.1])
-    assert best_apart(scores, 3) == [1, 4, 2]
-    assert best_apart(scores, 9) == [1, 4, 2, 0, 3, 5]
-    assert best_apart(np.array([0.5, 0.5]), 1) == [0]
-    assert best_apart(np.array([]), 3) == []
-
-
-def test_the_finest_of_the_nearly_best_comes_first():
-    assert finer_first(np.array([0.5, 0.1, 0.495, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
-    assert finer_first(np.array([0.5, 0.1, 0.4]), 3) == [0, 2, 1]
-    assert finer_first(np.array([]), 3) == []
+    assert (ranked(scores, 3), ranked(scores, 9)) == ([1, 4, 2], [1, 4, 2, 0, 3, 5])
+    assert ranked(np.array([0.5, 0.5]), 1) == [0]
+    assert ranked(np.array([0.5, 0.1, 0.495, 0.1, 0.4, 0.1]), 3) == [2, 0, 4]
+    assert ranked(np.array([0.5, 0.1, 0.4]), 3) == [0, 2, 1]
+    assert ranked(np.array([]), 3) == []
 
 
 def test_modularity_by_hand():

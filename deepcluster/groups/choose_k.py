@@ -52,11 +52,11 @@ def candidates(
 ) -> list[Candidate]:
     """Return up to ``count`` numbers of groups from 2 to ``most`` for N x d features, the most plausible first.
 
-    They are the cuts of Ward's tree of an embedding (graph.py) with the largest silhouette there (Lowe et al. 2024)
-    times the modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the modularity alone
-    too many. A number beside a better one is no candidate: three levels of detail tell more than three numbers that are
-    nearly the same. Of candidates with nearly the best score the finest comes first. The list is empty for fewer than 4
-    distinct rows.
+    Ward's tree of an embedding (graph.py) is cut into all these numbers. The score of a cut is its silhouette there
+    (Lowe et al. 2024) times its modularity (Newman and Girvan 2004): the silhouette alone often prefers two groups, the
+    modularity alone too many. A number beside a better one is no candidate: three levels of detail tell more than three
+    numbers that are nearly the same. Of candidates with nearly the best score the finest comes first. The list is empty
+    for fewer than 4 distinct rows.
 
     Args:
         reduced: N x d features (rows of length 1).
@@ -84,24 +84,17 @@ def candidates(
             float(modularities[i]),
             stability(reduced, int(numbers[i]), seed=seed, cut_rows=cut_rows),
         )
-        for i in finer_first(silhouettes * modularities.clip(0), count)
+        for i in ranked(silhouettes * modularities.clip(0), count)
     ]
 
 
-def finer_first(scores: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Return the places of the ``count`` best peaks of ``scores``: the last of the nearly best, then the others."""
-    best = best_apart(scores, count)
-    if not best:
-        return []
-    first = max(i for i in best if scores[i] >= FINER * scores[best[0]])
-    return [first, *(i for i in best if i != first)]
-
-
-def best_apart(scores: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Return the places of the ``count`` best scores: first those that are better than both beside them."""
+def ranked(scores: npt.NDArray[np.float64], count: int) -> list[int]:
+    """Return the places of the ``count`` best scores: the last of the nearly best ones, the other peaks, the rest."""
     beside = np.pad(scores, 1, constant_values=-np.inf)
     peaks = (scores > beside[:-2]) & (scores >= beside[2:])
-    return [int(i) for i in np.lexsort((-scores, ~peaks))[:count]]
+    best = np.lexsort((-scores, ~peaks))[:count].tolist()
+    nearly_best = [i for i in best if scores[i] >= FINER * scores[best[0]]]
+    return sorted(best, key=lambda i: i != max(nearly_best))
 
 
 def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:

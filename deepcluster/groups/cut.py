@@ -20,12 +20,13 @@ EMBEDDED_ROWS = 15_000  # of all embeddings together: with more rows there are f
 CENTROIDS = 2500  # at most, and one for ROWS_EACH rows: they are what a new image is compared with
 ROWS_EACH = 10
 ROWS_AT_ONCE, PAIRS_AT_ONCE = 4096, 1 << 16  # in place
-ROUNDING = 2e-5  # the most that a product of float32 is wrong by, as a share of the lengths; 1e-6 was seen
+ROUNDING = 2e-5  # bound of the error of a product in float32, as a share of the lengths; 1e-6 was seen
+AT_ONCE = 256  # pinned images that become centroids at a time: near images need no centroid of their own
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Groups made of centroids: ``centroids`` (float32, M x d) and the group (int64, M) that each belongs to.
+    """Groups made of centroids: ``centroids`` (float32, M x d) and their ``groups`` (int64, M).
 
     Group numbers are 0..K-1 by descending size when first made, and fixed from then on.
     """
@@ -61,7 +62,7 @@ def cut(reduced: Tensor, k: int, *, embeddings: int = EMBEDDINGS, seed: int = 0)
     """Cut N x d features (rows of length 1) into ``k`` groups, by k-means of an embedding of their neighbour graph.
 
     The embedding (graph.py) makes groups of any shape compact. It differs with its seed, so the graph chooses among
-    several: the groups that hold most of its ties. k-means inside each group, in the features, makes the centroids that
+    several: the groups that hold most of its ties. k-means inside a group, in the features, makes the centroids that
     stand for it, so a new image needs nothing but the nearest one. With fewer than ``ROWS_EACH``
     distinct rows per group the groups are those of k-means of the features.
 
@@ -95,20 +96,20 @@ def _labels(ties: csr_array, k: int, count: int, seed: int) -> Tensor:
 
 
 def _inside(rows: Tensor, share: float, seed: int) -> Tensor:
-    """The centroids of one group, a ``share`` of its number of rows, none of them without a row."""
+    """Return the centroids of one group, a ``share`` of its number of rows, none of them without a row."""
     clustering = kmeans(rows, max(1, round(share * len(rows))), seed=seed, precision="fp32")
     return clustering.centroids[clustering.sizes > 0]
 
 
 def _numbered(groups: Cut, reduced: Tensor) -> Cut:
-    """The same groups numbered by the rows that are placed in them."""
+    """Number the groups by the rows that are placed in them."""
     sizes = torch.bincount(groups.groups[assigner(groups.centroids)(reduced)], minlength=groups.count)
     order = torch.argsort(sizes, descending=True, stable=True)
     return Cut(groups.centroids, torch.argsort(order)[groups.groups])
 
 
 def as_groups(clustering: Clustering) -> Cut:
-    """Every cluster that is not empty is a group, numbered by size."""
+    """Make every cluster that is not empty a group, numbered by size."""
     order = torch.argsort(clustering.sizes, descending=True, stable=True)
     order = order[clustering.sizes[order] > 0]
     return Cut(clustering.centroids[order], torch.arange(len(order)))
@@ -126,8 +127,10 @@ def place(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
 
 
 def _candidates(groups: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """A function from rows to the pairs (row, centroid) among which are the nearest centroid of each row, and the
-    nearest of another group."""
+    """Return a function from rows to pairs (row, centroid).
+
+    They contain the nearest centroid of every row, and the nearest one of another group.
+    """
     order = torch.argsort(groups.groups, stable=True)
     present, counts = torch.unique_consecutive(groups.groups[order], return_counts=True)
     begins, counts = (counts.cumsum(0) - counts).numpy(), counts.numpy()
@@ -171,46 +174,39 @@ def _place(
 
 
 def exact_distances(rows: Tensor, centroids: Tensor) -> Tensor:
-    """The exact sum: a matrix product would not make the distance of an image to itself 0."""
+    """Return distances by the exact sum: a matrix product would not make that of an image to itself 0."""
     return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-AT_ONCE = 256  # centroids added between two looks at who is still wrong: near images need no centroid of their own
-
-
 def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
-    """The cut with as many of the rows as centroids as it takes to place every row as ``wanted``.
+    """Add rows to the centroids until every row is placed as ``wanted``.
 
     A centroid for an image that moves may attract images that do not: those then become centroids of their own group.
-    Only an image that equals one of another group, which no centroid can tell apart, may end up elsewhere.
+    Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.
 
     Args:
         wanted: The group of each row (int64, N). Groups that have no centroid yet may be among them.
     """
-    own, other = torch.full((len(reduced),), torch.inf), torch.full((len(reduced),), torch.inf)
-    centroids, numbers = [groups.centroids], [_taken_along(reduced, groups, wanted)]
+    numbers = groups.groups.clone()
+    for rows, wishes in zip(reduced.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), strict=True):
+        distance, nearest = exact_distances(rows, groups.centroids).min(1)
+        # A centroid that is an image itself, after an earlier move, goes with the image.
+        moved = (distance == 0) & (groups.groups[nearest] != wishes)
+        numbers[nearest[moved]] = wishes[moved]
+    own, other = torch.full((2, len(reduced)), torch.inf)
+    centroids, groups_of = [groups.centroids], [numbers]
     added = torch.zeros(len(reduced), dtype=torch.bool)
     while True:
-        for begin in range(0, len(reduced), 4096):
-            rows = slice(begin, begin + 4096)
-            distances = exact_distances(reduced[rows], centroids[-1])
-            same = numbers[-1] == wanted[rows].unsqueeze(1)
-            own[rows] = own[rows].minimum(distances.masked_fill(~same, torch.inf).amin(1))
-            other[rows] = other[rows].minimum(distances.masked_fill(same, torch.inf).amin(1))
+        for begin in range(0, len(reduced), ROWS_AT_ONCE):
+            part = slice(begin, begin + ROWS_AT_ONCE)
+            distances = exact_distances(reduced[part], centroids[-1])
+            same = groups_of[-1] == wanted[part].unsqueeze(1)
+            own[part] = own[part].minimum(distances.masked_fill(~same, torch.inf).amin(1))
+            other[part] = other[part].minimum(distances.masked_fill(same, torch.inf).amin(1))
         wrong = torch.nonzero((own >= other) & (other > 0) & ~added).flatten()
         if not len(wrong):
-            return Cut(torch.cat(centroids), torch.cat(numbers))
+            return Cut(torch.cat(centroids), torch.cat(groups_of))
         chosen = wrong[:: max(1, len(wrong) // AT_ONCE)]
         added[chosen] = True
         centroids.append(reduced[chosen])
-        numbers.append(wanted[chosen])
-
-
-def _taken_along(reduced: Tensor, groups: Cut, wanted: Tensor) -> Tensor:
-    """The groups of the centroids; one that is an image itself, as of an earlier move, goes where the image goes."""
-    numbers = groups.groups.clone()
-    for rows, wishes in zip(reduced.split(4096), wanted.split(4096), strict=True):
-        distance, nearest = exact_distances(rows, groups.centroids).min(1)
-        away = (distance == 0) & (groups.groups[nearest] != wishes)
-        numbers[nearest[away]] = wishes[away]
-    return numbers
+        groups_of.append(wanted[chosen])

@@ -44,12 +44,11 @@ def graph_rows(reduced: Tensor, seed: int = 0, most: int = SAMPLE) -> Tensor:
 
 
 def neighbour_ties(rows: Tensor) -> csr_array:
-    """The closeness (N x N, 0 to 1) of N distinct rows of length 1 to their nearest neighbours.
+    """Return the closeness (N x N, 0 to 1) of N distinct rows of length 1 to their nearest neighbours.
 
     UMAP's weights (McInnes et al. 2018, sections 3.1 and 4): exp((rho - d) / sigma) with d the distance, rho the one to
-    the nearest row, and sigma such that the weights of a row sum to log2 of the number of neighbours. So a row's
-    neighbourhood is near to it in dense and in sparse regions alike. The two directions a, b of a tie become
-    a + b - a b.
+    the nearest row, and sigma such that the weights of a row sum to log2 of the number of neighbours. So dense and
+    sparse regions have alike ties. The two directions a, b of a tie become a + b - a b.
     """
     size = len(rows)
     if size < 2:
@@ -63,9 +62,8 @@ def neighbour_ties(rows: Tensor) -> csr_array:
 
 
 def _weights(distances: Tensor) -> Tensor:
-    """The weights of each row's neighbours, of N x n ascending ``distances``; sigma by bisection."""
-    beyond = distances - distances[:, :1]
-    total = math.log2(distances.shape[1])
+    """Return the weights of the neighbours of N rows, by N x n ascending ``distances``; sigma by bisection."""
+    beyond, total = distances - distances[:, :1], math.log2(distances.shape[1])
     low, high = torch.zeros(len(beyond), 1).double(), torch.full((len(beyond), 1), 1e3).double()
     for _ in range(60):
         middle = (low + high) / 2
@@ -83,9 +81,9 @@ def modularity(ties: csr_array, labels: npt.NDArray[np.int64]) -> float:
 
 
 def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Numbers, Numbers]:
-    """The ``count`` largest eigenvalues of the normalised ties, descending from 1, and their vectors (N x count).
+    """Return the ``count`` largest eigenvalues of the normalised ties, from 1 on, and their vectors (N x count).
 
-    As many of them are close to 1 as the graph has parts that are hardly tied to each other.
+    A graph with so many parts that are hardly tied to each other has as many eigenvalues close to 1.
     """
     size = ties.shape[0]
     count = min(size - 1, count)
@@ -94,15 +92,14 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
     scale = 1 / np.sqrt((1 - TIES) * degrees + spread)
     weighted = diags_array(scale * (1 - TIES)) @ ties @ diags_array(scale)
 
-    def multiply(vector: Numbers) -> Numbers:
-        vector = vector.ravel()
-        product: Numbers = weighted @ vector + (spread / size * (scale @ vector)) * scale
-        return product
-
     if size <= DENSE:
         whole = weighted.toarray() + spread / size * np.outer(scale, scale)
         values, vectors = eigh(whole, subset_by_index=[size - count, size - 1], overwrite_a=True)
     else:
+
+        def multiply(vector: Numbers) -> Any:
+            return weighted @ vector.ravel() + (spread / size * (scale @ vector.ravel())) * scale
+
         start = torch.randn(size, generator=generator(seed, "eigenvectors"), dtype=torch.float64).numpy()
         operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
         # Separate groups have nearly equal eigenvalues, apart by about TIES: the tolerance is far below it.
@@ -114,9 +111,9 @@ def leading_eigenvectors(ties: csr_array, count: int, seed: int) -> tuple[Number
 def embedding(ties: csr_array, dims: int, seed: int) -> Points:
     """Return positions (float32, N x dims) of the N images of a graph.
 
-    UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), from the leading eigenvectors of the graph
-    on, moving all rows at once: tied rows pull each other, and a few random rows push all. So groups of any shape
-    become compact, and k-means finds them.
+    UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), beginning at the leading eigenvectors.
+    All rows move at once: tied rows pull each other, and a few random rows push all. So groups of any shape become
+    compact, which k-means needs.
     """
     size = ties.shape[0]
     if size < 3:

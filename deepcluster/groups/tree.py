@@ -16,13 +16,13 @@ ROWS_AT_ONCE = 1 << 14
 
 
 def distances_to(middles: Tensor, rows: Tensor, own: Tensor) -> Tensor:
-    """The distance (float32, n) of each of n x d ``rows`` to that of the ``middles`` whose number is its ``own``."""
+    """Return the distances (float32, n) of n x d ``rows`` to the ``middles`` that have their ``own`` numbers."""
     parts = zip(rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
     return torch.cat([(part - middles[numbers]).norm(dim=1) for part, numbers in parts])
 
 
 def least_of_each(distances: Tensor, own: Tensor, count: int, partition: Partition) -> Tensor:
-    """The row (int64, ``count``) of the least distance in each group, the first of equal ones; -1 in an empty one.
+    """Return the row (int64, ``count``) of the least distance in every group, the first of equal ones; -1: it is empty.
 
     Args:
         distances: Distances of this rank's rows (float32, n).
@@ -30,18 +30,18 @@ def least_of_each(distances: Tensor, own: Tensor, count: int, partition: Partiti
         partition: Which rank has which rows; row numbers are those of all.
     """
     least = torch.full((count,), torch.inf).scatter_reduce(0, own, distances, "amin")
-    where = torch.nonzero(distances == least[own]).flatten()
+    nearest = torch.nonzero(distances == least[own]).flatten()
     none = torch.full((count,), partition.total)
-    rows = none.scatter_reduce(0, own[where], where + partition.local.start, "amin")
+    rows = none.scatter_reduce(0, own[nearest], nearest + partition.local.start, "amin")
     return first_of_ranks(least, rows, partition)
 
 
 def first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
-    """The row (int64) of the least of all ranks' values, the first of equal ones; -1 where it is ``partition.total``.
+    """Return the row (int64) of the least of all ranks' values, the first of equal ones; -1 for ``partition.total``.
 
     Args:
         least: This rank's least values (float32, K).
-        rows: The first row that has each (int64, K); ``partition.total`` where there is none.
+        rows: The first rows that have them (int64, K); ``partition.total``: none.
         partition: Which rank has which rows.
     """
     all_least = torch.stack(partition.processes.all_gather(least))
@@ -51,8 +51,8 @@ def first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
     return torch.where(first < partition.total, first, -1)
 
 
-MOST_PIECES = 30  # or twice the groups, where that is more
-MOST_GROUPS_IN_TWO = 50  # up to so many groups there are at least two pieces for each
+MOST_PIECES = 30  # or twice the groups, if that is more
+MOST_GROUPS_IN_TWO = 50  # up to so many groups have at least two pieces
 Numbers = npt.NDArray[np.float64]
 Merge = tuple[int, int]
 
@@ -75,13 +75,13 @@ class Tree:
 
 
 def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, partition: Partition | None = None) -> Tree:
-    """Ward's tree (1963) above ``groups``: first the centroids inside each group merge, then the groups.
+    """Make Ward's tree (1963) above ``groups``: first the centroids inside a group merge, then the groups.
 
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
 
     Args:
         groups: their cut; centroids that no row is nearest to are left out.
-        nearest: The centroid of the cut that each row is nearest to (None: it is looked for).
+        nearest: The rows' nearest centroids of the cut (None: they are computed).
         partition: Which rank has which rows (None: this one has all).
     """
     partition = partition or Partition.single(len(reduced))
@@ -94,7 +94,7 @@ def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, part
 
 
 def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[list[int]]]:
-    """The piece of each centroid (-1: of none), the group of each piece, and the merges of the pieces."""
+    """Return the pieces of the centroids (-1: none), the groups of the pieces, and the merges of the pieces."""
     used = counts.nonzero().flatten()
     centroids, weights = groups.centroids[used].double().numpy(), counts[used].double().numpy()
     group_of = groups.groups[used].numpy()
@@ -110,7 +110,7 @@ def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[lis
 
 
 def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list[int]]:
-    """The nodes that are the ``count`` groups of a tree, each with the pieces inside it, ascending."""
+    """Return the nodes that are the ``count`` groups of a tree, with the pieces inside them, ascending."""
     nodes = {piece: [piece] for piece in range(pieces)}
     for made, (a, b) in enumerate(merges[: pieces - count], pieces):
         nodes[made] = sorted(nodes.pop(a) + nodes.pop(b))
@@ -118,11 +118,11 @@ def nodes_at(pieces: int, merges: Sequence[Merge], count: int) -> dict[int, list
 
 
 def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
-    """Ward's hierarchical clustering of n x d weighted points, by nearest-neighbour chains (Murtagh, 1983; O(n^2 d)).
+    """Cluster n x d weighted points by Ward's method, with nearest-neighbour chains (Murtagh, 1983; O(n^2 d)).
 
     Returns:
-        (cost, a, b) for each merge of the clusters of the points a and b, in ascending order of the cost, which is by
-        how much the sum of squares rises.
+        (cost, a, b) for every merge of the clusters of the points a and b, in ascending order of the cost, which is the
+        rise of the sum of squares.
     """
     centres, sizes = points.copy(), weights.copy()
     alive = np.ones(len(points), bool)
@@ -148,7 +148,7 @@ def ward(points: Numbers, weights: Numbers) -> list[tuple[float, int, int]]:
 
 
 def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]) -> list[Merge]:
-    """Pairs of centroids whose clusters merge: first inside the groups, then the groups, each in order of cost."""
+    """Return pairs of centroids whose clusters merge, by cost: first inside the groups, then the groups."""
     inside: list[tuple[float, int, int]] = []
     middles, totals, firsts = [], [], []
     for group in np.unique(group_of):
@@ -162,7 +162,7 @@ def _order(centroids: Numbers, weights: Numbers, group_of: npt.NDArray[np.int64]
 
 
 def numbered(order: Sequence[Merge], count: int, pieces: int) -> tuple[npt.NDArray[np.int64], tuple[Merge, ...]]:
-    """The piece of each of ``count`` centroids, and the merges of the pieces as pairs of nodes."""
+    """Return the pieces of ``count`` centroids, and the merges of the pieces as pairs of nodes."""
     cluster = np.arange(count)
     for a, b in order[: count - pieces]:
         cluster[cluster == cluster[b]] = cluster[a]
@@ -204,9 +204,9 @@ class Parts:
     """P parts of a group, the finest that are offered, and the order in which they merge.
 
     Attributes:
-        of_centroid: The part of each centroid of the cut (int64, M); -1: it belongs to another group.
-        sizes: The number of images of the fit in each part (P), by which the parts are ordered.
-        images: The number of all images in each, those that came after the fit too.
+        of_centroid: The parts of the centroids of the cut (int64, M); -1: it belongs to another group.
+        sizes: Numbers of images of the fit in the parts (P), by which the parts are ordered.
+        images: Numbers of all images in the parts, those that came after the fit too.
         merges: ``merges[j]`` joins two nodes into node P + j; part i is node i (P - 1).
     """
 
@@ -215,17 +215,12 @@ class Parts:
     merges: tuple[Merge, ...]
     images: tuple[int, ...]
 
-    def at(self, count: int) -> list[list[int]]:
-        """The parts inside each of ``count`` groups, the largest group first; of equal ones that of the lowest part."""
-        nodes = nodes_at(len(self.sizes), self.merges, count)
-        return sorted(nodes.values(), key=lambda parts: (-sum(self.sizes[part] for part in parts), parts[0]))
-
 
 def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None = None) -> Parts:
-    """The parts of ``group`` by Ward's tree of its centroids.
+    """Return the parts of ``group`` by Ward's tree of its centroids.
 
     Args:
-        counts: How many images are nearest to each centroid (int64, M). A centroid without any goes with the nearest.
+        counts: Number of images by nearest centroid (int64, M). A centroid without any goes with the nearest one.
         all_counts: The same, with those that came after the fit (None: none did).
     """
     own = torch.nonzero(groups.groups == group).flatten()
@@ -240,18 +235,20 @@ def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None 
     of_centroid[own] = torch.from_numpy(part_of)[nearest]
     of_centroid[used] = torch.from_numpy(part_of)
     sizes, images = (
-        tuple(torch.bincount(of_centroid[own], each[own].double()).long().tolist())
-        for each in (counts, counts if all_counts is None else all_counts)
+        tuple(torch.bincount(of_centroid[own], of_images[own].double()).long().tolist())
+        for of_images in (counts, counts if all_counts is None else all_counts)
     )
     return Parts(of_centroid, sizes, merges, images)
 
 
 def split(groups: Cut, parts: Parts, count: int) -> Cut:
-    """The cut with the group of ``parts`` split into ``count``.
+    """Split the group of ``parts`` into ``count``.
 
     The largest keeps the number, the others get the next free ones. No image comes into a group that it was not in.
     """
     numbers = groups.groups.clone()
-    for number, inside in enumerate(parts.at(count)[1:], groups.count):
+    nodes = nodes_at(len(parts.sizes), parts.merges, count).values()
+    by_size = sorted(nodes, key=lambda inside: (-sum(parts.sizes[part] for part in inside), inside[0]))
+    for number, inside in enumerate(by_size[1:], groups.count):
         numbers[torch.isin(parts.of_centroid, torch.tensor(inside))] = number
     return Cut(groups.centroids, numbers)
