@@ -5,6 +5,7 @@ import os
 import re
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,16 @@ def test_a_histogram_counts_every_cluster_once(sizes: list[int]) -> None:
 
 
 # Thumbnails
+
+
+def test_the_encoder_gets_nothing_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow 13 copies nothing of its own accord; older ones copy the colour profile.
+    given: list[dict[Any, Any]] = []
+    monkeypatch.setattr(Image.Image, "save", lambda image, *_, **__: given.append(dict(image.info)))
+    image = Image.new("RGB", (100, 100))
+    image.info |= {"icc_profile": b"canary", "comment": b"canary"}
+    thumbnail(image, 88, 10**6)
+    assert given == [{}]
 
 
 @pytest.mark.parametrize("size", [(60, 20), (1, 1), (1, 3000), (88, 89)])
