@@ -17,8 +17,7 @@ from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DataError
 from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning import Learning
-from deepcluster.learning.heads import CentroidHead
-from deepcluster.learning.instances import WithInstances, repeated_weight
+from deepcluster.learning.heads import CentroidHead, WithInstances, repeated_weight
 from deepcluster.learning.training import renumbered
 from deepcluster.nets.network import build
 from deepcluster.seeding import generator

@@ -15,8 +15,7 @@ from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.images.views import Augmentation, each_once, random_views
 from deepcluster.learning.features import extract
-from deepcluster.learning.heads import CentroidHead
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.place import Place

@@ -287,7 +287,7 @@ import os, sys
 import numpy as np, torch
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import WithInstances
 from deepcluster.nets.network import build
 from tests.loop import loop
 

@@ -21,8 +21,7 @@ from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, new_linear_head
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, WithInstances, new_linear_head
 from deepcluster.place import Place
 from deepcluster.runs import fit as run
 from deepcluster.runtime.partition import Partition

@@ -9,7 +9,7 @@ from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation, each_once, fixed_view, uniform_over_clusters
 from deepcluster.learning import training
 from deepcluster.learning.features import extract
-from deepcluster.learning.instances import WithInstances, instance_loss
+from deepcluster.learning.heads import WithInstances, instance_loss
 from deepcluster.learning.training import Learning, body_optimizer, network_precision
 from deepcluster.nets.network import Network, build
 from deepcluster.place import Place

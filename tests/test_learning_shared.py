@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning.batches import Batch, strides
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import WithInstances
 from deepcluster.nets.network import Network
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator

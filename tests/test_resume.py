@@ -9,8 +9,7 @@ import torch
 from deepcluster import algorithm
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.features import extract
-from deepcluster.learning.heads import CentroidHead
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import build
 from deepcluster.place import Place
 from deepcluster.records import State

@@ -1,6 +1,6 @@
 """How well two assignments of the same images agree. Labels come in after the fact only: nothing is chosen by them.
 
-scikit-learn is imported where it is used: it takes as long as torch, and `predict` does without.
+scikit-learn is imported inside the functions: that takes as long as torch, and `predict` does without.
 """
 
 import math
@@ -75,7 +75,7 @@ def nmi(a: Assignment, b: Assignment) -> float:
 
 
 def compared(previous: Tensor, current: Tensor, processes: Processes = ALONE) -> tuple[float, float]:
-    """The :func:`nmi` of two assignments (int64) of this and the other ranks' rows, and what :func:`changed` says."""
+    """Return :func:`nmi` and :func:`changed` of two assignments (int64), of which every rank gives its rows."""
     one, other, counts = (column.numpy() for column in pair_counts(previous, current, processes).T)
     table = csr_array((counts, (one, other)))
     alone = [np.count_nonzero(table.sum(axis)) == 1 for axis in (0, 1)]
@@ -93,7 +93,7 @@ def _entropy(sizes: npt.NDArray[np.int64]) -> float:
 
 
 def repeated(previous: Tensor, current: Tensor, random: torch.Generator) -> float:
-    """How far an assignment repeats the one before, 0 to 1: their NMI above what chance gives.
+    """Return how far an assignment repeats the one before, 0 to 1: their NMI above what chance gives.
 
     Chance is the NMI with the images in another order. (AMI computes its expectation, which takes minutes for
     thousands of clusters.)
@@ -144,8 +144,7 @@ def contingency(a: Assignment, b: Assignment) -> csr_array:
 
 
 def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
-    """The pairs of values (int64, of at least 0) that occur in this and the other ranks' rows, ascending, each with its
-    number of rows (int64, M x 3), on every rank."""
+    """Return the pairs of values (int64, at least 0) in the rows of all ranks, ascending, and their counts (M x 3)."""
     width = 1 + max(processes.all_gather_json(int(b.max()) if len(b) else 0))
     found, counts = torch.unique(a * width + b, return_counts=True)
     if not processes.alone:

@@ -80,7 +80,7 @@ def block_size(x: Tensor, total: int, least: int = 0) -> int:
 
 
 def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
-    """The blocks of all rows of a ``partition`` that begin in this rank's ``rows``.
+    """Return the blocks of all rows of a ``partition`` that begin in this rank's ``rows``.
 
     They are the same for any number of processes, and so are float32 sums over each: k-means and whitening do not
     depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
@@ -96,7 +96,7 @@ def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
 
 
 def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
-    """A value for each of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
+    """Return a value for each of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
     if partition.processes.alone or rows.block is None:
         return values
     return torch.cat(
@@ -105,15 +105,15 @@ def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
 
 
 def _beyond(part: slice, size: int, total: int) -> Tensor:
-    """The rows after a rank's part that belong to a block which begins in it."""
+    """Return the rows after a rank's part that belong to a block which begins in it."""
     begins_one = -(-part.start // size) * size < part.stop
     return torch.arange(part.stop, min(-(-part.stop // size) * size, total) if begins_one else part.stop)
 
 
 @contextmanager
-def shared_out(x: Tensor, workers: int | None = None) -> Iterator[Rows]:
-    """``x`` as Rows with ``workers`` threads (None: as many as torch uses); none on a GPU, which needs no help."""
-    workers = workers or torch.get_num_threads()
+def shared_out(x: Tensor) -> Iterator[Rows]:
+    """Yield ``x`` as Rows with as many threads as torch uses; none on a GPU, which needs no help."""
+    workers = torch.get_num_threads()
     if x.device.type != "cpu":
         yield Rows(x)
     elif workers == 1:
@@ -169,7 +169,7 @@ LEAST_ROWS = 16
 
 
 def product(weight: Tensor, offset: Tensor) -> Product:
-    """The map x -> x @ weight.T + offset for a weight (K x d) and an offset (K) of one type on one device."""
+    """Return the map x -> x @ weight.T + offset for a weight (K x d) and an offset (K) of one type on one device."""
     onednn = weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn_pays()
     if onednn:
         weight, offset = weight.to_mkldnn(), offset.to_mkldnn()
@@ -199,7 +199,7 @@ CHUNK = 1 << 14  # of the rows that are searched
 def nearest(
     rows: Tensor, k: int, among: Tensor | None = None, *, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The ``k`` rows with the largest product with each row: for rows of length 1 the nearest.
+    """Return the ``k`` rows with the largest product with each row: for rows of length 1 the nearest.
 
     Args:
         rows: N x d.
@@ -212,37 +212,27 @@ def nearest(
     """
     others = rows if among is None else among
     count = min(k, len(others) - (among is None))
-    products = torch.empty(len(rows), count)
-    numbers = torch.empty(len(rows), count, dtype=torch.int64)
+    products, numbers = torch.empty(len(rows), count), torch.empty(len(rows), count, dtype=torch.int64)
     size = SCORES // max(1, min(len(others), CHUNK))
     for begin in range(0, len(rows) if count else 0, size):
         part = rows[begin : begin + size]
-        best = [
-            _best(part, begin if among is None else None, others, first, count, offsets)
-            for first in range(0, len(others), CHUNK)
-        ]
-        values, columns = best[0]
-        if len(best) > 1:
-            values, order = torch.cat([each[0] for each in best], 1).topk(count, 1)
-            columns = torch.cat([each[1] for each in best], 1).gather(1, order)
-        products[begin : begin + size], numbers[begin : begin + size] = values, columns
+        best: tuple[Tensor, Tensor] | None = None
+        for first in range(0, len(others), CHUNK):
+            chunk = others[first : first + CHUNK]
+            scores = part @ chunk.T
+            if offsets is not None:
+                scores -= offsets[first : first + CHUNK]
+            if among is None:  # a row is not its own neighbour
+                own = torch.arange(begin, begin + len(part)) - first
+                inside = torch.nonzero((own >= 0) & (own < len(chunk))).flatten()
+                scores[inside, own[inside]] = -torch.inf
+            values, columns = scores.topk(min(count, len(chunk)), 1)
+            columns += first
+            if best is not None:
+                values, columns = torch.cat([best[0], values], 1), torch.cat([best[1], columns], 1)
+                values, order = values.topk(min(count, values.shape[1]), 1)
+                columns = columns.gather(1, order)
+            best = values, columns
+        assert best is not None
+        products[begin : begin + size], numbers[begin : begin + size] = best
     return products, numbers
-
-
-def _best(
-    part: Tensor, begin: int | None, others: Tensor, first: int, count: int, offsets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The best of the chunk of ``others`` that begins at ``first``.
-
-    begin: The number among ``others`` of the first row of ``part``, where they are to be told from themselves.
-    """
-    chunk = others[first : first + CHUNK]
-    products = part @ chunk.T
-    if offsets is not None:
-        products -= offsets[first : first + CHUNK]
-    if begin is not None:
-        own = torch.arange(begin, begin + len(part)) - first
-        inside = torch.nonzero((own >= 0) & (own < len(chunk))).flatten()
-        products[inside, own[inside]] = -torch.inf
-    values, columns = products.topk(min(count, len(chunk)), 1)
-    return values, columns + first

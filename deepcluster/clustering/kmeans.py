@@ -4,7 +4,7 @@ A block of rows is finished while it is in the cache: product with the centroids
 cluster.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from deepcluster.clustering.blocks import Rows, check_not_tiny, extended, in_whole_blocks, matrix, product, shared_out
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import derive, generator
 
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
@@ -34,7 +33,7 @@ REACH = 16_000.0
 
 
 def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype) -> Tensor:
-    """K x (d + 1), float64: the sum of the rows that are nearest to each centroid, and in the last column their number.
+    """Return the sums of the rows nearest to each centroid, and their numbers: float64, K x (d + 1).
 
     Scores are computed in ``dtype``, the sums in float32 over a block and in float64 over the blocks.
     """
@@ -43,12 +42,12 @@ def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def label_sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
-    """The same for given labels (int64, N)."""
+    """Return the same for given labels (int64, N)."""
     return _add_up(rows, k, lambda begin, block: labels[begin : begin + len(block)])
 
 
 def place(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The nearest centroid (int64, N) of each row, by scores in ``dtype``, and the squared distance (float32, N) to it.
+    """Return the nearest centroid (int64, N) of the rows, by scores in ``dtype``, and the squared distances (float32).
 
     The distance is a sum of squares and not a difference of products: exactly 0 where row and centroid are equal.
     """
@@ -69,10 +68,10 @@ def place(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> 
 
 
 def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
-    """A function from rows to the nearest of K x d ``centroids``: argmax of x.c - c.c/2, as many as the cache holds.
+    """Return a function from rows to the nearest of K x d ``centroids``: argmax of x.c - c.c/2, chunk by chunk.
 
-    The scores are differences of large numbers where the rows are far from zero, so they are taken around the mean of
-    the centroids where that is farther away than the centroids are from it.
+    The scores are differences of large numbers if the rows are far from zero, so they are taken around the mean of the
+    centroids if that is farther away than the centroids are from it.
     """
     on_cpu = centroids.device.type == "cpu"
     chunk = max(LEAST_CHUNK, (SCORES[dtype] if on_cpu else SCORES_ON_GPU) // len(centroids))
@@ -92,7 +91,7 @@ def assigner(centroids: Tensor, dtype: torch.dtype = torch.float32) -> Assign:
 
 
 def exact_enough(rows: Tensor, centroids: Tensor) -> torch.dtype:
-    """float32, or float64 if float32 cannot tell the centroids apart; by a sample of the ``rows``.
+    """Return float32, or float64 if float32 cannot tell the centroids apart, by a sample of the ``rows``.
 
     The error of all scores is that of the longest centroid's: it must be small beside what rows are from theirs.
     """
@@ -106,50 +105,36 @@ def exact_enough(rows: Tensor, centroids: Tensor) -> torch.dtype:
 
 
 def _squared_lengths(x: Tensor) -> Tensor:
-    """By float64, without a copy of x in it."""
+    """Compute them in float64, without a float64 copy of x."""
     lengths: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     return lengths.square()
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """The first of the largest in each row. On a CPU by numpy: 4 % of the product's time, where torch takes 30 %."""
+    """Return the first of the largest in each row. On a CPU by numpy: 4 % of the product's time; torch takes 30 %."""
     return scores.argmax(1) if scores.device.type != "cpu" else torch.from_numpy(scores.numpy().argmax(1))
 
 
 def least_block(k: int) -> int:
-    """Rows in a block at least: its sums are of k rows however few it has itself."""
+    """Return the least number of rows in a block: its sums may have k rows, however few it has itself."""
     return 4 * k
 
 
 def _add_up(rows: Rows, k: int, assign: Callable[[int, Tensor], Tensor]) -> Tensor:
-    sums = torch.zeros(k, rows.x.shape[1], dtype=torch.float64, device=rows.x.device)
-    sizes = torch.zeros(k, dtype=torch.int64, device=rows.x.device)
-    blocks: Iterable[tuple[Tensor | None, Tensor, Tensor]] = rows.blocks(
-        lambda begin, block: segment_sums(block, assign(begin, block), k), least=least_block(k)
-    )
-    for clusters, block_sums, block_sizes in blocks:
-        if clusters is None:
-            sums += block_sums
-            sizes += block_sizes
-        else:
-            sums.index_add_(0, clusters, block_sums.double())
-            sizes.index_add_(0, clusters, block_sizes)
-    totals = torch.empty(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
-    totals[:, :-1], totals[:, -1] = sums, sizes
+    totals = torch.zeros(k, rows.x.shape[1] + 1, dtype=torch.float64, device=rows.x.device)
+    blocks = rows.blocks(lambda begin, block: segment_sums(block, assign(begin, block), k), least=least_block(k))
+    for clusters, sums, sizes in blocks:
+        totals.index_add_(0, clusters, torch.cat([sums.double(), sizes.double().unsqueeze(1)], 1))
     return totals
 
 
-def segment_sums(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Clusters (int64, C), the sum of the rows of each (C x d) and their number (int64, C).
+def segment_sums(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the clusters (int64, C) that occur, the sums of their rows (C x d) and their sizes (int64, C).
 
-    All K clusters, said by None, where x has as many rows, else those that occur. Rows are added in their order, one
-    after the other: no atomic additions, so the sums are always the same.
+    Rows are added in their order, one after the other: no atomic additions, so the sums are always the same.
     """
     order = _sorted_order(labels, k)
-    if k <= len(x):
-        clusters, sizes = None, torch.bincount(labels, minlength=k)
-    else:
-        clusters, sizes = torch.unique_consecutive(labels[order], return_counts=True)
+    clusters, sizes = torch.unique_consecutive(labels[order], return_counts=True)
     return clusters, F.embedding_bag(order, x, sizes.cumsum(0) - sizes, mode="sum"), sizes
 
 
@@ -177,13 +162,12 @@ def kmeans(
     precision: str = "auto",
     empty: str = "split",
     spherical: bool = False,
-    workers: int | None = None,
     partition: Partition | None = None,
 ) -> Clustering:
     """Group N rows into ``k`` clusters: y_i = argmin_k ||x_i - c_k||^2 (paper, equation 2).
 
-    Where there are at least k distinct rows no cluster is empty (but for ``empty="faiss"``). Deterministic on one
-    machine for given arguments, and the same for any number of workers and processes.
+    If there are at least k distinct rows, no cluster is empty (but for ``empty="faiss"``). Deterministic on one
+    machine for given arguments, and the same for any number of threads and ranks.
 
     Args:
         x: N x d, of any floating type, also a mapped file; read once an iteration and not copied. This rank's rows; the
@@ -197,7 +181,6 @@ def kmeans(
         empty: The place for a centroid without rows: "split", next to a large cluster's; "sample", on a random row;
             "faiss" splits as faiss does, and so the paper's code, and may leave some empty in the end.
         spherical: Centroids have length 1; for rows of length 1.
-        workers: Threads. None: as many as torch uses.
         partition: Which rank has which rows; an iteration exchanges one k x (d + 1) sum. None: one process has all.
 
     Raises:
@@ -214,8 +197,6 @@ def kmeans(
         raise ValueError(f"empty={empty!r}: choose {' or '.join(EMPTY_POLICIES)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose {' or '.join(PRECISIONS)}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers} must be at least 1")
     start = None if start is None else torch.as_tensor(start).detach().to(x.device)
     _check_start(start, len(x), k, width)
     chosen = torch.randperm(partition.total, generator=generator(seed, "k-means sample"))[:SAMPLE]
@@ -227,7 +208,7 @@ def kmeans(
     reseed = policies[empty]
 
     def update(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
-        """The centroids from the sums of an assignment, and how many of them had no rows."""
+        """Return the centroids from the sums of an assignment, and how many of them had no rows."""
         totals = processes.all_reduce(totals)
         if not torch.isfinite(totals).all():
             raise walk.not_finite(processes)
@@ -239,7 +220,7 @@ def kmeans(
             centroids[vacant] = finish(reseed(centroids, sizes, len(vacant), random))
         return centroids, len(vacant)
 
-    with shared_out(x, workers) as walk:
+    with shared_out(x) as walk:
         blocks = in_whole_blocks(walk, partition, least_block(k))
         reseeded = done = 0
         if start is None:
@@ -257,18 +238,15 @@ def kmeans(
             if not vacant and torch.equal(centroids, before):  # all further iterations would give the same
                 break
         scores = exact_enough(sample, centroids)
-        labels, distances = place(walk, centroids, scores)
+        clustering, distances = _assigned(walk, partition, centroids, scores, done, reseeded)
         if processes.any(not torch.isfinite(distances).all()):
             raise walk.not_finite(processes)
-        sizes, inertia = _sizes_and_inertia(labels, distances, k, processes)
-        check_not_tiny(x, inertia / partition.total, processes)
-        clustering = Clustering(labels, centroids, sizes, inertia, done, reseeded)
+        check_not_tiny(x, clustering.inertia / partition.total, processes)
         return clustering if empty == "faiss" else _repaired(clustering, walk, partition, distances, scores)
 
 
 def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
-    """The k-means of least inertia, from spread starts (k-means++): with few centroids they are worth their time."""
-
+    """Return the k-means of least inertia from spread starts (k-means++), worth their time for few centroids."""
     from sklearn.cluster import kmeans_plusplus
 
     def once(start: int) -> Clustering:
@@ -280,12 +258,12 @@ def best_of(starts: int, rows: Tensor, k: int, seed: int) -> Clustering:
 
 
 def means(x: Tensor, labels: Tensor, k: int, partition: Partition | None = None) -> Tensor:
-    """The mean (float32, k x d) of the rows of each of ``k`` clusters; zeros where one has none.
+    """Return the means (float32, k x d) of the rows of ``k`` clusters; zeros for an empty one.
 
     With a ``partition``, ``x`` and ``labels`` are this rank's; the means are the same for any number of ranks.
     """
     partition = partition or Partition.single(len(x))
-    with shared_out(matrix(x), None) as walk:
+    with shared_out(matrix(x)) as walk:
         blocks = in_whole_blocks(walk, partition, least_block(k))
         labels = extended(labels.to(walk.x.device), blocks, partition)
         totals = partition.processes.all_reduce(label_sums(blocks, labels, k))
@@ -304,32 +282,35 @@ def _check_start(start: Tensor | None, rows: int, k: int, width: int) -> None:
         raise ValueError(f"start has shape {tuple(start.shape)}, but k x d is {(k, width)}")
 
 
+def _assigned(
+    walk: Rows, partition: Partition, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
+) -> tuple[Clustering, Tensor]:
+    """Return the clustering of the rows by these centroids, and the distances of this rank's rows."""
+    labels, distances = place(walk, centroids, scores)
+    sizes = partition.processes.all_reduce(torch.bincount(labels, minlength=len(centroids)))
+    inertia = partition.processes.all_reduce(distances.sum(dtype=torch.float64)).item()
+    return Clustering(labels, centroids, sizes, inertia, iterations, reseeded), distances
+
+
 def _repaired(
-    found: Clustering, walk: Rows, partition: Partition, distances: Tensor, scores: torch.dtype
+    clustering: Clustering, walk: Rows, partition: Partition, distances: Tensor, scores: torch.dtype
 ) -> Clustering:
     """Move empty clusters onto rows that have a distance. The inertia falls each time, so it ends."""
-    centroids, k = found.centroids, len(found.centroids)
-    while len(vacant := torch.nonzero(found.sizes == 0).flatten()):
+    centroids = clustering.centroids
+    while len(vacant := torch.nonzero(clustering.sizes == 0).flatten()):
         far = _farthest_distinct(walk.x, partition, distances, len(vacant))
         if not len(far):
             break  # every row is on its centroid: there are fewer than k distinct rows
         centroids[vacant[: len(far)]] = far
-        before = found.inertia
-        labels, distances = place(walk, centroids, scores)
-        sizes, inertia = _sizes_and_inertia(labels, distances, k, partition.processes)
-        found = Clustering(labels, centroids, sizes, inertia, found.iterations, found.reseeded + len(far))
-        if inertia >= before:
+        before, reseeded = clustering.inertia, clustering.reseeded + len(far)
+        clustering, distances = _assigned(walk, partition, centroids, scores, clustering.iterations, reseeded)
+        if clustering.inertia >= before:
             break  # only rounding is left to gain
-    return found
-
-
-def _sizes_and_inertia(labels: Tensor, distances: Tensor, k: int, processes: Processes) -> tuple[Tensor, float]:
-    sizes = processes.all_reduce(torch.bincount(labels, minlength=k))
-    return sizes, processes.all_reduce(distances.sum(dtype=torch.float64)).item()
+    return clustering
 
 
 def _random_rows(x: Tensor, partition: Partition, k: int, random: torch.Generator) -> Tensor:
-    """k rows drawn without replacement, and distinct as far as there are distinct ones."""
+    """Draw k rows without replacement, distinct ones as long as there are any."""
     order = torch.randperm(partition.total, generator=random)
     count = k
     while True:
@@ -345,7 +326,7 @@ def _random_rows(x: Tensor, partition: Partition, k: int, random: torch.Generato
 
 
 def first_occurrences(x: Tensor) -> Tensor:
-    """Ascending indices of the rows that equal no earlier row."""
+    """Return the indices, ascending, of the rows that equal no earlier row."""
     # Compared as bytes, which is 5 times faster than torch.unique(dim=0). Adding 0 makes -0 and 0 the same.
     whole = (x + 0.0).cpu().contiguous().numpy()
     whole = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize))).ravel()

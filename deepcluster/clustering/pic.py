@@ -66,7 +66,7 @@ def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
 
 
 def _nearest(x: Tensor, count: int) -> tuple[Indices, Numbers]:
-    """The ``count`` nearest other rows of each row, nearest first, and the squared distances to them: N x count."""
+    """Return the ``count`` nearest other rows of every row, nearest first, and their squared distances: N x count."""
     x = x.float()
     _, numbers = nearest(x, count, offsets=x.square().sum(1) / 2)
     distances = torch.empty(len(x), count, dtype=torch.float64)
@@ -96,7 +96,7 @@ def _masses(ties: csr_array) -> Numbers:
 
 
 def _leads_to(ties: csr_array, masses: Numbers) -> Indices:
-    """The local maximum that each row leads to; its own number where it is one."""
+    """Return the local maximum that each row leads to; its own number where it is one."""
     pairs = ties.tocoo()
     gains = pairs.data * (masses[pairs.col] - masses[pairs.row])
     order = np.lexsort((pairs.col, -gains, pairs.row))  # of a row's neighbours the best first

@@ -101,7 +101,7 @@ def whiten(
 
 
 def _broadcast(processes: Processes, root: bool, make: Callable[[], Whitening]) -> Whitening:
-    """The map that the main rank makes, on all ranks."""
+    """Return the map that the main rank makes, on all ranks."""
 
     def tensors() -> dict[str, Tensor]:
         made = make()
@@ -119,7 +119,7 @@ def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: flo
 
 
 def square_roots(rows: Tensor) -> Tensor:
-    """The square roots of float32 features, with their signs, as rows of length 1 (power normalisation).
+    """Return the square roots of float32 features, with their signs, as rows of length 1 (power normalisation).
 
     Few large features then decide less; where none is negative, products of rows compare them as shares (Hellinger).
     """
@@ -160,7 +160,7 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device, root: boo
 
 
 def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
-    """The sum of the rows (D) and their products with each other (D x D)."""
+    """Return the sum of the rows (D) and their products with each other (D x D)."""
     if centred.shape[1] <= NARROW:
         centred = centred.double()
     total = centred.sum(0).double().cpu()
@@ -171,7 +171,7 @@ def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
 
 
 def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions]:
-    """The ``count`` largest eigenvalues (descending) and their eigenvectors as columns."""
+    """Return the ``count`` largest eigenvalues (descending) and their eigenvectors as columns."""
     width = len(covariance)
     if width < WIDE:
         values, vectors = eigh(covariance, driver="evd")

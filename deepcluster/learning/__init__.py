@@ -1,8 +1,7 @@
 """Step 5, from features to pseudo-labels and back: what the network learns, and from what."""
 
 from deepcluster.learning.features import extract
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, new_linear_head
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head
 from deepcluster.learning.training import Learning, train_on_pseudo_labels
 
 __all__ = [

@@ -74,7 +74,7 @@ def batches(
 
 
 def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
-    """A sample of images for each rank: equal parts, filled up with its first images where it is too short.
+    """Return a sample of images for each rank: equal parts, filled up with its first images where it is too short.
 
     At least two images each, as batch normalisation has no variance of one.
     """

@@ -59,7 +59,7 @@ class Learning:
     reuse_features: bool = False
 
     def lr_at(self, time: float) -> float:
-        """The learning rate of the body at a ``time`` in rounds."""
+        """Return the learning rate of the body at a ``time`` in rounds."""
         return self.lr(time) if callable(self.lr) else self.lr
 
 
@@ -80,7 +80,7 @@ def body_optimizer(network: Network, learning: Learning, momentum: Sequence[Tens
 
 
 def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
-    """The momentum of each parameter; an empty tensor where there is none yet."""
+    """Return the momentum of each parameter; an empty tensor where there is none yet."""
     states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
     buffers = [state.get("momentum_buffer") for state in states]
     return tuple(torch.empty(0) if buffer is None else buffer for buffer in buffers)

@@ -90,7 +90,7 @@ def sobel_filter() -> nn.Sequential:
 
 
 def wrong_size(name: str, image_size: int) -> UsageError:
-    """The error for images of another size: the first linear layer fits only one size of the last feature map."""
+    """Return the error for images of another size: the first linear layer fits one size of the last feature map."""
     return UsageError(
         f"{name} takes images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, not of {image_size}: "
         f"use --image-size {IMAGE_SIZE}, or --backbone compact for small images"
@@ -114,7 +114,7 @@ def _empty_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padd
 
 
 def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with weights from N(0, 0.01) and bias 0 (paper section 3; DeepCluster code, main.py)."""
+    """Return a linear layer with weights from N(0, 0.01) and bias 0 (paper section 3; DeepCluster code, main.py)."""
     head = with_memory(nn.Linear(features, clusters, device="meta"))
     with torch.no_grad():
         head.weight.normal_(0.0, 0.01, generator=generator)
@@ -123,5 +123,5 @@ def reset_linear(features: int, clusters: int, generator: torch.Generator) -> nn
 
 
 def with_memory(layer: Layer) -> Layer:
-    """A layer of the meta device moved to the CPU, values not set; it stays inside ``with torch.device("meta")``."""
+    """Move a layer of the meta device to the CPU, values not set; inside ``with torch.device("meta")`` it stays."""
     return layer if torch.get_default_device().type == "meta" else layer.to_empty(device="cpu")

@@ -47,12 +47,12 @@ class OfficialWeights:
 
     @property
     def clusters(self) -> int | None:
-        """The number K of pseudo-labels of the last round, if the file has their classifier."""
+        """Return the number K of pseudo-labels of the last round, if the file has their classifier."""
         return None if self.head is None else len(self.head[1])
 
     @property
     def text(self) -> str:
-        """A description in one line."""
+        """Return a description in one line."""
         net = self.backbone.removeprefix("timm:") + (" behind a Sobel filter" if self.sobel else "")
         head = f", with the classifier of {self.clusters:,} pseudo-labels" if self.head else ""
         modules = dict.fromkeys(name.removeprefix("module.").split(".")[0] for name in self.dropped)

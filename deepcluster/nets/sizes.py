@@ -11,7 +11,7 @@ USUAL_STEP = 32  # px, for networks that have no patches but cannot take every s
 
 @cache
 def only_size(name: str, preferred: int) -> int | None:
-    """The image size, px, of a network that is built for one size; None if it takes any.
+    """Return the image size, px, of a network that is built for one size; None if it takes any.
 
     Such networks are mostly transformers. The size is the nearest to ``preferred`` that whole patches cover, or that of
     timm's weights if timm cannot build the network for it. For the paper's networks it is ``preferred``.

@@ -19,7 +19,7 @@ from deepcluster.seeding import lent_global
 
 
 def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-    """The timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it.
+    """Return the timm network ``name`` (with its prefix) without its last layer, and timm's configuration of it.
 
     Raises:
         UsageError: timm has no such network, or not for this image size.
@@ -46,7 +46,7 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
 
 
 def pooling(name: str) -> dict[str, str]:
-    """The argument of timm for how the authors of a network make one vector of its tokens; none where timm knows.
+    """Return timm's argument for how the authors of a network make one vector of its tokens; none if timm knows.
 
     timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages where the authors
     do, without class token and registers. Of DINOv3 it averages too, where its authors take the class token.
@@ -55,7 +55,7 @@ def pooling(name: str) -> dict[str, str]:
 
 
 def timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The top-level modules around timm's last layers: ``head.fc``, ``("head.l", "head_dist.l")``, ... or none at all.
+    """Return the top-level modules around timm's last layers (``head.fc``, ``("head.l", "head_dist.l")``, or none).
 
     The whole module, because some have a normalisation before the last layer (``head.bn``) that is dropped with it.
     """
@@ -64,7 +64,7 @@ def timm_heads(classifier: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file by timm's names, with position tables resampled to the model's image size.
+    """Return the tensors of a file by timm's names, with position tables resampled to the model's image size.
 
     By the function that timm applies to the files of the model's authors. A file that it cannot convert comes back as
     it is. A convolution of another size is not resampled: its file is for another network.

@@ -24,7 +24,7 @@ HEADS = ("head", "top_layer")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file, at its top level or under ``state_dict`` or another of ``WRAPPERS``.
+    """Return the named tensors of a file, at its top level or under ``state_dict`` or another of ``WRAPPERS``.
 
     Raises:
         ModelError: The file is missing or damaged, has code in it, or holds no named tensors.
@@ -33,7 +33,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | Path) -> object:
-    """The content of a ``.safetensors`` file, or of any other file that ``torch.load`` reads without code, on the CPU.
+    """Return the content of a ``.safetensors`` file, or of another that ``torch.load`` reads without code, on the CPU.
 
     Raises:
         ModelError: The file is missing or damaged, or has code in it.
@@ -68,7 +68,7 @@ def _reason(error: Exception) -> str:
 
 
 def named_tensors(content: object, path: str | Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors that ``content`` is, or that it wraps. ModelError if there is none."""
+    """Return the mapping of names to tensors that ``content`` is, or that it wraps. ModelError if there is none."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
@@ -137,7 +137,7 @@ def load_body(
 
 
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """The names that are missing, left over, and of another shape (with both shapes)."""
+    """Return the names that are missing, left over, and of another shape (with both shapes)."""
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in expected]
     misshapen = [
@@ -202,7 +202,7 @@ def readable(path: Path) -> Iterator[Path | BinaryIO]:
 
 
 def _translated(head: bytes) -> tuple[bytes, int]:
-    """The pickles at the start of a file in today's opcodes, and where they end. Unchanged if they cannot be parsed."""
+    """Return the pickles at the start of a file in today's opcodes, and their end; unchanged if they cannot be read."""
     pickles, stream = bytearray(), io.BytesIO(head)
     try:
         for _ in range(PICKLES):
@@ -248,7 +248,7 @@ def shapes_only() -> Iterator[None]:
 
 
 def working_memory(body: nn.Module, size: int) -> int:
-    """A lower bound of the bytes that one image of ``size`` px takes in a network that does not learn.
+    """Return a lower bound of the bytes that one image of ``size`` px takes in a network that does not learn.
 
     That is the largest sum of a layer's input and output. Computed on the meta device; the first call takes 2 s.
     """

@@ -14,8 +14,7 @@ from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, new_linear_head
-from deepcluster.learning.instances import WithInstances
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head
 from deepcluster.learning.training import Learning, LearningRate
 from deepcluster.nets.network import Network, build, copy_of_module
 from deepcluster.nets.sizes import MODULE
