@@ -18,6 +18,7 @@ from torch.optim import SGD
 from deepcluster.cli import run_command
 from deepcluster.clustering import kmeans, whiten
 from deepcluster.images.views import Augmentation, each_once, uniform_over_clusters
+from deepcluster.learning.heads import Outputs
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
 from tests.drawings import KINDS, draw
@@ -50,6 +51,23 @@ def test_own_loop(output_of, few_digits):
     *rounds, last = output_of("own_loop.py", "1")
     assert [line.split(":")[0] for line in rounds] == ["round 0"]
     assert float(last.split()[3]) > 0.5  # NMI
+
+
+def test_change_a_step(output_of, few_digits):
+    names = runpy.run_path(str(EXAMPLES / "change_a_step.py"))
+    rows = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    (clustering,), current = names["ward"](rows, [5], None, seed=0, round=0, partition=None)
+    assert torch.equal(clustering.labels, current) and clustering.occupied == 5
+    _, followed = names["ward"](rows, [5], current[:, None], seed=0, round=1, partition=None)
+    assert torch.equal(followed, current)  # the rows are the same
+
+    logits, labels = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([[0], [3], [4]])
+    outputs = Outputs(torch.zeros(6, 2), logits, labels, [5], torch.arange(3))  # two views of three images
+    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels[:, 0].repeat(2))
+    assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, None)[0], expected)
+
+    (line,) = output_of("change_a_step.py", "1")
+    assert float(line.split()[-1]) > 0.5
 
 
 @pytest.mark.slow
