@@ -31,7 +31,9 @@ QUICK = {"--rounds": "1", "--epochs": "1"}  # for fit, where the page does not s
 # Parsed, but not run, because ...
 NOT_RUN = {
     "--weights timm": "it downloads",
+    "--backbone photos-ssl": "it downloads",
     "deepcluster fetch": "it downloads",
+    "--open": "it opens a browser",
     "imagenet/": "nobody has that at hand",
     "runs/imagenet": "nobody has that at hand",
     "cifar10/": "nobody has that at hand",
@@ -41,9 +43,12 @@ NOT_RUN = {
     "--recipe mine.toml": "AlexNet at 224 px takes minutes",
     "--device cuda": "the machines that run the tests have no GPU",
 }
-SHARED = "several-gpus.md"  # the page on which torchrun is run
+SHARED = "long-runs.md"  # the page on which torchrun is run
 # Run on these pages alone, with so many rounds, as it takes many seconds.
-FEW = {"fit sklearn:digits -k 10 --labels folders -o runs/digits": {"README.md": "0", "digits.md": "1"}}
+FEW = {
+    "fit sklearn:digits -k 10 --rounds 10 -o runs/digits": {"README.md": "0"},
+    "fit sklearn:digits -k 10 --labels folders -o runs/digits": {"first-run.md": "1"},
+}
 # Run where the package is there; make test does not install it.
 NEEDS = {
     "--to parquet": "pyarrow",
@@ -105,6 +110,8 @@ class Sandbox:
             assert Path(words[1]).name in text_of(ROOT / "tests/test_examples.py"), f"{words[1]} is to be run there"
         elif words[0] == "python" and words[1].startswith("benchmarks/"):
             check_benchmark(words[1], [word for word in words[2:] if word.startswith("--")])
+        elif words[0] == "git":
+            assert words[1] == "clone", line
         elif words[0] == "make":
             rules = re.findall(r"^(\w[\w-]*):", text_of(ROOT / "Makefile"), re.MULTILINE)
             assert {word for word in words[1:] if "=" not in word} <= set(rules), line
@@ -124,6 +131,8 @@ class Sandbox:
         target = arguments.pop() if ">" in arguments else ""
         arguments = [word for word in arguments if word != ">"]
         if arguments[0] == "fit" and not {"--dry-run", "--features"} & {*arguments}:
+            if few and "--rounds" in arguments:
+                arguments[arguments.index("--rounds") + 1] = few[self.page.name]
             quick = QUICK | ({"--rounds": few[self.page.name]} if few else {})
             arguments += [word for option in quick.items() if option[0] not in arguments for word in option]
         if arguments[0] == "apply":
