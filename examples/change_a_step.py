@@ -19,12 +19,9 @@ from deepcluster.nets import build
 
 
 def ward(rows, clusters, previous, *, seed, round, partition):
-    """Step 4: k-means that starts from Ward's tree. Follow the previous clusters into this round's features, too."""
+    """Step 4: k-means that starts from Ward's tree, instead of from random images."""
     tree = AgglomerativeClustering(clusters[0]).fit(rows.numpy())
-    clustering = kmeans(rows, clusters[0], start=torch.from_numpy(tree.labels_))
-    if previous is None:
-        return (clustering,), clustering.labels
-    return (clustering,), kmeans(rows, clusters[0], start=previous[:, 0]).labels
+    return (kmeans(rows, clusters[0], start=torch.from_numpy(tree.labels_)),)
 
 
 class SmoothedLoss(CrossEntropy):

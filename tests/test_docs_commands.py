@@ -135,6 +135,14 @@ def test_links_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_source_files_in_the_pages_exist():
+    folders = ("", "deepcluster", "examples", "examples/research", "benchmarks", "tests")
+    for page in PAGES:
+        if page.name not in HISTORY:
+            for name in re.findall(r"`([\w/.]+/\w+\.py|[a-z_]+\.py)`", prose(page)):
+                assert any((ROOT / folder / name).exists() for folder in folders), f"{page.name}: {name}"
+
+
 def test_pictures_are_shown_somewhere_and_small():
     shown = "".join(map(text_of, PAGES))
     for picture in (ROOT / "docs").glob("*.*p*g"):
