@@ -110,7 +110,7 @@ WINDOWS = {
     "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 3),
     "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 3),
     "between the rounds": ("deepcluster.runs.train:History.add", 2),
-    "before the first result": ("deepcluster.runs.result:conclude", 1),
+    "before the first result": ("deepcluster.runs.result:result_of", 1),
     "before the result": ("deepcluster.runs.writer:ResultWriter.final", 1),
     "before a result is current": ("deepcluster.storage.state:commit", 1),
     "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),

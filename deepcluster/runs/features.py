@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ def fit_features(given: str | Path | GivenFeatures, request: Request, display: D
         DeepClusterError: It says what to do.
     """
     clock = Clock(request.begun)
-    _check_request(request)
+    choose_device(request.device)
     with working_on(CPU):
         place = Path(given) if isinstance(given, str | Path) else None
         given = read_features(given) if isinstance(given, str | Path) else given
@@ -72,33 +71,25 @@ def fit_features(given: str | Path | GivenFeatures, request: Request, display: D
         return files.open_run(out)
 
 
-def _check_request(request: Request) -> None:
-    """Raise UsageError if something is asked for that only a network can do."""
-    choose_device(request.device)
-    others = sorted((request.options or {}).keys() - OPTIONS)
+def _recipe(request: Request, count: int) -> Recipe:
+    """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md).
+
+    Raises:
+        UsageError: An option concerns images or training.
+    """
+    options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     if request.recipe != "auto":
         raise UsageError(
             f"--recipe {request.recipe} is for images: with --features no network is trained; leave it out"
         )
-    if others:
+    if others := sorted((request.options or {}).keys() - OPTIONS):
         raise UsageError(
             f"{', '.join(others)}: for images; with --features no network is trained. What counts there: -k, --seed,"
             f" --labels and --set {', '.join(sorted(OPTIONS))}"
         )
-
-
-def _recipe(request: Request, count: int) -> Recipe:
-    """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md)."""
-    clusters = max(5 * (request.n_clusters or 0), count // 100, 2)
-    chosen: dict[str, Any] = {
-        "whitening": 0.25,
-        "pseudo_labels": min(clusters, max(1, count // 20)),
-        "rounds": 0,
-        "grouping": "embedding",
-    }
-    options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
-    recipe = Recipe(**{**chosen, **options})
-    return replace(recipe, pseudo_labels=max(1, min(recipe.pseudo_labels, count)))
+    clusters = min(max(5 * (request.n_clusters or 0), count // 100, 2), max(1, count // 20))
+    chosen = {"whitening": 0.25, "pseudo_labels": clusters, "rounds": 0, "grouping": "embedding", **options}
+    return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 
 def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:

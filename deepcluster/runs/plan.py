@@ -13,10 +13,11 @@ from torch import nn
 
 from deepcluster.errors import DeepClusterWarning, ModelError, UsageError
 from deepcluster.images import Source
+from deepcluster.images.source import is_run
 from deepcluster.images.store import Store, preview
 from deepcluster.nets.hub import PUBLISHED, fetch, local_file
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
-from deepcluster.recipe import AUTO, Recipe
+from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs import resume as resuming
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
@@ -147,7 +148,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
         DeepClusterError: An option cannot be used, or the run to be resumed has other options or images.
     """
     out = free_path(source, request)
-    if request.resume and resuming.has_begun(out):
+    if request.resume and is_run(out) and files.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
         return _resumed(out, source, request)
     facts = facts_of(source, request)
     check_groups(request.n_clusters, facts.count)
@@ -161,7 +162,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
 def _resumed(out: Path, source: Source, request: Request) -> Begun:
     """Continue a run by its own recipe. Only the options that the command names are compared with it."""
     folder = files.open_run(out)
-    record, recipe = folder.read_record(), resuming.recipe_of_run(folder)
+    record, recipe = folder.read_record(), read_toml(folder.file("recipe.toml"))[1]
     named: dict[str, Any] = {"n_clusters": request.n_clusters, "seed": request.seed}
     base, options = options_of(request.recipe, request.options or {})
     if options or base != AUTO:
@@ -234,14 +235,12 @@ def _get_weights(name: str, request: Request, display: Display, *, dry: bool) ->
             DeepClusterWarning,
             stacklevel=2,
         )
-    if not name or local_file(name):
-        return
-    about = PUBLISHED[name].description
-    if dry:
+    if name and dry and not local_file(name):
         then = "A fit downloads it" if is_download else "A fit ends with an error until it is downloaded"
+        about = PUBLISHED[name].description
         display.say("Weights", f"{name} is not on this machine ({about}). {then}: deepcluster fetch {name}")
-    elif is_download:
-        display.say("Weights", f"downloading {name}: {about}")
+    elif name and is_download and not local_file(name):
+        display.say("Weights", f"downloading {name}: {PUBLISHED[name].description}")
         fetch(name, display.progress)
     else:
         check_weights_here(name)

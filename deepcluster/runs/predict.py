@@ -64,7 +64,8 @@ def predict(
     reasons: list[tuple[str, str]] = []
     source = find(images, stdin=stdin)
     check_alike(source, processes)
-    for parts in _by_turns(source.parts(model.batch_size), processes.world_size):
+    batches = source.parts(model.batch_size)
+    while parts := [*islice(batches, processes.world_size)]:
         mine = _predict(model, parts[processes.rank]) if processes.rank < len(parts) else None
         for part, prediction in zip(parts, _on_main(mine, processes), strict=False):
             tried, used = tried + len(part.paths), used + len(prediction.paths)
@@ -73,11 +74,6 @@ def predict(
             yield prediction
     if processes.is_main and not used:
         raise nothing_readable(source.location, tried, reasons)
-
-
-def _by_turns(parts: Iterator[Source], count: int) -> Iterator[list[Source]]:
-    while turn := list(islice(parts, count)):
-        yield turn
 
 
 def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:

@@ -11,9 +11,7 @@ from torch import Tensor
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
-from deepcluster.images.source import is_run
 from deepcluster.images.store import Store
-from deepcluster.recipe import read_toml
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 IMAGES_READ = "checkpoints/images.csv"
@@ -46,16 +44,6 @@ def remember(folder: LockedFolder, images: Mapping[str, str]) -> None:
     folder.write_rows(IMAGES_READ, COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()])
 
 
-def has_begun(out: Path | None) -> bool:
-    """Return whether a run at ``out`` has settled its recipe and images: it can be resumed."""
-    return out is not None and is_run(out) and RunFolder(out).has("recipe.toml")
-
-
-def recipe_of_run(folder: RunFolder) -> dict[str, Any]:
-    """Read the options of a run."""
-    return read_toml(folder.file("recipe.toml"))[1]
-
-
 def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UsageError if an option has another value than the run began with."""
     for name, value in now.items():
@@ -77,30 +65,29 @@ def check_paths(folder: RunFolder, source: Source, updated: Sequence[str]) -> No
     now = {*source.paths, *(path for path, _ in source.skipped)} - {*updated}
     then = used | {row["path"] for row in folder.read_rows("skipped.csv", COLUMNS[:1])}
     if used - now or now - then:
-        raise _differing({"added": sorted(now - then), "removed": sorted(used - now)})
+        raise _differing(added=sorted(now - then), removed=sorted(used - now))
 
 
 def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
     """Raise DataError with a list of the images that have changed since :func:`remember`."""
     then = {row["path"]: row["sha256"] for row in folder.read_rows(IMAGES_READ, COLUMNS)}
-    differences = {
-        "added": [path for path in now if path not in then],
-        "removed": [path for path in then if path not in now],
-        "changed": [path for path in now if path in then and then[path] != now[path]],
-    }
-    if any(differences.values()) or list(then) != list(now):
-        raise _differing(differences)
+    if [*then.items()] != [*now.items()]:
+        raise _differing(
+            added=[path for path in now if path not in then],
+            removed=[path for path in then if path not in now],
+            changed=[path for path in now if path in then and then[path] != now[path]],
+        )
 
 
-def _differing(differences: Mapping[str, Sequence[str]]) -> DataError:
-    lists = {
-        kind: ", ".join([*map(one_line, paths[:MAX_SHOWN]), *(["..."] if len(paths) > MAX_SHOWN else [])])
+def _differing(**differences: Sequence[str]) -> DataError:
+    texts = [
+        f"{len(paths):,} {kind} ({', '.join(map(one_line, paths[:MAX_SHOWN]))}{', ...' * (len(paths) > MAX_SHOWN)})"
         for kind, paths in differences.items()
-    }
-    shown = "; ".join(f"{len(differences[kind]):,} {kind} ({paths})" for kind, paths in lists.items() if paths)
+        if paths
+    ]
     return DataError(
-        f"the images are not those that the run began with: {shown or 'they are in another order'}: put them back, or"
-        " begin anew with --overwrite"
+        f"the images are not those that the run began with: {'; '.join(texts) or 'they are in another order'}: put them"
+        " back, or begin anew with --overwrite"
     )
 
 
@@ -128,9 +115,8 @@ def history(folder: RunFolder, columns: Sequence[str], rounds: int) -> list[Mapp
 
 def differing_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List the differences in machine, versions and threads since the run began, and warn of them."""
-    differences = [
-        f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value
-    ]
+    changed = {name: value for name, value in now.items() if then.get(name) != value}
+    differences = [f"{name} {then.get(name)} then, {value} now" for name, value in changed.items()]
     if differences:
         warnings.warn(
             f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
