@@ -13,3 +13,7 @@ def other_value(option: Option) -> Any:
         return next((choice for choice in option.choices if choice != default), "other")
     step = 1 if isinstance(default, int) else 0.0625
     return default + step if default + step <= option.high else default - step
+
+
+class Asked(Exception):
+    """A command or a fit that goes no further than the request that it makes."""

@@ -23,10 +23,9 @@ from deepcluster import DeepCluster, estimator, load
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.recipe import Recipe, declared, read_options
-from deepcluster.runs.fit import Request
 from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import drawings
-from tests.other_values import other_value
+from tests.other_values import Asked, other_value
 
 QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}
 UNTRAINED = QUICK | {"rounds": 0}  # half the time, for what does not depend on training
@@ -55,6 +54,12 @@ def digits() -> np.ndarray:
     return load_digits().data[:120]
 
 
+@pytest.fixture(scope="module")
+def of_table(digits) -> DeepCluster:
+    """For tests that change nothing."""
+    return DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
+
+
 class Pairs(torch.utils.data.Dataset):
     """(image, label), as the data sets of torchvision are."""
 
@@ -79,46 +84,44 @@ def same(one: DeepCluster, other: DeepCluster) -> bool:
     return np.array_equal(one.labels_, other.labels_) and np.array_equal(one.embedding_, other.embedding_)
 
 
-# The same as the command
+def as_files(folder: Path) -> list[Path]:
+    paths = [folder / f"{i:02}.png" for i in range(48)]
+    for path, image in zip(paths, pixels(), strict=True):
+        Image.fromarray(image).save(path)
+    return paths
 
 
-@pytest.fixture(scope="module")
-def by_command(photos, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("by command") / "run"
-    options = ["-k", "3", "--rounds", "1", "--epochs", "1", "--image-size", "16", "--seed", "5", "--quiet"]
-    assert run_command(["fit", str(photos), *options, "-o", str(run)]) == 0
-    return run
+# ---- the same as the command ----------------------------------------------------------------------------------------
 
 
 def columns(run: Path, *names: str) -> list[list[str]]:
     return [[row[name] for row in RunFolder(run).read_rows("clusters.csv")] for name in names]
 
 
-def test_the_result_is_that_of_the_command(photos, by_command, tmp_path):
+def test_the_result_is_that_of_the_command(photos, tmp_path):
+    run = tmp_path / "run"
+    options = ["-k", "3", "--rounds", "1", "--epochs", "1", "--image-size", "16", "--seed", "5", "--quiet"]
+    assert run_command(["fit", str(photos), *options, "-o", str(run)]) == 0
     ours = DeepCluster(**QUICK, random_state=5).fit(photos)
-    paths, clusters = columns(by_command, "path", "cluster")
+    paths, clusters = columns(run, "path", "cluster")
     assert ours.paths_ == paths and ours.labels_.tolist() == list(map(int, clusters))
-    assert np.array_equal(ours.embedding_, np.load(by_command / "features.npy"))
+    assert np.array_equal(ours.embedding_, np.load(run / "features.npy"))
     assert not np.array_equal(ours.embedding_, DeepCluster(**QUICK, random_state=6).fit(photos).embedding_)
 
-    assert run_command(["recut", str(by_command), "-k", "5", "--quiet"]) == 0
-    assert ours.recut(5) is ours
-    assert ours.labels_.tolist() == list(map(int, columns(by_command, "cluster")[0]))
-    assert ours.n_clusters_ == 5 and set(ours.labels_.tolist()) == set(range(5)) and ours.n_clusters == 3
+    loaded = DeepCluster.load(run)
+    assert loaded.run_ == run and loaded.n_clusters == loaded.n_clusters_
+    assert np.array_equal(loaded.predict(photos), loaded.labels_)
+    assert np.array_equal(clone(loaded).fit(photos).embedding_, loaded.embedding_)  # its parameters make the same run
 
+    assert run_command(["recut", str(run), "-k", "5", "--quiet"]) == 0
+    assert ours.recut(5) is ours
+    assert ours.labels_.tolist() == list(map(int, columns(run, "cluster")[0]))
+    assert ours.n_clusters_ == 5 and set(ours.labels_.tolist()) == set(range(5)) and ours.n_clusters == 3
     page = ours.report(tmp_path / "mine.html").read_text()
     assert page.count("data:image/webp") > 5
 
 
-def test_a_run_of_the_command_as_an_estimator(photos, by_command):
-    loaded = DeepCluster.load(by_command)
-    again = clone(loaded).fit(photos)
-    assert loaded.run_ == by_command and loaded.n_clusters == loaded.n_clusters_
-    assert np.array_equal(loaded.predict(photos), loaded.labels_)
-    assert np.array_equal(again.embedding_, loaded.embedding_)  # its parameters make the same run
-
-
-def test_what_fit_leaves(fitted):
+def test_the_attributes_of_a_fit(fitted):
     images = pixels()
     assert fitted.labels_.shape == (48,) and fitted.labels_.dtype == np.int64
     assert fitted.embedding_.dtype == np.float32 and np.allclose(np.linalg.norm(fitted.embedding_, axis=1), 1)
@@ -136,42 +139,33 @@ def test_what_fit_leaves(fitted):
     assert np.array_equal(fitted.predict(images[40:]), fitted.labels_[40:])
 
 
-# Forms of images
-
-
-def as_files(folder: Path) -> list[Path]:
-    paths = [folder / f"{i:02}.png" for i in range(48)]
-    for path, image in zip(paths, pixels(), strict=True):
-        Image.fromarray(image).save(path)
-    return paths
-
+# ---- forms of images ------------------------------------------------------------------------------------------------
 
 FORMS = {
-    "NCHW": lambda images: images.transpose(0, 3, 1, 2),
-    "tensor": torch.from_numpy,
-    "PIL": lambda images: [Image.fromarray(image) for image in images],
-    "arrays": list,
-    "Dataset of PIL": lambda images: Pairs([Image.fromarray(image) for image in images]),
-    "Dataset of tensors": lambda images: Pairs(torch.from_numpy(images).permute(0, 3, 1, 2)),
-    "table": lambda images: images.reshape(48, -1),
+    "NCHW": lambda images, _: images.transpose(0, 3, 1, 2),
+    "tensor": lambda images, _: torch.from_numpy(images),
+    "PIL": lambda images, _: [Image.fromarray(image) for image in images],
+    "arrays": lambda images, _: list(images),
+    "Dataset of PIL": lambda images, _: Pairs([Image.fromarray(image) for image in images]),
+    "Dataset of tensors": lambda images, _: Pairs(torch.from_numpy(images).permute(0, 3, 1, 2)),
+    "floats": lambda images, _: torch.from_numpy(images).float() / 255,
+    "Dataset of dicts": lambda images, _: Dicts(torch.from_numpy(images).float() / 255),
+    "table": lambda images, _: images.reshape(48, -1),
+    "paths": lambda _, folder: as_files(folder),
+    "array of paths": lambda _, folder: np.array(list(map(str, as_files(folder)))),
+    "frame of paths": lambda _, folder: pd.DataFrame({"path": list(map(str, as_files(folder)))}),
+    "folder": lambda _, folder: str(as_files(folder)[0].parent),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_result_whatever_form_the_images_have(form, untrained):
-    images = FORMS[form](pixels())
-    shape = (24, 24, 3) if form == "table" else None
-    other = DeepCluster(**UNTRAINED, image_shape=shape).fit(images)
+def test_one_result_whatever_form_the_images_have(form, untrained, tmp_path):
+    images = FORMS[form](pixels(), tmp_path)
+    other = DeepCluster(**UNTRAINED, image_shape=(24, 24, 3) if form == "table" else None).fit(images)
     assert same(other, untrained)
     assert np.array_equal(other.predict(images), untrained.labels_)
-
-
-def test_files_by_path_or_folder(untrained, tmp_path):
-    paths = as_files(tmp_path)
-    for images in (paths, np.array(list(map(str, paths))), str(tmp_path)):
-        assert same(DeepCluster(**UNTRAINED).fit(images), untrained)
-    # A row for each path of a list, in its order, however often it stands there.
-    assert untrained.predict([paths[7], paths[3], paths[7]]).tolist() == untrained.labels_[[7, 3, 7]].tolist()
+    if form == "paths":  # a row for each path of a list, in its order, however often it stands there
+        assert other.predict([images[7], images[3], images[7]]).tolist() == untrained.labels_[[7, 3, 7]].tolist()
 
 
 def test_a_data_set_of_hugging_face(fitted, tmp_path):
@@ -190,42 +184,71 @@ def test_a_data_set_of_hugging_face(fitted, tmp_path):
         fitted.predict(inside.add_column("second", [""] * 48).cast_column("second", datasets.Image()))
 
 
-def test_floats_dicts_and_paths_in_a_frame(fitted, tmp_path):
-    """Forms in which there is no doubt of what is meant."""
-    floats = torch.from_numpy(pixels()).float() / 255
-    paths = [str(path) for path in as_files(tmp_path)]
-    for images in (floats, Dicts(floats), pd.DataFrame({"path": paths})):
-        assert np.array_equal(fitted.predict(images), fitted.labels_)
+def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits, of_table):
+    """0..16 becomes 0..255, in later tables too, whatever their own largest number is."""
+    images = np.rint(digits * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    assert same(of_table, DeepCluster(**UNTRAINED).fit(images))
+    assert of_table.n_features_in_ == 64
+    faint = digits[:10] / 4
+    as_images = np.rint(faint * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)
+    assert np.array_equal(of_table.transform(faint), of_table.transform(as_images))
+    with pytest.raises(ValueError, match="X has 63 features, but DeepCluster is expecting 64"):
+        of_table.predict(digits[:, 1:])
 
 
-def test_a_recipe_may_be_a_dict(fitted):
-    options = {name: value for name, value in QUICK.items() if name != "n_clusters"}
-    recipe = {"base": "auto", **options.pop("options", {}), "rounds": options.pop("rounds")}
-    assert same(DeepCluster(n_clusters=QUICK["n_clusters"], recipe=recipe, **options).fit(pixels()), fitted)
-    with pytest.raises(UsageError, match="no option is called 'round'"):
-        DeepCluster(recipe={"round": 3}).fit(pixels())
+def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
+    changing = DeepCluster(**UNTRAINED).fit(digits)
+    first = changing.run_
+    assert not hasattr(clone(changing), "labels_")
+    changing.recut(5).fit(pixels())
+    assert same(changing, untrained)
+    assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
+    with pytest.raises(UsageError, match="the fit was of images"):
+        changing.predict(digits)
 
 
-def test_errors_say_what_to_do(tmp_path):
-    with pytest.raises(DataError, match=r"^500 clusters are more than the 48 images: give at most 48$"):
-        DeepCluster(n_clusters=500).fit(pixels())
-    with pytest.raises(DataError, match=r"^the array has dtype int64, not uint8: "):
-        DeepCluster().fit(pixels().astype("int64"))
-    with pytest.raises(ModelError, match=r"none: there is no such folder$"):
-        DeepCluster.load(tmp_path / "none")
-    with pytest.raises(UsageError, match=r"^device (cuda:0: no such device|abc: choose)"):
-        DeepCluster(device="abc").fit(pixels())
-    (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match="exists already: pass the name of a new folder as run"):
-        DeepCluster(**QUICK).fit(pixels(), run=tmp_path)
+def test_unusable_images(tmp_path):
+    paths = as_files(tmp_path)
+    paths[5].write_bytes(b"no image")
+    with pytest.warns(DeepClusterWarning, match=r"1 image cannot be used \(05.png: not an image"):
+        ours = DeepCluster(**UNTRAINED)
+        assert ours.fit_transform(tmp_path) is ours.embedding_
+    assert len(ours.labels_) == len(ours.paths_) == 47 and "05.png" not in ours.paths_
+    assert [path for path, _ in ours.skipped_] == ["05.png"]
+    with pytest.raises(DataError, match=r"1 image cannot be used \(05.png"):
+        ours.predict(tmp_path)
+    clusters, features = ours.predict(tmp_path, errors="coerce"), ours.transform(tmp_path, errors="coerce")
+    assert clusters[5] == -1 and np.isnan(features[5]).all()
+    assert np.array_equal(np.delete(clusters, 5), ours.labels_)
+    assert np.array_equal(np.delete(features, 5, axis=0), ours.embedding_)
+    with pytest.raises(UsageError, match="errors='skip'"):
+        ours.predict(tmp_path, errors="skip")
 
 
 @pytest.mark.parametrize(
-    ("device", "name"),
-    [("cpu", "cpu"), (0, "cuda:0"), (torch.device("cpu"), "cpu"), (torch.device("cuda", 1), "cuda:1")],
+    ("wrong", "error", "message"),
+    [
+        ([], DataError, "no paths in the list"),
+        (None, DataError, "images cannot come from a NoneType"),
+        ({"a": 1}, DataError, r"images cannot come from a whole dict: pass one part of it: \['a'\]"),
+        ("nowhere/at/all", DataError, "no such file"),
+        (np.zeros((4, 8, 8), np.int64), DataError, "^the array has dtype int64, not uint8: "),
+        (np.full((4, 8, 8), 255.0), DataError, r"float64 numbers from 255 to 255: pass uint8, or floats in \[0, 1\]"),
+        (torch.full((4, 3, 8, 8), -1.0), DataError, "float32 numbers from -1 to -1"),
+        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 from -1 to -1, .* leave out Normalize"),
+        (Dicts([{"picture": 1}] * 4), DataError, "not an image but of type dict"),
+        (np.zeros((1, 4, 3, 8, 8), np.uint8), DataError, r"has shape \(1, 4, 3, 8, 8\)"),
+        (Pairs([]), DataError, "no images in the Pairs"),
+        (Pairs(["a.png"] * 4), DataError, "not an image but of type str"),
+        ([[1.0, np.nan], [2.0, 3.0]], ValueError, "NaN"),
+    ],
 )
-def test_a_device_may_be_a_number_or_torch_s(device, name):
-    assert estimator.device_name(device) == name
+def test_other_values_than_images(wrong, error, message):
+    with pytest.raises(error, match=message):
+        DeepCluster(**QUICK).fit(wrong)
+
+
+# ---- a network of one's own -----------------------------------------------------------------------------------------
 
 
 def own_network() -> torch.nn.Sequential:
@@ -250,17 +273,13 @@ def test_the_backbone_may_be_a_module(of_module):
     )
     assert gently == ['weights = "module"', "lr = 0.001"]
     assert anew == ['weights = ""', "lr = 0.25"]
-
-
-def test_a_module_that_gives_features_is_the_same_as_one_that_gives_maps(of_module):
     pooled = torch.nn.Sequential(own_network(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    assert same(DeepCluster(**QUICK, backbone=pooled).fit(pixels()), of_module)
+    assert same(DeepCluster(**QUICK, backbone=pooled).fit(pixels()), of_module)  # features instead of maps
 
 
-def test_copies_with_a_module_are_the_same(of_module):
-    assert clone(of_module).backbone is not of_module.backbone
-    for copied in (clone(of_module).fit(pixels()), copy.deepcopy(of_module), pickle.loads(pickle.dumps(of_module))):
-        assert np.array_equal(copied.predict(pixels()), of_module.labels_)
+def zeroed(module: torch.nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data.zero_()
 
 
 def test_a_saved_module_is_to_be_given_again(of_module, tmp_path):
@@ -273,11 +292,6 @@ def test_a_saved_module_is_to_be_given_again(of_module, tmp_path):
                 without.predict(pixels())
         with pytest.raises(ModelError, match=r"0.0.weight is .*\(8, 3, 3, 3\) instead of .* give the module"):
             load(folder, backbone=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
-
-
-def zeroed(module: torch.nn.Module) -> None:
-    for parameter in module.parameters(recurse=False):
-        parameter.data.zero_()
 
 
 def test_a_run_of_a_module_is_cut_anew_without_it(of_module, tmp_path, monkeypatch, capsys):
@@ -296,103 +310,15 @@ def test_a_run_of_a_module_is_cut_anew_without_it(of_module, tmp_path, monkeypat
         assert "give the module in Python" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
-        ({"backbone": "module"}, r"give it in Python, DeepCluster\(backbone=module\)"),
-        ({"backbone": own_network(), "weights": "x.safetensors"}, "put it into the module"),
-        ({"backbone": own_network(), "options": {"sobel": True}}, "put it into the module"),
-        ({"backbone": torch.nn.Flatten()}, "Flatten has no weights"),
-        ({"backbone": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2))}, r"but \(1, 4, 196\)"),
-    ],
-)
-def test_backbones_that_are_refused(parameters, words):
-    with pytest.raises(UsageError, match=words):
-        DeepCluster(**QUICK | parameters).fit(pixels())
-
-
-def test_a_model_with_a_name_takes_no_module(fitted, tmp_path):
-    with pytest.raises(ModelError, match="its network is compact"):
-        load(fitted.save(tmp_path), backbone=own_network())
-
-
-def test_a_model_is_shown_in_a_line(fitted, tmp_path):
+def test_a_model_with_a_name(fitted, tmp_path):
     fitted.save(tmp_path)
     assert repr(load(tmp_path)) == f"Model(3 clusters, compact at 16 px, {fitted.embedding_.shape[1]} dimensions)"
     assert repr(DeepCluster.load(tmp_path)) == "DeepCluster(n_clusters=3)"
+    with pytest.raises(ModelError, match="its network is compact"):
+        load(tmp_path, backbone=own_network())
 
 
-def test_numbers_of_a_table_are_scaled_as_in_the_fit(digits):
-    """0..16 becomes 0..255, in later tables too, whatever their own largest number is."""
-    by_table = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
-    images = np.rint(digits * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    assert same(by_table, DeepCluster(**UNTRAINED).fit(images))
-    assert by_table.n_features_in_ == 64
-    faint = digits[:10] / 4
-    assert np.array_equal(
-        by_table.transform(faint), by_table.transform(np.rint(faint * 255 / 16).astype(np.uint8).reshape(-1, 8, 8))
-    )
-    with pytest.raises(ValueError, match="X has 63 features, but DeepCluster is expecting 64"):
-        by_table.predict(digits[:, 1:])
-
-
-def test_nothing_of_an_earlier_fit_is_left(digits, untrained):
-    changing = DeepCluster(**UNTRAINED).fit(digits)
-    first = changing.run_
-    assert not hasattr(clone(changing), "labels_")
-    changing.recut(5).fit(pixels())
-    assert same(changing, untrained)
-    assert changing.n_clusters_ == 3 and not hasattr(changing, "n_features_in_") and not first.exists()
-    with pytest.raises(UsageError, match="the fit was of images"):
-        changing.predict(digits)
-
-
-# Images that cannot be used
-
-
-def test_unusable_images(tmp_path):
-    paths = as_files(tmp_path)
-    paths[5].write_bytes(b"no image")
-    with pytest.warns(DeepClusterWarning, match=r"1 image cannot be used \(05.png: not an image"):
-        ours = DeepCluster(**UNTRAINED).fit(tmp_path)
-    assert len(ours.labels_) == len(ours.paths_) == 47 and "05.png" not in ours.paths_
-    assert [path for path, _ in ours.skipped_] == ["05.png"]
-    with pytest.raises(DataError, match=r"1 image cannot be used \(05.png"):
-        ours.predict(tmp_path)
-    clusters, features = ours.predict(tmp_path, errors="coerce"), ours.transform(tmp_path, errors="coerce")
-    assert clusters[5] == -1 and np.isnan(features[5]).all()
-    assert np.array_equal(np.delete(clusters, 5), ours.labels_)
-    assert np.array_equal(np.delete(features, 5, axis=0), ours.embedding_)
-    with pytest.warns(DeepClusterWarning):
-        assert np.array_equal(DeepCluster(**UNTRAINED).fit_transform(tmp_path), ours.embedding_)
-    with pytest.raises(UsageError, match="errors='skip'"):
-        ours.predict(tmp_path, errors="skip")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        ([], DataError, "no paths in the list"),
-        (None, DataError, "images cannot come from a NoneType"),
-        ({"a": 1}, DataError, r"images cannot come from a whole dict: pass one part of it: \['a'\]"),
-        ("nowhere/at/all", DataError, "no such file"),
-        (np.full((4, 8, 8), 255.0), DataError, r"float64 numbers from 255 to 255: pass uint8, or floats in \[0, 1\]"),
-        (torch.full((4, 3, 8, 8), -1.0), DataError, "float32 numbers from -1 to -1"),
-        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 from -1 to -1, .* leave out Normalize"),
-        (Dicts([{"picture": 1}] * 4), DataError, "not an image but of type dict"),
-        (np.zeros((1, 4, 3, 8, 8), np.uint8), DataError, r"has shape \(1, 4, 3, 8, 8\)"),
-        (Pairs([]), DataError, "no images in the Pairs"),
-        (Pairs(["a.png"] * 4), DataError, "not an image but of type str"),
-        (np.zeros((4, 9, 8, 8), np.uint8), DataError, "has shape"),
-        ([[1.0, np.nan], [2.0, 3.0]], ValueError, "NaN"),
-    ],
-)
-def test_what_is_no_images(wrong, error, message):
-    with pytest.raises(error, match=message):
-        DeepCluster(**QUICK).fit(wrong)
-
-
-# Parameters
+# ---- parameters -----------------------------------------------------------------------------------------------------
 
 
 def test_parameters_are_few_and_unchecked_until_fit():
@@ -414,10 +340,16 @@ def test_parameters_are_few_and_unchecked_until_fit():
         ({"lr": "fast"}, "lr='fast' is not a number"),
         ({"options": {"hedas": 2}}, "did you mean heads"),
         ({"recipe": "v3"}, "no recipe is called 'v3'"),
+        ({"recipe": {"round": 3}}, "no option is called 'round'"),
         ({"image_shape": (8, 7)}, "holds 56 numbers, but X has 64 features"),
         ({"image_shape": (4, 8, 2)}, r"image_shape=\(4, 8, 2\) must be"),
         ({"random_state": "dice"}, "cannot be used to seed"),
         ({"device": "abacus"}, "abacus"),
+        ({"backbone": "module"}, r"give it in Python, DeepCluster\(backbone=module\)"),
+        ({"backbone": own_network(), "weights": "x.safetensors"}, "put it into the module"),
+        ({"backbone": own_network(), "options": {"sobel": True}}, "put it into the module"),
+        ({"backbone": torch.nn.Flatten()}, "Flatten has no weights"),
+        ({"backbone": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(2))}, r"but \(1, 4, 196\)"),
     ],
 )
 def test_wrong_parameters_are_named_by_fit(given, message, digits, tmp_path, monkeypatch):
@@ -427,76 +359,65 @@ def test_wrong_parameters_are_named_by_fit(given, message, digits, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # no folder is left behind
 
 
-class Asked(Exception):
-    """A fit that goes no further than what it asks the engine for."""
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("cpu", "cpu"), (0, "cuda:0"), (torch.device("cpu"), "cpu"), (torch.device("cuda", 1), "cuda:1")],
+)
+def test_a_device_may_be_a_number_or_torch_s(device, name):
+    assert estimator.device_name(device) == name
 
 
-def asked(monkeypatch, estimator: DeepCluster) -> Request:
+def test_a_recipe_may_be_a_dict(fitted):
+    options = {name: value for name, value in QUICK.items() if name not in ("n_clusters", "rounds")}
+    recipe = {"base": "auto", "rounds": 1}
+    assert same(DeepCluster(n_clusters=3, recipe=recipe, **options).fit(pixels()), fitted)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The Request of an estimator's fit, which goes no further."""
+
     def fit(images, request, display):
         raise Asked(request)
 
     monkeypatch.setattr("deepcluster.runs.fit.fit", fit)
-    with pytest.raises(Asked) as caught:
-        estimator.fit("photos")
-    return caught.value.args[0]
 
+    def request_of(**parameters):
+        with pytest.raises(Asked) as caught:
+            DeepCluster(**parameters).fit("photos")
+        return caught.value.args[0]
 
-BESIDE_OPTIONS = {"n_clusters", "recipe", "options", "device", "random_state", "image_shape", "verbose"}
+    return request_of
 
 
 @pytest.mark.parametrize("name", declared(Recipe))
-def test_every_option_reaches_the_engine_and_nothing_else_does(name, monkeypatch):
+def test_every_option_reaches_the_engine_and_nothing_else_does(name, asked):
     value = other_value(declared(Recipe)[name])
-    assert asked(monkeypatch, DeepCluster(options={name: value})).options == {name: value}
+    assert asked(options={name: value}).options == {name: value}
     if name in DeepCluster().get_params():
-        assert asked(monkeypatch, DeepCluster(**{name: value})).options == {name: value}
-        assert asked(monkeypatch, DeepCluster(**{name: None})).options == {}
+        assert asked(**{name: value}).options == {name: value}
+        assert asked(**{name: None}).options == {}
 
 
-def test_every_other_parameter_reaches_the_engine(monkeypatch, tmp_path):
-    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == BESIDE_OPTIONS
+def test_every_other_parameter_reaches_the_engine(asked, tmp_path):
+    others = {"n_clusters", "recipe", "options", "device", "random_state", "image_shape", "verbose"}
+    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others
     given = {"n_clusters": 7, "recipe": "v2", "device": "cpu", "random_state": 5}
-    request = asked(monkeypatch, DeepCluster(**given, weights=tmp_path))
+    request = asked(**given, weights=tmp_path)
     assert (request.n_clusters, request.recipe, request.device, request.seed) == tuple(given.values())
     assert read_options(Recipe, request.options) == {"weights": str(tmp_path)}
-    assert read_options(Recipe, asked(monkeypatch, DeepCluster(pseudo_labels="auto")).options) == {}
+    assert read_options(Recipe, asked(pseudo_labels="auto").options) == {}
+    assert asked(random_state=np.int64(3)).seed == 3
+    assert asked(random_state=None).seed != asked(random_state=None).seed
+    first, second, third = (asked(random_state=np.random.RandomState(seed)).seed for seed in (1, 1, 2))
+    assert first == second != third
 
 
-def test_a_report_is_made_when_it_is_asked_for(fitted, photos, by_command, tmp_path):
-    """And by a fit into a folder that was named, as by the command."""
-    drawn = ("report.html", "map.npy")
-    ours = copy.deepcopy(fitted)
-    assert not any((estimator.run_ / name).exists() for estimator in (fitted, ours) for name in drawn)
-    assert not any((ours.recut(4).run_ / name).exists() for name in drawn)
-    with pytest.warns(DeepClusterWarning, match=r"pictures of the page are small ones"):  # a copy has no images
-        ours.report(tmp_path / "mine.html")
-    assert all((ours.run_ / name).exists() for name in drawn)
-    before = (ours.run_ / "report.html").read_bytes()
-    with pytest.warns(DeepClusterWarning, match=r"pictures of the page are small ones"):
-        assert (ours.recut(5).run_ / "report.html").read_bytes() != before  # what is there stays true
-
-    by_name = DeepCluster(**UNTRAINED, random_state=5).fit(photos, run=tmp_path / "run")
-    lazily = DeepCluster(**UNTRAINED, random_state=5).fit(photos)
-    for name in drawn:
-        lazily.report(tmp_path / "lazily.html")
-        assert (lazily.run_ / name).exists() and (by_name.run_ / name).exists()
-    assert (lazily.run_ / "map.npy").read_bytes() == (by_name.run_ / "map.npy").read_bytes()
-
-
-def test_random_state(digits):
-    def seed(random_state) -> int:
-        ours = DeepCluster(**UNTRAINED, random_state=random_state).fit(digits[:20])
-        return RunFolder(ours.run_).read_json("run.json")["seed"]
-
-    assert seed(np.int64(3)) == 3 and seed(None) != seed(None)
-    assert seed(np.random.RandomState(1)) == seed(np.random.RandomState(1)) != seed(np.random.RandomState(2))
-
-
-# Copies and files
+# ---- copies and files -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy])
-def test_a_copy_stands_alone(copied, digits):
+def test_a_copy_stands_alone(copied, digits, of_module):
     original = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
     labels = original.labels_
     other = copied(original)
@@ -505,11 +426,14 @@ def test_a_copy_stands_alone(copied, digits):
     assert np.array_equal(other.predict(digits), labels) and other.score(digits) == original.score(digits)
     assert np.array_equal(other.recut(5).labels_, copied(original).recut(5).labels_)
     assert np.array_equal(original.labels_, labels)
-    where = original.run_
+    temporary = original.run_.parent
     del original
     gc.collect()
-    assert not where.parent.exists()  # a temporary folder goes with its estimator
+    assert not temporary.exists()  # it goes with its estimator
     assert np.array_equal(other.recut(3).labels_, labels)
+
+    assert clone(of_module).backbone is not of_module.backbone
+    assert np.array_equal(copied(of_module).predict(pixels()), of_module.labels_)
 
 
 def test_a_pickle_names_no_class_but_the_estimators(fitted):
@@ -525,7 +449,7 @@ def test_a_pickle_names_no_class_but_the_estimators(fitted):
     assert named <= {"deepcluster.estimator", "copyreg", "builtins"}
 
 
-def test_save_and_load(fitted, digits, tmp_path):
+def test_save_and_load(fitted, of_table, digits, tmp_path):
     images = pixels()
     assert fitted.save(tmp_path / "model") == tmp_path / "model"
     alone = DeepCluster.load(tmp_path / "model")
@@ -536,9 +460,10 @@ def test_save_and_load(fitted, digits, tmp_path):
     assert load(tmp_path / "model").groups.count == load(fitted.run_).groups.count == 3
     with pytest.raises(UsageError, match="load the run folder"):
         alone.recut(4)
-    by_table = DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
-    by_table.save(tmp_path / "table")
-    assert np.array_equal(DeepCluster.load(tmp_path / "table").predict(digits), by_table.labels_)
+    with pytest.raises(ModelError, match=r"none: there is no such folder$"):
+        DeepCluster.load(tmp_path / "none")
+    of_table.save(tmp_path / "table")
+    assert np.array_equal(DeepCluster.load(tmp_path / "table").predict(digits), of_table.labels_)
     with pytest.raises(ValueError, match="expecting 64"):
         DeepCluster.load(tmp_path / "table").predict(digits[:, :63])
     fitted.save(tmp_path / "table")  # in its place
@@ -564,14 +489,25 @@ def test_a_damaged_table_is_named(damaged, fitted, tmp_path):
         DeepCluster.load(tmp_path)
 
 
-def test_a_run_folder_of_ones_own(untrained, tmp_path):
+def test_a_run_folder_of_ones_own_has_a_report(untrained, tmp_path):
     ours = DeepCluster(**UNTRAINED).fit(pixels(), run=tmp_path / "run")
     assert same(ours, untrained) and ours.run_ == tmp_path / "run"
-    with pytest.raises(DiskError, match="exists already"):
+    with pytest.raises(DiskError, match="exists already: pass the name of a new folder as run"):
         clone(ours).fit(pixels(), run=tmp_path / "run")
     del ours
     gc.collect()
-    assert (tmp_path / "run" / "clusters.csv").is_file()
+    assert all((tmp_path / "run" / name).is_file() for name in ("clusters.csv", "report.html", "map.npy"))
+
+
+def test_a_report_is_made_when_it_is_asked_for(fitted, tmp_path):
+    ours = copy.deepcopy(fitted)
+    for other in (fitted, ours, ours.recut(4)):
+        assert not any((other.run_ / name).exists() for name in ("report.html", "map.npy"))
+    with pytest.warns(DeepClusterWarning, match=r"pictures of the page are small ones"):  # a copy has no images
+        ours.report(tmp_path / "mine.html")
+    before = (ours.run_ / "report.html").read_bytes()
+    with pytest.warns(DeepClusterWarning, match=r"pictures of the page are small ones"):
+        assert (ours.recut(5).run_ / "report.html").read_bytes() != before  # what is there stays true
 
 
 @pytest.mark.parametrize("method", ["predict", "transform", "score", "save", "recut", "report"])
@@ -580,7 +516,7 @@ def test_before_fit(method):
         getattr(DeepCluster(), method)("x")
 
 
-# Among scikit-learn's own
+# ---- among scikit-learn's own, and in notebooks ---------------------------------------------------------------------
 
 
 def test_in_a_pipeline(digits):
@@ -600,29 +536,22 @@ def test_a_search_for_the_number_of_clusters(images):
 
 
 def test_output_for_pandas(fitted):
-    pytest.importorskip("pandas")
     frame = copy.deepcopy(fitted).set_output(transform="pandas").transform(pixels())
     assert list(frame.columns[:2]) == ["deepcluster0", "deepcluster1"]
     assert np.array_equal(frame.to_numpy(), fitted.embedding_)
 
 
-# Notebooks
-
-
-def test_the_clusters_in_a_notebook(fitted):
+def test_the_clusters_in_a_notebook(fitted, tmp_path):
     page = fitted._repr_html_()
     shown = np.minimum(np.bincount(fitted.labels_), 8).sum()
     assert page.count("<tr") == 3 and page.count("data:image/webp") == shown > 16
     assert fitted._repr_mimebundle_()["text/html"] == page
     assert "sk-top-container" in DeepCluster()._repr_html_()  # scikit-learn's diagram
     assert "data:image/webp" not in copy.deepcopy(fitted)._repr_html_()  # the images themselves do not go with a copy
-
-
-def test_names_of_files_are_inert(tmp_path):
     for path in as_files(tmp_path):
         path.rename(tmp_path / f"<img src=x onerror=alert({path.stem})>.png")
-    ours = DeepCluster(**UNTRAINED).fit(tmp_path)
-    assert "<img src=x" not in ours._repr_html_() and "&lt;img src=x" in ours._repr_html_()
+    page = DeepCluster(**UNTRAINED).fit(tmp_path)._repr_html_()
+    assert "<img src=x" not in page and "&lt;img src=x" in page
 
 
 def test_progress_on_a_terminal(capsys):

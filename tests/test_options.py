@@ -12,13 +12,9 @@ from deepcluster.errors import UsageError
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
 from deepcluster.recipe import Recipe, declared, read_options
 from deepcluster.runs.evaluate import PROTOCOLS
-from tests.other_values import other_value
+from tests.other_values import Asked, other_value
 from tests.pages import ROOT
 from tests.tiny import RECORD
-
-
-class Asked(Exception):
-    """A command that goes no further than what it asks the engine for."""
 
 
 @pytest.fixture
