@@ -2,11 +2,12 @@
 
 import json
 import re
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from deepcluster import flags
+from deepcluster import DeepCluster, flags
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS
@@ -18,63 +19,87 @@ from tests.tiny import RECORD
 
 
 @pytest.fixture
-def at_hand(tmp_path, monkeypatch):
-    """What the command lines here name: images, weights and a run."""
+def asked(tmp_path, monkeypatch):
+    """The request of a command line or of an estimator's fit, which go no further. Photos, weights and a run exist."""
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "run"):
         (tmp_path / name).mkdir()
-    for name in ("photos/a.png", other_value(declared(Recipe)["weights"])):
+    for name in (*(f"photos/{i}.png" for i in range(7)), other_value(declared(Recipe)["weights"])):
         (tmp_path / name).write_bytes(b"0")
     (tmp_path / "run/run.json").write_text(json.dumps(RECORD))
-
-
-def asked(monkeypatch, engine: str, *arguments: str) -> Any:
-    """What a command asks the function ``engine`` for."""
 
     def stop(_, request, *__, **___):
         raise Asked(request)
 
-    monkeypatch.setattr(engine, stop)
-    with pytest.raises(Asked) as caught:
-        run_command(["--debug", *arguments])
-    return caught.value.args[0]
+    monkeypatch.setattr("deepcluster.runs.fit.fit", stop)
+    monkeypatch.setattr("deepcluster.runs.evaluate.evaluate", stop)
+
+    def request_of(*arguments, **parameters):
+        with pytest.raises(Asked) as caught:
+            run_command(["--debug", *arguments]) if arguments else DeepCluster(**parameters).fit("photos")
+        return caught.value.args[0]
+
+    return request_of
 
 
 @pytest.mark.parametrize("name", declared(Recipe))
-def test_every_option_has_a_way_from_the_command_line(name, monkeypatch, at_hand):
+def test_every_option_reaches_the_engine(name, asked):
     option = declared(Recipe)[name]
     value, flag = other_value(option), f"--{name.replace('_', '-')}"
     ways = [["--set", f"{name}={value}"], ["--set", "sobel=true", f"{name.replace('_', '-')}={value}"]]
-    for way in [*ways, *([[flag, str(value)]] if option.flag else [])]:
-        options = asked(monkeypatch, "deepcluster.runs.fit.fit", "fit", "photos", *way).options
-        assert options[name] == value and type(options[name]) is type(option.default)
-        assert options.keys() <= {name, "sobel"}
+    requests = [asked("fit", "photos", *way) for way in [*ways, *([[flag, str(value)]] if option.flag else [])]]
+    requests.append(asked(options={name: value}))
+    if name in DeepCluster().get_params():
+        requests.append(asked(**{name: value}))
+        assert asked(**{name: None}).options == {}
+    for request in requests:
+        assert request.options[name] == value and type(request.options[name]) is type(option.default)
+        assert request.options.keys() <= {name, "sobel"}
     if not option.flag:
         assert run_command(["fit", "photos", flag, str(value)]) == 2
 
 
-def test_what_was_not_given_is_left_to_the_recipe(monkeypatch, at_hand):
-    engine = "deepcluster.runs.fit.fit"
-    assert asked(monkeypatch, engine, "fit", "photos").options == {}
-    assert asked(monkeypatch, engine, "fit", "photos", "--pseudo-labels", "auto").options == {}
-    assert asked(monkeypatch, engine, "fit", "photos", "--lr", "1", "--set", "lr=2").options == {"lr": 2}  # the last
+def test_options_that_were_not_given_are_left_to_the_recipe(asked):
+    assert asked("fit", "photos").options == asked("fit", "photos", "--pseudo-labels", "auto").options == {}
+    assert asked("fit", "photos", "--lr", "1", "--set", "lr=2").options == {"lr": 2}  # the last
+    assert read_options(Recipe, asked(pseudo_labels="auto").options) == {}
+
+
+FLAGS = {
+    "out": Path("new"), "n_clusters": 7, "labels": "folders", "recipe": "v2", "time_limit": 5430.0, "overwrite": True,
+    "device": "cpu", "seed": 5, "deterministic": True, "verbose": True,
+}  # fmt: skip
+
+
+def test_every_other_flag_and_parameter_reaches_the_engine(asked, tmp_path):
+    line = "fit photos -o new -k 7 --labels folders --recipe v2 --time-limit 1h30m30s --overwrite --device cpu --seed 5"
+    request = asked(*line.split(), "--deterministic", "--verbose")
+    assert {name: getattr(request, name) for name in FLAGS} == FLAGS
+    assert asked(*["fit", "photos", "-o", "run", "--resume"]).resume
+    assert FLAGS.keys() | {"resume", "log", "dry_run", "features"} == vars(flags.FIT).keys()
+
+    others = {"n_clusters", "recipe", "options", "device", "random_state", "image_shape", "verbose"}
+    assert {*DeepCluster().get_params()} - {*declared(Recipe)} == others
+    request = asked(n_clusters=7, recipe="v2", device="cpu", random_state=5, weights=tmp_path, verbose=2)
+    for name in ("n_clusters", "recipe", "device", "seed", "verbose"):
+        assert getattr(request, name) == FLAGS[name]
+    assert request.options == {"weights": tmp_path}
+    assert asked(random_state=np.int64(3)).seed == 3
+    assert asked(random_state=None).seed != asked(random_state=None).seed
+    first, second, third = (asked(random_state=np.random.RandomState(seed)).seed for seed in (1, 1, 2))
+    assert first == second != third
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_option_of_a_protocol_that_has_a_flag_has_it(protocol, monkeypatch, at_hand):
-    options = {name: option for name, option in declared(PROTOCOL_OPTIONS[protocol]).items() if option.flag}
-    given = [part for name, each in options.items() for part in (f"--{name.replace('_', '-')}", str(other_value(each)))]
-    request = asked(
-        monkeypatch, "deepcluster.runs.evaluate.evaluate", "evaluate", "run", "--protocol", protocol, *given
-    )
-    assert request.options == {name: other_value(option) for name, option in options.items()}
-    assert {*flags.ProtocolFlags.__annotations__} == {
-        name for kind in PROTOCOL_OPTIONS.values() for name, option in declared(kind).items() if option.flag
-    }
-
-
-def test_the_protocols_with_options_are_those_that_there_are():
+def test_every_flag_of_a_protocol_reaches_the_engine(protocol, asked):
     assert PROTOCOL_OPTIONS.keys() == {*PROTOCOLS}
+    with_flags = {name: option for name, option in declared(PROTOCOL_OPTIONS[protocol]).items() if option.flag}
+    values = {name: other_value(option) for name, option in with_flags.items()}
+    given = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert asked("evaluate", "run", "--protocol", protocol, *given).options == values
+    others = {*flags.ProtocolFlags.__annotations__} - {*declared(PROTOCOL_OPTIONS[protocol])}
+    for name in others:
+        assert run_command(["evaluate", "run", "--protocol", protocol, f"--{name.replace('_', '-')}", "1"]) == 2
 
 
 def test_the_reference_lists_every_option(capsys):
