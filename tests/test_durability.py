@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
-from deepcluster.nets.network import build
+from deepcluster.errors import DeepClusterWarning, ModelError, NonFiniteError
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import checkpoint, run_folder
@@ -96,28 +95,6 @@ def test_without_its_checkpoints_a_run_ends_elsewhere(command, pictures, whole, 
     assert not same(whole[0], out)
 
 
-WINDOWS = {
-    "reading": ("deepcluster.runs.fit:_read", 1),
-    "features": ("deepcluster.runs.writer:extract", 1),
-    "features of a round": ("deepcluster.algorithm:extract", 1),
-    "clustering": ("deepcluster.clustering.kmeans:KMeans.__call__", 2),
-    "after clustering": ("deepcluster.nets.network:Network.centroid_head", 2),
-    "a step": ("deepcluster.learning.training:_set_learning_rates", 5),
-    "before a checkpoint is written": ("deepcluster.storage.checkpoint:write_tensors", 3),
-    "while it is written": ("os:fsync", 12),
-    "before the rename": ("pathlib:Path.replace", 14),
-    "after the rename": ("deepcluster.storage.files:sync_folder", 16),
-    "between its two files": ("deepcluster.storage.checkpoint:json_sha256", 3),
-    "before old ones are removed": ("deepcluster.storage.checkpoint:Checkpoints._prune", 3),
-    "between the rounds": ("deepcluster.runs.train:History.add", 2),
-    "before the first result": ("deepcluster.runs.result:result_of", 1),
-    "before the result": ("deepcluster.runs.writer:ResultWriter.final", 1),
-    "before a result is current": ("deepcluster.storage.state:commit", 1),
-    "the model is half there": ("deepcluster.storage.model_files:json_sha256", 1),
-    "the report": ("deepcluster.runs.page:render", 1),
-}
-
-
 def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied):
     for rank in (0, 3):
         scratch_of(copied, rank).mkdir(parents=True)
@@ -127,43 +104,26 @@ def test_what_a_killed_process_was_writing_is_removed(command, pictures, copied)
     assert left_behind(copied) == [".deepcluster/mine"]
 
 
-QUICK_WINDOWS = ("between its two files", "the model is half there")
-
-
-@pytest.mark.parametrize(
-    "window", [pytest.param(name, marks=() if name in QUICK_WINDOWS else pytest.mark.slow) for name in WINDOWS]
-)
-def test_killed_inside_a_window(command, pictures, whole, tmp_path, window):
-    where, count = WINDOWS[window]
-    code, _ = command("fit", pictures, "-o", tmp_path / "run", *OPTIONS, trap=("SIGKILL", where, count))
-    assert code == -9, "the window was never reached"
-    finish(command, pictures, tmp_path / "run")
-    assert same(whole[0], tmp_path / "run")
-
-
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 PHASES = {
-    "reading": ("deepcluster.images.store:_results", 1),
-    "features": ("deepcluster.algorithm:extract", 1),
-    "clustering": ("deepcluster.clustering.kmeans:KMeans.__call__", 2),
-    "training": ("deepcluster.learning.training:Outputs", 5),
-    "saving": ("deepcluster.storage.checkpoint:write_tensors", 3),
-    "result": ("deepcluster.runs.result:cut", 1),
-    "report": ("deepcluster.runs.page:render", 1),
+    "reading": ("SIGINT", "deepcluster.images.store:_results", 1),
+    "features": ("SIGUSR1", "deepcluster.algorithm:extract", 1),
+    "clustering": ("SIGINT", "deepcluster.clustering.kmeans:KMeans.__call__", 2),
+    "training": ("SIGTERM", "deepcluster.learning.training:Outputs", 5),
+    "saving": ("SIGTERM", "deepcluster.storage.checkpoint:write_tensors", 3),
+    "result": ("SIGUSR1", "deepcluster.runs.result:cut", 1),
+    "report": ("SIGTERM", "deepcluster.runs.page:render", 1),
 }
-QUICK_SIGNALS = (("training", "SIGTERM"), ("clustering", "SIGINT"))
-SIGNALS = [
-    pytest.param(phase, name, marks=() if (phase, name) in QUICK_SIGNALS else pytest.mark.slow)
-    for phase in PHASES
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
-]
 
 
-@pytest.mark.parametrize(("phase", "name"), SIGNALS)
-def test_a_signal_saves_and_ends_with_75(command, pictures, whole, tmp_path, phase, name):
+@pytest.mark.parametrize(
+    "phase",
+    [pytest.param(phase, marks=() if phase in ("training", "reading") else pytest.mark.slow) for phase in PHASES],
+)
+def test_a_signal_saves_and_ends_with_75(command, pictures, whole, tmp_path, phase):
     out = tmp_path / "run"
-    where, count = PHASES[phase]
+    name, where, count = PHASES[phase]
     code, said = command("fit", pictures, "-o", out, *OPTIONS, trap=(name, where, count))
     assert code == 75, said
     assert said.count("\n") == 1 and said.startswith("error: stopped ") and said.rstrip().endswith("--resume")
@@ -219,7 +179,7 @@ def test_two_runs_in_one_folder(command, pictures, whole, tmp_path):
 @pytest.fixture(scope="module")
 def stopped(command, pictures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "stopped"
-    assert command("fit", pictures, "-o", out, *OPTIONS, trap=("SIGTERM", *PHASES["training"]))[0] == 75
+    assert command("fit", pictures, "-o", out, *OPTIONS, trap=PHASES["training"])[0] == 75
     return out
 
 
@@ -344,17 +304,6 @@ def test_a_finished_run_stays(pictures, whole, tmp_path, moved, ends):
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow  # the runs that are killed at random begin so
-def test_resume_where_nothing_is_begins(command, pictures, whole, tmp_path):
-    finish(command, pictures, tmp_path / "run")
-    assert same(whole[0], tmp_path / "run")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.txt").write_text("mine")
-    code, said = command("fit", pictures, "-o", tmp_path / "other", *OPTIONS, "--resume")
-    assert code == 5 and "is not a run folder, so it is left alone" in said
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
-
-
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------
 
 
@@ -375,25 +324,6 @@ def checkpoints(tmp_path) -> Checkpoints:
 def round_of(checkpoint: Checkpoint | None) -> int:
     assert checkpoint is not None
     return state_in(checkpoint).round
-
-
-def test_what_is_written_is_read_again(tmp_path):
-    folder, network = Checkpoints(tmp_path / "checkpoints"), build("compact", image_size=16)
-    network.new_head(3, torch.Generator())
-    assert folder.latest() is None
-    for state in (State(), State(1, torch.arange(6)[:, None]), a_state(2)):
-        folder.write(state, network.state_dict(), {"elapsed": 1.5})
-        found = Checkpoints(folder.folder).latest()
-        assert found is not None and found.about == {"elapsed": 1.5}
-        again, weights = restored(found, Partition.single(6))
-        assert set(weights) == {name for name in network.state_dict() if not name.startswith("head.")}
-        assert all(torch.equal(value, network.state_dict()[name]) for name, value in weights.items())
-        assert (again.round, again.settled) == (state.round, state.settled)
-        for one, other in ((again.features, state.features), (again.previous, state.previous)):
-            assert one is other is None or torch.equal(one, other)
-        assert len(again.momentum) == len(state.momentum) and all(map(torch.equal, again.momentum, state.momentum))
-    names = {path.name for path in folder.folder.iterdir()}
-    assert names == {f"00000{round}.{end}" for round in (1, 2) for end in ("json", "safetensors")}
 
 
 def check_found(folder: Checkpoints, path: Path, contents: list[bytes]) -> None:
@@ -466,7 +396,7 @@ def test_a_lost_file(checkpoints):
     (checkpoints.folder / "000001.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no checkpoint .* is whole \(.*000001.safetensors is missing") as error:
         Checkpoints(checkpoints.folder).latest()
-    assert str(error.value).count("json: ") == 2
+    assert str(error.value).count("json: ") == 2 and error.value.exit_code == 4
 
 
 def test_a_link_in_place_of_the_checkpoints_is_refused(pictures, copied, tmp_path, ends):
@@ -475,13 +405,6 @@ def test_a_link_in_place_of_the_checkpoints_is_refused(pictures, copied, tmp_pat
     before = contents(tmp_path / "elsewhere")
     assert "symbolic link" in ends(["fit", pictures, "-o", copied, *OPTIONS, "--resume"], 5)
     assert contents(tmp_path / "elsewhere") == before
-
-
-def test_a_run_whose_checkpoints_are_all_bad_ends_with_4(pictures, copied, ends):
-    for path in (copied / "checkpoints").glob("*.json"):
-        path.write_text("{")
-    said = ends(["fit", pictures, "-o", copied, *OPTIONS, "--resume"], 4)
-    assert said.count("\n") == 1 and "is whole" in said
 
 
 def test_what_is_not_finite_is_not_written(checkpoints):
@@ -513,45 +436,10 @@ def test_a_full_disk_at_some_sizes(command, pictures, whole, stopped, tmp_path, 
         size = 40_000 + (largest - 40_001) * i // (sizes - 1)
         code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume", trap=("FSIZE", "", size))
         assert code == 5, said
-        assert re.search(r"cannot write .*File too large", said)
+        assert re.search(r"cannot write .*File too large.*; the checkpoint needs [0-9.]+ MB: make room", said)
         assert Checkpoints(out / "checkpoints").latest() is not None
         assert not list((out / "checkpoints").glob(".*"))
         if i % 5 == 0:
             finish(command, pictures, out)
             assert same(whole[0], out)
         shutil.rmtree(out)
-
-
-def test_a_full_disk_is_said_in_megabytes(tmp_path, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise DiskError("cannot write x (No space left on device; 1 MB are free)")
-
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
-    with pytest.raises(DiskError, match=r"1 MB are free\); the checkpoint needs 4.0 MB: make room .* --resume"):
-        Checkpoints(tmp_path).write(State(), {"weight": torch.zeros(1_000_000)}, {})
-
-
-@pytest.mark.slow
-def test_a_full_file_system_at_20_sizes(command, pictures, whole, stopped, tmp_path):
-    """A small tmpfs in memory: it is full at another moment each time. Needs the right to mount."""
-    place = tmp_path / "small"
-    place.mkdir()
-    used = sum(path.stat().st_size for path in stopped.rglob("*") if path.is_file())
-    for i in range(20):
-        size = used + 200_000 + 200_000 * i  # a checkpoint more takes 4.4 MB
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
-        )
-        if mounted.returncode:
-            pytest.skip("may not mount a tmpfs here")
-        try:
-            out = Path(shutil.copytree(stopped, place / "run"))
-            code, said = command("fit", pictures, "-o", out, *OPTIONS, "--resume")
-            assert code == 5 and "No space left on device" in said and "MB are free" in said
-            assert Checkpoints(out / "checkpoints").latest() is not None
-            moved = Path(shutil.copytree(out, tmp_path / f"moved{i}"))
-            if i % 5 == 0:
-                finish(command, pictures, moved)
-                assert same(whole[0], moved)
-        finally:
-            subprocess.run(["umount", str(place)], check=True)

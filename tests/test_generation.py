@@ -8,13 +8,17 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from deepcluster.errors import DiskError
+from deepcluster.records import State
 from deepcluster.storage import run_folder as files
 from deepcluster.storage import state as states
+from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.run_folder import LockedFolder
 from tests.helpers.runs import contents, left_behind
 from tests.tiny import RECORD
@@ -99,6 +103,22 @@ def test_a_kill_at_any_change_of_the_disk_leaves_the_old_state_or_the_new_one(tm
         kill_at += 1
     assert seen[0] == OLD and seen[-1] == NEW and kill_at > 30
     assert seen == sorted(seen, key=lambda each: each == NEW), "one moment divides old from new"
+
+
+def test_a_kill_at_any_change_of_the_disk_leaves_the_last_checkpoint_or_the_next(tmp_path):
+    rounds, kill_at, killed = [], 1, True
+    while killed:
+        checkpoints = Checkpoints(tmp_path / str(kill_at))
+        checkpoints.folder.mkdir()
+        for number in (1, 2):
+            checkpoints.write(State(number), {"weight": torch.full((3,), number)}, {})
+        third = partial(checkpoints.write, State(3), {"weight": torch.full((3,), 3)}, {})
+        killed = in_a_child(third, kill_at)
+        checkpoint = Checkpoints(checkpoints.folder).latest()  # without a warning: none is damaged
+        assert checkpoint and checkpoint.network["weight"].tolist() == [checkpoint.values["round"]] * 3
+        rounds.append(checkpoint.values["round"])
+        kill_at += 1
+    assert rounds[0] == 2 and rounds[-1] == 3 and rounds == sorted(rounds) and kill_at > 8
 
 
 def leave_pending(run: Path) -> None:
