@@ -16,9 +16,8 @@ from deepcluster.algorithm import conclude
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images import Source
-from deepcluster.images import store as stores
 from deepcluster.images.decode import Undecodable
-from deepcluster.images.store import read_share
+from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.batches import strides
@@ -58,7 +57,7 @@ def small_network() -> Network:
 
 
 def trained(processes: Processes, count: int, bad: frozenset[int], batch: int, memory: bool) -> dict[str, Any]:
-    store = read_share(numbered(count, bad), SIZE, processes)
+    store = read_once(numbered(count, bad), SIZE, processes)
     network, seen, original = small_network(), [], features.fixed_view
 
     def recorded(images: Tensor, size: int) -> Tensor:
@@ -128,7 +127,7 @@ def test_strides_are_equal_and_leave_nothing_out(drawn, count):
 
 def one_step(processes: Processes, count: int) -> dict[str, Tensor]:
     """A round of one step in which every image is drawn once, its views the images themselves."""
-    store = read_share(numbered(count, frozenset()), SIZE, processes)
+    store = read_once(numbered(count, frozenset()), SIZE, processes)
     network = small_network()
     network.frozen_statistics = True  # else each process normalises by its own part
     whole = (Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0),)
@@ -228,9 +227,7 @@ def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
 def _mapped(processes: Processes, folder: Path) -> Tensor:
     """The numbers that the images of a process carry."""
     own = folder / str(processes.rank)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stores, "MEMORY_BUDGET", 0)
-        store = read_share(numbered(9, frozenset({2})), SIZE, processes, folder=own)
+    store = read_once(numbered(9, frozenset({2})), SIZE, processes, folder=own, memory_budget=0)
     return store.images[:, 0, 0, 0].clone()
 
 

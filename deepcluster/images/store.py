@@ -6,7 +6,7 @@ A preview of a few images comes before: a run chooses its image size by it, and 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import Processes
+from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.runtime.threads import cores, in_order, pool_of
 
 Pixels = npt.NDArray[np.uint8]
@@ -58,6 +58,7 @@ class Store:
 def read_once(
     source: Source,
     size: int,
+    processes: Processes = ALONE,
     *,
     folder: Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
@@ -70,21 +71,22 @@ def read_once(
 
     Args:
         size: The side of the squares, in px. A JPEG is decoded reduced, see ``decode``.
+        processes: They share the images: a rank reads and keeps its part of them.
         folder: Place of images.u8 if the images exceed the budget.
         memory_budget: Bytes.
         none_is_fine: No usable image is not an error.
-        progress: Called after each image with (done, total).
+        progress: Called after every image of this rank with (done, total).
 
     Raises:
         DataError: No image is usable, or a folder is needed and not given.
         DiskError: The folder has no room.
     """
-    total = len(source.paths)
-    rows = _allocate(total, size, folder, memory_budget)
+    share = processes.part(len(source.paths))
+    rows = _allocate(len(share), size, folder, memory_budget)
 
-    def fill(i: int) -> str | None:
+    def fill(row: int) -> str | None:
         try:
-            rows[i] = square(source.read(i, size), size)
+            rows[row] = square(source.read(share[row], size), size)
         except (MemoryError, DataError):  # a DataError concerns the whole source
             raise
         except Exception as error:
@@ -93,44 +95,26 @@ def read_once(
 
     failures: dict[int, str] = {}
     # pillow_limits() here and not in fill(): the warning filters belong to the process, not to a thread.
-    with pillow_limits(), closing(_results(fill, total)) as reasons:
-        for i, reason in enumerate(reasons):
+    with pillow_limits(), closing(_results(fill, len(share))) as reasons:
+        for row, reason in enumerate(reasons):
             if reason is not None:
-                failures[i] = reason
+                failures[row] = reason
             if progress is not None:
-                progress(i + 1, total)
-    if len(failures) == total and not none_is_fine:
-        raise nothing_readable(source.location, total, [(source.paths[i], failures[i]) for i in failures])
-    kept = np.array([i for i in range(total) if i not in failures], np.int64)
-    _close_gaps(rows, kept)
-    images = torch.from_numpy(rows[: len(kept)]).permute(0, 3, 1, 2)
-    skipped = [*source.skipped, *((source.paths[i], reason) for i, reason in failures.items())]
-    return Store(images, tuple(kept.tolist()), _in_order(skipped), Partition.single(len(kept)))
-
-
-def read_share(
-    source: Source,
-    size: int,
-    processes: Processes,
-    *,
-    folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Store:
-    """Run :func:`read_once` on several ranks, each of which reads and keeps its part of the source."""
-    share = processes.part(len(source.paths))
-    local = read_once(
-        source.rows(share), size, folder=folder, memory_budget=MEMORY_BUDGET, none_is_fine=True, progress=progress
-    )
-    kept = tuple(i for rows in processes.all_gather_json([share.start + i for i in local.kept]) for i in rows)
-    failures = [(path, reason) for skipped in processes.all_gather_json([*local.skipped]) for path, reason in skipped]
-    if not kept:
-        raise nothing_readable(source.location, len(source.paths), failures)
-    skipped = _in_order([*source.skipped, *failures])
-    return Store(local.images, kept, skipped, Partition.of(processes, len(local.kept)))
+                progress(row + 1, len(share))
+    filled = np.array([row for row in range(len(share)) if row not in failures], np.int64)
+    _close_gaps(rows, filled)
+    failed_here = [(source.paths[share[row]], reason) for row, reason in failures.items()]
+    kept = [i for part in processes.all_gather_json([share[row] for row in filled.tolist()]) for i in part]
+    failed = [(path, reason) for part in processes.all_gather_json(failed_here) for path, reason in part]
+    if not kept and not none_is_fine:
+        raise nothing_readable(source.location, len(source.paths), failed)
+    skipped = sorted([*source.skipped, *failed], key=lambda pair: os.fsencode(pair[0]))
+    images = torch.from_numpy(rows[: len(filled)]).permute(0, 3, 1, 2)
+    return Store(images, tuple(kept), tuple(skipped), Partition.of(processes, len(filled)))
 
 
 def check_alike(source: Source, processes: Processes) -> None:
-    """Raise DataError if the ranks see different images, for instance because each has its own disk."""
+    """Raise DataError if the ranks see different images, for instance on disks of their own."""
     digest = hashlib.sha256("\0".join(source.paths).encode(errors="surrogateescape")).hexdigest()
     first, *others = processes.all_gather_json({"files": len(source.paths), "names": digest})
     other = next((seen for seen in others if seen != first), None)
@@ -140,10 +124,6 @@ def check_alike(source: Source, processes: Processes) -> None:
         raise DataError(
             f"the processes see different images in {source.location} ({different}): put them where all can see them"
         )
-
-
-def _in_order(skipped: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(skipped, key=lambda pair: os.fsencode(pair[0])))
 
 
 def gather(images: Tensor, rows: Tensor) -> Tensor:

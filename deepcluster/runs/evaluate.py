@@ -19,7 +19,7 @@ from deepcluster.evaluation.linear import linear
 from deepcluster.evaluation.options import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
 from deepcluster.images import Source, find
 from deepcluster.images.given import true_labels
-from deepcluster.images.store import Store, check_alike, read_share
+from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.model import Model
 from deepcluster.recipe import Options, read_options
 from deepcluster.runs.rows import images_at_hand
@@ -178,7 +178,7 @@ class _Evaluation:
         place = scratch_of(self.folder.path, self.processes.rank) / name
         progress = partial(self.display.progress, "reading")
         place.mkdir()
-        store = read_share(source.rows(labelled), size, self.processes, folder=place, progress=progress)
+        store = read_once(source.rows(labelled), size, self.processes, folder=place, progress=progress)
         if skipped := len(labelled) - len(store.kept):
             self.display.say("Skipped", f"{skipped:,} files of {source.name} that cannot be used")
         return store, [labels[labelled[i]] for i in store.kept]

@@ -17,7 +17,7 @@ from deepcluster.images import Images, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import true_labels
 from deepcluster.images.source import counted
-from deepcluster.images.store import Store, check_alike, read_share
+from deepcluster.images.store import Store, check_alike, read_once
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.network import Network
 from deepcluster.presets import Plan
@@ -161,7 +161,7 @@ def _read(
     source, display = job.source, job.display
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
-    store = read_share(source, size, job.processes, folder=scratch, progress=progress)
+    store = read_once(source, size, job.processes, folder=scratch, progress=progress)
     used, skipped = len(store.kept), store.skipped
     aside = f", {len(skipped):,} skipped: {counted(why for _, why in skipped)} (skipped.csv)" if skipped else ""
     display.say("Images", f"{used:,} of {source.name}{aside}")
