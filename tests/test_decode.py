@@ -194,16 +194,11 @@ def test_damaged_jpegs_have_the_same_reasons_at_any_size(options: dict[str, obje
     assert any("image file is truncated" in text for text in reasons)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "JPEG"])
-def test_other_formats_come_as_they_are(kind: str) -> None:
-    file = stored(waves(), kind)
-    assert decode(file, size=8).tobytes() == decode(file).tobytes()
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = stored(waves(), kind)
     assert short_side(file) == 320
+    assert kind == "JPEG" or decode(file, size=8).tobytes() == decode(file).tobytes()  # only a JPEG is reduced
     (tmp_path / "a").write_bytes(file.getvalue())
     assert short_side(tmp_path / "a") == 320
     if kind != "WEBP":  # its header is read by libwebp, which wants the whole file
@@ -268,25 +263,25 @@ def test_the_bytes_decide_not_the_suffix(tmp_path: Path) -> None:
     assert pixels(decode(tmp_path / "a.jpg")) == pixels(decode(tmp_path / "b")) == [RED, BLUE]
 
 
-def test_any_exception_of_a_plugin_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = stored(Image.new("RGB", (4, 4)), "PNG")
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (RecursionError("too\ndeep \x1b[31m"), Undecodable, "cannot be decoded: RecursionError: too deep [31m"),
+        (KeyError(), Undecodable, "cannot be decoded: KeyError"),
+        (MemoryError("all"), MemoryError, "all"),
+        (OSError(5, "Input/output error"), OSError, "[Errno 5] Input/output error"),
+    ],
+)
+def test_any_exception_of_a_plugin_is_a_reason(
+    error: Exception, raised: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self: object) -> None:
+        raise error
 
-    def failing(error: BaseException) -> None:
-        def load(self: object) -> None:
-            raise error
-
-        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
-
-    failing(RecursionError("too\ndeep \x1b[31m"))
-    assert reason(file.getvalue()) == "cannot be decoded: RecursionError: too deep [31m"
-    failing(KeyError())
-    assert reason(file.getvalue()) == "cannot be decoded: KeyError"
-    failing(MemoryError())
-    with pytest.raises(MemoryError):
-        decode(file)
-    failing(OSError(5, "Input/output error"))
-    with pytest.raises(OSError, match="Input/output"):
-        decode(file)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(raised) as caught:
+        decode(stored(Image.new("RGB", (4, 4)), "PNG"))
+    assert str(caught.value) == words
 
 
 def test_large_files_are_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +338,7 @@ def test_a_large_image_comes_as_means_of_squares(monkeypatch: pytest.MonkeyPatch
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (57, 41, 3), dtype=np.uint8))
     file = stored(image, "PNG")
     assert decode(file, size=9).size == (41, 57)
-    monkeypatch.setattr(decoding, "AT_ONCE", 12 * 41 * 57 - 1)
+    monkeypatch.setattr(decoding, "AT_ONCE", 16 * 41 * 57 - 1)
     small = decode(file, size=9)  # 41 px are 3 times 1.5 * 9
     assert np.array_equal(np.asarray(small), np.asarray(image.reduce(3)))
     assert decode(file).size == decode(file, size=21).size == (41, 57)
@@ -356,7 +351,7 @@ def test_large_images_are_decoded_one_at_a_time(
     kind: str, options: dict[str, bool], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plain JPEG is never large: it is reduced while it is decoded. A barrier sees that three go at a time."""
-    monkeypatch.setattr(decoding, "AT_ONCE", 12 * 800 * 600 - 1)
+    monkeypatch.setattr(decoding, "AT_ONCE", 16 * 800 * 600 - 1)
     data = stored(waves(800, 600), kind, **options).getvalue()
     under_way, seen, lock, meeting = 0, 0, threading.Lock(), threading.Barrier(most)
     convert = decoding.as_rgb

@@ -1,4 +1,4 @@
-"""From the bytes of a file to upright RGB pixels. The only decoder, so that every step sees the same pixels."""
+"""Decode the bytes of a file to upright RGB pixels. It is the only decoder, so that every step sees the same pixels."""
 
 import errno
 import logging
@@ -18,28 +18,26 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL import features as pillow
 
-# Without EPS (it starts Ghostscript) and without rare formats, which are seldom tested. See also accepted_formats().
+# Without EPS (it starts Ghostscript) and without rare, seldom tested formats. See also accepted_formats().
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# Suffixes of images, where the name has to decide. (Elsewhere a file of another name may still be one.)
+# Suffixes of images, if the name has to decide. (Otherwise a file of another name may still be one.)
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif"),
 }
 MAX_PIXELS = 89_478_485  # Pillow's default
 # Smaller files are read at once: the 40 small reads of a JPEG header take a fifth of the time of a small image, and
-# each may hand the interpreter to another thread. A film among the images is not read into memory.
+# may hand the interpreter to another thread. A film among the images is not read into memory.
 SMALL_FILE = 1 << 20  # bytes
 
 GREY_OF_32_BITS = "grey values of 32 bits, whose range nothing tells: save it with 8 or 16 bits"
 # Decode images that need more bytes one at a time. A pixel takes 4 bytes decoded, 4 in RGB and 4 turned (or with an
-# alpha channel before that); some decoders have one or two more copies of the first kind.
+# alpha channel before that); the decoders of WebP, AVIF and HEIF have a copy of the first.
 AT_ONCE = 288_000_000
-BYTES = 12
-BYTES_WITH_COPIES = 16
-WITH_COPIES = ("WEBP", "AVIF", "HEIF")
+BYTES = 16
 _ALONE = threading.Lock()
 
-# Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and others that it fits.
+# Files of this family begin with a box "ftyp": its size, its name, the brand of the file, and compatible brands.
 _FTYP = 64  # bytes
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
@@ -70,19 +68,19 @@ class Undecodable(ValueError):
 
 @cache
 def accepted_formats() -> tuple[str, ...]:
-    """``FORMATS``, with AVIF where Pillow was built with it, and HEIF (iPhones' HEIC) where the extra is installed."""
+    """Return ``FORMATS``, and AVIF if Pillow was built with it, and HEIF (iPhones' HEIC) if the extra is installed."""
     avif = ("AVIF",) if pillow.check("avif") else ()
     try:
         import pillow_heif
     except ImportError:
         return (*FORMATS, *avif)
-    # A thumbnail in the file is not looked at: it could show another picture. One thread, as files are read by several.
+    # No thumbnail of the file: it could show another picture. One thread, because several threads read files.
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
     return (*FORMATS, *avif, "HEIF")
 
 
 def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
-    """The first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
+    """Return the first frame of an image file: mode RGB, turned by its EXIF orientation, without metadata.
 
     The bytes decide about the format (one of ``accepted_formats()``), not the suffix.
 
@@ -92,14 +90,14 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
     | alpha: LA, PA, RGBA, or a transparent colour (tRNS) in any mode | composed over white |
     | 16 bits: I;16 in either byte order, I with values in 0..65535 | the upper 8 bits |
 
-    Other grey values of 32 bits are refused, as nothing tells their range. ICC profiles are ignored.
+    Other grey values of 32 bits are refused, because their range is unknown. ICC profiles are ignored.
 
     Args:
         file: A path, or a seekable stream, which is read from its start.
         size: The shorter side, in px, that the caller will scale the image to. A JPEG is then decoded at 1/2, 1/4 or
             1/8 of its size, the smallest that leaves a shorter side of 1.5 ``size`` (rounded down) or more. Of other
-            formats, only images of more than ``AT_ONCE`` bytes (24 million pixels, 18 of WebP, AVIF and HEIF) are
-            reduced as much, to means of squares.
+            formats, only images of more than ``AT_ONCE`` bytes (18 million pixels) are reduced as much, to means of
+            squares.
 
     Raises:
         Undecodable: It is not an image, is damaged, or has more than ``MAX_PIXELS`` pixels, which the header tells
@@ -110,12 +108,12 @@ def decode(file: Path | BinaryIO, *, size: int | None = None) -> Image.Image:
 
 
 def short_side(file: Path | BinaryIO) -> int:
-    """The shorter side of an image file in px, from its header alone. Raises what ``decode`` raises."""
+    """Return the shorter side of an image file in px, from its header alone. Raises the errors of ``decode``."""
     return _examine(file, lambda image: min(image.size))
 
 
 def orientation(data: bytes) -> int:
-    """The EXIF orientation (1 to 8) of the bytes of an image file; 1 without one, or if it is not an image."""
+    """Return the EXIF orientation (1 to 8) of the bytes of an image file; 1 without one, or if it is not an image."""
     try:
         with Image.open(BytesIO(data), formats=accepted_formats()) as image:
             value = _orientation(image)
@@ -172,7 +170,7 @@ def pillow_limits() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """Why a file cannot be used: one printable line without its path, the same wherever the file lies."""
+    """Return the reason why a file cannot be used: one printable line without its path."""
     if isinstance(error, OSError) and error.errno is not None:
         return _SYSTEM_REASONS.get(error.errno) or os.strerror(error.errno).lower()
     words, name = one_line(str(error)), type(error).__name__
@@ -182,12 +180,12 @@ def explain(error: Exception) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with every control character, line break and undecodable byte turned into a space."""
+    """Return the text with every control character, line break and undecodable byte turned into a space."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def is_empty(file: Path) -> bool:
-    """Tell if a file has no bytes. Such a file is not opened: those of /proc look empty too, and some never end."""
+    """Tell if a file has no bytes. It is not opened: files of /proc look empty too, and some never end."""
     return not file.stat().st_size
 
 
@@ -198,7 +196,7 @@ def not_a_file(mode: int) -> str:
 
 
 def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
-    """look(image with only its header read), with the errors of ``decode``."""
+    """Return look(image of which only the header is read), with the errors of ``decode``."""
     if not isinstance(file, Path):
         return _examine_stream(file, look)
     status = file.stat()
@@ -238,19 +236,18 @@ def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Result]) -> 
 
 
 def upright(image: Image.Image, size: int | None = None) -> Image.Image:
-    """The pixels of an open image: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
+    """Return the pixels of an open image: decoded, in RGB, turned. ``size`` as in :func:`decode`."""
     pixels, least = image.width * image.height, 0
     if size is not None:
         least = max(1, size * 3 // 2)
-        # Why 1.5: on 600 photographs of 224 px, then resized to 45..73 px, pixels differ from those of a full decode by
-        # 0.7 to 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes
-        # 1.3. With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
+        # Why 1.5: on 600 photographs of 224 px, then resized to 45..73 px, pixels differ from a full decode by 0.7 to
+        # 1.4 grey levels (mean, beside a shift of up to half a reduced pixel); Lanczos instead of bicubic makes 1.3.
+        # With a factor of 1 it is up to 2.7; with 2 most photographs are not reduced.
         image.draft(None, (least, least))
-    decoded = image.width * image.height
-    taken = decoded * (BYTES_WITH_COPIES if image.format in WITH_COPIES else BYTES)
+    taken = image.width * image.height * BYTES
     # A progressive JPEG is whole in memory before it is reduced.
-    alone = max(taken, pixels * BYTES if "progressive" in image.info else 0) > AT_ONCE
-    with _ALONE if alone else nullcontext():
+    most = pixels * BYTES if "progressive" in image.info else taken
+    with _ALONE if most > AT_ONCE else nullcontext():
         image.load()
         _check_size(image.width * image.height)  # a HEIF file may declare fewer pixels than it holds
         turn = _UPRIGHT.get(_orientation(image))
@@ -283,7 +280,7 @@ def _check_size(pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 also if the metadata is damaged, as the pixels may still be good."""
+    """Return the EXIF orientation 1..8; 1 also if the metadata is damaged, because the pixels may still be good."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
