@@ -105,7 +105,7 @@ def check_apart(train: Source, test: Source) -> None:
 
 
 def _identities(source: Source) -> Iterator[tuple[object, str]]:
-    """Yield the identity of each image under any name: device and inode of its file, and its member of that file."""
+    """Yield the identities of the images under any name: device and inode of its file, and its member of that file."""
 
     @cache
     def identity(place: str) -> object:

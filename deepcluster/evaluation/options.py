@@ -29,7 +29,7 @@ class LinearOptions(Options):
     batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
     maps: str = option(
         "normalised",
-        "raw: pooled maps as they are, as published; normalised: each number at mean 0 and variance 1, and all of them"
+        "raw: pooled maps as they are, as published; normalised: every number at mean 0 and variance 1, and all of them"
         " at the scale that lr suits.",
         choices=("normalised", "raw"),
     )
@@ -48,7 +48,7 @@ class FewLabelsOptions(Options):
     shares: str = option("0.01,0.1", "Shares of the labelled images to learn from.")
     epochs: int = option(20, "Passes over the images to learn from.", low=1, high=1e6, flag=True)
     batch_size: int = option(256, "Images in an optimizer step.", low=1, high=1e6, flag=True)
-    lr: str = option("0.02,0.01", "Learning rate of the body for 256 images: one for each share, or one for all.")
+    lr: str = option("0.02,0.01", "Learning rate of the body for 256 images: one per share, or one for all.")
     head_lr: str = option("5,0.2", "Learning rate of the classifier, likewise.")
     momentum: float = option(0.9, "Momentum of SGD.", high=0.9999)
     weight_decay: float = option(0.0, "Weight decay of SGD.")

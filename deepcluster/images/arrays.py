@@ -1,6 +1,5 @@
 """Images by number: arrays, .npy and .npz files, ``Dataset`` objects, lists of images, and rows of numbers."""
 
-import io
 import math
 import os
 import sys
@@ -206,7 +205,11 @@ def from_numpy_file(file: Path) -> Source:
         else:
             with array as archive:  # an .npz has to be unpacked
                 name, label_name = _images_and_labels(archive.files, file)
-                _check_room(archive, [name, *filter(None, [label_name])], file)
+                # Before anything is unpacked: a few kilobytes may become gigabytes, but no more than this.
+                entries = archive.zip.infolist()
+                needed = sum(e.file_size for e in entries if e.filename.removesuffix(".npy") in (name, label_name))
+                way_out = "save the images with np.save as .npy, which is read from the disk"
+                check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
                 images = array = archive[name]
                 labels = archive[label_name] if label_name else None
     return from_array(array, file.stem, str(file), labels, images)
@@ -221,24 +224,6 @@ def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | Non
         listed = ", ".join(map(one_line, others)) or "none"
         raise DataError(f"which array of {one_line(str(file))} has the images? Call it 'images'; there are: {listed}")
     return name, labels
-
-
-def _check_room(archive: Any, names: Sequence[str], file: Path) -> None:
-    """Check the sizes before anything is unpacked: a few kilobytes may become gigabytes.
-
-    No more than the size that the archive declares is unpacked; the array may have the size that its header declares.
-    """
-    needed, entries = 0, archive.zip.namelist()
-    for name in names:
-        entry = archive.zip.getinfo(name if name in entries else f"{name}.npy")
-        with archive.zip.open(entry) as member:
-            start = io.BytesIO(member.read(1 << 16))
-        version = np.lib.format.read_magic(start)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(start)
-        needed += max(entry.file_size, math.prod(shape) * dtype.itemsize)
-    label = one_line(str(file))
-    check_fits(f"unpacking {label}", needed, "save the images with np.save as .npy, which is read from the disk")
 
 
 def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
@@ -280,7 +265,7 @@ def from_array(
     Args:
         array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in
             memory also floats in [0, 1].
-        labels: One for each image.
+        labels: One per image.
         images: The images to read; default: the array itself.
 
     Raises:

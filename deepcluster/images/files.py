@@ -222,7 +222,7 @@ def _of_files(
 
 
 def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[str, Path]]:
-    """Return (path as written, its file), each file once."""
+    """Return (path as written, its file), no file twice."""
     files: dict[Path, str] = {}
     for line in lines:
         path = _unquoted(line, folder)

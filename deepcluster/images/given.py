@@ -73,7 +73,7 @@ def _checked(array: npt.NDArray[Any], name: str) -> "Tensor":
         raise DataError(f"{name} holds {array.dtype}, and features are numbers: save them as float32")
     if array.ndim != 2 or 0 in array.shape:
         shape = " x ".join(map(str, array.shape)) or "a single number"
-        raise DataError(f"{name} has the shape {shape}, and features are N x D: a row for each image, not empty")
+        raise DataError(f"{name} has the shape {shape}, and features are N x D: a row per image, not empty")
     with np.errstate(over="ignore"):
         features = torch.from_numpy(np.array(array, np.float32))
     bad = torch.nonzero(~torch.isfinite(features).all(1)).flatten()
@@ -96,7 +96,7 @@ def _images_of_rows(file: Path, count: int) -> Source:
     if len(source.paths) != count:
         raise DataError(
             f"{one_line(str(file))} has {count:,} rows, and {one_line(str(beside))} has {len(source.paths):,} different"
-            " paths: one for each row, in their order"
+            " paths: one per row, in their order"
         )
     return source
 
@@ -123,7 +123,7 @@ def _rows_alone(count: int, name: str) -> Source:
 
 
 def true_labels(spec: str, source: Source) -> list[str]:
-    """Return the label of each of ``source.paths``, "" if it has none.
+    """Return the labels of ``source.paths``, "" for images without one.
 
     Args:
         spec: ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with a

@@ -44,7 +44,7 @@ def from_torchvision(name: str) -> Source:
         cache.mkdir(parents=True, exist_ok=True)
         kind = getattr(datasets, title)
         dataset = kind(**_training_part(kind, cache))
-    except Exception as error:  # each class raises its own kinds
+    except Exception as error:  # the classes raise many kinds
         raise DataError(
             f"torchvision:{title} cannot be downloaded into {cache}: {one_line(str(error))}. Check the connection and "
             "type the same again, or download it on another machine and copy that folder here"

@@ -8,7 +8,7 @@ import sys
 import tarfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import splitext
@@ -23,7 +23,7 @@ from deepcluster.runtime.plain_files import Spliced
 _SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-# Files that writers of shards put beside them: statistics, tables of the samples, indices.
+# Files that describe shards: statistics, tables of the samples, indices.
 _BESIDE = {".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".md", ".idx", ".index", ".yaml", ".yml"}
 _LONGEST_NAME = 4096  # bytes: Linux's limit for a path
 _LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json
@@ -31,23 +31,19 @@ _LONGEST_HEADER = 1 << 20  # bytes of the long names and other extensions of one
 
 
 def is_shard(name: str) -> bool:
-    """Tell if a file of this name is a tar archive; also a compressed one, which :func:`index` refuses."""
+    """Tell if a file of this name is a tar archive; also a compressed one, which :func:`from_tars` skips."""
     return _SHARD.search(name) is not None
 
 
-def shards_among(paths: Iterable[str]) -> list[str]:
-    """The shards among the files of a folder, if all the others only describe shards; else none."""
-    shards, others = [], False
-    for path in paths:
-        if is_shard(path):
-            shards.append(path)
-        else:
-            others |= splitext(path)[1].lower() not in _BESIDE
-    return [] if others else shards
+def shards_among(paths: Sequence[str]) -> list[str]:
+    """Return the shards among the files of a folder, if all other files describe shards; else none."""
+    shards = [path for path in paths if is_shard(path)]
+    others = {splitext(path)[1].lower() for path in paths if not is_shard(path)}
+    return shards if others <= _BESIDE else []
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """``a-{000..002}.tar`` -> ``a-000.tar``, ``a-001.tar``, ``a-002.tar``, as bash does; several ranges are nested."""
+    """Yield ``a-000.tar``, ``a-001.tar``, ``a-002.tar`` for ``a-{000..002}.tar``, as bash does."""
     numbers = _RANGE.search(pattern)
     if numbers is None:
         yield pattern
@@ -66,7 +62,7 @@ def is_pattern(text: str) -> bool:
 
 
 def files_of(pattern: Path) -> dict[str, Path]:
-    """The shards of a pattern by name, relative to the last folder without a range. DataError if one is missing."""
+    """Return the shards of a pattern by name below the last folder without a range. DataError if not all exist."""
     base = pattern
     while _RANGE.search(str(base)):
         base = base.parent
@@ -93,7 +89,7 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
         skipped: (path, reason) of other files.
 
     Raises:
-        DataError: No image, or a compressed archive, which cannot be read from the middle.
+        DataError: No image. An archive that is compressed cannot be read from the middle, and is skipped.
     """
     archives, paths, reasons = _Archives([*files.values()]), list[str](), [*skipped]
     labels, folders = list[str](), list[str]()
@@ -151,7 +147,7 @@ class _Archives:
     def __init__(self, files: Sequence[Path]):
         self._files = files
         self._firsts, self._offsets, self._sizes = array("q"), array("q"), array("q")
-        self._last = local()  # the archive that a thread read last: one for each thread, as a file has one position
+        self._last = local()  # the archive that a thread read last: not shared, because a file has one position
 
     def add(self, members: _Members) -> None:
         """Append the images of the next archive."""
@@ -182,25 +178,14 @@ def _read_headers(file: Path) -> _Members:
             reason = "empty file"
         else:
             with _Headers(io.FileIO(file)) as stream:
-                _check_plain(file, stream)
-                reason = _read_members(stream, members)
+                begin = stream.peek()
+                program = next((name for sign, name in _COMPRESSED.items() if begin.startswith(sign)), None)
+                reason = f"compressed: unpack it once with {program} -dc" if program else _read_members(stream, members)
     except OSError as error:
         reason = explain(error)
     if reason or not members.images:
         members.skipped[""] = reason or "no image in it"
     return members
-
-
-def _check_plain(file: Path, stream: BinaryIO) -> None:
-    begin = stream.read(8)
-    stream.seek(0)
-    for sign, kind in _COMPRESSED.items():
-        if begin.startswith(sign):
-            plain = _SHARD.sub("-plain.tar" if file.suffix.lower() == ".tar" else ".tar", file.name)
-            raise DataError(
-                f"{one_line(str(file))} is compressed ({kind}), so its images cannot be read one by one. Unpack it"
-                f" once: {kind} -dc {one_line(file.name)} > {one_line(plain)} (the images are compressed already)"
-            )
 
 
 def _read_members(stream: "_Headers", members: _Members) -> str:
@@ -210,7 +195,7 @@ def _read_members(stream: "_Headers", members: _Members) -> str:
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header, 1 kB each
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all headers of 1 kB
                 plain = member.isreg() and not member.issparse()
                 end = member.offset_data + member.size
                 # With a size below 0 the same header could come again, forever.

@@ -188,7 +188,7 @@ KINDS = {
 
 
 def counted(reasons: Iterable[str]) -> str:
-    """Return the number of images of each kind, most frequent first: ``6 HEIC (...), 2 damaged, 1 empty``."""
+    """Count the images by kind, most frequent first: ``6 HEIC (...), 2 damaged, 1 empty``."""
     kinds = Counter(
         next((kind for start, kind in KINDS.items() if reason.startswith(start)), reason.partition(":")[0])
         for reason in reasons
