@@ -26,14 +26,6 @@ def test_a_tree_comes_back(tmp_path: Path) -> None:
     assert drawn.read_tree(folder, 9) == TREE
 
 
-def test_a_key_of_another_version_is_ignored(tmp_path: Path) -> None:
-    folder = writable(tmp_path)
-    drawn.write_tree(folder, TREE)
-    table = json.loads((tmp_path / "tree.json").read_text())
-    (tmp_path / "tree.json").write_text(json.dumps(table | {"levels": [[2, "<b>", None]]}))
-    assert drawn.read_tree(folder, 9) == TREE
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -56,12 +48,12 @@ def test_a_run_has_them(run: Path) -> None:
     folder = RunFolder(run)
     places = drawn.read_map(folder, 48)
     assert places is not None and np.ptp(places, axis=0).min() > 1
-    found = drawn.read_tree(folder, 48)
-    assert found is not None and set(found.groups) == {0, 1, 2} and found.sizes[-1] == 48
+    tree = drawn.read_tree(folder, 48)
+    assert tree is not None and set(tree.groups) == {0, 1, 2} and tree.sizes[-1] == 48
     assert drawn.read_sheet(folder)
     # The groups of the tree are those of the table, with their medoids.
     paths = [row["path"] for row in folder.read_rows("clusters.csv") if row["status"] == "ok"]
-    described = zip(found.sizes, found.medoids, strict=True)
+    described = zip(tree.sizes, tree.medoids, strict=True)
     nodes = {(size, paths[medoid]) for size, medoid in described}
     groups = folder.read_rows("cluster_summary.csv")
     assert {(int(row["size"]), row["medoid_path"]) for row in groups} <= nodes
@@ -94,10 +86,7 @@ def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:
     assert run_command(["report", str(run)]) == 0
     assert {name: (run / name).read_bytes() for name in before} == before  # made as the fit would have
     assert 'id="map"' in (run / "report.html").read_text()
-
-
-def test_without_features_the_report_does_without_map_and_tree(run: Path) -> None:
-    for name in ("map.npy", "tree.json", "features.npy"):
+    for name in (*before, "features.npy"):
         (run / name).unlink()
     assert run_command(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -113,7 +102,7 @@ def test_very_many_groups_have_no_tree(run: Path, monkeypatch: pytest.MonkeyPatc
 def test_recut_draws_another_tree_and_keeps_the_map(run: Path) -> None:
     before = (run / "map.npy").read_bytes()
     assert run_command(["recut", str(run), "-k", "2"]) == 0
-    found = drawn.read_tree(RunFolder(run), 48)
-    assert found is not None and set(found.groups) == {0, 1}
+    tree = drawn.read_tree(RunFolder(run), 48)
+    assert tree is not None and set(tree.groups) == {0, 1}
     assert (run / "map.npy").read_bytes() == before
     assert torch.from_numpy(np.load(run / "features.npy")).shape[0] == 48

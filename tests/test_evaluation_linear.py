@@ -42,16 +42,9 @@ def test_pooled_numbers_at_224_px(name, dims, sobel):
             assert text.startswith("average")
             figures.append(pooling(maps).flatten(1).shape[1])
     assert figures == dims
-
-
-def test_the_zeros_of_the_border_count():
-    with shapes_only():
-        conv3 = layers_of(build("alexnet", image_size=224))[2]
-    pooled = pooling_of(conv3, (1, 384, 13, 13), 224)[1](torch.ones(1, 1, 13, 13))[0, 0]
-    assert pooled.shape == (5, 5)
-    assert pooled[0, 0] == pytest.approx(4 / 9) == pooled[4, 4]
-    assert pooled[0, 2] == pytest.approx(6 / 9) == pooled[2, 4]
-    assert pooled[2, 2] == 1
+    if name == "alexnet":  # the zeros of the border count
+        pooled = pooling_of(layers_of(network)[2], (1, 384, 13, 13), 224)[1](torch.ones(1, 1, 13, 13))[0, 0]
+        assert pooled[[0, 4, 0, 2, 2], [0, 4, 2, 4, 2]].tolist() == pytest.approx([4 / 9, 4 / 9, 6 / 9, 6 / 9, 1])
 
 
 def test_maps_are_those_after_the_relu_and_before_pooling():
@@ -100,10 +93,6 @@ def test_nothing_above_the_layer_is_computed_and_nothing_stays():
     network.features(torch.ones(1, 3, 16, 16))  # no hook of ours is left that would stop it
     assert calls == [1]
     assert torch.equal(first, maps_at(network, layers[1], torch.ones(1, 3, 16, 16)))
-
-
-def test_layers_by_name():
-    network = build("compact", image_size=16)
     assert [layer.name for layer in chosen_layers(network, "block5, block2")] == ["block2", "block5"]
     with pytest.raises(UsageError, match="block1, block2"):
         chosen_layers(network, "conv1")
@@ -112,7 +101,6 @@ def test_layers_by_name():
 def test_the_schedule():
     # 90 epochs of ImageNet (5,005 iterations an epoch), as the release computes it.
     assert lr_at(0, 0.01, 1e-7) == 0.01
-    assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.01 / (1 + 4.5045e-4) ** 0.5, rel=1e-12)
     assert lr_at(90 * 5005, 0.01, 1e-7) == pytest.approx(0.0099977, abs=1e-7)
     assert lr_at(90 * 5005, 0.01, 1e-4) == pytest.approx(0.0083, abs=5e-5)
 
