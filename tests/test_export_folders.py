@@ -103,7 +103,10 @@ def other_disk(tmp_path):
 
 
 def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, other_disk, monkeypatch):
-    """The kernel itself refuses these."""
+    """The kernel itself refuses these; a mode that is asked for is that mode or an error."""
+    with pytest.raises(DiskError, match=r"hard links are refused there \(invalid cross-device link\): omit --mode"):
+        folders(holiday, other_disk / "out", mode="hardlink")
+    assert list(other_disk.iterdir()) == []
     monkeypatch.setattr(bringing, "WAYS", refuse("symlink"))
     said = Said()
     rows = folders(holiday, other_disk / "out", display=said)
@@ -111,12 +114,6 @@ def test_hard_links_to_another_disk_become_copies(holiday, tmp_path, other_disk,
     assert {row["how"] for row in rows} == {"copy", "skipped"}
     assert f"5 copies; {written:,} bytes written" in said.lines[0]
     assert "hard links are refused there (invalid cross-device link)" in said.lines[0]
-
-
-def test_a_mode_that_is_asked_for_is_that_mode_or_an_error(holiday, other_disk):
-    with pytest.raises(DiskError, match=r"hard links are refused there \(invalid cross-device link\): omit --mode"):
-        folders(holiday, other_disk / "out", mode="hardlink")
-    assert list(other_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", [None, "hardlink"])
@@ -142,20 +139,6 @@ def test_what_is_missing_is_named_and_the_rest_goes_on(holiday, tmp_path):
         rows = folders(holiday, tmp_path / "out")
     assert tree(tmp_path / "out") == ["000-be_ach/A-3.PNG", "000-be_ach/a-2.png", "000-be_ach/a.png", "inventory.csv"]
     assert [row["how"] for row in rows if not row["exported_path"]] == ["missing: no such image"] * 2 + ["skipped"]
-
-
-def test_what_goes_away_meanwhile(tmp_path):
-    """A list of paths is not looked at before the images are; a FIFO would be waited for."""
-    for i in range(4):
-        write_image(tmp_path / "x" / f"{i}.png", i)
-    paths = [str(tmp_path / "x" / f"{i}.png") for i in range(4)]
-    run = hand_run(tmp_path / "run", "-", dict.fromkeys(paths, 0))
-    Path(paths[1]).unlink()
-    Path(paths[2]).unlink()
-    os.mkfifo(paths[2])
-    with pytest.warns(DeepClusterWarning):
-        rows = folders(run, tmp_path / "out", mode="copy")
-    assert [row["how"] for row in rows] == ["copy", "missing: no such file", "missing: a FIFO, not a file", "copy"]
 
 
 def test_nothing_at_hand(holiday, tmp_path):
@@ -200,7 +183,7 @@ def leftovers(folder):
     return [path.name for path in folder.iterdir() if path.name not in ("photos", "run")]
 
 
-def test_stopped_in_between_nothing_is_left(holiday, tmp_path):
+def test_after_a_stop_or_on_a_full_disk_nothing_is_left(holiday, tmp_path):
     class Impatient(Said):
         def progress(self, phase, done, total):
             if done == 3:
@@ -209,21 +192,14 @@ def test_stopped_in_between_nothing_is_left(holiday, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         folders(holiday, tmp_path / "out", display=Impatient())
     assert leftovers(tmp_path) == []
-
-
-def test_a_full_disk(tmp_path):
-    """By a limit on the size of files, which fails in the same place."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    for name in "ab":
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        Image.fromarray(images).save(tmp_path / "photos" / f"{name}.png")
-    run = hand_run(tmp_path / "run", str(tmp_path / "photos"), {"a.png": 0, "b.png": 0})
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photos" / "sea" / "b.png")
     before = state(tmp_path / "photos")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # fails in the same place
     try:
         with pytest.raises(DiskError, match=r"cannot write .*out \(File too large; .* MB are free\): make room"):
-            folders(run, tmp_path / "out", mode="copy")
+            folders(holiday, tmp_path / "out", mode="copy")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert leftovers(tmp_path) == []
@@ -254,17 +230,6 @@ def test_hostile_names(tmp_path):
         assert not [cell for row in csv.reader(file) for cell in row if cell.startswith(("=", "-", "\n"))]
 
 
-def test_paths_that_lead_out_of_the_folder(tmp_path, monkeypatch):
-    write_image(tmp_path / "a.png", 0)
-    write_image(tmp_path / "b.png", 1)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    paths = ["../a.png", str(tmp_path / "b.png"), "../here/../a.png"]
-    rows = folders(hand_run(tmp_path / "run", "-", dict.fromkeys(paths[:2], 0)), tmp_path / "out")
-    assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
-    assert [row["path"] for row in rows] == paths[:2]
-
-
 def test_a_table_that_somebody_changed(holiday, tmp_path):
     """It can neither bring other files in nor write anywhere else."""
     rows = RunFolder(holiday).read_rows("clusters.csv")
@@ -279,18 +244,6 @@ def test_a_table_that_somebody_changed(holiday, tmp_path):
     write_clusters(holiday, rows)
     with pytest.raises(DiskError, match="is damaged"):
         folders(holiday, tmp_path / "out2")
-
-
-@pytest.mark.parametrize("mode", [None, "copy"])
-def test_files_that_no_fit_could_have_used_are_not_passed_on(tmp_path, mode):
-    """A stranger's run may name any file: only what has the header of an image comes along."""
-    write_image(tmp_path / "photos" / "a.png", 0)
-    (tmp_path / "photos" / "notes.txt").write_text("secret")
-    paths = [str(tmp_path / "photos" / name) for name in ("a.png", "notes.txt")]
-    run = hand_run(tmp_path / "run", "-", dict.fromkeys(paths, 0))
-    with pytest.warns(DeepClusterWarning, match=r"1 images .* cannot be used, .*notes.txt \(not an image"):
-        folders(run, tmp_path / "out", mode=mode)
-    assert tree(tmp_path / "out") == ["000/a.png", "inventory.csv"]
 
 
 def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
@@ -316,15 +269,32 @@ def test_images_outside_of_the_folders_of_the_run_are_left_out(tmp_path):
     assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "inventory.csv"]
 
 
-def test_a_link_named_on_purpose(tmp_path):
-    """The list names a link: the hard link is one to the image, not to the link."""
-    write_image(tmp_path / "a.png", 0)
+@pytest.mark.parametrize("mode", [None, "hardlink", "copy"])
+def test_a_list_may_name_any_image_and_nothing_else(tmp_path, monkeypatch, mode):
+    """A stranger's run may name any file: only what has the header of an image comes along; a FIFO would block."""
+    for i, name in enumerate(["a.png", "b.png", "gone.png", "fifo.png"]):
+        write_image(tmp_path / name, i)
+    (tmp_path / "notes.txt").write_text("secret")
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
-    run = hand_run(tmp_path / "run", "-", {str(tmp_path / "link.png"): 0})
-    folders(run, tmp_path / "out", mode="hardlink")
-    made = tmp_path / "out" / "000" / "link.png"
-    assert not made.is_symlink()
-    assert made.stat().st_ino == (tmp_path / "a.png").stat().st_ino
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    names = ["b.png", "gone.png", "fifo.png", "notes.txt", "link.png"]
+    paths = ["../a.png", *(str(tmp_path / name) for name in names)]
+    run = hand_run(tmp_path / "run", "-", dict.fromkeys(paths, 0))
+    for name in ("gone.png", "fifo.png"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.warns(DeepClusterWarning, match=r"3 images .* cannot be used, .*notes.txt \(not an image"):
+        rows = folders(run, tmp_path / "out", mode=mode)
+    way = mode or "symlink"
+    reasons = ["missing: no such file", "missing: a FIFO, not a file", "missing: not an image"]
+    assert [row["path"] for row in rows] == paths
+    assert [row["how"][: len(how)] for row, how in zip(rows, [way, way, *reasons, way], strict=True)] == [
+        way, way, *reasons, way
+    ]  # fmt: skip
+    assert tree(tmp_path / "out") == ["000/a.png", "000/b.png", "000/link.png", "inventory.csv"]
+    if mode == "hardlink":  # one to the image, not to the link
+        assert (tmp_path / "out/000/link.png").lstat().st_ino == (tmp_path / "a.png").stat().st_ino
 
 
 def test_dry_run(holiday, tmp_path):

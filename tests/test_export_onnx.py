@@ -1,7 +1,6 @@
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,21 +138,17 @@ def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_without_the_packages(tmp_path, monkeypatch):
-    models.save(tiny_model(), tmp_path / "model")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UsageError, match=r"pip install 'deepcluster\[onnx\]'"):
-        onnx(tmp_path / "model", tmp_path / "x.onnx")
-
-
-def test_nothing_to_export(tmp_path):
+def test_mistakes(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="is not a model"):
         onnx(tmp_path, tmp_path / "x.onnx")
-    models.save(replace(tiny_model(), batch_size=4), tmp_path / "model")
+    models.save(tiny_model(), tmp_path / "model")
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(DiskError, match="exists already"):
         onnx(tmp_path / "model", tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"pip install 'deepcluster\[onnx\]'"):
+        onnx(tmp_path / "model", tmp_path / "x.onnx")
 
 
 def test_the_code_in_the_documentation_runs(photos, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DiskError, UsageError
+from deepcluster.errors import DiskError
 from deepcluster.export import parquet
 from deepcluster.report import pictures
 from deepcluster.storage import model_files as models
@@ -76,31 +76,22 @@ def test_what_viewers_need(run, tmp_path):
 
 def test_without_the_package(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"pip install 'deepcluster\[parquet\]'"):
-        parquet(run, tmp_path / "x.parquet")
     assert run_command(["export", str(run), "--to", "parquet", "-o", str(tmp_path / "x.parquet")]) == 2
     assert "pip install 'deepcluster[parquet]'" in capsys.readouterr().err
     assert not (tmp_path / "x.parquet").exists()
 
 
-def test_what_is_there_is_left_alone(run, tmp_path):
+def test_a_taken_name_and_features_of_other_images(run, tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "x").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    for name in ("x", "folder"):
-        with pytest.raises(DiskError, match="exists already"):
-            parquet(run, tmp_path / name)
-    with pytest.raises(DiskError, match="cannot write"):
-        parquet(run, tmp_path / "x" / "y")
+    for out, message in (("x", "exists already"), ("run", "exists already"), ("x/y", "cannot write")):
+        with pytest.raises(DiskError, match=message):
+            parquet(run, tmp_path / out)
     assert (tmp_path / "x").read_text() == "mine"
-
-
-def test_features_of_other_images(run, tmp_path):
-    pytest.importorskip("pyarrow")
     writable(run).write_array("features.npy", np.zeros((5, 4), np.float32))
     with pytest.raises(DiskError, match=r"features.npy is damaged .*instead of float32 \(4, 4\)"):
-        parquet(run, tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+        parquet(run, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_of_very_many_images_some_are_on_the_map_and_none_has_neighbours(run, tmp_path, monkeypatch):

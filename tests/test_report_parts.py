@@ -18,11 +18,7 @@ from deepcluster.report.sections import MEDOID, representatives
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.runs.page import pictures, report
 from deepcluster.storage.table import Table
-
-
-def row(path: str, distance: str, margin: str = "1", is_outlier: str = "0") -> dict[str, str]:
-    return {"path": path, "distance": distance, "margin": margin, "is_outlier": is_outlier}
-
+from tests.helpers.report import row
 
 # Choice
 
@@ -30,7 +26,7 @@ def row(path: str, distance: str, margin: str = "1", is_outlier: str = "0") -> d
 def test_representatives_by_hand() -> None:
     # Distances 0..11; the margins make rows 3, 8 and 5 doubtful, in this order.
     margins = {3: "0.1", 8: "0.2", 5: "0.3"}
-    rows = [row(str(i), str(i), margins.get(i, "9")) for i in range(12)]
+    rows = [row(str(i), 0, str(i), margins.get(i, "9")) for i in range(12)]
     chosen = [(r["path"], kind) for r, kind in representatives(rows[::-1], 8)]
     # 8 // 4 = 2 borderline (3, 8) and 2 outlying (11, 10); of the rest, 1 2 4 5 6 7 9, three: ranks 0, 2 and 4.
     assert chosen == [
@@ -38,17 +34,17 @@ def test_representatives_by_hand() -> None:
         ("11", "outlying"), ("10", "outlying"),
     ]  # fmt: skip
     # An outlier by its residual may lie near a centroid: of the least distance, it is neither medoid nor diverse.
-    outlier = [row(str(i), str(i), is_outlier=str(int(i == 0))) for i in range(12)]
+    outlier = [row(str(i), 0, str(i), is_outlier=str(int(i == 0))) for i in range(12)]
     kinds = {r["path"]: kind for r, kind in representatives(outlier, 8)}
     assert (kinds["0"], kinds["1"]) == ("outlying", "medoid")
-    two = [row("a", "1"), row("b", "2")]
+    two = [row("a", 0, "1"), row("b", 0, "2")]
     for medoid, order in (("b", ["b", "a"]), ("gone", ["a", "b"])):
         assert [r["path"] for r, _ in representatives(two, 5, medoid=medoid)] == order
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100])
 def test_representatives_are_different_rows_and_fill_the_places(size: int) -> None:
-    rows = [row(str(i), str(i), str(size - i)) for i in range(size)]
+    rows = [row(str(i), 0, str(i), str(size - i)) for i in range(size)]
     for count in range(1, 20):
         chosen = representatives(rows, count)
         assert len({r["path"] for r, _ in chosen}) == len(chosen) == min(size, count)
@@ -60,7 +56,7 @@ def test_representatives_are_different_rows_and_fill_the_places(size: int) -> No
 
 
 def test_representatives_without_margins_or_distances() -> None:
-    rows = [row(str(i), "" if i == 0 else str(i), "nan") for i in range(8)]
+    rows = [row(str(i), 0, "" if i == 0 else str(i), "nan") for i in range(8)]
     chosen = representatives(rows, 8)
     assert "borderline" not in {kind for _, kind in chosen}
     assert chosen[0][0]["path"] == "1"

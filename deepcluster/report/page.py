@@ -40,7 +40,6 @@ from deepcluster.report.sections import (
 from deepcluster.report.text import (
     MINUS,
     NOTHING,
-    TERMS,
     Row,
     agreement,
     bare,
@@ -76,8 +75,8 @@ FACTS = {
     "version": "Version",
     "stopped_because": "Stopped because",
 }
-METRICS = {"acc": "Accuracy", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
-# Column of history.csv: its head, and the word in ``TERMS`` that explains it.
+# Measure in metrics.json, or column of history.csv: its name, and the word of the page that explains it.
+METRICS = {"acc": ("Accuracy", "accuracy"), "nmi": ("NMI", "nmi"), "ami": ("AMI", "ami"), "ari": ("ARI", "ari")}
 HISTORY_COLUMNS = {
     "round": ("Round", "round"),
     "loss": ("Loss", "loss"),
@@ -170,7 +169,7 @@ def render(data: RunData) -> str:
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "data": Markup(script_data(data)),
     }
-    return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=page, terms=TERMS)
+    return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=page)
 
 
 def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
@@ -328,7 +327,7 @@ def _training(data: RunData) -> Values:
 
 
 def _labels(data: RunData) -> Values:
-    """Return (measure, trained, at the start, difference) for every number that is not itself a baseline."""
+    """Return (measure, its word, trained, at the start, difference) for every number that is no baseline."""
     metrics = data.metrics or {}
     names = [name for name in metrics if not name.startswith("baseline_") and name not in ("nmi_average", "labelled")]
     names.sort(key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS))
@@ -336,10 +335,10 @@ def _labels(data: RunData) -> Values:
     for name in names:
         trained, start = number(metrics[name]), number(metrics.get(f"baseline_{name}"))
         gain = NOTHING if trained is None or start is None else f"{trained - start:+.3f}".replace("-", MINUS)
-        rows.append((METRICS.get(name, name), three(trained), three(start), gain))
+        rows.append((*METRICS.get(name, (name, "")), three(trained), three(start), gain))
     return {
         "metrics": rows,
-        "compared": [row for row in rows if row[2] != NOTHING],
+        "compared": [row for row in rows if row[3] != NOTHING],
         "nmi_average": metrics.get("nmi_average"),
         "confusion": confusion(data.usable),
     }

@@ -40,11 +40,10 @@ def check_rows(summary: Sequence[Row], clusters: Table) -> None:
                 f"cluster_summary.csv: cluster {row['cluster']!r} of size {row['size']!r} should both be whole numbers"
             )
     numbers = {row["cluster"] for row in summary}
-    words, cluster = clusters.words("cluster")
-    for i in np.unique(cluster):
-        if words[i] not in numbers:
+    for cluster in clusters.words("cluster")[0]:
+        if cluster not in numbers:
             raise DiskError(
-                f"clusters.csv puts {clusters.where('cluster', words[i])[0]['path']!r} into cluster {words[i]!r}, which"
+                f"clusters.csv puts {clusters.where('cluster', cluster)[0]['path']!r} into cluster {cluster!r}, which"
                 f" is not one of the {len(numbers)} in cluster_summary.csv; are both of the same run?"
             )
 
@@ -95,7 +94,7 @@ def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
     words, cluster = clusters.words("cluster")
     order = np.argsort(cluster, kind="stable")
     ends = np.bincount(cluster, minlength=len(words)).cumsum()
-    parts = {word: clusters.at(part) for word, part in zip(words, np.split(order, ends[:-1]), strict=True)}
+    parts = {word: clusters.at(order[begin:end]) for word, begin, end in zip(words, [0, *ends], ends, strict=False)}
     return {row["cluster"]: parts.get(row["cluster"], clusters.at([])) for row in summary}
 
 
