@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from deepcluster.clustering.agreement import accuracy, ami, ari, changed, nmi, repeated, scores
+from deepcluster.clustering.agreement import accuracy, changed, nmi, repeated, scores
 from deepcluster.seeding import generator
 
 LABELS = ["a", "a", "a", "b", "b", "c"]
@@ -34,14 +34,6 @@ def test_nmi_is_the_geometric_mean():
     assert nmi(few, many) != pytest.approx(normalized_mutual_info_score(few, many, average_method="arithmetic"))
 
 
-def test_only_nmi_rises_by_chance():
-    random = np.random.default_rng(1)
-    few, many = random.integers(0, 10, 500), random.integers(0, 100, 500)
-    assert nmi(few, many) > 0.15
-    assert abs(ami(few, many)) < 0.02
-    assert abs(ari(few, many)) < 0.02
-
-
 def test_repeated_is_one_for_the_same_and_zero_for_unrelated_assignments():
     random = generator(0, "labels")
     labels = torch.randint(0, 40, (2000,), generator=random)
@@ -52,13 +44,6 @@ def test_repeated_is_one_for_the_same_and_zero_for_unrelated_assignments():
     assert repeated(labels, other, random) < 0.02
     half = torch.where(torch.rand(2000, generator=random) < 0.5, labels, other)
     assert 0.2 < repeated(labels, half, random) < 0.8
-
-
-def test_repeated_is_about_ami():
-    random = generator(1, "labels")
-    labels = torch.randint(0, 20, (600,), generator=random)
-    moved = torch.where(torch.rand(600, generator=random) < 0.7, labels, torch.randint(0, 20, (600,), generator=random))
-    assert repeated(labels, moved, random) == pytest.approx(ami(labels, moved), abs=0.03)
 
 
 def test_repeated_with_one_cluster():

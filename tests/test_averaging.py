@@ -3,7 +3,6 @@
 That a run goes on to the same bits after it was killed between two rounds is in test_preliminary.py.
 """
 
-import shutil
 import warnings
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from deepcluster.nets.network import build
 from deepcluster.records import Clustering
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
-from deepcluster.runs.recut import recut
 from deepcluster.runs.result import collapse
 from tests.drawings import drawings
 from tests.helpers.runs import OPTIONS, record, rows
@@ -66,11 +64,6 @@ def test_the_groups_are_those_of_the_mean(averaged, finished, photos):
     assert not np.array_equal(np.load(averaged / "features.npy"), np.load(finished / "features.npy"))
 
 
-def test_the_training_is_the_same(averaged, finished):
-    tables = [rows(folder / "history.csv") for folder in (averaged, finished)]
-    assert [row["loss"] for row in tables[0]] == [row["loss"] for row in tables[1]]
-
-
 def test_an_average_of_0_is_the_network_before(fitted, before):
     """Whatever the training did."""
     folder = fitted("--labels", "folders", "--set", "average=0", "--lr", "5")
@@ -78,14 +71,6 @@ def test_an_average_of_0_is_the_network_before(fitted, before):
     assert all(torch.equal(body(folder)[name], value) for name, value in learnt.items())
     assert (folder / "clusters.csv").read_bytes() == (before / "clusters.csv").read_bytes()
     assert record(folder)["rounds"] == 1
-
-
-def test_recut_cuts_the_same_groups(averaged, tmp_path):
-    copy = shutil.copytree(averaged, tmp_path / "run")
-    recut(copy, 4)
-    assert len(set(clusters(copy).values())) == 4
-    recut(copy, 3)
-    assert clusters(copy) == clusters(averaged)
 
 
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (2, 2), (3, 2), (30, 1), (30, 2)])

@@ -18,7 +18,6 @@ from deepcluster.runs.result import groups_of
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from tests.helpers.runs import rows
-from tests.predicting import predicted
 
 K = 3
 KMEANS, EMBEDDING = Recipe(grouping="kmeans"), Recipe(grouping="embedding")
@@ -49,13 +48,6 @@ def test_the_centroids_are_those_of_k_means(classic):
     model, (features, cluster, _) = models.load(classic), columns(classic)
     means = torch.stack([features[cluster == number].mean(0) for number in range(K)])
     assert torch.allclose(means, model.groups.centroids, atol=1e-5)
-
-
-def test_predict_is_clusters_csv(classic, photos):
-    found = predicted(classic, photos)
-    table = {row["path"]: int(row["cluster"]) for row in rows(classic / "clusters.csv")}
-    cluster = found.model.place(found.reduced).cluster.tolist()
-    assert dict(zip(found.paths, cluster, strict=True)) == table
 
 
 def test_features_are_whitened_fully_to_32_dimensions(classic):

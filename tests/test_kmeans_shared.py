@@ -110,12 +110,6 @@ def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
     return means(own, part(labels, processes), k, Partition.of(processes, len(own)))
 
 
-def test_means_are_those_of_all_rows(ranks):
-    x, labels = torch.tensor([[1.0], [3.0], [10.0], [5.0]]), torch.tensor([0, 0, 2, 0])
-    for found in ranks[3](averaged, x, labels, 4):
-        assert found.tolist() == [[3.0], [0.0], [10.0], [0.0]]
-
-
 def failing(processes: Processes, x: Tensor, what: str) -> str:
     try:
         clustered(processes, x, 3, None, {}) if what == "k-means" else whitened(processes, x, 2, False)

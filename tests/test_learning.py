@@ -99,28 +99,6 @@ def test_body_keeps_its_momentum_and_the_head_has_none():
     assert all(state["momentum_buffer"].abs().sum() > 0 for state in optimizer.state.values())
 
 
-def test_body_and_head_have_one_learning_rate():
-    images, kinds = drawings(4)
-    for lr, moves in ((0.0, False), (0.05, True)):
-        net = with_head()
-        before = [parameter.detach().clone() for parameter in net.parameters()]
-        train(net, images, torch.tensor(kinds), lr=lr)
-        pairs = zip(before, net.parameters(), strict=True)
-        assert {not torch.equal(*pair) for pair in pairs} == {moves}
-
-
-def test_learns_the_labels():
-    images, kinds = drawings(20)
-    labels = torch.tensor(kinds)
-    net = with_head()
-    first = train(net, images, labels, epochs=1)
-    last = train(net, images, labels, epochs=10)
-    assert last < 0.3 < first
-    net.eval()
-    with torch.no_grad():
-        assert (net(fixed_view(images, 24)).argmax(1) == labels).float().mean() > 0.95
-
-
 def trained_on_a_dominant_cluster(sample) -> torch.Tensor:
     """Recall of the small clusters after a little training where one cluster holds 94 % of the images.
 
@@ -185,22 +163,6 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     net = with_head()
     with pytest.raises(NonFiniteError, match="learning rate of 1e\\+30"):
         train(net, images, torch.tensor(kinds), lr=1e30, epochs=3)
-
-
-def test_loss_is_the_mean_over_the_views():
-    images, kinds = drawings(4)
-    net = with_head()
-    net.head.weight.data.zero_()
-    assert train(net, images, torch.tensor(kinds), lr=0.0, epochs=3) == pytest.approx(math.log(3), rel=1e-5)
-
-
-def test_memory_holds_the_features_that_training_saw():
-    images, kinds = drawings(4)
-    net = with_head()
-    memory = torch.full((12, net.feature_dim), torch.nan)
-    train(net, images, torch.tensor(kinds), memory=memory, epochs=1, batch_size=12, lr=0.0, sample=each_once)
-    with torch.no_grad():
-        assert torch.allclose(memory, net.features(fixed_view(images, 24)), atol=1e-4)
 
 
 def test_memory_keeps_what_was_not_drawn_and_changes_nothing_else():
@@ -397,11 +359,7 @@ def test_clusterings_take_turns_in_the_sampling():
 
 def test_no_tensor_becomes_float64(monkeypatch):
     """Apple's GPUs have none."""
-
-    def refused(self: torch.Tensor) -> torch.Tensor:
-        raise TypeError("no float64")
-
-    monkeypatch.setattr(torch.Tensor, "double", refused)
+    monkeypatch.delattr(torch.Tensor, "double")
     images, kinds = drawings(4)
     assert train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6) > 0
 

@@ -258,12 +258,6 @@ def test_a_paper_network_refuses_a_batch_of_another_size(alexnet):
         alexnet.features(torch.rand(1, 3, 227, 227))  # which would pass through unnoticed otherwise
 
 
-def test_published_weights_that_do_not_exist():
-    name = next(model for model in timm.list_models() if not timm.is_model_pretrained(model))
-    with pytest.raises(UsageError, match="publishes no weights"):
-        build(f"timm:{name}", image_size=224, weights="timm")
-
-
 def test_libraries_are_imported_only_for_what_is_theirs():
     code = (
         "import sys, deepcluster.images, deepcluster.nets.network, deepcluster.runs.predict\n"
@@ -458,13 +452,6 @@ def test_a_projection_is_between_features_and_head_and_trained_with_the_body():
     )
     assert all(same)
     assert not all(different)
-
-
-def test_without_a_projection_embeddings_are_the_features():
-    network = build("compact", image_size=16)
-    features = torch.rand(2, network.feature_dim)
-    assert torch.equal(network.embed(features), features)
-    assert network.embedding_dim == network.feature_dim
 
 
 @pytest.mark.parametrize("frozen", [True, False])

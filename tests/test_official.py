@@ -20,12 +20,10 @@ from torch.nn import functional as F
 
 from deepcluster.cli import run_command
 from deepcluster.errors import ModelError
-from deepcluster.nets import weights as legacy
 from deepcluster.nets.network import Network, build, from_official
 from deepcluster.nets.published_2018 import read_official, recognised
 from deepcluster.nets.weights import read_checkpoint, shapes_only
 from deepcluster.seeding import generator
-from deepcluster.storage import model_files as models
 
 K = 5  # pseudo-labels
 IDENT = 139_872_341_234_512  # where Python 2 had a parameter in memory
@@ -315,16 +313,6 @@ def test_deepcluster_v2_equals_torchvision(resnet, tmp_path, bare, write):
         assert expected.std() > 0 and network.head is None
 
 
-def test_fit_says_what_it_began_with(resnet, photos, tmp_path, capsys):
-    path = save_legacy(of_2020(resnet), tmp_path / "v2.pth.tar")
-    options = ["--backbone", "timm:resnet50", "--weights", str(path), "--rounds", "0", "--image-size", "64"]
-    assert run_command(["fit", str(photos), "-k", "2", *options, "-o", str(tmp_path / "run")]) == 0
-    said = capsys.readouterr()
-    assert "DeepCluster-v2, resnet50; left out: projection_head, prototypes" in said.out + said.err
-    body = models.load(tmp_path / "run").network.body.state_dict()
-    assert all(torch.equal(body[name], value) for name, value in resnet.state_dict().items())
-
-
 # What does not fit
 
 
@@ -340,30 +328,6 @@ def test_the_wrong_network_is_told_the_right_one(alexnet, tmp_path, monkeypatch,
         build(name, image_size=224, sobel=sobel, weights="alex.pth.tar")
     for part in ("alex.pth.tar", name, "DeepCluster, alexnet behind a Sobel filter", flags("alexnet", sobel=True)):
         assert part in str(caught.value)
-
-
-def test_keys_are_checked_strictly_and_all_named_at_once(alexnet, monkeypatch):
-    wrong = dict(alexnet)
-    del wrong["classifier.4.bias"], wrong["features.module.15.running_var"]
-    wrong |= {
-        "features.module.8.weight": torch.zeros(3, 4),
-        "classifier.9.weight": torch.zeros(1),
-        "extra": torch.zeros(1),
-    }
-    content = {"arch": "alexnet", "state_dict": wrong}
-    monkeypatch.setattr("deepcluster.nets.weights.read_checkpoint", lambda path: content)
-    messages = []
-    for read in (from_official, lambda path: build("alexnet", image_size=224, sobel=True, weights=str(path))):
-        with pytest.raises(ModelError) as caught:
-            read("wrong.pth.tar")
-        messages.append(str(caught.value))
-    assert messages[0] == messages[1]
-    for part in (
-        "wrong.pth.tar", "network alexnet", "2 missing (features.15.running_var, classifier.4.bias)",
-        "2 unexpected (classifier.9.weight, extra)",
-        "1 of another shape (features.8.weight (3, 4) instead of (384, 256, 3, 3))",
-    ):  # fmt: skip
-        assert part in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -435,13 +399,6 @@ def test_whole_numbers_of_python_2(tmp_path, value):
     content = read_checkpoint(path)
     assert (content["n"], content["s"]) == (value, "é" + "x" * 299)
     assert torch.equal(content["t"], torch.ones(2))
-
-
-def test_a_file_of_today_is_handed_on_as_it_is(tmp_path):
-    for name, write in (("zip", torch.save), ("legacy", save_legacy)):
-        write({"a": torch.ones(2)}, tmp_path / name)
-        with legacy.readable(tmp_path / name) as file:
-            assert file == tmp_path / name
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

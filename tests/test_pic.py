@@ -1,4 +1,3 @@
-import copy
 import math
 
 import numpy as np
@@ -8,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from sklearn.metrics import homogeneity_score
-from torch.nn import functional as F
 
 from deepcluster.clustering import kmeans, pic
 from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons, power_iteration
@@ -72,49 +70,6 @@ def test_the_same_as_full_matrices_and_loops(seed, scale):
     assert 3 < len(found.sizes) < 60
 
 
-def test_two_groups_by_hand():
-    """Six rows in a line, and the same mirrored and far away: each row's five nearest are the rest of its group."""
-    line = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.55])
-    x = torch.cat([line, 5 - line]).unsqueeze(1)
-    nearest, distances = _nearest(x, 5)
-    assert nearest[5].tolist() == [4, 3, 2, 1, 0]
-    assert distances[5] == pytest.approx([0.15**2, 0.25**2, 0.35**2, 0.45**2, 0.55**2], rel=1e-4)
-    ties = _ties(nearest, distances)
-    assert ties[0, 1] == pytest.approx(2 * math.exp(-0.01 / 0.04), rel=1e-4)  # both are among the other's nearest
-    assert ties[2].sum() == pytest.approx(2 * (2 * math.exp(-0.25) + 2 * math.exp(-1) + math.exp(-3.0625)), rel=1e-4)
-    masses = _masses(ties)
-    assert masses.sum() == pytest.approx(1)
-    # The third has most ties (2.34, where the fourth has 2.24), so all go up to it.
-    assert masses[:6].argmax() == 2
-    assert _leads_to(ties, masses).tolist() == [2] * 6 + [8] * 6
-    found = pic(x)
-    assert found.labels.tolist() == [0] * 6 + [1] * 6
-    assert found.sizes.tolist() == [6, 6]
-    middle = 1.55 / 6
-    assert found.centroids.flatten().tolist() == pytest.approx([middle, 5 - middle], rel=1e-6)
-    assert found.inertia == pytest.approx(2 * sum((value - middle) ** 2 for value in line.tolist()), rel=1e-4)
-
-
-def test_a_tie_counts_once_where_only_one_row_is_near():
-    x = torch.cat([torch.linspace(0, 0.05, 6), torch.tensor([0.3])]).unsqueeze(1)
-    ties = _ties(*_nearest(x, 5)).toarray()
-    np.testing.assert_allclose(ties, ties.T)
-    assert ties[6, 5] == pytest.approx(math.exp(-(0.25**2) / 0.04), rel=1e-5)
-    assert ties[6, 0] == 0
-
-
-def test_masses_of_a_star_in_closed_form():
-    """Four rows tied to one: the fixed point of s v = a W v + (1 - a) / N, by two unknowns."""
-    star = np.zeros((5, 5))
-    star[0, 1:] = star[1:, 0] = 1
-    masses = _masses(csr_array(star))
-    centre, leaf = masses[0], masses[1]
-    total = 0.001 * (4 * leaf + 4 * centre) + 0.999
-    assert centre == pytest.approx((0.001 * 4 * leaf + 0.999 / 5) / total, rel=1e-12)
-    assert leaf == pytest.approx((0.001 * centre + 0.999 / 5) / total, rel=1e-12)
-    assert centre > leaf
-
-
 def test_rings_that_kmeans_mixes():
     """Two rings, 4.5 times as far apart as their rows are. Into as many clusters, k-means takes pieces of both."""
     which = torch.arange(1200) % 2
@@ -126,13 +81,6 @@ def test_rings_that_kmeans_mixes():
     k = len(found.sizes)
     assert homogeneity_score(which, found.labels) == pytest.approx(1)
     assert max(homogeneity_score(which, kmeans(x, k, seed=seed).labels) for seed in range(3)) < 0.7
-
-
-def test_a_single_row_goes_to_its_nearest():
-    x = torch.cat([normal(30, 2) * 0.05, normal(30, 2, 1) * 0.05 + 2, torch.tensor([[1.2, 1.2]])])
-    found = pic(x)
-    nearest = int(torch.cdist(x[60:], x[:60]).argmin())
-    assert found.labels[60] == found.labels[nearest]
 
 
 def test_singletons_that_are_each_others_nearest_become_a_pair():
@@ -182,14 +130,6 @@ def test_one_row_and_none_and_not_finite():
         pic(torch.tensor([[0.0], [math.nan], [1.0]]))
 
 
-def test_other_types_and_the_order_of_rows():
-    x = F.normalize(normal(300, 8))
-    found = pic(x.numpy())
-    assert torch.equal(found.labels, pic(x).labels)
-    order = torch.randperm(300, generator=generator(1, "order"))
-    assert homogeneity_score(pic(x[order]).labels, found.labels[order]) > 0.99
-
-
 OPTIONS = {"clusters": 6, "batch_size": 16, "views": [Augmentation(crop=(0.5, 1))], "dims": 16, "lr": 0.05}
 
 
@@ -206,20 +146,6 @@ def test_the_alternation_takes_it_and_as_many_clusters_as_there_are_each_round(h
         assert round.chance_loss == pytest.approx(math.log(counts[-1]))
         assert math.isfinite(round.loss)
     assert len(set(counts)) > 1
-
-
-def test_it_goes_on_from_the_state_of_a_round_to_the_same_end():
-    images, _ = drawings(10)
-    network, other = build("compact", image_size=24), build("compact", image_size=24)
-    saved = []
-    for round in loop(network, images, rounds=2, **OPTIONS, clustering=power_iteration):
-        weights = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
-        saved.append(copy.deepcopy((round.state, weights)))
-    state, weights = saved[0]
-    other.load_state_dict(weights)
-    (_,) = loop(other, images, rounds=2, **OPTIONS, clustering=power_iteration, state=state)
-    ends = ([*net.body.state_dict().values()] for net in (network, other))
-    assert all(map(torch.equal, *ends))
 
 
 def test_the_option_of_a_recipe():

@@ -66,12 +66,6 @@ def test_a_row_at_the_mean_stays_zero():
     assert torch.equal(whiten(x)(x)[4], torch.zeros(2))
 
 
-def test_a_new_row_is_mapped_as_in_the_fit():
-    x = correlated(300, 20)
-    fitted = whiten(x, 8)
-    assert torch.allclose(fitted(x[17:18]), fitted(x)[17:18], atol=1e-6)
-
-
 def test_arrays_and_other_types_are_welcome():
     x = correlated(200, 12)
     expected = whiten(x, 5)(x)

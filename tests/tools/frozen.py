@@ -170,15 +170,6 @@ def of_onnx(file: Path) -> Digests:
     return answers | {f"metadata.{key}": digest(about[key]) for key in about if key not in VOLATILE}
 
 
-def of_official(file: Path) -> Digests:
-    import torch
-
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    tensors = content.pop("state_dict")
-    found = {name: of_array(tensor.numpy()) for name, tensor in tensors.items()}
-    return found | {key: digest(value) for key, value in content.items() if isinstance(value, int | str | list)}
-
-
 READERS: Mapping[str, Any] = {
     "run.json": of_run_record,
     "recipe.toml": of_recipe,
@@ -189,7 +180,6 @@ READERS: Mapping[str, Any] = {
     ".webp": lambda file: {"": digest(file.read_bytes())},
     ".parquet": of_parquet,
     ".onnx": of_onnx,
-    ".tar": of_official,
 }
 
 
