@@ -12,7 +12,7 @@ import torch
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.groups.cut import as_groups, cut
 from deepcluster.recipe import Recipe
-from deepcluster.runs import groups as run_groups
+from deepcluster.runs import result as run_groups
 from deepcluster.runs.recut import recut
 from deepcluster.runs.result import groups_of
 from deepcluster.seeding import derive

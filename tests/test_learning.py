@@ -359,7 +359,7 @@ def test_clusterings_take_turns_in_the_sampling():
 
 def test_no_tensor_becomes_float64(monkeypatch):
     """Apple's GPUs have none."""
-    monkeypatch.delattr(torch.Tensor, "double")
+    monkeypatch.setattr(torch.Tensor, "double", None)
     images, kinds = drawings(4)
     assert train(with_head(), images, torch.tensor(kinds), epochs=2, batch_size=6) > 0
 
