@@ -47,7 +47,7 @@ SHARED = "long-runs.md"  # the page on which torchrun is run
 # Run on these pages alone, with so many rounds, as it takes many seconds.
 FEW = {
     "fit sklearn:digits -k 10 --rounds 10 -o runs/digits": {"README.md": "0"},
-    "fit sklearn:digits -k 10 --labels folders -o runs/digits": {"first-run.md": "1"},
+    "fit sklearn:digits -k 10 --rounds 10 --labels folders": {"first-run.md": "1"},
 }
 # Run where the package is there; make test does not install it.
 NEEDS = {
