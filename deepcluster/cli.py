@@ -153,7 +153,7 @@ def predict(
         source = _images_for(run_, images)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
         sizes: Counter[int] = Counter()  # by cluster
-        rows = _placed(_predictions(run_, source, device, terminal, shared, target), reject, sizes)
+        rows = _placed(_predictions(run_, source, device, terminal, shared), reject, sizes)
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
@@ -187,8 +187,7 @@ def embed(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         source = _images_for(run_, images)
         features_file, paths_file = (_output(path, run_, source, overwrite) for path in (out, out.with_suffix(".csv")))
-        targets = (features_file, paths_file)
-        parts = [part for _, part in _predictions(run_, source, device, terminal, shared, *targets)]
+        parts = [part for _, part in _predictions(run_, source, device, terminal, shared)]
     if not is_main_rank():
         return
     features = np.concatenate([part.reduced.numpy() for part in parts])
@@ -253,7 +252,7 @@ def update(
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
-        done = update_run(run_, source, terminal, device=choose_device(device), stdin=sys.stdin)
+        done = update_run(run_, source, terminal, device=choose_device(device))
     if output.as_json:
         print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
     else:
@@ -505,11 +504,11 @@ def _check_run(run: Path) -> "RunRecord":
 
 
 def _images_for(run: Path, images: str) -> "Source | str":
-    """Return images for the model of a run; those on standard input are read later, part by part."""
+    """Return images for the model of a run, or the name of the file of features for one of these."""
     if _check_run(run).backbone == FEATURES:
         check_features_there(images)
         return images
-    return images if images == "-" else find(images)
+    return find(images, stdin=sys.stdin)
 
 
 def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> Path:
@@ -520,7 +519,7 @@ def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> P
 
 
 def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
-    """Yield the files of a run and of images. Those named on standard input are not known yet."""
+    """Yield the files of a run and of images."""
     yield from (run / name for name in own_files(run))
     if isinstance(images, str):  # an image, or features with their paths beside them
         place = Path(images)
@@ -536,24 +535,16 @@ def _predictions(
     device: str,
     terminal: Terminal,
     shared: "dict[str, Processes]",
-    *targets: Path | None,
 ) -> Iterator[tuple["Model", "Prediction"]]:
-    """Yield the model of a run with its predictions, part by part; name unusable images on standard error.
-
-    Raises:
-        UsageError: One of the images is one of the ``targets``, which are still to be written.
-    """
+    """Yield the model of a run with its predictions, part by part; name unusable images on standard error."""
     from deepcluster.runs.predict import predict
     from deepcluster.runtime.devices import choose_device
     from deepcluster.storage.model_files import load
 
     model = load(run_, choose_device(device))
-    for part in predict(model, images, display=terminal, stdin=sys.stdin, **shared):
+    for part in predict(model, images, display=terminal, **shared):
         for path, reason in part.skipped:
             complain(f"skipped {path}: {reason}")
-        for target in filter(None, targets if images == "-" else ()):
-            for path in (*part.paths, *(path for path, _ in part.skipped)):
-                files.check_no_input(target, Path(path))
         yield model, part
 
 

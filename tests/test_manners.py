@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,23 +116,6 @@ def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(pho
     shown = on_a_terminal([*arguments, str(tmp_path / "run")], **environment)
     assert "training" in shown
     assert bool(re.search(r"\x1b\[[\d;]*3[0-8][\d;]*m", shown)) == (not environment)
-
-
-def test_the_first_row_comes_before_the_last_path_is_given(finished, photos):
-    paths = sorted(str(path) for path in photos.rglob("*.png"))
-    assert len(paths) > 16  # the model's batch
-    with subprocess.Popen(
-        [*COMMAND, "predict", str(finished), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as p:
-        assert p.stdin and p.stdout
-        p.stdin.write("".join(path + "\n" for path in paths[:16]).encode())
-        p.stdin.flush()
-        first = ""
-        while first.count("\n") < 17:  # the header, and all that can be known by now
-            assert select.select([p.stdout], [], [], 60)[0], first
-            first += os.read(p.stdout.fileno(), 1 << 16).decode()
-        rest, _ = p.communicate("".join(path + "\n" for path in paths[16:]).encode())
-    assert [line.split(",")[0] for line in (first + rest.decode()).splitlines()[1:]] == paths
 
 
 def peaks_of_predict(run: Path, folders: Sequence[Path]) -> list[float]:

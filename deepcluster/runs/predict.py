@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,6 @@ def predict(
     images: Images,
     *,
     display: Display | None = None,
-    stdin: TextIO | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[Prediction]:
     """Run images through a model. A batch is yielded before the next one is read.
@@ -62,7 +61,7 @@ def predict(
     display = display or Silent()
     tried = used = 0
     reasons: list[tuple[str, str]] = []
-    source = find(images, stdin=stdin)
+    source = find(images)
     check_alike(source, processes)
     batches = source.parts(model.batch_size)
     while parts := [*islice(batches, processes.world_size)]:

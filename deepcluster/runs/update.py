@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -89,7 +88,6 @@ def update(
     display: Display | None = None,
     *,
     device: torch.device = CPU,
-    stdin: TextIO | None = None,
 ) -> Update:
     """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
 
@@ -98,7 +96,6 @@ def update(
         images: The images to add, as for ``find``; features for a run of features.
         display: Shows what was done.
         device: Where the network computes.
-        stdin: The list of paths, if ``images`` is "-".
 
     Raises:
         UsageError: The run is not finished.
@@ -112,7 +109,7 @@ def update(
             raise UsageError(f"{run} is not finished (its status is {record.status}): go on with its fit and --resume")
         model.network.to(device)
         at_hand = images_at_hand(folder)
-        new = _read(folder, record, model, rows, at_hand, images, stdin, display)
+        new = _read(folder, record, model, rows, at_hand, images, display)
         added = len(new.source.paths)
         skipped = (*new.source.skipped, *new.failed)
         known = new.tried - len(new.failed) - added
@@ -165,14 +162,13 @@ def _read(
     rows: Rows,
     at_hand: Source | None,
     images: Images | GivenFeatures,
-    stdin: TextIO | None,
     display: Display,
 ) -> _New:
     """Read and measure the images that the run does not have."""
     added, given = folder.read_added(), None
     if model.of_features:
         given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
-    source = given.source if given else find(images, stdin=stdin)  # type: ignore[arg-type]
+    source = given.source if given else find(images)  # type: ignore[arg-type]
     source = named_as_in_run(source, record.location)
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
