@@ -45,13 +45,13 @@ def alternate(
     state: State = BEGINNING,
     place: Place | None = None,
 ) -> Iterator[Round]:
-    """Yield a Round after each clustering and the training on it; ``network``, from images to features, is trained.
+    """Yield a Round after every clustering and the training on it; ``network``, from images to features, is trained.
 
     A generator does nothing until it is iterated. All randomness is derived from ``seed``.
 
     Args:
         images: N x 3 x S x S, uint8, or floats in [0, 1]; with several processes, this rank's.
-        clusters: Number of pseudo-labels, or one for each of several clusterings that are learnt together.
+        clusters: Number of pseudo-labels, or several, for clusterings that are learnt together.
         tolerance, patience: Stop after ``patience`` rounds in a row with 1 - NMI(previous round) <= ``tolerance``.
         state: Go on from the ``state`` of a round, with the network as it was then, to the same result.
         place: Device, processes and the size of the images. None: one process has all, and the network sees S px.
@@ -70,7 +70,7 @@ def alternate(
         # Step 3, reduction, and step 4, clustering: the cluster numbers are the pseudo-labels.
         reduced = reduction(features, place)
         clusterings = clustering(reduced, numbers, state.previous, seed=seed, round=index, partition=place.partition)
-        labels = torch.stack([each.labels for each in clusterings], 1)
+        labels = torch.stack([one.labels for one in clusterings], 1)
 
         # Step 6 looks back: how far do they repeat the previous ones? (The loss may weigh them by it.)
         change = drift(state.previous, reduced, clusterings, clustering, place.partition)
@@ -81,14 +81,14 @@ def alternate(
         reduced, state = reduced.cpu(), replace(state, features=features if learning.reuse_features else None)
         del features  # training needs the room
         loss = train_on_pseudo_labels(
-            network, images, labels, optimizer, learning, place, clusters=[len(each.centroids) for each in clusterings],
+            network, images, labels, optimizer, learning, place, clusters=[len(one.centroids) for one in clusterings],
             cluster_weight=weight, seed=seed, round=index, memory=state.features,
         )  # fmt: skip
 
         # Step 6, alternation.
         settled = state.settled + 1 if change.settled(tolerance) else 0
         state = State(index + 1, labels, settled, state.features, momenta(optimizer))
-        chance = mean(math.log(each.occupied) for each in clusterings)
+        chance = mean(math.log(one.occupied) for one in clusterings)
         lr = learning.lr_at(float(index))
         yield Round(index, reduced, clusterings[0], loss, chance, change.nmi, change.changed, weight, lr, state)
 
@@ -101,7 +101,7 @@ class Result:
         reduction: The map from features to reduced ones.
         reduced: The reduced features, N x d; with several processes, this rank's.
         outliers: The measure of outliers.
-        residuals: How far the features (n) are outside the principal directions that it has.
+        residuals: Distances of the features (n) from the principal directions of ``outliers``.
         clustering: The final assignments and centroids.
     """
 
@@ -136,7 +136,7 @@ def result_of(
 ) -> Result:
     """Reduce the final features (n x D, this rank's) and cluster them: every label is the nearest of all centroids."""
     mapping = reduction.fit(features, place)
-    # On the CPU, where a model reduces new images too: so the same image has the same bits.
+    # On the CPU, because a model reduces new images there too: so the same image has the same bits.
     reduced = mapping(features.cpu())
     rows = reduced.to(reduction.device(features, place))
     nearest = replace(clustering, spherical=False)

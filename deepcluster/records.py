@@ -41,7 +41,7 @@ class Clustering:
 
 @dataclass(frozen=True)
 class State:
-    """The state between two rounds. With the network, the images and the options it determines all that follows.
+    """A resumable point of the loop. Network, images, options and this determine everything that follows.
 
     The tensors are those that the loop goes on to change: write or copy them before the next round.
 
@@ -51,7 +51,7 @@ class State:
         settled: For how many rounds they have not changed.
         features: Features for the next round (N x D; with several processes, this rank's): those that training saw, or
             those of a pass that somebody has already made. None: the round makes a pass.
-        momentum: The body optimizer's, a tensor for each parameter.
+        momentum: The body optimizer's, a tensor per parameter.
     """
 
     round: int = 0
@@ -66,7 +66,7 @@ class Round:
     """One round of the alternation: a clustering, and the training on it.
 
     ``reduced`` (float32, N x d) are the whitened, L2-normalised features that were clustered; ``clustering.labels`` are
-    the pseudo-labels that were trained on (those of the first, where several clusterings are learnt). ``loss`` is their
+    the pseudo-labels that were trained on (those of the first, if several clusterings are learnt). ``loss`` is their
     mean cross-entropy over the round, ``chance_loss`` that of guessing. ``nmi_previous`` and
     ``changed`` compare the assignment of the round before with what its clusters became in the new features (NaN in the
     first round). ``cluster_weight`` is the share of the pseudo-labels' loss in what was minimised; the rest, if any, is

@@ -126,8 +126,8 @@ def accuracy(labels: Assignment, clusters: Assignment) -> float:
 def changed(previous: Assignment, current: Assignment) -> float:
     """Share of images that did not go with the majority of their previous cluster.
 
-    The numbers of two clusterings have nothing in common, so each previous cluster is followed to where most of its
-    images went. Linear in the number of images, where a one-to-one matching of 10,000 clusters would take hours.
+    The numbers of two clusterings have nothing in common, so a previous cluster is followed to the cluster that most
+    of its images went to. Linear in the number of images; a one-to-one matching of 10,000 clusters would take hours.
     """
     return _share_changed(contingency(previous, current))
 
@@ -146,13 +146,13 @@ def contingency(a: Assignment, b: Assignment) -> csr_array:
 def pair_counts(a: Tensor, b: Tensor, processes: Processes = ALONE) -> Tensor:
     """Return the pairs of values (int64, at least 0) in the rows of all ranks, ascending, and their counts (M x 3)."""
     width = 1 + max(processes.all_gather_json(int(b.max()) if len(b) else 0))
-    found, counts = torch.unique(a * width + b, return_counts=True)
+    pairs, counts = torch.unique(a * width + b, return_counts=True)
     if not processes.alone:
-        partition = Partition.of(processes, len(found))
-        gathered = partition.all_gather(torch.stack([found, counts], 1))
-        found, place = torch.unique(gathered[:, 0], return_inverse=True)
-        counts = torch.zeros_like(found).index_add_(0, place, gathered[:, 1])
-    return torch.stack([found // width, found % width, counts], 1)
+        partition = Partition.of(processes, len(pairs))
+        gathered = partition.all_gather(torch.stack([pairs, counts], 1))
+        pairs, place = torch.unique(gathered[:, 0], return_inverse=True)
+        counts = torch.zeros_like(pairs).index_add_(0, place, gathered[:, 1])
+    return torch.stack([pairs // width, pairs % width, counts], 1)
 
 
 def scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:

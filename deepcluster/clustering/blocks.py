@@ -42,7 +42,7 @@ class Rows:
     extra: Tensor | None = None
 
     def blocks(self, work: Callable[[int, Tensor], Result], least: int = 0) -> Iterator[Result]:
-        """Yield work(begin, rows) for each block in order; ``rows`` are float32, beginning with row ``begin`` of x.
+        """Yield work(begin, rows) for the blocks in order; ``rows`` are float32, beginning with row ``begin`` of x.
 
         least: rows in a block, as a power of two up to ``MOST_BLOCK``: for work whose result is large however few they
         are.
@@ -82,7 +82,7 @@ def block_size(x: Tensor, total: int, least: int = 0) -> int:
 def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
     """Return the blocks of all rows of a ``partition`` that begin in this rank's ``rows``.
 
-    They are the same for any number of processes, and so are float32 sums over each: k-means and whitening do not
+    They are the same for any number of processes, and so are float32 sums over them: k-means and whitening do not
     depend on which rank has which row. (Otherwise rounding decides between the nearest two of many clusters in noise;
     after 20 iterations up to 7 % of the labels differed.) ``skip`` of this rank's rows belong to a block that begins
     before, and ``extra`` rows of the next ranks to its last one.
@@ -96,7 +96,7 @@ def in_whole_blocks(rows: Rows, partition: Partition, least: int = 0) -> Rows:
 
 
 def extended(values: Tensor, rows: Rows, partition: Partition) -> Tensor:
-    """Return a value for each of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
+    """Return values of this rank's rows, extended to the rows that :func:`in_whole_blocks` added."""
     if partition.processes.alone or rows.block is None:
         return values
     return torch.cat(
@@ -153,7 +153,7 @@ def check_not_tiny(x: Tensor, spread: float, processes: Processes = ALONE) -> No
 
 
 def matrix(x: Tensor | npt.NDArray[np.floating]) -> Tensor:
-    """``x`` as a tensor on the same memory: a mapped file stays one. ValueError where it has not two dimensions."""
+    """Return ``x`` as a tensor on the same memory: a mapped file stays one. ValueError unless it has two dimensions."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it here
         x = torch.as_tensor(x).detach()
@@ -176,8 +176,9 @@ def product(weight: Tensor, offset: Tensor) -> Product:
 
     def multiply(rows: Tensor) -> Tensor:
         filled = F.pad(rows, (0, 0, 0, LEAST_ROWS - len(rows))) if len(rows) < LEAST_ROWS else rows
-        found = F.linear(filled.to_mkldnn(), weight, offset).to_dense() if onednn else F.linear(filled, weight, offset)
-        return found[: len(rows)]
+        if onednn:
+            return F.linear(filled.to_mkldnn(), weight, offset).to_dense()[: len(rows)]
+        return F.linear(filled, weight, offset)[: len(rows)]
 
     return multiply
 
@@ -199,11 +200,11 @@ CHUNK = 1 << 14  # of the rows that are searched
 def nearest(
     rows: Tensor, k: int, among: Tensor | None = None, *, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` rows with the largest product with each row: for rows of length 1 the nearest.
+    """Return the ``k`` rows with the largest product with every row: for rows of length 1 the nearest.
 
     Args:
         rows: N x d.
-        k: Number of neighbours; fewer are returned where there are fewer.
+        k: Number of neighbours; fewer are returned if there are fewer.
         among: M x d, the rows that are searched. None: ``rows``, without the row itself.
         offsets: M, subtracted from the products. Half the squared lengths give the nearest rows of any length.
 

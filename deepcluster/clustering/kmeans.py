@@ -1,6 +1,6 @@
 """k-means (step 4): no cluster is left empty, and threads and ranks do not change a bit.
 
-A block of rows is finished while it is in the cache: product with the centroids, best centroid of each row, sums per
+A block of rows is finished while it is in the cache: product with the centroids, best centroid of its rows, sums per
 cluster.
 """
 
@@ -22,7 +22,7 @@ from deepcluster.seeding import derive, generator
 
 Assign = Callable[[Tensor], Tensor]  # rows (M x d, float32) to the index (int64, M) of the nearest centroid
 
-# Scores (rows x K) computed at a time. On a CPU 4 MB, which stay in the cache until the best of each row is taken.
+# Scores (rows x K) computed at a time. On a CPU 4 MB, which stay in the cache until the best of a row is taken.
 SCORES = {torch.float64: 1 << 19, torch.float32: 1 << 20}
 SCORES_ON_GPU = 1 << 24
 LEAST_CHUNK = 256
@@ -33,7 +33,7 @@ REACH = 16_000.0
 
 
 def nearest_sums(rows: Rows, centroids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the sums of the rows nearest to each centroid, and their numbers: float64, K x (d + 1).
+    """Return the sums of the rows nearest to the centroids, and their numbers: float64, K x (d + 1).
 
     Scores are computed in ``dtype``, the sums in float32 over a block and in float64 over the blocks.
     """
@@ -49,7 +49,7 @@ def label_sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
 def place(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Return the nearest centroid (int64, N) of the rows, by scores in ``dtype``, and the squared distances (float32).
 
-    The distance is a sum of squares and not a difference of products: exactly 0 where row and centroid are equal.
+    The distance is a sum of squares and not a difference of products: exactly 0 if row and centroid are equal.
     """
     assign = assigner(centroids, dtype)
     labels = torch.empty(len(rows.x), dtype=torch.int64, device=rows.x.device)
@@ -111,7 +111,7 @@ def _squared_lengths(x: Tensor) -> Tensor:
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """Return the first of the largest in each row. On a CPU by numpy: 4 % of the product's time; torch takes 30 %."""
+    """Return the first of the largest in every row. On a CPU by numpy: 4 % of the product's time; torch takes 30 %."""
     return scores.argmax(1) if scores.device.type != "cpu" else torch.from_numpy(scores.numpy().argmax(1))
 
 
@@ -295,7 +295,7 @@ def _assigned(
 def _repaired(
     clustering: Clustering, walk: Rows, partition: Partition, distances: Tensor, scores: torch.dtype
 ) -> Clustering:
-    """Move empty clusters onto rows that have a distance. The inertia falls each time, so it ends."""
+    """Move empty clusters onto rows that have a distance. The inertia falls every time, so it ends."""
     centroids = clustering.centroids
     while len(vacant := torch.nonzero(clustering.sizes == 0).flatten()):
         far = _farthest_distinct(walk.x, partition, distances, len(vacant))
@@ -369,7 +369,7 @@ def _farthest_distinct(x: Tensor, partition: Partition, distances: Tensor, count
     """Up to ``count`` rows with a positive distance, farthest first, no two of them equal."""
     order = torch.argsort(distances, descending=True, stable=True)[: 8 * count]
     order = order[distances[order] > 0]
-    # The farthest of all are among the farthest of each rank.
+    # The farthest of all are among the farthest of the ranks.
     candidates = Partition.of(partition.processes, len(order))
     far, rows = candidates.all_gather(distances[order]), candidates.all_gather(x[order].float())
     rows = rows[torch.argsort(far, descending=True, stable=True)[: 8 * count]]
@@ -386,7 +386,7 @@ class ClusteringStep(Protocol):
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
         partition: Partition,
     ) -> tuple[Clustering, ...]:  # fmt: skip
-        """Cluster this rank's rows (n x d) once for each number of clusters.
+        """Cluster this rank's rows (n x d) once per number of clusters.
 
         ``previous`` are the labels (N x the number of clusterings) of the previous round; None in the first. The labels
         that are returned are of all rows, on the CPU.
@@ -398,7 +398,7 @@ class KMeans:
     """Step 4 by k-means. The defaults are the paper's; see :func:`kmeans` for the attributes not named here.
 
     Attributes:
-        start: "random" starts each round from a random sample, "previous" from the clusters of the previous round.
+        start: "random" starts every round from a random sample, "previous" from the clusters of the previous round.
     """
 
     iterations: int = 20

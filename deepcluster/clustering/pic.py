@@ -24,13 +24,13 @@ Indices = npt.NDArray[np.int64]
 
 
 def pic(x: Tensor | npt.NDArray[np.floating]) -> Clustering:
-    """Group N rows of length 1 by power iteration clustering; their number of clusters is found, not given.
+    """Group N rows of length 1 by power iteration clustering; it finds the number of clusters itself.
 
     Every row is tied to its 5 nearest ones by exp(-d^2 / 0.2^2), and ties count both ways (W, symmetric). Each row has
     a mass v, at first 1/N; a step of the power iteration is v = 0.001 W v + 0.999 / N, scaled to the sum 1. After 200
     of them a row points to the neighbour j with the largest W_ij (v_j - v_i) above 0. A row that points nowhere is a
     local maximum and makes a cluster with all rows that lead to it. A cluster of one row goes to that of its nearest
-    row, so none is smaller than two (where N is). The numbers are those of the code released with Caron et al. 2018;
+    row, so none is smaller than two (if N is not). The numbers are those of the code released with Caron et al. 2018;
     to which of its terms a step gives 0.001 changed the number of clusters by 1 to 2 % (docs/decisions.md).
 
     Takes N^2 d multiplications and memory for 5 N ties. Nothing is random.
@@ -70,11 +70,11 @@ def _nearest(x: Tensor, count: int) -> tuple[Indices, Numbers]:
     x = x.float()
     _, numbers = nearest(x, count, offsets=x.square().sum(1) / 2)
     distances = torch.empty(len(x), count, dtype=torch.float64)
-    for part, found, squared in zip(x.split(EXACT), numbers.split(EXACT), distances.split(EXACT), strict=True):
-        # As a sum of squares: as a difference of products it would be rounding errors where rows are close.
-        exact = (x[found.to(x.device)].double() - part.double().unsqueeze(1)).square().sum(2)
+    for part, indices, squared in zip(x.split(EXACT), numbers.split(EXACT), distances.split(EXACT), strict=True):
+        # As a sum of squares: as a difference of products it would be rounding errors if rows are close.
+        exact = (x[indices.to(x.device)].double() - part.double().unsqueeze(1)).square().sum(2)
         exact, order = exact.sort(dim=1, stable=True)
-        found.copy_(found.gather(1, order.cpu()))
+        indices.copy_(indices.gather(1, order.cpu()))
         squared.copy_(exact)
     return numbers.numpy(), distances.numpy()
 
@@ -96,7 +96,7 @@ def _masses(ties: csr_array) -> Numbers:
 
 
 def _leads_to(ties: csr_array, masses: Numbers) -> Indices:
-    """Return the local maximum that each row leads to; its own number where it is one."""
+    """Return the local maxima that the rows lead to; a local maximum leads to itself."""
     pairs = ties.tocoo()
     gains = pairs.data * (masses[pairs.col] - masses[pairs.row])
     order = np.lexsort((pairs.col, -gains, pairs.row))  # of a row's neighbours the best first
@@ -126,11 +126,11 @@ def power_iteration(
 ) -> tuple[Clustering, ...]:
     """Step 4 by :func:`pic` on the main rank. It finds the number of clusters itself."""
     gathered, processes = partition.gather(rows), partition.processes
-    found = [on_cpu(pic(gathered))] if processes.is_main else []
+    made = [on_cpu(pic(gathered))] if processes.is_main else []
     tensors = processes.broadcast_tensors(
-        lambda: {name: getattr(found[0], name) for name in ("labels", "centroids", "sizes")}
+        lambda: {name: getattr(made[0], name) for name in ("labels", "centroids", "sizes")}
     )
     inertia, iterations, reseeded = processes.broadcast_json(
-        lambda: [found[0].inertia, found[0].iterations, found[0].reseeded]
+        lambda: [made[0].inertia, made[0].iterations, made[0].reseeded]
     )
     return (Clustering(**tensors, inertia=inertia, iterations=int(iterations), reseeded=int(reseeded)),)

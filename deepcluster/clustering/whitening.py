@@ -71,7 +71,7 @@ def whiten(
 
     Args:
         x: N x D, of any floating type; this rank's rows.
-        dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. Where all rows are equal it is 1, and every row
+        dims: Dimensions at most; min(dims, D, N - 1, rank) are kept. If all rows are equal it is 1, and every row
             maps to zero.
         strength: Each principal direction is divided by its standard deviation to this power: 1 whitens (the paper), 0
             only rotates, and in between the leading directions keep some of their weight.
@@ -121,7 +121,7 @@ def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: flo
 def square_roots(rows: Tensor) -> Tensor:
     """Return the square roots of float32 features, with their signs, as rows of length 1 (power normalisation).
 
-    Few large features then decide less; where none is negative, products of rows compare them as shares (Hellinger).
+    Few large features then decide less; if none is negative, products of rows compare them as shares (Hellinger).
     """
     return F.normalize(rows.sign() * rows.abs().sqrt(), eps=1e-12)
 
@@ -134,7 +134,7 @@ def unit_rows(x: Tensor, device: torch.device | None = None) -> Tensor:
 def _covariance(x: Tensor, partition: Partition, device: torch.device, root: bool) -> tuple[Tensor, Directions]:
     """Mean (D) and covariance (D x D), in float64, of more rows than columns.
 
-    One pass: sums and products of each block, around the mean of the first rows, are added up in float64.
+    One pass: sums and products of the blocks, around the mean of the first rows, are added up in float64.
     """
     rows, width = partition.total, x.shape[1]
 
@@ -160,7 +160,7 @@ def _covariance(x: Tensor, partition: Partition, device: torch.device, root: boo
 
 
 def _products(centred: Tensor) -> tuple[Tensor, npt.NDArray[np.floating]]:
-    """Return the sum of the rows (D) and their products with each other (D x D)."""
+    """Return the sum of the rows (D) and the sum of their outer products (D x D)."""
     if centred.shape[1] <= NARROW:
         centred = centred.double()
     total = centred.sum(0).double().cpu()
@@ -176,9 +176,9 @@ def _leading(covariance: Directions, count: int) -> tuple[Directions, Directions
     if width < WIDE:
         values, vectors = eigh(covariance, driver="evd")
         return values[: -count - 1 : -1], vectors[:, : -count - 1 : -1]
-    found = eigh(covariance.astype(np.float32), subset_by_index=[width - count, width - 1], driver="evr")[1]
+    vectors = eigh(covariance.astype(np.float32), subset_by_index=[width - count, width - 1], driver="evr")[1]
     # The eigenvectors span the right space to seven digits; inside it float64 is cheap (Rayleigh-Ritz).
-    basis = np.linalg.qr(found.astype(np.float64))[0]
+    basis = np.linalg.qr(vectors.astype(np.float64))[0]
     values, turn = eigh(basis.T @ covariance @ basis)
     return values[::-1], basis @ turn[:, ::-1]
 

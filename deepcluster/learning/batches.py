@@ -1,4 +1,4 @@
-"""Batches of a training loop: which images of a sample each rank trains on, gathered and prepared ahead of time."""
+"""Batches of a training loop: the part of a sample that this rank trains on, gathered and prepared ahead of time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Batch:
     Attributes:
         step: Its number in the epoch.
         drawn: Numbers of the images that all ranks train on together.
-        parts: Numbers of the images of each rank (see :func:`strides`).
+        parts: Numbers of the images of every rank (see :func:`strides`).
         images: uint8, B x 3 x S x S, this rank's, on the device that trains.
     """
 
@@ -34,7 +34,7 @@ class Batch:
 
     @property
     def new(self) -> list[int]:
-        """Number of images of each rank that are not filling, which counts for nothing."""
+        """Number of images of every rank without filling."""
         return [len(range(rank, len(self.drawn), len(self.parts))) for rank in range(len(self.parts))]
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ def batches(
     prepare: Callable[[Batch], Prepared],
     device: torch.device,
 ) -> Iterator[Prepared]:
-    """Yield what ``prepare`` makes of each batch, on a GPU while the previous one is trained on.
+    """Yield ``prepare(batch)`` for all batches, on a GPU while the previous one is trained on.
 
     Args:
         images: uint8, n x 3 x S x S: this rank's.
         partition: Which rank has which images.
-        samples: The number of each step, and the images that all ranks draw for it.
+        samples: The numbers of the steps, and the images that all ranks draw for them.
         prepare: For example random views. It must not exchange anything with other ranks.
     """
     # Channels-last, an image lies in one piece: else indexing goes pixel by pixel, which is ten times as slow.
@@ -74,9 +74,9 @@ def batches(
 
 
 def strides(drawn: Tensor, world_size: int) -> list[Tensor]:
-    """Return a sample of images for each rank: equal parts, filled up with its first images where it is too short.
+    """Divide a sample among the ranks: equal parts, filled up with its first images if it is too short.
 
-    At least two images each, as batch normalisation has no variance of one.
+    A part has at least two images, because batch normalisation has no variance of one.
     """
     if world_size == 1:
         return [drawn]

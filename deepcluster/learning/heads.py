@@ -34,7 +34,7 @@ class Outputs:
         embeddings: V*B x D, view after view.
         logits: V*B x the sum of ``clusters``, those of several clusterings side by side.
         labels: int64, B x the number of clusterings; IGNORED for images that only fill up the batch.
-        clusters: Number of clusters of each clustering.
+        clusters: Numbers of clusters of the clusterings.
         drawn: Numbers of the images of all ranks.
     """
 
@@ -48,7 +48,7 @@ class Outputs:
 class Loss(Protocol):
     """The loss that step 5 minimises.
 
-    sums_images: It is a sum over the images of a batch, which no two of them share a term of.
+    sums_images: The loss is a sum of independent per-image terms, so a batch may be split.
     """
 
     sums_images: bool
@@ -109,7 +109,7 @@ class WithInstances:
 
 
 def repeated_weight(previous: Tensor | None, current: Tensor, seed: int, round: int) -> float:
-    """a^2 / (a^2 + (1 - a)^2), where a is how far the current labels repeat the previous ones (0 to 1)."""
+    """Return a^2 / (a^2 + (1 - a)^2) for the share a (0 to 1) by which the labels repeat the previous ones."""
     if previous is None:
         return 0.0
     share = repeated(previous, current, generator(seed, "chance", round))
@@ -124,7 +124,7 @@ def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes)
 
     Args:
         embeddings: This rank's views of its ``images`` images, view after view.
-        images: Number of images of each rank, filling included.
+        images: Number of images of a rank, filling included.
         total: Number of images of all ranks without filling.
     """
     local = embeddings[: 2 * images].float()
@@ -135,7 +135,7 @@ def all_pairs(embeddings: Tensor, images: int, total: int, processes: Processes)
 
 
 def instance_loss(pairs: Tensor, numbers: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss, the finest level of PCL: each view is to find the other view of its image among all others.
+    """SimCLR's loss, the finest level of PCL: a view must be nearest to the other view of its image among all views.
 
     Args:
         pairs: Embeddings of the first views of B images, then of their second views: 2B x D.

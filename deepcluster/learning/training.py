@@ -20,8 +20,8 @@ from deepcluster.place import TRAINING, Place
 from deepcluster.runtime.devices import has_bf16, moved
 from deepcluster.seeding import generator, lent_global
 
-# Pixels of views that go through a network on a CPU at a time where they can, and images at least: a step keeps the
-# outputs of all layers, in EfficientNet-Lite0 some 470 numbers for a pixel.
+# On a CPU a step takes at most so many pixels of views at a time, but at least so many images, because backward keeps
+# the outputs of all layers: in EfficientNet-Lite0 some 470 numbers a pixel.
 PART, FEWEST = 1 << 18, 8
 
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -38,11 +38,11 @@ class Learning:
         lr: Learning rate: a number, or a function of the time in rounds.
         momentum: Momentum of the body; a linear head has none, as published.
         weight_decay: Weight decay of body and head.
-        views: How each of the views of an image is made that an optimizer step trains on.
+        views: The augmentations that make the views of an image in an optimizer step.
         sample: Draws the images of an epoch by their labels.
         head: Puts the classifier of a round on top.
         loss: The loss to minimise.
-        renumber: Train on each label's place among the clusters that are not empty (the released code).
+        renumber: Train on the positions of the labels among the clusters that are not empty (the released code).
         reuse_features: Cluster the features that training saw, instead of those of a pass (DeepCluster-v2).
     """
 
@@ -80,7 +80,7 @@ def body_optimizer(network: Network, learning: Learning, momentum: Sequence[Tens
 
 
 def momenta(optimizer: SGD) -> tuple[Tensor, ...]:
-    """Return the momentum of each parameter; an empty tensor where there is none yet."""
+    """Return the momentum of the parameters; an empty tensor for one without."""
     states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
     buffers = [state.get("momentum_buffer") for state in states]
     return tuple(torch.empty(0) if buffer is None else buffer for buffer in buffers)
@@ -103,17 +103,17 @@ def train_on_pseudo_labels(
     """Train ``network``, which has its head, for ``learning.epochs`` x N images.
 
     Each optimizer step trains on one sample of all images, of which every rank takes its stride; the gradient is that
-    of the loss of the whole sample. (Batch normalisation is of each rank's images.)
+    of the loss of the whole sample. (Batch normalisation uses this rank's images.)
 
     Args:
         images: uint8, n x 3 x S x S: this rank's.
-        labels: int64, N x H: the pseudo-labels of H clusterings of all images, for samples by each in turn.
+        labels: int64, N x H: the pseudo-labels of H clusterings of all images; samples are drawn by them in turn.
         optimizer: The body's. A head that learns gets an SGD of its own, without momentum.
         place: Device, type, and the size of the views that have none of their own. None: one process has all, and sees
             images of S px.
-        clusters: Number of clusters of each clustering.
+        clusters: Numbers of clusters of the clusterings.
         cluster_weight: Weight of the pseudo-labels, for ``learning.loss``.
-        memory: n x D. Takes each image's embedding as it was when last trained on, the mean over its first two views
+        memory: n x D. Takes the embeddings of images as they were when last trained on, the mean of the first two views
             if they are of one size.
 
     Returns:
@@ -150,15 +150,15 @@ def train_on_pseudo_labels(
         drawn = learning.sample(by, count, generator(seed, "sample", round, epoch)).tensor_split(steps)
         for batch, seen, targets, numbers in batches(images, partition, enumerate(drawn), prepare, device):
             _set_learning_rates(optimizers, learning, round + (epoch + batch.step / steps) / epochs)
-            for each in optimizers:
-                each.zero_grad()
+            for one in optimizers:
+                one.zero_grad()
             parts = number_of_parts(
                 network, len(targets), sum(view.shape[-1] ** 2 for view in seen), learning.loss, processes.world_size
             )
             loss, seen_as = torch.zeros((), device=device), []
             # Dropout draws from the global generator.
             with lent_global(seed, "training", round, epoch, batch.step, *processes.seed_index, device=device):
-                for *some, some_targets in zip(*(each.tensor_split(parts) for each in (*seen, targets)), strict=True):
+                for *some, some_targets in zip(*(x.tensor_split(parts) for x in (*seen, targets)), strict=True):
                     with torch.autocast(device.type, place.dtype, enabled=place.dtype != torch.float32):
                         embeddings, logits = model(*some)
                     outputs = Outputs(embeddings, logits, some_targets, clusters, numbers)
@@ -170,8 +170,8 @@ def train_on_pseudo_labels(
                 kept = torch.cat(seen_as)[: batch.new[batch.rank]]
                 rows = [part[:n] for part, n in zip(batch.parts, batch.new, strict=True)]
                 _remember(memory, *partition.put_rows(kept, rows))
-            for each in optimizers:
-                each.step()
+            for one in optimizers:
+                one.step()
             epoch_loss = epoch_loss + loss * (len(batch.drawn) / count)
             place.progress(TRAINING, epoch * count + (batch.step + 1) * count // steps, epochs * count)
         epoch_loss = processes.all_reduce(epoch_loss) / processes.world_size
@@ -182,7 +182,7 @@ def train_on_pseudo_labels(
 
 
 def renumbered(labels: Tensor) -> Tensor:
-    """Return the position of each label among the labels that occur, ascending."""
+    """Return the positions of the labels among those that occur, ascending."""
     positions: Tensor = torch.unique(labels, return_inverse=True)[1]
     return positions
 
@@ -238,7 +238,7 @@ def _stacked(views: Sequence[Tensor]) -> Tensor:
 
 
 def _remember(memory: Tensor, embeddings: Tensor, rows: Tensor) -> None:
-    """Put embeddings into their rows of the memory, the last where a batch has an image more than once.
+    """Put embeddings into their rows of the memory; of an image that a batch has more than once, the last.
 
     (To assign all at once leaves open which of them stays: with two threads it differed from run to run.)
     """
@@ -258,6 +258,6 @@ def _set_learning_rates(optimizers: Sequence[SGD], learning: Learning, time: flo
 # Measured on 2 AMD cores with native bfloat16: the compact network takes .53 of float32's time in bfloat16,
 # EfficientNet with its depthwise convolutions several times as long.
 def network_precision(network: Network, device: torch.device) -> torch.dtype:
-    """bfloat16 where that is native, but not for grouped convolutions on a CPU, which have no fast kernel there."""
+    """Return bfloat16 if it is native, but not for grouped convolutions on a CPU, which have no fast kernel there."""
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     return torch.bfloat16 if has_bf16(device) and not (grouped and device.type == "cpu") else torch.float32

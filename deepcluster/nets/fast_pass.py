@@ -1,6 +1,6 @@
 """The features of a network that does not learn, faster on a CPU: batch normalisation folded into the convolutions.
 
-docs/decisions.md has the figures. Features differ from the network's own in the last bits, so one run uses one of both.
+docs/decisions.md has the figures. The last bits differ from the plain pass, so a run must use the same pass throughout.
 """
 
 import copy
@@ -30,9 +30,9 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """``network.features`` in evaluation mode, as it is now: of a copy, where that is faster.
+    """Return ``network.features`` in evaluation mode, as it is now, or a faster equivalent of a copy.
 
-    Such are networks of ``build`` with depthwise convolutions and batch normalisation, in float32 on a CPU.
+    It exists for networks of ``build`` with depthwise convolutions and batch normalisation, in float32 on a CPU.
     """
     modules = list(network.body.modules())
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in modules)
@@ -52,7 +52,7 @@ def features_pass(network: Network, dtype: torch.dtype = torch.float32) -> Calla
     return _InPieces(body, network, counts)
 
 
-# Computed once for a body: the layers to fold, and the number of images of each shape that go at a time.
+# Computed once for a body: the layers to fold, and the number of images that go at a time, by their shape.
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, str]], dict[torch.Size, int]]] = WeakKeyDictionary()
 
 
@@ -85,9 +85,9 @@ class _InPieces:
         return features
 
 
-def _fold(body: nn.Module, found: list[tuple[str, str]]) -> None:
-    """Fold each normalisation and its activation into the convolution before it, in place."""
-    for conv_name, norm_name in found:
+def _fold(body: nn.Module, foldable: list[tuple[str, str]]) -> None:
+    """Fold normalisations and their activations into the convolutions before them, in place."""
+    for conv_name, norm_name in foldable:
         norm = body.get_submodule(norm_name)
         activation = getattr(norm, "act", nn.Identity())
         known = ACTIVATIONS.get(type(activation))
@@ -102,14 +102,14 @@ class _Leaves(fx.Tracer):
 
 
 def pairs(body: nn.Module) -> list[tuple[str, str]]:
-    """Convolutions and the normalisation that alone sees their output, by name. None where torch cannot follow."""
+    """Return convolutions and the normalisation that alone sees their output, by name; none if torch cannot trace."""
     try:
         graph = _Leaves().trace(body)
     except Exception:  # code that looks at values, as in transformers, fails in many ways
         return []
     modules = dict(body.named_modules(remove_duplicate=False))
     times = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
-    found = []
+    names = []
     for node in graph.nodes:
         before = node.args[0] if node.args else None
         if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
@@ -117,12 +117,12 @@ def pairs(body: nn.Module) -> list[tuple[str, str]]:
         conv, norm = modules[str(before.target)], modules[str(node.target)]
         alone = len(before.users) == 1 and times[id(conv)] == times[id(norm)] == 1
         if alone and _is_norm(norm) and _is_conv(conv):
-            found.append((str(before.target), str(node.target)))
-    return found
+            names.append((str(before.target), str(node.target)))
+    return names
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Batch normalisation, torch's or timm's with an activation, by its statistics."""
+    """Tell whether it is batch normalisation, torch's or timm's with an activation, that has statistics."""
     known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"
     return known and getattr(module, "running_mean", None) is not None
 
@@ -147,7 +147,7 @@ class _Fused(nn.Module):
         self.weight, self.bias = weight.detach(), bias.detach()
         self.packed: dict[tuple[int, ...], Tensor] = {}
         self.kernel, self.stride, self.dilation = list(conv.kernel_size), list(conv.stride), list(conv.dilation)
-        self.padding, self.groups = [int(each) for each in conv.padding], conv.groups
+        self.padding, self.groups = [int(side) for side in conv.padding], conv.groups
         self.same = type(conv) is not nn.Conv2d
         self.activation, self.numbers = activation, numbers
         self.outputs = 0  # numbers of the last pass

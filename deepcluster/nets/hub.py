@@ -247,7 +247,7 @@ def _damage(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once for each state of it: a run asks several times."""
+    """Return the SHA-256 of a file, computed once per state of it: a run asks several times."""
     status = path.stat()
     return _digest(path, status.st_mtime_ns, status.st_size)
 

@@ -66,7 +66,7 @@ class Network(nn.Module):
             embeddings, of which a ReLU would cut off a part.
         projection: From features to embeddings; default: the features themselves.
         embedding_dim: The outputs of the projection.
-        mean: Mean of each colour; part of the network, so that nobody can forget the normalisation or do it twice.
+        mean: Means of the colours; part of the network, so that nobody can forget the normalisation or do it twice.
         std: Likewise.
         architecture: The arguments of ``build`` that make this network again; empty for a custom body.
         origin: A description of the published file that the initial weights are from; may be empty.

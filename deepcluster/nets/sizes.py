@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 PAPER_NETWORKS = ("alexnet", "vgg16")
-FEATURES = "features"  # the name of no network at all, where the features came from elsewhere
+FEATURES = "features"  # the name of no network at all: the features came from elsewhere
 MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
 USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size
 
@@ -32,7 +32,7 @@ def only_size(name: str, preferred: int) -> int | None:
 
 
 def timm_config(name: str) -> Any | None:
-    """timm's configuration of one of its networks; None where it has none, or not with this tag."""
+    """Return timm's configuration of one of its networks; None if it has none, or not with this tag."""
     import timm  # here and not above: the import takes a second or more
 
     try:

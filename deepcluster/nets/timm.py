@@ -48,8 +48,8 @@ def timm_body(name: str, image_size: int, seed: int) -> tuple[nn.Module, dict[st
 def pooling(name: str) -> dict[str, str]:
     """Return timm's argument for how the authors of a network make one vector of its tokens; none if timm knows.
 
-    timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages where the authors
-    do, without class token and registers. Of DINOv3 it averages too, where its authors take the class token.
+    timm takes the class token of ViT, DINO, DINOv2 and MAE, attention pooling of SigLIP, and averages if the authors
+    do, without class token and registers. Of DINOv3 it averages too, but its authors take the class token.
     """
     return {"global_pool": "token"} if name.startswith("vit_") and "dinov3" in name else {}
 

@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is refused. Not in torch's words where they advise to execute what is in it."""
+    """Return why a file is refused, but not in torch's words if they advise to execute its content."""
     if "legacy .tar" in str(error):
         return "a tar archive of PyTorch 0.1.8 or older, which cannot be read without executing what is in it"
     # By name, as this package imports pickle nowhere.
