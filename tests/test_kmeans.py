@@ -91,6 +91,11 @@ def test_input_is_not_changed(iterations):
     assert torch.equal(start, kept_start)
 
 
+def test_spherical_centroids_have_length_one():
+    found = kmeans(F.normalize(normal(600, 10)), 8, spherical=True)
+    assert torch.allclose(found.centroids.norm(dim=1), torch.ones(8), atol=1e-5)
+
+
 @pytest.mark.parametrize("k", [3, 9000, 70_000])
 def test_sums_of_labels(k):
     """Few clusters, more than the rows of a block, and more than 16 bits number."""

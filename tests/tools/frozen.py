@@ -5,7 +5,7 @@
 
 Everything goes through the command line of this checkout, with one thread, so that code may move between the two
 commits. Digests depend on the processor and the versions of the libraries: record and compare on one machine. Times,
-versions and texts are left out. With --photos and --weights a pretrained network clusters some photographs too.
+versions and texts are left out.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,8 +38,6 @@ RUNS = {
 INTERRUPTED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
 SHARED = f"{DIGITS} -k 10 --rounds 2 --epochs 1"
 ALEXNET = "noise.npy --backbone alexnet --recipe classic -k 3 --pseudo-labels 4 --rounds 0 --seed 3"
-PHOTOS = "photos --backbone timm:tf_efficientnet_lite0 --image-size 64 -k 5 --rounds 1 --labels folders --seed 3"
-PHOTOS_COUNT = 60
 PROTOCOLS = {
     "clustering": "",
     "knn": "--protocol knn --set neighbours=5,20",
@@ -210,15 +207,6 @@ def of_tree(name: str, folder: Path) -> Digests:
     return found | {f"{name}:images": digest(images)}
 
 
-def photographs(source: Path, folder: Path) -> None:
-    """Some photographs of each sub-folder, in the order of their names."""
-    kinds = sorted(path for path in source.iterdir() if path.is_dir())
-    for kind in kinds:
-        (folder / kind.name).mkdir(parents=True)
-        for file in sorted(kind.iterdir())[: PHOTOS_COUNT // len(kinds)]:
-            shutil.copy(file, folder / kind.name)
-
-
 def uses(command: Commands, run: str, images: str, protocols: Sequence[str], exports: Mapping[str, str]) -> Digests:
     """What is done with a run: new images, evaluations, exports, another cut, edits. The run is changed by it."""
     folder, found = command.folder, {}
@@ -249,7 +237,7 @@ def uses(command: Commands, run: str, images: str, protocols: Sequence[str], exp
     return found | of_file(f"{run}/rejected.csv", out("rejected.csv"))
 
 
-def record(folder: Path, photos: Path | None, weights: Path | None) -> Digests:
+def record(folder: Path) -> Digests:
     command, found = Commands(folder), {}
     for name, options in RUNS.items():
         command("fit", options, "-o", name)
@@ -268,12 +256,6 @@ def record(folder: Path, photos: Path | None, weights: Path | None) -> Digests:
     found |= of_run("alexnet", folder / "alexnet")
 
     found |= uses(command, "auto", "sklearn:digits", tuple(PROTOCOLS), EXPORTS)
-    if photos and weights:
-        photographs(photos, folder / "photos")
-        command("fit", PHOTOS, "-o photographs --weights", str(weights.resolve()))
-        found |= of_run("photographs", folder / "photographs")
-        of_photographs = {name: EXPORTS[name] for name in ("folders", "imagefolder", "graph.onnx") if name in EXPORTS}
-        found |= uses(command, "photographs", "photos", ("knn",), of_photographs)
     return found
 
 
@@ -294,18 +276,12 @@ def main() -> None:
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="print what differs from this file; exit code 1 if anything"
     )
-    parser.add_argument(
-        "--photos", type=Path, metavar="FOLDER", help="photographs in class folders; of each some are taken"
-    )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="of tf_efficientnet_lite0, for the photographs")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs there, to be opened by later code")
     options = parser.parse_args()
-    if bool(options.photos) != bool(options.weights):
-        parser.error("--photos and --weights go together")
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        found = record(folder.resolve(), options.photos, options.weights)
+        found = record(folder.resolve())
     print(f"{len(found)} digests")
     if options.write:
         options.write.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
