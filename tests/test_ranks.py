@@ -1,0 +1,452 @@
+"""Several ranks: what they exchange, their checkpoints, and every collective with a rank that has no rows."""
+
+import ast
+import pickle
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import deepcluster
+from deepcluster.clustering.agreement import drift
+from deepcluster.clustering.kmeans import KMeans, kmeans
+from deepcluster.clustering.pic import power_iteration
+from deepcluster.clustering.whitening import Reduction
+from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError
+from deepcluster.images.views import Augmentation
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, WithInstances, new_linear_head
+from deepcluster.place import Place
+from deepcluster.records import State
+from deepcluster.runs import fit as run
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import DTYPES, Processes
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.checkpoint import Checkpoints, restored
+from tests.helpers.shared import OPTIONS, pixels
+from tests.loop import loop
+from tests.test_evaluation_shared import evaluated
+from tests.test_fit_shared import predicted, small_network
+from tests.test_kmeans_shared import averaged, clustered, whitened
+from tests.test_learning_shared import INSTANCES, odd
+from tests.test_result_shared import alike, described, features, judged, medoids, own, shared
+from tests.tiny import tiny_run
+
+# ---- exchanges ------------------------------------------------------------------------------------------------------
+
+
+def exchanged(processes: Processes, table: Tensor, sizes: list[int], wanted: list[Tensor]) -> dict[str, Tensor]:
+    own = Partition.of(processes, sizes[processes.rank])
+    rows = table[own.local]
+    mine = wanted[processes.rank]
+    values, places = own.put_rows(table[mine] + 100, wanted)
+    return {
+        "whole": own.all_gather(rows),
+        "first": own.gather(rows),
+        "at": own.index_select(rows, wanted[0]),
+        "fetched": own.get_rows(rows, wanted),
+        "values": values,
+        "places": places + own.local.start,
+    }
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_rows_get_to_where_they_are_wanted(ranks, data):
+    count = data.draw(st.integers(1, 3))
+    sizes = data.draw(st.lists(st.integers(0, 5), min_size=count, max_size=count).filter(any))
+    kind = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int64, torch.bool]))
+    tail = data.draw(st.sampled_from([(), (3,), (2, 2)]))
+    total = sum(sizes)
+    table = torch.arange(total * torch.Size(tail).numel()).view(total, *tail).to(kind)
+    some = st.lists(st.integers(0, total - 1), max_size=6).map(lambda rows: torch.tensor(rows, dtype=torch.int64))
+    wanted = [data.draw(some) for _ in range(count)]
+    found = ranks[count](exchanged, table, sizes, wanted)
+    for rank, each in enumerate(found):
+        begin = sum(sizes[:rank])
+        assert torch.equal(each["whole"], table)
+        assert torch.equal(each["first"], table if rank == 0 else table[:0])
+        assert torch.equal(each["at"], table[wanted[0]])
+        assert torch.equal(each["fetched"], table[wanted[rank]])
+    # Every value arrives once, at the process that has its row, those of one process in their order.
+    arrived = [
+        (row, value) for each in found for row, value in zip(each["places"].tolist(), each["values"], strict=True)
+    ]
+    assert sorted(row for row, _ in arrived) == sorted(torch.cat(wanted).tolist())
+    assert all(torch.equal(value, (table + 100)[row]) for row, value in arrived)
+    for rank, each in enumerate(found):
+        begin = sum(sizes[:rank])
+        assert all(begin <= row < begin + sizes[rank] for row in each["places"].tolist())
+
+
+def told(processes: Processes, values: list[int]) -> tuple[object, ...]:
+    own = torch.tensor([values[processes.rank]])
+    return (
+        processes.all_reduce(own).item(),
+        processes.any(values[processes.rank] > 2),
+        processes.all_gather_json(values[processes.rank]),
+        processes.gather_json(values[processes.rank]),
+        processes.broadcast_json(lambda: values[processes.rank]),
+        list(processes.part(7)),
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_all_are_told(ranks, count):
+    values = [1, 2, 3][:count]
+    found = ranks[count](told, values)
+    assert [each[0] for each in found] == [sum(values)] * count
+    assert [each[1] for each in found] == [count == 3] * count
+    assert [each[2] for each in found] == [values] * count
+    assert [each[3] for each in found] == [values if rank == 0 else [] for rank in range(count)]
+    assert [each[4] for each in found] == [1] * count
+    assert [thing for each in found for thing in each[5]] == list(range(7))
+
+
+VALUE = {"": None, "flags": [True, False], "path": "b\udcff/\u00e4\n", "whole": 2**70, "none": []}
+FLOATS = [0.1, -0.0, 1e-320, float("inf"), 2 / 3]
+
+
+def worded(processes: Processes) -> tuple[object, ...]:
+    own = {**VALUE, "rank": processes.rank}
+    return processes.all_gather_json(own), processes.gather_json(FLOATS), processes.broadcast_json(lambda: own)
+
+
+def test_json_comes_through_as_it_was(ranks):
+    for rank, (every, at_first, first) in enumerate(ranks[3](worded)):
+        assert every == [{**VALUE, "rank": each} for each in range(3)]
+        assert repr(at_first) == repr([FLOATS] * 3 if rank == 0 else [])
+        assert first == {**VALUE, "rank": 0}
+
+
+def tensors_of_first(processes: Processes, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return processes.broadcast_tensors(lambda: tensors if processes.is_main else {"never": torch.ones(1)})
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1).view(torch.uint8)
+
+
+def test_tensors_of_the_first(ranks):
+    tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in DTYPES.values()}
+    tensors |= {"number": torch.tensor(3), "none": torch.empty(0, 4), "nan": torch.tensor([float("nan"), -0.0])}
+    tensors["turned"] = torch.arange(6.0).view(2, 3).T
+    for found in ranks[2](tensors_of_first, tensors):
+        assert list(found) == list(tensors)
+        for name, each in tensors.items():
+            assert (found[name].dtype, found[name].shape) == (each.dtype, each.shape)
+            assert torch.equal(bits(found[name]), bits(each))
+
+
+class Evil:
+    """Its pickle says: call print when you are read."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("import deepcluster; deepcluster.ran = True",)
+
+
+def rogue(processes: Processes, data: bytes) -> str:
+    if processes.rank == 1:
+        own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        sizes = processes._sizes(own)
+        processes.all_to_all(own.repeat(2), [len(own)] * 2, sizes)
+        return ""
+    try:
+        processes.all_gather_json([1, 2, 3])
+    except ValueError as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def test_a_pickle_from_another_process_is_no_json(ranks):
+    said = ranks[2](rogue, pickle.dumps(Evil()))
+    assert said[0] in ("JSONDecodeError", "UnicodeDecodeError")
+    assert not hasattr(deepcluster, "ran")
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+SIZES = {1: (11,), 2: (7, 4), 3: (2, 0, 9)}  # rows of each rank; one may have none
+
+
+def state(round: int = 2) -> State:
+    """One of all images."""
+    random = torch.Generator().manual_seed(3)
+    previous = torch.stack([torch.randint(k, (11,), generator=random) for k in (3, 5)], 1)
+    features, momentum = torch.randn(11, 6, generator=random), torch.randn(2, generator=random)
+    return State(round, previous, 1, features, (momentum, torch.empty(0)))
+
+
+def writing(processes: Processes, folder: Path, *rounds: int) -> None:
+    """Write checkpoints, each rank with its rows of the features."""
+    own = Partition(processes, SIZES[processes.world_size]).local
+    checkpoints = Checkpoints(folder, processes=processes)
+    for each in rounds:
+        whole = state(each)
+        checkpoints.write(replace(whole, features=whole.features[own]), {"weight": torch.ones(2)}, {"elapsed": 1.5})
+
+
+def reading(processes: Processes, folder: Path) -> State:
+    partition = Partition(processes, SIZES[processes.world_size])
+    found = Checkpoints(folder, processes=processes).latest()
+    assert (found is not None) is processes.is_main
+    assert found is None or found.about == {"elapsed": 1.5}
+    restored_state, network = restored(found, partition)
+    assert network["weight"].equal(torch.ones(2)) and network.keys() == {"weight"}
+    return restored_state
+
+
+@pytest.mark.parametrize("then", [1, 2, 3])
+@pytest.mark.parametrize("now", [1, 2, 3])
+def test_what_some_write_any_number_read(ranks, tmp_path, then, now):
+    folder = tmp_path / "checkpoints"
+    ranks[then](writing, folder, 2)
+    names = {path.name for path in folder.glob("*.safetensors")}
+    assert names == {f"000002{f'-{rank}' if rank else ''}.safetensors" for rank in range(then)}
+    whole = state()
+    for rank, found in enumerate(ranks[now](reading, folder)):
+        own = Partition(Processes(rank, now), SIZES[now]).local
+        assert (found.round, found.settled) == (2, 1)
+        assert torch.equal(found.previous, whole.previous) and torch.equal(found.features, whole.features[own])
+        assert all(map(torch.equal, found.momentum, whole.momentum))
+
+
+def test_a_rank_writes_no_more_than_its_rows(ranks, tmp_path):
+    """And the main rank no more than its own and what is the same on all."""
+    for count in (1, 2):
+        ranks[count](writing, tmp_path / str(count), 2)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "2").glob("*.safetensors")}
+    alone = (tmp_path / "1" / "000002.safetensors").stat().st_size
+    row = 4 * 6
+    assert alone - sizes["000002.safetensors"] == pytest.approx(4 * row, abs=64)
+    assert sizes["000002-1.safetensors"] < 4 * row + 100  # its header
+
+
+def test_old_ones_are_removed_with_the_rows_of_all(ranks, tmp_path):
+    folder = tmp_path / "checkpoints"
+    ranks[3](writing, folder, 1, 2, 3, 4)
+    assert {path.stem[:6] for path in folder.iterdir()} == {"000003", "000004"}
+    assert len(list(folder.glob("*.safetensors"))) == 6
+    ranks[2](writing, folder, 4)
+    assert {path.name for path in folder.glob("000004*")} == {
+        f"000004{end}" for end in (".json", ".safetensors", "-1.safetensors")
+    }
+
+
+@pytest.mark.parametrize("damage", ["lost", "changed"])
+def test_without_the_rows_of_one_there_is_the_one_before(ranks, tmp_path, damage):
+    folder = tmp_path / "checkpoints"
+    ranks[3](writing, folder, 1, 2)
+    path = folder / "000002-2.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    if damage == "lost":
+        path.unlink()
+    reason = {"lost": "is missing", "changed": "has changed since it was written"}[damage]
+    for count in (1, 2, 3):
+        for warned, round in ranks[count](_found, folder):
+            assert round == 1
+            assert f"{path.name} {reason}" in warned and "going on from 000001" in warned
+
+
+def _found(processes: Processes, folder: Path) -> tuple[str, int]:
+    with pytest.warns(DeepClusterWarning) as warned:
+        found = Checkpoints(folder, processes=processes).latest()
+    return str(warned[0].message), found.values["round"] if found else 1
+
+
+def _apart(processes: Processes, folder: Path) -> str:
+    """As on two machines without a common disk."""
+    path = folder / str(processes.rank) / "run"
+    try:
+        with files.shared_lock(path, processes, make=True):
+            files.check_shared(path, processes)
+    except DiskError as error:
+        return str(error)
+    return "one folder"
+
+
+def test_a_folder_that_not_all_see_is_refused(ranks, tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").symlink_to(tmp_path / "0")
+    assert ranks[2](_apart, tmp_path) == ["one folder"] * 2
+    (tmp_path / "1").unlink()
+    shutil.rmtree(tmp_path / "0" / "run")
+    assert all("the processes do not see one folder" in said for said in ranks[2](_apart, tmp_path))
+
+
+# ---- every collective, with a rank whose images cannot be read ------------------------------------------------------
+
+ROOT = Path(deepcluster.__file__).parent
+# Not in the table: declarations of types, and one that the tests of checkpoints call with a rank without rows.
+ELSEWHERE = {"Loss.__call__", "ClusteringStep.__call__", "restored"}
+ROWS = features()[:601]
+LABELS = torch.arange(601) ** 2 % 7
+IMAGES = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2)
+RESULT = ("clusters.csv", "features.npy", "cluster_summary.csv", "tree.json", "metrics.json", "duplicates.csv")
+
+
+def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
+    """Run steps 3 and 4 of two rounds."""
+    rows = own(ROWS, processes)
+    partition = Partition.of(processes, len(rows))
+    rows = Reduction(6)(rows, Place(partition))
+    (first,) = step(rows, [7], None, seed=0, round=0, partition=partition)
+    again = step(rows, [7], first.labels[:, None], seed=0, round=1, partition=partition)
+    return [vars(first), vars(drift(first.labels[:, None], rows, again, step, partition))]
+
+
+def not_finite(processes: Processes) -> str:
+    rows = own(torch.cat([ROWS, ROWS[:1] * torch.nan]), processes)
+    with pytest.raises(NonFiniteError) as error:
+        kmeans(rows, 7, partition=Partition.of(processes, len(rows)))
+    return str(error.value)
+
+
+def final(processes: Processes) -> dict[str, Any]:
+    rows = own(ROWS, processes)
+    return vars(KMeans().once(rows, 7, partition=Partition.of(processes, len(rows))))
+
+
+def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:
+    """Run two rounds without random views, which differ by rank."""
+    network = small_network()
+    network.frozen_statistics = True
+    rounds = loop(
+        network, own(IMAGES, processes), clusters=4, rounds=2, batch_size=20, dims=3, head=head,
+        views=2 * (Augmentation(crop=(1, 1), stretch=1, flip=0),), loss=loss, processes=processes,
+    )  # fmt: skip
+    return [[each.loss, each.clustering.labels, each.changed] for each in rounds]
+
+
+def result(processes: Processes, folder: Path) -> dict[str, Any]:
+    """Fit without training, and return the files."""
+    out = folder / f"result-{processes.world_size}"
+    shared(processes, out)
+    processes.any(False)  # wait for the main rank's files
+    return {name: (out / name).read_bytes() for name in RESULT}
+
+
+def figures(processes: Processes, folder: Path, protocol: str, options: dict[str, Any]) -> dict[str, Any]:
+    if processes.is_main:
+        (folder / f"run/evaluation-{protocol}.json").unlink(missing_ok=True)
+    processes.any(False)
+    return evaluated(processes, folder, protocol, str(folder / "others.npz"), options)
+
+
+def placed(processes: Processes, folder: Path) -> list[Any]:
+    found = predicted(processes, folder / "tiny", pixels(9).repeat(2, 1).repeat(2, 2)[:, :16, :16])
+    return [[each.paths, each.reduced, each.residuals] for each in found]
+
+
+def table(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Return by name: a tolerance for the results, a function and its arguments."""
+    clustering = {"splits": {}, "samples": {"empty": "sample"}, "angles": {"spherical": True}}
+    return {
+        **{name: (1e-5, clustered, ROWS, 40, None, options) for name, options in clustering.items()},
+        "from labels": (1e-5, clustered, ROWS, 7, LABELS, {}),
+        "whitening": (1e-5, whitened, ROWS, 5, False),
+        "whitening of few": (1e-5, whitened, ROWS[:7], 5, True),
+        "k-means": (1e-5, steps, KMeans()),
+        "power iteration": (1e-5, steps, power_iteration),
+        "the last clustering": (1e-5, final),
+        "not finite": (0, not_finite),
+        "means": (1e-5, averaged, ROWS, LABELS, 7),
+        "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
+        "medoids": (0, medoids, ROWS[:, 0], LABELS.clamp(max=3)),
+        "groups and tables": (1e-5, described, ROWS, 400),
+        "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES])),
+        "learning": (1e-5, odd, 5, {}),
+        "learning with instances": (1e-5, odd, 5, INSTANCES),
+        "rounds": (1e-3, alternated, new_linear_head, CrossEntropy()),
+        "rounds with instances": (1e-3, alternated, CentroidHead(0.1), WithInstances(0.2)),
+        "run": (0, result, folder),
+        "predict": (1e-5, placed, folder),
+        "clustering": (1e-5, figures, folder, "clustering", {}),
+        "knn": (1e-5, figures, folder, "knn", {"neighbours": "3"}),
+        "linear": (0.2, figures, folder, "linear", {"layers": "block2", "epochs": 1, "lr": 1e-4}),
+        "few": (0.2, figures, folder, "few", {"shares": "0.5", "epochs": 1, "lr": "1e-4", "head_lr": "1e-4"}),
+    }
+
+
+def watched(processes: Processes, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, set[str]]:
+    """Return the result of ``work`` and the names of the functions of the package that ran."""
+    codes: set[CodeType] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        codes.add(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        with warnings.catch_warnings(action="error"):
+            value = work(processes, *arguments)
+    finally:
+        sys.setprofile(None)
+    return value, {code.co_qualname for code in codes if code.co_filename.startswith(str(ROOT))}
+
+
+def collectives() -> set[str]:
+    """Return the names of the public functions of the package that take a Partition or Processes."""
+    names = set()
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+            for node in scope.body:
+                if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__call__"):
+                    types = [
+                        ast.unparse(each.annotation)
+                        for each in ast.walk(node.args)
+                        if getattr(each, "annotation", None)
+                    ]
+                    if any(kind in text for text in types for kind in ("Partition", "Processes")):
+                        names.add(f"{scope.name}.{node.name}" if isinstance(scope, ast.ClassDef) else node.name)
+    return names
+
+
+def same(parts: list[Any], whole: Any, near: float) -> None:
+    """Assert that each rank has the whole, or that the parts of all make it up."""
+    if is_dataclass(whole):
+        parts, whole = [vars(part) for part in parts], vars(whole)
+    if isinstance(whole, dict):
+        for name, value in whole.items():
+            same([part[name] for part in parts if name in part], value, near)
+    elif isinstance(whole, Tensor):
+        each_has_all = all(part.shape == whole.shape for part in parts)
+        for part in parts if each_has_all else [torch.cat(parts)]:
+            torch.testing.assert_close(part, whole, rtol=near, atol=near)
+    elif isinstance(whole, list | tuple):
+        if any(len(part) != len(whole) for part in parts):
+            parts = [[value for part in parts for value in part]]
+        for *mine, value in zip(*parts, whole, strict=True):
+            same(mine, value, near)
+    elif isinstance(whole, float):
+        assert parts == [pytest.approx(whole, rel=near, abs=near, nan_ok=True)] * len(parts)
+    else:
+        assert parts == [whole] * len(parts)
+
+
+@pytest.mark.parametrize(("count", "idle"), [(2, 0), (3, 1)])
+def test_a_rank_without_rows_changes_nothing(ranks, tmp_path, count, idle):
+    np.savez(tmp_path / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
+    np.savez(tmp_path / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
+    run.fit(str(tmp_path / "images.npz"), run.Request(out=tmp_path / "run", n_clusters=4, options=OPTIONS))
+    tiny_run(tmp_path / "tiny")
+    called = ELSEWHERE
+    for name, (near, work, *arguments) in table(tmp_path).items():
+        print(name)  # shown if it fails
+        (whole,) = ranks[1](work, *arguments)
+        found = ranks[count](watched, work, arguments, idle=idle)
+        same([value for value, _ in found], whole, near)
+        called = called | found[idle][1]
+    assert collectives() <= called
