@@ -21,7 +21,7 @@ from deepcluster.groups.graph import between
 from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
-from deepcluster.report.pictures import columns, extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.report.pictures import extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs.edits import Edits
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
@@ -62,13 +62,15 @@ def features(run: Path) -> np.ndarray:
     return np.load(run / "features.npy")
 
 
-def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
+def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, tmp_path):
     before, old, model = used(run), features(run), contents(run / "model")
     predictions = predicted(run, str(more))
     assert update(run, str(more)) == Update(added=12, known=0, skipped=0)
     after, new = used(run), used(run)[len(before) :]
     assert after[: len(before)] == before
     assert [int(row["cluster"]) for row in new] == predictions.model.place(predictions.reduced).cluster.tolist()
+    placed = predictions.model.place(predictions.reduced)
+    assert [row["distance"] for row in new] == [f"{distance:.6f}" for distance in placed.distance.tolist()]
     assert [Path(row["path"]).name for row in new] == [Path(path).name for path in predictions.paths]
     assert np.array_equal(features(run), np.concatenate([old, predictions.reduced.numpy()]))
     assert len(np.load(run / "residuals.npy")) == len(np.load(run / "map.npy")) == len(after)
@@ -79,16 +81,9 @@ def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more):
     assert state_of(run) is not None
     assert [row["path"] for row in rows(run / "added.csv")] == [row["path"] for row in new]
     assert "/more/0/" in (run / "report.html").read_text()
-
-
-def test_predict_gives_the_numbers_of_the_table(run, more):
-    update(run, str(more))
-    found = predicted(run, str(more))
-    placed = found.model.place(found.reduced)
-    new = rows(run / "added.csv")
-    table = {row["path"]: row for row in used(run)}
-    assert [table[row["path"]]["cluster"] for row in new] == [str(each) for each in placed.cluster.tolist()]
-    assert [table[row["path"]]["distance"] for row in new] == [f"{each:.6f}" for each in placed.distance.tolist()]
+    assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+    assert new[-1]["path"] not in [one.path for one in similar(run, str(more / "2" / "11.png"), 3)]
 
 
 def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, monkeypatch):
@@ -124,26 +119,32 @@ def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
     assert contents(run) == before
 
 
-def test_what_cannot_be_used_is_named_where_nothing_else_is_new(run, photos, tmp_path):
-    images = Path(shutil.copytree(photos, tmp_path / "photos"))
-    (images / "broken.png").write_bytes(b"broken")
-    assert update(run, str(images)) == Update(added=0, known=48, skipped=1)
-    assert [row["path"] for row in rows(run / "skipped.csv")] == [name_in_run(images / "broken.png", photos)]
-    assert not (run / "added.csv").exists() and record(run)["skipped_count"] == 1 and state_of(run) is not None
+def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
+    (more / "1" / "broken.png").write_bytes(b"broken")
+    os.mkfifo(more / "pipe.png")
+    change_record(run, status="stopped")
     before = contents(run)
-    update(run, str(images))
+    with pytest.raises(UsageError, match=r"is not finished \(its status is stopped\): go on with its fit and --resume"):
+        update(run, str(more))
     assert contents(run) == before
-
-
-def test_what_cannot_be_used_is_named_and_may_be_added_later(run, more):
-    (more / "broken.png").write_bytes(b"broken")
-    assert update(run, str(more)) == Update(added=12, known=0, skipped=1)
-    (skipped,) = rows(run / "skipped.csv")
-    assert skipped["path"].endswith("more/broken.png") and skipped["reason"]
-    assert rows(run / "clusters.csv")[-1]["status"] == "skipped" and record(run)["skipped_count"] == 1
-    Image.fromarray(drawings(1, seed=5)[0][0].permute(1, 2, 0).numpy()).save(more / "broken.png")
+    change_record(run, status="done")
+    # Alone beside images that the run has, they change the list.
+    assert update(run, [str(more / "1" / "broken.png"), str(photos / "bars" / "00.png")]) == Update(0, 1, 1)
+    assert not (run / "added.csv").exists() and state_of(run) is not None
+    assert update(run, str(more)) == Update(added=12, known=0, skipped=2)
+    skipped, folder = rows(run / "skipped.csv"), open_run(run)
+    assert [row["path"] for row in skipped] == [f"../{more.parent.name}/more/{x}" for x in ("1/broken.png", "pipe.png")]
+    assert all(row["reason"] for row in skipped) and record(run)["skipped_count"] == 2
+    assert [row["status"] for row in rows(run / "clusters.csv")[-3:]] == ["ok", "skipped", "skipped"]
+    # A fit that goes on does not miss them.
+    added = [row["path"] for row in folder.read_added()]
+    check_paths(folder, find(str(photos)), added)
+    with pytest.raises(DataError, match="48 removed"):
+        check_paths(folder, find(str(more)), added)
+    Image.fromarray(drawings(1, seed=5)[0][0].permute(1, 2, 0).numpy()).save(more / "1" / "broken.png")
+    (more / "pipe.png").unlink()
     assert update(run, str(more)) == Update(added=1, known=12, skipped=0)
-    assert rows(run / "skipped.csv") == [] and len(used(run)) == 48 + 13
+    assert len(rows(run / "skipped.csv")) == 1 and len(used(run)) == 48 + 13
     with pytest.raises(DataError, match="no readable image"):
         update(run, [str(more / "nowhere.png")])
 
@@ -182,16 +183,6 @@ def test_the_page_keeps_pictures_of_images_that_are_elsewhere(fitted, photos, mo
         report(run)
 
 
-def test_names_and_undo_keep_the_cut_after_an_update(run, more):
-    cut = record(run)["cut"]
-    update(run, str(more))
-    for name in ("beach", "town"):  # two pages of edits in a row, made of one page
-        apply(run, Edits(cut, {1: name}, (), None))
-        assert record(run)["cut"] == cut
-    undo(run)
-    assert record(run)["cut"] == cut
-
-
 def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
     alone = Path(shutil.copytree(run, tmp_path / "alone"))
     recut(alone, 3)
@@ -201,15 +192,6 @@ def test_a_recut_is_that_of_the_fitted_images(run, more, tmp_path):
     found = predicted(run, str(more))
     assert [int(row["cluster"]) for row in used(run)[48:]] == found.model.place(found.reduced).cluster.tolist()
     assert found.model.outliers.limit == predicted(alone, str(more)).model.outliers.limit
-
-
-def test_the_images_are_found_again(run, photos, more, tmp_path):
-    update(run, str(more))
-    source = images_at_hand(open_run(run))
-    assert source is not None and len(source.paths) == 60
-    assert source.file is not None and source.file(59) == more / "2" / "11.png"
-    assert run_command(["export", str(run), "--to", "folders", "-o", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
 
 
 def test_the_page_of_an_update_is_that_of_a_report_after_it(run, more, many_features):
@@ -329,15 +311,6 @@ def test_an_added_image_has_the_label_of_a_folder_below_the_update_alone(run, mo
     assert labels() == [*[""] * 8, *["2"] * 4]
 
 
-def test_an_added_image_is_one_of_the_run(run, more):
-    """Named as a file or as in the table, it is not among the images most like it."""
-    update(run, more)
-    path = rows(run / "clusters.csv")[-1]["path"]
-    by_path = similar(run, path, 3)
-    assert by_path == similar(run, str(more / "2" / Path(path).name), 3)
-    assert path not in [one.path for one in by_path]
-
-
 def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     image = Image.open(more / "0" / "00.png")
     for quality in (95, 80):
@@ -375,14 +348,6 @@ def test_killed_at_any_moment_there_is_the_old_state_or_the_new_one(command, run
     assert not left_behind(run)
 
 
-def test_a_run_that_is_not_finished_is_refused(run, more):
-    change_record(run, status="stopped")
-    before = contents(run)
-    with pytest.raises(UsageError, match=r"is not finished \(its status is stopped\): go on with its fit and --resume"):
-        update(run, str(more))
-    assert contents(run) == before
-
-
 @pytest.fixture
 def of_features(tmp_path) -> tuple[Path, np.ndarray]:
     """A run of features, and these."""
@@ -393,23 +358,15 @@ def of_features(tmp_path) -> tuple[Path, np.ndarray]:
     return fit_features(tmp_path / "given.npy", Request(out=tmp_path / "run", n_clusters=3)).path, given
 
 
-def test_rows_of_features(of_features, tmp_path):
-    run, given = of_features
-    np.save(tmp_path / "more.npy", given[:6] + np.float32(0.01))
-    assert update(run, str(tmp_path / "more.npy")) == Update(added=6, known=0, skipped=0)
-    assert [row["path"] for row in used(run)[88:92]] == ["88", "89", "90", "91"]
-    assert [row["cluster"] for row in used(run)[90:]] == [row["cluster"] for row in used(run)[:6]]
-    assert update(run, str(tmp_path / "more.npy")).added == 0
-    assert state_of(run) is not None
-
-
-def test_rows_that_grow_count_once(of_features, tmp_path):
-    """Rows without names get the next numbers, whatever was known among them, and none is lost."""
+def test_rows_of_features_get_the_next_numbers_and_count_once(of_features, tmp_path):
+    """Whatever was known among them, and none is lost."""
     run, given = of_features
     assert update(run, str(tmp_path / "given.npy")) == Update(added=0, known=90, skipped=0)
     for added, rows_then in ((5, given[:5]), (5, given[:10]), (7, given[:7] + 1)):
         assert update(run, np.concatenate([given, rows_then + np.float32(0.01)])).added == added
-    assert [int(row["path"]) for row in used(run)] == list(range(107))
+    table = used(run)
+    assert [int(row["path"]) for row in table] == list(range(107)) and state_of(run) is not None
+    assert [row["cluster"] for row in table[90:100]] == [row["cluster"] for row in table[:10]]
 
 
 def test_a_name_of_another_place_is_another_image(tmp_path):
@@ -458,16 +415,6 @@ def test_parts_of_a_split_tell_of_all_images(of_features):
     for row in rows(run / "cluster_summary.csv"):
         parts = parts_of(model.groups, shown.counts, int(row["cluster"]), shown.all_counts)
         assert (sum(parts.sizes), sum(parts.images)) == (int(row["size"]) // 2, int(row["size"]))
-
-
-def test_what_an_update_skipped_is_not_missed_by_a_fit_that_goes_on(run, photos, more):
-    (more / "broken.png").write_bytes(b"none")
-    update(run, str(more))
-    folder = open_run(run)
-    added = [row["path"] for row in folder.read_added()]
-    check_paths(folder, find(str(photos)), added)
-    with pytest.raises(DataError, match="48 removed"):
-        check_paths(folder, find(str(more)), added)
 
 
 def test_a_split_has_the_parts_that_the_page_before_showed(of_features, tmp_path):
@@ -529,15 +476,6 @@ def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, capsys):
     assert {row["is_outlier"] for row in used(run)} == {"0"}
 
 
-def test_a_longer_sheet_has_the_pictures_of_both():
-    images = drawings(7, size=32)[0]  # 21
-    sheet = extended(sprite_sheet(tiny_pictures(images[:15], 0, 15)), 15, images[15:], {})
-    whole = sprite_sheet(tiny_pictures(images, 0, 21))
-    found, wanted = (np.asarray(open_sheet(each)).astype(float) for each in (sheet, whole))
-    assert found.shape == wanted.shape and columns(21) * 32 == found.shape[1]
-    assert np.abs(found - wanted).mean() < 6
-
-
 def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PICTURES", 10)
     images = drawings(6, size=32)[0]  # 18, every second one is on the sheet
@@ -550,29 +488,23 @@ def test_the_picture_of_a_row_on_a_sheet(monkeypatch):
         pictures_on(pictures.webp(Image.new("RGB", (5000, 5000))), 18)
 
 
-def test_where_the_sheet_takes_every_second_row_those_in_between_are_read_again(monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PICTURES", 10)
-    images = drawings(11, size=32)[0]  # 33: before 21, every third, then every fourth
-    sheet = sprite_sheet(tiny_pictures(images[:21], 0, 21))
-    assert not_on_sheet(21, 33) == [4, 8, 16, 20]
-    again = {row: images[row] for row in not_on_sheet(21, 33)}
-    found, wanted = (
-        np.asarray(open_sheet(each)).astype(float)
-        for each in (extended(sheet, 21, images[21:], again), sprite_sheet(tiny_pictures(images, 0, 33)))
-    )
-    assert np.abs(found - wanted).mean() < 8
-    assert np.abs(np.asarray(open_sheet(extended(sheet, 21, images[21:], {}))) - wanted).mean() > 20
+@pytest.mark.parametrize(
+    ("most", "before", "after", "again"), [(20_000, 15, 21, []), (10, 21, 33, [4, 8, 16, 20]), (4, 10, 11, [])]
+)
+def test_a_longer_sheet_has_the_pictures_of_both(monkeypatch, most, before, after, again):
+    """Rows that a sheet of every third row lacks, and one of every fourth has, are read again."""
+    monkeypatch.setattr(pictures, "MAX_PICTURES", most)
+    images = drawings(11, size=32)[0][:after]
+    sheet, whole = (sprite_sheet(tiny_pictures(images[:count], 0, count)) for count in (before, after))
+    assert not_on_sheet(before, after) == again
+    longer = [extended(sheet, before, images[before:], {row: images[row] for row in rows}) for rows in (again, [])]
+    with_all, without, wanted = (np.asarray(open_sheet(data)).astype(float) for data in (*longer, whole))
+    assert with_all.shape == wanted.shape and np.abs(with_all - wanted).mean() < 8
+    assert not again or np.abs(without - wanted).mean() > 20
 
 
 def open_sheet(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data)).convert("RGB")
-
-
-def test_a_sheet_stays_where_no_new_image_is_on_it(monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PICTURES", 4)
-    images = drawings(4, size=32)[0][:11]
-    sheet = sprite_sheet(tiny_pictures(images[:10], 0, 10))
-    assert open_sheet(extended(sheet, 10, images[10:], {})).size == open_sheet(sheet).size
 
 
 def test_the_map_and_the_sheet_have_the_new_images_behind_the_others(run, more):
@@ -584,14 +516,6 @@ def test_the_map_and_the_sheet_have_the_new_images_behind_the_others(run, more):
     wanted = between(*map(torch.from_numpy, (features(run)[48:], before, places)))
     assert np.allclose(after[48:], wanted, atol=1e-5)
     assert open_sheet(drawn.read_sheet(folder)).size != sheet.size
-
-
-def test_what_cannot_be_used_is_called_as_what_can(run, more):
-    (more / "1" / "broken.png").write_bytes(b"broken")
-    os.mkfifo(more / "pipe.png")
-    update(run, str(more))
-    wanted = [f"../{more.parent.name}/more/{name}" for name in ("1/broken.png", "pipe.png")]
-    assert [row["path"] for row in rows(run / "skipped.csv")] == wanted
 
 
 def test_what_a_run_calls_an_image(tmp_path):
