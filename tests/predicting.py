@@ -1,4 +1,4 @@
-"""All that a model finds in a source, where a test does not care for the parts in which it comes."""
+"""The predictions of a model for all images of a source at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from deepcluster.storage import model_files as models
 
 
 @dataclass
-class Found:
+class Predicted:
     model: Model
     paths: list[str]
     reduced: torch.Tensor
@@ -20,13 +20,13 @@ class Found:
     skipped: list[tuple[str, str]]
 
 
-def predicted(run: Path, images: Any) -> Found:
+def predicted(run: Path, images: Any) -> Predicted:
     model = models.load(run)
     parts = list(predict(model, images))
-    return Found(
+    return Predicted(
         model=model,
         paths=[path for part in parts for path in part.paths],
         reduced=torch.cat([part.reduced for part in parts]),
         residuals=torch.cat([part.residuals for part in parts]),
-        skipped=[each for part in parts for each in part.skipped],
+        skipped=[file for part in parts for file in part.skipped],
     )

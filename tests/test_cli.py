@@ -74,6 +74,7 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "apply none edits.json": (5, "none"),
     "apply run none.json": (2, "none.json"),
     "apply run": (2, "--undo"),
+    "apply run edits.json --undo": (2, "--undo"),
     "report none": (5, "none"),
     "evaluate none": (5, "none"),
     "evaluate run fotos": (3, "fotos"),

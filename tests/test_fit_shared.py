@@ -203,18 +203,6 @@ def test_resumed_by_another_number_of_processes_it_says_so(ranks, tmp_path, firs
     assert record(out)["status"] == "done"
 
 
-def test_what_does_not_depend_on_training_is_that_of_one_process(ranks, tmp_path):
-    for count in (1, 2, 3):
-        ranks[count](_untrained, tmp_path / str(count))
-    for name in ("clusters.csv", "features.npy", "duplicates.csv", "thumbnails.webp", "recipe.toml", "map.npy"):
-        assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1, name
-    assert len({record(tmp_path / str(count))["fingerprint"] for count in (1, 2, 3)}) == 1
-
-
-def _untrained(processes: Processes, out: Path) -> None:
-    run.fit(pixels(), run.Request(out=out, n_clusters=4, options=OPTIONS | {"rounds": 0}), processes=processes)
-
-
 def test_pixels_beyond_memory_are_in_a_file_of_each_process(ranks, tmp_path):
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()

@@ -22,6 +22,7 @@ from deepcluster.runs.plan import Request, begin, check_weights_here, choose_wei
 from deepcluster.runtime.console import Silent
 from tests.drawings import KINDS, draw
 from tests.helpers.hub import keep, tiny_file
+from tests.helpers.runs import rows
 
 LARGE = Facts(count=2000, short_side=96, grey=False, n_clusters=5, device="cpu")
 SMALL = "photos-small"
@@ -187,6 +188,10 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
 
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # a model needs the package no more
     assert run_command(["predict", str(out), str(large_photos), "-o", str(tmp_path / "p.csv")]) == 0
+    assert "root = true" in (out / "recipe.toml").read_text()  # the saved model takes square roots, too
+    assert {row["path"]: row["distance"] for row in rows(tmp_path / "p.csv")} == {
+        row["path"]: row["distance"] for row in rows(out / "clusters.csv")
+    }
 
 
 def test_weights_none(large_photos, tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, normalize
 
 from deepcluster.clustering.agreement import changed, compared, nmi
 from deepcluster.groups import tree as middles_of
-from deepcluster.groups.cut import Placement, cut, place
+from deepcluster.groups.cut import Placement, cut
 from deepcluster.groups.tree import Tree, distances_to, least_of_each, merge_tree
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.report import pictures
@@ -152,21 +152,14 @@ def test_a_run_of_more_images_than_the_sample_is_that_of_one_process(ranks, tmp_
     for count in (1, 2, 3):
         ranks[count](shared, tmp_path / str(count))
     names = ("clusters.csv", "features.npy", "residuals.npy", "cluster_summary.csv", "map.npy", "tree.json")
-    for name in (*names, "metrics.json", "model/model.safetensors", "model/groups.safetensors"):
+    names += ("duplicates.csv", "thumbnails.webp", "recipe.toml", "metrics.json")
+    for name in (*names, "model/model.safetensors", "model/groups.safetensors"):
         assert len({(tmp_path / str(count) / name).read_bytes() for count in (1, 2, 3)}) == 1, name
     assert np.load(tmp_path / "1/map.npy").shape == (20, 2) and len(rows(tmp_path / "1/clusters.csv")) == 40
-    assert record(tmp_path / "1")["verdict"] == record(tmp_path / "3")["verdict"]
+    for entry in ("verdict", "fingerprint"):
+        assert len({record(tmp_path / str(count))[entry] for count in (1, 2, 3)}) == 1
     sizes = [int(row["size"]) for row in rows(tmp_path / "1/cluster_summary.csv")]
     assert sizes == sorted(sizes, reverse=True) and sum(sizes) == 40
-
-
-def test_a_sample_of_all_is_all():
-    x = features()
-    whole = sample_of(x, Partition.single(ROWS), 0)
-    assert torch.equal(whole.rows, torch.arange(ROWS)) and torch.equal(whole.reduced, x)
-    part = Sample(torch.tensor([2, 5, 9]), x[[2, 5, 9]])
-    groups = cut(x, 3)
-    assert torch.equal(place(part.reduced, groups, x[:1]).cluster, place(x, groups, x[:1]).cluster[part.rows])
 
 
 def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
