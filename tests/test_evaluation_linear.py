@@ -159,7 +159,7 @@ def test_the_probe_is_as_good_as_logistic_regression(spread, least):
     network = plain_network()
     options = LinearOptions(epochs=60, batch_size=32, weight_decay=0.0)
     figures = dict(linear(ProbeTask(network, train, test, "abc", 7, 32, 0), options))
-    pixels = [each.images[:, :, 0, 0].float().numpy() / 255 for each in (train, test)]
+    pixels = [labelled.images[:, :, 0, 0].float().numpy() / 255 for labelled in (train, test)]
     theirs = LogisticRegression(C=1e4, max_iter=1000).fit(pixels[0], train.classes).score(pixels[1], test.classes)
     assert theirs >= least
     assert abs(figures["block1_top1"] - theirs) <= 0.02

@@ -143,6 +143,12 @@ def test_a_list_is_known_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert source.paths == ("a.png",) and colour(source, 0) == BLUE
     source = find("-", stdin=io.StringIO("a.png\n"))
     assert (source.name, source.location, source.paths) == ("stdin", "-", ("a.png",)) and colour(source, 0) == BLUE
+    names = io.TextIOWrapper(io.BytesIO(b"new\nline.png\0latin-\xe9.png\0#a.png\0"))  # of find -print0
+    assert [os.fsencode(path) for path in find("-", stdin=names).paths] == [
+        b"new\nline.png",
+        b"latin-\xe9.png",
+        b"#a.png",
+    ]
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match=r"no paths in .*empty\.txt"):
         find(tmp_path / "empty.txt")

@@ -194,3 +194,9 @@ def test_a_folder_end_to_end_and_in_silence(tmp_path: Path, capfd: pytest.Captur
     assert torch.equal(store.images, good.images)
     assert [path for path, _ in store.skipped] == ["0-empty.png", "3-cut.png", "9.gif"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_limit_of_pixels_is_ours_and_not_that_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
+    assert read_once(find(tmp_path), 4).kept == (0,)
