@@ -1,4 +1,4 @@
-"""The loop in your own hands: iterate over the rounds, look at each, stop when you like.
+"""The loop in your own hands: iterate over the rounds, look at them, stop when you like.
 
 python examples/own_loop.py [ROUNDS]
 """
@@ -34,8 +34,8 @@ def main(rounds: int) -> None:
     result = conclude(network, images, clusters=50, reduction=reduction)
     groups = cut(result.reduced, 10)
     placement = place(result.reduced, groups, result.clustering.centroids)
-    found = scores(digits.target, placement.cluster)  # the labels come in here for the first time
-    print("  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    agreement = scores(digits.target, placement.cluster)  # the first use of the labels
+    print("  ".join(f"{name} {value:.3f}" for name, value in agreement.items()))
 
 
 if __name__ == "__main__":

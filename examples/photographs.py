@@ -12,7 +12,7 @@ from deepcluster import DeepCluster
 
 
 def main(photos: str, groups: int | None, rounds: int | None) -> None:
-    # Starts from a published network where one is on this machine: `deepcluster fetch`, once.
+    # Starts from the pretrained network that comes with the install.
     dc = DeepCluster(n_clusters=groups or "auto", rounds=rounds, random_state=0, verbose=1)
     dc.fit(photos, run=unused("runs/photographs"))
     print(f"{len(dc.paths_)} photographs in {dc.n_clusters_} clusters, {len(dc.skipped_)} files of no use")
@@ -33,8 +33,8 @@ def main(photos: str, groups: int | None, rounds: int | None) -> None:
 
 
 def unused(name: str) -> str:
-    """A name for a run folder that is not there yet."""
-    return next(each for i in range(10**6) if not Path(each := f"{name}-{i}").exists())
+    """Return a name for a new run folder."""
+    return next(path for i in range(10**6) if not Path(path := f"{name}-{i}").exists())
 
 
 if __name__ == "__main__":
