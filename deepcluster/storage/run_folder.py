@@ -25,7 +25,7 @@ from deepcluster.runtime.plain_files import Row, check_file, lines_of, unguarded
 from deepcluster.storage import state
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
-from deepcluster.storage.safe_read import read_json, sha256
+from deepcluster.storage.safe_read import MOST_JSON, read_json, sha256
 from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
@@ -378,6 +378,8 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
 
 def _version(path: Path) -> str:
     """Return the digest of run.json, or "" while files are not at their places: each change alters it."""
-    with suppress(OSError):
-        return "" if state.pending(path) else sha256(path / RUN)
+    with suppress(OSError, ValueError):
+        if not state.pending(path):
+            check_file(path / RUN, MOST_JSON)  # a FIFO would never end
+            return sha256(path / RUN)
     return ""
