@@ -145,9 +145,12 @@ def load_array(file: Path, mmap_mode: Literal["r"] | None = None) -> Any:
     if not start.startswith(MAGICS):
         raise ValueError(f"it is not a numpy file: it begins with {start!r}")
     try:
-        return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
+        loaded = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
         raise _without_advice(error) from None
+    if file.suffix.lower() == ".npy" and not isinstance(loaded, np.ndarray):
+        raise ValueError("it is an archive and not an array")
+    return loaded
 
 
 def _without_advice(error: Exception) -> Exception:

@@ -83,7 +83,7 @@ def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tup
         if missing := [key for key, column in columns.items() if column is None]:
             raise ValueError(
                 f"no column {missing[0]}: the first line must have {','.join(names)}, and has"
-                f" {','.join(header) or 'nothing'}"
+                f" {','.join(header)[:80] or 'nothing'}"
             )
         for cells in reader:
             yield reader.line_num, unguarded({key: cells[column] or "" for key, column in columns.items()})
