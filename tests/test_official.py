@@ -427,7 +427,7 @@ class Evil:
 
 @pytest.mark.parametrize("where", ["optimizer", "state_dict", "arch"])
 def test_a_malicious_file_of_python_2_ends_with_code_4_and_runs_nothing(photos, tmp_path, capsys, where):
-    """(test_safety_pickles.py has those of Python 3.)"""
+    """(test_strangers.py has those of Python 3.)"""
     canary, path = tmp_path / "canary", tmp_path / "evil.pth.tar"
     content = checkpoint_of("alexnet", OrderedDict({"features.module.0.weight": torch.ones(2)}))
     if where == "state_dict":

@@ -1,0 +1,581 @@
+"""Files that are damaged or a stranger's: every command ends with one line, the exit code of the file, little memory.
+
+The first table is every file that a command reads, times every kind of harm. The tables after it are of files that
+somebody wrote on purpose: their digests are made to fit.
+"""
+
+import builtins
+import copy
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import tarfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from deepcluster.errors import ModelError, NonFiniteError
+from deepcluster.nets.network import build
+from deepcluster.nets.weights import read_state
+from deepcluster.storage import model_files as models
+from deepcluster.storage import safe_read as reading
+from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
+from fuzz.harness import peak_memory
+from tests.helpers.runs import change_record, contents, record, rows
+from tests.tiny import (
+    SIZE,
+    change_config,
+    change_groups,
+    change_tensors,
+    flipped,
+    safetensors_bytes,
+    write_weights,
+)
+
+CONFIG, WEIGHTS, GROUPS = "run/model/config.json", "run/model/model.safetensors", "run/model/groups.safetensors"
+PREDICT, REPORT, RECUT = "predict {run} {image}", "report {run}", "recut {run} -k 2 -q"
+FIT = "fit {photos} -k 2 --backbone compact --image-size 16 --rounds 0 -q -o {here}/out"
+# Every file that is read: the command that reads it, and its exit code where that file is unusable.
+READERS = {
+    CONFIG: (PREDICT, 4),
+    WEIGHTS: (PREDICT, 4),
+    GROUPS: (PREDICT, 4),
+    "run/run.json": (REPORT, 5),
+    "run/clusters.csv": (REPORT, 5),
+    "run/cluster_summary.csv": (REPORT, 5),
+    "run/history.csv": (REPORT, 5),
+    "run/skipped.csv": (REPORT, 5),
+    "run/duplicates.csv": (REPORT, 5),
+    "run/metrics.json": (REPORT, 5),
+    "run/tree.json": (REPORT, 5),
+    "run/map.npy": (REPORT, 5),
+    "run/thumbnails.webp": (REPORT, 5),
+    "run/features.npy": (RECUT, 5),
+    "run/residuals.npy": (RECUT, 5),
+    "run/recipe.toml": (RECUT, 2),
+    "recipe.toml": ("fit {photos} --recipe {file} -o {here}/out", 2),
+    "edits.json": ("apply {run} {file}", 2),
+    "labels.csv": ("evaluate {run} --labels {file}", 3),
+    "list.txt": ("predict {run} {file}", 3),
+    "images.npy": ("predict {run} {file}", 3),
+    "own.npy": ("fit --features {file} -k 2 -q -o {here}/out", 3),
+    "w.pt": (f"{FIT} --weights {{file}}", 4),
+    "w.safetensors": (f"{FIT} --weights {{file}}", 4),
+}
+SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json", "recipe.toml")
+
+
+class Place:
+    """A folder with a small run and a file of every other kind; all of it is as it was after a refused command."""
+
+    def __init__(self, whole: Path, here: Path, photos: Path, ends: Callable[..., str]):
+        self.whole, self.here, self.photos, self.ends = whole, here, photos, ends
+        self.run, self.model = here / "run", here / "run" / "model"
+        self.make()
+
+    def make(self) -> None:
+        shutil.rmtree(self.here, ignore_errors=True)
+        shutil.copytree(self.whole, self.here)
+
+    def command(self, name: str, *codes: int, line: str = "") -> str:
+        """Run the command that reads a file, which ends with one of the codes; return what it says."""
+        image = next(self.photos.rglob("*.png"))
+        values = {"run": self.run, "file": self.here / name, "image": image, "photos": self.photos, "here": self.here}
+        before = peak_memory(anew=True)
+        said = self.ends((line or READERS[name][0]).format(**values).split(), *codes)
+        assert peak_memory() - before < 210e6, "it takes much memory"
+        lines = said.splitlines()
+        assert all(line.isprintable() and len(line) < 1000 for line in lines)
+        assert sum(not line.startswith(("skipped ", "warning: ")) for line in lines) <= 1
+        return said
+
+    def refused(self, name: str, *codes: int, named: str = "") -> str:
+        said = self.command(name, *(codes or [READERS[name][1]]))
+        assert said.splitlines()[-1].startswith("error: ") and (named or Path(name).name) in said, said
+        return said
+
+
+@pytest.fixture(scope="module")
+def whole(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's images are nowhere, so that a report takes no time."""
+    here = tmp_path_factory.mktemp("whole") / "here"
+    run = Path(shutil.copytree(finished, here / "run"))
+    change_record(run, location="python:array")
+    shutil.copy(run / "recipe.toml", here)
+    edits = {"schema_version": 1, "cut": record(run)["cut"], "names": {"0": "a"}}
+    (here / "edits.json").write_text(json.dumps(edits))
+    labels = (f"{row['path']},{i % 3}\n" for i, row in enumerate(rows(run / "clusters.csv")))
+    (here / "labels.csv").write_text("path,label\n" + "".join(labels))
+    (here / "list.txt").write_text("".join(f"{path}\n" for path in sorted(photos.rglob("*.png"))[:3]))
+    np.save(here / "images.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    np.save(here / "own.npy", np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32))
+    state = build("compact", image_size=16).body.state_dict()
+    torch.save(state, here / "w.pt")
+    save_file(state, here / "w.safetensors")
+    return here
+
+
+@pytest.fixture
+def place(whole: Path, tmp_path: Path, photos: Path, ends: Callable[..., str]) -> Place:
+    return Place(whole, tmp_path / "here", photos, ends)
+
+
+# ---- every file, every harm ------------------------------------------------------------------------------------------
+
+
+def put(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda path: (path.unlink(), make(path))
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "empty": put(b""),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "text": put(b"hello"),
+    "zeros": put(bytes(1000)),
+    "deep": put(b"[" * 100_000),
+    "no UTF-8": put(b"\xff"),
+    "300 GB": lambda path: os.truncate(path, 300 << 30),
+    "missing": Path.unlink,
+    "FIFO": instead(os.mkfifo),
+    "folder": instead(Path.mkdir),
+    "device": instead(lambda path: path.symlink_to("/dev/zero")),
+    "loop": instead(lambda path: path.symlink_to(path)),
+}
+
+
+def expected(name: str, harm: str) -> tuple[int, ...]:
+    code, kind = READERS[name][1], Path(name).suffix
+    if harm == "300 GB" and kind in (".npy", ".safetensors", ".pt"):
+        return (0,) if kind == ".npy" else (4, 6)  # what follows an array is not read
+    if name.startswith("run/") and Path(name).name in SPARE and harm in ("missing", "device", "loop"):
+        return (0,)  # a link is no file of a run
+    if name == "run/recipe.toml" and harm in ("FIFO", "folder"):
+        return (5,)
+    if name in ("labels.csv", "list.txt") and harm == "cut":
+        return (0,)
+    if name == "labels.csv" and harm in ("missing", "loop"):
+        return (2,)
+    return (code,)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_any_harm_ends_in_one_line_that_names_the_file(place: Place, name: str) -> None:
+    place.command(name, 0)
+    place.make()
+    file, before = place.here / name, contents(place.here)
+    sound = file.read_bytes()
+    for harm, change in HARMS.items():
+        change(file)
+        codes = expected(name, harm)
+        if codes == (0,):
+            place.command(name, 0)
+            place.make()
+            continue
+        place.refused(name, *codes)
+        file.rmdir() if file.is_dir() else file.unlink(missing_ok=True)
+        file.write_bytes(sound)
+        assert contents(place.here) == before, harm
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, GROUPS])
+def test_flipped_bits_and_truncations_of_a_model_are_all_found(place: Place, name: str) -> None:
+    path, chance = place.here / name, random.Random(1)
+    content = path.read_bytes()
+    # Half of them at the ends, where the header and the digests are. The last byte of config.json says nothing.
+    spots = [chance.randrange(len(content)) for _ in range(60)]
+    spots += [chance.choice((1, -1)) * chance.randrange(min(700, len(content))) for _ in range(60)]
+    changed = [flipped(content, spot % len(content), chance.randrange(8)) for spot in spots]
+    changed += [content[: chance.randrange(len(content) - 1)] for _ in range(60)]
+    for damaged in changed:
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=path.name):
+            models.load(place.model)
+
+
+def test_without_digests_flips_are_not_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control."""
+    path = place.here / WEIGHTS
+    path.write_bytes(flipped(path.read_bytes(), path.stat().st_size - 1000, 0))
+    assert "changed since it was written" in place.refused(WEIGHTS)
+    sign = json.loads((place.here / CONFIG).read_text())["weights_sha256"]
+    monkeypatch.setattr(reading, "sha256", lambda file: sign if file == path else sha256(file))
+    models.load(place.model)
+
+
+def test_random_changes_of_tables_do_no_harm(place: Place) -> None:
+    """They have no digest, so not all are found."""
+    chance, refused = random.Random(4), 0
+    names = ["run/clusters.csv", "run/cluster_summary.csv", "run/history.csv", "run/run.json", "run/metrics.json"]
+    for i in range(40):
+        file = place.here / names[i % len(names)]
+        content = file.read_bytes()
+        spot = chance.randrange(len(content))
+        file.write_bytes(content[:spot] + bytes([chance.randrange(256)]) * (i % 2) + content[spot + 1 :])
+        refused += "error: " in place.command(names[i % len(names)], 0, 5)
+        file.write_bytes(content)
+    assert refused > 10
+
+
+# ---- ten files that run a program when they are unpickled ------------------------------------------------------------
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def shell(canary: Path) -> Calls:
+    return Calls(os.system, f"touch {canary}")
+
+
+def evaluation(canary: Path) -> Calls:
+    return Calls(builtins.eval, f"open({str(canary)!r}, 'w').close()")
+
+
+def in_a_zip(content: bytes, path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+
+
+def in_a_tar(content: bytes, path: Path) -> None:
+    """As torch 0.1 wrote it; the first thing that is unpickled is ``storages``."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def by_hand(canary: Path) -> bytes:
+    return f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
+
+
+def nested(canary: Path) -> dict[str, Any]:
+    return {"state_dict": OrderedDict(a=torch.zeros(2), b={"c": [1, {"d": shell(canary)}]})}
+
+
+PAYLOADS: dict[str, Callable[[Path, Path], object]] = {
+    "zip": lambda path, canary: torch.save(shell(canary), path),
+    "legacy": lambda path, canary: torch.save(evaluation(canary), path, _use_new_zipfile_serialization=False),
+    "nested": lambda path, canary: torch.save(nested(canary), path),
+    "packed": lambda path, canary: in_a_zip(pickle.dumps(evaluation(canary), protocol=2), path),
+    "tar": lambda path, canary: in_a_tar(pickle.dumps(shell(canary), protocol=2), path),
+    "protocol 0": lambda path, canary: path.write_bytes(pickle.dumps(evaluation(canary), protocol=0)),
+    "protocol 2": lambda path, canary: path.write_bytes(pickle.dumps(shell(canary), protocol=2)),
+    "protocol 5": lambda path, canary: path.write_bytes(pickle.dumps(evaluation(canary), protocol=5)),
+    "by hand": lambda path, canary: path.write_bytes(by_hand(canary)),
+    "array": lambda path, canary: np.save(path.open("wb"), np.array([shell(canary)], object), allow_pickle=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_pickle_is_executed(place: Place, payload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a variable makes torch execute what is in a file."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    canary, control = place.here.parent / "canary", place.here.parent / "control"
+    PAYLOADS[payload](control, canary)
+    with suppress(Exception):  # not all of them are whole beside their program
+        np.load(control, allow_pickle=True) if payload == "array" else torch.load(control)
+    assert canary.exists(), "the negative control: the program works"
+    canary.unlink()
+    for name in READERS:
+        file = place.here / name
+        sound = file.read_bytes()
+        PAYLOADS[payload](file, canary)
+        if name in (WEIGHTS, GROUPS):
+            change_config(place.model)
+        place.refused(name)
+        assert not canary.exists(), name
+        file.write_bytes(sound)
+        if name in (WEIGHTS, GROUPS):
+            change_config(place.model)
+
+
+def test_a_pickle_in_json_is_text(place: Place) -> None:
+    canary = place.here / "canary"
+    change_groups(place.model, names=[by_hand(canary).decode(), "", ""])
+    assert models.load(place.model).names[0].startswith("cposix")
+    change_groups(place.model, names=["", {"__reduce__": ["os.system", f"touch {canary}"]}, ""])
+    place.refused(GROUPS)
+    assert not canary.exists()
+
+
+def test_a_compressed_checkpoint_is_refused(place: Place) -> None:
+    """A kilobyte of it may be a gigabyte; torch itself would unpack it."""
+    small, bomb = place.here / "small.pt", place.here / "w.pt"
+    torch.save({"a": torch.zeros(1 << 20)}, small)
+    with zipfile.ZipFile(small) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in archive.infolist():
+            packed.writestr(entry.filename, archive.read(entry))
+    assert torch.load(bomb, weights_only=True)["a"].shape == (1 << 20,)
+    assert "compressed archive" in place.refused("w.pt")
+
+
+def repeated(path: Path, times: int) -> None:
+    """A checkpoint whose table of contents names its one stored record many times."""
+    torch.save({f"k{i}": torch.zeros(1 << 16) for i in range(times)}, path.with_suffix(".whole"))
+    first = None
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w") as bomb:
+        for name in whole.namelist():
+            if first and "/data/" in name:
+                entry = copy.copy(first)
+                entry.filename = entry.orig_filename = name
+                bomb.filelist.append(entry)
+            else:
+                bomb.writestr(name, whole.read(name))
+                first = bomb.getinfo(name) if "/data/" in name else first
+
+
+def test_a_record_that_is_there_many_times_is_refused_with_both_numbers(place: Place) -> None:
+    path = place.here / "w.pt"
+    repeated(path, 1)
+    assert len(read_state(path)) == 1  # what torch itself writes is fine
+    repeated(path, 24)
+    assert path.stat().st_size < 1 << 19
+    assert f"{path.stat().st_size:,} bytes whose records claim 6,29" in place.refused("w.pt")
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite_are_a_fault_of_their_file(place: Place, value: float) -> None:
+    state = torch.load(place.here / "w.pt", weights_only=True)
+    name = next(name for name in state if name.endswith("running_var"))
+    state[name][-1] = value
+    torch.save(state, place.here / "w.pt")
+    assert f"w.pt: {name} has numbers that are not finite" in place.refused("w.pt")
+
+
+# ---- a stranger's model, with the right digests ----------------------------------------------------------------------
+
+
+def network(name: Any, size: Any = SIZE, **changes: Any) -> dict[str, Any]:
+    architecture = {"name": name, "image_size": size, "sobel": False, **changes}
+    return {"image_size": size, "store_size": size, "architecture": architecture}
+
+
+def one(shape: object = "[2]", offsets: str = "[0,8]", dtype: str = "F32") -> bytes:
+    return f'"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}'.encode()
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "a billion pixels": network("compact", 10**9),
+    "a billion pixels in the network": {"architecture": network("compact", 10**9)["architecture"]},
+    "image size above the store size": network("compact", 32) | {"store_size": 16},
+    "image size 0": network("compact", 0),
+    "image size as text": {"image_size": "16"},
+    "image size as a truth": {"image_size": True},
+    "image size with a point": {"image_size": 16.0},
+    "store size of 5,000 digits": {"store_size": 10**4000},
+    "negative store size": {"store_size": -16},
+    "batch size 0": {"batch_size": 0},
+    "batch size of a billion": {"batch_size": 10**9},
+    "batch size of nothing": {"batch_size": None},
+    "version 2": {"schema_version": 2},
+    "an unknown key": {"weights": "/etc/passwd"},
+    "an architecture as a text": {"architecture": "compact"},
+    "an architecture without a name": {"architecture": {"image_size": SIZE, "sobel": False}},
+    "weights of timm": network("timm:resnet18", weights="timm"),
+    "sobel as a number": network("compact", sobel=1),
+    "a projection": network("compact", projection=[10**9, 10**9]),
+    "a name as a list": network(["compact"]),
+    **{
+        f"backbone {name[:30]}": network(name)
+        for name in (
+            "timm:hf-hub:user/name", "timm:hf_hub:user/name", "timm:local-dir:/etc", "timm:/etc/passwd", "timm:../../x",
+            "hf-hub:user/name", "https://example.org/x.safetensors", "compact\n", "timm:", "timm:resnet18/../x",
+            "C:\\x", "", "x" * 100_000, "timm:resnet18+", "timm:a+hf-hub:b/c", "timm:no_such_network", "../x", "~/x",
+        )
+    },
+}  # fmt: skip
+NETWORKS: dict[str, tuple[dict[str, Any], str]] = {
+    "alexnet": (network("alexnet", 224), "model.safetensors"),
+    "vgg16": (network("vgg16", 224), "model.safetensors"),
+    "timm's": (network("timm:resnet18"), "model.safetensors"),
+    "constants that grow with the image": (network("timm:maxvit_nano_rw_256", 8192), "481,036 MB of constants"),
+    "the same at its own size": (network("timm:maxvit_nano_rw_256", 256), "model.safetensors"),
+}
+# Put into a JSON object that may have other keys.
+JSON = {
+    "not UTF-8": b'"z": "\xff"',
+    "deep": b'"z": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "NaN": b'"z": NaN',
+    "infinity": b'"z": -Infinity',
+    "beyond all bounds": b'"z": 1e999',
+    "many digits": b'"z": ' + b"9" * 10_000,
+    "a key twice": b'"z": 1, "z": 1',
+    "too long": b'"z": "' + b" " * MOST_JSON + b'"',
+}
+MUCH_MEMORY = b"[" + b"{}," * (MOST_JSON // 3 - 1) + b"1]"
+TENSORS: dict[str, dict[str, Any]] = {
+    "a tensor too many": {"body__extra": lambda _: torch.zeros(2)},
+    "no projection": {"reduction__projection": lambda _: None},
+    "no fine centroids": {"fine_centroids": lambda value: value[:0]},
+    "no dimensions": {"reduction__projection": lambda value: value[:, :0].contiguous()},
+    "another number of dimensions": {"fine_centroids": lambda value: value[:, 1:].contiguous()},
+    "another number of features": {"reduction__mean": lambda value: value[1:]},
+    "a list of limits": {"outliers__limit": lambda value: value.repeat(3)},
+    "a cube": {"fine_centroids": lambda value: value[None]},
+    "float64": {"fine_centroids": lambda value: value.double()},
+    "bytes": {"outliers__limit": lambda value: value.byte()},
+    "a NaN centroid": {"fine_centroids": lambda value: value * torch.nan},
+    "an infinite mean": {"reduction__mean": lambda value: value + torch.inf},
+    "a NaN limit": {"outliers__limit": lambda value: value * torch.nan},
+    "a negative limit": {"outliers__limit": lambda value: torch.full_like(value, -1)},
+    "one half": {"outliers__means": lambda value: value[:1], "outliers__directions": lambda value: value[:1]},
+    "no directions": {"outliers__directions": lambda value: value[..., :0].contiguous()},
+    "directions of other features": {"outliers__directions": lambda value: value[:, 1:].contiguous()},
+    "an infinite direction": {"outliers__directions": lambda value: value + torch.inf},
+    "a NaN in the network": {"body__0__0__weight": lambda value: value * torch.nan},
+    "another kernel": {"body__0__0__weight": lambda value: value[..., 1:].contiguous()},
+    "half precision": {"body__0__0__weight": lambda value: value.half()},
+}
+CLUSTERS: dict[str, dict[str, Any]] = {
+    "no centroids": {"centroids": lambda _: None},
+    "no text": {"about": lambda _: None},
+    "no groups": {"groups": lambda value: value[:0], "centroids": lambda value: value[:0]},
+    "another number of dimensions": {"centroids": lambda value: value[:, 1:].contiguous()},
+    "float64": {"centroids": lambda value: value.double()},
+    "a NaN centroid": {"centroids": lambda value: value * torch.nan},
+    "int32": {"groups": lambda value: value.int()},
+    "more groups than centroids": {"groups": lambda value: torch.cat([value, value])},
+    "a group of a billion": {"groups": lambda value: value + 10**9},
+    "a negative group": {"groups": lambda value: value - 1},
+    "a group without a centroid": {"groups": lambda value: value * 0},
+    "a cube": {"centroids": lambda value: value[None]},
+    "no JSON": {"about": lambda _: torch.zeros(9, dtype=torch.uint8)},
+    "no table": {"about": lambda _: torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)},
+    "no names": {"names": []},
+    "names as a text": {"names": "abc"},
+    "names as numbers": {"names": [1, 2, 3]},
+    "a name that cannot be written": {"names": ["", "\ud800", ""]},
+    "marks as a text": {"junk": "a"},
+    "a mark of no cluster": {"junk": [3]},
+    "a mark as a truth": {"junk": [True]},
+}
+HEADERS = {
+    "no header": bytes(8),
+    "2^63 bytes": safetensors_bytes(b"{}", length=2**63),
+    "2^40 bytes": safetensors_bytes(b"{}", length=2**40),
+    "above the limit": safetensors_bytes(b"{}" + b" " * (MOST_JSON + 1)),
+    "longer than the file": safetensors_bytes(b"{}", length=100),
+    "no JSON": safetensors_bytes(b"hello"),
+    "a list": safetensors_bytes(b"[]"),
+    "much memory": safetensors_bytes(MUCH_MEMORY),
+    "without tensors": safetensors_bytes(b"{}"),
+    "deep": safetensors_bytes(b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
+    "NaN": safetensors_bytes(b"{" + one(offsets="[0,NaN]") + b"}", bytes(8)),
+    "a shape of 10^18": safetensors_bytes(b"{" + one(f"[{10**9},{10**9}]") + b"}", bytes(8)),
+    "a shape that overflows": safetensors_bytes(b"{" + one(f"[{2**62},4]", "[0,0]") + b"}"),
+    "offsets outside": safetensors_bytes(b"{" + one(offsets=f"[0,{10**12}]") + b"}", bytes(8)),
+    "offsets backwards": safetensors_bytes(b"{" + one(offsets="[8,0]") + b"}", bytes(8)),
+    "a hole": safetensors_bytes(b"{" + one() + b"}", bytes(16)),
+    "an unknown type": safetensors_bytes(b"{" + one(dtype="OBJECT") + b"}", bytes(8)),
+}
+
+
+@pytest.mark.parametrize("change", CONFIGS)
+def test_a_strangers_config_is_refused_before_a_network_is_built(
+    place: Place, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    change_config(place.model, **CONFIGS[change])
+    built: list[Any] = []
+    if "no_such_network" not in change:
+        monkeypatch.setattr(models, "build", lambda **options: built.append(options))
+    place.refused(CONFIG)
+    assert not built
+
+
+@pytest.mark.parametrize("change", NETWORKS)
+def test_weights_of_another_network(place: Place, change: str) -> None:
+    values, named = NETWORKS[change]
+    change_config(place.model, **values)
+    place.refused(CONFIG, named=named)
+
+
+@pytest.mark.parametrize("content", JSON)
+def test_json_that_is_none(place: Place, content: str) -> None:
+    sound = (place.run / "run.json").read_bytes()
+    for text in (b'"z": 1', JSON[content]):  # the first one is fine
+        (place.run / "run.json").write_bytes(b"{" + text + b"," + sound[1:])
+        place.refused("run/run.json") if text == JSON[content] else place.command("run/run.json", 0)
+    (place.here / CONFIG).write_bytes(MUCH_MEMORY)
+    place.refused(CONFIG)
+
+
+def changed(tensors: dict[str, torch.Tensor], changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes, with functions applied to the tensors."""
+    of = {name.replace(".", "__"): value for name, value in tensors.items()}
+    return {name: value(of.get(name)) if callable(value) else value for name, value in changes.items()}
+
+
+@pytest.mark.parametrize("change", TENSORS)
+def test_a_strangers_tensors(place: Place, change: str) -> None:
+    change_tensors(place.model, **changed(load_file(place.here / WEIGHTS), TENSORS[change]))
+    place.refused(WEIGHTS)
+
+
+@pytest.mark.parametrize("change", CLUSTERS)
+def test_a_strangers_groups(place: Place, change: str) -> None:
+    change_groups(place.model, **changed(load_file(place.here / GROUPS), CLUSTERS[change]))
+    place.refused(GROUPS)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, GROUPS])
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_strangers_header(place: Place, header: str, name: str) -> None:
+    write_weights(place.model, HEADERS[header], Path(name).name)
+    place.refused(name)
+
+
+@pytest.mark.parametrize("key", ["weights_sha256", "groups_sha256", "config_sha256"])
+def test_a_model_without_a_digest(place: Place, key: str) -> None:
+    config = json.loads((place.here / CONFIG).read_text())
+    del config[key]
+    (place.here / CONFIG).write_text(json.dumps(config))
+    assert f"{key} is missing" in place.refused(CONFIG)
+
+
+def test_json_that_is_fine(place: Place) -> None:
+    assert parse_json(b'{"a": [1, 2.5, "x", null, true, {"a": -1e3}]}') == {"a": [1, 2.5, "x", None, True, {"a": -1e3}]}
+    # By hand: keys sorted, no space.
+    text = b'{"a":true,"b":[1,"\\u00e9"]}'
+    assert json_sha256({"b": [1, "é"], "a": True}) == hashlib.sha256(text).hexdigest()
+    config = json.loads((place.here / CONFIG).read_text())
+    (place.here / CONFIG).write_text(json.dumps(dict(reversed(config.items()))).replace(", ", ",\r\n"))
+    models.load(place.model)
+
+
+def test_every_name_of_timm_may_stand_in_a_model() -> None:
+    import timm
+
+    names = timm.list_models() + timm.list_pretrained()
+    assert len(names) > 1000 and all(models.BACKBONE.fullmatch(f"timm:{name}") for name in names)
+
+
+def test_weights_too_large_for_numbers_are_told_of(place: Place) -> None:
+    """Finite weights whose features are not: no table of NaN comes of them."""
+    change_tensors(place.model, body__0__0__weight=torch.full((16, 3, 3, 3), 3e38))
+    assert "not finite" in place.command(WEIGHTS, NonFiniteError.exit_code)
