@@ -521,6 +521,7 @@ def test_json_that_is_none(place: Place, content: str) -> None:
     for text in (b'"z": 1', JSON[content]):  # the first one is fine
         (place.run / "run.json").write_bytes(b"{" + text + b"," + sound[1:])
         place.refused("run/run.json") if text == JSON[content] else place.command("run/run.json", 0)
+    (place.run / "run.json").write_bytes(sound)
     (place.here / CONFIG).write_bytes(MUCH_MEMORY)
     place.refused(CONFIG)
 
