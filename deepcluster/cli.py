@@ -525,8 +525,8 @@ def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
         place = Path(images)
         yield from (place, place.parent / f"{place.stem}.csv", place.parent / f"{place.stem}.txt")
     else:
-        yield from (Path(images.location), *images.files())
-        yield from {Path(images.origin(i).source) for i in range(len(images.paths))}  # arrays and shards
+        yield Path(images.location)
+        yield from {Path(images.origin(i).source) for i in range(len(images.paths))}  # files, arrays and shards
 
 
 def _predictions(

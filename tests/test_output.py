@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
     np.save("photos.npy", pixels)
     Path("list.txt").write_text("photos/0.png\nphotos/1.png\n")
+    with tarfile.open("s0.tar", "w") as shard:
+        shard.add("photos/0.png")
     return tmp_path
 
 
@@ -50,6 +53,7 @@ READ = {
     "the image": ["predict", "run", "photos/0.png", "-o", "photos/0.png"],
     "a hard link to an image": ["predict", "run", "list.txt", "-o", "hard.csv"],
     "the list": ["predict", "run", "list.txt", "-o", "./list.txt"],
+    "a shard": ["predict", "run", "s{0..0}.tar", "-o", "s0.tar"],
     "the array": ["embed", "run", "photos.npy", "-o", "photos.npy"],
     "the run": ["predict", "run", "photos", "-o", "run/run.json"],
     "the model": ["predict", "run", "photos", "-o", "run/model/config.json"],
