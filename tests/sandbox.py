@@ -38,7 +38,6 @@ NOT_RUN = {
     "--recipe mine.toml": "AlexNet at 224 px takes minutes",
     "--device cuda": "the machines that run the tests have no GPU",
 }
-SHARED = "long-runs.md"  # the page on which torchrun is run
 # Rounds of the digits on the pages that run them; their fit takes many seconds.
 DIGITS = {"README.md": "0", "first-run.md": "1"}
 # Run where the package is there; make test does not install it.
@@ -97,7 +96,8 @@ class Sandbox:
         if (ours := of_deepcluster(line)) is not None:
             self._run_ours(line, ours)
         elif words[0] in ("torchrun", "srun"):
-            self._run_shared(line, words)
+            # Parsed alone: tests/test_torchrun.py runs the commands by several processes.
+            app.parse_args(words[words.index("deepcluster") + 1 :], exit_on_error=False, print_error=False)
         elif words[0] == "python" and words[1].startswith("examples/"):
             assert Path(words[1]).name in text_of(ROOT / "tests/test_examples.py"), f"{words[1]} is to be run there"
         elif words[0] == "python" and words[1].startswith("benchmarks/"):
@@ -142,19 +142,6 @@ class Sandbox:
             Path(target).write_bytes(said.buffer.getvalue())  # type: ignore[attr-defined]
         if code == 0 and "-o" in arguments and (out := arguments[arguments.index("-o") + 1]) != "-":
             assert Path(out).exists(), line
-
-    def _run_shared(self, line: str, words: list[str]) -> None:
-        """By several processes, where they are those of one machine; ten seconds each, so on one page alone."""
-        begin = words.index("deepcluster") + 1
-        arguments = words[begin:]
-        if words[1] != "--standalone" or self.page.name != SHARED or any(part in line for part in NOT_RUN):
-            app.parse_args(arguments, exit_on_error=False, print_error=False)
-            return
-        if arguments[0] == "fit":
-            arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
-        command = [sys.executable, "-m", "torch.distributed.run", *words[1:begin], *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{self.page.name}: {line} ended with {done.returncode}\n{done.stderr}"
 
     def _write_edits(self, run: str, edits: str) -> None:
         """The edits.json that the page shows, for the cut that there is."""
