@@ -39,7 +39,7 @@ def rounds_of(
     state: State = BEGINNING,
     place: Place | None = None,
 ) -> Iterator[Round]:
-    """The alternation with the options of a recipe."""
+    """Alternate with the options of a recipe."""
     place = place or place_of(network, recipe, Partition.single(len(images)))
     reduction = reduction_of(recipe, network.embedding_dim)
     return alternate(
@@ -68,10 +68,9 @@ def place_of(
 
 
 def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: Any) -> Settings:
-    """A ``kind`` of settings: each field is the recipe's option of its name, with ``prefix`` if there is one such.
+    """Return the settings of a ``kind``: its fields are the recipe's options of the same name, or with ``prefix``.
 
-    Args:
-        others: Fields that the recipe has not, or in another form.
+    ``others``: Fields that are no options, or in another form.
     """
     options = {field.name for field in fields(recipe)}
     names = {field.name: field.name for field in fields(kind) if field.name not in others}
@@ -80,12 +79,12 @@ def by_name(kind: type[Settings], recipe: Recipe, prefix: str = "", **others: An
 
 
 def reduction_of(recipe: Recipe, width: int) -> Reduction:
-    """The reduction of features of ``width`` numbers."""
+    """Return the reduction of features of ``width`` numbers."""
     return by_name(Reduction, recipe, dims=recipe.dims or min(256, max(32, width // 16)))
 
 
 def shares_pass(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the features of a pass of the rounds are those of the result: in float32, without a projection."""
+    """Return True if a pass of the rounds gives the features of the result: in float32, without a projection."""
     return not recipe.projection_dim and choose_precision(recipe.precision, device) == torch.float32
 
 
@@ -116,16 +115,16 @@ def loss_of(recipe: Recipe) -> Loss:
 
 
 def views_of(recipe: Recipe) -> tuple[Augmentation, ...]:
-    """The large views and the small ones of an image in an optimizer step."""
+    """Return the large views and the small ones of an image in an optimizer step."""
     large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
     small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
     return (large,) * recipe.views + (small,) * recipe.small_views
 
 
 def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:
-    """The learning rate at a ``time`` in rounds: a linear rise, then constant or half a cosine wave from ``lr`` to 0.
+    """Return the learning rate at a ``time`` in rounds: a linear rise, then constant or half a cosine wave to 0.
 
-    Where a time limit makes the ``rounds`` fewer than the recipe's, rise and fall keep their share of them.
+    If a time limit makes the ``rounds`` fewer than the recipe's, rise and fall keep their share of them.
     """
     share = time / rounds
     rising = min(1.0, share * recipe.rounds / recipe.warmup) if recipe.warmup else 1.0
@@ -134,7 +133,7 @@ def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:
 
 
 def network_of(recipe: Recipe, seed: int, device: torch.device, module: nn.Module | None = None) -> Network:
-    """Step 1; ``module``: what the user gave in place of a name."""
+    """Build the network (step 1); ``module``: one of the user's in place of a name."""
     projection = (recipe.projection_hidden, recipe.projection_dim) if recipe.projection_dim else None
     if module is None:
         network = build(

@@ -112,7 +112,7 @@ def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -
 
 
 def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
-    """Return the new cluster of each row that moves. UsageError if an image does not exist or moves twice."""
+    """Return the new clusters of the rows that move. UsageError if an image does not exist or moves twice."""
     named = any(isinstance(image, str) for image, _ in edits.move)
     by_path = {path: row for row, path in enumerate(paths)} if named else {}
     moves: dict[int, int] = {}
@@ -136,7 +136,7 @@ def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
     left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
     stays = ~torch.isin(model.groups.groups, left)
     groups = Cut(model.groups.centroids[stays], model.groups.groups[stays])
-    if not stays.any():  # start from one row of each new cluster
+    if not stays.any():  # start from one row of every new cluster
         rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
         groups = Cut(reduced[rows], wanted[rows])
     return pinned(reduced, groups, wanted)
@@ -149,8 +149,8 @@ def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tup
 
     Args:
         model: with the old names and marks.
-        before: the old cluster of each image (int64, N).
-        after: its new one (int64, N).
+        before: the old clusters of the images (int64, N).
+        after: their new ones (int64, N).
         count: the number of new clusters.
     """
     names, junk, marked = [""] * count, [], set(model.junk)

@@ -141,8 +141,8 @@ class _Evaluation:
         source = images_at_hand(self.folder)
         if source is None:
             raise DataError(
-                f"the images of {self.folder.path} are not where they were any more:"
-                " say where they are (IMAGES, or --train for those to learn from)"
+                f"the images of {self.folder.path} are not at hand any more:"
+                " name their place (IMAGES, or --train for those to learn from)"
             )
         total = len(self.folder.read_clusters().where("status", "ok"))
         if (away := total - len(source.paths)) and self.processes.is_main:
@@ -185,7 +185,7 @@ class _Evaluation:
 
 
 def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
-    """The run's own images are in the clusters of clusters.csv, others in those of the model."""
+    """Score the clusters of clusters.csv, or with other images those of the model."""
     if job.request.images is None:
         rows = job.folder.read_clusters().where("status", "ok")
         paths = list(rows.column("path"))

@@ -136,7 +136,7 @@ def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe)
 
 
 def pictures_of(source: Source) -> Tensor | None:
-    """Return a small picture for each row (uint8, N x 3 x S x S), grey without an image; None if there is no image."""
+    """Return small pictures of all rows (uint8, N x 3 x S x S), grey without an image; None if there is no image."""
     if source.file is None:
         return None
     store = read_once(source, THUMBNAIL, none_is_fine=True)

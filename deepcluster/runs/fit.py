@@ -113,13 +113,10 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
                 "run": record.run,
                 "fingerprint": record.fingerprint,
             }
-            if checkpoint:
-                resuming.check_run(checkpoints.folder, checkpoint.about, about)
-                differences = resuming.differing_environment(checkpoint.about["environment"], record.environment or {})
-                record = replace(record, resumed=differences)
             if folder and staged:
-                if is_resumed and folder.has(resuming.IMAGES_READ):
-                    resuming.check_images(folder, read.digests)
+                if is_resumed:
+                    differences = resuming.check_same(folder, checkpoint, about, read.digests)
+                    record = replace(record, resumed=differences)
                 resuming.remember(staged, read.digests)
                 staged.write_record(record.with_result_of(before))
         writer = ResultWriter(job, folder, network, read, record)

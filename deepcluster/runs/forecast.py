@@ -29,10 +29,10 @@ from deepcluster.runtime.processes import ALONE
 # step keeps for backward, as a multiple of all layer outputs.
 BASE = 500e6
 KEPT = 1.5
-# Bytes that tables and report of the result take: for each image, and for each image in the page
+# Bytes that tables and report of the result take: an image, and an image in the page
 # (benchmarks/LOG.md, "Memory").
 TABLES, PAGE = 300.0, 6e3
-# Seconds of the files of a result (graph, cut, signs, tree, map, report), and for each image with its digest and the
+# Seconds of the files of a result (graph, cut, signs, tree, map, report), and of an image with its digest and the
 # search for duplicates. Measured on one core with 1,000 to 10,000 images; only until the first result is written.
 RESULT, RESULT_EACH = 8.0, 1.5e-3
 SHARE_OF_TIME = 0.1  # of preliminary results after the first: at most one per ten times its own cost
@@ -75,7 +75,7 @@ def _of_a_step(network: Network, recipe: Recipe, batch: int, processes: int) -> 
 def _outputs(network: Network, size: int) -> int:
     """Return the size of all layer outputs for one image of ``size`` px, in numbers.
 
-    Each counts once: layers that work in place and identities, of which transformers are full, return what they get.
+    Layers that work in place and identities, of which transformers are full, return their input: it counts once.
     """
     outputs: dict[int, Tensor] = {}  # by address; kept, so that none is used twice
 

@@ -36,7 +36,7 @@ from deepcluster.storage.run_folder import LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
-MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of each, and of all together: 2 bytes each in the page
+MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
 Positions = npt.NDArray[np.float32]
 
@@ -67,8 +67,8 @@ class Shown:
     Attributes:
         groups: The cut.
         reduced: Their features (M x d).
-        nearest: The centroid of the cut that each is nearest to (int64, M).
-        counts: Number of images of the fit nearest to each centroid.
+        nearest: The nearest centroids of the cut (int64, M).
+        counts: Numbers of images of the fit nearest to the centroids.
         all_counts: The same of all images.
     """
 
@@ -85,7 +85,7 @@ def shown_of(rows: Rows, groups: Cut, nearest: Tensor) -> Shown:
     Args:
         rows: All images.
         groups: The cut.
-        nearest: The centroid that each of this rank's rows is nearest to.
+        nearest: The nearest centroids of this rank's rows.
     """
     partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
     counts, all_counts = (
@@ -213,12 +213,12 @@ def _name_in_commands(run: Path) -> str:
 
 
 def most_alike(reduced: Tensor) -> npt.NDArray[np.int64]:
-    """Return the nearest rows to each row (N x n, nearest first); n is smaller if N is large: all are in the page."""
+    """Return the nearest rows of every row (N x n, nearest first); n is smaller if N is large: all are in the page."""
     return nearest(reduced, max(1, min(MOST_ALIKE, MOST_ALIKE_IN_ALL // max(1, len(reduced)))))[1].numpy()
 
 
 def _parts(shown: Shown | None, every: int) -> dict[str, Any]:
-    """Return the parts of each group, and the part of each image in the page."""
+    """Return the parts of the groups, and the part of every image in the page."""
     if shown is None or shown.groups.count > MOST_IN_TREE:
         return {}
     numbers = shown.groups.groups.unique().tolist()

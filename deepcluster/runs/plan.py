@@ -43,7 +43,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     verbose: bool = False  # every choice with its reason, instead of a line about all
-    log: str = ""  # where the rounds go beside the display: tensorboard
+    log: str = ""  # a second display of the rounds: tensorboard
     report: bool = True  # False: no preliminary results; map and report are made when they are asked for
     command: str = ""
     module: nn.Module | None = None  # the network, if the backbone is one of the user's
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def shows(self) -> bool:
-        """Whether somebody sees the display of this rank."""
+        """True if somebody sees the display of this rank."""
         return not isinstance(self.display, Silent) and not getattr(self.display, "quiet", False)
 
     def truth(self, kept: Sequence[int]) -> list[str] | None:
@@ -97,7 +97,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ImagesRead:
-    """The images as they were read, their recipe, and the digest of each image by its path (on the main rank)."""
+    """The images as they were read, their recipe, and the digests of all images by path (on the main rank)."""
 
     store: Store
     recipe: Recipe
@@ -140,7 +140,7 @@ class Begun:
 
 
 def begin(source: Source, request: Request, display: Display, *, dry: bool = False) -> Begun:
-    """Decide where a run goes, from where it starts and by which recipe. On the main rank alone.
+    """Decide the place, the start and the recipe of a run. On the main rank alone.
 
     ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
 

@@ -108,8 +108,8 @@ def placement_rows(
 
     Args:
         model: The model.
-        placement: Where it places the images.
-        residuals: As it measured them.
+        placement: The places of the images.
+        residuals: Their residuals.
         reject: Give outliers and junk the cluster -1.
     """
     columns = (placement.cluster, placement.distance, placement.margin, residuals > model.outliers.limit)

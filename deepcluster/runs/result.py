@@ -41,8 +41,8 @@ class Result:
     Attributes:
         model: The model with these groups.
         rows: The images.
-        placement: The place of each image (integers are int32).
-        residuals: Of each image.
+        placement: The places of the images (integers are int32).
+        residuals: Those of the images.
         summary: Rows of cluster_summary.csv.
         metrics: Measures against the true labels; empty without labels.
         tree: The merge tree of the groups; None if there are too many.
@@ -141,7 +141,7 @@ def group_images(
 
 
 def describe(model: Model, rows: Rows, placement: Placement) -> Result:
-    """Describe the groups of a model. A collective. ``placement``: The place of each of this rank's ``rows``."""
+    """Describe the groups of a model. A collective. ``placement``: The places of this rank's ``rows``."""
     partition, truth = rows.partition, rows.labels
     summary = summary_rows(model.groups, placement, rows.reduced, partition)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
@@ -184,14 +184,14 @@ def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict
 
 
 def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the place of each label among the ``words`` (int64), and whether it is one (an empty label is none)."""
+    """Return the numbers of labels among the ``words`` (int64), and a mask of those that are not empty."""
     number = {label: i for i, label in enumerate(words)}
     codes = torch.tensor([number[label] for label in truth], dtype=torch.int64)
     return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
 
 
 def summary_rows(groups: Cut, placement: Placement, reduced: Tensor, partition: Partition) -> list[dict[str, Any]]:
-    """Return a row for each group, with the row number of its medoid (None: it has none). A collective.
+    """Return a row for every group, with the row number of its medoid (None: it has none). A collective.
 
     A group may have many centroids: the mean of its features stands for all of it.
     """

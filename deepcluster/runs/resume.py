@@ -3,7 +3,6 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelEr
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.store import Store
+from deepcluster.storage.checkpoint import Checkpoint
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 IMAGES_READ = "checkpoints/images.csv"
@@ -20,14 +20,14 @@ MAX_SHOWN = 5
 
 
 def digests(source: Source, store: Store) -> dict[str, str]:
-    """Return the SHA-256 of the pixels of each usable image by its path: of all ranks' images on the main rank."""
+    """Return the SHA-256 of the pixels of all ranks' usable images by path, on the main rank."""
     of_rank = row_digests(store.images.permute(0, 2, 3, 1))
     of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
     return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
 
 
 def row_digests(rows: Tensor) -> list[str]:
-    """Return the SHA-256 of each row: of features, or of images with the colours last."""
+    """Return the SHA-256 of every row: of features, or of images with the colours last."""
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
 
 
@@ -68,17 +68,6 @@ def check_paths(folder: RunFolder, source: Source, updated: Sequence[str]) -> No
         raise _differing(added=sorted(now - then), removed=sorted(used - now))
 
 
-def check_images(folder: RunFolder, now: Mapping[str, str]) -> None:
-    """Raise DataError with a list of the images that have changed since :func:`remember`."""
-    then = {row["path"]: row["sha256"] for row in folder.read_rows(IMAGES_READ, COLUMNS)}
-    if [*then.items()] != [*now.items()]:
-        raise _differing(
-            added=[path for path in now if path not in then],
-            removed=[path for path in then if path not in now],
-            changed=[path for path in now if path in then and then[path] != now[path]],
-        )
-
-
 def _differing(**differences: Sequence[str]) -> DataError:
     texts = [
         f"{len(paths):,} {kind} ({', '.join(map(one_line, paths[:MAX_SHOWN]))}{', ...' * (len(paths) > MAX_SHOWN)})"
@@ -91,14 +80,49 @@ def _differing(**differences: Sequence[str]) -> DataError:
     )
 
 
-def check_run(checkpoints: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ModelError or UsageError if a checkpoint is not of this run with these options."""
-    if then.get("run") != now["run"]:
+def check_same(
+    folder: RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
+) -> list[str] | None:
+    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
+
+    Args:
+        folder: The run.
+        checkpoint: Its last one, if it has any.
+        about: The facts about the run now, as a checkpoint has them.
+        images: As :func:`digests`.
+
+    Raises:
+        DataError: The images have changed.
+        ModelError: The checkpoint is of another run.
+        UsageError: The options are others.
+    """
+    if checkpoint and checkpoint.about.get("run") != about["run"]:
         raise ModelError(
-            f"the last checkpoint in {checkpoints} is of run {then.get('run')}, and this is run {now['run']}: put back"
-            " the checkpoints of this run"
+            f"the last checkpoint in {folder.path / 'checkpoints'} is of run {checkpoint.about.get('run')}, and this is"
+            f" run {about['run']}: put back the checkpoints of this run"
         )
-    check_options(then["options"], now["options"])
+    if checkpoint:
+        check_options(checkpoint.about["options"], about["options"])
+    rows = folder.read_rows(IMAGES_READ, COLUMNS) if folder.has(IMAGES_READ) else None
+    then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
+    if [*then.items()] != [*images.items()]:
+        raise _differing(
+            added=[path for path in images if path not in then],
+            removed=[path for path in then if path not in images],
+            changed=[path for path in images if path in then and then[path] != images[path]],
+        )
+    if not checkpoint:
+        return None
+    before = checkpoint.about["environment"]
+    changed = {name: value for name, value in (about["environment"] or {}).items() if before.get(name) != value}
+    differences = [f"{name} {before.get(name)} then, {value} now" for name, value in changed.items()]
+    if differences:
+        warnings.warn(
+            f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    return differences
 
 
 def history(folder: RunFolder, columns: Sequence[str], rounds: int) -> list[Mapping[str, Any]]:
@@ -111,16 +135,3 @@ def history(folder: RunFolder, columns: Sequence[str], rounds: int) -> list[Mapp
             f" comes after {rounds}: restore the file from a copy"
         )
     return [*rows[:rounds]]
-
-
-def differing_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the differences in machine, versions and threads since the run began, and warn of them."""
-    changed = {name: value for name, value in now.items() if then.get(name) != value}
-    differences = [f"{name} {then.get(name)} then, {value} now" for name, value in changed.items()]
-    if differences:
-        warnings.warn(
-            f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
-    return differences

@@ -194,7 +194,7 @@ def name_in_run(file: Path, base: Path | None) -> str:
     near = Path(os.path.relpath(file, base))
     if near.parts[:1] != ("..",):
         return near.as_posix()
-    # Not where that would name all folders, or lead elsewhere as the folder is a link.
+    # Not if that would name all folders, or lead elsewhere because the folder is a link.
     shared = len(Path(os.path.commonpath([file, base])).parts) > 1 and os.path.realpath(base) == str(base)
     return near.as_posix() if shared else file.as_posix()
 

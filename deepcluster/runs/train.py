@@ -88,9 +88,9 @@ def train(
 
     Args:
         writer: Writes the results of the fit, whose network is trained in place.
-        checkpoints: Where checkpoints go.
+        checkpoints: The folder of checkpoints.
         checkpoint: The one to go on from, on the main rank.
-        about: What each checkpoint says of the run.
+        about: Facts about the run, for its checkpoints.
     """
     job, recipe, network, store = writer.job, writer.images.recipe, writer.network, writer.images.store
     processes, clock, planned = job.processes, job.clock, recipe.rounds

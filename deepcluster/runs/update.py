@@ -95,7 +95,7 @@ def update(
         run: The run folder.
         images: The images to add, as for ``find``; features for a run of features.
         display: Shows what was done.
-        device: Where the network computes.
+        device: The device of the network.
 
     Raises:
         UsageError: The run is not finished.

@@ -52,7 +52,7 @@ class Cost:
 class ResultWriter:
     """Writes the results of a run: the first before any round, preliminary ones as the rounds go on, the final one.
 
-    Each replaces the one before all at once.
+    A result replaces the one before all at once.
 
     Attributes:
         job: The fit.
@@ -77,7 +77,7 @@ class ResultWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether a preliminary result costs little beside the time since the last one. False if nobody looks."""
+        """True if a preliminary result costs little beside the time since the last one, and somebody looks."""
         waited = time.perf_counter() - self.cost.written
         return self.job.request.report and waited >= self.cost.result / SHARE_OF_TIME
 
