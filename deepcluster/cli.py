@@ -34,8 +34,7 @@ from deepcluster.images.decode import accepted_formats
 from deepcluster.images.files import check_there, is_named
 from deepcluster.images.given import check_features_there, check_labels_there
 from deepcluster.nets import hub
-from deepcluster.nets.hub import PUBLISHED
-from deepcluster.nets.sizes import FEATURES
+from deepcluster.nets.names import FEATURES, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
 from deepcluster.recipe import Recipe, declared, read_options, to_toml
 from deepcluster.records import PRELIMINARY
@@ -433,7 +432,7 @@ def fetch(
         if file is not None:
             from deepcluster.nets.network import build
 
-            build(hub.backbone_of(name), image_size=224, weights=str(file))  # an error if it is not of this network
+            build(backbone_of(name), image_size=224, weights=str(file))  # an error if it is not of this network
             terminal.say("Weights", str(hub.keep_in_cache(name, file)))
             return
         about = PUBLISHED[name].description if name in PUBLISHED else "from the Hub"

@@ -28,7 +28,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import PixelScale, pixel_scale
 from deepcluster.images.decode import one_line
 from deepcluster.model import Model
-from deepcluster.nets.sizes import MODULE
+from deepcluster.nets.names import MODULE
 from deepcluster.recipe import AUTO, Recipe, declared
 from deepcluster.report.page import gallery
 from deepcluster.report.pictures import THUMBNAIL

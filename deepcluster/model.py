@@ -19,8 +19,8 @@ from deepcluster.images.given import read_features
 from deepcluster.images.store import read_once
 from deepcluster.learning.features import extract
 from deepcluster.nets.fast_pass import features_pass
+from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import Absent, Network
-from deepcluster.nets.sizes import FEATURES
 from deepcluster.nets.weights import working_memory
 from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.runtime.machine import check_fits

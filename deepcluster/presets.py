@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepcluster.errors import DataError, ModelError, UsageError
-from deepcluster.nets.hub import EMBEDDED, PUBLISHED, backbone_of
-from deepcluster.nets.sizes import MODULE, PAPER_NETWORKS, only_size
+from deepcluster.nets.names import EMBEDDED, MODULE, PAPER_NETWORKS, PUBLISHED, backbone_of, only_size
 from deepcluster.recipe import Recipe, read_options, read_toml
 
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights

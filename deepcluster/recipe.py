@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import UsageError
-from deepcluster.nets.hub import PUBLISHED
-from deepcluster.nets.sizes import MODULE
+from deepcluster.nets.names import MODULE, PUBLISHED
 from deepcluster.runtime.plain_files import check_file
 
 AUTO = "auto"  # in place of a value: the recipe decides

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import paper
 from deepcluster.nets.compact import WIDTH
+from deepcluster.nets.names import only_size
 from deepcluster.nets.network import IMAGENET_MEAN, IMAGENET_STD, Centroids, Network, build, projection_mlp
-from deepcluster.nets.sizes import only_size
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import load_body, read_state, shapes_only
 from deepcluster.seeding import generator, lent_global

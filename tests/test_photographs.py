@@ -16,7 +16,8 @@ from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, ModelError
 from deepcluster.images import find
-from deepcluster.nets.hub import PACKAGE, PUBLISHED, local_file
+from deepcluster.nets.hub import PACKAGE, local_file
+from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.runtime.console import Silent

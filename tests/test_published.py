@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, UsageError
-from deepcluster.nets.hub import DISTRIBUTION, PACKAGE, PACKAGE_FILE, PUBLISHED, fetch, local_file
+from deepcluster.nets.hub import PACKAGE, PACKAGE_FILE, fetch, local_file
+from deepcluster.nets.names import DISTRIBUTION, PUBLISHED
 from deepcluster.nets.network import build
 from deepcluster.nets.timm import in_layout_of
 from deepcluster.presets import Facts, resolve

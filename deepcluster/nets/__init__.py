@@ -10,7 +10,7 @@ __all__ = ["Network", "OfficialWeights", "build", "from_official", "read_officia
 
 
 def __getattr__(name: str) -> Any:
-    """Import at first use: recipes ask for image sizes (``nets.sizes``) and shall not wait for torch."""
+    """Import at first use: recipes ask for image sizes (``nets.names``) and shall not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'deepcluster.nets' has no attribute {name!r}")
     from deepcluster.nets import network, published_2018

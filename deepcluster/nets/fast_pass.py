@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network
-from deepcluster.nets.sizes import MODULE
 
 # Numbers in the largest output of a layer for all images that go through the network at a time, so that they stay in
 # the cache of the processor and in memory that is there already.

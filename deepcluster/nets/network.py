@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deepcluster.errors import ModelError, UsageError
 from deepcluster.nets import hub, paper
 from deepcluster.nets.compact import Compact
+from deepcluster.nets.names import FEATURES, MODULE, PAPER_NETWORKS
 from deepcluster.nets.paper import reset_linear
 from deepcluster.nets.published_2018 import OfficialWeights, read_official, recognised
-from deepcluster.nets.sizes import FEATURES, MODULE, PAPER_NETWORKS
 from deepcluster.nets.timm import in_layout_of, size_does_not_fit, timm_body, timm_heads, unknown_backbone
 from deepcluster.nets.weights import HEADS, load_body, read_state
 from deepcluster.seeding import generator, lent_global

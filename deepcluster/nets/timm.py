@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcluster.errors import UsageError, first_line
-from deepcluster.nets.hub import PUBLISHED
-from deepcluster.nets.sizes import PAPER_NETWORKS
+from deepcluster.nets.names import PAPER_NETWORKS, PUBLISHED
 from deepcluster.nets.weights import shapes_only
 from deepcluster.seeding import lent_global
 

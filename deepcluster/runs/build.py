@@ -16,8 +16,8 @@ from deepcluster.errors import UsageError
 from deepcluster.images.views import Augmentation, each_once, official_draws, uniform_over_clusters
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Loss, WithInstances, new_linear_head
 from deepcluster.learning.training import Learning, LearningRate
+from deepcluster.nets.names import MODULE
 from deepcluster.nets.network import Network, build, copy_of_module
-from deepcluster.nets.sizes import MODULE
 from deepcluster.nets.timm import channels_last
 from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.recipe import Recipe

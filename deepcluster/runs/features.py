@@ -11,8 +11,8 @@ from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.given import GivenFeatures, read_features, true_labels
 from deepcluster.images.store import read_once
+from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import no_network
-from deepcluster.nets.sizes import FEATURES
 from deepcluster.place import Place
 from deepcluster.presets import check_groups
 from deepcluster.recipe import Recipe, to_toml

@@ -15,7 +15,8 @@ from deepcluster.errors import DeepClusterWarning, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.source import is_run
 from deepcluster.images.store import Store, preview
-from deepcluster.nets.hub import PUBLISHED, fetch, local_file
+from deepcluster.nets.hub import fetch, local_file
+from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs import resume as resuming

@@ -24,8 +24,8 @@ from deepcluster.groups.cut import Cut
 from deepcluster.images.arrays import PixelScale
 from deepcluster.images.source import is_run
 from deepcluster.model import Model, check_batch_fits
+from deepcluster.nets.names import FEATURES, MODULE
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
-from deepcluster.nets.sizes import FEATURES, MODULE
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.storage.files import write_tensors, write_whole

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from deepcluster.nets.hub import FILE, PUBLISHED
+from deepcluster.nets.hub import FILE
+from deepcluster.nets.names import PUBLISHED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

