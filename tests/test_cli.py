@@ -86,6 +86,9 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "export run --to onxn -o out": (2, 'Did you mean "onnx"?'),
     "export run --to folders -o photos": (5, "photos"),
     "recipes atuo": (2, "did you mean auto"),
+    "pridict run photos": (2, 'Did you mean "predict"'),
+    "fit photos --clustres 3": (2, "Did you mean --clusters"),
+    "fit photos --set momentun=1": (2, "did you mean momentum"),
 }
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys

@@ -20,7 +20,6 @@ from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_once
 from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
-from deepcluster.learning.batches import strides
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.network import Network
 from deepcluster.place import Place
@@ -114,15 +113,6 @@ def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
         assert result["weights"].keys() == first["weights"].keys()
         assert all(torch.equal(value, first["weights"][name]) for name, value in result["weights"].items())
     assert sum(len(result["reduced"]) for result in results) == len(first["final"]) == len(usable)
-
-
-@given(drawn=st.integers(1, 40), count=st.integers(2, 5))
-def test_strides_are_equal_and_leave_nothing_out(drawn, count):
-    parts = strides(torch.arange(drawn), count)
-    assert len({len(part) for part in parts}) == 1
-    assert len(parts[0]) >= 2
-    assert set(torch.cat(parts).tolist()) == set(range(drawn))
-    assert sum(map(len, parts)) < max(drawn + count, 2 * count + 1)
 
 
 def one_step(processes: Processes, count: int) -> dict[str, Tensor]:

@@ -99,19 +99,6 @@ def test_the_recipe_names_the_network_as_timm_does(name):
     assert ("deepcluster fetch" in by_choice.network) == (name == SMALL)
 
 
-def test_small_images_are_enlarged():
-    size = {count: resolve("auto", {}, facts(published=SMALL, short_side=28, count=count)).recipe.image_size
-            for count in (5000, 5001)}  # fmt: skip
-    assert size == {5000: 224, 5001: 144}
-
-
-def test_weights_none_are_random():
-    assert resolve("auto", {"weights": "none"}, facts(published=SMALL)).recipe.backbone == "compact"
-    recipe = resolve("auto", {"weights": "none", "backbone": SMALL}, LARGE).recipe
-    assert (recipe.backbone, recipe.weights) == (PUBLISHED[SMALL].backbone, "")
-    assert resolve("auto", {"weights": "auto"}, facts(published=SMALL)).recipe.weights == "timm"
-
-
 # ---- downloads ------------------------------------------------------------------------------------------------------
 
 

@@ -135,22 +135,6 @@ def test_every_round_replaces_the_result_and_the_first_round_takes_the_pass_of_t
     assert passes == [48] * 4
 
 
-def test_a_preliminary_result_waits_until_it_costs_little_beside_the_time_since_the_last_one(
-    photos, tmp_path, monkeypatch
-):
-    written = []
-    preliminary = ResultWriter.preliminary
-
-    def recorded(self, rounds, features=None):
-        written.append(rounds)
-        return preliminary(self, rounds, features)
-
-    monkeypatch.setattr(ResultWriter, "preliminary", recorded)
-    monkeypatch.setattr(writer, "SHARE_OF_TIME", 1e-9)
-    run.fit(photos, Request(out=tmp_path / "run", n_clusters=3, options={**OPTIONS, "rounds": 3}))
-    assert written == [0]
-
-
 @pytest.mark.parametrize("verb", ["recut", "apply", "update", "report", "similar", "export", "predict"])
 def test_before_the_first_result_a_run_is_called_unfinished_and_not_damaged(verb, finished, photos, tmp_path, capsys):
     stopped = tmp_path / "run"

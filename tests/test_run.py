@@ -270,16 +270,6 @@ def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_pa
         model.predict(tmp_path)
 
 
-def test_float_images_are_pixels_or_refused_in_the_size_of_the_store_too(finished):
-    model = load(finished)
-    assert model.store_size == 16
-    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
-    assert torch.equal(model.transform(images.float() / 255), model.transform(images))
-    for method in (model.predict, model.transform):
-        with pytest.raises(DataError, match=r"float32 numbers from .* pass uint8, or floats in \[0, 1\]"):
-            method(images.float())
-
-
 def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_path, monkeypatch):
     class AfterOne(Silent):
         def round(self, row, rounds):
@@ -302,13 +292,6 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     with pytest.raises(Stopped, match="seen"):
         run.fit(photos, replace(request, resume=True))
     assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
-
-
-@pytest.mark.parametrize("report", [True, False])
-def test_no_preliminary_result_where_nobody_looks(photos, tmp_path, report):
-    display = Said()
-    run.fit(photos, replace(REQUEST, out=tmp_path / "run", report=report), display)
-    assert any(line.startswith("First: ") for line in display.lines) is report
 
 
 @pytest.fixture(scope="module")
@@ -336,18 +319,3 @@ def test_noise_is_an_outlier_of_digits(digits_run):
     inside = [int(row["is_outlier"]) for row in rows(digits_run / "clusters.csv")]
     assert sum(inside) < 0.01 * len(inside)
     assert outliers(digits_run, digits(600)) == inside
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.* pictures of the page")  # of the array, which a recut does not have
-def test_noise_among_the_digits_of_a_fit_is_an_outlier_and_stays_one(tmp_path):
-    noise = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
-    images = np.concatenate([digits(), noise])
-    found = run.fit(images, Request(out=tmp_path / "run", n_clusters=10, options={"rounds": 0})).path
-    for k in (10, 7):
-        if k == 7:
-            recut(found, 7)
-        flags = [int(row["is_outlier"]) for row in rows(found / "clusters.csv")]
-        assert sum(flags[-10:]) >= 8
-        assert sum(flags[:-10]) < 0.02 * (len(images) - 10)
-        assert outliers(found, images) == flags

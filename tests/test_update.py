@@ -207,42 +207,6 @@ def array(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.fixture(scope="module")
-def of_ten(tmp_path_factory) -> Path:
-    """A run of an array of ten images, whose numbers have a digit more as soon as another one comes."""
-    folder = tmp_path_factory.mktemp("ten")
-    np.save(folder / "ten.npy", array(drawings(10, seed=1)[0][::3]))
-    options = {"rounds": 0, "image_size": 16, "pseudo_labels": 4, "backbone": "compact"}
-    return fit(str(folder / "ten.npy"), Request(out=folder / "run", n_clusters=3, options=options)).path
-
-
-def test_rows_of_two_arrays_are_those_that_the_run_saw(of_ten, tmp_path, monkeypatch):
-    """The first array grows, and files in the current folder have the names that images have in the run."""
-    run = Path(shutil.copytree(of_ten, tmp_path / "run"))
-    (run / "report.html").unlink()
-    ten, *others = (array(drawings(10, seed=seed)[0])[::3] for seed in (1, 2, 3, 4))
-    np.save(tmp_path / "ten.npy", ten)
-    change_record(run, location=str(tmp_path / "ten.npy"))
-    np.save(tmp_path / "more.npy", others[0])
-    assert update(run, str(tmp_path / "more.npy")).added == 10
-    np.save(tmp_path / "ten.npy", np.concatenate([ten, others[1]]))
-    assert update(run, others[2]).added == 10  # an array of Python, which is not found again
-    here = tmp_path / "here"
-    here.mkdir()
-    for row in used(run):
-        Image.new("RGB", (24, 24)).save(here / Path(row["path"]).name, "PNG")
-    monkeypatch.chdir(here)
-    source = images_at_hand(open_run(run))
-    assert source is not None and list(source.paths) == [row["path"] for row in used(run)][:20]
-    assert [np.array(source.read(i)).tolist() for i in range(20)] == [*ten.tolist(), *others[0].tolist()]
-    done = update(run, str(tmp_path / "ten.npy"))
-    assert (done.added, done.known) == (10, 10)
-    source = images_at_hand(open_run(run))
-    assert source is not None and len(source.paths) == 30
-    assert np.array_equal(np.array(source.read(29)), others[1][-1])
-    assert len({row["path"] for row in used(run)}) == 40
-
-
 def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w") as shard:
         for path in sorted((more / "0").iterdir()):
@@ -384,7 +348,7 @@ def test_a_name_of_another_place_is_another_image(tmp_path):
         assert update(run, str(tmp_path / name / "f.npy")).added == 0
 
 
-def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path):
+def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, tmp_path):
     for folder, seed in (("a", 1), ("b", 2)):
         images = save_drawings(tmp_path / "png" / folder, 8, seed=seed)
         (tmp_path / folder).mkdir()
@@ -397,14 +361,10 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(tmp_path
     assert update(run, str(tmp_path / "b")) == Update(added=24, known=0, skipped=0)
     assert used(run)[24]["path"] == f"../b/{before[0]['path']}"
     assert update(run, str(tmp_path / "b")) == Update(added=0, known=24, skipped=0)
-
-
-def test_an_added_image_can_be_moved_alone_into_a_new_cluster(of_features):
-    run, given = of_features
-    update(run, given[:2] + np.float32(0.01))
-    apply(run, Edits(record(run)["cut"], {}, (), None, (), ((91, 3),)))
-    (new,) = [row for row in rows(run / "cluster_summary.csv") if row["cluster"] == "3"]
-    assert new["size"] == "1"
+    with tarfile.open(tmp_path / "b" / "0.tar", "w") as shard:
+        shard.add(photos / "bars" / "00.png", "000.png")
+    assert update(run, str(tmp_path / "b")).added == 1
+    assert re.fullmatch(r"\.\./b/0\.tar/000\.png \([0-9a-f]{8}\)", used(run)[-1]["path"])
 
 
 def test_parts_of_a_split_tell_of_all_images(of_features):
