@@ -2,15 +2,11 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from deepcluster.storage.run_folder import RunFolder, shared_lock
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.state import scratch_of
-from tests.helpers.runs import left_behind
 from tests.tiny import writable
 
 RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}
@@ -34,10 +30,3 @@ def test_a_record_comes_back(tmp_path):
     writable(tmp_path).write_record(record)
     assert json.loads((tmp_path / "run.json").read_text()) == RUN
     assert RunFolder(tmp_path).read_record() == record
-
-
-def test_another_rank_has_nothing_to_write_with(tmp_path):
-    other: Any = SimpleNamespace(is_main=False, rank=1, any=lambda flag: flag)
-    with shared_lock(tmp_path, other) as folder:
-        assert folder is None and scratch_of(tmp_path, 1).is_dir()
-    assert left_behind(tmp_path) == []
