@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -20,12 +20,6 @@ WHAT_TO_TYPE = (
     "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern of shards as "
     "train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
 )
-
-
-class Read(Protocol):
-    """Give the i-th image of a source; ``size``, if given, as in ``decode``."""
-
-    def __call__(self, i: int, size: int | None = None) -> Image.Image: ...
 
 
 class Origin(NamedTuple):
@@ -52,7 +46,7 @@ class Source:
         paths: In a folder: relative to it, with ``/``, in the order of their bytes. In a list: as written there, each
             file once (a list from Python is taken as it is). Of shards: SHARD/MEMBER in the order of the archives. Of
             an array or data set: numbers.
-        read: Gives the i-th image in mode RGB, reduced as in ``decode`` if a ``size`` is given; raises
+        read: ``read(i, size)`` gives the i-th image in mode RGB, reduced as in ``decode`` if ``size`` is given; raises
             ``Undecodable`` or ``OSError``.
         labels: The labels of ``paths``, if the source has any.
         skipped: (path, reason) of files that are never opened.
@@ -64,7 +58,7 @@ class Source:
     name: str
     location: str
     paths: tuple[str, ...]
-    read: Read
+    read: Callable[..., Image.Image]
     labels: tuple[str, ...] | None
     skipped: tuple[tuple[str, str], ...]
     short_side: Callable[[int], int] | None = None
@@ -123,32 +117,20 @@ def joined(parts: Sequence[Source], name: str, location: str) -> Source:
     """Return the images of several sources, one source behind the other."""
     ends = [*accumulate(len(part.paths) for part in parts)]
 
-    def at(i: int) -> tuple[Source, int]:
+    def alone(i: int) -> Source:
         number = bisect_right(ends, i)
-        return parts[number], i - (ends[number - 1] if number else 0)
-
-    def read(i: int, size: int | None = None) -> Image.Image:
-        part, row = at(i)
-        return part.read(row, size)
-
-    def file(i: int) -> Path | None:
-        part, row = at(i)
-        return part.file(row) if part.file else None
-
-    def place(i: int) -> Origin:
-        part, row = at(i)
-        return part.origin(row)
+        return parts[number].rows([i - (ends[number - 1] if number else 0)])
 
     labels = tuple(label for part in parts for label in part.labels or [""] * len(part.paths))
     return Source(
         name=name,
         location=location,
         paths=tuple(path for part in parts for path in part.paths),
-        read=read,
+        read=lambda i, size=None: alone(i).read(0, size),
         labels=labels if any(labels) else None,
         skipped=(),
-        file=file if any(part.file for part in parts) else None,
-        place=place,
+        file=(lambda i: next(alone(i).files(), None)) if any(part.file for part in parts) else None,
+        place=lambda i: alone(i).origin(0),
     )
 
 
