@@ -17,6 +17,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepcluster.cli import run_command
-from deepcluster.errors import DataError
 from deepcluster.images import files as image_files
 from deepcluster.images import find
-from deepcluster.images.given import true_labels
 from deepcluster.images.store import read_once
 from deepcluster.report.text import bare, inert, retold
-from deepcluster.runtime import plain_files
 from deepcluster.runtime.plain_files import guarded, unguarded
 from deepcluster.storage import run_folder as files
 from tests.helpers.report import Page, page, row, summary_of
@@ -58,6 +56,7 @@ DANGEROUS = re.compile(f"[{INVISIBLE}]*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 and more images with the names, and as many empty files in the folder ``bad``."""
+    assert len(set(NAMES)) == len(NAMES) >= 60 and max(map(len, NAMES)) == 255
     folder = tmp_path_factory.mktemp("names") / os.fsdecode(FOLDER)
     (folder / "bad").mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -88,10 +87,6 @@ def content(file: Path) -> str:
 
 def printable(output: bytes) -> bool:
     return all(char.isprintable() or char == "\n" for char in output.decode())
-
-
-def test_the_corpus_is_what_it_says() -> None:
-    assert len(set(NAMES)) == len(NAMES) >= 60 and max(map(len, NAMES)) == 255
 
 
 @pytest.mark.parametrize("locale", ["C", pytest.param("C.UTF-8", marks=pytest.mark.slow)])
@@ -169,12 +164,6 @@ def test_no_control_character_of_an_argument_is_printed(
     assert (said.out + said.err).count("\n") == 1 and "\x1b" not in said.out + said.err
 
 
-def test_names_come_back_from_json(tmp_path: Path) -> None:
-    folder, names = writable(tmp_path / "run"), list(map(os.fsdecode, NAMES))
-    folder.write_json("run.json", {"names": names})
-    assert folder.read_json("run.json")["names"] == names
-
-
 @pytest.mark.parametrize(
     ("name", "plain"),
     [("photos", "photos"), ("a\x1b\n\udce9b", "a___b"), ("é" * 255, "é" * 100), ("日本" * 60, ("日本" * 60)[:66])],
@@ -220,12 +209,6 @@ def test_a_guarded_path_names_the_same_file() -> None:
         assert os.path.normpath(str(guarded({"path": cell})["path"])) == os.path.normpath(cell)
 
 
-def test_without_the_guard_there_would_be_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_files, "guarded", dict)
-    seen = raw_rows(written([{"path": "=1+1"}], ("path",)))
-    assert DANGEROUS.match(seen[0]["path"])
-
-
 def test_every_column_of_text_is_guarded() -> None:
     """Who adds a column of text has to think of this."""
     columns = {
@@ -252,28 +235,6 @@ def test_any_text_comes_back_from_csv(cells: list[tuple[str, str]]) -> None:
     seen = raw_rows(written(rows, ("path", "label")).encode(errors="surrogateescape").decode(errors="surrogateescape"))
     assert [unguarded(row) for row in seen] == rows
     assert not any(DANGEROUS.match(cell) for row in seen for cell in row.values())
-
-
-@given(names.filter(lambda name: not name.startswith(".")))
-@settings(derandomize=True, max_examples=40, deadline=None)
-def test_any_name_is_found_as_it_is(name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / name).touch()
-        assert find(folder).paths == (name,)
-
-
-def test_a_table_of_labels_may_be_our_own_and_tells_alike_names_apart(corpus: Path, tmp_path: Path) -> None:
-    source = find(corpus)
-    labels = {path: f"label {i}" for i, path in enumerate(source.paths)}  # the two cafés are of two labels
-    folder = writable(tmp_path / "run")
-    folder.write_rows("labels.csv", ("path", "label"), [{"path": p, "label": labels[p]} for p in source.paths])
-    assert true_labels(str(tmp_path / "run/labels.csv"), source) == list(labels.values())
-
-
-def test_a_table_that_is_no_csv(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("path,label\n" + "a" * 200_000 + ",x\n")
-    with pytest.raises(DataError, match=r"labels\.csv: field larger than"):
-        true_labels(str(tmp_path / "labels.csv"), find(corpus))
 
 
 # A real browser
@@ -431,65 +392,36 @@ def test_nothing_is_followed_opened_or_counted_twice(open_folder: Path) -> None:
     assert len(store.kept) == 1 and dict(store.skipped) == reasons
 
 
-class Unsuspecting:
-    """An entry of a folder that takes links for what they lead to."""
+class Gone:
+    """An entry of a folder whose file is gone before anybody looks at it."""
 
     def __init__(self, entry: os.DirEntry[str]) -> None:
-        self.entry, self.name = entry, entry.name
+        self.name = entry.name
 
     def is_symlink(self) -> bool:
-        return False
-
-    def is_dir(self, follow_symlinks: bool = True) -> bool:
-        return self.entry.is_dir()
-
-    def is_file(self, follow_symlinks: bool = True) -> bool:
-        return self.entry.is_file()
-
-    def stat(self, follow_symlinks: bool = True) -> os.stat_result:
-        return self.entry.stat(follow_symlinks=False)
-
-
-def scan_as(kind: type[Unsuspecting], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the entries of every folder be of this kind."""
-    entries = os.scandir
-
-    class Scan:
-        def __init__(self, folder: Path) -> None:
-            self.found = entries(folder)
-
-        def __enter__(self) -> list[Unsuspecting]:
-            return [kind(entry) for entry in self.found]
-
-        def __exit__(self, *_: object) -> None:
-            self.close()
-
-        def close(self) -> None:
-            self.found.close()
-
-    monkeypatch.setattr(image_files.os, "scandir", Scan)
-
-
-def test_without_the_look_at_links_images_would_be_counted_again(
-    open_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_traps(open_folder)
-    scan_as(Unsuspecting, monkeypatch)
-    assert len([path for path in find(open_folder / "in").paths if path.endswith(".png")]) > 20
+        raise FileNotFoundError(2, "No such file or directory")
 
 
 def test_a_file_that_is_gone_before_it_was_looked_at_is_listed(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Gone(Unsuspecting):
-        def is_dir(self, follow_symlinks: bool = True) -> bool:
-            if self.name == "gone.png":
-                raise FileNotFoundError(2, "No such file or directory")
-            return super().is_dir()
+    image(open_folder / "a.png")
+    image(open_folder / "gone.png")
+    scandir = os.scandir
 
-    for name in ("a.png", "gone.png"):
-        image(open_folder / name)
-    scan_as(Gone, monkeypatch)
+    class Scan:
+        def __init__(self, folder: Path) -> None:
+            with scandir(folder) as entries:
+                self.entries = [Gone(entry) if entry.name == "gone.png" else entry for entry in entries]
+
+        def __enter__(self) -> list[Any]:
+            return self.entries
+
+        def __exit__(self, *_: object) -> None: ...
+
+        close = __exit__
+
+    monkeypatch.setattr(image_files.os, "scandir", Scan)
     source = find(open_folder)
     assert source.paths == ("a.png",) and source.skipped == (("gone.png", "no such file"),)
 

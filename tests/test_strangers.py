@@ -148,7 +148,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "text": put(b"hello"),
     "zeros": put(bytes(1000)),
-    "deep": put(b"[" * 100_000),
+    "deep": put(b"[" * 200_000),  # longer than a field of a table may be
     "no UTF-8": put(b"\xff"),
     "300 GB": lambda path: os.truncate(path, 300 << 30),
     "missing": Path.unlink,
