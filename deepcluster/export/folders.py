@@ -1,4 +1,4 @@
-"""Images of a run in a folder for each cluster: as a person sorts them, or as a data set for Hugging Face.
+"""Images of a run in a folder per cluster: as a person sorts them, or as a data set for Hugging Face.
 
 Originals are only read. Every file system accepts the names of the copies, and none takes two of them for one.
 """
@@ -224,7 +224,7 @@ class Transfer:
     An image that is not a file, or whose target is a .png of another format, is decoded and written as PNG.
 
     Args:
-        mode: symlink, hardlink or copy; None: for each file the first of these that works.
+        mode: symlink, hardlink or copy; None: the first of these that works for a file.
         strip: Copy files without their metadata: JPEG files losslessly, others as PNG.
     """
 
@@ -238,7 +238,7 @@ class Transfer:
             )
         mode = "copy" if strip else mode
         self.images, self.strip, self.of_files = images, strip, images.source.file is not None
-        self.ways = tuple(WAYS) if mode is None else (mode,)  # tried in turn for each file
+        self.ways = tuple(WAYS) if mode is None else (mode,)  # tried in turn
         self.refused: dict[str, str] = {}  # the first refusal of a way, with its reason
         self.files: Counter[str] = Counter()  # by way
         self.bytes = 0  # written
@@ -287,7 +287,7 @@ class Transfer:
 
     @property
     def text(self) -> str:
-        """The counts of each way, and the ways that were refused."""
+        """The counts by way, and the ways that were refused."""
         done = ", ".join(f"{self.files[way]:,} {WORDS[way]}" for way in WORDS if self.files[way])
         refused = "".join(f"; {WORDS[way]} are refused there ({why})" for way, why in self.refused.items())
         why = "" if self.of_files else " (these images are not files)"
@@ -319,7 +319,7 @@ def folders(
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
-    """Sort the images of a run into a folder for each cluster, with an inventory.
+    """Sort the images of a run into a folder per cluster, with an inventory.
 
     Images that are not files are written as PNG at their own size.
 
@@ -327,7 +327,7 @@ def folders(
         layout: "named": folders NUMBER-NAME, those of junk clusters below ``_junk``. "dataset": train/NUMBER/ and
             train/metadata.csv for Hugging Face's ``datasets``. Names of files are made plain there, and those of
             clusters are in the metadata only: ``datasets`` takes a folder called test, or 003-test, for another split.
-        mode: symlink, hardlink or copy; default: for each file the first of these that works, a copy in a data set.
+        mode: symlink, hardlink or copy; default: the first of these that works for a file, a copy in a data set.
         images: The place of the images, if no longer that of the run.
         strip_metadata: Write copies without EXIF, comments and the like; default: for the copies of a data set.
         outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Outliers in junk
@@ -397,7 +397,7 @@ Plan = Sequence[tuple[Row, str]]  # rows of clusters.csv with FOLDER/NAME; "" fo
 
 
 def _plan(rows: Sequence[Row], target: Callable[[Row], tuple[str, str] | None]) -> Plan:
-    """Make the targets of the usable images different from each other."""
+    """Make the targets of the usable images different."""
     members: dict[str, list[tuple[int, str]]] = {}
     for i, row in enumerate(rows):
         if row["status"] == "ok" and (place := target(row)):

@@ -37,7 +37,7 @@ PIXELS = (
 class Placing(nn.Module):
     """From uint8 N x 3 x S x S images to features, distances and clusters.
 
-    ``forward`` returns the reduced features (float32, N x d), the distance to the nearest centroid of each group
+    ``forward`` returns the reduced features (float32, N x d), the distance to the nearest centroid by group
     (float32, N x K; infinite for a number that was merged into another), the cluster (int64, N), and the residual
     (float32, N) by which an image is an outlier.
     """

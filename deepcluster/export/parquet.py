@@ -80,7 +80,7 @@ def _read(folder: RunFolder) -> tuple[Table, Any, Any]:
 
 
 def _neighbours(features: Tensor) -> list[dict[str, list[Any]] | None]:
-    """Return the rows of the images nearest to each image, and the Euclidean distances, from the nearest on."""
+    """Return the rows of the images nearest to an image, and the Euclidean distances, from the nearest on."""
     cells: list[dict[str, list[Any]] | None] = [None] * len(features)
     numbers = (~features[:, 0].isnan()).nonzero().squeeze(1)
     if len(numbers) > MAX_WITH_NEIGHBOURS:

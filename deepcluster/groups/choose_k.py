@@ -21,7 +21,7 @@ MAX_GROUPS = 30
 ROWS = 3000  # of a sample: its graph and its cuts take seconds
 FINER = 0.98  # share of the best score from which the finest candidate comes first: people merge more easily than split
 CUTS = 3
-SHARE = 0.8  # of the sample, for each cut
+SHARE = 0.8  # of the sample, in a cut
 MIN_IMAGES = 300  # of fewer, the agreement of two cuts is noise (docs/decisions.md)
 CutRows = Callable[[Tensor, int, int], Cut]  # rows, number of groups, seed
 
@@ -98,7 +98,7 @@ def ranked(scores: npt.NDArray[np.float64], count: int) -> list[int]:
 
 
 def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut_once) -> float | None:
-    """Return how well cuts of N x d features into ``k`` groups agree if each sees other images.
+    """Return how well cuts of N x d features into ``k`` groups agree that see different images.
 
     Args:
         reduced: N x d features (rows of length 1).
@@ -106,8 +106,8 @@ def stability(reduced: Tensor, k: int, *, seed: int = 0, cut_rows: CutRows = cut
         cut_rows: How to cut a sample.
 
     Returns:
-        The mean adjusted Rand index between cuts of several samples, each of which places all rows; at most 1. None for
-        fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images for each group: then it tells nothing.
+        The mean adjusted Rand index between cuts of several samples, all of which place all rows; at most 1. None for
+        fewer than two groups, ``MIN_IMAGES`` images or ``ROWS_EACH`` images per group: then it tells nothing.
     """
     rows = sample(reduced, seed)
     if k < 2 or len(rows) < max(MIN_IMAGES, ROWS_EACH * k):

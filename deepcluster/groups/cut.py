@@ -140,7 +140,7 @@ def _candidates(groups: Cut) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.addmm(offset, rows, centroids.T).numpy()
-        best = np.maximum.reduceat(scores, begins, axis=1)  # of each group
+        best = np.maximum.reduceat(scores, begins, axis=1)  # by group
         error = ROUNDING * longest * (float(rows.norm(dim=1).numpy().max(initial=0)) + longest)
         least = np.full_like(best, -np.inf)
         if len(present) > 1:
@@ -185,7 +185,7 @@ def pinned(reduced: Tensor, groups: Cut, wanted: Tensor) -> Cut:
     Only an image that equals one of another group may end up elsewhere: no centroid can tell them apart.
 
     Args:
-        wanted: The group of each row (int64, N). Groups that have no centroid yet may be among them.
+        wanted: The groups of the rows (int64, N). Groups that have no centroid yet may be among them.
     """
     numbers = groups.groups.clone()
     for rows, wishes in zip(reduced.split(ROWS_AT_ONCE), wanted.split(ROWS_AT_ONCE), strict=True):

@@ -1,4 +1,4 @@
-"""The neighbour graph of features, and its embedding in a space where neighbours are together and all others apart.
+"""The neighbour graph of features, and its embedding in a space with neighbours together and all others apart.
 
 In five dimensions the embedding is what groups are cut from (cut.py), in two it is the map of the report.
 """
@@ -25,9 +25,9 @@ DENSE = 2000  # up to so many rows all eigenvectors are as fast as a few, and ne
 TIES = 1e-3  # share of all ties that is spread over all pairs, so that a few isolated rows do not become a group
 
 STEPS = 200
-OTHERS = 256  # rows of each step that all rows are pushed away from
+OTHERS = 256  # rows of a step that all rows are pushed away from
 PUSH = 10  # weight of all pushes relative to all pulls
-MAX_MOVE = 4.0  # of a row in a step, in each direction
+MAX_MOVE = 4.0  # of a row in a step, along an axis
 WIDTH = 10.0  # of the space at the start, in its widest direction, either way
 LANDMARKS = 10_000  # rows of the map whose positions are optimised, in 2 s
 BETWEEN = 5  # landmarks that determine the position of another row
@@ -37,7 +37,7 @@ Numbers = npt.NDArray[np.float64]
 
 def graph_rows(reduced: Tensor, seed: int = 0, most: int = SAMPLE) -> Tensor:
     """Return the rows of N x d features that are in their graph: the distinct ones, or a sample of ``most`` of them."""
-    rows = first_occurrences(reduced)  # equal rows would be each other's neighbours, and nobody else's
+    rows = first_occurrences(reduced)  # equal rows would have no other neighbours
     if len(rows) > most:
         rows = rows[torch.randperm(len(rows), generator=generator(seed, "sample"))[:most].sort().values]
     return rows
@@ -112,7 +112,7 @@ def embedding(ties: csr_array, dims: int, seed: int) -> Points:
     """Return positions (float32, N x dims) of the N images of a graph.
 
     UMAP's objective (McInnes et al. 2018) with the similarity 1 / (1 + d^2), beginning at the leading eigenvectors.
-    All rows move at once: tied rows pull each other, and a few random rows push all. So groups of any shape become
+    All rows move at once: tied rows attract, and a few random rows repel all. So groups of any shape become
     compact, which k-means needs.
     """
     size = ties.shape[0]
@@ -144,7 +144,7 @@ def embedding(ties: csr_array, dims: int, seed: int) -> Points:
 
 
 def layout(reduced: Tensor, seed: int = 0) -> Points:
-    """Return positions (float32, N x 2) of N x d rows of length 1 such that neighbours are near each other.
+    """Return positions (float32, N x 2) of N x d rows of length 1 with neighbours close together.
 
     Only neighbourhoods have a meaning; the distances between groups and their apparent sizes have none. The same rows
     and seed give the same positions on one machine.
@@ -160,7 +160,7 @@ def layout(reduced: Tensor, seed: int = 0) -> Points:
 
 
 def between(rows: Tensor, landmarks: Tensor, places: Tensor) -> Tensor:
-    """Return the mean position of each row's nearest landmarks, weighted by the inverse squared distance."""
+    """Return the mean positions of the rows' nearest landmarks, weighted by the inverse squared distance."""
     cosines, neighbours = nearest(rows, BETWEEN, landmarks)
     weights = 1 / (2 - 2 * cosines).clamp(min=1e-6).unsqueeze(2)
     return (weights * places[neighbours]).sum(1) / weights.sum(1)

@@ -1,4 +1,4 @@
-"""Ward's merge tree of the groups: fewer or more of them, the parts of one, and the image in the middle of each."""
+"""Ward's merge tree of the groups: fewer or more of them, the parts of one, and the images in their middle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,11 @@ from deepcluster.groups.cut import Cut
 from deepcluster.runtime.partition import Partition
 
 ROWS_AT_ONCE = 1 << 14
+MAX_PIECES = 30  # or twice the groups, if that is more
+MAX_GROUPS_IN_TWO = 50  # up to so many groups have at least two pieces
+MAX_PARTS = 12  # more are no longer told apart at a glance
+Numbers = npt.NDArray[np.float64]
+Merge = tuple[int, int]
 
 
 def distances_to(middles: Tensor, rows: Tensor, own: Tensor) -> Tensor:
@@ -51,21 +56,15 @@ def first_of_ranks(least: Tensor, rows: Tensor, partition: Partition) -> Tensor:
     return torch.where(first < partition.total, first, -1)
 
 
-MOST_PIECES = 30  # or twice the groups, if that is more
-MOST_GROUPS_IN_TWO = 50  # up to so many groups have at least two pieces
-Numbers = npt.NDArray[np.float64]
-Merge = tuple[int, int]
-
-
 @dataclass(frozen=True)
 class Tree:
     """P pieces of groups and the order in which they merge; piece i is node i, and the last node holds all images.
 
     Attributes:
-        groups: the group of each piece (P); one of the cuts of the tree makes exactly these groups.
+        groups: The groups of the pieces (P); one of the cuts of the tree makes exactly these groups.
         merges: ``merges[j]`` joins two nodes into node P + j.
-        sizes: the number of images in each node (2P - 1).
-        medoids: in each node, the row of the image nearest to their mean (2P - 1).
+        sizes: Numbers of images in the nodes (2P - 1).
+        medoids: Rows of the images nearest to the means of the nodes (2P - 1).
     """
 
     groups: tuple[int, ...]
@@ -80,7 +79,7 @@ def merge_tree(reduced: Tensor, groups: Cut, nearest: Tensor | None = None, part
     So a cut into fewer groups only merges the present ones, and a cut into more only splits them.
 
     Args:
-        groups: their cut; centroids that no row is nearest to are left out.
+        groups: Their cut; centroids that no row is nearest to are left out.
         nearest: The rows' nearest centroids of the cut (None: they are computed).
         partition: Which rank has which rows (None: this one has all).
     """
@@ -100,7 +99,7 @@ def _pieces(groups: Cut, counts: Tensor) -> tuple[list[int], list[int], list[lis
     group_of = groups.groups[used].numpy()
     order = _order(centroids, weights, group_of)
     count = len(np.unique(group_of))
-    pieces = min(len(used), max(MOST_PIECES, 2 * count if count <= MOST_GROUPS_IN_TWO else count))
+    pieces = min(len(used), max(MAX_PIECES, 2 * count if count <= MAX_GROUPS_IN_TWO else count))
     piece_of, merges = numbered(order, len(used), pieces)
     piece_of_centroid = torch.full((len(counts),), -1)
     piece_of_centroid[used] = torch.from_numpy(piece_of)
@@ -196,9 +195,6 @@ def _sizes_and_medoids(
     return tuple(sizes), tuple(first_of_ranks(least, first, partition).tolist())
 
 
-MOST_PARTS = 12  # more are no longer told apart at a glance
-
-
 @dataclass(frozen=True)
 class Parts:
     """P parts of a group, the finest that are offered, and the order in which they merge.
@@ -229,7 +225,7 @@ def parts_of(groups: Cut, counts: Tensor, group: int, all_counts: Tensor | None 
         used = own[:1]
     points, weights = groups.centroids[used].double(), counts[used].double().clamp(min=1)
     order = [(a, b) for _, a, b in ward(points.numpy(), weights.numpy())]
-    part_of, merges = numbered(order, len(used), min(MOST_PARTS, len(used)))
+    part_of, merges = numbered(order, len(used), min(MAX_PARTS, len(used)))
     of_centroid = torch.full((len(counts),), -1)
     nearest = torch.cdist(groups.centroids[own].double(), points).argmin(1)
     of_centroid[own] = torch.from_numpy(part_of)[nearest]

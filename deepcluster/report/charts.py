@@ -32,7 +32,7 @@ Values = dict[str, Any]  # for the templates; ticks are pairs (position, text)
 
 
 def training_charts(history: Sequence[Row]) -> list[Values]:
-    """Return a chart for each of ``SERIES`` that has two values in the rows of history.csv.
+    """Return charts of those ``SERIES`` that have two values in the rows of history.csv.
 
     ``chance`` is a second line to compare with. A line has its ``path`` (SVG path data), its last point (``end``) and
     the value there (``last``) as text.

@@ -105,13 +105,13 @@ class RunData:
         metrics: metrics.json; None without labels.
         picture: Gives the decoded RGB image of a path, or None if it cannot be read again.
         duplicates: None if duplicates were not searched for.
-        positions: M x 2, where each image on the sheet is on the map; None leaves the map out.
+        positions: M x 2, the places of the images of the sheet on the map; None leaves the map out.
         tree: Merge tree of the clusters; None leaves the number of groups out.
         sheet: WebP of tiny pictures of the usable images.
         name: The run's name in commands.
-        similar: n x m, the images most like each of the n that are in the page (``on_page``), as numbers among these.
-        parts: The parts that each cluster can be split into.
-        part: The part of its cluster that each of the n images is in.
+        similar: n x m, the images most like the n images in the page (``on_page``), as numbers among these.
+        parts: The parts that a cluster can be split into, by its number.
+        part: The parts of their clusters that the n images are in.
         originals: The way from the page to the folder that the paths are relative to; empty: no links.
     """
 
@@ -445,7 +445,7 @@ def _points(positions: npt.NDArray[np.float32]) -> dict[str, Any]:
 
 
 def _packed(shares: npt.NDArray[Any]) -> str:
-    """Return numbers from 0 to 1 as base64 of 16 bits each."""
+    """Return numbers from 0 to 1 as base64 of 16-bit integers."""
     return _shorts(np.rint(np.clip(shares, 0, 1) * SCALE))
 
 

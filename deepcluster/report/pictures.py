@@ -22,7 +22,7 @@ TINY = 32  # smaller pictures are stored without loss: they cost little, and enl
 
 
 def fair_share(places: int) -> int:
-    """Return the bytes for each place of a page, such that all pictures stay in the budget."""
+    """Return the bytes for a place of a page, such that all pictures stay in the budget."""
     return PICTURE_CHARACTERS * 3 // 4 // max(1, places)  # base64 writes 3 bytes as 4 characters
 
 

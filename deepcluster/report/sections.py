@@ -23,7 +23,7 @@ Values = dict[str, Any]
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
 
 IMAGES = 17  # pictures of a cluster
-MANY_CLUSTERS, IMAGES_OF_MANY = 50, 11  # of more clusters fewer pictures, each large enough to look at
+MANY_CLUSTERS, IMAGES_OF_MANY = 50, 11  # of more clusters fewer pictures, to keep them large
 MEDOID = 2  # times as wide and high as the others
 MAX_SUGGESTED = 12  # pictures of a suggestion
 MAX_SKIPPED = 200
@@ -50,7 +50,7 @@ def check_rows(summary: Sequence[Row], clusters: Table) -> None:
 
 # Representatives depend on distances and margins, never on the pictures, so they are the same if the images have moved.
 def representatives(rows: Sequence[Row], count: int, *, medoid: str = "") -> list[tuple[Row, Kind]]:
-    """Return up to ``count`` of a cluster's rows and why each was chosen, in the order in which they are shown.
+    """Return up to ``count`` of a cluster's rows with the reasons, in the order in which they are shown.
 
     First the medoid (the row of path ``medoid``, else the nearest to the centroid), then diverse ones, spread over the
     ranks of the distance; then a quarter borderline ones, with the smallest margins, and a quarter outlying ones:
@@ -90,7 +90,7 @@ def by_size(summary: Sequence[Row]) -> list[Row]:
 
 
 def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
-    """Return the rows of each cluster in ``summary``."""
+    """Return the rows of the clusters in ``summary``."""
     words, cluster = clusters.words("cluster")
     order = np.argsort(cluster, kind="stable")
     ends = np.bincount(cluster, minlength=len(words)).cumsum()
@@ -99,7 +99,7 @@ def members_of(summary: Sequence[Row], clusters: Table) -> dict[str, Table]:
 
 
 def sections(shown: Sequence[Row], clusters: Table, picture: Picture, in_page: Sequence[int] = ()) -> list[Values]:
-    """Return a section for each cluster; ``nearest`` is another one, which is on the page too if ``linked``.
+    """Return the sections of the clusters; ``nearest`` is another one, which is on the page too if ``linked``.
 
     Args:
         shown: Rows of the summary.
@@ -190,7 +190,7 @@ def suggestions(candidates: Sequence[Mapping[str, Any]], tree: Tree, images: int
 def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] | None) -> Values:
     """Return the rows that the page shows, and how many there are in all.
 
-    ``duplicates`` has the images shown of each group and its size; None if duplicates were not searched for.
+    ``duplicates`` has the images shown of the groups and their sizes; None if duplicates were not searched for.
 
     Args:
         skipped: Rows of skipped.csv.
@@ -230,7 +230,7 @@ def problems(skipped: Sequence[Row], clusters: Table, duplicates: Sequence[Row] 
 def confusion(clusters: Table) -> Values | None:
     """Count the most frequent labels (rows) by the largest clusters (columns), most images on the diagonal.
 
-    ``rows`` has a label, its images, and (count, share of the label's images) for each cluster; ``hidden`` images are
+    ``rows`` has a label, its images, and (count, share of the label's images) by cluster; ``hidden`` images are
     of labels or clusters that are not shown. None if no row has a label.
     """
     (words, label), (numbers, cluster) = clusters.words("label"), clusters.words("cluster")

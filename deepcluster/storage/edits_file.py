@@ -69,10 +69,10 @@ def read_edits(path: Path) -> Edits:
 def _check_parts(counts: Sequence[int]) -> None:
     if not counts:
         return
-    from deepcluster.groups.tree import MOST_PARTS  # imports torch
+    from deepcluster.groups.tree import MAX_PARTS  # imports torch
 
-    if not all(2 <= count <= MOST_PARTS for count in counts):
-        raise ValueError(f"split makes 2 to {MOST_PARTS} parts of a cluster")
+    if not all(2 <= count <= MAX_PARTS for count in counts):
+        raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
 
 
 def _number(key: str) -> int:
