@@ -1,6 +1,5 @@
 """A finished run made by hand: what the exports of images read of one, and the state of the originals."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -50,8 +49,10 @@ def hand_run(
     ]  # fmt: skip
     (run / "run.json").write_text(json.dumps({**RECORD, "location": location}))
     write_clusters(run, [*rows, *({"path": path, "status": "skipped"} for path in skipped)])
-    found = sorted(set(clusters.values()))
-    summary = [{"cluster": each, "name": names.get(each, ""), "junk": int(each in junk)} for each in found]
+    summary = [
+        {"cluster": number, "name": names.get(number, ""), "junk": int(number in junk)}
+        for number in sorted(set(clusters.values()))
+    ]
     folder.write_rows("cluster_summary.csv", SUMMARY, summary)
     return run
 
@@ -76,22 +77,12 @@ def tree(folder: Path) -> list[str]:
 
 def state(folder: Path) -> list[tuple[object, ...]]:
     """All that must stay as it is of the originals: names, inodes, times, rights, targets of links, content."""
-    found: list[tuple[object, ...]] = []
+    entries: list[tuple[object, ...]] = []
     for path in sorted([folder, *folder.rglob("*")], key=os.fsencode):
         status = path.lstat()
-        about: tuple[object, ...] = (
-            os.fsencode(path),
-            status.st_ino,
-            status.st_mode,
-            status.st_mtime_ns,
-            status.st_size,
-        )
-        if path.is_symlink():
-            about += (path.readlink(),)
-        elif path.is_file():
-            about += (hashlib.sha256(path.read_bytes()).hexdigest(),)
-        found.append(about)
-    return found
+        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        entries.append((os.fsencode(path), status.st_ino, status.st_mode, status.st_mtime_ns, content))
+    return entries
 
 
 def pixels(file: Path) -> np.ndarray:

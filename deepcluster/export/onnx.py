@@ -42,31 +42,17 @@ class Placing(nn.Module):
     (float32, N) by which an image is an outlier.
     """
 
-    mean: Tensor
-    projection: Tensor
-    centroids: Tensor
-    lengths: Tensor
-    groups: Tensor
-    means: Tensor
-    directions: Tensor
-
     def __init__(self, model: Model):
         super().__init__()
         self.network, self.size, self.count = model.network, model.image_size, model.groups.count
-        self.root = model.reduction.root
+        self.reduction, self.outliers, self.groups = model.reduction, model.outliers, model.groups.groups
         centroids = model.groups.centroids.double()
-        self.register_buffer("mean", model.reduction.mean)
-        self.register_buffer("projection", model.reduction.projection)
-        self.register_buffer("groups", model.groups.groups)
-        self.register_buffer("centroids", centroids.T.contiguous())
-        self.register_buffer("lengths", centroids.square().sum(1))
-        self.register_buffer("means", model.outliers.means)
-        self.register_buffer("directions", model.outliers.directions)
+        self.centroids, self.lengths = centroids.T.contiguous(), centroids.square().sum(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.network.features(fixed_view(images, self.size))
-        features = square_roots(features) if self.root else features
-        reduced = F.normalize((features - self.mean) @ self.projection, eps=1e-12)
+        features = square_roots(features) if self.reduction.root else features
+        reduced = F.normalize((features - self.reduction.mean) @ self.reduction.projection, eps=1e-12)
         # By a matrix product, as N x K x d differences take far more memory; in float64, because in float32 the
         # distance of an image to a centroid that it lies on would be 3e-4 instead of 0.
         rows = reduced.double()
@@ -74,8 +60,8 @@ class Placing(nn.Module):
         distances = squares.float().clamp(min=0).sqrt()
         by_group = torch.full((rows.shape[0], self.count), torch.inf)
         by_group = by_group.scatter_reduce(1, self.groups.expand(rows.shape[0], -1), distances, "amin")
-        centred = features - self.means.unsqueeze(1)  # 2 x N x D
-        residual = outside(centred, centred @ self.directions).amax(0)
+        centred = features - self.outliers.means.unsqueeze(1)  # 2 x N x D
+        residual = outside(centred, centred @ self.outliers.directions).amax(0)
         return reduced, by_group, by_group.argmin(1), residual
 
 
