@@ -448,22 +448,6 @@ def test_frozen_statistics_stay_while_their_layers_learn(frozen):
     assert network.body.bn1.weight.grad.abs().max() > 0
 
 
-@pytest.mark.slow
-def test_shapes_alone_take_no_time_and_no_memory():
-    """And they are those of the network itself; torch's compiler is not imported (timm does so anyway)."""
-    script = (
-        "import sys, torch; from deepcluster.nets import build; from deepcluster.nets.weights import shapes_only\n"
-        "for name in ('compact', 'timm:resnet18', 'timm:tf_efficientnet_lite0'):\n"
-        "    with shapes_only(): shapes = build(name, image_size=64, feature_dim=1).body.state_dict()\n"
-        "    own = build(name, image_size=64).body.state_dict()\n"
-        "    assert all(value.is_meta and value.shape == own[key].shape for key, value in shapes.items())\n"
-        "    assert not any(value.is_meta for value in own.values()) and shapes.keys() == own.keys()\n"
-        "    print(name, 'torch._dynamo' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("compact False\n")
-
-
 @pytest.mark.parametrize("projection", [None, (16, 8)])
 def test_nothing_is_between_embeddings_and_their_centroids(alexnet, projection):
     network = copy.copy(alexnet)

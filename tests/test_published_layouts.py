@@ -11,7 +11,6 @@ from torch import Tensor
 from deepcluster.errors import ModelError
 from deepcluster.nets.network import build
 from deepcluster.seeding import generator, lent_global
-from tests.test_networks import check
 
 
 def published(name: str, **options: object) -> dict[str, Tensor]:
@@ -120,23 +119,3 @@ def test_dinov3_gives_its_class_token():
     with torch.no_grad():
         tokens = network.body.forward_features(images)
         torch.testing.assert_close(network.body(images), tokens[:, 0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "change", "options"),
-    [
-        ("vit_small_patch14_dinov2", with_mask_token, {"num_classes": 0}),
-        ("vit_small_patch14_dinov2", dict, {"num_classes": 0}),
-        ("vit_small_patch16_224", dict, {}),
-        ("vit_small_patch16_224", dict, {"num_classes": 0}),
-        ("convnext_tiny", dict, {"num_classes": 21841}),
-        ("convnext_tiny", lambda state: {"model": of_meta(state)}, {"num_classes": 21841}),
-        ("vit_base_patch16_siglip_224", dict, {"num_classes": 0}),
-        ("vit_base_patch16_siglip_224", in_open_clip, {"num_classes": 0}),
-    ],
-)
-def test_published_layouts_run_and_predict(tmp_path, name, change, options):
-    path = tmp_path / "weights.pth"
-    torch.save(change(published(name, **options)), path)
-    check(tmp_path, name, 144, weights=str(path), rounds=0)

@@ -38,13 +38,6 @@ def test_order_is_random():
     assert (halves[0] - halves[1]).abs().max() < 6 * (len(labels) / 5) ** 0.5
 
 
-def test_the_official_sampler_does_not_balance():
-    """The released code indexes a list sorted by cluster with ids of the unsorted one."""
-    labels = planted()
-    counts = torch.bincount(labels[official_draws(labels, len(labels), generator(0, "draw"))], minlength=len(SIZES))
-    assert counts[2] > 0.8 * len(labels)
-
-
 def test_the_official_sampler_by_hand():
     """Sorted by cluster the images are 1, 3, 0, 2: places 0 and 2 (cluster 1) hold images 1 and 0."""
     labels = torch.tensor([1, 0, 1, 0])

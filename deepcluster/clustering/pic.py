@@ -125,12 +125,12 @@ def power_iteration(
     rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int, partition: Partition
 ) -> tuple[Clustering, ...]:
     """Step 4 by :func:`pic` on the main rank. It finds the number of clusters itself."""
-    gathered, processes = partition.gather(rows), partition.processes
-    made = [on_cpu(pic(gathered))] if processes.is_main else []
-    tensors = processes.broadcast_tensors(
-        lambda: {name: getattr(made[0], name) for name in ("labels", "centroids", "sizes")}
-    )
-    inertia, iterations, reseeded = processes.broadcast_json(
-        lambda: [made[0].inertia, made[0].iterations, made[0].reseeded]
-    )
-    return (Clustering(**tensors, inertia=inertia, iterations=int(iterations), reseeded=int(reseeded)),)
+    gathered = partition.gather(rows)
+
+    def made() -> dict[str, Tensor]:
+        clustering = on_cpu(pic(gathered))
+        tensors = {name: getattr(clustering, name) for name in ("labels", "centroids", "sizes")}
+        return {**tensors, "inertia": torch.tensor(clustering.inertia, dtype=torch.float64)}
+
+    tensors = partition.processes.broadcast_tensors(made)
+    return (Clustering(inertia=tensors.pop("inertia").item(), iterations=ITERATIONS, reseeded=0, **tensors),)

@@ -1,6 +1,5 @@
 """Reduction (step 3): PCA, whitening and L2 normalisation as one affine map and a division (paper, section 4)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from deepcluster.clustering.blocks import Rows, check_not_tiny, in_whole_blocks, mapped, matrix, product, shared_out
 from deepcluster.place import Place
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import ALONE, Processes
+from deepcluster.runtime.processes import ALONE
 
 # Directions with less variance than this share of the largest are rounding errors of the float32 features; dividing by
 # their standard deviation would turn them into noise of unit size.
@@ -88,34 +87,27 @@ def whiten(
     if rows < 1 or width < 1 or dims < 1:
         raise ValueError(f"whitening needs rows, columns and dimensions; got {rows} x {width} to {dims}")
     count = min(dims, width, max(1, rows - 1))
+    processes = partition.processes
     if rows <= width:
         x = partition.all_gather(x)
         if not torch.isfinite(x).all():
             raise Rows(x).not_finite(ALONE, LOWER_LR)
         few = square_roots(x.float()) if root else x
         check_not_tiny(x, few.double().square().mean().item())
-        return _broadcast(partition.processes, root, lambda: _scaled(*_of_few(few, count), strength))
-    mean, covariance = _covariance(x, partition, device or x.device, root)
-    check_not_tiny(x, np.trace(covariance), partition.processes)
-    return _broadcast(partition.processes, root, lambda: _scaled(mean, *_leading(covariance, count), strength))
+        made = processes.broadcast_tensors(lambda: _scaled(*_of_few(few, count), strength))
+    else:
+        mean, covariance = _covariance(x, partition, device or x.device, root)
+        check_not_tiny(x, np.trace(covariance), processes)
+        made = processes.broadcast_tensors(lambda: _scaled(mean, *_leading(covariance, count), strength))
+    return Whitening(**made, root=root)
 
 
-def _broadcast(processes: Processes, root: bool, make: Callable[[], Whitening]) -> Whitening:
-    """Return the map that the main rank makes, on all ranks."""
-
-    def tensors() -> dict[str, Tensor]:
-        made = make()
-        return {"mean": made.mean, "projection": made.projection}
-
-    return Whitening(**processes.broadcast_tensors(tensors), root=root)
-
-
-def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> Whitening:
+def _scaled(mean: Tensor, values: Directions, vectors: Directions, strength: float) -> dict[str, Tensor]:
     keep = values > EIGENVALUE_FLOOR * max(values[0], np.finfo(np.float32).tiny)
     keep[0] = True
     scale = np.where(values > 0, np.maximum(values, np.finfo(np.float32).tiny) ** (-strength / 2), 0.0)
     projection = (vectors * scale)[:, keep]
-    return Whitening(mean.float(), torch.from_numpy(np.ascontiguousarray(projection)).float())
+    return {"mean": mean.float(), "projection": torch.from_numpy(np.ascontiguousarray(projection)).float()}
 
 
 def square_roots(rows: Tensor) -> Tensor:
