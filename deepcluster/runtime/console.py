@@ -23,13 +23,13 @@ FOLDER = "tensorboard"  # in the run folder
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters and the lone surrogates of odd file names escaped."""
+    """Return ``text`` with control characters and the lone surrogates of odd file names escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def paragraph(heading: str, text: str) -> str:
-    """A heading and a text that is safe on a terminal, and wrapped unless it has a path: that may be copied."""
+    """Return a heading and a text, safe on a terminal. A text with a path is not wrapped: it may be copied."""
     heading, text = printable(f"{heading:9} "), printable(text)
     if os.sep in text:
         return heading + text
@@ -103,16 +103,16 @@ def flush_streams() -> DiskError | None:
 
 
 class Display(Protocol):
-    """Where a run says what it does: ``fit(..., display=)`` calls these in the main process, and waits for them."""
+    """Shows the progress of a run: ``fit(..., display=)`` calls these in the main process, and waits for them."""
 
     def say(self, heading: str, text: str) -> None:
-        """A line: ``Run`` with the folder, ``Plan``, ``Images``, ``Done``, ..."""
+        """Show a line: ``Run`` with the folder, ``Plan``, ``Images``, ``Done``, ..."""
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """How many of the images a ``phase`` has done, many times a second."""
+        """Show how many of the images a ``phase`` has done; called many times a second."""
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        """After each round: its row of history.csv (cells without a value are "") and the number of rounds planned."""
+        """Show a round at its end: its row of history.csv (cells without a value are ""), and the planned rounds."""
 
 
 class Silent:
@@ -148,7 +148,7 @@ class Several:
 
 
 class TensorBoard(Silent):
-    """Writes the numbers of each row of history.csv to RUN/tensorboard. UsageError where the package is missing."""
+    """Writes the numbers of history.csv to RUN/tensorboard. UsageError if the package is missing."""
 
     def __init__(self) -> None:
         try:
@@ -182,7 +182,7 @@ class PipeConsole(Console):
 
 
 class _Count(MofNCompleteColumn):
-    """done/total, where there is a total."""
+    """done/total, if the total is known."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.total is None else super().render(task)

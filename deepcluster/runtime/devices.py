@@ -18,12 +18,12 @@ ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a traini
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of this name; ``auto`` is cuda, else mps, else cpu.
+    """Return the device of this name; ``auto`` is cuda, else mps, else cpu.
 
-    Of several processes on a machine (torchrun numbers them) each takes the GPU of its own number.
+    A process of several on a machine (torchrun numbers them) takes the GPU of its own number.
 
     Raises:
-        UsageError: where there is no such device.
+        UsageError: There is no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -43,14 +43,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are native, and so faster than in float32."""
+    """Return whether matrix products in bfloat16 are native, and so faster than in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products; ``auto`` is bfloat16 where that is native, else float32."""
+    """Return the type of matrix products; ``auto`` is bfloat16 if that is native, else float32."""
     if name not in PRECISIONS:
         raise UsageError(f"precision {name!r}: choose {', '.join(PRECISIONS)}")
     if name == "auto":
@@ -65,8 +65,8 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
     A fixed workspace makes cuBLAS deterministic. On a CPU everything is, and nothing is set.
 
     Args:
-        device: where the work is done.
-        deterministic: use torch's deterministic kernels; where there is none, torch warns.
+        device: The device of the work.
+        deterministic: Use torch's deterministic kernels; if there is none, torch warns.
     """
     with ExitStack() as stack:
         if device.type == "cuda":
@@ -79,7 +79,7 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
 
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """Have torch use kernels that give the same bits each time."""
+    """Have torch use kernels that always give the same bits."""
     cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
     before = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
     mode, warn_only = (
@@ -124,19 +124,19 @@ def _variable(name: str, value: str) -> Iterator[None]:
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` on ``device``; to a GPU through pinned memory, without waiting for the copy."""
+    """Return ``x`` on ``device``; to a GPU through pinned memory, without waiting for the copy."""
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
 def total_memory(device: torch.device) -> float:
-    """Bytes of memory of a device; infinite where torch cannot tell."""
+    """Return the bytes of memory of a device; infinite if torch cannot tell."""
     return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else float("inf")
 
 
 def holds_rows(device: torch.device, rows: int, width: int) -> bool:
-    """Whether to cluster ``rows`` x ``width`` numbers on ``device``: whether it has float64 and room for them.
+    """Return whether ``device`` has float64, and room to cluster ``rows`` x ``width`` numbers.
 
     The total memory counts, not the free one, so that two runs decide alike.
     """
@@ -146,7 +146,7 @@ def holds_rows(device: torch.device, rows: int, width: int) -> bool:
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next tensors instead of returning it to the system (glibc only).
 
-    The system would zero each page anew at every step. A training step takes .97 (compact, 32 px) to .75
+    The system would zero a page anew at every optimizer step. A step takes .97 (compact, 32 px) to .75
     (EfficientNet-Lite0, 112 px) of its time on 2 cores. The setting is one of the whole process.
     """
     with suppress(OSError, AttributeError):
@@ -157,7 +157,7 @@ def keep_freed_memory() -> None:
 
 
 def environment(device: torch.device, processes: int = 1, *, deterministic: bool = False) -> dict[str, str | int]:
-    """What a result may depend on besides its options: versions, hardware, threads, processes, kernels."""
+    """Return all that a result may depend on besides its options: versions, hardware, threads, processes, kernels."""
     packages = ("deepcluster", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow")
     versions: dict[str, str | int] = {name: metadata.version(name) for name in packages}
     return versions | {

@@ -18,26 +18,26 @@ CERTAIN = 0.7
 
 
 def available() -> float:
-    """Bytes that this process may still take: free memory, or what its limits leave (Linux; elsewhere infinite)."""
-    found = [float("inf")]
+    """Return the bytes that this process may still take: free memory, or less by limits (Linux; elsewhere infinite)."""
+    limits = [float("inf")]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+        limits.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        with suppress(OSError, ValueError):  # "max" where there is no limit
-            found.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
+        with suppress(OSError, ValueError):  # "max" if there is no limit
+            limits.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
     if sys.platform != "win32":
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
         if soft != resource.RLIM_INFINITY:
-            found.append(float(soft))
-    return max(0.0, min(found))
+            limits.append(float(soft))
+    return max(0.0, min(limits))
 
 
 def peak_mb() -> int | None:
-    """The most memory that this process has had, in MB; None on Windows."""
+    """Return the most memory that this process has had, in MB; None on Windows."""
     if sys.platform == "win32":
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -45,7 +45,7 @@ def peak_mb() -> int | None:
 
 
 def check_fits(what: str, needed: float, advice: str) -> None:
-    """OutOfMemoryError where ``needed`` bytes for ``what`` cannot be there."""
+    """Raise OutOfMemoryError if ``needed`` bytes for ``what`` exceed the free memory."""
     free = available()
     if CERTAIN * needed > free:
         raise OutOfMemoryError(f"{what} takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: {advice}")
@@ -55,7 +55,7 @@ def check_fits(what: str, needed: float, advice: str) -> None:
 
 
 def world_size() -> int:
-    """How many processes torchrun has started; 1 where it was not used."""
+    """Return the number of processes that torchrun has started; 1 without it."""
     try:
         return max(1, int(os.environ.get("WORLD_SIZE", "1")))
     except ValueError:
@@ -63,10 +63,10 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine."""
+    """Return the number of them on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def is_main_rank() -> bool:
-    """Whether this is the process that speaks."""
+    """Return whether this is the process that speaks."""
     return os.environ.get("RANK", "0") == "0"

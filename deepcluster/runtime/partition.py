@@ -16,7 +16,7 @@ BLOCK = 1 << 16  # rows
 
 @dataclass(frozen=True)
 class Partition:
-    """Which rank owns which rows: consecutive blocks of ``sizes`` rows, in the order of the ranks.
+    """The owners of the rows: consecutive blocks of ``sizes`` rows, in the order of the ranks.
 
     Row numbers are global, 0 to ``total`` - 1, and on the CPU, wherever the rows are. Tensors may have any number of
     dimensions. Every method that moves rows is a collective.
@@ -27,12 +27,12 @@ class Partition:
 
     @classmethod
     def of(cls, processes: Processes, rows: int) -> "Partition":
-        """The partition of which this rank owns ``rows`` rows. A collective."""
+        """Return the partition of which this rank owns ``rows`` rows. A collective."""
         return cls(processes, tuple(processes.all_gather_json(rows)))
 
     @classmethod
     def single(cls, rows: int) -> "Partition":
-        """All rows in one process."""
+        """Return the partition of all rows in one process."""
         return cls(ALONE, (rows,))
 
     @cached_property
@@ -41,17 +41,17 @@ class Partition:
 
     @cached_property
     def slices(self) -> list[slice]:
-        """The rows of each rank."""
+        """Return the slices of all ranks."""
         ends = [*accumulate(self.sizes)]
         return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
 
     @cached_property
     def local(self) -> slice:
-        """The rows of this rank."""
+        """Return the slice of this rank."""
         return self.slices[self.processes.rank]
 
     def all_gather(self, local: Tensor) -> Tensor:
-        """All rows, on every rank."""
+        """Return all rows, on every rank."""
         if self.processes.alone:
             return local
         local, world_size = self._alike(local), self.processes.world_size
@@ -60,7 +60,7 @@ class Partition:
         )
 
     def gather(self, local: Tensor) -> Tensor:
-        """All rows, on the main rank; none on the others."""
+        """Return all rows, on the main rank; none on the others."""
         if self.processes.alone:
             return local
         local, none = self._alike(local), [0] * self.processes.world_size
@@ -68,13 +68,13 @@ class Partition:
         return self.processes.all_to_all(local, [len(local), *none[1:]], receive)
 
     def index_select(self, local: Tensor, rows: Tensor) -> Tensor:
-        """The ``rows`` (numbers, the same on every rank), on every rank."""
+        """Return the ``rows`` (numbers, the same on every rank), on every rank."""
         if self.processes.alone:
             return local[rows.to(local.device)]
         return self.get_rows(local, [rows] * self.processes.world_size)
 
     def get_rows(self, local: Tensor, wanted: Sequence[Tensor]) -> Tensor:
-        """The rows whose numbers this rank wants; every rank knows what each rank has ``wanted``."""
+        """Return the rows that this rank wants; every rank knows the numbers that all have ``wanted``."""
         if self.processes.alone:
             return local.index_select(0, wanted[0].to(local.device))
         local = self._alike(local)
@@ -84,11 +84,11 @@ class Partition:
         return received.index_select(0, torch.argsort(order).to(local.device))
 
     def to_main(self, local: Tensor, rows: Tensor) -> Tensor:
-        """The ``rows`` (numbers, the same on every rank), on the main rank; none on the others."""
+        """Return the ``rows`` (numbers, the same on every rank), on the main rank; none on the others."""
         return self.get_rows(local, [rows, *[rows[:0]] * (self.processes.world_size - 1)])
 
     def blocks(self, local: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-        """All rows, ``size`` at a time, on the main rank; blocks of none on the others, which must take as many."""
+        """Yield all rows, ``size`` at a time, on the main rank; empty blocks on the others, which must take as many."""
         if self.processes.alone:
             yield from local.split(size)
             return
@@ -99,11 +99,11 @@ class Partition:
         """Send values to the ranks that own their rows.
 
         Args:
-            values: One for each row that this rank has numbers for.
-            rows: The row numbers of each rank's values; every rank knows all.
+            values: One for every row that this rank has numbers for.
+            rows: The row numbers of all ranks' values.
 
         Returns:
-            The values for rows of this rank, and where these are in its part.
+            The values for rows of this rank, and the places of these rows in its part.
         """
         if self.processes.alone:
             return values, rows[0]
@@ -113,8 +113,8 @@ class Partition:
         return received, torch.cat(own)
 
     def _routes(self, rows: Sequence[Tensor]) -> tuple[Tensor, list[int], list[Tensor]]:
-        """Of the row numbers that each rank has: the order of this rank's by their owners, how many each of these
-        owns, and which of this rank's rows each rank has numbers of."""
+        """Return the order of this rank's row numbers by their owners, how many every owner has of them, and the rows
+        of this rank that every rank has numbers of."""
         ends, rank = torch.tensor([*accumulate(self.sizes)]), self.processes.rank
         owners = [torch.bucketize(numbers.contiguous(), ends, right=True) for numbers in rows]
         counts = torch.bincount(owners[rank], minlength=self.processes.world_size).tolist()
@@ -122,7 +122,7 @@ class Partition:
         return torch.argsort(owners[rank], stable=True), counts, own
 
     def _alike(self, local: Tensor) -> Tensor:
-        """``local`` with the dtype and shape of the other ranks' rows, which a rank without rows does not know."""
+        """Return ``local`` with the dtype and shape of the other ranks' rows, unknown to a rank without rows."""
         if 0 not in self.sizes:
             return local
         kind: list[Any] = [str(local.dtype), [*local.shape[1:]]] if len(local) else []

@@ -20,7 +20,7 @@ LONGEST_LINE = 1 << 20  # characters
 
 
 def check_file(path: Path, most: int) -> None:
-    """ValueError where ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
+    """Raise ValueError if ``path`` is a folder, a FIFO, a device, ..., is empty, or has more than ``most`` bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever, and a device need not end
         raise ValueError("not a plain file")
@@ -51,7 +51,7 @@ _FORMULA = {guard: re.compile(f"(?:{re.escape(guard)})*{_INVISIBLE}{_SIGNS}") fo
 
 
 def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """A header and a row for each of ``rows``, text guarded."""
+    """Write a header and the ``rows``, text guarded."""
     plain, quoted = (
         csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=quoting)
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
@@ -64,7 +64,7 @@ def write_csv(file: Any, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number and some cells of each row of a table from outside, without guards.
+    """Yield the line number and some cells of every row of a table from outside, without guards.
 
     Args:
         names: By the key of a cell, the names that its column may have; the first such column counts.
@@ -90,12 +90,12 @@ def read_columns(file: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tup
 
 
 def guarded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as it is to be written: numbers, and text that begins harmlessly, stay as they are."""
+    """Return the row as it is to be written: numbers, and text that begins harmlessly, stay as they are."""
     return {**row, **{column: _guarded(column, row[column]) for column in GUARDS if column in row}}
 
 
 def unguarded(row: Mapping[str, str]) -> dict[str, str]:
-    """The row as it was before :func:`guarded`."""
+    """Return the row as it was before :func:`guarded`."""
     return {**row, **{column: _unguarded(column, row[column]) for column in GUARDS if column in row}}
 
 

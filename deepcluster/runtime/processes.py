@@ -59,15 +59,15 @@ class Processes:
 
     @property
     def seed_index(self) -> tuple[int, ...]:
-        """What a generator is derived from beside its purpose where each rank draws its own numbers."""
+        """Return the index of a generator with which every rank draws its own numbers."""
         return () if self.alone else (self.rank,)
 
     def part(self, count: int) -> range:
-        """This rank's part of ``count`` items: consecutive parts, whose sizes differ by at most 1."""
+        """Return this rank's part of ``count`` items: consecutive parts, whose sizes differ by at most 1."""
         return range(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over all ranks, where it has one shape and dtype; the same bits on each."""
+        """Return the sum of ``x`` over all ranks, on which it has one shape and dtype; the same bits on all."""
         if self.alone:
             return x
         total = x.clone()
@@ -75,7 +75,7 @@ class Processes:
         return total
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
-        """``x`` of each rank, of one shape and dtype. This rank's keeps its gradient; the others have none."""
+        """Return the ``x`` of all ranks, of one shape and dtype. This rank's alone keeps its gradient."""
         if self.alone:
             return [x]
         gathered = [torch.empty_like(x, requires_grad=False) for _ in range(self.world_size)]
@@ -87,7 +87,7 @@ class Processes:
         return flag if self.alone else bool(self.all_reduce(torch.tensor([int(flag)])).item())
 
     def all_gather_json(self, value: Value) -> list[Value]:
-        """``value`` of each rank, by rank."""
+        """Return the ``value`` of all ranks, by rank."""
         if self.alone:
             return [value]
         data = _encoded(value)
@@ -96,7 +96,7 @@ class Processes:
         return _decoded(received, sizes)
 
     def gather_json(self, value: Value) -> list[Value]:
-        """``value`` of each rank, by rank, on the main rank; an empty list on the others."""
+        """Return the ``value`` of all ranks, by rank, on the main rank; an empty list on the others."""
         if self.alone:
             return [value]
         data, none = _encoded(value), [0] * self.world_size
@@ -108,7 +108,7 @@ class Processes:
         return _decoded(self.all_to_all(data, send, sizes), sizes)
 
     def broadcast_json(self, make: Callable[[], Value]) -> Value:
-        """What ``make`` returns on the main rank, the only one that calls it."""
+        """Return the value of ``make`` on the main rank, the only one that calls it."""
         if self.alone:
             return make()
         data = _encoded(make()) if self.is_main else _buffer(0)
@@ -120,7 +120,7 @@ class Processes:
         return value
 
     def broadcast_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors that ``make`` returns on the main rank, the only one that calls it; on the CPU."""
+        """Return the tensors of ``make`` on the main rank, the only one that calls it; on the CPU."""
         if self.alone:
             return dict(make())
         sent = {name: tensor.cpu().contiguous() for name, tensor in make().items()} if self.is_main else {}
@@ -134,19 +134,19 @@ class Processes:
         return tensors
 
     def _sizes(self, data: Tensor) -> list[int]:
-        """The number of bytes of each rank's ``data``."""
+        """Return the numbers of bytes of all ranks' ``data``."""
         sizes = torch.zeros(self.world_size, dtype=torch.int64)
         sizes[self.rank] = len(data)
         return self.all_reduce(sizes).tolist()
 
     def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        """Send each rank its rows.
+        """Send all ranks their rows.
 
         Args:
             rows: Those for rank 0 first, then those for rank 1, and so on; of one shape and dtype on all ranks, also
                 on a rank that sends none.
-            send: How many of them go to each rank.
-            receive: How many come from each rank.
+            send: How many of them go to which rank.
+            receive: How many come from which rank.
 
         Returns:
             The rows for this rank, in the order of the ranks that sent them.
@@ -160,7 +160,7 @@ class Processes:
         return received.view(rows.dtype).view(sum(receive), *rows.shape[1:])
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
-        """``module`` with gradients averaged over the ranks, and the main rank's buffers."""
+        """Return ``module`` with gradients averaged over the ranks, and the main rank's buffers."""
         if self.alone:
             return module
         # While it looks for unused parameters, torch keeps the gradients in one order; otherwise it changes that after
@@ -182,7 +182,7 @@ def _buffer(size: int) -> Tensor:
 
 
 def _encoded(value: object) -> Tensor:
-    """``value`` as JSON; ASCII, so that names of files that are no UTF-8 come through, and every float exactly."""
+    """Return ``value`` as JSON; ASCII, so that names that are no UTF-8 come through, and every float exactly."""
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 
@@ -202,16 +202,14 @@ def init_processes() -> Iterator[Processes]:
         return
     _end_with_launcher()
     if local_world_size() == world_size() and Path("/sys/class/net/lo").exists():
-        # Gloo, which asks nobody for a password, would listen where the name of this machine leads.
+        # Gloo, which asks nobody for a password, would listen at the address of this machine.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT
         )
     except (ValueError, dist.DistError) as error:
-        raise UsageError(
-            f"the processes did not find each other ({first_line(error)}): start them by torchrun"
-        ) from None
+        raise UsageError(f"the processes did not meet ({first_line(error)}): start them by torchrun") from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
@@ -224,7 +222,7 @@ def init_processes() -> Iterator[Processes]:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether it says that another process cannot be reached any more."""
+    """Return whether the error says that another process cannot be reached any more."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError)

@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
 ) -> Iterator[Result]:
-    """Yield work(task) for each task in order, with at most ``ahead`` of them started and not yet taken."""
+    """Yield work(task) for all tasks in order, with at most ``ahead`` of them started and not yet taken."""
     waiting: deque[Future[Result]] = deque()
     try:
         for task in tasks:
@@ -39,7 +39,7 @@ def in_order(
 
 @contextmanager
 def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of ``count`` threads. If the context is left by an exception, it does not wait for them."""
+    """Yield a pool of ``count`` threads. If the context is left by an exception, it does not wait for them."""
     pool, done = ThreadPoolExecutor(count), False
     try:
         yield pool
@@ -50,7 +50,7 @@ def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch and numpy's BLAS compute with one thread inside, in all threads begun here, and as before again outside."""
+    """Have torch and numpy's BLAS compute with one thread, in all threads begun inside; as before again outside."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -62,16 +62,16 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """The BLAS libraries of this process: looked for once, as that takes some milliseconds."""
+    """Return the BLAS libraries of this process: looked up once, because that takes some milliseconds."""
     return ThreadpoolController()
 
 
 def made_ahead(work: Callable[[Task], Result], tasks: Iterable[Task], device: torch.device) -> Iterator[Result]:
-    """Yield work(task) for each task in order, the next one made while this one is used on ``device``.
+    """Yield work(task) for all tasks in order, the next one made while this one is used on ``device``.
 
-    In turn where that is the CPU: all its cores are at work already, and a thread beside them made a training step 3 to
-    8 % slower (measured on 2 cores: 32 px and 112 px), where making a batch takes 1 to 3 % of it. On a GPU by Nvidia
-    what is made has a stream of its own, so that its copies do not wait for the step under way.
+    In turn on the CPU: all its cores are at work already, and a thread beside them made an optimizer step 3 to 8 %
+    slower (measured on 2 cores: 32 px and 112 px), while making a batch takes 1 to 3 % of it. On a GPU by Nvidia the
+    batches have a stream of their own, so that their copies do not wait for the step under way.
     """
     if device.type == "cpu":
         yield from map(work, tasks)
@@ -104,20 +104,20 @@ def _on_a_stream(work: Callable[[Task], Result], tasks: Iterable[Task], device: 
 
 
 def _tensors(made: object) -> Iterator[torch.Tensor]:
-    """The tensors on a GPU in nested tuples and lists."""
+    """Yield the tensors on a GPU in nested tuples and lists."""
     if isinstance(made, torch.Tensor):
         if made.is_cuda:
             yield made
     elif isinstance(made, tuple | list):
-        for each in made:
-            yield from _tensors(each)
+        for part in made:
+            yield from _tensors(part)
 
 
 @contextmanager
 def torch_workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of ``count`` threads in each of which torch computes with one thread.
+    """Yield a pool of ``count`` threads, in which torch computes with one thread.
 
-    Each worker streams its own part of the data. torch's own threads would meet at a barrier after every operation:
+    A worker streams its own part of the data. torch's own threads would meet at a barrier after every operation:
     on two cores with other processes on them that is four times slower (faiss and scikit-learn do the same). The number
     of torch's threads is a setting of the process, so other threads should not compute meanwhile.
     """

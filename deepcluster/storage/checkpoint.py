@@ -2,9 +2,9 @@
 
 A checkpoint is NAME.safetensors, and after it NAME.json, which has the SHA-256 of every file that belongs to it:
 without a json that agrees there is no checkpoint. NAME is the number of rounds done. The main rank writes all that is
-the same on every rank. Features that a run remembers are written by each rank for its own rows: rank 1 writes them into
-NAME-1.safetensors, and so on. Any number of ranks can go on from there: each reads the rows that are its own then. The
-last two checkpoints are kept, so that a damaged one costs little.
+the same on every rank. Rank 1 writes the remembered features of its own rows into NAME-1.safetensors, and so on.
+Any number of ranks can go on from there: a rank reads the rows that are its own then. The last
+two checkpoints are kept, so that a damaged one costs little.
 """
 
 import json
@@ -52,12 +52,12 @@ class Checkpoint:
 
     @property
     def network(self) -> dict[str, Tensor]:
-        """The ``state_dict`` of the network, without its head."""
+        """Return the ``state_dict`` of the network, without its head."""
         return _network_of(self.tensors)
 
 
 class Checkpoints:
-    """The checkpoints in a folder, which all ranks see. DiskError if it is a link, which might lead anywhere."""
+    """The checkpoints in a folder that all ranks see. DiskError if it is a link, which might lead anywhere."""
 
     def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE):
         if folder.is_symlink():
@@ -96,7 +96,7 @@ class Checkpoints:
         processes.any(False)  # no rank writes the next one while old files are removed
 
     def _complete(self, name: str, state: State, about: Mapping[str, Any], digests: Sequence[str]) -> None:
-        """Write the json, for the main rank; ``digests`` are those of what each rank has written, "" for nothing."""
+        """Write the json on the main rank; ``digests`` are those of the files of the ranks, "" for no file."""
         files = {f"{name}-{rank}" if rank else name: digest for rank, digest in enumerate(digests) if digest}
         value: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -109,9 +109,9 @@ class Checkpoints:
         self._prune(name, files)
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint that is whole, on the main rank; None where there never was one. A collective.
+        """Return the last whole checkpoint on the main rank; None if there never was one. A collective.
 
-        Warns if a later one is damaged. Raises ModelError if all are, with the reason of each.
+        Warns if a later one is damaged. Raises ModelError with all reasons if all are.
         """
         reasons: list[str] = []
         names = [path.stem for path in sorted(self.folder.glob("[0-9]*.json"), reverse=True)]
@@ -146,7 +146,7 @@ class Checkpoints:
         return written
 
     def _read(self, name: str) -> tuple[Checkpoint | None, str]:
-        """A checkpoint, on the main rank, and why it cannot be used, on each: they check the files of rows together."""
+        """Read a checkpoint on the main rank. Return on all why it cannot be used: they check the files together."""
         checkpoint: Checkpoint | None = None
 
         def read() -> tuple[dict[str, str], str]:
@@ -173,7 +173,7 @@ class Checkpoints:
             return f"{path.name}: {error.strerror}"
 
     def _read_main(self, name: str) -> tuple[Checkpoint, dict[str, str]]:
-        """A checkpoint, and the digests of the other ranks' files, which are still to be checked."""
+        """Read a checkpoint, and return the digests of the other ranks' files, which are still to be checked."""
         value = read_json(self.folder / f"{name}.json")
         digest = value.pop("sha256")
         if value["schema_version"] != SCHEMA_VERSION:
@@ -202,7 +202,7 @@ class Checkpoints:
 
 
 def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State, dict[str, Tensor]]:
-    """The state of a checkpoint that the main rank has, with this rank's rows, and the ``state_dict`` of the network.
+    """Return the state of the main rank's checkpoint with this rank's rows, and the ``state_dict`` of the network.
 
     A collective.
     """
@@ -226,11 +226,11 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
 
 
 def _network_of(tensors: Tensors) -> dict[str, Tensor]:
-    return {key.removeprefix("network."): each for key, each in tensors.items() if key.startswith("network.")}
+    return {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
 
 
 def _read_rows(files: Sequence[Path], own: slice) -> Tensor:
-    """The rows of the features that are this rank's."""
+    """Read this rank's rows of the features."""
     begin, pieces = 0, []
     for path in files:
         rows = read_tensors(path)[FEATURES]  # mapped: only the rows that are copied are read

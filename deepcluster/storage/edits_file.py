@@ -21,7 +21,7 @@ class Edits:
     Attributes:
         cut: the ``cut`` of run.json that the edits were made for; "" fits any.
         names: of clusters, as they are in the end; "" removes a name.
-        merge: the clusters of each tuple become one, with the number of the first.
+        merge: the clusters of a tuple become one, with the number of the first.
         junk: all clusters that are marked as junk from now on; None leaves the marks as they are.
         split: (cluster, number of parts); the largest part keeps the number, the others get the next free ones, in
             this order.

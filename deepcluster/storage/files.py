@@ -100,7 +100,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def new_file(out: Path, write: Callable[[Any], object]) -> None:
-    """Write a binary file where nothing is yet, and make its folder if it is missing."""
+    """Write a new binary file, and make its folder if it is missing."""
     check_no_file(out)
     with changing(out, ROOM):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def check_no_folder(out: Path) -> None:
 
 def check_outside(out: Path, images: Path) -> None:
     """Raise UsageError if ``out`` lies in the folder of the images: the next fit would find every image twice."""
-    # realpath and not resolve(), which raises where links go round in a circle.
+    # realpath and not resolve(), which raises if links go round in a circle.
     if images.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images)):
         raise UsageError(
             f"-o {out} lies in {images}, the folder of the images, and the next fit would"

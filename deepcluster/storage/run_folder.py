@@ -61,13 +61,13 @@ RESIDUALS = "residuals.npy"  # of the features, by which an image is an outlier
 SPARE = ("duplicates.csv", "map.npy", "metrics.json", "thumbnails.webp", "tree.json")
 PREDICTIONS = ("path", "cluster", "name", "distance", "margin", "is_outlier")
 MOST_CSV = 4 << 30  # bytes: about 25 million images
-MOST_SMALL_CSV = 1 << 28  # of a table that has no row for each image
+MOST_SMALL_CSV = 1 << 28  # of a table of other rows than images
 
 Value = TypeVar("Value")
 
 
 def evaluation(protocol: str) -> str:
-    """The name of the file that `deepcluster evaluate` keeps."""
+    """Return the name of the file that `deepcluster evaluate` keeps."""
     return f"evaluation-{protocol}.json"
 
 
@@ -85,12 +85,12 @@ class RunFolder:
         return self.file(name).is_file()
 
     def read_rows(self, name: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-        """The rows of a table, every one with a cell for each column; ``columns`` are those that must be there."""
+        """Read the rows of a table. All have a cell for every column; ``columns`` must be among them."""
         with self._read(name) as path:
             return list(_rows(path, columns))
 
     def read_json(self, name: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """A JSON object; ``types`` are the keys that must be there, and what they hold."""
+        """Read a JSON object; ``types`` are the keys that it must have, with the types of their values."""
         with self._read(name) as path:
             value = read_json(path)
             if not isinstance(value, dict):
@@ -105,7 +105,7 @@ class RunFolder:
         return RunRecord.from_json(self.read_json(RUN, {**RECORD, **(types or {})}))
 
     def read_clusters(self) -> Table:
-        """The rows of clusters.csv. DiskError where they are not those that were written: other files go by them."""
+        """Read clusters.csv. DiskError if its rows are not those that were written, because other files go by them."""
         with self._read("clusters.csv") as path:
             rows = Table.of(_rows(path, CLUSTERS))
         record = self.read_record()
@@ -118,7 +118,7 @@ class RunFolder:
         return rows
 
     def read_added(self) -> list[dict[str, str]]:
-        """The images that came after the fit, the last ones that were used; none where it has no such file."""
+        """Read the list of images that came after the fit, the last usable ones; empty without such a file."""
         return self.read_rows(ADDED, ADDED_COLUMNS) if self.has(ADDED) else []
 
     def read_array(self, name: str, rows: int, columns: int) -> npt.NDArray[np.float32]:
@@ -129,9 +129,9 @@ class RunFolder:
             # Mapped: no memory is taken for more than the file has, whatever its header says.
             array: Any = load_array(path, mmap_mode="r")
             if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-                found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
-                raise ValueError(f"it holds {found} instead of float32 {shape}")
-            # Read, and not mapped: where a mapped file shrinks the process dies without a word.
+                content = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
+                raise ValueError(f"it holds {content} instead of float32 {shape}")
+            # Read, and not mapped: if a mapped file shrinks, the process dies without a word.
             read: npt.NDArray[np.float32] = load_array(path)
             if not np.isfinite(read).all():
                 raise ValueError("it has numbers that are not finite")
@@ -139,7 +139,7 @@ class RunFolder:
 
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
-        """The path of a file of this run; what goes wrong in reading it is a DiskError."""
+        """Yield the path of a file of this run. An error in reading it becomes a DiskError."""
         path = self.path / name
         try:
             yield self.file(name)
@@ -163,11 +163,11 @@ class RunFolder:
 
 
 class LockedFolder(RunFolder):
-    """A run folder whose lock this process holds: each file is written to its place at once."""
+    """A run folder whose lock this process holds: a file is written to its place at once."""
 
     @property
     def scratch(self) -> Path:
-        """The folder for unfinished files."""
+        """Return the folder for unfinished files."""
         return state.scratch_of(self.path)
 
     @contextmanager
@@ -286,7 +286,7 @@ def _damaged(path: Path, error: Exception) -> DiskError:
 
 
 def folder_name(name: str) -> str:
-    """``name`` as the start of a folder's name: printable, in UTF-8, and short enough to put a date behind it."""
+    """Return ``name`` as the start of a folder's name: printable UTF-8, and short enough to put a date behind it."""
     printable = "".join(char if char.isprintable() else "_" for char in name)
     return printable.encode()[:200].decode(errors="ignore")
 
@@ -325,7 +325,7 @@ def check_shared(path: Path, processes: "Processes") -> None:
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-    """DiskError where there is something at ``path`` that a run may not write into."""
+    """Raise DiskError if there is something at ``path`` that a run may not write into."""
     if not os.path.lexists(path):
         return
     if path.is_dir() and all(entry.name == state.HIDDEN for entry in path.iterdir()):
@@ -377,7 +377,7 @@ def read_state(path: Path, read: Callable[[RunFolder], Value]) -> Value:
 
 
 def _version(path: Path) -> str:
-    """Return the digest of run.json, or "" while files are not at their places: each change alters it."""
+    """Return the digest of run.json, or "" while files are not at their places: every change alters it."""
     with suppress(OSError, ValueError):
         if not state.pending(path):
             check_file(path / RUN, MOST_JSON)  # a FIFO would never end

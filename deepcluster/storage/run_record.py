@@ -9,7 +9,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What run.json says of a run; docs/run-folder.md explains the keys. None: not known (yet), and not in the file.
+    """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file.
 
     other: Keys that other versions of the package write; they stay as they are.
     """
@@ -52,25 +52,25 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
-        names = {each.name for each in fields(cls)} - {"other"}
+        names = {entry.name for entry in fields(cls)} - {"other"}
         other = {name: value for name, value in table.items() if name not in names}
         return cls(**{name: value for name, value in table.items() if name in names}, other=other)
 
     def to_json(self) -> dict[str, Any]:
-        table = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "other"}
+        table = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "other"}
         known = {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
         return known | {**self.other}
 
     def with_result_of(self, before: Self | None) -> Self:
-        """The record of a run that goes on: what was known of the result ``before`` is still true."""
+        """Return the record of a run that goes on, with the entries of the result ``before``, which are still true."""
         return replace(self, **{name: getattr(before, name) for name in _RESULT}) if before else self
 
     def with_phase(self, phase: str, seconds: float) -> Self:
-        """The record with the time that a phase took."""
+        """Return the record with the seconds of a phase."""
         return replace(self, seconds_by_phase={**(self.seconds_by_phase or {}), phase: round(seconds, 2)})
 
 
-# What a result adds to the record of a run.
+# Entries that a result adds to the record of a run.
 _RESULT = (
     "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
     "clusters", "stability", "verdict", "edits",

@@ -24,13 +24,13 @@ MOST_TENSORS = 1 << 40  # bytes
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises OSError, or ValueError with the reason."""
+    """Read the JSON value in a file. Raises OSError, or ValueError with the reason."""
     check_file(path, MOST_JSON)
     return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # an editor may have put it in front
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON value by the letter of its standard: no key twice, no NaN, no infinity. ValueError with the reason."""
+    """Parse JSON by the letter of its standard: no key twice, no NaN, no infinity. ValueError with the reason."""
     try:
         return json.loads(
             data.decode(), object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_float=_finite
@@ -122,12 +122,12 @@ def check_tensors(
     for name, axes in shapes.items():
         if name not in tensors:
             raise ValueError(f"{name} is missing")
-        found, shape = tensors[name].dtype, tuple(tensors[name].shape)
+        dtype, shape = tensors[name].dtype, tuple(tensors[name].shape)
         sizes = {**dict(zip(map(str, axes), shape, strict=False)), **sizes}
         expected = tuple(axis if isinstance(axis, int) else sizes.get(axis) or axis for axis in axes)
         kind = types.get(name, float32)
-        if (found, shape) != (kind, expected):
-            raise ValueError(f"{name} is {found} {shape} instead of {kind} ({', '.join(map(str, expected))})")
+        if (dtype, shape) != (kind, expected):
+            raise ValueError(f"{name} is {dtype} {shape} instead of {kind} ({', '.join(map(str, expected))})")
     if unknown := sorted(tensors.keys() - shapes.keys()):
         raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
 
@@ -136,12 +136,12 @@ def check_tensors(
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file in hexadecimal digits, read piece by piece."""
+    """Return the digest of a file in hexadecimal digits. It is read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_sha256(value: Any) -> str:
-    """The digest of what a JSON value says, however it is laid out in a file."""
+    """Return the digest of a JSON value, however it is laid out in a file."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,11 +2,11 @@
 
 A file is a run's own by its exact name and its kind: a plain file, or a link in the place of one, which is never
 followed. Nothing else in the folder is ever removed, moved or replaced. Three hidden entries lie in ``.deepcluster/``:
-``lock``, ``scratch/`` (a folder for each rank, emptied by the lock holder) and, for an instant, ``commit/``.
+``lock``, ``scratch/`` (a folder per rank, emptied by the lock holder) and, for an instant, ``commit/``.
 
 The files of the next state are collected in a scratch folder. One rename to ``commit/`` makes them current. An empty
-file there is a tombstone: the next state has no such file, and no file of a run is empty. :func:`finish` moves each
-file to its place. It can be repeated: the next lock holder completes the work of a killed process.
+file there is a tombstone: the next state has no such file, and no file of a run is empty. Then :func:`finish` moves
+every file to its place. It can be repeated: the next lock holder completes the work of a killed process.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""A table of text with very many rows, kept by columns: some 250 bytes a row, where dictionaries take 600."""
+"""A table of text with very many rows, kept by columns: some 250 bytes a row, while dictionaries take 600."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -48,7 +48,7 @@ class Table(Sequence[Row]):
         return Table({name: self.columns[name] for name in names if name in self.columns})
 
     def words(self, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """Return the different cells of a column, and the number of each row's."""
+        """Return the different cells of a column, and the number of every row's."""
         index: dict[str, int] = {}
         numbers = (index.setdefault(cell, len(index)) for cell in self.column(name))
         codes = np.fromiter(numbers, np.int64, len(self))
