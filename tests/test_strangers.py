@@ -103,7 +103,10 @@ class Place:
 
     def refused(self, name: str, *codes: int, named: str = "") -> str:
         said = self.command(name, *(codes or [READERS[name][1]]))
-        assert said.splitlines()[-1].startswith("error: ") and (named or Path(name).name) in said, said
+        error = said.splitlines()[-1]
+        assert error.startswith("error: ") and (named or Path(name).name) in said, said
+        advice = ("--overwrite", "allow_pickle", "weights_only")
+        assert not any(word in error for word in advice), "it destroys, or executes, what is there"
         return said
 
 

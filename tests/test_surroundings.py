@@ -283,22 +283,6 @@ def test_a_byte_order_mark_is_no_damage(run: Path, ends: Ends) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("run.json", "recut"),
-        ("clusters.csv", "recut"),
-        ("clusters.csv", "report"),
-        ("features.npy", "recut"),
-        ("history.csv", "report"),
-    ],
-)
-def test_no_advice_destroys_what_is_left(name: str, command: str, run: Path, ends: Ends) -> None:
-    (run / name).write_bytes(b"{")
-    said = ends([command, run, *(["-k", "2"] if command == "recut" else [])], 5)
-    assert f"{name} is damaged" in said and "--overwrite" not in said and "pickle" not in said
-
-
-@pytest.mark.parametrize(
     "command", [["report"], ["recut", "-k", "2"], ["evaluate", "--labels", "folders"], ["apply", "edits.json"]]
 )
 def test_a_run_that_cannot_be_written_to(
