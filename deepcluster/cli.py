@@ -143,7 +143,7 @@ def predict(
     quiet: flags.Quiet = False,
     as_json: Annotated[flags.Json, Parameter(help="Lines of JSON instead of CSV.")] = False,
 ) -> None:
-    """Put images into the clusters of a run: a row for each usable image, the others named on standard error.
+    """Put images into the clusters of a run: a row per usable image, the others named on standard error.
 
     Args:
         reject: Cluster -1 for images far from every cluster, or in one marked as junk.
@@ -174,7 +174,7 @@ def embed(
     overwrite: bool = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Write the reduced features of images: float32, a row for each usable image, in the order of the .csv beside.
+    """Write the reduced features of images: float32, a row per usable image, in the order of the .csv beside.
 
     Args:
         out: The .npy file to write; paths go to a .csv beside it.
@@ -550,7 +550,7 @@ def _predictions(
 def _placed(
     predictions: "Iterable[tuple[Model, Prediction]]", reject: bool, sizes: Counter[int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `predict`, and count the images of each cluster in ``sizes``."""
+    """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
     from deepcluster.runs.predict import placement_rows
 
     for model, part in predictions:

@@ -1,4 +1,4 @@
-"""The errors, each with the exit code of the command line.
+"""The errors, with the exit codes of the command line.
 
 A message says what is wrong, names the file or the value, and says what to do next; both numbers when two disagree.
 """

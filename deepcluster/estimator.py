@@ -54,7 +54,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
     """Clusters images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
 
     ``X`` is a folder, a list of paths, uint8 images (an array or tensor: N x H x W, N x H x W x C or N x C x H x W), a
-    list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers, each row an image
+    list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers, a row being an image
     of ``image_shape`` (docs/python.md).
 
     Args:
@@ -66,20 +66,20 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             has (weights="none": these are random, so it is trained from nothing).
         options: A dict of any other options of the recipe.
         device: auto, cpu, cuda or mps; a device of torch, or the number of a GPU.
-        random_state: The seed: an int, a RandomState to draw it from, or None for a new one in each fit.
+        random_state: The seed: an int, a RandomState to draw it from, or None for a new one in every fit.
         image_shape: (H, W) or (H, W, C) of the rows of a table; None: the smallest square that holds one.
         verbose: 0: silent; 1: show progress; 2: also every choice with its reason.
 
     Attributes:
-        labels_: The cluster of each of the N usable images.
+        labels_: Clusters of the N usable images.
         embedding_: N x d, their reduced features, as of ``transform``.
         paths_: Their paths.
-        skipped_: Path and reason of each image that could not be used.
-        cluster_centers_: K x d, for each cluster the mean of its fine centroids.
+        skipped_: (path, reason) of images that could not be used.
+        cluster_centers_: K x d, the means of the fine centroids of a cluster.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
         n_iter_: Number of rounds.
-        history_: A dict for each round.
+        history_: A dict per round.
         run_: The run folder (docs/run-folder.md).
         n_features_in_: Width of the table, if X was one.
     """
@@ -128,7 +128,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             X: The images; unusable ones are left out with a DeepClusterWarning.
             y: Ignored.
             run: The run folder to make; None: a temporary one, deleted with the estimator.
-            display: Shows each round (docs/python.md), besides the display of ``verbose``.
+            display: Shows every round (docs/python.md), besides the display of ``verbose``.
 
         Raises:
             DeepClusterError: With what to do about it.
@@ -178,22 +178,22 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return self._reduced(X, errors).numpy()
 
     def predict(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.int64]:
-        """Return the cluster of each image; for the images of the fit ``labels_``.
+        """Return the clusters of images; for those of the fit ``labels_``.
 
         An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
         """
         return self._clusters(self._reduced(X, errors)).numpy()
 
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Find the ``n`` images of the fit that are most like each image of X.
+        """Return the ``n`` images of the fit that are most like an image of X, for all of X.
 
         Args:
-            X: Images; None: those of the fit, each without itself.
+            X: Images; None: those of the fit, without the image itself.
             n: Number of images; fewer are returned if the fit had fewer.
 
         Returns:
             Similarities (the cosines of the features, descending) and numbers of the images, as in ``paths_`` and
-            ``labels_``: two arrays of a row for each image of X, in the order of scikit-learn's ``kneighbors``.
+            ``labels_``: two arrays with a row per image of X, in the order of scikit-learn's ``kneighbors``.
         """
         self._check_run("nearest")
         if not _is_count(n):
@@ -340,7 +340,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         Args:
             folder: The run folder, or the folder of the model.
             temporary: A folder to delete with the estimator.
-            images: The images of the fit, if they are not files that can be found again.
+            images: The images of the fit, if no path leads to them.
         """
         delete_previous = getattr(self, "_end", None)
         self._end = weakref.finalize(self, _remove, temporary, os.getpid()) if temporary else None
@@ -403,7 +403,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return rows, rows.images(numbers)
 
     def _reduced(self, X: Any, errors: Errors) -> Tensor:
-        """Return the reduced features of each image of X; with ``errors="coerce"`` NaN for unusable ones."""
+        """Return the reduced features of the images of X; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
@@ -434,7 +434,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise UsageError(f"{what} needs the features of a run, and this is a model alone: load the run folder")
 
     def _images_at_hand(self) -> Source | None:
-        """Return the images of the fit, for thumbnails; None if they cannot be found again."""
+        """Return the images of the fit, for thumbnails; None if they are gone."""
         return images_at_hand(RunFolder(self.run_)) if self._images is None else find(self._images)
 
 

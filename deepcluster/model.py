@@ -25,7 +25,7 @@ from deepcluster.nets.weights import working_memory
 from deepcluster.place import Place, Progress, ignore_progress
 from deepcluster.runtime.machine import check_fits
 
-LARGE = 1024  # px; of larger images, one batch must fit into memory before any is read
+LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before any is read
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Model:
 
     def check_room(self) -> None:
         """Raise OutOfMemoryError if not even one batch of images fits into memory."""
-        if not self.of_features and self.image_size > LARGE and self.network.mean.device.type == "cpu":
+        if not self.of_features and self.image_size > LARGE_SIDE and self.network.mean.device.type == "cpu":
             check_batch_fits(self.network, self.image_size, self.batch_size)
 
     def place(self, reduced: Tensor) -> Placement:
@@ -119,7 +119,7 @@ class Model:
 
 def check_batch_fits(network: Network, size: int, count: int = 1) -> None:
     """Raise OutOfMemoryError unless ``count`` images fit: one of 8,192 px takes gigabytes in the smallest network."""
-    if size > LARGE:
+    if size > LARGE_SIDE:
         images = f"{count:,} image{'' if count == 1 else 's'} of {size:,} px"
         check_fits(
             f"a batch of {images} in this model", count * working_memory(network.body, size), "fit with smaller images"

@@ -17,7 +17,7 @@ from deepcluster.recipe import Recipe, read_options, read_toml
 IMAGES_PER_ROUND = 5000  # at least, if a network is trained from random weights
 TOTAL_IMAGES = 5_000_000  # at most, over all rounds
 PASSES = 90  # over the images, over all rounds
-MOST_EPOCHS = 50  # in a round: a handful of images would have thousands, each an optimizer step or more
+MAX_EPOCHS = 50  # in a round: a handful of images would have thousands, at an optimizer step or more apiece
 # px. A published network is the better start for images of 28 px (the smallest measured above 8 px) and more
 # (docs/decisions.md, "Photographs by default").
 MIN_PUBLISHED_SIDE = 28
@@ -69,7 +69,7 @@ class Plan:
     reasons: Mapping[str, str]
 
     def by_reason(self) -> list[str]:
-        """Return a line for each reason, after all options and values that it is for."""
+        """Return a line per reason, after all options and values that it is for."""
         options: dict[str, list[str]] = {}
         for name, reason in self.reasons.items():
             value = getattr(self.recipe, name, "")
@@ -303,7 +303,7 @@ def v2(options: Given, facts: Facts) -> Plan:
     )
     reasons = {"image_size": why_size}
     if clusters < 3000:
-        reasons["pseudo_labels"] = "at least 20 images for each; published: 3000"
+        reasons["pseudo_labels"] = "of at least 20 images; published: 3000"
     # With another network nobody takes it for the published run.
     return Plan(recipe, {**reasons, **(_DEPARTURES_V2 if "backbone" not in options else {})})
 
@@ -363,7 +363,7 @@ def classic(options: Given, facts: Facts) -> Plan:
     if facts.grey:
         choices["flip"] = (0.0, "the images are grey: a mirrored letter or digit is another one")
     if pretrained:
-        choices |= _length(facts, 2000, 5) | _because(_GENTLY, lr=0.001)
+        choices |= _length(facts, 2000, 5) | _because(_GENTLE, lr=0.001)
     else:
         choices |= _length(facts)
     values, reasons = _apart(choices)
@@ -411,7 +411,7 @@ def _because(why: str, **values: Any) -> Choices:
 def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
     """Return the choices for a pretrained network: one gentle round on cluster means."""
     choices = _length(facts, 2000, 1) | {
-        **_because(_GENTLY, frozen_statistics=True, lr=0.001, temperature=0.07),
+        **_because(_GENTLE, frozen_statistics=True, lr=0.001, temperature=0.07),
         "view_size": _gentle_view(size, facts),
         "average": (0.4, "the rest of the weights are from before, and keep what it knew"),
     }
@@ -421,14 +421,14 @@ def _adapting(size: int, facts: Facts, backbone: str) -> Choices:
 
 
 def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
-    """Return the choices for a network without weights: each image is a cluster of its own, too (docs/method.md)."""
+    """Return the choices for a network without weights: an image is a cluster of its own, too (docs/method.md)."""
     view_size = (size, "images below 32 px have no pixels to spare")
     if size >= 32:
         view_size = (4 * round(size * 0.75 / 4), "crops look larger: 3/4 of the side keeps their scale")
     return {
         **_length(facts),
         **_because(
-            _FROM_NOTHING,
+            _UNTRAINED,
             lr=0.25,
             warmup=0.5,
             weight_decay=5e-4,
@@ -452,18 +452,18 @@ def _from_scratch(size: int, facts: Facts, backbone: str) -> Choices:
 def _length(facts: Facts, images: int = IMAGES_PER_ROUND, rounds: int = 0) -> Choices:
     """Return epochs in which so many images are seen, rounds (0: by ``PASSES``), and the images in a batch."""
     count = max(1, facts.count)
-    epochs = min(MOST_EPOCHS, max(1, math.ceil(images / count)))
+    epochs = min(MAX_EPOCHS, max(1, math.ceil(images / count)))
     most = max(10, round(min(PASSES * count, TOTAL_IMAGES) / (epochs * count)))
     why = f"{PASSES} passes over the images, at most {TOTAL_IMAGES} images in all"
     return {
-        "epochs": (epochs, f"{images} images in a round, in at most {MOST_EPOCHS} epochs, of {facts.count}"),
+        "epochs": (epochs, f"{images} images in a round, in at most {MAX_EPOCHS} epochs, of {facts.count}"),
         "rounds": (rounds, "more rounds lose what a pretrained network knows") if rounds else (most, why),
-        "batch_size": (64, _GENTLY) if rounds else (256 if count >= 10_000 else 128, f"{count} images"),
+        "batch_size": (64, _GENTLE) if rounds else (256 if count >= 10_000 else 128, f"{count} images"),
     }
 
 
-_GENTLY = "a pretrained network is changed gently"
-_FROM_NOTHING = "a network trained from nothing"
+_GENTLE = "a pretrained network is changed gently"
+_UNTRAINED = "a network trained from nothing"
 
 
 def _gentle_view(size: int, facts: Facts) -> tuple[int, str]:
@@ -479,11 +479,11 @@ def _margin(size: int) -> float:
 
 
 def _fine_clusters(facts: Facts) -> tuple[int, str]:
-    """Return several fine clusters for each cluster wanted, none of them tiny, and why."""
+    """Return several fine clusters per cluster wanted, none of them tiny, and why."""
     clusters, at_most = facts.n_clusters or 20, facts.count // 20
-    why = "5 for each group wanted, and at least 20 images for each"
+    why = "5 per group wanted, of at least 20 images"
     if at_most < clusters:
-        why = "one for each group wanted, as the images are few"
+        why = "one per group wanted, because the images are few"
     return max(1, min(facts.count, max(clusters, min(5 * clusters, at_most)))), why
 
 

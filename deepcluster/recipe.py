@@ -21,9 +21,9 @@ from deepcluster.runtime.plain_files import check_file
 
 AUTO = "auto"  # in place of a value: the recipe decides
 ANY = "NAME"  # at the end of a choice: any name
-MOST = 1e9  # of a number that has no other limit
-MOST_BYTES = 1 << 20  # of a recipe file
-_PLAIN = ",.10g"  # 1,000,000 and not 1e+06
+MAX_NUMBER = 1e9  # of a number that has no other limit
+MAX_BYTES = 1 << 20  # of a recipe file
+FORMAT = ",.10g"  # 1,000,000 and not 1e+06
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Option:
     help: str
     group: str = ""
     low: float = 0
-    high: float = MOST
+    high: float = MAX_NUMBER
     choices: tuple[str, ...] = ()
     flag: bool = False
     auto: bool = False
@@ -55,7 +55,11 @@ class Option:
             return "true or false"
         if isinstance(self.default, str):
             return " or ".join(self.choices) or "text"
-        return f"{self.low:{_PLAIN}} to {self.high:{_PLAIN}}" if self.high < MOST else f"at least {self.low:{_PLAIN}}"
+        return (
+            f"{self.low:{FORMAT}} to {self.high:{FORMAT}}"
+            if self.high < MAX_NUMBER
+            else f"at least {self.low:{FORMAT}}"
+        )
 
     def read(self, value: Any) -> Any:
         """Convert a value, which may be text, to the option's type. UsageError if it is not allowed."""
@@ -70,7 +74,7 @@ class Option:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"{self.name}={value!r}: choose {self.values}{hint}")
         if isinstance(value, int | float) and not (math.isfinite(value) and self.low <= value <= self.high):
-            raise UsageError(f"{self.name}={value!r} must lie between {self.low:{_PLAIN}} and {self.high:{_PLAIN}}")
+            raise UsageError(f"{self.name}={value!r} must lie between {self.low:{FORMAT}} and {self.high:{FORMAT}}")
 
 
 def _fits(text: str, choice: str) -> bool:
@@ -294,7 +298,7 @@ class Recipe(Options):
 
     @property
     def clusters(self) -> tuple[int, ...]:
-        """Number of clusters of each clustering."""
+        """Numbers of clusters, one for every clustering."""
         return tuple(round(self.pseudo_labels * self.head_growth**i) for i in range(self.heads))
 
     @property
@@ -318,7 +322,7 @@ def read_toml(path: str | Path) -> tuple[str, dict[str, Any]]:
         UsageError: The file is missing or not TOML, or an option or its value is wrong.
     """
     try:
-        check_file(Path(path), MOST_BYTES)
+        check_file(Path(path), MAX_BYTES)
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no recipe file {path}") from None

@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_SHUFFLED = 1 << 24  # numbers of which a draw shuffles all
+MAX_SHUFFLED = 1 << 24  # total up to which a draw shuffles all numbers
 
 
 def derive(seed: int, purpose: str, *index: int) -> int:
-    """A 63-bit seed that depends on all of its arguments (SHA-256, so alike on every machine)."""
+    """Return a 63-bit seed that depends on all of its arguments (SHA-256, so alike on every machine)."""
     text = "/".join([str(seed), purpose, *map(str, index)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
-    """A fresh CPU generator for one purpose, for example ``generator(seed, "augment", round, epoch, step)``."""
+    """Return a fresh CPU generator for one purpose, for example ``generator(seed, "augment", round, epoch, step)``."""
     return torch.Generator().manual_seed(derive(seed, purpose, *index))
 
 
 def draw(total: int, count: int, random: torch.Generator) -> Tensor:
-    """``count`` different numbers (int64) from 0 to ``total`` - 1, or all of them, in random order."""
-    if total <= max(MOST_SHUFFLED, 4 * count):
+    """Draw ``count`` different numbers (int64) from 0 to ``total`` - 1, or all of them, in random order."""
+    if total <= max(MAX_SHUFFLED, 4 * count):
         return torch.randperm(total, generator=random)[:count]
     drawn = torch.randint(total, (2 * count,), generator=random)
     first = np.unique(drawn.numpy(), return_index=True)[1]
