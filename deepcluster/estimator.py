@@ -51,11 +51,11 @@ Errors = Literal["raise", "coerce"]
 
 
 class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Clusters images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
+    """Cluster images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
 
     ``X`` is a folder, a list of paths, uint8 images (an array or tensor: N x H x W, N x H x W x C or N x C x H x W), a
-    list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers, a row being an image
-    of ``image_shape`` (docs/python.md).
+    list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers with an image of
+    ``image_shape`` in a row (docs/python.md).
 
     Args:
         n_clusters: Number of clusters, or "auto".
