@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from deepcluster.learning import Learning
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, WithInstances, new_linear_head, repeated_weight
 from deepcluster.learning.training import renumbered
 from deepcluster.nets.network import build
+from deepcluster.place import Stopwatch
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop
@@ -226,6 +228,20 @@ def test_where_the_features_come_from(reuse_features, passes):
     assert all((round.state.features is not None) is reuse_features for round in rounds)
     for round, features in zip(rounds, watched.features, strict=True):
         assert torch.equal(round.reduced, whiten(features, 16)(features))
+
+
+def test_the_steps_are_timed_by_the_calls_of_progress():
+    told, watch = [], Stopwatch(lambda *call: told.append(call[0]))
+    rounds = loop(network(), drawings(4)[0], rounds=2, **OPTIONS, reuse_features=True, progress=watch)
+    for index in range(2):
+        watch.start()
+        begin = time.perf_counter()
+        next(rounds)
+        seconds, passed = watch.seconds(), time.perf_counter() - begin
+        assert (seconds["features"] > 0) == (index == 0)  # the second round clusters what training saw
+        assert min(seconds["clustering"], seconds["training"]) > 0
+        assert sum(seconds.values()) == pytest.approx(passed, abs=0.02)
+    assert set(told) == {"features", "training"}
 
 
 V2 = {
