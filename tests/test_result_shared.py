@@ -81,7 +81,7 @@ def described(
         sample = sample_of(reduced, partition, 3)
     assert len(sample.rows) == few and len(sample.reduced) == (few if processes.is_main else 0)
     groups = cut(x[sample.rows], 5)
-    groups, placement = place_rows(groups, reduced, x[:3], sample, partition)
+    groups, placement = place_rows(groups, Rows((), None, (), reduced, sample, partition, reduced[:, 0]), x[:3])
     truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
     tree = merge_tree(reduced, groups, placement.centroid, partition)
     measures = metrics(truth, placement.cluster, partition)

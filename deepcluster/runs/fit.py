@@ -120,8 +120,7 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
                 resuming.remember(staged, read.digests)
                 staged.write_record(record.with_result_of(before))
         writer = ResultWriter(job, folder, network, read, record)
-        rounds = train(writer, checkpoints, checkpoint, about)
-        result, record = writer.final(rounds.count, rounds.stopped_because, rounds.features)
+        result, record = writer.final(*train(writer, checkpoints, checkpoint, about))
     except BaseException as error:
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
         begun_here = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True

@@ -56,9 +56,7 @@ def recut(
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
         groups = groups_of(rows.sample.reduced, fine, n_clusters, record.seed, recipe)
-        groups, after = place_rows(
-            groups, rows.reduced, model.fine_centroids, rows.sample, rows.partition, added=rows.added
-        )
+        groups, after = place_rows(groups, rows, model.fine_centroids)
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
         new = replace(model, groups=groups, names=names, junk=junk)
         if record.edits is not None or any(model.names) or model.junk:

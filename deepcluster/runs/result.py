@@ -24,7 +24,7 @@ from deepcluster.report.text import agreement
 from deepcluster.runs.build import kmeans_of_result, place_of, reduction_of
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
-from deepcluster.runs.rows import Rows, Sample, sample_of
+from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
@@ -125,7 +125,7 @@ def group_images(
         return {"centroids": groups.centroids, "groups": groups.groups}
 
     groups = Cut(**rows.partition.processes.broadcast_tensors(cut))
-    groups, placement = place_rows(groups, rows.reduced, final.clustering.centroids, rows.sample, rows.partition)
+    groups, placement = place_rows(groups, rows, final.clustering.centroids)
     model = Model(
         network=network,
         reduction=final.reduction,
@@ -236,17 +236,12 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
     return as_groups(min(clusterings, key=lambda clustering: clustering.inertia))
 
 
-def place_rows(
-    groups: Cut, reduced: Tensor, fine_centroids: Tensor, sample: Sample, partition: Partition, added: int = 0
-) -> tuple[Cut, Placement]:
-    """Place this rank's rows in groups of a ``sample``, and number the groups by their sizes. A collective.
-
-    added: Number of rows added by `update` (the last ones), which no sample has.
-    """
-    placement = place(reduced, groups, fine_centroids)
-    if len(sample.rows) == partition.total - added:  # they are numbered already
+def place_rows(groups: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
+    """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
+    placement = place(rows.reduced, groups, fine_centroids)
+    if len(rows.sample.rows) == rows.fitted:  # they are numbered already
         return groups, placement
-    sizes = partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
+    sizes = rows.partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
     numbered = replace(placement, cluster=number[placement.cluster])
     return Cut(groups.centroids, number[groups.groups]), numbered

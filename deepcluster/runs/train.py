@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -24,30 +24,14 @@ from deepcluster.storage.run_folder import HISTORY, LockedFolder
 KEPT_BACK = 0.05  # share of a time limit left unplanned, as a safety margin
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """The rounds of a run that has ended.
-
-    Attributes:
-        count: Their number.
-        stopped_because: The reason why there are no more.
-        features: The features of the network as it is now, if its pass is made already.
-    """
-
-    count: int
-    stopped_because: str
-    features: Tensor | None = None
-
-
 class History:
-    """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds.
+    """The rows of history.csv, on the main rank. An earlier process has written those of the first ``done`` rounds."""
 
-    images: Number of images that a round trains on.
-    """
-
-    def __init__(self, folder: LockedFolder, truth: list[str] | None, done: int, images: int):
-        self.folder, self.truth, self.images = folder, truth, images
-        self.columns = HISTORY if truth is None else (*HISTORY, "nmi_labels")
+    def __init__(self, folder: LockedFolder, writer: ResultWriter, done: int):
+        store = writer.images.store
+        self.folder, self.truth = folder, writer.job.truth(store.kept)
+        self.images = store.partition.total * writer.images.recipe.epochs  # that a round trains on
+        self.columns = HISTORY if self.truth is None else (*HISTORY, "nmi_labels")
         self.rows: list[Mapping[str, Any]] = resuming.history(folder, self.columns, done) if done else []
         folder.write_rows("history.csv", self.columns, self.rows)
 
@@ -83,7 +67,7 @@ def _rounded(value: float, digits: int) -> float:
 
 def train(
     writer: ResultWriter, checkpoints: Checkpoints, checkpoint: Checkpoint | None, about: Mapping[str, Any]
-) -> Rounds:
+) -> tuple[int, str, Tensor | None]:
     """Alternate until the recipe or the time limit ends it; write history, a checkpoint and a result as it goes on.
 
     Args:
@@ -91,25 +75,27 @@ def train(
         checkpoints: The folder of checkpoints.
         checkpoint: The one to go on from, on the main rank.
         about: Facts about the run, for its checkpoints.
+
+    Returns:
+        The number of rounds, the reason why there are no more, and the features of the network if they are known.
     """
     job, recipe, network, store = writer.job, writer.images.recipe, writer.network, writer.images.store
-    processes, clock, planned = job.processes, job.clock, recipe.rounds
+    clock, planned = job.clock, recipe.rounds
 
     def save(state: State) -> None:
         so_far = {"elapsed": clock.elapsed(), "rounds": planned, "baseline": writer.baseline}
         checkpoints.write(state, network.state_dict(), {**about, **so_far})
 
-    if processes.any(checkpoint is not None):
+    if job.processes.any(checkpoint is not None):
         state, planned = _resumed(writer, checkpoint)
     else:
         state = State()
         save(state)
-    trained = store.partition.total * recipe.epochs
-    history = History(writer.folder, job.truth(store.kept), state.round, trained) if writer.folder else None
+    history = History(writer.folder, writer, state.round) if writer.folder else None
     if state.round == 0 and recipe.rounds and job.request.report:
         features = writer.features()
         if not (planned := _first_plan(writer)):
-            return Rounds(0, "time limit", features)
+            return 0, "time limit", features
         writer.preliminary(0, features)
         state = replace(state, features=features if shares_pass(recipe, job.device) else None)
         del features
@@ -137,9 +123,8 @@ def train(
             writer.preliminary(state.round)
         begin = clock.elapsed()
         watch.start()
-    is_settled, is_done = state.settled >= recipe.patience, state.round >= recipe.rounds
-    reason = "assignments settled" if is_settled else "all rounds done" if is_done else "time limit"
-    return Rounds(state.round, reason)
+    reason = "all rounds done" if state.round >= recipe.rounds else "time limit"
+    return state.round, "assignments settled" if state.settled >= recipe.patience else reason, None
 
 
 def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None) -> tuple[State, int]:

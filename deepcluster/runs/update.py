@@ -122,24 +122,21 @@ def update(
         if added or reasons != before:
             with folder.next_state() as staged:
                 rows = _write(staged, record, model, rows, at_hand, new, reasons)
-        done = _judge(Update(added, known, len(skipped)), model, rows)
+        limit = model.outliers.limit
+        drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, limit)
+        done = Update(
+            added,
+            known,
+            len(skipped),
+            outliers=int((rows.residuals[len(rows.paths) - added :] > limit).sum()),
+            residual_rank=None if drifted.residual_rank is None else round(float(drifted.residual_rank), 3),
+            shift=round(float(drifted.shift), 3),
+            due=drifted.reason is not None,
+            reason=drifted.reason,
+        )
         if added:
             display.say("Placed", _placed_text(done, model))
     return done
-
-
-def _judge(done: Update, model: Model, rows: Rows) -> Update:
-    """Add the outliers and the drift of the images since the fit."""
-    drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, model.outliers.limit)
-    rank = drifted.residual_rank
-    return replace(
-        done,
-        outliers=int((rows.residuals[len(rows.paths) - done.added :] > model.outliers.limit).sum()),
-        residual_rank=None if rank is None else round(float(rank), 3),
-        shift=round(float(drifted.shift), 3),
-        due=drifted.reason is not None,
-        reason=drifted.reason,
-    )
 
 
 def _placed_text(done: Update, model: Model) -> str:
