@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from deepcluster.errors import DataError
 from deepcluster.images import find, store
@@ -38,8 +39,8 @@ COLOUR = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
     ids=range(10),
 )
 def test_items(item, expected):
-    found = picture(item)
-    assert found.mode == "RGB" and np.array_equal(np.asarray(found), expected)
+    image = picture(item)
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,10 @@ def test_data_sets_that_cannot_be_counted():
         def __iter__(self):
             yield GREY
 
-    with pytest.raises(DataError, match=r"images cannot come from a Endless: .* a Dataset that has a length"):
-        find(Endless())
-    with pytest.raises(DataError, match="images cannot come from a DataLoader"):
-        find(torch.utils.data.DataLoader(Fragile()))
+    endless = {"Endless: .* a Dataset that has a length": Endless(), "DataLoader": DataLoader(Fragile())}
+    for words, images in endless.items():
+        with pytest.raises(DataError, match=f"images cannot come from a {words}"):
+            find(images)
 
 
 # Tables
@@ -113,18 +114,14 @@ def test_data_sets_that_cannot_be_counted():
 
 def test_a_table_by_hand():
     rows = np.array([[-1.0, 0.0, 1.0], [3.0, 2.0, -1.0]])
-    found = pixel_scale(rows, None)
-    assert found == PixelScale((2, 2), 3, -1.0, 3.0)
-    # -1..3 is 0..255, so a step of 1 is 63.75; the fourth pixel has no number.
-    assert found.images(rows).tolist() == [[[0, 64], [128, 0]], [[255, 191], [0, 0]]]
-    assert found.images(np.array([[-9.0, 9.0, 1.0]])).tolist() == [[[0, 255], [128, 0]]]
-
-
-def test_uint8_is_as_it_is_and_a_constant_is_black():
-    pixels = np.array([[7, 8, 9, 250, 1, 2]], np.uint8)
-    found = pixel_scale(pixels, (1, 2, 3))
-    assert found.images(pixels).tolist() == [[[[7, 8, 9], [250, 1, 2]]]]
-    assert not pixel_scale(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()
+    scale = pixel_scale(rows, None)
+    assert scale == PixelScale((2, 2), 3, -1.0, 3.0)
+    # -1..3 is 0..255, and 1 is 63.75 of them; the fourth pixel has no number.
+    assert scale.images(rows).tolist() == [[[0, 64], [128, 0]], [[255, 191], [0, 0]]]
+    assert scale.images(np.array([[-9.0, 9.0, 1.0]])).tolist() == [[[0, 255], [128, 0]]]
+    pixels = np.array([[7, 8, 9, 250, 1, 2]], np.uint8)  # as they are
+    assert pixel_scale(pixels, (1, 2, 3)).images(pixels).tolist() == [[[[7, 8, 9], [250, 1, 2]]]]
+    assert not pixel_scale(np.full((2, 4), 3.5), (2, 2)).images(np.full((2, 4), 3.5)).any()  # a constant is black
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int64, bool])
