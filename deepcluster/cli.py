@@ -57,12 +57,17 @@ if TYPE_CHECKING:
     from deepcluster.storage.run_record import RunRecord
 
 
+def _default_text(value: object) -> str | None:
+    """Return the default of a flag as the help shows it: a switch is off without saying so."""
+    return None if value is None or value is False else str(value)
+
+
 app = App(
     name="deepcluster",
     version=deepcluster.__version__,
     help="From a folder of unlabelled images to clusters, features and a model that places new images.",
     help_format="plaintext",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=_default_text),
     group_arguments=Group("Arguments", sort_key=0),
     group_parameters=Group("Parameters", sort_key=1),
     suppress_keyboard_interrupt=False,
@@ -82,7 +87,7 @@ def fit(
     *,
     given: flags.FitFlags = flags.FIT,
     recipe_flags: Annotated[flags.RecipeFlags | None, Parameter(name="*")] = None,
-    set_: flags.Assignments = None,
+    set_: Annotated[flags.Assignments, Parameter(group=flags.NETWORK)] = None,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
     """Cluster images: train a network on its own clusters; write clusters, features, model and report."""

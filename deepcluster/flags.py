@@ -96,7 +96,7 @@ OutOfTable = Annotated[AnyPath, Parameter(name=["-o", "--out"], help="A CSV file
 Overwrite = Annotated[bool, Parameter(help="Replace the file at -o.")]
 Assignments = Annotated[
     list[str] | None,
-    Parameter(name="--set", consume_multiple=True, help="OPTION=VALUE ... for any further option.", group=NETWORK),
+    Parameter(name="--set", consume_multiple=True, help="OPTION=VALUE ... for any further option."),
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.", validator=check_device, group=MACHINE)]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print errors only.", group=MESSAGES)]
@@ -145,7 +145,7 @@ class FitFlags:
     """
 
     out: Out | None = None
-    n_clusters: NumberOfClusters = None
+    n_clusters: Annotated[NumberOfClusters, Parameter(show_default="auto")] = None
     labels: PathText | None = None
     recipe: PathText = "auto"
     time_limit: Annotated[float | None, Parameter(converter=read_seconds, n_tokens=1)] = None
