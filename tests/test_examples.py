@@ -26,6 +26,7 @@ from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -48,13 +49,17 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
-def test_own_loop(output_of, few_digits):
-    *rounds, last = output_of("own_loop.py", "1")
-    assert [line.split(":")[0] for line in rounds] == ["round 0"]
-    assert float(last.split()[3]) > 0.5  # NMI
+@pytest.mark.parametrize(
+    "name", ["change_a_step.py", "from_scratch.py", "own_loop.py", pytest.param("own_network.py", marks=slow)]
+)
+def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name):
+    lines = output_of(name, "1")
+    assert lines[0].startswith("round 0: loss ")
+    assert float(re.findall(r"(?:nmi|NMI.*?) ([.\d]+)", "\n".join(lines))[-1]) > 0.3
+    assert name != "own_network.py" or lines[-1] == "loaded: True"
 
 
-def test_change_a_step(output_of, few_digits):
+def test_the_steps_of_change_a_step():
     names = runpy.run_path(str(EXAMPLES / "change_a_step.py"))
     rows = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
     (clustering,) = names["ward"](rows, [5], None, seed=0, round=0, partition=None)
@@ -66,17 +71,6 @@ def test_change_a_step(output_of, few_digits):
     outputs = Outputs(torch.zeros(6, 2), logits, labels, [5], torch.arange(3))  # two views of three images
     expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels[:, 0].repeat(2))
     assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, None)[0], expected)
-
-    (line,) = output_of("change_a_step.py", "1")
-    assert float(line.split()[-1]) > 0.5
-
-
-@pytest.mark.slow
-def test_own_network(output_of, few_digits):
-    *rounds, score, same = output_of("own_network.py", "1")
-    assert [line.split(":")[0] for line in rounds] == ["round 0"]
-    assert float(score.split()[1]) > 0.3
-    assert same == "loaded: True"
 
 
 def test_use_the_model(output_of, few_digits, tmp_path):
@@ -105,7 +99,7 @@ def test_estimator(output_of, few_digits):
     assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
 
 
-@pytest.mark.slow
+@slow
 def test_pipeline(output_of):
     lines = output_of("pipeline.py", "0", "0")
     assert [line.split(" held-out")[0].strip() for line in lines] == ["raw pixels", "DeepCluster"]
@@ -158,12 +152,9 @@ def test_no_example_is_long():
     assert all(len(path.read_text().splitlines()) <= 150 for path in EXAMPLES.rglob("*.py"))
 
 
-def test_deepcluster_on_one_page_beside_the_package(output_of, few_digits):
+def test_deepcluster_on_one_page_beside_the_package():
     """The page has its steps of the paper alone, and ours give the same numbers."""
     assert not re.findall(r"^ *(?:from|import) (?:deepcluster|tests)", (EXAMPLES / "from_scratch.py").read_text(), re.M)
-    *rounds, last = output_of("from_scratch.py", "2")
-    assert [line.split(":")[0] for line in rounds] == ["round 0", "round 1"]
-    assert float(last.split()[-1]) > 0.5  # NMI
     page = runpy.run_path(str(EXAMPLES / "from_scratch.py"))
     random = torch.Generator().manual_seed(0)
     x = torch.rand(300, 12, generator=random) @ torch.rand(12, 12, generator=random)
