@@ -27,7 +27,7 @@ from cyclopts import App, Group, Parameter, validators
 import deepcluster
 from deepcluster import errors, flags
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
-from deepcluster.evaluation.options import PROTOCOL_OPTIONS
+from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
 from deepcluster.images import find
 from deepcluster.images.decode import accepted_formats

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from cyclopts import Group, Parameter, Token
 
 from deepcluster.errors import UsageError, missing_extra
-from deepcluster.evaluation.options import PROTOCOL_OPTIONS
+from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.recipe import ANY, Recipe, declared
 
 MAX_SECONDS = 1e9  # of a time limit: 30 years

@@ -12,8 +12,8 @@ import torch
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
-from deepcluster.evaluation.clustering import ClusteringOptions, clustering
-from deepcluster.evaluation.common import accuracies, check_apart, held_out, numbers
+from deepcluster.evaluation import ClusteringOptions
+from deepcluster.evaluation.common import accuracies, check_apart, clustering, held_out, numbers
 from deepcluster.images import find
 from tests.helpers.runs import change_record, rows
 
@@ -114,7 +114,7 @@ def test_what_was_found_is_kept_and_not_found_again(run, capsys, monkeypatch):
     assert kept["values"] == first
 
     with monkeypatch.context() as patch:
-        patch.setattr("deepcluster.evaluation.clustering.scores", None)  # to compute anything is an error now
+        patch.setattr("deepcluster.clustering.agreement.scores", None)  # to compute anything is an error now
         assert evaluated(capsys, run, "--labels", "folders") == first
         # Another number of shuffles is another question.
         assert run_command(["evaluate", str(run), "--labels", "folders", "--set", "shuffles=2"]) == 1
@@ -129,7 +129,7 @@ def test_a_stopped_evaluation_leaves_nothing(run, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("deepcluster.evaluation.clustering.scores", stop)
+        patch.setattr("deepcluster.clustering.agreement.scores", stop)
         assert run_command(["evaluate", str(run), "--labels", "folders"]) == 75
     assert not (run / "evaluation-clustering.json").exists()
 

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.evaluation import LinearOptions
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.feature_maps import chosen_layers, layers_of, maps_at, pooling_of
 from deepcluster.evaluation.linear import (
@@ -17,7 +18,6 @@ from deepcluster.evaluation.linear import (
     random_crops,
     ten_crops,
 )
-from deepcluster.evaluation.options import LinearOptions
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.weights import shapes_only
 from tests.drawings import drawings

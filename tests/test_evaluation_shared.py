@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.evaluation import few, linear
+from deepcluster.evaluation import FewLabelsOptions, LinearOptions, few, linear
 from deepcluster.evaluation.common import Labelled, ProbeTask
-from deepcluster.evaluation.options import FewLabelsOptions, LinearOptions
 from deepcluster.images.views import fixed_view
 from deepcluster.nets.network import build
 from deepcluster.runs import evaluate as evaluating

@@ -10,7 +10,7 @@ import pytest
 from deepcluster import DeepCluster, flags
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.evaluation.options import PROTOCOL_OPTIONS
+from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.recipe import Recipe, declared, read_options
 from deepcluster.runs.evaluate import PROTOCOLS
 from tests.other_values import Asked, other_value

@@ -1,4 +1,4 @@
-"""Labelled images and scores, which the protocols share.
+"""Protocol ``clustering``, and the labelled images and scores that the other protocols share.
 
 No protocol selects by a score: a probe is scored after its last epoch, never after its best one.
 """
@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deepcluster.clustering import agreement
 from deepcluster.errors import DataError, NonFiniteError, UsageError
+from deepcluster.evaluation import ClusteringOptions
 from deepcluster.images import Source
 from deepcluster.nets.network import Network
 from deepcluster.runtime.partition import Partition
@@ -172,3 +174,37 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[int] 
     if not values or not all(0 < value < 1e9 for value in values):
         raise UsageError(f"{option}={text}: give numbers above 0, with commas between them")
     return values
+
+
+def clustering(
+    clusters: Sequence[int],
+    labels: Sequence[str],
+    options: ClusteringOptions | None = None,
+    *,
+    seed: int = 0,
+) -> Iterator[NamedFigure]:
+    """Yield ``acc``, ``nmi`` (geometric mean), ``ami`` and ``ari``, then their ``_chance``: for shuffled labels.
+
+    Args:
+        clusters: Of the images.
+        labels: Of the images; "": none.
+        options: None: the defaults.
+        seed: Seed of the shuffles.
+
+    Raises:
+        DataError: No image has a label.
+    """
+    options = options or ClusteringOptions()
+    labelled = [i for i, label in enumerate(labels) if label]
+    if not labelled:
+        raise DataError("no image that has a cluster has a label: check --labels")
+    truth, assigned = [labels[i] for i in labelled], [clusters[i] for i in labelled]
+
+    yield from {"images": len(truth), "classes": len({*truth}), "clusters": len({*assigned})}.items()
+    yield from agreement.scores(truth, assigned).items()
+    drawn = []
+    for i in range(options.shuffles):
+        order = torch.randperm(len(truth), generator=generator(seed, "chance", i)).tolist()
+        drawn.append(agreement.scores([truth[j] for j in order], assigned))
+    if drawn:
+        yield from ((f"{name}_chance", sum(result[name] for result in drawn) / len(drawn)) for name in drawn[0])

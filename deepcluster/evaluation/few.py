@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from deepcluster.errors import UsageError
+from deepcluster.evaluation import FewLabelsOptions
 from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, check_finite, numbers, score
-from deepcluster.evaluation.options import FewLabelsOptions
 from deepcluster.images.views import Augmentation, fixed_view, random_views
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.runtime.console import Display, Silent

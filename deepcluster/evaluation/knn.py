@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
+from deepcluster.evaluation import KnnOptions
 from deepcluster.evaluation.common import NamedFigure, ProbeTask, accuracies, numbers
-from deepcluster.evaluation.options import KnnOptions
 from deepcluster.learning.features import extract
 from deepcluster.place import Place
 from deepcluster.runtime.console import Display, Silent

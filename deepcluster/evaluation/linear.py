@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from deepcluster.evaluation import LinearOptions
 from deepcluster.evaluation.common import Figure, NamedFigure, ProbeTask, check_finite, score
 from deepcluster.evaluation.feature_maps import Layer, chosen_layers, maps_at, pooling_of
-from deepcluster.evaluation.options import LinearOptions
 from deepcluster.images.views import centre_crop, fixed_view
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.nets.paper import reset_linear

@@ -11,12 +11,20 @@ from typing import Any, TextIO
 import torch
 
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
-from deepcluster.evaluation.clustering import clustering
-from deepcluster.evaluation.common import Figure, Labelled, NamedFigure, ProbeTask, check_apart, fingerprint, split
+from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
+from deepcluster.evaluation.common import (
+    Figure,
+    Labelled,
+    NamedFigure,
+    ProbeTask,
+    check_apart,
+    clustering,
+    fingerprint,
+    split,
+)
 from deepcluster.evaluation.few import few
 from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
-from deepcluster.evaluation.options import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
 from deepcluster.images import Source, find
 from deepcluster.images.given import true_labels
 from deepcluster.images.store import Store, check_alike, read_once
