@@ -95,7 +95,7 @@ def test_labels_of_a_table_need_no_images(run, photos, tmp_path, capsys):
     labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
     assert evaluated(capsys, run, "--labels", labels)["images"] == 2
     assert run_command(["evaluate", str(run), "--labels", "folders"]) == 3
-    assert "say where they are" in capsys.readouterr().err
+    assert "name their place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("protocol", ["clustering", "knn"])

@@ -11,6 +11,7 @@ from deepcluster.evaluation import few as room
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.few import FewLabelsOptions, class_balanced, few
 from deepcluster.nets.network import build
+from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
 
 
@@ -31,7 +32,8 @@ def task_of(seed: int = 0) -> ProbeTask:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     images, kinds = images[order], torch.tensor(kinds)[order]
     network = build("compact", image_size=16, seed=0).eval()
-    train, test = Labelled(images[:90], kinds[:90]), Labelled(images[90:], kinds[90:])
+    train = Labelled(images[:90], kinds[:90], Partition.single(90))
+    test = Labelled(images[90:], kinds[90:], Partition.single(30))
     return ProbeTask(network, train, test, ("bars", "blob", "checks"), 16, 16, seed)
 
 

@@ -12,6 +12,7 @@ from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.knn import KnnOptions, knn, weighted_votes
 from deepcluster.nets.network import build
+from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
 
 
@@ -52,8 +53,9 @@ def test_a_small_temperature_does_not_overflow():
 def task_of(seed: int = 0) -> ProbeTask:
     images, kinds = drawings(12, size=16)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
-    every = Labelled(images[order], torch.tensor(kinds)[order])
-    train, test = Labelled(every.images[:24], every.classes[:24]), Labelled(every.images[24:], every.classes[24:])
+    images, classes = images[order], torch.tensor(kinds)[order]
+    train = Labelled(images[:24], classes[:24], Partition.single(24))
+    test = Labelled(images[24:], classes[24:], Partition.single(12))
     network = build("compact", image_size=16, seed=seed).eval()
     return ProbeTask(network, train, test, ("bars", "blob", "checks"), 16, 8, seed)
 

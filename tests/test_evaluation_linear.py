@@ -20,6 +20,7 @@ from deepcluster.evaluation.linear import (
 )
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.weights import shapes_only
+from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
 from tests.helpers.said import Said
 
@@ -141,7 +142,8 @@ def colours(count: int, spread: float, seed: int) -> Labelled:
     classes = torch.randint(3, (count,), generator=random)
     middles = torch.tensor([[90.0, 128, 128], [128, 90, 150], [150, 150, 90]])
     colour = (middles[classes] + spread * torch.randn(count, 3, generator=random)).clamp(0, 255).to(torch.uint8)
-    return Labelled(colour[:, :, None, None].expand(count, 3, 8, 8).contiguous(), classes)
+    images = colour[:, :, None, None].expand(count, 3, 8, 8).contiguous()
+    return Labelled(images, classes, Partition.single(count))
 
 
 def plain_network() -> Network:
@@ -167,7 +169,7 @@ def test_the_probe_is_as_good_as_logistic_regression(spread, least):
 
 def test_the_network_is_left_alone_and_the_layers_do_not_depend_on_each_other():
     images, kinds = drawings(10, size=18)
-    every = Labelled(images, torch.tensor(kinds))
+    every = Labelled(images, torch.tensor(kinds), Partition.single(30))
     network = build("compact", image_size=16).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
 

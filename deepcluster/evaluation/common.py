@@ -5,11 +5,10 @@ No protocol selects by a score: a probe is scored after its last epoch, never af
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ from deepcluster.seeding import generator
 
 Figure = float | str
 NamedFigure = tuple[str, Figure]
-Figures = Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,12 @@ class Labelled:
     Attributes:
         images: uint8 N x 3 x S x S; if processes share the images, those of this rank.
         classes: int64, the class of every image of all ranks.
-        shared: Partition of the images among the ranks; None: they do not share.
+        partition: Partition of the images among the ranks.
     """
 
     images: Tensor
     classes: Tensor
-    shared: Partition | None = None
-
-    @property
-    def partition(self) -> Partition:
-        return self.shared or Partition.single(len(self.images))
+    partition: Partition
 
 
 @dataclass(frozen=True)
@@ -69,11 +63,11 @@ class ProbeTask:
     seed: int
 
     @property
-    def facts(self) -> Figures:
+    def facts(self) -> dict[str, Figure]:
         """Figures with which every probe begins; ``chance`` is the accuracy of the most frequent training class."""
         chance = float((self.test.classes == self.train.classes.bincount().argmax()).double().mean())
-        images = {"train_images": len(self.train.classes), "images": len(self.test.classes)}
-        return images | {"classes": len(self.names), "chance": chance}
+        train, test = len(self.train.classes), len(self.test.classes)
+        return {"train_images": train, "images": test, "classes": len(self.names), "chance": chance}
 
 
 def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -111,13 +105,20 @@ def _identities(source: Source) -> Iterator[tuple[object, str]]:
 
     @cache
     def identity(place: str) -> object:
-        with suppress(OSError, ValueError):
-            status = os.stat(place)  # noqa: PTH116 (a location may be no path)
-            return (status.st_dev, status.st_ino) if status.st_ino else place  # 0: a file system without numbers
-        return place
+        status = _status(place)
+        # 0: a file system without numbers.
+        return (status.st_dev, status.st_ino) if status is not None and status.st_ino else place
 
     for origin in map(source.origin, range(len(source.paths))):
         yield identity(origin.source), origin.member
+
+
+def _status(place: str) -> os.stat_result | None:
+    """Return the status of a file or folder; None for a place that is no path or does not exist."""
+    try:
+        return os.stat(place)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
 
 
 def fingerprint(source: Source, labels: Sequence[str]) -> str:
@@ -131,12 +132,8 @@ def fingerprint(source: Source, labels: Sequence[str]) -> str:
     for path, label in zip(source.paths, labels, strict=True):
         add(path, label)
     for place in dict.fromkeys(source.origin(i).source for i in range(len(source.paths))):
-        stamp: tuple[int, ...] = ()
-        with suppress(OSError, ValueError):
-            if not Path(place).is_dir():
-                status = Path(place).stat()
-                stamp = (status.st_size, status.st_mtime_ns)
-        add(place, *stamp)
+        status = _status(place)
+        add(place, *(() if status is None or stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)))
     return digest.hexdigest()
 
 
