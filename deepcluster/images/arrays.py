@@ -160,28 +160,23 @@ def _without_advice(error: Exception) -> Exception:
     return error
 
 
-class NumpyFile:
-    """The uint8 images of an .npy file, read by number.
+def _rows_on_disk(file: Path, shape: tuple[int, ...], begin: int) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """Return a function that reads the i-th uint8 image of an .npy file, whose numbers start at byte ``begin``.
 
     It is not mapped, because the process would die of SIGBUS if the file shrank. Reading raises DataError instead.
-
-    Args:
-        array: ``file`` as numpy maps it; only its shape and offset are used.
     """
+    stream, size = file.open("rb", buffering=0), math.prod(shape[1:])
 
-    def __init__(self, file: Path, array: np.memmap[Any, Any]):
-        self.file, self.shape, self._begin = file, array.shape, array.offset
-        self._stream = file.open("rb", buffering=0)
-
-    def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
-        size = int(np.prod(self.shape[1:]))
-        data = os.pread(self._stream.fileno(), size, self._begin + i * size)
+    def row(i: int) -> npt.NDArray[np.uint8]:
+        data = os.pread(stream.fileno(), size, begin + i * size)
         if len(data) != size:
             raise DataError(
-                f"{one_line(str(self.file))} became shorter while it was read: wait until it is complete, then run the"
-                " same command again"
+                f"{one_line(str(file))} became shorter while it was read: wait until it is complete, then run the same"
+                " command again"
             )
-        return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
+        return np.frombuffer(data, np.uint8).reshape(shape[1:])
+
+    return row
 
 
 @contextmanager
@@ -200,12 +195,10 @@ def reading(what: str, file: Path) -> Iterator[None]:
 
 def from_numpy_file(file: Path) -> Source:
     """Return the images of an .npy or .npz file, of an .npz also the labels."""
-    labels = None
+    labels = row = None
     with reading("the array", file):
         array = load_array(file, mmap_mode="r")
-        if isinstance(array, np.memmap):
-            images = NumpyFile(file, array) if array.flags.c_contiguous else load_array(file)
-        else:
+        if not isinstance(array, np.memmap):
             with array as archive:  # an .npz has to be unpacked
                 name, label_name = _images_and_labels(archive.files, file)
                 # Before anything is unpacked: a few kilobytes may become gigabytes, but no more than this.
@@ -213,9 +206,13 @@ def from_numpy_file(file: Path) -> Source:
                 needed = sum(e.file_size for e in entries if e.filename.removesuffix(".npy") in (name, label_name))
                 way_out = "save the images with np.save as .npy, which is read from the disk"
                 check_fits(f"unpacking {one_line(str(file))}", needed, way_out)
-                images = array = archive[name]
+                array = archive[name]
                 labels = archive[label_name] if label_name else None
-    return from_array(array, file.stem, str(file), labels, images)
+        elif array.flags.c_contiguous:
+            row = _rows_on_disk(file, array.shape, array.offset)
+        else:
+            array = load_array(file)
+    return from_array(array, file.stem, str(file), labels, row)
 
 
 def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | None]:
@@ -261,7 +258,7 @@ def from_array(
     name: str,
     location: str,
     labels: npt.NDArray[Any] | None = None,
-    images: NumpyFile | npt.NDArray[Any] | None = None,
+    row: Callable[[int], npt.NDArray[np.uint8]] | None = None,
 ) -> Source:
     """Return the images of an array.
 
@@ -269,30 +266,31 @@ def from_array(
         array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in
             memory also floats in [0, 1].
         labels: One per image.
-        images: The images to read; default: the array itself.
+        row: Reads the i-th image; default: from the array.
 
     Raises:
         DataError: Another type, another shape, or another number of labels.
     """
-    title = "the array" if location == "python:array" else f"the array {one_line(location)}"
+    in_memory = location == "python:array"
+    title = "the array" if in_memory else f"the array {one_line(location)}"
     if not array.ndim or not len(array) or not _is_image(array.shape[1:]):
         raise DataError(
             f"{title} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1,"
             " 3, 4"
         )
-    if images is None and array.dtype.kind == "f":
+    if in_memory and array.dtype.kind == "f":
         if not all(map(is_unit, array)):
             raise DataError(f"{title} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):
         raise DataError(f"{title} has {labels.size} labels for {len(array)} images")
-    rows, place = array if images is None else images, real(location)
+    row, place = row or array.__getitem__, real(location)
     return Source(
         name=name,
         location=location,
         paths=numbered(len(array)),
-        read=lambda i, size=None: as_image(rows[i]),
+        read=lambda i, size=None: as_image(row(i)),
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
         skipped=(),
         place=lambda i: Origin(place, str(i)),

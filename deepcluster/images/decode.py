@@ -197,27 +197,23 @@ def not_a_file(mode: int) -> str:
 
 def _examine(file: Path | BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
     """Return look(image of which only the header is read), with the errors of ``decode``."""
-    if not isinstance(file, Path):
-        return _examine_stream(file, look)
-    status = file.stat()
-    kind = status.st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
-        raise Undecodable(not_a_file(kind))
-    if stat.S_ISREG(kind) and not status.st_size:  # not opened, see is_empty
-        raise Undecodable("empty file")
-    if status.st_size <= SMALL_FILE:
-        return _examine_stream(BytesIO(file.read_bytes()), look)
-    with file.open("rb") as stream:
-        return _examine_stream(stream, look)
-
-
-def _examine_stream(stream: BinaryIO, look: Callable[[Image.Image], Result]) -> Result:
-    stream.seek(0)
-    start = stream.read(_FTYP)
+    if isinstance(file, Path):
+        status = file.stat()
+        kind = status.st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a FIFO would wait forever; a folder fails below
+            raise Undecodable(not_a_file(kind))
+        if stat.S_ISREG(kind) and not status.st_size:  # not opened, see is_empty
+            raise Undecodable("empty file")
+        if status.st_size > SMALL_FILE:
+            with file.open("rb") as stream:
+                return _examine(stream, look)
+        file = BytesIO(file.read_bytes())
+    file.seek(0)
+    start = file.read(_FTYP)
     if not start:
         raise Undecodable("empty file")
     try:
-        with Image.open(stream, formats=accepted_formats()) as image:
+        with Image.open(file, formats=accepted_formats()) as image:
             _check_size(image.width * image.height)
             return look(image)
     except (MemoryError, Undecodable):

@@ -6,11 +6,10 @@ again with quality 75 differ by at most .07, those at 2/3 of their size by .08 (
 .24 or more from every other, and all of the rest that differ by less than .1 are true copies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -60,9 +59,9 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
 
     ties = [torch.empty(0, 2, dtype=torch.int64)]
     for turn in TURNS:
-        turned, order = _sorted(hashes, light, turn)
-        for step in range(1, min(WINDOW, partition.total - 1) + 1):
-            pairs = on_all(partial(_near, turned, order, step))
+        near = _near(hashes, light, turn)
+        for _ in range(min(WINDOW, partition.total - 1)):
+            pairs = on_all(partial(next, near))
             distances = apart(pairs)
             if processes.is_main:
                 ties.append(pairs[distances <= ALIKE])
@@ -89,18 +88,18 @@ def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return hashes, pixels.float().mean(1), torch.cat([contrast, pixels], 1)
 
 
-def _sorted(hashes: Tensor, light: Tensor, turn: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Return all hashes rotated by ``turn``, and the order of the images by them, then by lightness."""
+def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
+    """Yield pairs of images (n x 2) with nearly equal hashes: neighbours in sorted order, then the next but one, ...
+
+    The order is that of the hashes rotated by ``turn``, then of lightness.
+    """
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
-    return turned, np.lexsort((light.numpy(), turned))
-
-
-def _near(turned: npt.NDArray[np.uint64], order: npt.NDArray[np.int64], step: int) -> Tensor:
-    """Return pairs of images (n x 2) that are ``step`` apart in the order, and whose hashes hardly differ."""
-    one, other = order[:-step], order[step:]
-    near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
-    return torch.from_numpy(np.stack([one[near], other[near]], 1))
+    order = np.lexsort((light.numpy(), turned))
+    for step in range(1, WINDOW + 1):
+        one, other = order[:-step], order[step:]
+        near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
+        yield torch.from_numpy(np.stack([one[near], other[near]], 1))
 
 
 def _spanning(pairs: Tensor) -> Tensor:

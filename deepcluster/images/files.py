@@ -15,7 +15,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images import arrays, named, shards
-from deepcluster.images.arrays import is_tensor, reader
+from deepcluster.images.arrays import is_tensor, reader, reading
 from deepcluster.images.decode import SUFFIXES, decode, explain, is_empty, not_a_file, one_line, short_side
 from deepcluster.images.source import WHAT_TO_TYPE, Origin, Source, is_run, numbered
 from deepcluster.runtime.plain_files import MOST_TEXT, PATH_COLUMNS, check_file
@@ -86,10 +86,7 @@ def is_named(text: str) -> bool:
 
 def check_there(text: str) -> None:
     """Raise DataError if a text as for IMAGES names no file or folder. Nothing is opened or downloaded."""
-    if text == "-" or is_named(text):
-        return
-    path = absolute(os.path.expanduser(text))  # noqa: PTH111
-    if not os.path.lexists(path):
+    if not (text == "-" or is_named(text) or os.path.lexists(os.path.expanduser(text))):  # noqa: PTH111
         _from_path(text)
 
 
@@ -225,15 +222,11 @@ def _distinct(lines: Iterable[str], folder: Path | None = None) -> list[tuple[st
     """Return (path as written, its file), no file twice."""
     files: dict[Path, str] = {}
     for line in lines:
-        path = _unquoted(line, folder)
+        # File managers put quotes around a path, but a file may have them in its name.
+        quoted = re.fullmatch(r"""(["'])([^"']+)\1""", line)
+        path = quoted[2] if quoted and not os.path.lexists(located(line, folder)) else line
         files.setdefault(located(path, folder), path)
     return [(path, file) for file, path in files.items()]
-
-
-def _unquoted(path: str, folder: Path | None) -> str:
-    """Return the path without the quotes that file managers put around it, unless a file has them in its name."""
-    quoted = re.fullmatch(r"""(["'])([^"']+)\1""", path)
-    return path if quoted is None or os.path.lexists(located(path, folder)) else quoted[2]
 
 
 def located(path: str, folder: Path | None = None) -> Path:
@@ -280,13 +273,9 @@ def _sent(stdin: TextIO | None) -> list[str]:
 
 def _listed(file: Path) -> list[str]:
     """Return the paths in a list. Raise DataError if it is a table."""
-    try:
+    with reading("the list", file):
         check_file(file, MOST_TEXT)
         lines = _lines(file.read_bytes())
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {one_line(str(file))}: {explain(error)}") from error
     cells = [cell.strip(" \"'") for cell in re.split("[,;\t]", lines[0])] if lines else []
     column = next((cell for cell in cells if cell.lower() in PATH_COLUMNS), "")
     is_table = len(cells) > 1 and (column or file.suffix.lower() in (".csv", ".tsv"))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, UsageError
 from deepcluster.images.arrays import is_tensor, load_array, reading
-from deepcluster.images.decode import Undecodable, explain, one_line
+from deepcluster.images.decode import Undecodable, one_line
 from deepcluster.images.files import absolute, from_files, from_list, located
 from deepcluster.images.source import Source, numbered
 from deepcluster.runtime.plain_files import PATH_COLUMNS, read_columns
@@ -103,15 +103,11 @@ def _images_of_rows(file: Path, count: int) -> Source:
 
 def _paths_in(table: Path) -> list[tuple[str, Path]]:
     paths: dict[str, Path] = {}
-    try:
+    with reading("the paths", table):
         for line, row in read_columns(table, {"path": PATH_COLUMNS}):
             if not row["path"]:
-                raise DataError(f"{one_line(str(table))} has no path in line {line}: give each row one")
+                raise DataError(f"{one_line(str(table))} has no path in line {line}: every row needs one")
             paths[row["path"]] = located(row["path"], table.parent)
-    except DataError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"cannot read {one_line(str(table))}: {explain(error)}") from error
     return [*paths.items()]
 
 
@@ -158,24 +154,22 @@ def check_labels_there(spec: str) -> None:
 
 
 def _read_labels(file: Path) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    lines: dict[str, int] = {}
+    labels: dict[str, tuple[str, int]] = {}
     try:
         for line, row in read_columns(file, {"path": PATH_COLUMNS, "label": LABEL_COLUMNS}):
             path, label = _plain(row["path"]), row["label"].strip()
-            first = lines.setdefault(path, line)
-            if labels.setdefault(path, label) != label:
+            former, first = labels.setdefault(path, (label, line))
+            if former != label:
                 raise DataError(
-                    f"--labels {file}: {path} is {labels[path]!r} in line {first} and {label!r} in line {line}:"
+                    f"--labels {file}: {path} is {former!r} in line {first} and {label!r} in line {line}:"
                     " remove one of the two lines"
                 )
     except DataError:
         raise
-    except OSError as error:
-        raise UsageError(f"--labels {file}: {error.strerror}; give `folders` or a CSV file of path,label") from None
-    except (csv.Error, ValueError) as error:
-        raise DataError(f"--labels {file}: {error}; give `folders` or a CSV file of path,label") from None
-    return labels
+    except (OSError, csv.Error, ValueError) as error:
+        kind, reason = (UsageError, error.strerror) if isinstance(error, OSError) else (DataError, error)
+        raise kind(f"--labels {file}: {reason}; give `folders` or a CSV file of path,label") from None
+    return {path: label for path, (label, _) in labels.items()}
 
 
 def _plain(path: str) -> str:

@@ -9,7 +9,7 @@ import tarfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from posixpath import splitext
 from threading import local
@@ -94,7 +94,7 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     archives, paths, reasons = _Archives([*files.values()]), list[str](), [*skipped]
     labels, folders = list[str](), list[str]()
     for shard, file in files.items():
-        members = _read_headers(file)
+        members = _Members(file)
         archives.add(members)
         paths += [f"{shard}/{member}" for member in members.images]
         labels += [members.labels.get(_key(member), "") for member in members.images]
@@ -126,9 +126,8 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     )
 
 
-@dataclass(frozen=True)
 class _Members:
-    """Members of one archive.
+    """Members of one archive, whose headers are read once.
 
     Attributes:
         images: Position and size of an image, by its name.
@@ -136,9 +135,86 @@ class _Members:
         skipped: Reasons by name; "" is the archive itself.
     """
 
-    images: dict[str, tuple[int, int]] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    def __init__(self, file: Path):
+        self.images: dict[str, tuple[int, int]] = {}
+        self.labels: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        try:
+            reason = "empty file" if is_empty(file) else self._read(file)
+        except OSError as error:
+            reason = explain(error)
+        if reason or not self.images:
+            self.skipped[""] = reason or "no image in it"
+
+    def _read(self, file: Path) -> str:
+        """Take all members; return the damage, or ""."""
+        with _Headers(io.FileIO(file)) as stream:
+            begin, length, at = stream.peek(), file.stat().st_size, 0
+            if program := next((name for sign, name in _COMPRESSED.items() if begin.startswith(sign)), None):
+                return f"compressed: unpack it once with {program} -dc"
+            try:
+                with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
+                    while (member := tar.next()) is not None:
+                        tar.members = []  # type: ignore[attr-defined]  # it would keep all headers of 1 kB
+                        plain = member.isreg() and not member.issparse()
+                        # With a size below 0 the same header could come again, forever.
+                        if (
+                            member.size < 0
+                            or tar.offset <= member.offset
+                            or (plain and member.offset_data + member.size > length)
+                        ):
+                            break
+                        at = tar.offset
+                        self._take(member, stream, plain=plain)
+                # An archive ends with zeros. Anything else is damage, or another archive behind the first.
+                stream.seek(min(at, length))
+                damaged = at >= length or any(part.strip(b"\0") for part in iter(lambda: stream.read(1 << 20), b""))
+            except (MemoryError, OSError):
+                raise
+            except Exception:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
+                damaged = True
+        return f"not a tar archive, or cut off, from byte {at} on: the rest is not read" if damaged else ""
+
+    def _take(self, member: tarfile.TarInfo, stream: BinaryIO, *, plain: bool) -> None:
+        """Take a member if it is an image, a label, or something that a user would miss."""
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
+            return
+        name, kind = "/".join(parts), parts[-1].lower().partition(".")[2]
+        if kind in ("cls", "json"):
+            if plain and member.size <= _LONGEST_LABEL:
+                stream.seek(member.offset_data)
+                label, key = _label_in(stream.read(member.size), kind), _key(name)
+                if label is not None and (kind == "cls" or key not in self.labels):
+                    self.labels[key] = sys.intern(label)
+            return
+        if is_shard(name):
+            reason = "an archive within an archive, not read"
+        elif splitext(name)[1].lower() not in SUFFIXES:
+            return
+        elif "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+            reason = "not a possible file name"
+        elif not plain:
+            reason = "a link, a device or a sparse file, not read"
+        elif name in self.images:
+            reason = "a second member of this name; the first is used"
+        else:
+            self.images[name] = (member.offset_data, member.size)
+            return
+        shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
+        taken = shown in self.images or shown in self.skipped
+        self.skipped[f"{shown}#{member.offset}" if taken else shown] = reason
+
+
+def _label_in(content: bytes, kind: str) -> str | None:
+    """Return the label in a .cls or .json member, None if it has none."""
+    if kind == "cls":
+        return content.decode(errors="replace").strip()
+    with suppress(ValueError, RecursionError):
+        described = json.loads(content)
+        label = described.get("label") if isinstance(described, dict) else None
+        return str(label).strip() if isinstance(label, str | int | float) else None
+    return None
 
 
 class _Archives:
@@ -169,96 +245,6 @@ class _Archives:
             return io.BufferedReader(Spliced(b"", stream, begin, begin + size))
         stream.seek(begin)
         return io.BytesIO(stream.read(size))
-
-
-def _read_headers(file: Path) -> _Members:
-    members = _Members()
-    try:
-        if is_empty(file):
-            reason = "empty file"
-        else:
-            with _Headers(io.FileIO(file)) as stream:
-                begin = stream.peek()
-                program = next((name for sign, name in _COMPRESSED.items() if begin.startswith(sign)), None)
-                reason = f"compressed: unpack it once with {program} -dc" if program else _read_members(stream, members)
-    except OSError as error:
-        reason = explain(error)
-    if reason or not members.images:
-        members.skipped[""] = reason or "no image in it"
-    return members
-
-
-def _read_members(stream: "_Headers", members: _Members) -> str:
-    """Fill in the members of an archive; return the damage, or ""."""
-    length = os.fstat(stream.fileno()).st_size
-    at = 0
-    try:
-        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep all headers of 1 kB
-                plain = member.isreg() and not member.issparse()
-                end = member.offset_data + member.size
-                # With a size below 0 the same header could come again, forever.
-                if member.size < 0 or tar.offset <= member.offset or (plain and end > length):
-                    return _damaged(member.offset)
-                at = tar.offset
-                _take(member, stream, members, plain=plain)
-    except (MemoryError, OSError):
-        raise
-    except Exception:  # of damaged headers: ReadError, ValueError, OverflowError, RecursionError, ...
-        return _damaged(at)
-    # An archive ends with zeros. Anything else is damage, or another archive behind the first.
-    stream.seek(min(at, length))
-    rest = iter(lambda: stream.read(1 << 20), b"")
-    return "" if at < length and not any(part.strip(b"\0") for part in rest) else _damaged(at)
-
-
-def _damaged(at: int) -> str:
-    return f"not a tar archive, or cut off, from byte {at} on: the rest is not read"
-
-
-def _take(member: tarfile.TarInfo, stream: BinaryIO, members: _Members, *, plain: bool) -> None:
-    """Fill in one member if it is an image, a label, or something that a user would miss."""
-    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    if member.isdir() or not parts or any(part.startswith(".") and part != ".." for part in parts):
-        return
-    name = "/".join(parts)
-    suffix, kind = splitext(name)[1].lower(), parts[-1].lower().partition(".")[2]
-    if kind in ("cls", "json"):
-        if plain and member.size <= _LONGEST_LABEL:
-            _take_label(stream, member, kind, _key(name), members.labels)
-        return
-    if is_shard(name):
-        reason = "an archive within an archive, not read"
-    elif suffix not in SUFFIXES:
-        return
-    elif "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
-        reason = "not a possible file name"
-    elif not plain:
-        reason = "a link, a device or a sparse file, not read"
-    elif name in members.images:
-        reason = "a second member of this name; the first is used"
-    else:
-        members.images[name] = (member.offset_data, member.size)
-        return
-    shown = name.replace("\0", " ")[: _LONGEST_NAME // 4]
-    taken = shown in members.images or shown in members.skipped
-    members.skipped[f"{shown}#{member.offset}" if taken else shown] = reason
-
-
-def _take_label(stream: BinaryIO, member: tarfile.TarInfo, kind: str, key: str, labels: dict[str, str]) -> None:
-    stream.seek(member.offset_data)
-    content = stream.read(member.size)
-    if kind == "cls":
-        labels[key] = sys.intern(content.decode(errors="replace").strip())
-    elif b'"label"' in content and key not in labels:
-        try:
-            described = json.loads(content)
-        except (ValueError, RecursionError):
-            return
-        label = described.get("label") if isinstance(described, dict) else None
-        if isinstance(label, str | int | float):
-            labels[key] = sys.intern(str(label).strip())
 
 
 def _key(name: str) -> str:

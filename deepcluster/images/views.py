@@ -120,13 +120,8 @@ def random_affine(count: int, how: Augmentation, random: torch.Generator) -> Ten
     mirror = 1.0 - 2.0 * (torch.rand(count, generator=random) < how.flip).float()
     angle = uniform(-how.rotation, how.rotation) * (math.pi / 180)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.stack(
-        [
-            torch.stack([cos * width * mirror, -sin * height, x], 1),
-            torch.stack([sin * width * mirror, cos * height, y], 1),
-        ],
-        1,
-    )
+    to_x, to_y = [cos * width * mirror, -sin * height, x], [sin * width * mirror, cos * height, y]
+    return torch.stack(to_x + to_y, 1).view(count, 2, 3)
 
 
 def random_colours(count: int, how: Augmentation, random: torch.Generator) -> Tensor:
