@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from deepcluster.runtime.threads import cores, in_order, made_ahead, one_thread, torch_workers
+from deepcluster.runtime.threads import in_order, made_ahead, one_thread, torch_workers
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -80,7 +80,3 @@ def test_threads_are_one_inside_and_as_before_outside():
     finally:
         torch.set_num_threads(before)
     assert blas_threads() == blas_before
-
-
-def test_cores():
-    assert 1 <= cores() <= 4096

@@ -141,7 +141,7 @@ def _write(
     report: bool = True,
 ) -> None:
     """Write the new groups of the model, and the files that depend on them."""
-    models.save_groups(model, folder)
+    models.save_in_run(model, folder, network=False)
     source = images_at_hand(folder, source, rows.paths[: rows.fitted]) if report else None
     result = describe(model, rows, placement)
     write_result(folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report)

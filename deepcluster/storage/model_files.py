@@ -106,16 +106,12 @@ def save(model: Model, folder: Path) -> None:
     write_whole(folder / CONFIG, lambda file: file.write(text))
 
 
-def save_in_run(model: Model, run: LockedFolder) -> None:
-    """Write the model of a run."""
-    weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
-    groups = run.write_tensors(f"model/{GROUPS}", groups_tensors(model))
-    run.write_text(f"model/{CONFIG}", _config(model, weights, groups))
-
-
-def save_groups(model: Model, run: LockedFolder) -> None:
-    """Write the groups of a run's model, which is otherwise as it was read from there."""
-    weights = run.read_json(f"model/{CONFIG}", {"weights_sha256": str})["weights_sha256"]
+def save_in_run(model: Model, run: LockedFolder, *, network: bool = True) -> None:
+    """Write the model of a run; without ``network`` its groups alone, if the rest is as it was read from there."""
+    if network:
+        weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
+    else:
+        weights = run.read_json(f"model/{CONFIG}", {"weights_sha256": str})["weights_sha256"]
     groups = run.write_tensors(f"model/{GROUPS}", groups_tensors(model))
     run.write_text(f"model/{CONFIG}", _config(model, weights, groups))
 
