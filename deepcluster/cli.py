@@ -1,6 +1,7 @@
 """The commands, and the printing of results and errors.
 
-A command imports torch only after all checks that need none: arguments, paths, runs, the number of images.
+A command imports torch only after all checks that need none: arguments, paths, runs, the number of images. Help and
+checks of arguments need no numpy either.
 """
 
 import json
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
-import numpy as np
 from cyclopts import App, Group, Parameter, validators
 
 import deepcluster
@@ -29,10 +29,6 @@ from deepcluster import errors, flags
 from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
-from deepcluster.images import find
-from deepcluster.images.decode import accepted_formats
-from deepcluster.images.files import check_there, is_named
-from deepcluster.images.given import check_features_there, check_labels_there
 from deepcluster.nets import hub
 from deepcluster.nets.names import FEATURES, PUBLISHED, backbone_of
 from deepcluster.presets import PRESETS, Facts, check_groups, check_weights, options_of, resolve
@@ -42,11 +38,8 @@ from deepcluster.report.text import count
 from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size
-from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import read_edits
-from deepcluster.storage.run_folder import PREDICTIONS, check_free, open_run, read_state
-from deepcluster.storage.state import own_files
 
 if TYPE_CHECKING:
     from deepcluster.images import Source
@@ -120,6 +113,10 @@ def fit(
 
 def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Source | str":
     """Return the images, or the name of the file of features, after all checks that need no torch."""
+    from deepcluster.images.files import find, is_named
+    from deepcluster.images.given import check_features_there, check_labels_there
+    from deepcluster.storage.run_folder import check_free
+
     if given.out is not None and not given.dry_run:
         check_free(given.out, overwrite=given.overwrite, resume=given.resume)
     if given.labels is not None:
@@ -154,6 +151,8 @@ def predict(
         reject: Cluster -1 for images far from every cluster, or in one marked as junk.
     """
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
+        from deepcluster.storage.run_folder import PREDICTIONS
+
         source = _images_for(run_, images)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
         sizes: Counter[int] = Counter()  # by cluster
@@ -194,6 +193,10 @@ def embed(
         parts = [part for _, part in _predictions(run_, source, device, terminal, shared)]
     if not is_main_rank():
         return
+    import numpy as np
+
+    from deepcluster.runtime.plain_files import write_csv
+
     features = np.concatenate([part.reduced.numpy() for part in parts])
     paths = [{"path": path} for part in parts for path in part.paths]
     signals.check()
@@ -251,6 +254,8 @@ def update(
     output: flags.Output = flags.OUTPUT,
 ) -> None:
     """Add images to a finished run without training: they get places in its clusters, which keep numbers and names."""
+    from deepcluster.storage.run_folder import open_run
+
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
         source = _images_for(run_, images)
         from deepcluster.runs.update import update as update_run
@@ -294,6 +299,8 @@ def similar(
         image: An image file, or the path of an image in clusters.csv.
         n: How many.
     """
+    from deepcluster.storage.run_folder import open_run
+
     _check_run(run_)
     if not os.path.lexists(image) and all(row["path"] != image for row in open_run(run_).read_clusters()):
         raise DataError(f"{short(image)} is no file, and no path in {run_ / 'clusters.csv'}: name one of these")
@@ -336,6 +343,9 @@ def evaluate(
     kind(**options)  # checks them together
     values = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
+        from deepcluster.images.files import check_there
+        from deepcluster.images.given import check_labels_there
+
         _check_run(run_)
         for text in filter(None, (images, train)):
             check_there(text)
@@ -449,6 +459,7 @@ def fetch(
 @app.command
 def doctor(*, as_json: flags.Json = False) -> None:
     """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
+    from deepcluster.images.decode import accepted_formats
     from deepcluster.runtime.devices import choose_device, environment
 
     facts = {
@@ -496,6 +507,8 @@ def _session(images: str | None, quiet: bool, *, to_stderr: bool) -> "Iterator[t
 
 def _check_run(run: Path) -> "RunRecord":
     """Return the record of a run, with a warning if its result is preliminary. DiskError if there is no run."""
+    from deepcluster.storage.run_folder import read_state
+
     record = read_state(run, lambda folder: folder.read_record())
     if record.result == PRELIMINARY:
         warnings.warn(
@@ -509,6 +522,9 @@ def _check_run(run: Path) -> "RunRecord":
 
 def _images_for(run: Path, images: str) -> "Source | str":
     """Return images for the model of a run, or the name of the file of features for one of these."""
+    from deepcluster.images.files import find
+    from deepcluster.images.given import check_features_there
+
     if _check_run(run).backbone == FEATURES:
         check_features_there(images)
         return images
@@ -524,6 +540,8 @@ def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> P
 
 def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
     """Yield the files of a run and of images."""
+    from deepcluster.storage.state import own_files
+
     yield from (run / name for name in own_files(run))
     if isinstance(images, str):  # an image, or features with their paths beside them
         place = Path(images)
@@ -579,6 +597,8 @@ def _write_table(
 
 
 def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
+    from deepcluster.runtime.plain_files import write_csv
+
     if as_json:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     else:
