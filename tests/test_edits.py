@@ -91,6 +91,15 @@ def test_edits_that_do_not_fit(changes, message):
         moving(tiny_model(names=("", "", "")), **changes)
 
 
+def test_a_cluster_that_all_images_have_left_is_gone():
+    """Its centroid is none of the images."""
+    model = tiny_model(names=("a", "b", "c"))
+    rows = 0.9 * model.groups.centroids
+    changed = edited(model, Edits("", {}, (), None, (), ((1, 2),)), rows, [f"{i}.png" for i in range(4)])
+    assert changed.place(rows).cluster.tolist() == [0, 2, 2, 0]
+    assert set(changed.groups.groups.tolist()) == {0, 2} and changed.names == ("a", "", "c")
+
+
 def test_a_number_that_was_merged_away_is_no_cluster_any_more():
     once = edited(tiny_model(names=("", "", "")), Edits("", {}, ((0, 1),), None))
     with pytest.raises(UsageError, match="there is no cluster 1: the clusters are 0, 2"):
