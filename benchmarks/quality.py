@@ -48,7 +48,7 @@ def pixels(images: str, most: int = 32) -> tuple[npt.NDArray[np.float32], list[s
     from deepcluster.images import find
     from deepcluster.images.store import preview
 
-    with read(images, min(most, preview(find(images)).short_side)) as (stored, labels):
+    with read(images, min(most, preview(find(images))[0])) as (stored, labels):
         rows = stored.permute(0, 2, 3, 1).numpy().reshape(len(labels), -1).astype(np.float32) / 255
     return rows, labels
 

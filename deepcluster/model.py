@@ -68,7 +68,7 @@ class Model:
     def measure(self, images: Images | Tensor, progress: Progress = ignore_progress) -> tuple[Tensor, Tensor]:
         """Return the result of :meth:`transform`, and the residuals (float32, N) by which an image is an outlier."""
         if self.of_features:
-            return self.measure_features(read_features(images).features)  # type: ignore[arg-type]
+            return self.measure_features(read_features(images)[0])  # type: ignore[arg-type]
         stored = (3, self.store_size, self.store_size)
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != stored:
             self.check_room()

@@ -144,8 +144,8 @@ def test_paths_that_do_not_fit(beside, text, message, tmp_path: Path, monkeypatc
 def test_paths_in_a_table_beside_as_embed_writes_them(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.ones((2, 2), np.float16))
     (tmp_path / "f.csv").write_text('path\na.jpg\n"b, c.jpg"\n')
-    given = read_features(tmp_path / "f.npy")
-    assert given.source.paths == ("a.jpg", "b, c.jpg") and given.features.dtype == torch.float32
+    features, source = read_features(tmp_path / "f.npy")
+    assert source.paths == ("a.jpg", "b, c.jpg") and features.dtype == torch.float32
 
 
 def test_without_paths_the_rows_are_numbered_and_the_report_has_no_pictures(tmp_path: Path) -> None:

@@ -62,12 +62,11 @@ def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
     Raises:
         UsageError: A name is not that of a layer.
     """
-    layers = layers_of(network)
-    chosen = [name.strip() for name in names.split(",")] if names else [layer.name for layer in layers]
-    available = [layer.name for layer in layers]
-    if missing := [name for name in chosen if name not in available]:
-        raise UsageError(f"layers={names}: there is no layer {missing[0]!r}; the network has {', '.join(available)}")
-    return tuple(layer for layer in layers if layer.name in chosen)
+    layers = {layer.name: layer for layer in layers_of(network)}
+    chosen = [name.strip() for name in names.split(",")] if names else [*layers]
+    if missing := [name for name in chosen if name not in layers]:
+        raise UsageError(f"layers={names}: there is no layer {missing[0]!r}; the network has {', '.join(layers)}")
+    return tuple(layer for name, layer in layers.items() if name in chosen)
 
 
 class _Reached(Exception):

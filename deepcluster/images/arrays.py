@@ -292,7 +292,6 @@ def from_array(
         paths=numbered(len(array)),
         read=lambda i, size=None: as_image(row(i)),
         labels=None if labels is None else tuple(map(str, labels.ravel().tolist())),
-        skipped=(),
         place=lambda i: Origin(place, str(i)),
     )
 
@@ -341,7 +340,7 @@ def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) ->
         len(shape) not in (2, 3)
         or not all(isinstance(side, Integral) for side in shape)
         or min(shape) < 1
-        or (len(shape) == 3 and shape[2] not in CHANNELS)
+        or (*shape, 1)[2] not in CHANNELS
     ):
         raise ValueError(f"image_shape={shape} must be (H, W), or (H, W, C) with C one of 1, 3, 4")
     elif math.prod(shape) != width:

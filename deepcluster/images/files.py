@@ -64,7 +64,7 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
     if _is_dataset(images):
         if not len(images):
             raise DataError(f"no images in the {type(images).__name__} that was passed")
-        return Source("dataset", "python:dataset", numbered(len(images)), reader(images), None, ())
+        return Source("dataset", "python:dataset", numbered(len(images)), reader(images))
     raise DataError(
         f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths, an array or tensor, or a "
         "Dataset that has a length"

@@ -6,7 +6,6 @@ True labels serve metrics after the fact and nothing else.
 import csv
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +31,11 @@ WHAT_FEATURES_ARE = (
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
-@dataclass(frozen=True)
-class GivenFeatures:
-    """Features (float32, N x D) and their images: only paths if there are no files."""
+def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> "tuple[Tensor, Source]":
+    """Read features from an .npy file, or take those of an array.
 
-    features: "Tensor"
-    source: Source
-
-
-def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatures:
-    """Read features from an .npy file, or take those of an array. Without paths the rows are numbered.
+    Returns:
+        The features (float32, N x D) and their images: only paths if there are no files, numbers without paths.
 
     Raises:
         DataError: They are not N x D finite numbers, or the number of paths differs.
@@ -49,14 +43,14 @@ def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> GivenFeatu
     if is_tensor(given):
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray):
-        return GivenFeatures(_checked(given, "the array"), _rows_alone(len(given), "features"))
+        return _checked(given, "the array"), _rows_alone(len(given), "features")
     file = absolute(given)
     if file.suffix.lower() != SUFFIX:
         raise DataError(f"{one_line(str(given))} has no features: {WHAT_FEATURES_ARE}")
     with reading("the features", file):
         array = load_array(file)
     features = _checked(array, one_line(str(file)))
-    return GivenFeatures(features, _images_of_rows(file, len(features)))
+    return features, _images_of_rows(file, len(features))
 
 
 def check_features_there(given: str) -> None:
@@ -115,7 +109,7 @@ def _rows_alone(count: int, name: str) -> Source:
     def read(i: int, size: int | None = None) -> Image.Image:
         raise Undecodable("features without a file")
 
-    return Source(name, "python:array", numbered(count), read, None, ())
+    return Source(name, "python:array", numbered(count), read)
 
 
 def true_labels(spec: str, source: Source) -> list[str]:

@@ -50,7 +50,7 @@ def from_torchvision(name: str) -> Source:
             "type the same again, or download it on another machine and copy that folder here"
         ) from error
 
-    return Source(title, f"torchvision:{title}", numbered(len(dataset)), reader(dataset), _targets(dataset), ())
+    return Source(title, f"torchvision:{title}", numbered(len(dataset)), reader(dataset), _targets(dataset))
 
 
 def cache_folder(name: str) -> Path:
@@ -78,7 +78,7 @@ def from_hugging_face(name: str) -> Source:
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     labels = _hugging_face_labels(dataset)
-    return Source(name.rpartition("/")[2], f"hf:{name}", numbered(len(dataset)), reader(dataset), labels, ())
+    return Source(name.rpartition("/")[2], f"hf:{name}", numbered(len(dataset)), reader(dataset), labels)
 
 
 def _unreachable(name: str) -> Exception | None:

@@ -59,8 +59,8 @@ class Source:
     location: str
     paths: tuple[str, ...]
     read: Callable[..., Image.Image]
-    labels: tuple[str, ...] | None
-    skipped: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...] | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
     short_side: Callable[[int], int] | None = None
     file: Callable[[int], Path | None] | None = None
     place: Callable[[int], Origin] | None = None
@@ -128,7 +128,6 @@ def joined(parts: Sequence[Source], name: str, location: str) -> Source:
         paths=tuple(path for part in parts for path in part.paths),
         read=lambda i, size=None: alone(i).read(0, size),
         labels=labels if any(labels) else None,
-        skipped=(),
         file=(lambda i: next(alone(i).files(), None)) if any(part.file for part in parts) else None,
         place=lambda i: alone(i).origin(0),
     )

@@ -202,24 +202,11 @@ COUNT = 200  # images
 PREVIEW_SIZE = 64  # px: enough to see colour; a large JPEG is decoded at an eighth of its size
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Traits of all images, estimated from a sample.
+def preview(source: Source) -> tuple[int, bool]:
+    """Return the median shorter side of images in px, and True if they have no colour, both from a sample.
 
-    Attributes:
-        short_side: The median shorter side, px.
-        grey: The images have no colour.
-    """
-
-    short_side: int
-    grey: bool
-
-
-def preview(source: Source) -> Preview:
-    """Decode the first ``COUNT`` usable images in the order of the SHA-256 of their path.
-
-    The choice is as good as random, the same on every machine, and the same with or without unusable files.
-    Raises ``DataError`` if no image is usable.
+    It is the first ``COUNT`` usable images in the order of the SHA-256 of their path: as good as random, the same on
+    every machine, and the same with or without unusable files. Raises ``DataError`` if no image is usable.
     """
     sides: list[int] = []
     grey: list[bool] = []
@@ -240,7 +227,7 @@ def preview(source: Source) -> Preview:
                 break
     if not sides:
         raise nothing_readable(source.location, len(source.paths), failures)
-    return Preview(int(np.median(sides)), sum(grey) >= MIN_GREY_SHARE * len(grey))
+    return int(np.median(sides)), sum(grey) >= MIN_GREY_SHARE * len(grey)
 
 
 def _is_grey(image: Image.Image) -> bool:

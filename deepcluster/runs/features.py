@@ -9,7 +9,7 @@ from torch import Tensor
 from deepcluster.algorithm import result_of
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.images import Source
-from deepcluster.images.given import GivenFeatures, read_features, true_labels
+from deepcluster.images.given import read_features, true_labels
 from deepcluster.images.store import read_once
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import no_network
@@ -40,11 +40,11 @@ OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterat
 THUMBNAIL = 48  # px
 
 
-def fit_features(given: str | Path | GivenFeatures, request: Request, display: Display | None = None) -> RunFolder:
+def fit_features(given: str | Path, request: Request, display: Display | None = None) -> RunFolder:
     """Cluster features, and return the run folder: as of any other run, without the training of a network.
 
     Args:
-        given: An .npy file (see ``read_features``), or the features read from one.
+        given: An .npy file, see ``read_features``.
         request: The wishes of the user.
         display: Shows the run (None: nothing does).
 
@@ -54,20 +54,19 @@ def fit_features(given: str | Path | GivenFeatures, request: Request, display: D
     clock = Clock(request.begun)
     choose_device(request.device)
     with working_on(CPU):
-        place = Path(given) if isinstance(given, str | Path) else None
-        given = read_features(given) if isinstance(given, str | Path) else given
-        check_groups(request.n_clusters, len(given.features))
-        recipe = _recipe(request, len(given.features))
-        labels = true_labels(request.labels, given.source) if request.labels else None
-        job = Job(request, given.source, labels, CPU, display or Silent(), ALONE, clock)
-        out = free_path(given.source, request)
-        if request.overwrite and place is not None:
-            check_not_inside(replace(given.source, location=str(place.absolute()), file=None), out)
+        features, source = read_features(given)
+        check_groups(request.n_clusters, len(features))
+        recipe = _recipe(request, len(features))
+        labels = true_labels(request.labels, source) if request.labels else None
+        job = Job(request, source, labels, CPU, display or Silent(), ALONE, clock)
+        out = free_path(source, request)
+        if request.overwrite:
+            check_not_inside(replace(source, location=str(Path(given).absolute()), file=None), out)
         with files.locked(out, make=True) as folder:
             with folder.next_state(anew=request.overwrite) as staged:
-                record = _write(job, staged, given, recipe)
+                record = _write(job, staged, features, recipe)
             job.display.say("Run", str(folder.path))
-            job.display.say("Done", f"{record.clusters:,} clusters of {len(given.features):,} rows of features")
+            job.display.say("Done", f"{record.clusters:,} clusters of {len(features):,} rows of features")
         return files.open_run(out)
 
 
@@ -92,13 +91,13 @@ def _recipe(request: Request, count: int) -> Recipe:
     return Recipe(**{**chosen, "pseudo_labels": max(1, min(chosen["pseudo_labels"], count))})
 
 
-def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe) -> RunRecord:
+def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> RunRecord:
     """Compute and write the result, and return run.json."""
-    source, seed, (total, width) = given.source, job.request.seed, given.features.shape
+    source, seed, (total, width) = job.source, job.request.seed, features.shape
     partition = Partition.single(total)
     try:
         final = result_of(
-            given.features, recipe.pseudo_labels, seed=seed, reduction=reduction_of(recipe, width),
+            features, recipe.pseudo_labels, seed=seed, reduction=reduction_of(recipe, width),
             clustering=kmeans_of_result(recipe), place=Place(partition),
         )  # fmt: skip
     except NonFiniteError as error:
@@ -126,7 +125,7 @@ def _write(job: Job, folder: LockedFolder, given: GivenFeatures, recipe: Recipe)
     folder.write_rows("history.csv", files.HISTORY, [])
     if (images := pictures_of(source)) is not None:
         folder.write_bytes(report_files.SHEET, sprite_sheet(tiny_pictures(images, 0, len(images))))
-    remember(folder, dict(zip(source.paths, row_digests(given.features), strict=True)))
+    remember(folder, dict(zip(source.paths, row_digests(features), strict=True)))
     model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     return write_result(

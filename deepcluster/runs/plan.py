@@ -185,8 +185,7 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
 
 def facts_of(source: Source, request: Request) -> Facts:
     """Return the facts that a recipe may look at."""
-    seen, device = preview(source), choose_device(request.device).type
-    return Facts(len(source.paths), seen.short_side, seen.grey, request.n_clusters, device)
+    return Facts(len(source.paths), *preview(source), request.n_clusters, choose_device(request.device).type)
 
 
 def free_path(source: Source, request: Request) -> Path:

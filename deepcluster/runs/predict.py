@@ -54,8 +54,8 @@ def predict(
     """
     if model.of_features:
         if processes.is_main:
-            given = read_features(images)  # type: ignore[arg-type]
-            yield Prediction(given.source.paths, *model.measure_features(given.features), ())
+            features, source = read_features(images)  # type: ignore[arg-type]
+            yield Prediction(source.paths, *model.measure_features(features), ())
         return
     model.check_room()
     display = display or Silent()

@@ -17,7 +17,7 @@ from deepcluster.groups.drift import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.given import GivenFeatures, read_features
+from deepcluster.images.given import read_features
 from deepcluster.images.source import Origin, counted, nothing_readable
 from deepcluster.images.store import gather, read_once
 from deepcluster.model import Model
@@ -84,7 +84,7 @@ class _New:
 
 def update(
     run: Path,
-    images: Images | GivenFeatures,
+    images: Images,
     display: Display | None = None,
     *,
     device: torch.device = CPU,
@@ -158,14 +158,15 @@ def _read(
     model: Model,
     rows: Rows,
     at_hand: Source | None,
-    images: Images | GivenFeatures,
+    images: Images,
     display: Display,
 ) -> _New:
     """Read and measure the images that the run does not have."""
-    added, given = folder.read_added(), None
+    added, features = folder.read_added(), None
     if model.of_features:
-        given = images if isinstance(images, GivenFeatures) else read_features(images)  # type: ignore[arg-type]
-    source = given.source if given else find(images)  # type: ignore[arg-type]
+        features, source = read_features(images)  # type: ignore[arg-type]
+    else:
+        source = find(images)
     source = named_as_in_run(source, record.location)
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
@@ -182,8 +183,8 @@ def _read(
         )
     usable = source.rows(fresh)
     failed: Sequence[tuple[str, str]] = ()
-    if given:
-        values = given.features[fresh]
+    if features is not None:
+        values = features[fresh]
         digests = row_digests(values)
     else:
         model.check_room()
@@ -193,16 +194,17 @@ def _read(
         digests = row_digests(values.permute(0, 2, 3, 1))
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
     kept = sorted(i for digest, i in first.items() if digest not in known)
-    if given:
+    if features is not None:
         values = values[kept]
     elif len(kept) < len(values):
         values = gather(values, torch.tensor(kept, dtype=torch.int64))
     usable, digests = usable.rows(kept), [digests[i] for i in kept]
     measured = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
     if kept:
-        measured = model.measure_features(values) if given else model.measure(values, display.progress)
+        measured = model.measure(values, display.progress) if features is None else model.measure_features(values)
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
-    return _New(named, *measured, pictures_of(usable) if given else values, digests, failed, len(source.paths))
+    pictures = values if features is None else pictures_of(usable)
+    return _New(named, *measured, pictures, digests, failed, len(source.paths))
 
 
 def _free_names(source: Source, digests: Sequence[str], rows: Rows) -> tuple[str, ...]:
