@@ -99,15 +99,10 @@ def test_grey_as_pillow_has_it():
     np.testing.assert_allclose(grey * 255, np.stack(expected)[:, None].repeat(3, 1), atol=1.0)
 
 
-def test_colours_stay_in_range_and_brightness_spreads():
-    images, _ = drawings(40)
-    before = images.float() / 255
-    after = recolour(before.clone(), random_colours(120, Augmentation(colour=0.4), random()))
-    assert after.min() >= 0
-    assert after.max() <= 1
-    gain = after.mean((1, 2, 3)) / before.mean((1, 2, 3))
-    assert gain.min() < 0.75
-    assert gain.max() > 1.2
+def test_colours_spread_over_their_range():
+    factors = random_colours(1000, Augmentation(colour=0.4), random())
+    assert torch.allclose(factors.min(0).values, torch.tensor(0.6), atol=0.01)
+    assert torch.allclose(factors.max(0).values, torch.tensor(1.4), atol=0.01)
 
 
 def test_colours_by_their_definition():
@@ -142,8 +137,7 @@ def test_made_in_parts_or_at_once(monkeypatch):
 @pytest.mark.parametrize("size", [60, 50, 40, 25])
 def test_views_that_shrink_are_antialiased(size):
     images = (255 * torch.randint(0, 2, (4, 3, 64, 64), generator=generator(0, "noise"))).to(torch.uint8)
-    whole = Augmentation(crop=(1, 1), stretch=1, flip=0)
-    views = random_views(images, size, whole, generator(0, "views"))
+    views = random_views(images, size, STILL, generator(0, "views"))
     theirs, aliased = (
         F.interpolate(images / 255, size, mode="bilinear", antialias=antialias) for antialias in (True, False)
     )

@@ -1,7 +1,6 @@
 """Map, tree and thumbnails in the run folder: read back as written, refused when damaged, made when missing."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,26 +56,6 @@ def test_a_run_has_them(run: Path) -> None:
     nodes = {(size, paths[medoid]) for size, medoid in described}
     groups = folder.read_rows("cluster_summary.csv")
     assert {(int(row["size"]), row["medoid_path"]) for row in groups} <= nodes
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("tree.json", b"{"),
-        ("tree.json", b"[]"),
-        ("map.npy", b"no array"),
-        ("thumbnails.webp", b"<svg onload=alert(1)>"),
-        *((name, b"") for name in ("tree.json", "map.npy", "thumbnails.webp", "metrics.json")),
-    ],
-)
-def test_a_damaged_one_is_an_error_and_what_the_report_can_do_without(
-    run: Path, name: str, content: bytes, ends: Callable[..., str]
-) -> None:
-    (run / name).write_bytes(content)
-    said = ends(["report", run], 5)
-    assert name in said and "remove it" in said and "--overwrite" not in said
-    (run / name).unlink()
-    ends(["report", run], 0)
 
 
 def test_the_report_makes_map_and_tree_if_a_run_has_none(run: Path) -> None:

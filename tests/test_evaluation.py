@@ -156,10 +156,7 @@ def test_a_damaged_file_is_written_again(run, capsys, content):
     [
         ([], 2, "--labels folders"),
         (["--labels", "folders", "--epochs", "3"], 2, "shuffles"),
-        (["--labels", "folders", "--set", "shuffles=x"], 2, "whole number"),
-        (["--labels", "folders", "--set", "shuffles=-1"], 2, "between 0 and 1,000,000,000"),
         ([*map(str, LINEAR), "--batch-size", "0"], 2, "batch_size=0 must lie between 1"),
-        ([*map(str, LINEAR), "--set", "lr=nan"], 2, "lr=nan"),
         ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),
         (["--labels", "nowhere.csv"], 2, "nowhere.csv"),
         (["nowhere", "--labels", "folders"], 3, "nowhere"),

@@ -8,7 +8,6 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from deepcluster.errors import UsageError
 from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.evaluation.knn import KnnOptions, knn, weighted_votes
 from deepcluster.nets.network import build
@@ -74,8 +73,3 @@ def test_the_protocol_on_the_features_of_the_backbone():
     theirs = KNeighborsClassifier(3, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     right = theirs.fit(train, task.train.classes).score(test, task.test.classes)
     assert figures["top1_k3"] == pytest.approx(right)
-
-
-def test_options_that_are_none():
-    with pytest.raises(UsageError, match="neighbours"):
-        list(knn(task_of(), KnnOptions(neighbours="many")))

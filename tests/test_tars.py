@@ -496,17 +496,12 @@ def test_an_index_is_small(tmp_path: Path):
 # Runs
 
 
-def test_a_run_on_shards_is_that_on_the_folder(photos: Path, shards: Path, tmp_path: Path):
-    clusters = {}
-    for name, images in (("folder", photos), ("shards", shards)):
-        request = Request(out=tmp_path / name, n_clusters=3, options=QUICK, labels="folders")
-        run.fit(str(images), request)
-        clusters[name] = rows(tmp_path / name / "clusters.csv")
-    alike = ("status", "cluster", "fine_cluster", "distance", "margin", "is_outlier", "label")
-    for ours, theirs in zip(clusters["shards"], clusters["folder"], strict=True):
-        assert [ours[key] for key in alike] == [theirs[key] for key in alike]
-        assert ours["path"].partition("/")[2] == theirs["path"]
-    out = tmp_path / "shards"
+def test_every_command_takes_shards(photos: Path, shards: Path, tmp_path: Path):
+    out, theirs = tmp_path / "shards", find(photos)
+    run.fit(str(shards), Request(out=out, n_clusters=3, options=QUICK, labels="folders"))
+    table = rows(out / "clusters.csv")
+    assert [row["path"].partition("/")[2] for row in table] == [*theirs.paths]
+    assert tuple(row["label"] for row in table) == theirs.labels
     pictures = (out / "report.html").read_text().count("data:image/")
     (out / "report.html").unlink()
     assert run_command(["report", str(out)]) == 0
