@@ -178,6 +178,8 @@ def build(
         UsageError: There is no such network, or not with these options.
         ModelError: The weights cannot be read or fetched, or do not fit the network.
     """
+    if name == MODULE:
+        raise UsageError("the backbone is a module of your own: give it in Python, DeepCluster(backbone=module)")
     if sobel and name not in PAPER_NETWORKS:
         raise UsageError(f"sobel is for the backbones alexnet and vgg16, not for {name}: leave it out")
     if weights == "timm":
@@ -220,8 +222,6 @@ class _Part:
 
 
 def _part(name: str, image_size: int, sobel: bool, seed: int) -> _Part:
-    if name == MODULE:
-        raise UsageError("the backbone is a module of your own: give it in Python, DeepCluster(backbone=module)")
     if name == "compact":
         # Lent, because its layers draw initial values of their own before the generator's replace them.
         with lent_global(seed, "network"):
