@@ -71,11 +71,7 @@ class ProbeTask:
 
 
 def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return rows to learn from, and a fifth of ``count`` (rounded down, at least one) to score; both ascending.
-
-    Raises:
-        DataError: ``count`` is less than 2.
-    """
+    """Return rows to learn from, and a fifth of ``count`` (rounded down, at least one) to score; both ascending."""
     if count < 2:
         raise DataError(f"{count} labelled images cannot be split into some to learn from and some to score: give more")
     order = torch.randperm(count, generator=generator(seed, "held out"))

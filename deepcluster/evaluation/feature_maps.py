@@ -57,11 +57,7 @@ def layers_of(network: Network) -> tuple[Layer, ...]:
 
 
 def chosen_layers(network: Network, names: str) -> tuple[Layer, ...]:
-    """Return the layers with these names (``conv3,conv5``; "": all), from the image to the features.
-
-    Raises:
-        UsageError: A name is not that of a layer.
-    """
+    """Return the layers with these names (``conv3,conv5``; "": all), from the image to the features."""
     layers = {layer.name: layer for layer in layers_of(network)}
     chosen = [name.strip() for name in names.split(",")] if names else [*layers]
     if missing := [name for name in chosen if name not in layers]:

@@ -44,18 +44,9 @@ def knn(task: ProbeTask, options: KnnOptions | None = None, *, display: Display 
 def weighted_votes(
     train: Tensor, classes: Tensor, test: Tensor, counts: Sequence[int], temperature: float, of: int
 ) -> list[Tensor]:
-    """Return the votes of the nearest rows for the classes, weighted by exp(cosine / temperature).
+    """Return for every k in ``counts`` the votes of the k nearest rows, weighted by exp(cosine / temperature).
 
-    Args:
-        train: N x D, rows of length 1.
-        classes: N, the classes of these rows.
-        test: M x D, rows of length 1.
-        counts: Numbers k of neighbours that vote.
-        temperature: Temperature of the weights.
-        of: Number of classes.
-
-    Returns:
-        Shares of the votes, M x ``of``, for every k.
+    Rows of ``train`` (N x D, of ``classes``) and ``test`` (M x D) have length 1. The result is shares, M x ``of``.
     """
     cosines, rows = nearest(test, max(counts), train)
     votes = []

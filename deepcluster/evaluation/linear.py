@@ -154,15 +154,7 @@ def random_crops(images: Tensor, size: int, random: torch.Generator) -> Tensor:
 
 
 def ten_crops(images: Tensor, size: int) -> list[Tensor]:
-    """Return the corners (top left, top right, bottom left, bottom right) and centre of images, then the same mirrored.
-
-    Args:
-        images: B x 3 x S x S.
-        size: Side of a crop, px.
-
-    Returns:
-        Ten times B x 3 x ``size`` x ``size``.
-    """
+    """Return ten crops of B x 3 x S x S images, ``size`` px wide: corners (by rows), centre, and the same mirrored."""
     far = images.shape[-1] - size
     corners = [images[..., y : y + size, x : x + size] for y in (0, far) for x in (0, far)]
     five = [*corners, centre_crop(images, size)]

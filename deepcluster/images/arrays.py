@@ -34,10 +34,8 @@ def reader(dataset: Any) -> Callable[..., Image.Image]:
 
     An item is a PIL image, an array or tensor (uint8, or floats in [0, 1]), a tuple that begins with one (the rest,
     labels, is ignored), or a dict with one under ``image``. A data set of Hugging Face must have one column of images,
-    which are decoded as files are. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is not an image.
-
-    Raises:
-        DataError: There is no such column, or more than one.
+    which are decoded as files are; else DataError. ``read`` raises ``Undecodable`` or ``OSError`` for an item that is
+    not an image.
     """
     if hasattr(dataset, "cast_column"):
         return _of_hugging_face(dataset)
@@ -227,16 +225,9 @@ def _images_and_labels(names: Sequence[str], file: Path) -> tuple[str, str | Non
 
 
 def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
-    """Return pixels as the loop takes them.
+    """Return pixels as the loop takes them, uint8 N x 3 x S x S; the same tensor if it is so already.
 
-    Args:
-        images: N x 3 x S x S or N x S x S x 3, an array or a tensor; uint8, or floats in [0, 1].
-
-    Returns:
-        uint8, N x 3 x S x S; the same tensor if it is so already.
-
-    Raises:
-        DataError: Another shape, or other numbers.
+    ``images`` is N x 3 x S x S or N x S x S x 3; uint8, or floats in [0, 1]. DataError if it is anything else.
     """
     import torch
 
@@ -260,16 +251,13 @@ def from_array(
     labels: npt.NDArray[Any] | None = None,
     row: Callable[[int], npt.NDArray[np.uint8]] | None = None,
 ) -> Source:
-    """Return the images of an array.
+    """Return the images of an array; DataError if its type, its shape or the number of labels is wrong.
 
     Args:
         array: N x H x W, N x H x W x C or N x C x H x W with C in 1, 3, 4 (the last axis counts first); uint8, or in
             memory also floats in [0, 1].
         labels: One per image.
         row: Reads the i-th image; default: from the array.
-
-    Raises:
-        DataError: Another type, another shape, or another number of labels.
     """
     in_memory = location == "python:array"
     title = "the array" if in_memory else f"the array {one_line(location)}"
@@ -323,14 +311,10 @@ class PixelScale:
 
 
 def pixel_scale(rows: npt.NDArray[np.generic], shape: tuple[int, ...] | None) -> PixelScale:
-    """Return the scale of N rows of finite numbers: uint8 unchanged, other types scaled from [min, max] to [0, 255].
+    """Return the scale of N x width finite numbers: uint8 unchanged, other types scaled from [min, max] to [0, 255].
 
-    Args:
-        rows: N x width.
-        shape: Shape of the images; default: the smallest square that holds a row.
-
-    Raises:
-        ValueError: The shape is not that of an image, or does not hold exactly one row.
+    ``shape`` is that of the images, by default the smallest square that holds a row. ValueError if it is not that of an
+    image, or does not hold exactly one row.
     """
     width = rows.shape[1]
     if shape is None:

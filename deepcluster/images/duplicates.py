@@ -34,13 +34,9 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
 
     The main rank has the hashes of all images, and fetches the small pictures of those that it compares.
 
-    Args:
-        images: uint8 N x 3 x S x S; with several ranks this one's.
-        partition: Which rank has which images; default: this one has all.
-
-    Returns:
-        (row, distance) of the images of a group. The distance is that to the group's first image: the root mean square
-        difference as a share of the contrast.
+    ``images`` is uint8 N x 3 x S x S, with several ranks this one's (by default this one has all). A group is (row,
+    distance) of its images; the distance is that to the group's first image: the root mean square difference as a share
+    of the contrast.
     """
     partition = partition or Partition.single(len(images))
     processes = partition.processes

@@ -32,13 +32,10 @@ LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
 def read_features(given: "str | Path | npt.NDArray[Any] | Tensor") -> "tuple[Tensor, Source]":
-    """Read features from an .npy file, or take those of an array.
+    """Return the features of an .npy file or of an array (float32, N x D), and their images.
 
-    Returns:
-        The features (float32, N x D) and their images: only paths if there are no files, numbers without paths.
-
-    Raises:
-        DataError: They are not N x D finite numbers, or the number of paths differs.
+    These are only paths if there are no files, and numbers if there are no paths. DataError if the features are not
+    N x D finite numbers, or the number of paths differs.
     """
     if is_tensor(given):
         given = given.detach().cpu().numpy()
@@ -113,15 +110,10 @@ def _rows_alone(count: int, name: str) -> Source:
 
 
 def true_labels(spec: str, source: Source) -> list[str]:
-    """Return the labels of ``source.paths``, "" for images without one.
+    """Return the labels of ``source.paths``, "" for images without one. DataError if no image has one.
 
-    Args:
-        spec: ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with a
-            path and a label column.
-
-    Raises:
-        DataError: No image gets a label.
-        UsageError: The file cannot be opened.
+    ``spec`` is ``folders`` (the labels of the source: names of sub-folders, targets of a data set), or a CSV file with
+    a path and a label column; UsageError if it cannot be opened.
     """
     if spec == "folders":
         if source.labels is None:

@@ -82,14 +82,12 @@ def from_tars(files: Mapping[str, Path], name: str, location: str, skipped: Sequ
     """Return the images in plain tar archives, whose headers are read once.
 
     Images are recognised by their suffix. Labels come from members KEY.cls or "label" in KEY.json; if no archive has
-    any, from the folders in the names of the members. A damaged or truncated archive is used up to the damage.
+    any, from the folders in the names of the members. A damaged or truncated archive is used up to the damage; one that
+    is compressed cannot be read from the middle, and is skipped. DataError if no image remains.
 
     Args:
         files: The archives, by the name that stands before those of their members.
         skipped: (path, reason) of other files.
-
-    Raises:
-        DataError: No image. An archive that is compressed cannot be read from the middle, and is skipped.
     """
     archives, paths, reasons = _Archives([*files.values()]), list[str](), [*skipped]
     labels, folders = list[str](), list[str]()

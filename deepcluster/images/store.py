@@ -126,11 +126,6 @@ def check_alike(source: Source, processes: Processes) -> None:
         )
 
 
-def gather(images: Tensor, rows: Tensor) -> Tensor:
-    """Return ``images[rows]``, channels-last. Indexing would copy pixel by pixel, 10 times as slowly."""
-    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-
-
 def square(image: Image.Image, size: int) -> Pixels:
     """Return the central square of an RGB image as uint8 ``size`` x ``size`` x 3 (bicubic, antialiased).
 

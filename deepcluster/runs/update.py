@@ -19,7 +19,7 @@ from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import read_features
 from deepcluster.images.source import Origin, counted, nothing_readable
-from deepcluster.images.store import gather, read_once
+from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
 from deepcluster.runs.features import pictures_of
@@ -197,7 +197,8 @@ def _read(
     if features is not None:
         values = values[kept]
     elif len(kept) < len(values):
-        values = gather(values, torch.tensor(kept, dtype=torch.int64))
+        # Channels-last, because indexing images would copy pixel by pixel, 10 times as slowly.
+        values = values.permute(0, 2, 3, 1).index_select(0, torch.tensor(kept, dtype=torch.int64)).permute(0, 3, 1, 2)
     usable, digests = usable.rows(kept), [digests[i] for i in kept]
     measured = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
     if kept:
