@@ -8,8 +8,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from deepcluster.evaluation.common import Labelled, ProbeTask
-from deepcluster.evaluation.knn import KnnOptions, knn, weighted_votes
+from deepcluster.evaluation import KnnOptions
+from deepcluster.evaluation.common import Labelled, ProbeTask, knn, weighted_votes
 from deepcluster.nets.network import build
 from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings

@@ -20,10 +20,10 @@ from deepcluster.evaluation.common import (
     check_apart,
     clustering,
     fingerprint,
+    knn,
     split,
 )
 from deepcluster.evaluation.few import few
-from deepcluster.evaluation.knn import knn
 from deepcluster.evaluation.linear import linear
 from deepcluster.images import Source, find
 from deepcluster.images.given import true_labels
