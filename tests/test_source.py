@@ -142,8 +142,6 @@ COLOURS = np.array([[[RED, BLUE, (1, 2, 3)]] * 2] * 11, np.uint8)  # 11 x 2 x 3 
 
 
 def test_layouts_of_arrays() -> None:
-    alpha = np.concatenate([COLOURS, np.full((11, 2, 3, 1), 255, np.uint8)], axis=3)
-    alpha[:, 0, 0, 3] = 0
     wide = np.concatenate([COLOURS, COLOURS], axis=2)[:, :, :5]  # N x 3 x 2 x 5 when channels come first
     for array in (wide, wide.transpose(0, 3, 1, 2), (wide / 255).astype(np.float32)):
         source = find(array)
@@ -151,11 +149,9 @@ def test_layouts_of_arrays() -> None:
         assert (np.asarray(source.read(10, 1)) == wide[10]).all() and source.short_side is None
     assert source.paths == tuple(map(str, range(11)))
     assert (source.name, source.location, source.labels) == ("array", "python:array", None)
-    assert np.asarray(find(alpha).read(0))[0].tolist() == [[255, 255, 255], list(BLUE), [1, 2, 3]]
-    grey = np.arange(24, dtype=np.uint8).reshape(2, 2, 6)
+    grey = wide[..., 0]
     for array in (grey, grey[..., None], grey[:, None]):
-        image = np.asarray(find(array).read(1))
-        assert image.shape == (2, 6, 3) and (image == grey[1][..., None]).all()
+        assert (np.asarray(find(array).read(1)) == grey[1][..., None]).all()
 
 
 @pytest.mark.parametrize(
