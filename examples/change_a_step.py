@@ -13,25 +13,30 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
 from deepcluster.algorithm import alternate
-from deepcluster.clustering import kmeans
+from deepcluster.clustering import KMeans
 from deepcluster.learning import CrossEntropy, Learning
 from deepcluster.nets import build
 
 
 def ward(rows, clusters, previous, *, seed, round, partition):
     """Step 4: k-means that starts from Ward's tree, instead of from random images."""
-    tree = AgglomerativeClustering(clusters[0]).fit(rows.numpy())
-    return (kmeans(rows, clusters[0], start=torch.from_numpy(tree.labels_)),)
+    all_rows = partition.all_gather(rows).cpu().numpy()  # rows are this rank's, and may be on a GPU
+    clusterings = []
+    for k in clusters:
+        start = torch.from_numpy(AgglomerativeClustering(k).fit_predict(all_rows))
+        clusterings.append(KMeans().once(rows, k, start=start[partition.local], partition=partition))
+    return tuple(clusterings)
 
 
 class SmoothedLoss(CrossEntropy):
-    """Step 5: pseudo-labels are wrong now and then, so train on .9 of each and .1 of all others (label smoothing)."""
+    """Step 5, for one clustering: label smoothing, because some pseudo-labels are wrong."""
 
     def __call__(self, outputs, cluster_weight, processes):
         views = len(outputs.logits) // len(outputs.labels)
-        labels, count = outputs.labels[:, 0].repeat(views), views * len(outputs.drawn)
-        loss = F.cross_entropy(outputs.logits.float(), labels, label_smoothing=0.1, reduction="sum") / count
-        return loss, loss  # the loss to minimise, and the figure to report
+        labels = outputs.labels[:, 0].repeat(views)  # -100, which cross_entropy ignores, fills up a batch
+        loss = F.cross_entropy(outputs.logits.float(), labels, label_smoothing=0.1, reduction="sum")
+        loss = loss / (views * len(outputs.drawn) / processes.world_size)  # gradients are averaged over the ranks
+        return loss, loss  # the objective, and the figure of round.loss
 
 
 def main(rounds: int) -> None:

@@ -22,6 +22,8 @@ from deepcluster.images.views import Augmentation, each_once, uniform_over_clust
 from deepcluster.learning.heads import Outputs
 from deepcluster.learning.training import Learning, body_optimizer, train_on_pseudo_labels
 from deepcluster.nets.network import as_network
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import ALONE
 from tests.drawings import KINDS, draw
 from tests.tiny import tiny_run
 
@@ -62,7 +64,7 @@ def test_an_example_of_rounds_tells_digits_apart(output_of, few_digits, name):
 def test_the_steps_of_change_a_step():
     names = runpy.run_path(str(EXAMPLES / "change_a_step.py"))
     rows = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
-    (clustering,) = names["ward"](rows, [5], None, seed=0, round=0, partition=None)
+    (clustering,) = names["ward"](rows, [5], None, seed=0, round=0, partition=Partition.single(60))
     tree = AgglomerativeClustering(5).fit_predict(rows.numpy())
     assert clustering.inertia < kmeans(rows, 5, start=torch.from_numpy(tree), iterations=0).inertia
     assert clustering.occupied == 5
@@ -70,7 +72,7 @@ def test_the_steps_of_change_a_step():
     logits, labels = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([[0], [3], [4]])
     outputs = Outputs(torch.zeros(6, 2), logits, labels, [5], torch.arange(3))  # two views of three images
     expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels[:, 0].repeat(2))
-    assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, None)[0], expected)
+    assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, ALONE)[0], expected)
 
 
 def test_use_the_model(output_of, few_digits, tmp_path):

@@ -1,5 +1,6 @@
 """Several processes train as one: the same loss of the same sample, up to the order of sums."""
 
+import runpy
 from typing import Any
 
 import pytest
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from deepcluster.images.views import Augmentation, each_once
 from deepcluster.learning.batches import Batch, strides
-from deepcluster.learning.heads import WithInstances
+from deepcluster.learning.heads import Outputs, WithInstances
 from deepcluster.nets.network import Network
+from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
 from tests.loop import learn
+from tests.pages import ROOT
 
 STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
 SMALL = Augmentation(crop=(1, 1), stretch=1, flip=0, size=4)
@@ -79,3 +82,27 @@ def test_what_fills_up_is_behind_what_is_new():
             batch = Batch(0, torch.arange(drawn), parts, 0, torch.empty(0))
             new = [part[:n] for part, n in zip(parts, batch.new, strict=True)]
             assert sorted(torch.cat(new).tolist()) == list(range(drawn))
+
+
+def changed_steps(processes: Processes, rows: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels, and this rank's loss, of the two steps of examples/change_a_step.py."""
+    names, own = runpy.run_path(str(ROOT / "examples/change_a_step.py")), processes.part(len(rows))
+    part, stride = rows[own.start : own.stop], slice(processes.rank, None, processes.world_size)
+    (clustering,) = names["ward"](part, [5], None, seed=0, round=0, partition=Partition.of(processes, len(part)))
+    outputs = Outputs(
+        torch.zeros(2, 2), logits[:, stride].flatten(0, 1), labels[stride], [5], torch.arange(len(labels))
+    )
+    return clustering.labels, names["SmoothedLoss"]()(outputs, 1.0, processes)[0]
+
+
+def test_the_steps_of_the_example_are_those_of_one_process(ranks):
+    random = torch.Generator().manual_seed(0)
+    given = (
+        torch.rand(60, 4, generator=random),
+        torch.rand(2, 4, 5, generator=random),
+        torch.tensor([[0], [3], [4], [1]]),
+    )
+    ((labels, loss),) = ranks[1](changed_steps, *given)
+    both = ranks[2](changed_steps, *given)
+    assert all(torch.equal(shared, labels) for shared, _ in both)
+    assert torch.allclose(sum(part for _, part in both) / 2, loss)
