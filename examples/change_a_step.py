@@ -33,7 +33,7 @@ class SmoothedLoss(CrossEntropy):
 
     def __call__(self, outputs, cluster_weight, processes):
         views = len(outputs.logits) // len(outputs.labels)
-        labels = outputs.labels[:, 0].repeat(views)  # -100, which cross_entropy ignores, fills up a batch
+        labels = outputs.labels[:, 0].repeat(views)  # ignored: -100, which fills up a batch
         loss = F.cross_entropy(outputs.logits.float(), labels, label_smoothing=0.1, reduction="sum")
         loss = loss / (views * len(outputs.drawn) / processes.world_size)  # gradients are averaged over the ranks
         return loss, loss  # the objective, and the figure of round.loss

@@ -25,9 +25,10 @@ from deepcluster.nets.network import as_network
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from tests.drawings import KINDS, draw
+from tests.pages import ROOT, blocks
 from tests.tiny import tiny_run
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 slow = pytest.mark.slow
 
 
@@ -73,6 +74,11 @@ def test_the_steps_of_change_a_step():
     outputs = Outputs(torch.zeros(6, 2), logits, labels, [5], torch.arange(3))  # two views of three images
     expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels[:, 0].repeat(2))
     assert torch.allclose(names["SmoothedLoss"]()(outputs, 1.0, ALONE)[0], expected)
+
+
+def test_the_page_shows_the_steps_of_change_a_step():
+    (shown,) = (block.text for block in blocks(ROOT / "docs/change-a-step.md") if block.language == "py")
+    assert shown.strip() in (EXAMPLES / "change_a_step.py").read_text()
 
 
 def test_use_the_model(output_of, few_digits, tmp_path):
