@@ -6,7 +6,7 @@ from pathlib import Path
 import deepcluster
 
 ROOT = Path(deepcluster.__file__).parent
-# From the bottom up. A room may import itself and the rooms of lower levels.
+# From the bottom up. A package may import itself and the packages of lower levels.
 LEVELS = (
     {"errors", "seeding", "records"},
     {"runtime"},
@@ -22,7 +22,7 @@ LEVELS = (
     {"cli", "estimator"},
     {"__main__"},
 )
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 
 
 def modules() -> dict[str, Path]:
@@ -48,15 +48,15 @@ def imports(source: str) -> set[str]:
 
 
 def upward(module: str, imported: set[str]) -> list[str]:
-    room = module.split(".")[0]
+    package = module.split(".")[0]
     return [
         f"{module} -> {other}"
         for other in sorted(imported)
-        if (there := other.split(".")[0]) != room and LEVEL[there] >= LEVEL[room]
+        if (there := other.split(".")[0]) != package and LEVEL[there] >= LEVEL[package]
     ]
 
 
-def test_every_room_has_a_level():
+def test_every_package_has_a_level():
     assert {name.split(".")[0] for name in modules()} <= set(LEVEL)
 
 
