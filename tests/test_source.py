@@ -206,6 +206,8 @@ def test_array_files_that_cannot_be_used(tmp_path: Path) -> None:
     assert "Call it 'images'; there are: a, b" in words("two.npz")
     np.savez(tmp_path / "short.npz", images=COLOURS, labels=[1, 2])
     assert "2 labels for 11 images" in words("short.npz")
+    np.save(tmp_path / "float.npy", COLOURS / 255)
+    assert "dtype float64, not uint8" in words("float.npy")
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:200])
     assert "cannot read the array" in words("damaged.npz")
 
