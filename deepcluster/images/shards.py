@@ -209,7 +209,7 @@ def _label_in(content: bytes, kind: str) -> str | None:
     if kind == "cls":
         return content.decode(errors="replace").strip()
     with suppress(ValueError, RecursionError):
-        described = json.loads(content)
+        described = json.loads(content) if b'"label"' in content else None  # most have none, which is seen sooner
         label = described.get("label") if isinstance(described, dict) else None
         return str(label).strip() if isinstance(label, str | int | float) else None
     return None
