@@ -209,7 +209,7 @@ def kmeans(
 
     def update(totals: Tensor, iteration: int) -> tuple[Tensor, int]:
         """Return the centroids from the sums of an assignment, and how many of them had no rows."""
-        totals = processes.all_reduce(totals)
+        totals = totals if processes.alone else processes.all_reduce(totals)
         if not torch.isfinite(totals).all():
             raise walk.not_finite(processes)
         sums, sizes = totals[:, :-1], totals[:, -1]

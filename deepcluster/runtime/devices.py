@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,9 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
     with ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
-            stack.enter_context(_variable("CUBLAS_WORKSPACE_CONFIG", ":4096:8"))
+            if "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+                stack.callback(os.environ.pop, "CUBLAS_WORKSPACE_CONFIG", None)
         if deterministic and device.type != "cpu":
             stack.enter_context(deterministic_kernels())
         yield
@@ -80,47 +83,37 @@ def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
     """Have torch use kernels that always give the same bits."""
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
-    before = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    mode, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    mode = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # Which kernel wins cuDNN's benchmark depends on what else the device does; filling new memory only takes time.
-    cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = True, False, False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
-        cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+    cudnn = _setting(torch.backends.cudnn, deterministic=True, benchmark=False)
+    with cudnn, _setting(torch.utils.deterministic, fill_uninitialized_memory=False):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute float32 with 24 bits on a GPU too, instead of the 11 of TF32, torch's default in convolutions."""
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
-    try:
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    with _setting(convolutions, fp32_precision="ieee"), _setting(torch.backends.cuda.matmul, fp32_precision="ieee"):
         yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable that is not set already."""
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
+def _setting(owner: object, **values: object) -> Iterator[None]:
+    """Set attributes of ``owner``, and restore them at the end."""
+    before = {name: getattr(owner, name) for name in values}
     try:
+        for name, value in values.items():
+            setattr(owner, name, value)
         yield
     finally:
-        os.environ.pop(name, None)
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:

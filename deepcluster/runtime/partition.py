@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepcluster.runtime.processes import ALONE, DTYPES, Processes
+from deepcluster.runtime.processes import ALONE, Processes, dtype_of
 
 BLOCK = 1 << 16  # rows
 
@@ -52,25 +52,19 @@ class Partition:
 
     def all_gather(self, local: Tensor) -> Tensor:
         """Return all rows, on every rank."""
-        if self.processes.alone:
-            return local
-        local, world_size = self._alike(local), self.processes.world_size
-        return self.processes.all_to_all(
-            local.repeat(world_size, *(1,) * (local.ndim - 1)), [len(local)] * world_size, [*self.sizes]
-        )
+        return self._gathered(local, range(self.processes.world_size))
 
     def gather(self, local: Tensor) -> Tensor:
         """Return all rows, on the main rank; none on the others."""
+        return self._gathered(local, range(1))
+
+    def _gathered(self, local: Tensor, receivers: range) -> Tensor:
         if self.processes.alone:
             return local
-        local, none = self._alike(local), [0] * self.processes.world_size
-        receive = [*self.sizes] if self.processes.is_main else none
-        return self.processes.all_to_all(local, [len(local), *none[1:]], receive)
+        return self.processes.gather_rows(self._alike(local), self.sizes, receivers)
 
     def index_select(self, local: Tensor, rows: Tensor) -> Tensor:
         """Return the ``rows`` (numbers, the same on every rank), on every rank."""
-        if self.processes.alone:
-            return local[rows.to(local.device)]
         return self.get_rows(local, [rows] * self.processes.world_size)
 
     def get_rows(self, local: Tensor, wanted: Sequence[Tensor]) -> Tensor:
@@ -128,4 +122,4 @@ class Partition:
         kind: list[Any] = [str(local.dtype), [*local.shape[1:]]] if len(local) else []
         kinds = self.processes.all_gather_json(kind)
         dtype, tail = next((kind for kind in kinds if kind), (str(local.dtype), local.shape[1:]))
-        return local if len(local) else torch.empty(0, *tail, dtype=DTYPES[dtype], device=local.device)
+        return local if len(local) else torch.empty(0, *tail, dtype=dtype_of(dtype), device=local.device)

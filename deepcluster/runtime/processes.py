@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,13 +33,6 @@ Value = TypeVar("Value")  # what JSON gives back unchanged: no tuples, string ke
 # sockets close; a dead machine, by torchrun.
 COLLECTIVE_TIMEOUT = timedelta(days=7)
 PARENT_POLL_SECONDS = 1.0  # between checks that the launcher is alive
-DTYPES = {
-    str(dtype): dtype
-    for dtype in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,24 +81,21 @@ class Processes:
 
     def all_gather_json(self, value: Value) -> list[Value]:
         """Return the ``value`` of all ranks, by rank."""
-        if self.alone:
-            return [value]
-        data = _encoded(value)
-        sizes = self._sizes(data)
-        received = self.all_to_all(data.repeat(self.world_size), [len(data)] * self.world_size, sizes)
-        return _decoded(received, sizes)
+        return self._gathered(value, range(self.world_size))
 
     def gather_json(self, value: Value) -> list[Value]:
         """Return the ``value`` of all ranks, by rank, on the main rank; an empty list on the others."""
+        return self._gathered(value, range(1))
+
+    def _gathered(self, value: Value, receivers: range) -> list[Value]:
         if self.alone:
             return [value]
-        data, none = _encoded(value), [0] * self.world_size
-        sizes = self._sizes(data)
-        send = [len(data), *none[1:]]
-        if not self.is_main:
-            self.all_to_all(data, send, none)
-            return []
-        return _decoded(self.all_to_all(data, send, sizes), sizes)
+        data = _encoded(value)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        counts = self.all_reduce(sizes).tolist()
+        received = self.gather_rows(data, counts, receivers)
+        return [_decoded(part) for part in received.split(counts)] if self.rank in receivers else []
 
     def broadcast_json(self, make: Callable[[], Value]) -> Value:
         """Return the value of ``make`` on the main rank, the only one that calls it."""
@@ -116,7 +106,7 @@ class Processes:
         dist.broadcast(size, 0)
         data = data if self.is_main else _buffer(int(size))
         dist.broadcast(data, 0)
-        value: Value = _decoded(data, [len(data)])[0]
+        value: Value = _decoded(data)
         return value
 
     def broadcast_tensors(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -127,17 +117,19 @@ class Processes:
         kinds: dict[str, Any] = {name: [str(tensor.dtype), [*tensor.shape]] for name, tensor in sent.items()}
         tensors = {}
         for name, (dtype, shape) in self.broadcast_json(lambda: kinds).items():
-            kind = DTYPES[dtype]
+            kind = dtype_of(dtype)
             data = sent[name].view(-1).view(torch.uint8) if self.is_main else _buffer(math.prod(shape) * kind.itemsize)
             dist.broadcast(data, 0)
             tensors[name] = sent[name] if self.is_main else data.view(kind).view(shape)
         return tensors
 
-    def _sizes(self, data: Tensor) -> list[int]:
-        """Return the numbers of bytes of all ranks' ``data``."""
-        sizes = torch.zeros(self.world_size, dtype=torch.int64)
-        sizes[self.rank] = len(data)
-        return self.all_reduce(sizes).tolist()
+    def gather_rows(self, rows: Tensor, sizes: Sequence[int], receivers: range) -> Tensor:
+        """Return the rows of all ranks, of which there are ``sizes``, on the ``receivers``; none on the others."""
+        send = [len(rows) * (rank in receivers) for rank in range(self.world_size)]
+        receive = [*sizes] if self.rank in receivers else [0] * self.world_size
+        if len(receivers) > 1:
+            rows = rows.repeat(len(receivers), *(1,) * (rows.ndim - 1))
+        return self.all_to_all(rows, send, receive)
 
     def all_to_all(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Send all ranks their rows.
@@ -186,8 +178,14 @@ def _encoded(value: object) -> Tensor:
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 
-def _decoded(data: Tensor, sizes: list[int]) -> list[Value]:
-    return [json.loads(part.numpy().tobytes()) for part in data.split(sizes)]
+def _decoded(data: Tensor) -> Any:
+    return json.loads(data.numpy().tobytes())
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype whose ``str`` is ``name``."""
+    dtype: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return dtype
 
 
 @contextmanager
