@@ -421,7 +421,7 @@ def test_a_step_too_large_ends_with_7_and_the_last_good_state_stays(command, pic
     assert code == 7, said
     found = Checkpoints(out / "checkpoints").latest()
     assert found is not None
-    assert all(torch.isfinite(value).all() for value in found.network.values() if value.is_floating_point())
+    assert all(torch.isfinite(value).all() for value in found.tensors.values() if value.is_floating_point())
 
 
 # ---- a full disk ----------------------------------------------------------------------------------------------------

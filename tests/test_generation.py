@@ -115,7 +115,7 @@ def test_a_kill_at_any_change_of_the_disk_leaves_the_last_checkpoint_or_the_next
         third = partial(checkpoints.write, State(3), {"weight": torch.full((3,), 3)}, {})
         killed = in_a_child(third, kill_at)
         checkpoint = Checkpoints(checkpoints.folder).latest()  # without a warning: none is damaged
-        assert checkpoint and checkpoint.network["weight"].tolist() == [checkpoint.values["round"]] * 3
+        assert checkpoint and checkpoint.tensors["network.weight"].tolist() == [checkpoint.values["round"]] * 3
         rounds.append(checkpoint.values["round"])
         kill_at += 1
     assert rounds[0] == 2 and rounds[-1] == 3 and rounds == sorted(rounds) and kill_at > 8

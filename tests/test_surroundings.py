@@ -297,7 +297,7 @@ def test_a_run_that_cannot_be_written_to(
 
     monkeypatch.setattr(state, "hold", read_only)
     said = ends([command[0], run, *command[1:]], 5)
-    assert "cannot write to" in said and "copy of the run" in said and " -o" not in said
+    assert "cannot write" in said and "copy of the run" in said and " -o" not in said
 
 
 def test_a_current_folder_that_is_gone(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:

@@ -99,7 +99,7 @@ def evaluate(
             depends, figures = _of_clusters(job, options)
         else:
             depends, figures = _of_probe(job, options)
-        file = files.evaluation(request.protocol)
+        file = f"evaluation-{request.protocol}.json"
         about = {
             "schema_version": SCHEMA_VERSION,
             "protocol": request.protocol,

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,6 @@ class Checkpoint:
     features: tuple[Path, ...]
     about: dict[str, Any]
 
-    @property
-    def network(self) -> dict[str, Tensor]:
-        """Return the ``state_dict`` of the network, without its head."""
-        return _network_of(self.tensors)
-
 
 class Checkpoints:
     """The checkpoints in a folder that all ranks see. DiskError if it is a link, which might lead anywhere."""
@@ -84,29 +80,25 @@ class Checkpoints:
             tensors |= {} if state.previous is None else {"previous": state.previous}
             tensors |= {f"network.{key}": value for key, value in network.items() if not key.startswith("head.")}
         for key, value in tensors.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
+            if not value.isfinite().all():
                 raise NonFiniteError(
                     f"{key} has numbers that are not finite, so no checkpoint is made of it: try a smaller learning"
                     " rate (--lr)"
                 )
         file = name if processes.is_main else f"{name}-{processes.rank}"
-        digests = processes.gather_json(self._write(file, tensors) if tensors else "")
+        written = processes.gather_json([file, self._write(file, tensors)] if tensors else [])
         if processes.is_main:
-            self._complete(name, state, about, digests)
+            files = dict(filter(None, written))
+            content: dict[str, Any] = {
+                "schema_version": SCHEMA_VERSION,
+                "state": {"round": state.round, "settled": state.settled},
+                "about": dict(about),
+                "files": files,
+            }
+            text = json.dumps(content | {"sha256": json_sha256(content)}, indent=1)
+            write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"), scratch=self.scratch)
+            self._prune(name, files)
         processes.any(False)  # no rank writes the next one while old files are removed
-
-    def _complete(self, name: str, state: State, about: Mapping[str, Any], digests: Sequence[str]) -> None:
-        """Write the json on the main rank; ``digests`` are those of the files of the ranks, "" for no file."""
-        files = {f"{name}-{rank}" if rank else name: digest for rank, digest in enumerate(digests) if digest}
-        value: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "state": {"round": state.round, "settled": state.settled},
-            "about": dict(about),
-            "files": files,
-        }
-        text = json.dumps(value | {"sha256": json_sha256(value)}, indent=1)
-        write_whole(self.folder / f"{name}.json", lambda file: file.write(text + "\n"), scratch=self.scratch)
-        self._prune(name, files)
 
     def latest(self) -> Checkpoint | None:
         """Return the last whole checkpoint on the main rank; None if there never was one. A collective.
@@ -159,18 +151,18 @@ class Checkpoints:
 
         others, reason = self.processes.broadcast_json(read)
         mine = [*others.items()][self.processes.rank :: self.processes.world_size]
-        own = next(filter(None, (self._damage(file, digest) for file, digest in mine)), "")
-        return checkpoint, reason or next(filter(None, self.processes.all_gather_json(own)), "")
+        damages = [damage for file, digest in mine if (damage := self._damage(file, digest))]
+        return checkpoint, reason or next(chain.from_iterable(self.processes.all_gather_json(damages)), "")
 
     def _damage(self, name: str, digest: str) -> str:
         """Describe the damage of a file; empty if there is none."""
         path = self.folder / f"{name}.safetensors"
         try:
             return "" if sha256(path) == digest else f"{path.name} has changed since it was written, by its SHA-256"
-        except FileNotFoundError:
-            return f"{path.name} is missing"
         except OSError as error:
-            return f"{path.name}: {error.strerror}"
+            return (
+                f"{path.name} is missing" if isinstance(error, FileNotFoundError) else f"{path.name}: {error.strerror}"
+            )
 
     def _read_main(self, name: str) -> tuple[Checkpoint, dict[str, str]]:
         """Read a checkpoint, and return the digests of the other ranks' files, which are still to be checked."""
@@ -207,14 +199,10 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
     A collective.
     """
     processes = partition.processes
-
-    def made() -> Checkpoint:
-        assert checkpoint is not None, "the main rank has it"
-        return checkpoint
-
-    values = processes.broadcast_json(lambda: made().values)
-    files = processes.broadcast_json(lambda: [str(path) for path in made().features])
-    tensors = processes.broadcast_tensors(lambda: made().tensors)
+    numbers: Any = checkpoint and [checkpoint.values, [*map(str, checkpoint.features)]]
+    values, files = processes.broadcast_json(lambda: numbers)
+    tensors = processes.broadcast_tensors(lambda: checkpoint.tensors if checkpoint else {})
+    network = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
     state = State(
         round=values["round"],
         previous=tensors.get("previous"),
@@ -222,11 +210,7 @@ def restored(checkpoint: Checkpoint | None, partition: Partition) -> tuple[State
         features=_read_rows([*map(Path, files)], partition.local) if files else None,
         momentum=tuple(tensors[f"momentum.{i}"] for i in range(sum(key.startswith("momentum.") for key in tensors))),
     )
-    return state, _network_of(tensors)
-
-
-def _network_of(tensors: Tensors) -> dict[str, Tensor]:
-    return {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
+    return state, network
 
 
 def _read_rows(files: Sequence[Path], own: slice) -> Tensor:

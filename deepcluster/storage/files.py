@@ -7,7 +7,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -39,24 +39,17 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
         DiskError: It cannot be written; what was there is left as it was.
     """
     beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
-    made = False
-    try:
+    with changing(path), ExitStack() as stack:
         # "x": a new file, and never the target of a link that somebody put there.
-        with _opened(beside, "x", binary=binary) as file:
-            made = True
+        opened = _opened(beside, "x", binary=binary)
+        stack.callback(_remove, beside)
+        with opened as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         signals.check()
         beside.replace(path)
         sync_folder(path.parent)
-    except BaseException as error:
-        if made:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
-            raise
-        raise cannot_write(path, error) from None
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path | None = None) -> str:
@@ -80,23 +73,16 @@ def new_folder(out: Path) -> Iterator[Path]:
     check_no_folder(out)
     out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
     beside = scratch_name(out)
-    made = False
-    try:
+    with changing(out, ROOM), ExitStack() as stack:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
-        made = True
+        stack.callback(shutil.rmtree, beside, ignore_errors=True)
         yield beside
         signals.check()
         with signals.uninterrupted():
             if out.exists():
                 out.rmdir()
             beside.rename(out)
-    except BaseException as error:
-        if made:
-            shutil.rmtree(beside, ignore_errors=True)
-        if not isinstance(error, OSError) or isinstance(error, DeepClusterError):
-            raise
-        raise cannot_write(out, error, ROOM) from None
 
 
 def new_file(out: Path, write: Callable[[Any], object]) -> None:
@@ -112,15 +98,15 @@ def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = F
     if _is_replaceable(path):
         write_whole(path, write, binary=binary)
         return
-    try:
-        # "a": standard output keeps what it has already. A device has no end, so it makes no difference there.
-        with _opened(path, "a", binary=binary) as file:
-            # With write alone: numpy writes to a real file by its number, and asks for the place in it.
-            write(SimpleNamespace(write=file.write, writelines=file.writelines))
-    except (BrokenPipeError, DeepClusterError):
-        raise
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    # "a": standard output keeps what it has already. A device has no end, so it makes no difference there.
+    with changing(path), _opened(path, "a", binary=binary) as file:
+        # With write alone: numpy writes to a real file by its number, and asks for the place in it.
+        write(SimpleNamespace(write=file.write, writelines=file.writelines))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _opened(path: Path, mode: str, *, binary: bool) -> Any:
@@ -153,24 +139,18 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def changing(path: Path, advice: str = "") -> Iterator[None]:
-    """Turn an error of the system in changing ``path`` into a DiskError."""
+    """Turn an error of the system in changing ``path`` into a DiskError, except that the reader of a pipe has gone."""
     try:
         yield
-    except DeepClusterError:
+    except (DeepClusterError, BrokenPipeError):
         raise
-    except (OSError, ValueError) as error:
-        raise cannot_write(path, error, advice) from None
-
-
-def cannot_write(path: Path, error: OSError | ValueError, advice: str = "") -> DiskError:
-    """Return the DiskError for an error of the system in writing ``path``."""
-    number = error.errno if isinstance(error, OSError) else None
-    free = ""
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        with suppress(OSError):
-            free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
-    advice = ": close the program that uses it, and try again" if number == errno.EBUSY else advice
-    return DiskError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}{free}){advice}")
+    except OSError as error:
+        free = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            with suppress(OSError):
+                free = f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free"
+        advice = ": close the program that uses it, and try again" if error.errno == errno.EBUSY else advice
+        raise DiskError(f"cannot write {path} ({error.strerror or error}{free}){advice}") from None
 
 
 # ---- checks before anything is computed -----------------------------------------------------------------------------
@@ -195,6 +175,8 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
             if path.is_symlink():
                 raise DiskError(f"{path} is a link that leads nowhere: remove it, or give another -o") from None
             status = None
+        except ValueError as error:
+            raise DiskError(f"cannot write {str(path)!a} ({error}): give another -o") from None
         if status and stat.S_ISDIR(status.st_mode):
             raise DiskError(f"{path} is a folder: give the name of a file, as -o {path / 'new'}{path.suffix or '.csv'}")
         if status and _is_replaceable(path):

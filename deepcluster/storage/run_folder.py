@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 
 from deepcluster.errors import DeepClusterError, DiskError
 from deepcluster.images.arrays import load_array
@@ -64,11 +63,6 @@ MOST_CSV = 4 << 30  # bytes: about 25 million images
 MOST_SMALL_CSV = 1 << 28  # of a table of other rows than images
 
 Value = TypeVar("Value")
-
-
-def evaluation(protocol: str) -> str:
-    """Return the name of the file that `deepcluster evaluate` keeps."""
-    return f"evaluation-{protocol}.json"
 
 
 @dataclass(frozen=True)
@@ -140,16 +134,16 @@ class RunFolder:
     @contextmanager
     def _read(self, name: str) -> Iterator[Path]:
         """Yield the path of a file of this run. An error in reading it becomes a DiskError."""
-        path = self.path / name
         try:
-            yield self.file(name)
-        except FileNotFoundError:
+            with self.as_disk_errors(name):
+                yield self.file(name)
+        except DiskError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             if name != RUN and (status := self.read_record().status) != "done":
                 way_out = "go on with `deepcluster fit --resume`"
                 raise DiskError(f"{self.path} has no {name} yet (its status is {status}): {way_out}") from None
             raise DiskError(f"{self.path} has no {name}: is it a finished run?") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error, SafetensorError) as error:
-            raise _damaged(path, error) from error
 
     @contextmanager
     def as_disk_errors(self, name: str = "") -> Iterator[None]:
@@ -159,7 +153,10 @@ class RunFolder:
         except (DeepClusterError, MemoryError):
             raise
         except Exception as error:  # any line that works on a number or a name may trip over another thing
-            raise _damaged(self.path / name, error) from error
+            path = self.path / name
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            other = "remove it, and the report does without" if path.name in SPARE else "fit again with another -o"
+            raise DiskError(f"{path} is damaged ({reason}): restore it from a copy, or {other}") from error
 
 
 class LockedFolder(RunFolder):
@@ -276,13 +273,6 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
             if len(row) != len(names) or None in row.values():
                 raise ValueError(f"line {table.line_num} has not {len(names)} cells")
             yield unguarded(row)
-
-
-def _damaged(path: Path, error: Exception) -> DiskError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    spare = path.name in SPARE
-    other = "remove it, and the report does without" if spare else "fit again with another -o"
-    return DiskError(f"{path} is damaged ({reason}): restore it from a copy, or {other}")
 
 
 def folder_name(name: str) -> str:

@@ -117,18 +117,13 @@ def locked(run: Path, *, make: bool = False) -> Iterator[None]:
         DiskError: Nothing can be written, or something else lies at the place of a file of the run.
     """
     with ExitStack() as stack:
-        try:
+        with changing(run, ": give another -o" if make else ": make it writable, or work on a copy of the run"):
             _check_places(run)
             (run / HIDDEN).mkdir(parents=make, exist_ok=True)
             stack.enter_context(hold(run))
             finish(run)
             shutil.rmtree(run / SCRATCH, ignore_errors=True)
             stack.enter_context(scratch(run))
-        except DiskError:
-            raise
-        except OSError as error:
-            advice = "give another -o" if make else "make it writable, or work on a copy of the run"
-            raise DiskError(f"cannot write to {run} ({error.strerror or error}): {advice}") from None
         yield
 
 
