@@ -95,7 +95,6 @@ def fit(
 def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, needed: float) -> None:
     """Read, train and conclude; the main rank has the folder. An error of this run is recorded in run.json."""
     request, out, is_resumed = job.request, Path(begun.out), begun.state == "resumed"
-    files.check_shared(out, job.processes)
     before = folder.read_record() if folder and folder.has(files.RUN) and not request.overwrite else None
     record = first_record(job, before, needed)
     checkpoints = Checkpoints(out / "checkpoints", scratch_of(out, job.processes.rank), job.processes)

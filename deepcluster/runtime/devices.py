@@ -13,7 +13,6 @@ from torch import Tensor
 
 from deepcluster.errors import UsageError
 
-PRECISIONS = ("auto", "fp32", "bf16")
 CPU = torch.device("cpu")
 ROWS_SHARE = 0.4  # of a device's memory, for the rows to be clustered: a training step needs some as well
 
@@ -52,8 +51,6 @@ def has_bf16(device: torch.device) -> bool:
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type of matrix products; ``auto`` is bfloat16 if that is native, else float32."""
-    if name not in PRECISIONS:
-        raise UsageError(f"precision {name!r}: choose {', '.join(PRECISIONS)}")
     if name == "auto":
         name = "bf16" if has_bf16(device) else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32

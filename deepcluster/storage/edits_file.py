@@ -1,7 +1,7 @@
 """edits.json: the decisions of a person about the clusters, as the report writes them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -58,21 +58,16 @@ def read_edits(path: Path) -> Edits:
         edits: Edits = shaped(table, Edits, "the file")
         if () in edits.merge:
             raise ValueError("merge has an empty list")
-        _check_parts([count for _, count in edits.split])
+        if edits.split:
+            from deepcluster.groups.tree import MAX_PARTS  # imports torch
+
+            if not all(2 <= count <= MAX_PARTS for _, count in edits.split):
+                raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
         return replace(edits, names={_number(key): _name(name) for key, name in names.items()})
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
-
-
-def _check_parts(counts: Sequence[int]) -> None:
-    if not counts:
-        return
-    from deepcluster.groups.tree import MAX_PARTS  # imports torch
-
-    if not all(2 <= count <= MAX_PARTS for count in counts):
-        raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
 
 
 def _number(key: str) -> int:

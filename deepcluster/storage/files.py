@@ -185,20 +185,15 @@ def check_output(path: Path, *, overwrite: bool, inputs: Callable[[], Iterable[P
                     f"{path} exists already, and is left as it is: give another -o, or --overwrite to replace it"
                 )
             for file in inputs():
-                check_no_input(path, file)
+                same = False
+                with suppress(OSError, ValueError):  # one of both is not there, or cannot be looked at
+                    same = path.samefile(file)  # by whatever names
+                if same:
+                    raise UsageError(f"-o {path} is one of the files that are read ({file}): give another -o")
         if not status or _is_replaceable(path):
             beside = scratch_name(path)
             beside.open("xb").close()
             beside.unlink()
-
-
-def check_no_input(path: Path, file: Path) -> None:
-    """Raise UsageError if the output ``path`` and the input ``file`` are one file, by whatever names."""
-    same = False
-    with suppress(OSError, ValueError):  # one of both is not there, or cannot be looked at
-        same = path.samefile(file)
-    if same:
-        raise UsageError(f"-o {path} is one of the files that are read ({file}): give another -o")
 
 
 def check_no_file(out: Path) -> None:

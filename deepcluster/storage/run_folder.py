@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -290,28 +290,22 @@ def locked(path: Path, *, make: bool = False) -> Iterator[LockedFolder]:
 
 @contextmanager
 def shared_lock(path: Path, processes: "Processes", *, make: bool = False) -> Iterator[LockedFolder | None]:
-    """Lock the run folder on the main rank for all ranks. The others get None: they write nothing but scratch files."""
-    if processes.is_main:
-        with locked(path, make=make) as folder:
-            processes.any(False)  # the scratch folder is empty before the others use it
-            yield folder
-        return
-    processes.any(False)
-    with state.scratch(path, processes.rank):
-        yield None
+    """Lock the run folder on the main rank for all ranks. The others get None: they write nothing but scratch files.
 
-
-def check_shared(path: Path, processes: "Processes") -> None:
-    """Raise DiskError if a rank does not see the run folder of the main rank, and so its files. A collective."""
-
-    def mark() -> str:
-        name = secrets.token_hex(8)
-        (state.scratch_of(path) / name).mkdir()
-        return name
-
-    name = processes.broadcast_json(mark)
-    if processes.any(not (state.scratch_of(path) / name).is_dir()):
-        raise DiskError(f"the processes do not see one folder at {path}: give an -o that all of them share")
+    A collective. Raises DiskError if a rank does not see the run folder of the main rank, and so its files.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(locked(path, make=make)) if processes.is_main else None
+        # The scratch folder is empty before the others use it.
+        mark = state.scratch_of(path) / processes.broadcast_json(lambda: secrets.token_hex(8))
+        if folder:
+            mark.mkdir()
+        processes.any(False)
+        if processes.any(not mark.is_dir()):
+            raise DiskError(f"the processes do not see one folder at {path}: give an -o that all of them share")
+        if not folder:
+            stack.enter_context(state.scratch(path, processes.rank))
+        yield folder
 
 
 def check_free(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:

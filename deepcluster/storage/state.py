@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepcluster.errors import DiskError
+from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.images.source import RUN
 from deepcluster.runtime import signals
 from deepcluster.storage.files import changing, sync_folder
 
-PROTOCOLS = ("clustering", "knn", "linear", "few")
 TABLES = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "history.csv", "added.csv"}
 ARRAYS = {"features.npy", "residuals.npy", "map.npy", "former.safetensors"}
 REPORT = {"report.html", "tree.json", "thumbnails.webp"}
 MODEL = {f"model/{name}" for name in ("config.json", "model.safetensors", "groups.safetensors", "table.json")}
 CHECKPOINTS = {"checkpoints/images.csv"}
-EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOLS}
+EVALUATIONS = {f"evaluation-{protocol}.json" for protocol in PROTOCOL_OPTIONS}
 NAMES = frozenset({RUN, "recipe.toml", "metrics.json"} | TABLES | ARRAYS | REPORT | MODEL | CHECKPOINTS | EVALUATIONS)
 FOLDERS = ("model", "checkpoints")
 _CHECKPOINT = re.compile(r"checkpoints/\d{6}(\.json|(-\d{1,6})?\.safetensors)")
