@@ -340,6 +340,12 @@ def later(folder: Checkpoints) -> list[Path]:
     return [folder.folder / f"000002.{end}" for end in ("json", "safetensors")]
 
 
+def test_a_state_without_tensors_comes_back_without(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.write(State(3), {"weight": torch.ones(2)}, {})
+    assert state_in(checkpoints.latest()) == State(3)
+
+
 def test_400_flipped_bits_and_200_truncations_are_found(checkpoints):
     chance = random.Random(0)
     for path in later(checkpoints):

@@ -194,7 +194,8 @@ def writing(processes: Processes, folder: Path, *rounds: int) -> None:
     checkpoints = Checkpoints(folder, processes=processes)
     for each in rounds:
         whole = state(each)
-        checkpoints.write(replace(whole, features=whole.features[own]), {"weight": torch.ones(2)}, {"elapsed": 1.5})
+        network = {"weight": torch.ones(2), "head.weight": torch.ones(3)}  # the next round makes a new head
+        checkpoints.write(replace(whole, features=whole.features[own]), network, {"elapsed": 1.5})
 
 
 def reading(processes: Processes, folder: Path) -> State:

@@ -146,6 +146,16 @@ def test_what_cannot_be_told_fails(
     assert command[0] != "fit" or record(tmp_path / "run")["status"] == "done"
 
 
+def test_a_fit_whose_reader_has_gone(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
+    """Its results are in files: it goes on to its end, and this is no error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert ends(["fit", photos, "-o", tmp_path / "run", *small_fit()[:-1]], 0) == ""
+    assert record(tmp_path / "run")["status"] == "done"
+
+
 class Failing(io.RawIOBase):
     def readable(self) -> bool:
         return True
