@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError
+from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError, first_line
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
@@ -53,11 +53,9 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints in a folder that all ranks see. DiskError if it is a link, which might lead anywhere."""
+    """The checkpoints in a folder that all ranks see. It is no link: the lock of the run checks that."""
 
     def __init__(self, folder: Path, scratch: Path | None = None, processes: Processes = ALONE):
-        if folder.is_symlink():
-            raise DiskError(f"{folder} is a symbolic link, and nothing is written where it leads: remove it")
         self.folder = folder
         self.scratch = scratch
         self.processes = processes
@@ -139,17 +137,14 @@ class Checkpoints:
 
     def _read(self, name: str) -> tuple[Checkpoint | None, str]:
         """Read a checkpoint on the main rank. Return on all why it cannot be used: they check the files together."""
-        checkpoint: Checkpoint | None = None
-
-        def read() -> tuple[dict[str, str], str]:
-            nonlocal checkpoint
+        checkpoint, reason = None, ""
+        others: dict[str, str] = {}
+        if self.processes.is_main:
             try:
                 checkpoint, others = self._read_main(name)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                return {}, str(error).splitlines()[0] if str(error) else type(error).__name__
-            return others, ""
-
-        others, reason = self.processes.broadcast_json(read)
+                reason = first_line(error)
+        others, reason = self.processes.broadcast_json(lambda: (others, reason))
         mine = [*others.items()][self.processes.rank :: self.processes.world_size]
         damages = [damage for file, digest in mine if (damage := self._damage(file, digest))]
         return checkpoint, reason or next(chain.from_iterable(self.processes.all_gather_json(damages)), "")
@@ -159,10 +154,10 @@ class Checkpoints:
         path = self.folder / f"{name}.safetensors"
         try:
             return "" if sha256(path) == digest else f"{path.name} has changed since it was written, by its SHA-256"
+        except FileNotFoundError:
+            return f"{path.name} is missing"
         except OSError as error:
-            return (
-                f"{path.name} is missing" if isinstance(error, FileNotFoundError) else f"{path.name}: {error.strerror}"
-            )
+            return f"{path.name}: {error.strerror}"
 
     def _read_main(self, name: str) -> tuple[Checkpoint, dict[str, str]]:
         """Read a checkpoint, and return the digests of the other ranks' files, which are still to be checked."""

@@ -211,7 +211,13 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         network = shapes if config.architecture.name in (MODULE, FEATURES) else build(**asdict(config.architecture))
         if network.feature_dim != feature_dim:
             raise ValueError(f"features of {feature_dim} numbers, and the network gives {network.feature_dim}")
-        _check_values(every)
+        for name, value in every.items():
+            # Without a limit, which needs some images, nothing is an outlier.
+            good = (
+                part >= 0 if name == "outliers.limit" else part.isfinite() for part in value.flatten().split(1 << 20)
+            )
+            if not all(part.all() for part in good):
+                raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
     except FileNotFoundError:
         if not Path(folder).exists():
             raise ModelError(f"{folder}: there is no such folder") from None
@@ -281,15 +287,6 @@ def _read_config(path: Path) -> Config:
     if config.architecture.image_size != config.image_size:
         raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
     return config
-
-
-def _check_values(tensors: Mapping[str, Tensor]) -> None:
-    """Check that all numbers are finite."""
-    for name, value in tensors.items():
-        # Without a limit, which needs some images, nothing is an outlier.
-        parts = (part >= 0 if name == "outliers.limit" else part.isfinite() for part in value.flatten().split(1 << 20))
-        if not all(part.all() for part in parts):
-            raise ValueError(f"{name} has numbers that are not finite or, as a limit, negative")
 
 
 def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:

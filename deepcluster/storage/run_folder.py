@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.errors import DeepClusterError, DiskError
+from deepcluster.errors import DeepClusterError, DiskError, first_line
 from deepcluster.images.arrays import load_array
 from deepcluster.images.source import RECORD as RECORD
 from deepcluster.images.source import RUN as RUN
@@ -154,9 +154,10 @@ class RunFolder:
             raise
         except Exception as error:  # any line that works on a number or a name may trip over another thing
             path = self.path / name
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             other = "remove it, and the report does without" if path.name in SPARE else "fit again with another -o"
-            raise DiskError(f"{path} is damaged ({reason}): restore it from a copy, or {other}") from error
+            raise DiskError(
+                f"{path} is damaged ({first_line(error)[:200]}): restore it from a copy, or {other}"
+            ) from error
 
 
 class LockedFolder(RunFolder):
