@@ -66,7 +66,7 @@ def saved(folder: Path) -> Path:
 INSIDE: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
     "decoding, for a run": (ImageFile.ImageFile, "load", lambda at: store.read_once(find(pictures(at)), 16)),
     "a look at a header": (Image.Image, "getexif", lambda at: store.preview(find(pictures(at)))),
-    "a member of a shard": (tars, "_take", lambda at: find(shard(at))),
+    "a member of a shard": (tars._Members, "_take", lambda at: find(shard(at))),
     "walking a folder": (os, "scandir", lambda at: find(pictures(at))),
     "loading weights": (models, "read_tensors", lambda at: models.load(saved(at))),
     "building a network": (timm, "create_model", lambda at: build("timm:resnet10t", image_size=32)),
