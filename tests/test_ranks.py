@@ -159,8 +159,8 @@ class Evil:
 def rogue(processes: Processes, data: bytes) -> str:
     if processes.rank == 1:
         own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        sizes = processes._sizes(own)
-        processes.all_to_all(own.repeat(2), [len(own)] * 2, sizes)
+        sizes = processes.all_reduce(torch.tensor([0, len(own)])).tolist()
+        processes.gather_rows(own, sizes, range(2))
         return ""
     try:
         processes.all_gather_json([1, 2, 3])
