@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepcluster.algorithm import Result
 from deepcluster.clustering.whitening import Whitening
-from deepcluster.errors import DeepClusterWarning
+from deepcluster.errors import DeepClusterWarning, UsageError
 from deepcluster.nets.network import build
 from deepcluster.records import Clustering
 from deepcluster.runs import fit as run
@@ -71,6 +71,13 @@ def test_an_average_of_0_is_the_network_before(fitted, before):
     assert all(torch.equal(body(folder)[name], value) for name, value in learnt.items())
     assert (folder / "clusters.csv").read_bytes() == (before / "clusters.csv").read_bytes()
     assert record(folder)["rounds"] == 1
+
+
+def test_one_view_of_one_image_is_too_few_for_batch_normalisation(tmp_path):
+    options = {**OPTIONS, "pseudo_labels": 1, "views": 1, "projection_hidden": 8, "projection_dim": 4}
+    request = Request(out=tmp_path / "run", n_clusters=1, options=options | {"rounds": 1, "instance_temperature": 0})
+    with pytest.raises(UsageError, match=r"one view of one image: give more images.* views=2"):
+        run.fit(drawings(1, 16)[0].permute(0, 2, 3, 1).numpy()[:1], request)
 
 
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (2, 1), (2, 2), (3, 2), (30, 1), (30, 2)])

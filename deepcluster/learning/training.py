@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
-from deepcluster.errors import NonFiniteError
+from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.images.views import Augmentation, random_views, uniform_over_clusters
 from deepcluster.learning.batches import Batch, batches
 from deepcluster.learning.heads import CrossEntropy, Head, Loss, Outputs, new_linear_head
@@ -121,6 +121,7 @@ def train_on_pseudo_labels(
 
     Raises:
         NonFiniteError: At the end of the epoch in which the loss stopped being finite.
+        UsageError: A step is one view of one image, which batch normalisation cannot train on.
     """
     assert network.head is not None, "a head comes before training"
     place = place or Place.of(network, images)
@@ -220,7 +221,15 @@ class _Pass(nn.Module):
         self.network = network
 
     def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings = self.network.embed(_features(self.network, views))
+        try:
+            embeddings = self.network.embed(_features(self.network, views))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's batch normalisation
+                raise
+            raise UsageError(
+                "batch normalisation cannot train on one view of one image: give more images, a --batch-size of at"
+                " least 2 or --set views=2"
+            ) from error
         return embeddings, self.network.classify(embeddings)
 
 

@@ -123,7 +123,9 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
     except BaseException as error:
         stopped = signals.stopped() or isinstance(error, KeyboardInterrupt | Stopped)
         begun_here = _record_end(folder, record, error, "stopped" if stopped else "failed") if folder else True
-        if isinstance(error, Stopped) and (begun_here or not request.overwrite):
+        if isinstance(error, Stopped) and request.overwrite and not begun_here:
+            raise Stopped(f"{error} before anything was replaced; run the same command again") from None
+        if isinstance(error, Stopped):
             way_on = f"run it again with -o {shlex.quote(str(out))} --resume"
             raise Stopped(f"{error}{_groups_so_far(out)}; to go on: {way_on}") from None
         raise
