@@ -39,7 +39,7 @@ from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size
 from deepcluster.storage import files
-from deepcluster.storage.edits_file import read_edits
+from deepcluster.storage.edits_file import newest_edits, read_edits
 
 if TYPE_CHECKING:
     from deepcluster.images import Source
@@ -230,14 +230,18 @@ def apply(
     """Merge, split, name and mark clusters and move images as edits.json says; numbers stay, and `predict` follows.
 
     Args:
-        edits: The edits.json that the report made.
+        edits: The edits.json that the report made; without it, the newest one for this run in the Downloads folder.
         undo: Take back the last apply or recut.
     """
-    if (edits is None) is not undo:
-        raise UsageError("give an edits.json to apply, or --undo to take the last one back" + " (not both)" * undo)
-    _check_run(run_)
-    wanted = None if edits is None else read_edits(edits)
+    if edits is not None and undo:
+        raise UsageError("give an edits.json to apply, or --undo to take the last one back (not both)")
+    record = _check_run(run_)
+    path = None if undo else edits or newest_edits(run_, record)
+    wanted = None if path is None else read_edits(path)
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
+        if path is not None and edits is None:
+            saved = time.strftime("%d %B, %H:%M", time.localtime(path.stat().st_mtime))
+            terminal.say("Edits", f"{path}, saved {saved}")
         from deepcluster.runs import recut as recutting
 
         folder = recutting.undo(run_, terminal) if wanted is None else recutting.apply(run_, wanted, terminal)

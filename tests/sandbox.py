@@ -126,13 +126,15 @@ class Sandbox:
                 arguments[arguments.index("--rounds") + 1] = DIGITS[self.page.name]
             arguments += [word for option in QUICK.items() if option[0] not in arguments for word in option]
         if arguments[0] == "apply":
-            self._write_edits(*arguments[1:3])
+            self._write_edits(*arguments[1:3])  # without a file it looks into the Downloads folder
         before, pipe, _ = line.rpartition("| ")
         expected = int(found[1]) if (found := re.search(r"#.*exit code (\d+)", line)) else 0
 
         said, complained = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
             patch.setattr(sys, "argv", ["deepcluster", *arguments])
+            if arguments[0] == "apply":
+                patch.setenv("HOME", str(Path.cwd()))
             patch.setattr(sys, "stdin", io.StringIO(from_shell(before) if pipe else ""))
             if expected == 75:
                 patch.setattr(training, "Outputs", with_ctrl_c(training.Outputs))
@@ -143,9 +145,10 @@ class Sandbox:
         if code == 0 and "-o" in arguments and (out := arguments[arguments.index("-o") + 1]) != "-":
             assert Path(out).exists(), line
 
-    def _write_edits(self, run: str, edits: str) -> None:
+    def _write_edits(self, run: str, edits: str = "Downloads/edits.json") -> None:
         """The edits.json that the page shows, for the cut that there is."""
         shown = next(json.loads(block.text) for block in blocks(self.page) if block.language == "json")
+        Path(edits).parent.mkdir(exist_ok=True)
         Path(edits).write_text(json.dumps(shown | {"cut": json.loads(text_of(Path(run, "run.json")))["cut"]}))
 
     def execute(self, block: Block) -> None:

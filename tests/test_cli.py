@@ -73,7 +73,7 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "recut run -k 49": (3, "give at most 48"),
     "apply none edits.json": (5, "none"),
     "apply run none.json": (2, "none.json"),
-    "apply run": (2, "--undo"),
+    "apply run": (2, "press Download edits.json"),
     "apply run edits.json --undo": (2, "--undo"),
     "report none": (5, "none"),
     "evaluate none": (5, "none"),

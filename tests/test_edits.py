@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -21,7 +22,8 @@ from deepcluster.runs.edits import carried_over, carried_text, describe_edits, e
 from deepcluster.runs.predict import placement_rows
 from deepcluster.runs.recut import apply, recut, undo
 from deepcluster.storage import model_files as models
-from deepcluster.storage.edits_file import Edits, read_edits
+from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
+from deepcluster.storage.run_record import RunRecord
 from tests.helpers.runs import contents, record, rows
 from tests.predicting import predicted
 from tests.tiny import tiny_model
@@ -212,6 +214,31 @@ def test_a_file_that_is_no_edits_is_named(text, tmp_path):
     (tmp_path / "edits.json").write_text(text)
     with pytest.raises(UsageError, match=r"edits\.json cannot be used"):
         read_edits(tmp_path / "edits.json")
+
+
+@pytest.mark.parametrize("named", ["", 'XDG_DESKTOP_DIR="$HOME/Tisch"\nXDG_DOWNLOAD_DIR="$HOME/Téléchargements"\n'])
+def test_the_newest_edits_of_the_present_clusters(named, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    downloads = tmp_path / ("Téléchargements" if named else "Downloads")
+    here = RunRecord(images="photos", location="photos", seed=0, cut="c0ffee")
+    (tmp_path / ".config").mkdir()
+    (tmp_path / ".config" / "user-dirs.dirs").write_text(named, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"has no edits for run: correct .* deepcluster apply run FILE"):
+        newest_edits(Path("run"), here)
+    downloads.mkdir()
+    texts = {"edits.json": "c0ffee", "edits (1).json": "c0ffee", "edits (2).json": "other", "edits (3).json": ""}
+    for i, (name, cut) in enumerate(texts.items()):
+        (downloads / name).write_text(json.dumps({"schema_version": 1, "cut": cut, "junk": [i]}))
+        os.utime(downloads / name, (i, i))
+    (downloads / "edits-of-a-friend.json").write_text("{")
+    os.mkfifo(downloads / "edits (4).json")
+    assert newest_edits(Path("run"), here) == downloads / "edits (1).json"
+    # Those of the clusters before are the newest that the run has already.
+    applied = replace(here, cut="after", edits=Edits("c0ffee", junk=(0,)).digest)
+    assert newest_edits(Path("run"), applied) == downloads / "edits.json"
+    with pytest.raises(UsageError, match="has no edits for run as it is now"):
+        newest_edits(Path("run"), replace(here, cut=None))
 
 
 def test_who_lives_on_by_hand():

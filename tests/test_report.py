@@ -136,7 +136,7 @@ def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
     assert alts[0] == "0/00.png" and alts[17] == "1/00.png" and len(set(alts)) == 34
     assert alts[9:13] == ["0/19.png", "0/18.png", "0/17.png", "0/16.png"]  # of the smallest margin
     assert alts[13:17] == ["0/15.png", "0/14.png", "0/13.png", "0/12.png"]  # the farthest of the others
-    assert [text for _, text in parsed.all("figcaption")][:4] == ["medoid", "diverse", "borderline", "outlying"]
+    assert [text for _, text in parsed.all("figcaption")][:4] == ["typical", "various", "on the border", "unusual"]
     assert "cluster 1" in [text for _, text in parsed.all("a", href="#cluster-1")]
     # Nothing but the medoid is drawn at double size.
     assert len(parsed.all("figure", class_="one")) == 2

@@ -138,6 +138,10 @@ def edit(page: Any, folder: Path) -> Path:
     with page.expect_download() as download:
         page.get_by_role("button", name="Download edits.json").click()
     download.value.save_as(folder / download.value.suggested_filename)
+    assert page.locator("#saved code").first.inner_text() == "deepcluster apply 'a run'"
+    page.locator("#saved").get_by_role("button", name="Copy").first.click()
+    page.locator("#saved").get_by_role("button", name="Copied").wait_for()
+    page.locator("#saved").get_by_role("button", name="Close").click()
     return folder / "edits.json"
 
 
@@ -307,7 +311,7 @@ def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> 
         assert not page.locator("#images").is_visible()
         # A word says what it means, by keyboard and by pointer.
         page.mouse.move(2, 2)  # away from the words that lie where the dialog was
-        word = page.locator("#cluster-0 .term").get_by_text("medoid")
+        word = page.locator("#cluster-0 .term").get_by_text("typical")
         word.focus()
         assert page.locator("#term-tip").inner_text().startswith("The most typical image")
         assert word.get_attribute("aria-describedby") == "term-tip"
@@ -354,7 +358,9 @@ def tick(page: Any, number: int, places: list[int]) -> list[str]:
     return [tiles.nth(place).get_attribute("title") for place in places]
 
 
-def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corrections_stick(
+    run: Path, browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Move, split, merge and undo in the browser; applied, predicted, applied again and taken back."""
     before = {row["path"]: row["cluster"] for row in rows_of(run / "clusters.csv")}
     sizes_before = Counter(before.values())
@@ -411,13 +417,16 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
         assert page.locator("#pending").inner_text() == pending
         with page.expect_download() as download:
             page.get_by_role("button", name="Download edits.json").click()
-        download.value.save_as(tmp_path / "edits.json")
-    edits = json.loads((tmp_path / "edits.json").read_text())
+        download.value.save_as(tmp_path / "Downloads" / "edits (1).json")
+        page.locator("#saved").get_by_role("button", name="Close").click()
+        assert page.locator(".tabs .count").first.inner_text() == str(len(page.locator(".cluster:not(.gone)").all()))
+    edits = json.loads((tmp_path / "Downloads" / "edits (1).json").read_text())
     assert (edits["split"], edits["merge"], edits["names"], edits["junk"]) == ([[1, 2]], [[0, 3]], {"4": "zwei"}, [])
 
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     capsys.readouterr()
-    assert run_command(["apply", str(copied), str(tmp_path / "edits.json")]) == 0, capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_command(["apply", str(copied)]) == 0, capsys.readouterr().err
     assert "1 name, 1 merge, cluster 1 split into 2, 3 images moved" in " ".join(capsys.readouterr().out.split())
     after = rows_of(copied / "clusters.csv")
     for row in after:
@@ -434,7 +443,7 @@ def test_corrections_stick(run: Path, browser: Any, tmp_path: Path, capsys: pyte
     predicted = {row["path"]: row["cluster"] for row in csv.DictReader(capsys.readouterr().out.splitlines())}
     assert predicted == {row["path"]: row["cluster"] for row in after}
     contents = {path.name: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    assert run_command(["apply", str(copied), str(tmp_path / "edits.json")]) == 0
+    assert run_command(["apply", str(copied)]) == 0
     assert contents == {path.name: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     with opened(browser, copied / "report.html", color_scheme="dark") as page:
         assert page.locator("#pending").inner_text() == "" and page.locator(".cluster").count() == 4

@@ -26,6 +26,7 @@ from deepcluster.records import PRELIMINARY
 from deepcluster.report.charts import HEIGHT, SHARES, WIDTH, counted, histograms, training_charts
 from deepcluster.report.pictures import columns, data_uri, on_sheet, tile
 from deepcluster.report.sections import (
+    CAPTIONS,
     Picture,
     Values,
     by_size,
@@ -296,6 +297,7 @@ def _clusters(data: RunData) -> Values:
     if data.tree and not data.run.get("edits"):  # another cut would lose the edits
         suggested = suggestions(data.run.get("candidates") or [], data.tree, len(data.usable))
     return {
+        "captions": CAPTIONS,
         "sections": sections(shown, data.usable, data.picture, on_page(data.usable)[0]),
         "count": len(data.summary),
         "hidden": len(hidden),

@@ -21,6 +21,12 @@ from deepcluster.storage.table import Table
 Picture = Callable[[str], Image.Image | None]
 Values = dict[str, Any]
 Kind = Literal["medoid", "diverse", "borderline", "outlying"]
+CAPTIONS: dict[Kind, str] = {
+    "medoid": "typical",
+    "diverse": "various",
+    "borderline": "on the border",
+    "outlying": "unusual",
+}
 
 IMAGES = 17  # pictures of a cluster
 MANY_CLUSTERS, IMAGES_OF_MANY = 50, 11  # of more clusters fewer pictures, to keep them large
@@ -140,7 +146,7 @@ def _tile(row: Row, kind: Kind, image: Image.Image | None, share: int) -> Values
     """Return an image of a contact sheet; ``source`` is a data URI, empty if the image could not be read again."""
     about = (
         short(row["path"].rpartition("/")[2]),
-        kind,
+        CAPTIONS[kind],
         f"distance {figure(number(row['distance']))}",
         f"margin {figure(number(row['margin']))}",
         f"label {row['label']}" if row["label"] else "",

@@ -1,12 +1,16 @@
 """edits.json: the decisions of a person about the clusters, as the report writes them."""
 
+import os
 import re
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from deepcluster.errors import UsageError
+from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.safe_read import json_sha256, read_json, shaped
 
 SCHEMA_VERSION = 1
@@ -68,6 +72,44 @@ def read_edits(path: Path) -> Edits:
         raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
+
+
+def newest_edits(run: Path, record: RunRecord) -> Path:
+    """Return the newest file of edits in the folder of downloads that is for the present clusters of a run.
+
+    Args:
+        run: The run folder.
+        record: Its record.
+
+    Raises:
+        UsageError: None is there.
+    """
+    folder, others = _downloads(), False
+    dated: list[tuple[int, Path]] = []
+    for path in folder.glob("edits*.json"):  # browsers make edits (1).json of the second
+        with suppress(OSError):
+            dated.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(dated, reverse=True):
+        with suppress(UsageError):
+            edits = read_edits(path)
+            if edits.cut and (edits.cut == record.cut or edits.digest == record.edits):
+                return path
+            others = True
+    raise UsageError(
+        f"{folder} has no edits for {run}{' as it is now' * others}: correct its report.html and press Download"
+        f" edits.json, or name the file: deepcluster apply {shlex.quote(str(run))} FILE"
+    )
+
+
+def _downloads() -> Path:
+    """Return the folder into which browsers save: the one that a Linux desktop names, else ~/Downloads."""
+    home = Path.home()
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "user-dirs.dirs"
+    with suppress(OSError, ValueError):
+        named = re.search('^XDG_DOWNLOAD_DIR="(.+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
+        if named:
+            return Path(named[1].replace("$HOME", str(home)))
+    return home / "Downloads"
 
 
 def _number(key: str) -> int:

@@ -138,6 +138,7 @@ function refresh() {
   for (const number of clusters.keys()) if (!base.has(number) && !cards.has(number)) makeCard(number);
   for (const number of cards.keys()) paint(number);
   const count = pendingCount();
+  $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
   $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
   $("#download").hidden = count === 0;
   $("#undo").hidden = !past.length;
@@ -431,6 +432,7 @@ $("#undo").addEventListener("click", takeBack);
 $("#download").addEventListener("click", () => {
   save("edits.json", JSON.stringify(edits(), null, 2) + "\n", "application/json");
   saved = true;
+  $("#saved").showModal();
 });
 addEventListener("beforeunload", event => {
   if (!saved && !remembered && pendingCount()) event.preventDefault();

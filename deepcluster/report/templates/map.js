@@ -53,15 +53,18 @@ function map(points) {
       }
     }
     pen.globalAlpha = 1;
-    if (sheetIsReady && zoom >= PICTURES_FROM) drawPictures(pen);
+    if (sheetIsReady && (colour === "cluster" || zoom >= PICTURES_FROM)) drawPictures(pen);
     if (colour !== "distance") drawNames(pen);
     drawMarks();
   }
 
-  /* Where the map is zoomed in, pictures lie on the points: as many as do not cover each other. */
+  /* Pictures lie on the points, as many as do not cover each other. Other colours than the clusters' need the points to be seen. */
   const PICTURES_FROM = 1.8;
   let sheetIsReady = false;
-  sheetReady.then(ready => { sheetIsReady = ready; });
+  sheetReady.then(ready => {
+    sheetIsReady = ready;
+    if (size[0]) draw();
+  });
 
   function drawPictures(pen) {
     const own = sheet.naturalWidth / data.columns, side = Math.min(64, 22 + 6 * zoom), taken = new Set();
@@ -86,17 +89,15 @@ function map(points) {
     pen.font = `600 13px ${style.fontFamily}`;
     pen.textAlign = "center";
     pen.textBaseline = "middle";
-    pen.lineJoin = "round";
-    pen.lineWidth = 4;
-    pen.strokeStyle = style.getPropertyValue("--paper");
-    pen.fillStyle = style.getPropertyValue("--ink");
     for (const [number, [mx, my]] of middles()) {
       const px = (mx - widest / 2) * scale() * zoom + size[0] / 2 + shift[0], py = (my - highest / 2) * scale() * zoom + size[1] / 2 + shift[1];
       const name = nameOf(number), text = name.length > 28 ? `${number} ${name.slice(0, 27)}…` : name ? `${number} ${name}` : String(number);
-      const half = pen.measureText(text).width / 2 + 3;
+      const half = pen.measureText(text).width / 2 + 5;
       if (boxes.some(([x, y, other]) => Math.abs(x - px) < half + other && Math.abs(y - py) < 18)) continue;
       boxes.push([px, py, half]);
-      pen.strokeText(text, px, py);
+      pen.fillStyle = style.getPropertyValue("--paper");
+      pen.fillRect(px - half, py - 9, 2 * half, 18);
+      pen.fillStyle = style.getPropertyValue("--ink");
       pen.fillText(text, px, py);
     }
   }

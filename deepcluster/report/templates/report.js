@@ -33,7 +33,7 @@ async function copy(text, button) {
     await navigator.clipboard.writeText(text);
   } catch {
     const area = element("textarea", {value: text});
-    document.body.append(area);
+    (button.closest("dialog") ?? document.body).append(area);  /* beside an open dialog nothing can be selected */
     area.select();
     done = document.execCommand("copy");
     area.remove();
@@ -42,6 +42,8 @@ async function copy(text, button) {
   button.textContent = done ? "Copied" : "Not allowed here";
   setTimeout(() => { button.textContent = before; }, 1500);
 }
+
+for (const button of $$(".copy button")) button.addEventListener("click", () => copy($("code", button.parentElement).textContent, button));
 
 /* ---- tabs ------------------------------------------------------------------------------------------------------- */
 
@@ -241,7 +243,6 @@ function groups(tree) {
 
   slider.value = new Set(tree.groups).size;
   slider.addEventListener("input", update);
-  $("#copy-recut").addEventListener("click", event => copy($("#recut").textContent, event.target));
   whenEdited.push(update);
   update();
 }
