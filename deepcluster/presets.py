@@ -350,7 +350,7 @@ def auto(options: Given, facts: Facts) -> Plan:
 def classic(options: Given, facts: Facts) -> Plan:
     """The seven steps of the paper, at the size of the images. Weights are random unless named.
 
-    Options that are not here have the paper's values, the defaults of :class:`Recipe`.
+    All other options have the paper's values.
     """
     choices, _, backbone, pretrained = _sized({"weights": "", **options}, facts)
     choices |= {

@@ -102,8 +102,8 @@ class Sandbox:
             assert Path(words[1]).name in text_of(ROOT / "tests/test_examples.py"), f"{words[1]} is to be run there"
         elif words[0] == "python" and words[1].startswith("benchmarks/"):
             check_benchmark(words[1], [word for word in words[2:] if word.startswith("--")])
-        elif words[0] == "git":
-            assert words[1] == "clone", line
+        elif words[0] in ("git", "cd"):
+            assert words[1] in ("clone", "deepcluster"), line
         elif words[0] == "make":
             rules = re.findall(r"^(\w[\w-]*):", text_of(ROOT / "Makefile"), re.MULTILINE)
             assert {word for word in words[1:] if "=" not in word} <= set(rules), line

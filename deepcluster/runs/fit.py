@@ -1,4 +1,4 @@
-"""The life of a run on one page: begin, read the images, alternate, conclude."""
+"""The life of a run: begin, read the images, alternate, conclude."""
 
 import secrets
 import shlex
