@@ -273,16 +273,26 @@ def update(
 
 
 @app.command
-def report(run_: flags.RunArgument, /, *, open_: flags.Open = False) -> None:
-    """Write the report.html of a run again."""
+def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open = False) -> None:
+    """Write the report.html of a run again.
+
+    Args:
+        serve: Serve it to browsers on this machine: edits are applied at once, and a button sorts into folders.
+    """
     _check_run(run_)
     with Terminal(quiet=False):
         from deepcluster.runs.page import report as report_run
 
         page = report_run(run_)
+    if serve:
+        from deepcluster.export import folders
+        from deepcluster.runs.serve import serve as serve_run
+
+        serve_run(run_, folders, lambda address: _show_served(address, open_))
+        return
     say(str(page))
     if open_:
-        _open(page)
+        _open(page.absolute().as_uri())
 
 
 @app.command
@@ -635,7 +645,7 @@ def _print_result(folder: "RunFolder", output: flags.Output) -> None:
         for line in lines:
             say(line)
     if output.open_:
-        _open(page)
+        _open(page.absolute().as_uri())
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -646,10 +656,18 @@ def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield f"{heading:9} {shown}  (NMI: {average} mean; {labelled:,} labels)"
 
 
-def _open(page: Path) -> None:
+def _show_served(address: str, open_: bool) -> None:
+    say(f"{'Report':9} {address}")
+    say(f"{'':9} Edits are applied at once. Ctrl-C ends the server, and so does an hour without a request.")
+    sys.stdout.flush()
+    if open_:
+        _open(address)
+
+
+def _open(address: str) -> None:
     """Show a page in the user's browser."""
-    if not webbrowser.open(page.absolute().as_uri()):
-        complain(f"no browser could be opened: open {page.absolute().as_uri()} yourself")
+    if not webbrowser.open(address):
+        complain(f"no browser could be opened: open {address} yourself")
 
 
 def _check_filled(arguments: list[str]) -> None:

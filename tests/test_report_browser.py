@@ -20,6 +20,8 @@ from deepcluster.runs import fit as runs
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage.edits_file import Edits
+from deepcluster.storage.run_folder import locked
+from tests.helpers.serving import serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -43,9 +45,13 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, report: Path, *, originals: int = 0, loads: int = 1, **options: Any) -> Iterator[Any]:
-    """The report in a page of its own. Whatever it asks for or complains of fails the test at the end: it may ask for
-    itself, as often as the test ``loads`` it, and for the files of the images that the test enlarges."""
+def opened(
+    browser: Any, report: Path | str, *, originals: int = 0, loads: int = 1, refused: int = 0, **options: Any
+) -> Iterator[Any]:
+    """The report, or the page at an address, in a page of its own. Whatever it asks for or complains of fails the test
+    at the end: it may ask for itself, as often as the test ``loads`` it, and for the files of the images that the test
+    enlarges (or for as many actions of a server, of which some are ``refused``)."""
+    address = report if isinstance(report, str) else report.as_uri()
     asked: list[str] = []
     said: list[str] = []
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
@@ -55,12 +61,12 @@ def opened(browser: Any, report: Path, *, originals: int = 0, loads: int = 1, **
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    page.goto(report.as_uri())
+    page.goto(address)
     yield page
     context.close()
     asked = [url for url in asked if not url.startswith(("data:", "blob:"))]
-    assert asked.count(report.as_uri()) == loads and len(asked) == loads + originals
-    assert said == []
+    assert asked.count(address) == loads and len(asked) == loads + originals
+    assert len([text for text in said if "409 (Conflict)" in text]) == len(said) == refused
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -452,6 +458,41 @@ def test_corrections_stick(
     for name in ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "model/config.json"):
         assert (copied / name).read_bytes() == (run / name).read_bytes()
     assert run_command(["apply", str(copied), "--undo"]) == 2
+
+
+def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_path: Path) -> None:
+    """Four steps on the page of a server; then Undo, and an edit while another process changes the run."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    before = rows_of(copied / "clusters.csv")
+    with opened(browser, serving(copied), originals=6, loads=4, refused=1) as page:
+        told = page.locator("#told")
+        wrong = page.locator("#cluster-0 .many [data-image]").last
+        path = before[int(wrong.get_attribute("data-image"))]["path"]
+        wrong.click()  # 1
+        page.get_by_role("link", name="Open the original").wait_for()
+        page.locator("#one-move").click()  # 2
+        page.locator("#merge-list").get_by_text("Cluster 1", exact=True).click()  # 3
+        told.get_by_text("1 image moved").wait_for()
+        page.get_by_role("button", name="Sort into folders").click()  # 4
+        told.get_by_text("run-sorted").wait_for()
+        sorted_to = {row["path"]: row["exported_path"] for row in rows_of(tmp_path / "run-sorted" / "inventory.csv")}
+        assert sorted_to[path].startswith("001/") and (tmp_path / "run-sorted" / sorted_to[path]).is_file()
+
+        page.get_by_role("button", name="Undo", exact=True).click()
+        told.get_by_text("taken back").wait_for()
+        assert rows_of(copied / "clusters.csv") == before and not page.locator("#undo").is_visible()
+
+        with locked(copied):
+            for key in ("j", "n"):
+                page.keyboard.press(key)
+            page.keyboard.insert_text(NAME)
+            page.keyboard.press("Enter")
+            told.get_by_text("is in use by process").wait_for()
+        assert page.locator("#pending").inner_text() == "1 edit pending"
+        page.get_by_role("button", name="Try again").click()
+        told.get_by_text("1 name").wait_for()
+        assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
+    assert {row["name"] for row in rows_of(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
 
 
 BROKEN = [

@@ -63,6 +63,8 @@ GALLERY_BYTES = 4000  # of a picture: a saved notebook holds them all
 MAX_NAMES = 600_000  # characters of file names, above which fewer images are in the page
 SCALE = 65_535  # of a coordinate, distance or margin in the script's data
 
+STATIC, SERVED = "img-src data: file:", "img-src data: 'self'; connect-src 'self'"  # sources that a page may use
+
 # Only these keys of run.json are shown: others should not be on a page that is passed on (host, absolute paths).
 FACTS = {
     "images": "Images",
@@ -163,14 +165,21 @@ def render(data: RunData) -> str:
         "labels": _labels(data),
     }
     # Style, script and the script's data are not escaped.
-    script = Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), _file("report.js"), flags=re.MULTILINE))
     page = {
         "style": _file("report.css"),
-        "script": script,
-        "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "script": _script(),
+        "policy": Markup(policy(STATIC)),
         "data": Markup(script_data(data)),
     }
     return templates().get_template("report.html.j2").render(**parts, tabs=_tabs(parts), page=page)
+
+
+def served(page: str, state: Mapping[str, Any]) -> str:
+    """Return a page of ``render`` for a server (``runs/serve.py``), with the ``state`` of the run for its script."""
+    data = '<script type="application/json" id="data">{'
+    page = page.replace(policy(STATIC), policy(SERVED), 1)
+    page = page.replace("<style>", '<link rel="icon" href="data:,"><style>', 1)  # else browsers ask for an icon
+    return page.replace(data, f'{data}"served":{harmless(json.dumps(state))},', 1)
 
 
 def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
@@ -230,6 +239,18 @@ def templates() -> Environment:
 def _file(name: str) -> Markup:
     """Return the text of a file in ``templates/``, not escaped."""
     return Markup(PackageLoader("deepcluster.report").get_source(templates(), name)[0])
+
+
+@cache
+def _script() -> Markup:
+    return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), _file("report.js"), flags=re.MULTILINE))
+
+
+@cache
+def policy(sources: str) -> str:
+    """Return the Content-Security-Policy of a page: these sources, and our script by its digest."""
+    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode("ascii")
+    return f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def _run(data: RunData) -> Values:

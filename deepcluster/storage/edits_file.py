@@ -54,24 +54,29 @@ class Edits:
 def read_edits(path: Path) -> Edits:
     """Read the edits in a JSON file. UsageError names the file and what is wrong with it."""
     try:
-        table = shaped(read_json(path), dict, "the file")
-        version = table.pop("schema_version", None)
-        if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
-            raise ValueError(f"not edits of version {SCHEMA_VERSION}")
-        names = shaped(table.pop("names", {}), dict[str, str], "names")
-        edits: Edits = shaped(table, Edits, "the file")
-        if () in edits.merge:
-            raise ValueError("merge has an empty list")
-        if edits.split:
-            from deepcluster.groups.tree import MAX_PARTS  # imports torch
-
-            if not all(2 <= count <= MAX_PARTS for _, count in edits.split):
-                raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
-        return replace(edits, names={_number(key): _name(name) for key, name in names.items()})
+        return edits_of(read_json(path))
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: the report makes one (Download edits.json)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be used ({error}): download it from the report again") from None
+
+
+def edits_of(value: object) -> Edits:
+    """Return the edits in a JSON value. ValueError says what is wrong with it."""
+    table = shaped(value, dict, "the file")
+    version = table.pop("schema_version", None)
+    if type(version) is not int or version != SCHEMA_VERSION:  # JSON's true and 1.0 equal 1, too
+        raise ValueError(f"not edits of version {SCHEMA_VERSION}")
+    names = shaped(table.pop("names", {}), dict[str, str], "names")
+    edits: Edits = shaped(table, Edits, "the file")
+    if () in edits.merge:
+        raise ValueError("merge has an empty list")
+    if edits.split:
+        from deepcluster.groups.tree import MAX_PARTS  # imports torch
+
+        if not all(2 <= count <= MAX_PARTS for _, count in edits.split):
+            raise ValueError(f"split makes 2 to {MAX_PARTS} parts of a cluster")
+    return replace(edits, names={_number(key): _name(name) for key, name in names.items()})
 
 
 def newest_edits(run: Path, record: RunRecord) -> Path:

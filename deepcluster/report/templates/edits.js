@@ -115,9 +115,34 @@ function edit(change) {
 }
 
 function takeBack() {
-  if (!past.length) return;
+  if (!past.length) return data.served?.undo && send("undo");
   state = past.pop();
   refresh();
+}
+
+/* On the page of a server (runs/serve.py): apply the edits, take the last ones back or sort into folders. An edit that
+   could not be applied stays pending. */
+async function send(action, request = {}) {
+  const told = $("#told");
+  $$("dialog[open]").forEach(dialog => dialog.close());
+  document.body.inert = true;
+  told.hidden = false;
+  told.textContent = {apply: "Applying…", undo: "Taking back…", export: "Sorting…"}[action];
+  try {
+    const answer = await fetch(action, {
+      method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({version: data.served.version, ...request}),
+    });
+    const {said, error} = await answer.json();
+    if (answer.ok && action !== "export") {
+      saved = true;
+      sessionStorage.setItem("told", said);
+      return location.reload();
+    }
+    told.textContent = said ?? error;
+  } catch {
+    told.textContent = "The server does not answer: start it again in the terminal, and open the address that it prints.";
+  }
+  document.body.inert = false;
 }
 
 function refresh() {
@@ -141,10 +166,11 @@ function refresh() {
   $(".tabs .count").textContent = grouped(roots().filter(sizeOf).length);
   $("#pending").textContent = count ? `${grouped(count)} edit${count === 1 ? "" : "s"} pending` : "";
   $("#download").hidden = count === 0;
-  $("#undo").hidden = !past.length;
+  $("#undo").hidden = !past.length && !data.served?.undo;
   remember();
   arrange();
   whenEdited.forEach(call => call());
+  if (data.served && count) send("apply", {edits: edits()});
 }
 
 /* Where the browser keeps nothing (it may not for a file), the edits are lost with the page, and it asks before. */
@@ -154,6 +180,7 @@ const MOST_PAST = 20, MANY_MOVES = 2000;  /* of a state with so many moves the p
 const packed = ({names, into, splits, moves, junk}) => ({names: [...names], into: [...into], splits: [...splits], moves: [...moves], junk: [...junk]});
 
 function remember() {
+  if (data.served) return;
   try {
     const kept = {...packed(state), past: state.moves.size > MANY_MOVES ? [] : past.slice(-MOST_PAST).map(packed)};
     if (pendingCount()) localStorage.setItem(memory, JSON.stringify(kept));
@@ -430,6 +457,7 @@ $("#clusters").addEventListener("click", event => {
 });
 $("#undo").addEventListener("click", takeBack);
 $("#download").addEventListener("click", () => {
+  if (data.served) return send("apply", {edits: edits()});
   save("edits.json", JSON.stringify(edits(), null, 2) + "\n", "application/json");
   saved = true;
   $("#saved").showModal();
@@ -437,5 +465,16 @@ $("#download").addEventListener("click", () => {
 addEventListener("beforeunload", event => {
   if (!saved && !remembered && pendingCount()) event.preventDefault();
 });
+
+if (data.served) {
+  $("#undo").hidden = !data.served.undo;
+  $("#download").textContent = "Try again";
+  $("#into-folders").hidden = false;
+  $("#into-folders").addEventListener("click", () => send("export"));
+  $("#told").textContent = sessionStorage.getItem("told");
+  $("#told").hidden = !$("#told").textContent;
+  sessionStorage.removeItem("told");
+  $("#help .quiet").textContent = "Edits are applied at once. Undo takes the last one back.";
+}
 
 derive();

@@ -225,8 +225,8 @@ function showOne() {
   place.replaceChildren(shown);
   const link = $("#one-original");
   link.hidden = true;
-  if (data.originals && location.protocol === "file:") {
-    const url = data.originals + pathOf(i).split("/").map(encodeURIComponent).join("/");
+  if (data.served || data.originals && location.protocol === "file:") {
+    const url = data.served ? `image/${i * imageData.step}` : data.originals + pathOf(i).split("/").map(encodeURIComponent).join("/");
     const original = element("img", {alt: pathOf(i)});
     original.onload = () => {
       if (one !== i) return;

@@ -282,6 +282,7 @@ addEventListener("scroll", () => explained && explain(null), {passive: true});
 
 $("#help-open").addEventListener("click", () => $("#help").showModal());
 document.addEventListener("keydown", event => {
+  if (document.body.inert) return;
   const field = event.target.matches("input:not([type=radio], [type=range], [type=checkbox]), select, textarea");
   if (event.key === "z" && (event.ctrlKey || event.metaKey) && !field) {
     event.preventDefault();

@@ -1,0 +1,61 @@
+"""A run that is served as `deepcluster report RUN --serve` does it, and requests that no browser makes."""
+
+import http.client
+import json
+import re
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+from deepcluster.export import folders
+from deepcluster.runs.page import report
+from deepcluster.runs.serve import serve
+
+
+def serving(run: Path) -> str:
+    """Serve a run until nobody has asked for a minute; the address of its page."""
+    report(run)
+    addresses: Queue[str] = Queue()
+    Thread(target=serve, args=(run, folders, addresses.put, 60), daemon=True).start()
+    return addresses.get(timeout=60)
+
+
+def ask(
+    address: str, path: str = "", body: bytes | None = None, *, method: str = "", headers: dict[str, Any] | None = None
+) -> tuple[int, str]:
+    """Ask as the page does, but for ``headers`` (None leaves one out); the status and the text of the answer."""
+    parts = urlsplit(address)
+    ours = {"Host": parts.netloc}
+    if body is not None:
+        ours |= {
+            "Origin": f"http://{parts.netloc}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+        }
+    connection = http.client.HTTPConnection(parts.netloc, timeout=60)
+    place = path if path.startswith("/") else parts.path + path
+    connection.putrequest(method or ("GET" if body is None else "POST"), place, skip_host=True)
+    for name, value in (ours | (headers or {})).items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                connection.putheader(name, one)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode("utf-8", "replace")
+
+
+def version(address: str) -> str:
+    """The version of the run that the page is of."""
+    found = re.search(r'"served":\{"version": "([0-9a-f]{64})"', ask(address)[1])
+    assert found
+    return found[1]
+
+
+def act(address: str, action: str, of: str, **edits: object) -> tuple[int, str]:
+    """Ask for an action from a page of the version ``of``; the status, and what it says or which error."""
+    request = {"version": of, **({"edits": {"schema_version": 1, **edits}} if action == "apply" else {})}
+    status, text = ask(address, action, json.dumps(request).encode())
+    answer = json.loads(text)
+    return status, answer.get("said") or answer.get("error")

@@ -1,0 +1,168 @@
+"""The served report, attacked without a browser: nothing gets in, and nothing is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from http.client import HTTPException
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from deepcluster.cli import run_command
+from deepcluster.runs.recut import apply
+from deepcluster.runs.serve import serve
+from deepcluster.storage import run_folder as files
+from deepcluster.storage.edits_file import Edits
+from tests.helpers.runs import contents, record, rows, state_of
+from tests.helpers.serving import act, ask, serving, version
+
+HUGE = {"Content-Length": str(5 << 20)}
+ATTACKS = [  # path behind the token (or whole), body, method, headers, status
+    ("/", None, "", {}, 403),
+    ("/report.html", None, "", {}, 403),
+    ("/x/", None, "", {}, 403),
+    ("/x/apply", b"{}", "", {}, 403),
+    ("", None, "", {"Host": None}, 403),
+    ("", None, "", {"Host": "evil.example"}, 403),
+    ("", None, "", {"Host": "127.0.0.1"}, 403),
+    ("", None, "", {"Host": ["evil.example", "127.0.0.1"]}, 403),
+    ("", None, "", {"Origin": "https://evil.example"}, 403),
+    ("undo", b"{}", "", {"Origin": "https://evil.example"}, 403),
+    ("undo", b"{}", "", {"Origin": "null"}, 403),
+    ("undo", b"{}", "", {"Origin": None}, 403),
+    ("undo", b"{}", "", {"Host": "evil.example"}, 403),
+    ("undo", b"{}", "", {"Content-Type": "text/plain"}, 403),
+    ("undo", b"{}", "", {"Content-Type": None}, 403),
+    ("undo", b"", "", HUGE, 403),
+    ("undo", b"", "", {"Content-Length": "-1"}, 403),
+    ("undo", b"", "", {"Content-Length": None, "Transfer-Encoding": "chunked"}, 403),
+    ("undo", b"version=1", "", {}, 409),
+    ("undo", b"[" * 100_000, "", {}, 409),
+    ("undo", b"[]", "", {}, 409),
+    ("undo", b"\xff", "", {}, 409),
+    ("export", b'{"out": "/tmp/elsewhere"}', "", {}, 409),
+    ("undo", b"{}", "", {}, 409),  # of no version
+    ("undo", b'{"version": ["x"]}', "", {}, 409),
+    ("remove", b"{}", "", {}, 403),
+    ("run.json", None, "", {}, 403),
+    ("image/../../run.json", None, "", {}, 403),
+    ("image/%2e%2e%2frun.json", None, "", {}, 403),
+    ("image//etc/passwd", None, "", {}, 403),
+    ("image/-1", None, "", {}, 403),
+    ("image/999999999", None, "", {}, 409),
+    ("undo", b"{}", "PUT", {}, 501),
+    ("undo", None, "OPTIONS", {"Origin": "https://evil.example"}, 501),
+]
+
+
+def test_nothing_gets_in(run: Path):
+    address, before, beside = serving(run), contents(run), sorted(run.parent.iterdir())
+    for path, body, method, headers, status in ATTACKS:
+        answered, text = ask(address, path, body, method=method, headers=headers)
+        assert answered == status, (path, body, headers, text)
+        assert "root:" not in text and "schema_version" not in text
+    now = version(address)
+    for edits in ({"names": {"99": "x"}}, {"move": [["/etc/passwd", 0]]}, {"out": "/tmp/x"}, {"cut": "another"}):
+        assert act(address, "apply", now, **edits)[0] == 409
+    assert contents(run) == before and sorted(run.parent.iterdir()) == beside
+
+
+def test_edits_undo_and_sorting_are_those_of_the_commands(run: Path):
+    by_hand = Path(shutil.copytree(run, run.with_name("by-hand")))
+    cut = str(record(run)["cut"])
+    address, before = serving(run), rows(run / "clusters.csv")
+    status, said = act(address, "apply", version(address), cut=cut, names={"0": "hills"}, move=[[0, 3]], junk=[1])
+    assert status == 200 and "1 name, 1 image moved, 1 junk mark changed" in said
+    apply(by_hand, Edits(cut, {0: "hills"}, move=((0, 3),), junk=(1,)))
+    for name in ("clusters.csv", "cluster_summary.csv", "model/groups.safetensors"):
+        assert (run / name).read_bytes() == (by_hand / name).read_bytes(), name
+
+    status, said = act(address, "export", version(address))
+    assert status == 200 and "48 images" in said
+    sorted_images = run.with_name("run-sorted")
+    where = {row["path"]: Path(row["exported_path"]).parts[:-1] for row in rows(sorted_images / "inventory.csv")}
+    assert where[before[0]["path"]] == ("003",) and {"000-hills", "_junk"} <= {parts[0] for parts in where.values()}
+
+    assert act(address, "undo", version(address))[0] == 200
+    assert rows(run / "clusters.csv") == before
+    status, said = act(address, "undo", version(address))
+    assert status == 409 and "nothing to take back" in said
+
+
+def test_a_tab_of_an_older_state_changes_nothing(run: Path):
+    """Names and marks keep the cut, and a page sends all marks: an older page would remove the newer ones."""
+    address = serving(run)
+    old = version(address)
+    assert act(address, "apply", old, junk=[1])[0] == 200
+    before = contents(run)
+    for action in ("apply", "undo", "export"):
+        status, said = act(address, action, old)
+        assert status == 409 and "reload the page" in said
+    assert contents(run) == before and not run.with_name("run-sorted").exists()
+
+
+def test_the_holder_of_the_lock_is_named(run: Path):
+    address = serving(run)
+    now = version(address)
+    with files.locked(run):
+        status, said = act(address, "apply", now, names={"0": "x"})
+        assert status == 409 and f"is in use by process {os.getpid()}" in said
+        assert version(address) == now
+    assert act(address, "apply", now, names={"0": "x"})[0] == 200
+
+
+def test_a_kill_in_the_middle_of_an_edit_loses_nothing(run: Path):
+    cut = record(run)["cut"]
+    old = state_of(run)
+    command = [sys.executable, "-m", "deepcluster", "report", str(run), "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = process.stdout.readline().split()[-1]  # it came through a pipe
+        page = version(address)
+
+        def edit() -> None:
+            with pytest.raises((OSError, HTTPException)):
+                act(address, "apply", page, cut=cut, move=[[0, 3]])
+
+        client = Thread(target=edit)
+        client.start()
+        while not (run / ".deepcluster" / "scratch" / "rank-0" / "next").exists():
+            time.sleep(0.001)
+        process.kill()
+        client.join()
+    assert state_of(run) == old and rows(run / "clusters.csv")[0]["cluster"] != "3"
+    address = serving(run)
+    assert act(address, "apply", version(address), cut=cut, move=[[0, 3]])[0] == 200
+    assert rows(run / "clusters.csv")[0]["cluster"] == "3"
+
+
+def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Also of --open, which opens the address and no file."""
+    seen: list[str] = []
+
+    def opened(address: str) -> bool:
+        def come() -> None:
+            seen.append(ask(address)[1])
+            os.kill(os.getpid(), signal.SIGINT)
+
+        seen.append(address)
+        Thread(target=come).start()
+        return True
+
+    monkeypatch.setattr("webbrowser.open", opened)
+    assert run_command(["report", str(run), "--serve", "--open"]) == 0
+    address, page = seen
+    assert address.startswith("http://127.0.0.1:") and "<!DOCTYPE html>" in page
+    with pytest.raises(ConnectionError):
+        ask(address)
+
+
+def test_it_ends_when_nobody_asks(run: Path):
+    addresses: list[str] = []
+    serve(run, print, addresses.append, idle_seconds=0.1)
+    with pytest.raises(ConnectionError):
+        ask(addresses[0])
