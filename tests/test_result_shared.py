@@ -70,9 +70,7 @@ def test_medoids_by_hand(ranks):
         assert ranks[count](medoids, distances, groups) == [[1, 3, -1, 6]] * count
 
 
-def described(
-    processes: Processes, x: Tensor, few: int
-) -> tuple[list[dict[str, object]], Tree, Tensor, dict[str, float]]:
+def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, str]], Tree, Tensor, dict[str, float]]:
     """All that the tables say of the groups of a sample."""
     reduced = own(x, processes)
     partition = Partition.of(processes, len(reduced))
@@ -81,18 +79,20 @@ def described(
         sample = sample_of(reduced, partition, 3)
     assert len(sample.rows) == few and len(sample.reduced) == (few if processes.is_main else 0)
     groups = cut(x[sample.rows], 5)
-    groups, placement = place_rows(groups, Rows((), None, (), reduced, sample, partition, reduced[:, 0]), x[:3])
+    images = Rows([str(row) for row in range(len(x))], None, (), reduced, sample, partition, reduced[:, 0])
+    groups, placement = place_rows(groups, images, x[:3])
+    model: Any = SimpleNamespace(groups=groups, names=("",) * 5, junk=())
     truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
     tree = merge_tree(reduced, groups, placement.centroid, partition)
     measures = metrics(truth, placement.cluster, partition)
-    return summary_rows(groups, placement, reduced, partition), tree, placement.cluster, measures
+    return summary_rows(model, images, placement), tree, placement.cluster, measures
 
 
 @pytest.mark.parametrize("few", [400, ROWS])
 def test_groups_and_tables_are_those_of_one_process(ranks, few):
     x = features()
     ((summary, tree, cluster, measures),) = ranks[1](described, x, few)
-    sizes = [row["size"] for row in summary]
+    sizes = [int(row["size"]) for row in summary]
     assert sum(sizes) == ROWS and sizes == sorted(sizes, reverse=True) and tree.sizes[-1] == ROWS
     assert sizes == torch.bincount(cluster).tolist()
     for count in (2, 3):

@@ -38,55 +38,32 @@ from deepcluster.storage.table import Table
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
-Positions = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a result as the page shows them.
-
-    Attributes:
-        record: run.json.
-        clusters: Rows of the usable images in clusters.csv.
-        summary: Rows of cluster_summary.csv.
-        metrics: metrics.json; None without labels.
-        tree: The merge tree; None if there are too many groups.
-    """
+    """The tables of a result as the page shows them."""
 
     record: RunRecord
-    clusters: Table
+    clusters: Table  # of the usable images
     summary: Sequence[Row]
-    metrics: Mapping[str, Any] | None
-    tree: Tree | None
+    metrics: Mapping[str, Any] | None  # None without labels
+    tree: Tree | None  # None if there are too many groups
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The images on the sheet of tiny pictures (M), on the main rank.
-
-    Attributes:
-        groups: The cut.
-        reduced: Their features (M x d).
-        nearest: The nearest centroids of the cut (int64, M).
-        counts: Numbers of images of the fit nearest to the centroids.
-        all_counts: The same of all images.
-    """
+    """The images on the sheet of tiny pictures (M), on the main rank."""
 
     groups: Cut
-    reduced: Tensor
-    nearest: Tensor
-    counts: Tensor
-    all_counts: Tensor
+    reduced: Tensor  # M x d
+    nearest: Tensor  # the nearest centroids of the cut (int64, M)
+    counts: Tensor  # numbers of images of the fit nearest to the centroids
+    all_counts: Tensor  # the same of all images
 
 
 def shown_of(rows: Rows, groups: Cut, nearest: Tensor) -> Shown:
-    """Gather the images on the sheet. A collective.
-
-    Args:
-        rows: All images.
-        groups: The cut.
-        nearest: The nearest centroids of this rank's rows.
-    """
+    """Gather the images on the sheet. ``nearest``: The nearest centroids of this rank's ``rows``. A collective."""
     partition, on_map = rows.partition, torch.tensor(on_sheet(rows.partition.total))
     counts, all_counts = (
         partition.processes.all_reduce(torch.bincount(centroids, minlength=len(groups.centroids)))
@@ -108,30 +85,23 @@ def report(run: Path, source: Source | None = None) -> Path:
     """
     files.open_run(run)
     with files.locked(run) as folder, folder.next_state() as staged, staged.as_disk_errors():
-        tables, state, shown = read_tables(staged), None, None
+        used, shown = staged.read_clusters().where("status", "ok"), None
+        tables = Tables(
+            record=staged.read_record(),
+            clusters=used,
+            summary=staged.read_rows("cluster_summary.csv", files.SUMMARY),
+            metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else None,
+            tree=drawn.read_tree(staged, len(used)),
+        )
         with suppress(DeepClusterError):
-            state = read_run(staged)
-        if state:
-            _, model, rows = state
+            _, model, rows = read_run(staged)
             centroids = model.place(rows.reduced).centroid
             shown = shown_of(rows, model.groups, centroids)
-            if tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
-                drawn.write_tree(staged, tree)
-                tables = replace(tables, tree=tree)
+        if shown and tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
+            drawn.write_tree(staged, tree)
+            tables = replace(tables, tree=tree)
         write_page(staged, images_at_hand(staged, source), tables, shown)
     return run / "report.html"
-
-
-def read_tables(folder: RunFolder) -> Tables:
-    """Read the tables of a run."""
-    used = folder.read_clusters().where("status", "ok")
-    return Tables(
-        record=folder.read_record(),
-        clusters=used,
-        summary=folder.read_rows("cluster_summary.csv", files.SUMMARY),
-        metrics=folder.read_json("metrics.json") if folder.has("metrics.json") else None,
-        tree=drawn.read_tree(folder, len(used)),
-    )
 
 
 def write_page(folder: LockedFolder, source: Source | None, tables: Tables, shown: Shown | None) -> None:
@@ -145,6 +115,10 @@ def write_page(folder: LockedFolder, source: Source | None, tables: Tables, show
     """
     record, used, sheet = tables.record, tables.clusters, drawn.read_sheet(folder)
     every, away = on_page(used)[1], list[str]()
+    positions = drawn.read_map(folder, len(used), on_sheet(len(used)))
+    if positions is None and shown is not None:
+        positions = layout(shown.reduced, derive(record.seed, "map"))
+        folder.write_array(drawn.MAP, positions)
     data = RunData(
         title=record.images,
         run=record.to_json(),
@@ -154,8 +128,8 @@ def write_page(folder: LockedFolder, source: Source | None, tables: Tables, show
         metrics=tables.metrics,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
-        picture=_or_tiny(folder, record, pictures(source, MEDOID * THUMBNAIL), used, sheet, away),
-        positions=_positions(folder, len(used), shown, record.seed),
+        picture=_or_tiny(folder, tables, pictures(source, MEDOID * THUMBNAIL), sheet, away),
+        positions=positions,
         tree=tables.tree,
         sheet=sheet,
         name=_name_in_commands(folder.path),
@@ -175,24 +149,14 @@ def write_page(folder: LockedFolder, source: Source | None, tables: Tables, show
         )
 
 
-def _positions(folder: LockedFolder, images: int, shown: Shown | None, seed: int) -> Positions | None:
-    """Read the map of the images on the sheet, or make it."""
-    positions = drawn.read_map(folder, images, on_sheet(images))
-    if positions is None and shown is not None:
-        positions = layout(shown.reduced, derive(seed, "map"))
-        folder.write_array(drawn.MAP, positions)
-    return positions
-
-
-def _or_tiny(
-    folder: RunFolder, record: RunRecord, picture: Picture, rows: Table, sheet: bytes, away: list[str]
-) -> Picture:
+def _or_tiny(folder: RunFolder, tables: Tables, picture: Picture, sheet: bytes, away: list[str]) -> Picture:
     """Return ``picture`` with the tiny picture of an image that cannot be read; ``away`` collects its path."""
 
     @cache
     def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
         with folder.as_disk_errors(drawn.SHEET):
-            return {path: row for row, path in enumerate(rows.column("path"))}, pictures_on(sheet, len(rows))
+            row_of = {path: row for row, path in enumerate(tables.clusters.column("path"))}
+            return row_of, pictures_on(sheet, len(tables.clusters))
 
     def shown(path: str) -> Image.Image | None:
         image = picture(path)
@@ -200,7 +164,7 @@ def _or_tiny(
             if sheet:
                 row_of, on_the_sheet = tiny()
                 image = on_the_sheet(row_of[path])
-            if image is not None or record.backbone != FEATURES:  # an image of features may never have been there
+            if image is not None or tables.record.backbone != FEATURES:  # an image of features may never have existed
                 away.append(path)
         return image
 
@@ -246,12 +210,8 @@ def pictures(source: Source | None, size: int) -> Picture:
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
 
     def picture(path: str) -> Image.Image | None:
-        if source is None or path not in index:
-            return None
-        try:
-            with pillow_limits():
-                return source.read(index[path], size)
-        except (Undecodable, DataError, OSError):
-            return None
+        with suppress(Undecodable, DataError, OSError), pillow_limits():
+            return source.read(index[path], size) if source and path in index else None
+        return None
 
     return picture

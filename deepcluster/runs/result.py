@@ -20,7 +20,7 @@ from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, Clustering
-from deepcluster.report.text import agreement
+from deepcluster.report.text import agreement, count
 from deepcluster.runs.build import kmeans_of_result, place_of, reduction_of
 from deepcluster.runs.page import Shown, shown_of, tree_of
 from deepcluster.runs.plan import ImagesRead, Job
@@ -36,26 +36,15 @@ MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by cha
 
 @dataclass(frozen=True)
 class Result:
-    """All that the files of a run say of its groups: on the main rank of all images, on the others nothing.
-
-    Attributes:
-        model: The model with these groups.
-        rows: The images.
-        placement: The places of the images (integers are int32).
-        residuals: Those of the images.
-        summary: Rows of cluster_summary.csv.
-        metrics: Measures against the true labels; empty without labels.
-        tree: The merge tree of the groups; None if there are too many.
-        shown: The images of the page.
-    """
+    """All that the files of a run say of its groups: on the main rank of all images, on the others nothing."""
 
     model: Model
     rows: Rows
-    placement: Placement
-    residuals: Tensor
-    summary: Sequence[Mapping[str, Any]]
-    metrics: Mapping[str, float]
-    tree: Tree | None
+    placement: Placement  # of all images; its integers are int32
+    residuals: Tensor  # of all images
+    summary: Sequence[Mapping[str, str]]  # rows of cluster_summary.csv
+    metrics: Mapping[str, float]  # against the true labels; empty without labels
+    tree: Tree | None  # None if there are too many groups
     shown: Shown
 
     @property
@@ -70,7 +59,7 @@ class Result:
 def conclude_run(
     job: Job, network: Network, images: ImagesRead, record: RunRecord, features: Tensor
 ) -> tuple[Result, RunRecord]:
-    """Compute the result of the network as it is now. A collective.
+    """Compute the result of the network as it is now, and run.json with candidates for ``-k``. A collective.
 
     Args:
         job: The fit.
@@ -78,9 +67,6 @@ def conclude_run(
         images: Its images and recipe.
         record: run.json so far, with the number of rounds and the kind of result.
         features: This rank's, N x D: those of one pass over the images.
-
-    Returns:
-        The result, and run.json with the candidates for the number of groups.
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
     final = result_of(
@@ -143,7 +129,7 @@ def group_images(
 def describe(model: Model, rows: Rows, placement: Placement) -> Result:
     """Describe the groups of a model. A collective. ``placement``: The places of this rank's ``rows``."""
     partition, truth = rows.partition, rows.labels
-    summary = summary_rows(model.groups, placement, rows.reduced, partition)
+    summary = summary_rows(model, rows, placement)
     measured = metrics(truth[partition.local], placement.cluster, partition) if truth and any(truth) else {}
     tree = tree_of(rows, model.groups, placement.centroid)
     shown = shown_of(rows, model.groups, placement.centroid)
@@ -190,12 +176,13 @@ def label_numbers(truth: Sequence[str], words: Sequence[str]) -> tuple[Tensor, T
     return codes, torch.tensor([bool(label) for label in words], dtype=torch.bool)[codes]
 
 
-def summary_rows(groups: Cut, placement: Placement, reduced: Tensor, partition: Partition) -> list[dict[str, Any]]:
-    """Return a row for every group, with the row number of its medoid (None: it has none). A collective.
+def summary_rows(model: Model, rows: Rows, placement: Placement) -> list[dict[str, str]]:
+    """Return the rows of cluster_summary.csv. A collective. Arguments as in :func:`describe`.
 
     A group may have many centroids: the mean of its features stands for all of it.
     """
-    cluster, all_reduce = placement.cluster, partition.processes.all_reduce
+    groups, partition, reduced, cluster = model.groups, rows.partition, rows.reduced, placement.cluster
+    all_reduce = partition.processes.all_reduce
     sizes = all_reduce(torch.bincount(cluster, minlength=groups.count)).tolist()
     zeros = torch.zeros(groups.count, dtype=torch.float64)  # bincount with weights returns integers for no rows at all
     distances = all_reduce(zeros.index_add(0, cluster, placement.distance.double())).tolist()
@@ -206,12 +193,14 @@ def summary_rows(groups: Cut, placement: Placement, reduced: Tensor, partition: 
     between[:, [group for group in range(groups.count) if group not in present]] = torch.inf
     return [
         {
-            "cluster": group,
-            "size": sizes[group],
+            "cluster": str(group),
+            "name": model.names[group],
+            "size": str(sizes[group]),
             "share": f"{sizes[group] / partition.total:.6f}",
             "mean_distance": f"{distances[group] / sizes[group]:.6f}" if sizes[group] else "",
-            "nearest_cluster": between[group].argmin().item() if len(present) > 1 else "",
-            "medoid": medoids[group] if sizes[group] else None,
+            "nearest_cluster": str(between[group].argmin().item()) if len(present) > 1 else "",
+            "medoid_path": rows.paths[medoids[group]] if sizes[group] else "",
+            "junk": str(int(group in model.junk)),
         }
         for group in present
     ]
@@ -279,12 +268,21 @@ def _cut_of(recipe: Recipe) -> CutRows:
     return cut_once
 
 
-def stability_of(reduced: Tensor, record: RunRecord, recipe: Recipe, n_clusters: int) -> float | None:
-    """Return the stability of ``n_clusters`` groups: the candidate's, or else measured in the same way."""
-    for candidate in record.candidates or ():
-        if candidate["k"] == n_clusters:
-            known: float | None = candidate["stability"]
-            return known
-    if n_clusters > MAX_IN_CUT:
-        return None
-    return stability(reduced, n_clusters, seed=derive(record.seed, "number of groups"), cut_rows=_cut_of(recipe))
+def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
+    """Return the entries of run.json on the stability of the groups: the candidate's, or else measured likewise."""
+    if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
+        return {}
+    if record.edits is not None:
+        return {"stability": None, "verdict": "The groups are as you edited them. Their stability is not measured."}
+    known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
+    if n_clusters not in known and n_clusters <= MAX_IN_CUT:
+        seed = derive(record.seed, "number of groups")
+        known[n_clusters] = stability(rows.sample.reduced, n_clusters, seed=seed, cut_rows=_cut_of(recipe))
+    if (stable := known.get(n_clusters)) is None:
+        verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
+        return {"stability": None, "verdict": verdict}
+    verdict = (
+        f"Cut from other samples of the images, the groups agree to {agreement(stable)} (100%: the same groups,"
+        " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
+    )
+    return {"stability": round(float(stable), 4), "verdict": verdict}

@@ -35,18 +35,18 @@ class History:
         self.rows: list[Mapping[str, Any]] = resuming.history(folder, self.columns, done) if done else []
         folder.write_rows("history.csv", self.columns, self.rows)
 
-    def add(self, round: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
+    def add(self, finished: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
         """Write the row of a round whose steps took so many ``seconds``, and return it."""
-        clustering = round.clustering
+        clustering = finished.clustering
         figures = {
-            "loss": (round.loss, 5),
-            "chance_loss": (round.chance_loss, 5),
+            "loss": (finished.loss, 5),
+            "chance_loss": (finished.chance_loss, 5),
             "inertia": (clustering.inertia, 3),
-            "nmi_previous": (round.nmi_previous, 5),
-            "changed": (round.changed, 5),
-            "cluster_weight": (round.cluster_weight, 5),
+            "nmi_previous": (finished.nmi_previous, 5),
+            "changed": (finished.changed, 5),
+            "cluster_weight": (finished.cluster_weight, 5),
             "largest_share": (clustering.largest_share, 5),
-            "lr": (round.lr, 8),
+            "lr": (finished.lr, 8),
             **{f"{step}_seconds": (value, 3) for step, value in seconds.items()},
             "images_per_second": (self.images / seconds["training"], 1),
         }
@@ -54,15 +54,11 @@ class History:
             labels, known = label_numbers(self.truth, sorted(set(self.truth)))
             figures["nmi_labels"] = (compared(labels[known], clustering.labels[known])[0], 5)
         cells = {
-            name: "" if math.isnan(value) else _rounded(value, digits) for name, (value, digits) in figures.items()
+            name: "" if math.isnan(value) else round(float(value), digits) for name, (value, digits) in figures.items()
         }
-        self.rows.append({"round": round.index, "reseeded": clustering.reseeded, **cells})
+        self.rows.append({"round": finished.index, "reseeded": clustering.reseeded, **cells})
         self.folder.write_rows("history.csv", self.columns, self.rows)
         return self.rows[-1]
-
-
-def _rounded(value: float, digits: int) -> float:
-    return round(float(value), digits)
 
 
 def train(
@@ -141,8 +137,8 @@ def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None) -> tuple[State
 
 def _first_plan(writer: ResultWriter) -> int:
     """Plan and announce the rounds by the pass of the first result, and return their number. A collective."""
-    job, recipe, one_pass = writer.job, writer.images.recipe, writer.cost.one_pass
-    cost, results = one_pass + training_cost(recipe, one_pass), one_pass + 2 * writer.cost.result
+    job, recipe, one_pass = writer.job, writer.images.recipe, writer.pass_seconds
+    cost, results = one_pass + training_cost(recipe, one_pass), one_pass + 2 * writer.seconds
     rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, 0, cost, results))
     if job.request.time_limit is not None:
         end = job.clock.elapsed() + results + rounds * (1 + SHARE_OF_TIME) * cost
@@ -152,30 +148,22 @@ def _first_plan(writer: ResultWriter) -> int:
 
 
 def _next_plan(writer: ResultWriter, done: int, seconds: float, features: float) -> tuple[int, bool]:
-    """Plan the rounds again, and tell if a preliminary result is due. A collective.
+    """Plan the rounds again after ``done`` ones, and tell if a preliminary result is due. A collective.
 
-    Args:
-        writer: Knows the cost of results.
-        done: Number of rounds done.
-        seconds: Those of the last round.
-        features: Those of its pass: 0 if it was made already.
+    ``seconds``: Those of the last round. ``features``: Those of its pass, 0 if it was made already.
     """
-    one_pass = max(writer.cost.one_pass, features)
-    results = max(writer.cost.result, one_pass)
+    one_pass = max(writer.pass_seconds, features)
+    results = max(writer.seconds, one_pass)
     rounds = whole_rounds(writer.job, writer.images.recipe, done, seconds - features + one_pass, results)
     planned, is_due = writer.job.processes.broadcast_json(lambda: [rounds, writer.is_due])
     return planned, bool(is_due)
 
 
 def whole_rounds(job: Job, recipe: Recipe, done: int, cost: float, results: float) -> int:
-    """Return the number of rounds that the time limit leaves room for.
+    """Return the number of rounds, ``done`` ones included, that the time limit leaves room for.
 
-    Args:
-        job: The fit, with its limit and its clock.
-        recipe: Has the largest number.
-        done: Number of rounds done.
-        cost: Seconds of a round and its pass, without the preliminary results.
-        results: Seconds of the results that must be written whatever the number of rounds.
+    ``cost``: Seconds of a round and its pass, without the preliminary results. ``results``: Seconds of the results that
+    must be written whatever the number of rounds.
     """
     if job.request.time_limit is None:
         return recipe.rounds

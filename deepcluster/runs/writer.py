@@ -17,14 +17,13 @@ from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
-from deepcluster.report.text import agreement, count
+from deepcluster.report.text import count
 from deepcluster.runs.build import place_of
 from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
 from deepcluster.runs.page import Tables, write_page
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_rows
-from deepcluster.runs.result import Result, conclude_run, stability_of
-from deepcluster.runs.rows import Rows
+from deepcluster.runs.result import Result, conclude_run, stability_entries
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
@@ -34,67 +33,46 @@ from deepcluster.storage.table import Table
 
 
 @dataclass
-class Cost:
-    """Seconds that results take.
-
-    Attributes:
-        result: Of the last result; before the first one, an estimate of its files.
-        one_pass: Of the last pass over the images for a result.
-        written: When the last result was written, by time.perf_counter().
-    """
-
-    result: float
-    one_pass: float = 0.0
-    written: float = -math.inf
-
-
-@dataclass
 class ResultWriter:
     """Writes the results of a run: the first before any round, preliminary ones as the rounds go on, the final one.
 
     A result replaces the one before all at once.
-
-    Attributes:
-        job: The fit.
-        folder: Its folder, on the main rank.
-        network: The network of the rounds, with the weights that it begins with.
-        images: Its images and recipe.
-        record: run.json so far, without a result.
-        baseline: The metrics of the first result, on the main rank.
     """
 
     job: Job
-    folder: LockedFolder | None
-    network: Network
+    folder: LockedFolder | None  # on the main rank
+    network: Network  # of the rounds, with the weights that it begins with
     images: ImagesRead
-    record: RunRecord
-    baseline: Mapping[str, float] = field(default_factory=dict)
+    record: RunRecord  # run.json so far, without a result
+    baseline: Mapping[str, float] = field(default_factory=dict)  # metrics of the first result, on the main rank
+    pass_seconds: float = 0.0  # of the last pass over the images for a result
+    written: float = -math.inf  # when the last result was written, by time.perf_counter()
 
     def __post_init__(self) -> None:
         weights = self.network.body.state_dict() if self.images.recipe.average < 1 else {}
         self._first_weights = {name: value.clone() for name, value in weights.items()}
-        self.cost = Cost(RESULT + len(self.images.store.kept) * RESULT_EACH)
+        self.seconds = RESULT + len(self.images.store.kept) * RESULT_EACH  # of the last result; first of its files
 
     @property
     def is_due(self) -> bool:
         """True if a preliminary result costs little beside the time since the last one, and somebody looks."""
-        waited = time.perf_counter() - self.cost.written
-        return self.job.request.report and waited >= self.cost.result / SHARE_OF_TIME
+        waited = time.perf_counter() - self.written
+        return self.job.request.report and waited >= self.seconds / SHARE_OF_TIME
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
         store, begin = self.images.store, time.perf_counter()
         place = place_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
         features = extract(self.network, store.images, place)
-        self.cost.one_pass = time.perf_counter() - begin
+        self.pass_seconds = time.perf_counter() - begin
         return features
 
     def preliminary(self, rounds: int, features: Tensor | None = None) -> None:
         """Write a preliminary result; ``features``: those of the network, if they are known. A collective."""
-        begin, before = time.perf_counter(), 0.0 if features is None else self.cost.one_pass
+        begin, before = time.perf_counter(), 0.0 if features is None else self.pass_seconds
         result, _ = self._write(replace(self.record, rounds=rounds, result=PRELIMINARY), features)
-        self.cost.written = time.perf_counter()
-        self.cost.result = before + self.cost.written - begin
+        self.written = time.perf_counter()
+        self.seconds = before + self.written - begin
         if rounds == 0:
             self.baseline = result.baseline
             if self.folder:
@@ -102,13 +80,7 @@ class ResultWriter:
                 self.job.display.say("First", f"{page}: preliminary groups, replaced as the run goes on")
 
     def final(self, rounds: int, stopped_because: str, features: Tensor | None) -> tuple[Result, RunRecord]:
-        """Write the final result; return it and run.json. A collective.
-
-        Args:
-            rounds: Number of rounds.
-            stopped_because: The reason why there are no more.
-            features: Those of the network, if its pass is made already.
-        """
+        """Write the final result; return it and run.json. A collective. Arguments are the values of ``train``."""
         record = self.record.with_phase("rounds", self.job.clock.lap())
         return self._write(replace(record, rounds=rounds, stopped_because=stopped_because, result=FINAL), features)
 
@@ -168,7 +140,9 @@ def write_result(
     features: Iterable[Tensor] | None = None,
     report: bool = True,
 ) -> RunRecord:
-    """Write the files that depend on the groups, then run.json. The model is written by the caller if it is new.
+    """Write the files that depend on the groups, then run.json, and return run.json.
+
+    The model is written by the caller if it is new.
 
     Args:
         folder: The run.
@@ -179,23 +153,19 @@ def write_result(
         source: The images, for the page; None if they are not at hand.
         features: Blocks of the features of all rows, if they are new.
         report: Also write report.html.
-
-    Returns:
-        run.json as it was written.
     """
-    rows = result.rows
+    rows, summary = result.rows, result.summary
     if features is not None:
         folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), features)
         folder.write_blocks(files.RESIDUALS, (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
     clusters = write_clusters(folder, result)
     digest = files.rows_sha256(clusters)
-    summary = [_summary_row(row, result) for row in result.summary]
     folder.write_rows("cluster_summary.csv", files.SUMMARY, summary)
     measures: dict[str, Any] = {}
     if result.metrics:
         baseline = baseline or (result.baseline if record.rounds == 0 else {})
-        labelled = sum(1 for label in rows.labels or () if label)
         at_start = {f"baseline_{name}": int(value) if name == "clusters" else value for name, value in baseline.items()}
+        labelled = sum(map(bool, rows.labels or ()))
         measures = {**result.metrics, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
         folder.write_json("metrics.json", measures)
     if result.tree:
@@ -207,7 +177,7 @@ def write_result(
         cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
         rows=digest,
         clusters=len(summary),
-        **_stability(rows, record, recipe, len(summary)),
+        **stability_entries(rows, record, recipe, len(summary)),
     )
     if report:
         used = clusters.where("status", "ok")
@@ -239,35 +209,6 @@ def write_clusters(folder: LockedFolder, result: Result) -> Table:
     table = Table.of({column: str(row.get(column, "")) for column in files.CLUSTERS} for row in chain(used, skipped))
     folder.write_rows("clusters.csv", files.CLUSTERS, table)
     return table
-
-
-def _summary_row(row: Mapping[str, Any], result: Result) -> dict[str, str]:
-    """Return a row of cluster_summary.csv as text."""
-    medoid, group = row["medoid"], row["cluster"]
-    cells = {
-        **row,
-        "name": result.model.names[group],
-        "medoid_path": "" if medoid is None else result.rows.paths[medoid],
-        "junk": int(group in result.model.junk),
-    }
-    return {column: str(cells[column]) for column in files.SUMMARY}
-
-
-def _stability(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters: int) -> dict[str, Any]:
-    """Return the entries of run.json on the stability of the groups."""
-    if record.edits is not None and record.verdict is not None:  # it is still true: the edits were names alone
-        return {}
-    if record.edits is not None:
-        return {"stability": None, "verdict": "The groups are as you edited them. Their stability is not measured."}
-    stability = stability_of(rows.sample.reduced, record, recipe, n_clusters)
-    if stability is None:
-        verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
-        return {"stability": None, "verdict": verdict}
-    verdict = (
-        f"Cut from other samples of the images, the groups agree to {agreement(stability)} (100%: the same groups,"
-        " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
-    )
-    return {"stability": round(float(stability), 4), "verdict": verdict}
 
 
 def summary_line(result: Result, record: RunRecord) -> str:
