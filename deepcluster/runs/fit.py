@@ -17,7 +17,7 @@ from deepcluster.images import Images, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import true_labels
 from deepcluster.images.source import counted
-from deepcluster.images.store import Store, check_alike, read_once
+from deepcluster.images.store import check_alike, read_once
 from deepcluster.learning.training import network_precision
 from deepcluster.nets.network import Network
 from deepcluster.presets import Plan
@@ -154,7 +154,10 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
 def _read(
     job: Job, begun: Begun, folder: LockedFolder | None, network: Network, record: RunRecord
 ) -> tuple[ImagesRead, RunRecord]:
-    """Read the images once, and settle what depends on the usable ones and on the network. A collective."""
+    """Read the images once, settle what depends on the usable ones and on the network, and write both. A collective.
+
+    The files are recipe.toml, skipped.csv, duplicates.csv and the sheet of tiny pictures.
+    """
     source, display = job.source, job.display
     size, progress = begun.plan.recipe.store_size, partial(display.progress, "reading")
     scratch = scratch_of(Path(begun.out), job.processes.rank)
@@ -166,7 +169,19 @@ def _read(
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
     digests = resuming.digests(source, store)
-    _write_beginning(job, folder, store, plan)
+    alike = near_duplicates(store.images, store.partition)
+    pictures = tiny_pictures(store.images, store.partition.local.start, used)
+    pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
+    if folder:
+        folder.write_text("recipe.toml", to_toml(plan.recipe))
+        folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
+        folder.write_rows(
+            "duplicates.csv", files.DUPLICATES, duplicate_rows(alike, [source.paths[i] for i in store.kept])
+        )
+        folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
+    if alike:
+        text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
+        display.say("Alike", f"{text}; all are used")
     record = replace(
         record,
         images_count=used,
@@ -177,26 +192,6 @@ def _read(
         reasons=plan.reasons,
     ).with_phase("reading", job.clock.lap())
     return ImagesRead(store, plan.recipe, digests), record
-
-
-def _write_beginning(job: Job, folder: LockedFolder | None, store: Store, plan: Plan) -> None:
-    """Write recipe.toml, skipped.csv, duplicates.csv and the sheet of tiny pictures. A collective."""
-    source, images = job.source, store.images
-    duplicates = near_duplicates(images, store.partition)
-    pictures = tiny_pictures(images, store.partition.local.start, store.partition.total)
-    pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
-    if folder is None:
-        return
-    alike = duplicate_rows(duplicates, [source.paths[i] for i in store.kept])
-    folder.write_text("recipe.toml", to_toml(plan.recipe))
-    folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in store.skipped])
-    folder.write_rows("duplicates.csv", files.DUPLICATES, alike)
-    folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
-    if duplicates:
-        images_alike, groups = sum(map(len, duplicates)), count(len(duplicates), "group")
-        job.display.say(
-            "Alike", f"{images_alike:,} images in {groups} are nearly identical (duplicates.csv); all are used"
-        )
 
 
 def _with_precision(plan: Plan, network: Network) -> Plan:

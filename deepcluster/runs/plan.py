@@ -72,14 +72,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Job:
-    """A fit of the images of ``source``.
-
-    labels: True labels in the order of the source, for metrics only.
-    """
+    """A fit of the images of ``source``."""
 
     request: Request
     source: Source
-    labels: Sequence[str] | None
+    labels: Sequence[str] | None  # true labels in the order of the source, for metrics only
     device: torch.device
     display: Display
     processes: Processes
@@ -107,23 +104,14 @@ class ImagesRead:
 
 @dataclass(frozen=True)
 class Begun:
-    """The decisions of the main rank, as JSON for the others.
+    """The decisions of the main rank, as JSON for the others."""
 
-    Attributes:
-        out: The run folder.
-        state: "new", "resumed" or "finished": nothing is left to do.
-        recipe: Every option.
-        reasons: The reasons of values, as in a Plan.
-        facts: Facts about the images of a new run.
-        updated: Images that an update has added to the run: no images of the fit.
-    """
-
-    out: str
-    state: str
-    recipe: Mapping[str, Any]
-    reasons: Mapping[str, str]
-    facts: Mapping[str, Any]
-    updated: Sequence[str] = ()
+    out: str  # the run folder
+    state: str  # new, resumed, or finished: nothing is left to do
+    recipe: Mapping[str, Any]  # every option
+    reasons: Mapping[str, str]  # as in a Plan
+    facts: Mapping[str, Any]  # about the images of a new run
+    updated: Sequence[str] = ()  # images that an update has added to the run: no images of the fit
 
     @property
     def plan(self) -> Plan:
@@ -145,8 +133,7 @@ def begin(source: Source, request: Request, display: Display, *, dry: bool = Fal
 
     ``dry``: Say which network would be downloaded or is missing, instead of a download or an error.
 
-    Raises:
-        DeepClusterError: An option cannot be used, or the run to be resumed has other options or images.
+    Raises DeepClusterError if an option cannot be used, or the run to be resumed has other options or images.
     """
     out = free_path(source, request)
     if request.resume and is_run(out) and files.RunFolder(out).has("recipe.toml"):  # recipe and images are decided
@@ -227,20 +214,22 @@ def choose_weights(request: Request, facts: Facts, have: Callable[[str], object]
 def _get_weights(name: str, request: Request, display: Display, *, dry: bool) -> None:
     """Download the published network ``name`` (empty: none) if it is not here and ``--weights timm`` asks for it."""
     options = options_of(request.recipe, request.options or {})[1]
-    backbone, is_download = options.get("backbone", ""), options.get("weights") == "timm"
-    if backbone.startswith("timm:") and "weights" not in options and not dry:
+    is_download = options.get("weights") == "timm"
+    if (backbone := options.get("backbone", "")).startswith("timm:") and "weights" not in options and not dry:
         warnings.warn(
             f"{backbone} starts untrained. Add --weights timm for its published weights (usually better), or --weights"
             " none to hide this warning.",
             DeepClusterWarning,
             stacklevel=2,
         )
-    if name and dry and not local_file(name):
+    if not name or local_file(name):
+        return
+    about = PUBLISHED[name].description
+    if dry:
         then = "A fit downloads it" if is_download else "A fit ends with an error until it is downloaded"
-        about = PUBLISHED[name].description
         display.say("Weights", f"{name} is not on this machine ({about}). {then}: deepcluster fetch {name}")
-    elif name and is_download and not local_file(name):
-        display.say("Weights", f"downloading {name}: {PUBLISHED[name].description}")
+    elif is_download:
+        display.say("Weights", f"downloading {name}: {about}")
         fetch(name, display.progress)
     else:
         check_weights_here(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, ModelError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.store import Store
@@ -85,16 +85,11 @@ def check_same(
 ) -> list[str] | None:
     """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
 
-    Args:
-        folder: The run.
-        checkpoint: Its last one, if it has any.
-        about: The facts about the run now, as a checkpoint has them.
-        images: As :func:`digests`.
+    ``checkpoint``: Its last one, if it has any. ``about``: The facts about the run now, as a checkpoint has them.
+    ``images``: As :func:`digests`.
 
-    Raises:
-        DataError: The images have changed.
-        ModelError: The checkpoint is of another run.
-        UsageError: The options are others.
+    Raises DataError if the images have changed, ModelError if the checkpoint is of another run, UsageError if the
+    options are others.
     """
     if checkpoint and checkpoint.about.get("run") != about["run"]:
         raise ModelError(
@@ -123,15 +118,3 @@ def check_same(
             stacklevel=2,
         )
     return differences
-
-
-def history(folder: RunFolder, columns: Sequence[str], rounds: int) -> list[Mapping[str, Any]]:
-    """Read the rows of the first ``rounds`` rounds in history.csv. DiskError if some are missing."""
-    rows = folder.read_rows("history.csv", columns)
-    numbers = [row["round"] for row in rows]
-    if numbers[:rounds] != [str(number) for number in range(rounds)]:
-        raise DiskError(
-            f"{folder.path / 'history.csv'} has the rounds {', '.join(numbers[:10]) or 'of none'}, and the checkpoint"
-            f" comes after {rounds}: restore the file from a copy"
-        )
-    return [*rows[:rounds]]

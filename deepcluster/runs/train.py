@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from deepcluster.clustering.agreement import compared
+from deepcluster.errors import DiskError
 from deepcluster.place import Stopwatch
 from deepcluster.recipe import Recipe
 from deepcluster.records import Round, State
 from deepcluster.report.text import count
-from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import learning_rate, place_of, rounds_of, shares_pass
 from deepcluster.runs.forecast import SHARE_OF_TIME, in_words, training_cost
 from deepcluster.runs.plan import Job
@@ -32,7 +32,14 @@ class History:
         self.folder, self.truth = folder, writer.job.truth(store.kept)
         self.images = store.partition.total * writer.images.recipe.epochs  # that a round trains on
         self.columns = HISTORY if self.truth is None else (*HISTORY, "nmi_labels")
-        self.rows: list[Mapping[str, Any]] = resuming.history(folder, self.columns, done) if done else []
+        self.rows: list[Mapping[str, Any]] = [*folder.read_rows("history.csv", self.columns)] if done else []
+        numbers = [row["round"] for row in self.rows]
+        if numbers[:done] != [str(number) for number in range(done)]:
+            raise DiskError(
+                f"{folder.path / 'history.csv'} has the rounds {', '.join(numbers[:10]) or 'of none'}, and the"
+                f" checkpoint comes after {done}: restore the file from a copy"
+            )
+        del self.rows[done:]
         folder.write_rows("history.csv", self.columns, self.rows)
 
     def add(self, finished: Round, seconds: Mapping[str, float]) -> Mapping[str, Any]:
