@@ -29,15 +29,10 @@ from deepcluster.storage.table import Table
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of N x d features in one place: all rows of a run, or a sample of very many.
+    """Rows of N x d features in one place: all rows of a run, or a sample of very many."""
 
-    Attributes:
-        rows: Their numbers among all (int64, M, ascending), on every rank.
-        reduced: The features (M x d) on the main rank; none on the others.
-    """
-
-    rows: Tensor
-    reduced: Tensor
+    rows: Tensor  # their numbers among all (int64, M, ascending), on every rank
+    reduced: Tensor  # the features (M x d) on the main rank; none on the others
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Sample:
@@ -50,26 +45,16 @@ def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Sample:
 
 @dataclass(frozen=True)
 class Rows:
-    """The images of a run, in the order of the rows of its features.
+    """The images of a run, in the order of the rows of its features."""
 
-    Attributes:
-        paths, labels: Of all ranks' usable images; labels are None if no image has one.
-        skipped: (path, reason) of the images that cannot be used.
-        reduced: This rank's features, n x d.
-        sample: The features by which the main rank decides.
-        partition: Which rank has which rows.
-        residuals: Of this rank's rows (n); an image with a large one is an outlier.
-        added: Number of rows added by `update` (the last ones). They are assigned to groups but never define them.
-    """
-
-    paths: Sequence[str]
-    labels: Sequence[str] | None
-    skipped: Sequence[tuple[str, str]]
-    reduced: Tensor
-    sample: Sample
-    partition: Partition
-    residuals: Tensor
-    added: int = 0
+    paths: Sequence[str]  # of all ranks' usable images, like the labels
+    labels: Sequence[str] | None  # None if no image has one
+    skipped: Sequence[tuple[str, str]]  # (path, reason) of the images that cannot be used
+    reduced: Tensor  # this rank's features, n x d
+    sample: Sample  # the features by which the main rank decides
+    partition: Partition  # which rank has which rows
+    residuals: Tensor  # of this rank's rows (n); an image with a large one is an outlier
+    added: int = 0  # images of updates, the last rows: assigned to groups, which they never define
 
     @property
     def fitted(self) -> int:

@@ -38,57 +38,32 @@ from deepcluster.storage.run_record import RunRecord
 
 @dataclass(frozen=True)
 class Update:
-    """The outcome of :func:`update`.
+    """The outcome of :func:`update`. The last four are of all images added since the fit (groups/drift.py)."""
 
-    Attributes:
-        added: Images that are in the run now.
-        known: Images that it had already, by path (files) or content.
-        skipped: Files that cannot be used.
-        outliers: Added images that fit nowhere.
-        residual_rank, shift: Of all images added since the fit, see :class:`~deepcluster.groups.drift.Drift`.
-        due: A new fit is due.
-        reason: Why it is due; None if it is not.
-    """
-
-    added: int
-    known: int
-    skipped: int
-    outliers: int = 0
+    added: int  # images that are in the run now
+    known: int  # images that it had already, by path (files) or content
+    skipped: int  # files that cannot be used
+    outliers: int = 0  # added images that fit nowhere
     residual_rank: float | None = field(default=None, compare=False)
     shift: float = field(default=0.0, compare=False)
-    due: bool = False
-    reason: str | None = None
+    due: bool = False  # a new fit is due
+    reason: str | None = None  # why
 
 
 @dataclass(frozen=True)
 class _New:
-    """Images that the run does not have.
+    """Images that the run does not have."""
 
-    Attributes:
-        source: The images, with the files that the source itself has skipped.
-        reduced, residuals: Their features (n x d) and residuals (n).
-        images: Their pixels; None if there are no files.
-        digests: Of their pixels or features.
-        failed: (path, reason) of the files that cannot be read.
-        tried: Number of images asked for, known ones included.
-    """
-
-    source: Source
-    reduced: Tensor
-    residuals: Tensor
-    images: Tensor | None
-    digests: Sequence[str]
-    failed: Sequence[tuple[str, str]]
-    tried: int
+    source: Source  # with the files that the source itself has skipped
+    reduced: Tensor  # features, n x d
+    residuals: Tensor  # n
+    images: Tensor | None  # pixels; None if there are no files
+    digests: Sequence[str]  # of their pixels or features
+    failed: Sequence[tuple[str, str]]  # (path, reason) of the files that cannot be read
+    tried: int  # images asked for, known ones included
 
 
-def update(
-    run: Path,
-    images: Images,
-    display: Display | None = None,
-    *,
-    device: torch.device = CPU,
-) -> Update:
+def update(run: Path, images: Images, display: Display | None = None, *, device: torch.device = CPU) -> Update:
     """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
 
     Args:
@@ -162,12 +137,8 @@ def _read(
     display: Display,
 ) -> _New:
     """Read and measure the images that the run does not have."""
-    added, features = folder.read_added(), None
-    if model.of_features:
-        features, source = read_features(images)  # type: ignore[arg-type]
-    else:
-        source = find(images)
-    source = named_as_in_run(source, record.location)
+    given, source = read_features(images) if model.of_features else (None, find(images))  # type: ignore[arg-type]
+    source, added = named_as_in_run(source, record.location), folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}
     present |= {at_hand.origin(i) for i in range(len(at_hand.paths))} if at_hand else set()
@@ -181,10 +152,9 @@ def _read(
             DeepClusterWarning,
             stacklevel=2,
         )
-    usable = source.rows(fresh)
-    failed: Sequence[tuple[str, str]] = ()
-    if features is not None:
-        values = features[fresh]
+    usable, failed = source.rows(fresh), tuple[tuple[str, str], ...]()
+    if given is not None:
+        values = given[fresh]
         digests = row_digests(values)
     else:
         model.check_room()
@@ -194,17 +164,16 @@ def _read(
         digests = row_digests(values.permute(0, 2, 3, 1))
     first = {digest: i for i, digest in reversed([*enumerate(digests)])}  # of equal images the first is added
     kept = sorted(i for digest, i in first.items() if digest not in known)
-    if features is not None:
+    usable, digests = usable.rows(kept), [digests[i] for i in kept]
+    if given is not None:
         values = values[kept]
     elif len(kept) < len(values):
         # Channels-last, because indexing images would copy pixel by pixel, 10 times as slowly.
         values = values.permute(0, 2, 3, 1).index_select(0, torch.tensor(kept, dtype=torch.int64)).permute(0, 3, 1, 2)
-    usable, digests = usable.rows(kept), [digests[i] for i in kept]
-    measured = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
-    if kept:
-        measured = model.measure(values, display.progress) if features is None else model.measure_features(values)
+    nothing = torch.empty(0, rows.reduced.shape[1]), torch.empty(0)
+    measured = model.measure(values, display.progress) if kept else nothing
     named = replace(usable, paths=_free_names(usable, digests, rows), skipped=source.skipped)
-    pictures = values if features is None else pictures_of(usable)
+    pictures = values if given is None else pictures_of(usable)
     return _New(named, *measured, pictures, digests, failed, len(source.paths))
 
 
