@@ -144,8 +144,8 @@ def _resumed(writer: ResultWriter, checkpoint: Checkpoint | None) -> tuple[State
 
 def _first_plan(writer: ResultWriter) -> int:
     """Plan and announce the rounds by the pass of the first result, and return their number. A collective."""
-    job, recipe, one_pass = writer.job, writer.images.recipe, writer.pass_seconds
-    cost, results = one_pass + training_cost(recipe, one_pass), one_pass + 2 * writer.seconds
+    job, recipe, one_pass = writer.job, writer.images.recipe, writer.cost.one_pass
+    cost, results = one_pass + training_cost(recipe, one_pass), one_pass + 2 * writer.cost.result
     rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, 0, cost, results))
     if job.request.time_limit is not None:
         end = job.clock.elapsed() + results + rounds * (1 + SHARE_OF_TIME) * cost
@@ -159,8 +159,8 @@ def _next_plan(writer: ResultWriter, done: int, seconds: float, features: float)
 
     ``seconds``: Those of the last round. ``features``: Those of its pass, 0 if it was made already.
     """
-    one_pass = max(writer.pass_seconds, features)
-    results = max(writer.seconds, one_pass)
+    one_pass = max(writer.cost.one_pass, features)
+    results = max(writer.cost.result, one_pass)
     rounds = whole_rounds(writer.job, writer.images.recipe, done, seconds - features + one_pass, results)
     planned, is_due = writer.job.processes.broadcast_json(lambda: [rounds, writer.is_due])
     return planned, bool(is_due)

@@ -33,6 +33,15 @@ from deepcluster.storage.table import Table
 
 
 @dataclass
+class Cost:
+    """Seconds that results take."""
+
+    result: float  # of the last one; before the first one, an estimate of its files
+    one_pass: float = 0.0  # of the last pass over the images for a result
+    written: float = -math.inf  # when the last result was written, by time.perf_counter()
+
+
+@dataclass
 class ResultWriter:
     """Writes the results of a run: the first before any round, preliminary ones as the rounds go on, the final one.
 
@@ -45,34 +54,32 @@ class ResultWriter:
     images: ImagesRead
     record: RunRecord  # run.json so far, without a result
     baseline: Mapping[str, float] = field(default_factory=dict)  # metrics of the first result, on the main rank
-    pass_seconds: float = 0.0  # of the last pass over the images for a result
-    written: float = -math.inf  # when the last result was written, by time.perf_counter()
 
     def __post_init__(self) -> None:
         weights = self.network.body.state_dict() if self.images.recipe.average < 1 else {}
         self._first_weights = {name: value.clone() for name, value in weights.items()}
-        self.seconds = RESULT + len(self.images.store.kept) * RESULT_EACH  # of the last result; first of its files
+        self.cost = Cost(RESULT + len(self.images.store.kept) * RESULT_EACH)
 
     @property
     def is_due(self) -> bool:
         """True if a preliminary result costs little beside the time since the last one, and somebody looks."""
-        waited = time.perf_counter() - self.written
-        return self.job.request.report and waited >= self.seconds / SHARE_OF_TIME
+        waited = time.perf_counter() - self.cost.written
+        return self.job.request.report and waited >= self.cost.result / SHARE_OF_TIME
 
     def features(self) -> Tensor:
         """Return the features of the network as it is now, for a result."""
         store, begin = self.images.store, time.perf_counter()
         place = place_of(self.network, self.images.recipe, store.partition, self.job.display.progress, exact=True)
         features = extract(self.network, store.images, place)
-        self.pass_seconds = time.perf_counter() - begin
+        self.cost.one_pass = time.perf_counter() - begin
         return features
 
     def preliminary(self, rounds: int, features: Tensor | None = None) -> None:
         """Write a preliminary result; ``features``: those of the network, if they are known. A collective."""
-        begin, before = time.perf_counter(), 0.0 if features is None else self.pass_seconds
+        begin, before = time.perf_counter(), 0.0 if features is None else self.cost.one_pass
         result, _ = self._write(replace(self.record, rounds=rounds, result=PRELIMINARY), features)
-        self.written = time.perf_counter()
-        self.seconds = before + self.written - begin
+        self.cost.written = time.perf_counter()
+        self.cost.result = before + self.cost.written - begin
         if rounds == 0:
             self.baseline = result.baseline
             if self.folder:
