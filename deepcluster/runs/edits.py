@@ -76,11 +76,7 @@ def edited(
 def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
     """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
 
-    Args:
-        edits: The edits.
-        before: The model without them.
-        after: The model with them.
-        moved: Number of images that are in another cluster because a person moved them.
+    ``moved``: Number of images that are in another cluster because a person moved them.
     """
     was = dict(enumerate(before.names))
     named = sum(name != was.get(number, "") for number, name in edits.names.items())
@@ -143,15 +139,10 @@ def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
 
 
 def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return names and junk marks of new clusters, inherited from the old clusters that they continue.
+    """Return names and junk marks of ``count`` new clusters, inherited from the old clusters that they continue.
 
-    An old cluster continues as a new one if more than half of its images are more than half of that one.
-
-    Args:
-        model: with the old names and marks.
-        before: the old clusters of the images (int64, N).
-        after: their new ones (int64, N).
-        count: the number of new clusters.
+    An old cluster continues as a new one if more than half of its images are more than half of that one. ``model`` has
+    the old names and marks; ``before`` and ``after`` are the clusters of the images (int64, N).
     """
     names, junk, marked = [""] * count, [], set(model.junk)
     pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)

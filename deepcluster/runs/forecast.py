@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from deepcluster.errors import DeepClusterWarning, OutOfMemoryError
 from deepcluster.groups.graph import SAMPLE
@@ -41,14 +42,9 @@ TRIAL = 32  # images that are read, and seen by the network, to tell how long al
 
 
 def memory(network: Network, recipe: Recipe, count: int, processes: int = 1, *, gpu: bool = False) -> float:
-    """Estimate the bytes that the main rank takes, which has the tables of all.
+    """Estimate the bytes that the main rank takes, which has the tables of all ``count`` images.
 
-    Args:
-        network: Sees one image.
-        recipe: Sizes and numbers.
-        count: Images in all.
-        processes: Ranks that share them.
-        gpu: The network learns on a GPU, which has the memory for that.
+    ``gpu``: The network learns on a GPU, which has the memory for that.
     """
     total, count = count, -(-count // processes)
     images = count * 3 * recipe.store_size**2
@@ -80,19 +76,16 @@ def _outputs(network: Network, size: int) -> int:
     outputs: dict[int, Tensor] = {}  # by address; kept, so that none is used twice
 
     def add(layer: nn.Module, given: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and not list(layer.children()):
             outputs.setdefault(output.data_ptr(), output)
 
-    hooks = [layer.register_forward_hook(add) for layer in network.modules() if not list(layer.children())]
     training = network.training
     network.eval()  # batch normalisation learns nothing from it
     try:
-        with torch.no_grad():
+        with torch.no_grad(), register_module_forward_hook(add):
             network.embed(network.features(torch.zeros(1, 3, size, size, device=network.mean.device)))
     finally:
         network.train(training)
-        for hook in hooks:
-            hook.remove()
     return sum(output.numel() for output in outputs.values())
 
 
@@ -135,11 +128,7 @@ def measured(source: Source, network: Network, recipe: Recipe) -> tuple[float, f
 def expected(pace: tuple[float, float], recipe: Recipe, count: int, ranks: int) -> tuple[float, float]:
     """Return the seconds until the first result of ``count`` images, and those of the whole run.
 
-    Args:
-        pace: As :func:`measured`.
-        recipe: The recipe.
-        count: Number of images.
-        ranks: Number of processes, which share the images.
+    ``pace``: As :func:`measured`. ``ranks``: Number of processes, which share the images.
     """
     reading, features = (count * seconds / ranks for seconds in pace)
     first = reading + features + count * RESULT_EACH + RESULT
@@ -160,8 +149,7 @@ def in_words(seconds: float) -> str:
 def announce(job: Job, begun: Begun, network: Network) -> float:
     """Show the plan, time and memory of a run, and return its estimated bytes of memory. On the main rank alone.
 
-    Raises:
-        OutOfMemoryError: It cannot fit into memory.
+    Raises OutOfMemoryError if it cannot fit into memory.
     """
     plan, count, ranks, limit = begun.plan, len(job.source.paths), job.processes.world_size, job.request.time_limit
     needed = memory(network, plan.recipe, count, ranks, gpu=job.device.type == "cuda")
@@ -177,21 +165,16 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
         if limit is not None:
             first += job.clock.elapsed()
             total = f"the first groups after about {in_words(first)}"
-            _check_limit(limit, first, count)
         job.display.say("Time", f"{total}; {memory_text}")
+        if limit is not None and first > limit:
+            warnings.warn(
+                f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
+                f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images",
+                DeepClusterWarning,
+                stacklevel=2,
+            )
     check_memory(needed, plan.recipe)
     return needed
-
-
-def _check_limit(limit: float, first: float, count: int) -> None:
-    """Warn if the time limit is shorter than the first result takes."""
-    if first > limit:
-        warnings.warn(
-            f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
-            f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images",
-            DeepClusterWarning,
-            stacklevel=3,
-        )
 
 
 def dry_run(images: Images, request: Request, display: Display) -> Recipe:

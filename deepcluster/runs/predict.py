@@ -39,11 +39,7 @@ class Prediction:
 
 
 def predict(
-    model: Model,
-    images: Images,
-    *,
-    display: Display | None = None,
-    processes: Processes = ALONE,
+    model: Model, images: Images, *, display: Display | None = None, processes: Processes = ALONE
 ) -> Iterator[Prediction]:
     """Run images through a model. A batch is yielded before the next one is read.
 
@@ -81,15 +77,14 @@ def _on_main(mine: Prediction | None, processes: Processes) -> list[Prediction]:
         return [mine] if mine else []
     mine = mine or Prediction((), torch.empty(0), torch.empty(0), ())
     partition = Partition.of(processes, len(mine.paths))
-    reduced, residuals = partition.gather(mine.reduced), partition.gather(mine.residuals)
+    parts = [partition.gather(column) for column in (mine.reduced, mine.residuals)]
     names: list[Any] = processes.gather_json([[*mine.paths], [*mine.skipped]])
     if not processes.is_main:
         return []
+    reduced, residuals = (part.split(partition.sizes) for part in parts)
     return [
-        Prediction(tuple(paths), rows, outside, tuple((path, reason) for path, reason in skipped))
-        for (paths, skipped), rows, outside in zip(
-            names, reduced.split(partition.sizes), residuals.split(partition.sizes), strict=True
-        )
+        Prediction(tuple(paths), rows, outside, tuple(map(tuple, skipped)))
+        for (paths, skipped), rows, outside in zip(names, reduced, residuals, strict=True)
     ]
 
 
@@ -106,11 +101,7 @@ def placement_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of predictions: cluster, name, distance, margin, is_outlier.
 
-    Args:
-        model: The model.
-        placement: The places of the images.
-        residuals: Their residuals.
-        reject: Give outliers and junk the cluster -1.
+    ``residuals``: Those of the placed images. ``reject``: Give outliers and junk the cluster -1.
     """
     columns = (placement.cluster, placement.distance, placement.margin, residuals > model.outliers.limit)
     for group, distance, margin, is_outlier in zip(*(column.numpy() for column in columns), strict=True):
