@@ -98,11 +98,13 @@ def kmeans_of_result(recipe: Recipe) -> KMeans:
 
 
 def learning_of(recipe: Recipe, lr: LearningRate) -> Learning:
+    large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
+    small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
     return by_name(
         Learning,
         recipe,
         lr=lr,
-        views=views_of(recipe),
+        views=(large,) * recipe.views + (small,) * recipe.small_views,
         sample=SAMPLERS[recipe.sampling],
         head=CentroidHead(recipe.temperature) if recipe.temperature else new_linear_head,
         loss=loss_of(recipe),
@@ -112,13 +114,6 @@ def learning_of(recipe: Recipe, lr: LearningRate) -> Learning:
 
 def loss_of(recipe: Recipe) -> Loss:
     return WithInstances(recipe.instance_temperature) if recipe.instance_temperature else CrossEntropy()
-
-
-def views_of(recipe: Recipe) -> tuple[Augmentation, ...]:
-    """Return the large views and the small ones of an image in an optimizer step."""
-    large = by_name(Augmentation, recipe, crop=(recipe.crop_min, recipe.crop_max), size=recipe.view_size)
-    small = replace(large, crop=(recipe.small_crop_min, recipe.small_crop_max), size=recipe.small_size)
-    return (large,) * recipe.views + (small,) * recipe.small_views
 
 
 def learning_rate(recipe: Recipe, time: float, rounds: int) -> float:

@@ -43,13 +43,7 @@ THUMBNAIL = 48  # px
 def fit_features(given: str | Path, request: Request, display: Display | None = None) -> RunFolder:
     """Cluster features, and return the run folder: as of any other run, without the training of a network.
 
-    Args:
-        given: An .npy file, see ``read_features``.
-        request: The wishes of the user.
-        display: Shows the run (None: nothing does).
-
-    Raises:
-        DeepClusterError: It says what to do.
+    ``given``: An .npy file, see ``read_features``.
     """
     clock = Clock(request.begun)
     choose_device(request.device)
@@ -73,8 +67,7 @@ def fit_features(given: str | Path, request: Request, display: Display | None = 
 def _recipe(request: Request, count: int) -> Recipe:
     """Return the reduction of ``auto`` for a pretrained network, and as many fine clusters (docs/decisions.md).
 
-    Raises:
-        UsageError: An option concerns images or training.
+    Raises UsageError if an option concerns images or training.
     """
     options = {name: value for name, value in (request.options or {}).items() if value != "auto"}
     if request.recipe != "auto":

@@ -53,18 +53,15 @@ def fit(
 ) -> RunFolder:
     """Cluster images, and return the run folder (docs/run-folder.md).
 
-    Wrong options, labels or weights raise an error before anything is written.
+    Wrong options, labels or weights raise an error before anything is written. With ``resume`` the run goes on from the
+    last checkpoint in its folder, or begins if there is none.
 
     Args:
         images: A folder, a list of paths, an array, ...
-        request: The wishes of the user. With ``resume`` the run goes on from the last checkpoint in its folder, or
-            begins if there is none.
+        request: The wishes of the user.
         display: Shows the run (None: nothing does).
         stdin: The list of paths, if ``images`` is "-".
         processes: They share the images; the main rank writes and displays.
-
-    Raises:
-        DeepClusterError: It says what to do.
     """
     clock = Clock(request.begun)
     device = choose_device(request.device)
@@ -126,8 +123,11 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
         if isinstance(error, Stopped) and request.overwrite and not begun_here:
             raise Stopped(f"{error} before anything was replaced; run the same command again") from None
         if isinstance(error, Stopped):
+            so_far = ""
+            with suppress(DeepClusterError):
+                so_far = f"; the groups so far are in {out}" if RunFolder(out).read_record().result else ""
             way_on = f"run it again with -o {shlex.quote(str(out))} --resume"
-            raise Stopped(f"{error}{_groups_so_far(out)}; to go on: {way_on}") from None
+            raise Stopped(f"{error}{so_far}; to go on: {way_on}") from None
         raise
     if folder:
         job.display.say("Done", summary_line(result, record))
@@ -216,11 +216,3 @@ def _record_end(folder: LockedFolder, record: RunRecord, error: BaseException, s
                 folder.write_record(replace(written, status=status, error=f"{type(error).__name__}: {error}"))
             return True
     return False
-
-
-def _groups_so_far(run: Path) -> str:
-    """Name the preliminary result, if there is one."""
-    with suppress(DeepClusterError):
-        if RunFolder(run).read_record().result:
-            return f"; the groups so far are in {run}"
-    return ""

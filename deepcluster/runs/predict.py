@@ -131,7 +131,7 @@ class Similar:
 
 
 def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Similar]:
-    """Return the images of a run that are most like an image, most similar first.
+    """Return the ``n`` images of a run that are most like an image, most similar first.
 
     Args:
         run: The run folder.
@@ -139,9 +139,7 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
         n: Number of images.
         device: Device of the network, for an image that the run does not have.
 
-    Raises:
-        DataError: The image cannot be read.
-        UsageError: It is not one image.
+    Raises DataError if the image cannot be read, UsageError if it is not one image.
     """
     _, model, rows = read_state(run, read_run)
     row = row_of(open_run(run), rows.paths, image)

@@ -34,14 +34,10 @@ def recut(
     *,
     report: bool = True,
 ) -> RunFolder:
-    """Cut the features of a run into another number of groups; nothing is trained, the cluster numbers are new.
+    """Cut the features of a run into ``n_clusters`` groups (None: as many as suggested); nothing is trained.
 
-    Args:
-        run: The run folder.
-        n_clusters: The number of groups (None: one is suggested).
-        display: Shows the suggestion.
-        source: The images for the report, if the caller has them at hand.
-        report: False: only a report that exists already is written again.
+    The cluster numbers are new. ``source``: The images for the report, if the caller has them at hand. ``report``:
+    False writes only a report that exists already again.
     """
     display = display or Silent()
     files.open_run(run)
@@ -70,13 +66,7 @@ def recut(
 def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
     """Merge, split, name and mark clusters of a run, and move images; edits that it has already change nothing.
 
-    Args:
-        run: The run folder.
-        edits: The edits.
-        display: Shows what was done.
-
-    Raises:
-        UsageError: The edits are not for its present clusters.
+    Raises UsageError if the edits are not for its present clusters.
     """
     display = display or Silent()
     files.open_run(run)

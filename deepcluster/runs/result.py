@@ -13,7 +13,7 @@ from deepcluster.algorithm import result_of
 from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DeepClusterWarning
-from deepcluster.groups.choose_k import Candidate, CutRows, candidates, cut_once, stability
+from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
 from deepcluster.groups.tree import Tree, distances_to, least_of_each
 from deepcluster.model import Model
@@ -61,12 +61,7 @@ def conclude_run(
 ) -> tuple[Result, RunRecord]:
     """Compute the result of the network as it is now, and run.json with candidates for ``-k``. A collective.
 
-    Args:
-        job: The fit.
-        network: The network.
-        images: Its images and recipe.
-        record: run.json so far, with the number of rounds and the kind of result.
-        features: This rank's, N x D: those of one pass over the images.
+    ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
     final = result_of(
@@ -154,10 +149,7 @@ def collapse(result: algorithm.Result) -> str:
 def metrics(truth: Sequence[str], cluster: Tensor, partition: Partition) -> dict[str, float]:
     """Measure the groups against the true labels: on the main rank; none on the others. A collective.
 
-    Args:
-        truth: The labels of this rank's rows; an empty one is none.
-        cluster: Their groups (int64).
-        partition: Which rank has which rows.
+    ``truth``: The labels of this rank's rows; an empty one is none. ``cluster``: Their groups (int64).
     """
     words = sorted({label for part in partition.processes.all_gather_json(sorted(set(truth))) for label in part})
     labels, known = label_numbers(truth, words)
@@ -252,13 +244,10 @@ def choose_number(
     if not plausible:
         return 1, record
     for i, candidate in enumerate(plausible):
-        display.say("" if i else "Groups", _line(candidate) + " (taken: a guess)" * (not i))
+        stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
+        line = f"{candidate.k:2} groups: silhouette {candidate.silhouette:.2f}{stable}"
+        display.say("" if i else "Groups", line + " (taken: a guess)" * (not i))
     return plausible[0].k, record
-
-
-def _line(candidate: Candidate) -> str:
-    stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
-    return f"{candidate.k:2} groups: silhouette {candidate.silhouette:.2f}{stable}"
 
 
 def _cut_of(recipe: Recipe) -> CutRows:

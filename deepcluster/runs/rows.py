@@ -119,10 +119,8 @@ def images_at_hand(
 ) -> Source | None:
     """Return the images of a run that are still at hand, by their paths in the run; None if there are none.
 
-    Args:
-        folder: The run.
-        images: The images of the fit at another place, under the same paths.
-        fitted: The paths of the usable images of the fit, if they are known.
+    ``images``: The images of the fit at another place, under the same paths. ``fitted``: The paths of the usable images
+    of the fit, if they are known.
     """
     location, added = folder.read_record().location, folder.read_added()
     if fitted is None:

@@ -66,15 +66,9 @@ class _New:
 def update(run: Path, images: Images, display: Display | None = None, *, device: torch.device = CPU) -> Update:
     """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
 
-    Args:
-        run: The run folder.
-        images: The images to add, as for ``find``; features for a run of features.
-        display: Shows what was done.
-        device: The device of the network.
+    ``images``: As for ``find``; features for a run of features.
 
-    Raises:
-        UsageError: The run is not finished.
-        DataError: None of the images can be used.
+    Raises UsageError if the run is not finished, DataError if none of the images can be used.
     """
     files.open_run(run)
     display = display or Silent()
