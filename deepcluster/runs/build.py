@@ -62,7 +62,7 @@ def place_of(
     network: Network, recipe: Recipe, partition: Partition, progress: Progress = ignore_progress, *, exact: bool = False
 ) -> Place:
     """Return the place of the rounds, or of a result, which is ``exact``: in float32."""
-    device = next(network.parameters()).device
+    device = network.mean.device
     dtype = torch.float32 if exact else choose_precision(recipe.precision, device)
     return Place(partition, device, recipe.image_size, recipe.batch_size, dtype, progress)
 

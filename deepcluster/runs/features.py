@@ -6,24 +6,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepcluster.algorithm import result_of
 from deepcluster.errors import DataError, NonFiniteError, UsageError
 from deepcluster.images import Source
 from deepcluster.images.given import read_features, true_labels
-from deepcluster.images.store import read_once
+from deepcluster.images.store import Store, read_once
 from deepcluster.nets.names import FEATURES
 from deepcluster.nets.network import no_network
-from deepcluster.place import Place
 from deepcluster.presets import check_groups
 from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
-from deepcluster.runs.build import kmeans_of_result, reduction_of
 from deepcluster.runs.fit import first_record
-from deepcluster.runs.plan import Clock, Job, Request, check_not_inside, free_path
-from deepcluster.runs.result import group_images
+from deepcluster.runs.plan import Clock, ImagesRead, Job, Request, check_not_inside, free_path
+from deepcluster.runs.result import conclude_run
 from deepcluster.runs.resume import remember, row_digests
-from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runs.writer import write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU, choose_device, working_on
@@ -86,19 +82,13 @@ def _recipe(request: Request, count: int) -> Recipe:
 
 def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> RunRecord:
     """Compute and write the result, and return run.json."""
-    source, seed, (total, width) = job.source, job.request.seed, features.shape
-    partition = Partition.single(total)
-    try:
-        final = result_of(
-            features, recipe.pseudo_labels, seed=seed, reduction=reduction_of(recipe, width),
-            clustering=kmeans_of_result(recipe), place=Place(partition),
-        )  # fmt: skip
-    except NonFiniteError as error:
-        raise DataError(
-            "these features are too large or too small to be compared: scale them, say to length 1"
-        ) from error
-    sample = sample_of(final.reduced, partition, seed)
-    rows = Rows(source.paths, job.truth(range(total)), (), final.reduced, sample, partition, final.residuals)
+    source, (total, width) = job.source, features.shape
+    pictures, partition = pictures_of(source), Partition.single(total)
+    images = ImagesRead(
+        store=Store(torch.empty(0) if pictures is None else pictures, tuple(range(total)), (), partition),
+        recipe=recipe,
+        digests=dict(zip(source.paths, row_digests(features), strict=True)),
+    )
     record = replace(
         first_record(job, None, 0),
         status="done",
@@ -111,19 +101,24 @@ def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> 
         rounds=0,
         stopped_because="features were given",
     ).with_phase("reading", job.clock.lap())
-    result, record = group_images(no_network(width), final, rows, recipe, record, job.display)
+    try:
+        result, record = conclude_run(job, no_network(width), images, record, features)
+    except NonFiniteError as error:
+        raise DataError(
+            "these features are too large or too small to be compared: scale them, say to length 1"
+        ) from error
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in OPTIONS)
     folder.write_text("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])
     folder.write_rows("history.csv", files.HISTORY, [])
-    if (images := pictures_of(source)) is not None:
-        folder.write_bytes(report_files.SHEET, sprite_sheet(tiny_pictures(images, 0, len(images))))
-    remember(folder, dict(zip(source.paths, row_digests(features), strict=True)))
+    if pictures is not None:
+        folder.write_bytes(report_files.SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
+    remember(folder, images.digests)
     model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     return write_result(
         folder, result, record.with_phase("result", job.clock.lap()), recipe, baseline={}, source=source,
-        features=partition.blocks(final.reduced), report=job.request.report,
+        features=partition.blocks(result.rows.reduced), report=job.request.report,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def conclude_run(
     final = result_of(
         features,
         recipe.pseudo_labels,
-        seed=job.request.seed,
+        seed=record.seed,
         reduction=reduction_of(recipe, network.feature_dim),
         clustering=kmeans_of_result(recipe),
         place=place_of(network, recipe, store.partition, exact=True),
@@ -79,24 +79,18 @@ def conclude_run(
         labels=job.truth(store.kept),
         skipped=store.skipped,
         reduced=final.reduced,
-        sample=sample_of(final.reduced, store.partition, job.request.seed),
+        sample=sample_of(final.reduced, store.partition, record.seed),
         partition=store.partition,
         residuals=final.residuals,
     )
-    return group_images(network, final, rows, recipe, record, job.display if is_final else Silent())
-
-
-def group_images(
-    network: Network, final: algorithm.Result, rows: Rows, recipe: Recipe, record: RunRecord, display: Display
-) -> tuple[Result, RunRecord]:
-    """Cut the final features into groups. A collective. Returns are those of :func:`conclude_run`."""
-    n_clusters = 0
+    n_clusters, sample = 0, rows.sample.reduced
     if rows.is_main:
-        n_clusters, record = choose_number(record.n_clusters, rows.sample.reduced, record, recipe, display)
+        display = job.display if is_final else Silent()
+        n_clusters, record = choose_number(record.n_clusters, sample, record, recipe, display)
 
     def cut() -> dict[str, Tensor]:
-        groups = groups_of(rows.sample.reduced, final.clustering, n_clusters, record.seed, recipe)
-        if groups.count < n_clusters and record.result == FINAL:
+        groups = groups_of(sample, final.clustering, n_clusters, record.seed, recipe)
+        if groups.count < n_clusters and is_final:
             warnings.warn(
                 f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values"
                 " (are many equal?)",
@@ -105,7 +99,7 @@ def group_images(
             )
         return {"centroids": groups.centroids, "groups": groups.groups}
 
-    groups = Cut(**rows.partition.processes.broadcast_tensors(cut))
+    groups = Cut(**store.partition.processes.broadcast_tensors(cut))
     groups, placement = place_rows(groups, rows, final.clustering.centroids)
     model = Model(
         network=network,
