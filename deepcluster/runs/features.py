@@ -83,9 +83,9 @@ def _recipe(request: Request, count: int) -> Recipe:
 def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> RunRecord:
     """Compute and write the result, and return run.json."""
     source, (total, width) = job.source, features.shape
-    pictures, partition = pictures_of(source), Partition.single(total)
+    pictures = pictures_of(source)
     images = ImagesRead(
-        store=Store(torch.empty(0) if pictures is None else pictures, tuple(range(total)), (), partition),
+        store=Store(torch.empty(0) if pictures is None else pictures, tuple(range(total)), (), Partition.single(total)),
         recipe=recipe,
         digests=dict(zip(source.paths, row_digests(features), strict=True)),
     )
@@ -118,7 +118,7 @@ def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> 
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     return write_result(
         folder, result, record.with_phase("result", job.clock.lap()), recipe, baseline={}, source=source,
-        features=partition.blocks(result.rows.reduced), report=job.request.report,
+        features=True, report=job.request.report,
     )  # fmt: skip
 
 

@@ -222,7 +222,7 @@ def _write(
         recipe_of(folder),
         baseline=baseline_of(folder),
         source=images_at_hand(folder, None, every.paths[: every.fitted]) if report else None,
-        features=every.partition.blocks(every.reduced),
+        features=True,
         report=report,
     )
     return every

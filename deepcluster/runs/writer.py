@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
@@ -96,9 +96,8 @@ class ResultWriter:
         with self._averaged(record.rounds or 0):
             features = self.features() if features is None else features
             result, record = conclude_run(self.job, self.network, images, record, features)
-            blocks = result.rows.partition.blocks(result.rows.reduced)
             if self.folder is None:
-                deque(blocks, maxlen=0)  # the other ranks only send
+                deque(result.rows.partition.blocks(result.rows.reduced), maxlen=0)  # the other ranks only send
                 return result, record
             with self.folder.next_state() as staged:
                 model_files.save_in_run(result.model, staged)
@@ -109,7 +108,7 @@ class ResultWriter:
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 record = write_result(
                     staged, result, record, images.recipe, baseline=self.baseline, source=self.job.source,
-                    features=blocks, report=self.job.request.report,
+                    features=True, report=self.job.request.report,
                 )  # fmt: skip
         return result, record
 
@@ -144,7 +143,7 @@ def write_result(
     *,
     baseline: Mapping[str, float],
     source: Source | None,
-    features: Iterable[Tensor] | None = None,
+    features: bool = False,
     report: bool = True,
 ) -> RunRecord:
     """Write the files that depend on the groups, then run.json, and return run.json.
@@ -158,12 +157,13 @@ def write_result(
         recipe: The recipe of the run.
         baseline: The metrics of the first result; empty if they are not known.
         source: The images, for the page; None if they are not at hand.
-        features: Blocks of the features of all rows, if they are new.
+        features: Also write the features, because they are new.
         report: Also write report.html.
     """
     rows, summary = result.rows, result.summary
-    if features is not None:
-        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), features)
+    if features:
+        blocks = rows.partition.blocks(rows.reduced)
+        folder.write_blocks("features.npy", (rows.partition.total, rows.reduced.shape[1]), blocks)
         folder.write_blocks(files.RESIDUALS, (rows.partition.total, 1), [result.residuals.unsqueeze(1)])
     clusters = write_clusters(folder, result)
     digest = files.rows_sha256(clusters)
