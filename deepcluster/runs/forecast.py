@@ -21,7 +21,7 @@ from deepcluster.recipe import Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
-from deepcluster.runtime.console import Display
+from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.machine import CERTAIN, available, local_world_size
 from deepcluster.runtime.processes import ALONE
@@ -156,7 +156,8 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     job.display.say("Network", plan.network)
     job.display.say("Plan", plan.in_short(job.request.n_clusters))
     memory_text = f"{needed / 1e9:.1f} GB of memory on {job.device}"
-    if begun.state != "new" or (limit is None and not job.shows):
+    is_seen = not isinstance(job.display, Silent) and not getattr(job.display, "quiet", False)
+    if begun.state != "new" or (limit is None and not is_seen):
         job.display.say("Memory", memory_text)
     else:
         first, whole = expected(measured(job.source, network, plan.recipe), plan.recipe, count, ranks)

@@ -20,7 +20,7 @@ from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
 from deepcluster.recipe import AUTO, Recipe, read_toml
 from deepcluster.runs import resume as resuming
-from deepcluster.runtime.console import Display, Silent
+from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
@@ -81,11 +81,6 @@ class Job:
     display: Display
     processes: Processes
     clock: Clock
-
-    @property
-    def shows(self) -> bool:
-        """True if somebody sees the display of this rank."""
-        return not isinstance(self.display, Silent) and not getattr(self.display, "quiet", False)
 
     def truth(self, kept: Sequence[int]) -> list[str] | None:
         """Return the true labels of the images ``kept``, in this order; None if none of them has one."""
