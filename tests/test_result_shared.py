@@ -13,14 +13,14 @@ from torch.nn.functional import interpolate, normalize
 
 from deepcluster.clustering.agreement import changed, compared, nmi
 from deepcluster.groups import tree as middles_of
-from deepcluster.groups.cut import Placement, cut
+from deepcluster.groups.cut import Cut, Placement, cut
 from deepcluster.groups.tree import Tree, distances_to, least_of_each, merge_tree
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.report import pictures
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
 from deepcluster.runs.result import Result, metrics, place_rows, summary_rows
-from deepcluster.runs.rows import Rows, Sample, sample_of
+from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runs.writer import write_clusters
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
@@ -77,10 +77,10 @@ def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "SAMPLE", few)
         sample = sample_of(reduced, partition, 3)
-    assert len(sample.rows) == few and len(sample.reduced) == (few if processes.is_main else 0)
-    groups = cut(x[sample.rows], 5)
-    images = Rows([str(row) for row in range(len(x))], None, (), reduced, sample, partition, reduced[:, 0])
-    groups, placement = place_rows(groups, images, x[:3])
+        assert len(sample) == (few if processes.is_main else 0)
+        groups = Cut(**processes.broadcast_tensors(lambda: vars(cut(sample, 5))))
+        images = Rows([str(row) for row in range(len(x))], None, (), reduced, sample, partition, reduced[:, 0])
+        groups, placement = place_rows(groups, images, x[:3])
     model: Any = SimpleNamespace(groups=groups, names=("",) * 5, junk=())
     truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
     tree = merge_tree(reduced, groups, placement.centroid, partition)
@@ -168,7 +168,7 @@ def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
     model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=())
     paths = tuple(f"{row:05}.png" for row in range(count))
     partition = Partition.single(count)
-    table = Rows(paths, None, [("bad.png", "")], x[:, None], Sample(numbers, x[:, None]), partition, x)
+    table = Rows(paths, None, [("bad.png", "")], x[:, None], x[:, None], partition, x)
     placement = Placement(numbers % 5, numbers % 7, x, x, numbers % 5)
     tracemalloc.start()
     result = Result(model, table, placement, x, [], {}, None, None)

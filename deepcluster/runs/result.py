@@ -83,13 +83,13 @@ def conclude_run(
         partition=store.partition,
         residuals=final.residuals,
     )
-    n_clusters, sample = 0, rows.sample.reduced
-    if rows.is_main:
+    n_clusters = 0
+    if store.partition.processes.is_main:
         display = job.display if is_final else Silent()
-        n_clusters, record = choose_number(record.n_clusters, sample, record, recipe, display)
+        n_clusters, record = choose_number(record.n_clusters, rows.sample, record, recipe, display)
 
     def cut() -> dict[str, Tensor]:
-        groups = groups_of(sample, final.clustering, n_clusters, record.seed, recipe)
+        groups = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
         if groups.count < n_clusters and is_final:
             warnings.warn(
                 f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values"
@@ -214,7 +214,7 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
 def place_rows(groups: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
     """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
     placement = place(rows.reduced, groups, fine_centroids)
-    if len(rows.sample.rows) == rows.fitted:  # they are numbered already
+    if rows.all_sampled:  # they are numbered already
         return groups, placement
     sizes = rows.partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
     number = torch.argsort(torch.argsort(sizes, descending=True, stable=True))
@@ -260,7 +260,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
     known = {candidate["k"]: candidate["stability"] for candidate in record.candidates or ()}
     if n_clusters not in known and n_clusters <= MAX_IN_CUT:
         seed = derive(record.seed, "number of groups")
-        known[n_clusters] = stability(rows.sample.reduced, n_clusters, seed=seed, cut_rows=_cut_of(recipe))
+        known[n_clusters] = stability(rows.sample, n_clusters, seed=seed, cut_rows=_cut_of(recipe))
     if (stable := known.get(n_clusters)) is None:
         verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
         return {"stability": None, "verdict": verdict}

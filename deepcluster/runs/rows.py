@@ -27,20 +27,15 @@ from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Rows of N x d features in one place: all rows of a run, or a sample of very many."""
+def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:
+    """Draw a sample of all ranks' features, M x d on the main rank; of few images all. A collective.
 
-    rows: Tensor  # their numbers among all (int64, M, ascending), on every rank
-    reduced: Tensor  # the features (M x d) on the main rank; none on the others
-
-
-def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Sample:
-    """Draw the sample of all ranks' features. It is the same for any number of ranks. A collective."""
+    It is the same for any number of ranks.
+    """
     if partition.total <= SAMPLE:
-        return Sample(torch.arange(partition.total), partition.gather(reduced))
+        return partition.gather(reduced)
     rows = draw(partition.total, SAMPLE, generator(seed, "sample of the result")).sort().values
-    return Sample(rows, partition.to_main(reduced, rows))
+    return partition.to_main(reduced, rows)
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Rows:
     labels: Sequence[str] | None  # None if no image has one
     skipped: Sequence[tuple[str, str]]  # (path, reason) of the images that cannot be used
     reduced: Tensor  # this rank's features, n x d
-    sample: Sample  # the features by which the main rank decides
+    sample: Tensor  # the features by which the main rank decides, as :func:`sample_of`
     partition: Partition  # which rank has which rows
     residuals: Tensor  # of this rank's rows (n); an image with a large one is an outlier
     added: int = 0  # images of updates, the last rows: assigned to groups, which they never define
@@ -62,8 +57,8 @@ class Rows:
         return self.partition.total - self.added
 
     @property
-    def is_main(self) -> bool:
-        return self.partition.processes.is_main
+    def all_sampled(self) -> bool:
+        return self.fitted <= SAMPLE
 
 
 def read_run(folder: RunFolder, backbone: nn.Module | None = None) -> tuple[RunRecord, Model, Rows]:
