@@ -107,7 +107,6 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
                 "options": {**asdict(read.recipe), "n_clusters": request.n_clusters, "seed": request.seed},
                 "environment": record.environment,
                 "run": record.run,
-                "fingerprint": record.fingerprint,
             }
             if folder and staged:
                 if is_resumed:
