@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, groupby, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
@@ -606,15 +607,16 @@ def _write_table(
         files.write_output(target, lambda file: _write_rows(file, columns, rows, as_json))
     else:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        file = console.Printed(sys.stdout) if sys.stdout.isatty() else sys.stdout
-        _write_rows(file, columns, rows, as_json)
+        write = console.write_printable if sys.stdout.isatty() else sys.stdout.write
+        _write_rows(SimpleNamespace(write=write), columns, rows, as_json)
 
 
 def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
     from deepcluster.runtime.plain_files import write_csv
 
     if as_json:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
     else:
         write_csv(file, columns, rows)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from deepcluster.runtime.threads import in_order, made_ahead, one_thread, torch_workers
+from deepcluster.runtime.threads import in_order, made_ahead, one_thread, pool_of
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -68,7 +68,7 @@ def test_threads_are_one_inside_and_as_before_outside():
     before, blas_before = torch.get_num_threads(), blas_threads()
     torch.set_num_threads(2)
     try:
-        with torch_workers(3) as pool:
+        with one_thread(), pool_of(3) as pool:
             assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
             assert blas_threads() == {1}
         assert torch.get_num_threads() == 2

@@ -4,10 +4,10 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -43,18 +43,9 @@ def paragraph(heading: str, text: str) -> str:
     )
 
 
-class Printed:
-    """A stream that escapes the control characters of its lines: they could move the cursor of a terminal, or worse."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        self.stream.write("\n".join(map(printable, text.split("\n"))))
-
-    def writelines(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.write(text)
+def write_printable(text: str) -> None:
+    """Print lines with their control characters escaped: these could move the cursor of a terminal, or worse."""
+    sys.stdout.write("\n".join(map(printable, text.split("\n"))))
 
 
 def say(text: str) -> None:
@@ -160,9 +151,7 @@ class TensorBoard(Silent):
         self._writer: Any = None
 
     def say(self, heading: str, text: str) -> None:
-        if heading == "Run" and text != self._run:
-            if self._writer:
-                self._writer.close()
+        if heading == "Run":
             self._run, self._writer = text, None
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:

@@ -50,7 +50,10 @@ def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch and numpy's BLAS compute with one thread, in all threads begun inside; as before again outside."""
+    """Have torch and numpy's BLAS compute with one thread, in all threads begun inside; as before again outside.
+
+    The number is a setting of the process, so other threads should not compute meanwhile.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -111,15 +114,3 @@ def _tensors(made: object) -> Iterator[torch.Tensor]:
     elif isinstance(made, tuple | list):
         for part in made:
             yield from _tensors(part)
-
-
-@contextmanager
-def torch_workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of ``count`` threads, in which torch computes with one thread.
-
-    A worker streams its own part of the data. torch's own threads would meet at a barrier after every operation:
-    on two cores with other processes on them that is four times slower (faiss and scikit-learn do the same). The number
-    of torch's threads is a setting of the process, so other threads should not compute meanwhile.
-    """
-    with one_thread(), pool_of(count) as pool:
-        yield pool

@@ -101,7 +101,7 @@ def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = F
     # "a": standard output keeps what it has already. A device has no end, so it makes no difference there.
     with changing(path), _opened(path, "a", binary=binary) as file:
         # With write alone: numpy writes to a real file by its number, and asks for the place in it.
-        write(SimpleNamespace(write=file.write, writelines=file.writelines))
+        write(SimpleNamespace(write=file.write))
 
 
 def _remove(path: Path) -> None:
