@@ -1,4 +1,4 @@
-"""What has to lie on the network's device lies there: on a pretended second one (tests/second_device.py)."""
+"""Tensors lie on the network's device if they must: on a pretended second one (tests/second_device.py)."""
 
 import os
 import threading
@@ -205,7 +205,7 @@ def test_a_lent_generator_is_that_of_the_cpu_where_no_device_is_named(monkeypatc
 
 
 class Stream:
-    """What made_ahead asks of torch.cuda, and who waited for what."""
+    """The part of torch.cuda that made_ahead uses, with a log of the waits."""
 
     log: ClassVar[list[str]] = []
 

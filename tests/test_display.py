@@ -1,4 +1,4 @@
-"""Who is told what a run does: displays of one's own, beside those of the package, and TensorBoard."""
+"""Displays of a run: one's own, beside those of the package, and TensorBoard."""
 
 import sys
 from types import ModuleType

@@ -56,14 +56,14 @@ def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> N
 
 
 def state(run: Path) -> dict[str, str]:
-    """What a reader finds, by name."""
+    """Return the files that a reader sees, by name."""
     folder = files.open_run(run)
     found = {name: folder.file(name).read_text() for name in {**OLD, **NEW} if folder.has(name)}
     return found | {"run.json": json.loads(found["run.json"])["images"]}
 
 
 def in_a_child(work: Callable[[], None], kill_at: int) -> bool:
-    """Whether ``work`` was killed, in a process of its own, before its ``kill_at``-th change of the disk."""
+    """Run ``work`` in a process, kill it before change ``kill_at`` of the disk, and return whether it came to that."""
     pid = os.fork()
     if pid == 0:
         calls = []

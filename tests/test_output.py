@@ -1,4 +1,4 @@
-"""Where a command writes what its user names with -o: nothing of the user's is replaced, unless that was asked for."""
+"""Outputs that the user names with -o: none of the user's files is replaced unasked."""
 
 import io
 import os
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepcluster.errors import DiskError
 from deepcluster.storage import files as whole
 from deepcluster.storage.files import new_folder, write_output
 from tests.helpers.runs import change_record, contents
@@ -64,7 +63,7 @@ READ = {
 
 @pytest.fixture
 def before(place: Path) -> dict[str, bytes | Path]:
-    """What is in ``place``, with some files of the user's."""
+    """Return the content of ``place``, with some files of the user's."""
     for name in ("mine", "labels.csv", "photos.csv"):
         Path(name).write_text("mine")
     Path("link").symlink_to("mine")
@@ -161,16 +160,6 @@ def test_a_fifo_is_written_into(place: Path, name: str, ends: Ends) -> None:
 
 
 # ---- files that are written whole -----------------------------------------------------------------------------------
-
-
-def test_only_an_own_scratch_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of that name that is there already is another's, and a failure leaves it."""
-    other = tmp_path / ".deepcluster-other.tmp"
-    other.write_text("mine")
-    monkeypatch.setattr(whole, "scratch_name", lambda _: other)
-    with pytest.raises(DiskError):
-        whole.write_whole(tmp_path / "a", lambda file: file.write("x"))
-    assert other.read_text() == "mine"
 
 
 def test_a_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:

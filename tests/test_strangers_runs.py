@@ -183,7 +183,7 @@ def test_a_batch_of_large_images_is_refused_before_they_are_read(monkeypatch):
 
 @pytest.mark.parametrize("name", ["compact", "timm:test_resnet"])
 def test_the_least_memory_by_hand(name):
-    """Of the compact network: the first convolution (16 channels; halved from 64 px on), normalised."""
+    """For the compact network: the first convolution (16 channels; halved from 64 px on), normalised."""
     least = working_memory(build(name, image_size=64).body, 1024)
     assert 4 * 2 * 16 * 512**2 <= least <= 4 * 2 * 64 * 512**2
 

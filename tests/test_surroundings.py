@@ -1,4 +1,4 @@
-"""What a command meets that is nobody's bug: full or closed streams, odd names, damaged files, no room."""
+"""Surroundings that are nobody's bug: full or closed streams, odd names, damaged files, no room."""
 
 import codecs
 import errno
@@ -115,7 +115,7 @@ def test_a_time_zone_that_python_does_not_know(
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """What puts standard output on a full disk. (Called in the test: before it pytest sets the streams.)"""
+    """Return a function that puts standard output on a full disk. (Pytest sets the streams before the test.)"""
     with Path("/dev/full").open("w") as stream:
         yield lambda: monkeypatch.setattr("sys.stdout", stream)
         with suppress(OSError):
@@ -298,7 +298,7 @@ def test_a_byte_order_mark_is_no_damage(run: Path, ends: Ends) -> None:
 def test_a_run_that_cannot_be_written_to(
     command: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends
 ) -> None:
-    """Who has no -o is not told to give another one."""
+    """A command without -o does not advise to give another one."""
     monkeypatch.chdir(run.parent)
     Path("edits.json").write_text('{"schema_version": 1}')
 

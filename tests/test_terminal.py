@@ -1,4 +1,4 @@
-"""What a person sees of a command: the plan, what was skipped, what to do next."""
+"""The lines of a command on a terminal: the plan, the skipped images, the next step."""
 
 import re
 import shutil
