@@ -288,16 +288,14 @@ def _listed(file: Path) -> list[str]:
 
 
 def _is_text(file: Path) -> bool:
-    """Tell if the first 64 KiB, up to the last line break, are text in UTF-8 or (by the first bytes) UTF-16."""
+    """Tell if the first 64 KiB are text in UTF-8 or (by the first bytes) UTF-16."""
     try:
         if is_empty(file):
             return False
         with file.open("rb") as stream:
             start = stream.read(1 << 16)
-        if start.startswith(UTF_16):
-            codecs.getincrementaldecoder("utf-16")().decode(start, final=len(start) < 1 << 16)
-            return True
-        (start[: start.rfind(b"\n") + 1] or start).decode()
+        encoding = "utf-16" if start.startswith(UTF_16) else "utf-8"
+        codecs.getincrementaldecoder(encoding)().decode(start, final=len(start) < 1 << 16)
     except (OSError, UnicodeDecodeError):
         return False
-    return bool(start)
+    return True
