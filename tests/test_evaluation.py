@@ -13,7 +13,7 @@ import torch
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.evaluation import ClusteringOptions
-from deepcluster.evaluation.common import accuracies, check_apart, clustering, held_out, numbers
+from deepcluster.evaluation.common import accuracies, check_apart, clustering, numbers, split
 from deepcluster.images import find
 from tests.helpers.runs import change_record, rows
 
@@ -57,13 +57,19 @@ def test_no_labels_at_all():
 
 
 def test_held_out_is_a_fifth_and_depends_on_the_seed():
-    train, test = held_out(101, 0)
-    assert len(test) == 20
-    assert sorted([*train.tolist(), *test.tolist()]) == list(range(101))
-    assert test.tolist() == held_out(101, 0)[1].tolist() != held_out(101, 1)[1].tolist()
-    assert [len(part) for part in held_out(2, 0)] == [1, 1]
+    def parts(count: int, seed: int = 0) -> list[list[int]]:
+        source, labels = find(np.zeros((count + 1, 2, 2), np.uint8)), ["", *map(str, range(count))]
+        train, train_labels, test, test_labels = split(source, labels, seed)
+        assert [labels[int(path)] for path in train.paths + test.paths] == train_labels + test_labels
+        return [[int(path) for path in part.paths] for part in (train, test)]
+
+    train, test = parts(101)
+    assert len(test) == 20 and train == sorted(train) and test == sorted(test)
+    assert sorted(train + test) == list(range(1, 102))  # the image without a label is in neither
+    assert test == parts(101)[1] != parts(101, seed=1)[1]
+    assert [len(part) for part in parts(2)] == [1, 1]
     with pytest.raises(DataError, match="more"):
-        held_out(1, 0)
+        parts(1)
 
 
 def test_accuracies_by_hand():

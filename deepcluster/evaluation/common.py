@@ -74,19 +74,17 @@ class ProbeTask:
         return {"train_images": train, "images": test, "classes": len(self.names), "chance": chance}
 
 
-def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return rows to learn from, and a fifth of ``count`` (rounded down, at least one) to score; both ascending."""
+def split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
+    """Return labelled images to learn from with their labels, and a fifth of all (rounded down, at least one) to score.
+
+    Both are in the order of the source. DataError if fewer than two images have a label.
+    """
+    labelled = [i for i, label in enumerate(labels) if label]
+    count, tests = len(labelled), max(1, len(labelled) // 5)
     if count < 2:
         raise DataError(f"{count} labelled images cannot be split into some to learn from and some to score: give more")
-    order = torch.randperm(count, generator=generator(seed, "held out"))
-    tests = max(1, count // 5)
-    return order[tests:].sort().values, order[:tests].sort().values
-
-
-def split(source: Source, labels: Sequence[str], seed: int) -> tuple[Source, list[str], Source, list[str]]:
-    """Return four fifths of the labelled images with their labels, and the other fifth with theirs."""
-    labelled = [i for i, label in enumerate(labels) if label]
-    train, test = ([labelled[i] for i in rows.tolist()] for rows in held_out(len(labelled), seed))
+    order = torch.randperm(count, generator=generator(seed, "held out")).tolist()
+    train, test = ([labelled[i] for i in sorted(rows)] for rows in (order[tests:], order[:tests]))
     return source.rows(train), [labels[i] for i in train], source.rows(test), [labels[i] for i in test]
 
 
