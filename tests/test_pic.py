@@ -10,12 +10,10 @@ from sklearn.metrics import homogeneity_score
 
 from deepcluster.clustering import kmeans, pic
 from deepcluster.clustering.pic import _leads_to, _masses, _nearest, _ties, _without_singletons, power_iteration
-from deepcluster.errors import NonFiniteError, UsageError
+from deepcluster.errors import NonFiniteError
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.network import build
-from deepcluster.recipe import Recipe
-from deepcluster.runs.build import rounds_of
 from deepcluster.seeding import generator
 from tests.drawings import drawings
 from tests.loop import loop
@@ -146,15 +144,3 @@ def test_the_alternation_takes_it_and_as_many_clusters_as_there_are_each_round(h
         assert round.chance_loss == pytest.approx(math.log(counts[-1]))
         assert math.isfinite(round.loss)
     assert len(set(counts)) > 1
-
-
-def test_the_option_of_a_recipe():
-    images, _ = drawings(10)
-    small = {"backbone": "compact", "sobel": False, "image_size": 24, "margin": 1, "pseudo_labels": 6, "batch_size": 16}
-    recipe = Recipe(**small, rounds=1, clustering="pic")
-    (round,) = rounds_of(build("compact", image_size=24), images, recipe, 0.05, 0)
-    assert torch.equal(round.clustering.labels, pic(round.reduced).labels)
-    with pytest.raises(UsageError, match="kmeans or pic"):
-        Recipe(clustering="dbscan")
-    with pytest.raises(UsageError, match="heads=3"):
-        Recipe(clustering="pic", heads=3)

@@ -218,17 +218,6 @@ def test_an_array_that_shrinks(tmp_path: Path) -> None:
         read_once(source, 16)
 
 
-def test_a_fit_of_an_array_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
-    from deepcluster.runs import fit as runs
-
-    np.save(tmp_path / "a.npy", pixels(60, 16, 16, 3))
-    monkeypatch.setattr(runs, "network_of", lambda *_, original=runs.network_of: (
-        os.truncate(tmp_path / "a.npy", 5000), original(*_))[1])  # fmt: skip
-    said = ends(["fit", tmp_path / "a.npy", "-o", tmp_path / "run", *small_fit()], 3)
-    assert "a.npy became shorter while it was read" in said
-    assert not (tmp_path / "run/run.json").exists()  # a run has not begun before its images are read
-
-
 # ---- lists of paths -------------------------------------------------------------------------------------------------
 
 
