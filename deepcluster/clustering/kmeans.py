@@ -386,10 +386,10 @@ class ClusteringStep(Protocol):
         self, rows: Tensor, clusters: Sequence[int], previous: Tensor | None, *, seed: int, round: int,
         partition: Partition,
     ) -> tuple[Clustering, ...]:  # fmt: skip
-        """Cluster this rank's rows (n x d) once per number of clusters.
+        """Cluster this rank's rows (n x d), once for each number in ``clusters``. A collective.
 
         ``previous`` are the labels (N x the number of clusterings) of the previous round; None in the first. The labels
-        that are returned are of all rows, on the CPU.
+        of a returned clustering are int64, on the CPU, and those of the rows of all ranks.
         """
 
 

@@ -21,8 +21,8 @@ class Batch:
 
     Attributes:
         step: Its number in the epoch.
-        drawn: Numbers of the images that all ranks train on together.
-        parts: Numbers of the images of every rank (see :func:`strides`).
+        drawn: Indices of the images that all ranks train on together.
+        parts: Indices of the images of every rank (see :func:`strides`).
         images: uint8, B x 3 x S x S, this rank's, on the device that trains.
     """
 

@@ -34,8 +34,8 @@ class Outputs:
         embeddings: V*B x D, view after view.
         logits: V*B x the sum of ``clusters``, those of several clusterings side by side.
         labels: int64, B x the number of clusterings; IGNORED for images that only fill up the batch.
-        clusters: Numbers of clusters of the clusterings.
-        drawn: Numbers of the images of all ranks.
+        clusters: Number of clusters in each clustering.
+        drawn: int64, indices of the images that all ranks together train on in this optimizer step.
     """
 
     embeddings: Tensor
@@ -46,9 +46,10 @@ class Outputs:
 
 
 class Loss(Protocol):
-    """The loss that step 5 minimises.
+    """The loss that step 5 minimises. It has no state: checkpoints do not save it and optimizers do not train it.
 
-    sums_images: The loss is a sum of independent per-image terms, so a batch may be split.
+    Attributes:
+        sums_images: The loss is a sum of independent per-image terms, so a batch may be split.
     """
 
     sums_images: bool
@@ -57,7 +58,11 @@ class Loss(Protocol):
         """Return the weight (0 to 1) of this round's pseudo-labels by their change since the previous round."""
 
     def __call__(self, outputs: Outputs, cluster_weight: float, processes: Processes) -> tuple[Tensor, Tensor]:
-        """Return the value to minimise (all ranks take its mean gradient), and the cross-entropy to report."""
+        """Return the objective to minimise, and the cross-entropy that ``Round.loss`` is the mean of.
+
+        Gradients of the objective are averaged over the ranks. So a sum over this rank's views must be divided by
+        V * len(outputs.drawn) / world_size.
+        """
 
 
 class CrossEntropy:
@@ -74,7 +79,10 @@ class CrossEntropy:
 
 
 def cross_entropy(outputs: Outputs, world_size: int = 1) -> Tensor:
-    """Return the mean over views, images and clusterings, so that its mean over the ranks is that of all images."""
+    """Return the mean over views, clusterings and this rank's share of the images.
+
+    The mean of its values over the ranks is the mean over the images of all ranks.
+    """
     views = len(outputs.logits) // len(outputs.labels)
     count = views * (len(outputs.drawn) / world_size)
     losses = [
@@ -139,7 +147,7 @@ def instance_loss(pairs: Tensor, numbers: Tensor, temperature: float) -> Tensor:
 
     Args:
         pairs: Embeddings of the first views of B images, then of their second views: 2B x D.
-        numbers: Numbers of the B images. One that is drawn twice is not told from itself.
+        numbers: Indices of the B images. If an image is drawn twice, its views are not told apart.
         temperature: Divides the cosines.
     """
     images = len(numbers)

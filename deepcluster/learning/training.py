@@ -102,22 +102,23 @@ def train_on_pseudo_labels(
 ) -> float:
     """Train ``network``, which has its head, for ``learning.epochs`` x N images.
 
-    Each optimizer step trains on one sample of all images, of which every rank takes its stride; the gradient is that
-    of the loss of the whole sample. (Batch normalisation uses this rank's images.)
+    Each optimizer step trains on one sample of the images of all ranks. With W ranks, a rank takes every W-th image of
+    the sample. Gradients are averaged over the ranks, which gives the gradient of the loss of the whole sample. (Batch
+    normalisation uses this rank's images alone.)
 
     Args:
         images: uint8, n x 3 x S x S: this rank's.
         labels: int64, N x H: the pseudo-labels of H clusterings of all images; samples are drawn by them in turn.
-        optimizer: The body's. A head that learns gets an SGD of its own, without momentum.
-        place: Device, type, and the size of the views that have none of their own. None: one process has all, and sees
-            images of S px.
-        clusters: Numbers of clusters of the clusterings.
+        optimizer: Optimizer of the body. A linear head gets an SGD of its own, without momentum.
+        place: Device, precision, and the size of views that do not set one. None: one process has all images, and the
+            views have S px.
+        clusters: Number of clusters in each clustering.
         cluster_weight: Weight of the pseudo-labels, for ``learning.loss``.
-        memory: n x D. Takes the embeddings of images as they were when last trained on, the mean of the first two views
-            if they are of one size.
+        memory: n x D, changed in place: for each image that is trained on, its latest embedding. If the first two
+            views have the same size, their mean; else the first view's.
 
     Returns:
-        The mean cross-entropy over all that was trained on, views and clusterings.
+        The mean over the epochs of the cross-entropy that the loss reports.
 
     Raises:
         NonFiniteError: At the end of the epoch in which the loss stopped being finite.
@@ -197,10 +198,10 @@ def _check_finite(loss: Tensor, round: int, epoch: int, optimizer: SGD) -> None:
 
 
 def number_of_parts(network: Network, images: int, pixels: int, loss: Loss, processes: int = 1) -> int:
-    """In how many parts a step takes its images, one after the other, to keep the layers of one part only.
+    """Return the number of parts in which an optimizer step takes its images, to keep the layers of one part only.
 
-    One, unless their gradients add up to that of the batch: no image has an effect on another, neither by batch
-    normalisation nor by the loss. (Then the number changes the last bits, so it depends on sizes alone.)
+    It is 1 unless the gradients of the parts add up to that of the batch: no image may have an effect on another,
+    neither by batch normalisation nor by the loss. (The number changes the last bits, so it depends on sizes alone.)
 
     Args:
         images: Number of images in the step.
@@ -234,7 +235,7 @@ class _Pass(nn.Module):
 
 
 def _features(network: Network, views: Sequence[Tensor]) -> Tensor:
-    """Features of all views, one after the other; views of one size go through the network together."""
+    """Return the features of all views, view after view; neighbouring views of one size share a forward pass."""
     parts: list[Tensor] = []
     for _, alike in groupby(views, key=lambda view: view.shape[-1]):
         batch = list(alike)
