@@ -167,7 +167,7 @@ def render(data: RunData) -> str:
     # Style, script and the script's data are not escaped.
     page = {
         "style": _file("report.css"),
-        "script": _script(),
+        "script": _script(STATIC),
         "policy": Markup(policy(STATIC)),
         "data": Markup(script_data(data)),
     }
@@ -177,9 +177,14 @@ def render(data: RunData) -> str:
 def served(page: str, state: Mapping[str, Any]) -> str:
     """Return a page of ``render`` for a server (``runs/serve.py``), with the ``state`` of the run for its script."""
     data = '<script type="application/json" id="data">{'
-    page = page.replace(policy(STATIC), policy(SERVED), 1)
-    page = page.replace("<style>", '<link rel="icon" href="data:,"><style>', 1)  # else browsers ask for an icon
-    return page.replace(data, f'{data}"served":{harmless(json.dumps(state))},', 1)
+    for old, new in (
+        (policy(STATIC), policy(SERVED)),
+        (_script(STATIC), _script(SERVED)),
+        ("<style>", '<link rel="icon" href="data:,"><style>'),  # else browsers ask for an icon
+        (data, f'{data}"served":{harmless(json.dumps(state))},'),
+    ):
+        page = page.replace(old, new, 1)
+    return page
 
 
 def gallery(title: str, clusters: Sequence[Row], summary: Sequence[Row], picture: Picture) -> str:
@@ -242,14 +247,16 @@ def _file(name: str) -> Markup:
 
 
 @cache
-def _script() -> Markup:
-    return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), _file("report.js"), flags=re.MULTILINE))
+def _script(sources: str) -> Markup:
+    """Return the script of a page. The part that asks a server is in none but the served page."""
+    text = _file("report.js").replace("//= served.js\n", "//= served.js\n" * (sources == SERVED))
+    return Markup(re.sub(r"^//= (.+)$", lambda line: _file(line[1]), text, flags=re.MULTILINE))
 
 
 @cache
 def policy(sources: str) -> str:
     """Return the Content-Security-Policy of a page: these sources, and our script by its digest."""
-    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode("ascii")
+    digest = base64.b64encode(hashlib.sha256(_script(sources).encode()).digest()).decode("ascii")
     return f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 

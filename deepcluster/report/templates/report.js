@@ -130,6 +130,7 @@ for (const place of $$(".thumb")) place.append(picture(Number(place.dataset.tile
 
 //= grid.js
 //= edits.js
+//= served.js
 /* ---- the list of clusters --------------------------------------------------------------------------------------- */
 
 let minded = null;
