@@ -31,4 +31,5 @@ $("#into-folders").addEventListener("click", () => send("export"));
 $("#told").textContent = sessionStorage.getItem("told");
 $("#told").hidden = !$("#told").textContent;
 sessionStorage.removeItem("told");
+$("#told").addEventListener("click", () => { $("#told").hidden = true; });
 $("#help .quiet").textContent = "Edits are applied at once. Undo takes the last one back.";
