@@ -391,7 +391,7 @@ def export(
 
     Args:
         to: What to make: images sorted into folders, a data set, a table, or a graph.
-        out: The folder or file to make; it must not be there yet.
+        out: The folder or file to make; it must not be there yet, or be a folder that --overwrite may replace.
     """
     chosen = given or {}
     of_images = to in flags.IMAGE_EXPORTS
@@ -399,7 +399,7 @@ def export(
         names = ("keep_metadata" if value is False else name for name, value in chosen.items())
         refuse(names, f"--to {to} writes no images")
     _check_run(run_)
-    if not chosen.get("dry_run"):
+    if not chosen.get("dry_run") and not chosen.get("overwrite"):
         (files.check_no_folder if of_images else files.check_no_file)(out)
     with Terminal(quiet) as terminal:
         from deepcluster import export as exports

@@ -222,6 +222,9 @@ class ImageExportFlags(TypedDict, total=False):
     Attributes:
         mode: How images get there (default: folders take the first that works, imagefolder copies).
         outliers: Images far from all others: in their cluster (keep, the default), apart, or left out.
+        duplicates: Nearly identical images: all (the default), or the best of them (first): the largest, then the
+            sharpest.
+        overwrite: Replace the folder that an export made; files that are not of it stay.
         images: The images of the run, if they have moved since.
         strip_metadata: Copies of images without EXIF (time, place), comments and the like (default: for imagefolder).
         dry_run: Print what would be done, and stop.
@@ -229,6 +232,8 @@ class ImageExportFlags(TypedDict, total=False):
 
     mode: Literal["symlink", "hardlink", "copy"]
     outliers: Literal["keep", "separate", "leave"]
+    duplicates: Literal["all", "first"]
+    overwrite: bool
     images: PathText
     strip_metadata: Annotated[bool, Parameter(negative="--keep-metadata")]
     dry_run: bool

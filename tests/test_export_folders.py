@@ -353,6 +353,7 @@ def test_command(holiday, tmp_path, capsys):
         (["--to", "parquet", "-o", str(tmp_path / "x"), "--mode", "copy"], 2, "leave out --mode"),
         (["--to", "onnx", "-o", str(tmp_path / "x"), "--dry-run"], 2, "leave out --dry-run"),
         (["--to", "parquet", "-o", str(tmp_path / "x"), "--outliers", "keep"], 2, "leave out --outliers"),
+        (["--to", "onnx", "-o", str(tmp_path / "x"), "--overwrite"], 2, "leave out --overwrite"),
         (["--to", "nowhere", "-o", str(tmp_path / "x")], 2, "nowhere"),
         (["--to", "folders", "-o", str(tmp_path / "x"), "--mode", "move"], 2, "move"),
         (["--to", "folders", "-o", str(tmp_path / "x"), "--images", str(tmp_path / "none")], 3, "no such file"),

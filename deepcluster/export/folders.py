@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.metadata import UnknownFormat, stripped
+from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, METADATA, replace_tree, replaceable, some
 from deepcluster.images import Images, Source, find
 from deepcluster.images.decode import SUFFIXES as IMAGE_SUFFIXES
 from deepcluster.images.decode import Undecodable, explain, not_a_file, one_line, pillow_limits, short_side
@@ -26,7 +29,7 @@ from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import run_folder as files
-from deepcluster.storage.files import check_no_folder, check_outside, new_folder, write_whole
+from deepcluster.storage.files import check_outside, new_folder, scratch_folder, write_whole
 from deepcluster.storage.run_folder import RunFolder
 
 MAX_NAME_BYTES = 255  # ext4, APFS, NTFS (there UTF-16 units, which are never more)
@@ -34,9 +37,6 @@ MAX_LABEL_BYTES = 100
 MAX_SUFFIX = 20  # characters
 _FORBIDDEN = set('<>:"/\\|?*')  # on Windows
 
-INVENTORY = "inventory.csv"
-INVENTORY_COLUMNS = ("path", "cluster", "name", "exported_path", "how")
-MAX_NAMED = 5  # missing images that are named on the screen
 OUTLIERS = ("keep", "separate", "leave")  # in their cluster, in a folder of their own, or out
 JUNK, APART = "_junk", "_outliers"
 SPLIT = "train"
@@ -135,6 +135,27 @@ class RunImages:
         """Tell if the image of a row is a file, and so not written as PNG."""
         i = self.index.get(row["path"])
         return self.source.file is not None and (i is None or self.source.file(i) is not None)
+
+    def original(self, path: str) -> Path | None:
+        """Return the place of an image that is a file, unchecked; None if it is none or not at hand."""
+        return self.source.file(self.index[path]) if self.source.file and path in self.index else None
+
+    def check_outside_of(self, out: Path) -> None:
+        """Raise UsageError if an image lies in ``out``: it would go with the tree that is replaced."""
+        top = os.path.realpath(out)
+        for path in self.index:
+            if (file := self.original(path)) and Path(os.path.realpath(file)).is_relative_to(top):
+                raise UsageError(f"{one_line(path)}, an image of the run, lies in -o {out}: give another -o")
+
+    def quality(self, path: str) -> tuple[int, float] | None:
+        """Return the pixels of an image and the sum of squared differences of neighbours; None if it is unreadable."""
+        try:
+            self.file(path)
+            image = self.source.read(self.index[path])
+        except (Unavailable, Undecodable, OSError):
+            return None
+        grey = np.asarray(image.convert("L"), np.float32)
+        return image.width * image.height, sum(float(np.square(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
     def file(self, path: str) -> Path | None:
         """Return the file of an image, None if it is none.
@@ -316,6 +337,8 @@ def folders(
     images: Images | None = None,
     strip_metadata: bool | None = None,
     outliers: str = "keep",
+    duplicates: str = "all",
+    overwrite: bool = False,
     dry_run: bool = False,
     display: Display | None = None,
 ) -> Sequence[Row]:
@@ -332,6 +355,10 @@ def folders(
         strip_metadata: Write copies without EXIF, comments and the like; default: for the copies of a data set.
         outliers: "keep": in their clusters; "separate": below ``_outliers``; "leave": not exported. Outliers in junk
             clusters are junk. A data set cannot have them separate.
+        duplicates: "all", or "first": of nearly identical images only the best, the largest and among these the
+            sharpest; the inventory says which one stands for the others.
+        overwrite: Replace the tree that an export made at ``out``. Files that are not of it stay. It is left alone if
+            they are in the way, or in a data set.
         dry_run: Write nothing, only say what would be done.
         display: For progress and the outcome.
 
@@ -349,17 +376,22 @@ def folders(
             f"outliers={outliers!r}: choose keep or leave. Every folder of an image folder is a class, and is_outlier"
             " is a column of its metadata.csv"
         )
+    if duplicates not in ("all", "first"):
+        raise UsageError(f"duplicates={duplicates!r}: choose all or first")
     mode = mode or ("copy" if dataset else None)
     strip = (dataset and mode == "copy") if strip_metadata is None else strip_metadata
     members = read_run_images(run, images)
     check_outside(out, Path(members.source.location))
+    old = replaceable(out, overwrite=overwrite)
+    if old is not None:
+        members.check_outside_of(out)
     transfer = Transfer(members, mode, strip=strip)
     suffixes = STRIPPED if strip else SUFFIXES if dataset else None
 
     def target(row: Row) -> tuple[str, str] | None:
         """Return the folder of an image and its preferred name there; None if it is left out."""
         junk, outlier = row["cluster"] in members.junk, row["is_outlier"] == "1"
-        if outlier and outliers == "leave" and (dataset or not junk):
+        if row["path"] in spared or (outlier and outliers == "leave" and (dataset or not junk)):
             return None
         name = PurePosixPath(row["path"]).name
         if dataset:
@@ -370,19 +402,35 @@ def folders(
         refused = suffixes is not None and split(name)[1].lower() not in suffixes
         return folder, _fitting(name, ".png") if refused or not members.is_file(row) else name
 
+    spared: dict[str, str] = {}
+    if duplicates == "first":
+        with pillow_limits():
+            spared = _spared(
+                run, members, {row["path"] for row in members.rows if row["status"] == "ok" and target(row)}
+            )
     plan = _plan(members.rows, target)
     if dry_run:
-        check_no_folder(out)
         _show(out, plan, transfer, display)
         return ()
-    with new_folder(out) as folder, pillow_limits():
-        inventory, missing = _fill(folder, plan, transfer, display)
-        write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
+    stays: list[str] = []
+    with new_folder(out) if old is None else scratch_folder(out) as folder, pillow_limits():
+        inventory, missing = _fill(folder, plan, spared, transfer, display)
         if dataset:
-            _write_metadata(folder / SPLIT, plan, inventory, members.junk)
+            _write_metadata(folder / METADATA, plan, inventory, members.junk)
+        write_whole(folder / INVENTORY, lambda file: write_csv(file, INVENTORY_COLUMNS, inventory))
+        if old is not None:
+            stays = replace_tree(out, folder, old, inventory, members.original, alone=dataset)
     if missing:
-        text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {_some(missing)}"
+        text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}"
         warnings.warn(text, DeepClusterWarning, stacklevel=2)
+    if spared:
+        text = (
+            f"{count(len(spared), 'nearly identical image')} left out; {INVENTORY} names the images that stand for them"
+        )
+        display.say("Alike", text)
+    if stays:
+        text = f"{count(len(stays), 'file')} in {out} not of the export, or nowhere else: {some(stays)}"
+        display.say("Left", text)
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
         display.say("Links", f"lead to the images: keep these where they are; {out} can be moved")
@@ -411,14 +459,35 @@ def _plan(rows: Sequence[Row], target: Callable[[Row], tuple[str, str] | None]) 
     return [*zip(rows, targets, strict=True)]
 
 
-def _fill(folder: Path, plan: Plan, transfer: Transfer, display: Display) -> tuple[list[Row], list[str]]:
+def _spared(run: Path, images: RunImages, wanted: Set[str]) -> dict[str, str]:
+    """Return why images are left out, by path: a better one of ``wanted`` looks (nearly) the same."""
+    folder = files.open_run(run)
+    if not folder.has("duplicates.csv"):
+        raise DataError(f"{run} has no duplicates.csv, so nothing says which images are the same: omit --duplicates")
+    groups: dict[str, list[tuple[int, float, str]]] = {}
+    for row in folder.read_rows("duplicates.csv", files.DUPLICATES):
+        if row["path"] in wanted and (quality := images.quality(row["path"])):
+            groups.setdefault(row["group"], []).append((*quality, row["path"]))
+    spared = {}
+    for alike in groups.values():
+        best = max(alike, key=lambda image: image[:2])  # the first of equal ones
+        for pixels, sharpness, path in alike:
+            if path != best[2]:
+                why = "larger" if pixels < best[0] else "sharper" if sharpness < best[1] else "the same"
+                spared[path] = f"duplicate of {best[2]}, which is {why}"
+    return spared
+
+
+def _fill(
+    folder: Path, plan: Plan, spared: Mapping[str, str], transfer: Transfer, display: Display
+) -> tuple[list[Row], list[str]]:
     """Bring every image to its target. Return the rows of the inventory, and the missing images with the reason."""
     inventory: list[Row] = []
     missing: list[str] = []
     for inside in {Path(target).parent for _, target in plan if target}:
         (folder / inside).mkdir(parents=True, exist_ok=True)
     for row, target in plan:
-        exported, how = "", "outlier" if row["status"] == "ok" else "skipped"
+        exported, how = "", spared.get(row["path"]) or ("outlier" if row["status"] == "ok" else "skipped")
         if target:
             try:
                 exported, how = target, transfer(row["path"], folder / target)
@@ -430,11 +499,11 @@ def _fill(folder: Path, plan: Plan, transfer: Transfer, display: Display) -> tup
     if not transfer.files and not missing:
         raise DataError("all images are outliers, and these are left out: nothing is left to export")
     if not transfer.files:
-        raise DataError(f"none of the {len(missing):,} images can be exported: {_some(missing)}")
+        raise DataError(f"none of the {len(missing):,} images can be exported: {some(missing)}")
     return inventory, missing
 
 
-def _write_metadata(folder: Path, plan: Plan, inventory: Sequence[Row], junk: Set[str]) -> None:
+def _write_metadata(file: Path, plan: Plan, inventory: Sequence[Row], junk: Set[str]) -> None:
     """Write metadata.csv of a data set: the results for the exported images."""
     columns = (*METADATA_COLUMNS, "label") if any(row["label"] for row, _ in plan) else METADATA_COLUMNS
     rows = []
@@ -442,7 +511,7 @@ def _write_metadata(folder: Path, plan: Plan, inventory: Sequence[Row], junk: Se
         if entry["exported_path"]:
             about = {"file_name": target.removeprefix(f"{SPLIT}/"), "junk": int(row["cluster"] in junk)}
             rows.append({column: {**row, **about}[column] for column in columns})
-    write_whole(folder / "metadata.csv", lambda file: write_csv(file, columns, rows))
+    write_whole(file, lambda stream: write_csv(stream, columns, rows))
 
 
 def _show(out: Path, plan: Plan, transfer: Transfer, display: Display) -> None:
@@ -453,7 +522,3 @@ def _show(out: Path, plan: Plan, transfer: Transfer, display: Display) -> None:
     missing = f"; {away:,} no longer exist" if away else ""
     images = count(sizes.total() - away, "image")
     display.say("Would do", f"{images} as {transfer.plan}{missing}; nothing is written now")
-
-
-def _some(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:MAX_NAMED]) + (f" and others ({INVENTORY} has all)" if len(texts) > MAX_NAMED else "")

@@ -71,6 +71,18 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, scratch: Path 
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder to write into, which is renamed to ``out`` at the end. An OSError inside becomes a DiskError."""
     check_no_folder(out)
+    with scratch_folder(out) as beside:
+        yield beside
+        signals.check()
+        with signals.uninterrupted():
+            if out.exists():
+                out.rmdir()
+            beside.rename(out)
+
+
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside ``out`` that is removed at the end. An OSError inside becomes a DiskError of ``out``."""
     out = Path(os.path.abspath(out))  # noqa: PTH100 (without following links)
     beside = scratch_name(out)
     with changing(out, ROOM), ExitStack() as stack:
@@ -78,11 +90,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         beside.mkdir()
         stack.callback(shutil.rmtree, beside, ignore_errors=True)
         yield beside
-        signals.check()
-        with signals.uninterrupted():
-            if out.exists():
-                out.rmdir()
-            beside.rename(out)
 
 
 def new_file(out: Path, write: Callable[[Any], object]) -> None:
