@@ -365,23 +365,6 @@ def test_one_wrong_tensor_is_enough_and_nothing_is_loaded(trained, change):
     assert same(before, body.state_dict())
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("damage", ["missing", "folder", "empty", "text", "truncated"])
-def test_damaged_files(trained, tmp_path, suffix, damage):
-    path = tmp_path / f"bad{suffix}"
-    if damage == "folder":
-        path.mkdir()
-    elif damage == "truncated":
-        state = trained.body.state_dict()
-        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif damage != "missing":
-        path.write_bytes(b"" if damage == "empty" else b"<html>404 not found</html>")
-    with pytest.raises(ModelError, match=f"bad{suffix}") as caught:
-        build("compact", image_size=32, weights=str(path))
-    assert caught.value.exit_code == 4
-
-
 @pytest.mark.parametrize(
     "content",
     [[1, 2], {}, {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)}, {"a": torch.zeros(1, device="meta")}, None],
@@ -395,19 +378,11 @@ def test_files_without_a_table_of_tensors(tmp_path, content):
 
 def test_frozen_centroids_by_hand():
     head = Centroids(torch.tensor([[3.0, 0], [0, 0.5], [0, 0]]), 0.5)
-    logits = head(torch.tensor([[1.0, 1], [-2, 0]]))
-    expected = torch.tensor([[math.sqrt(0.5), math.sqrt(0.5), 0], [-1, 0, 0]]) / 0.5
-    torch.testing.assert_close(logits, expected)
-    assert not list(head.parameters())
-
-
-def test_frozen_centroids_are_float32_under_autocast():
-    head = Centroids(torch.randn(5, 16, generator=generator(0, "c")), 0.1)
-    x = torch.randn(4, 16, generator=generator(0, "x"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(head(x), head(x.clone()))
-        assert head(x).dtype == torch.float32
-    torch.testing.assert_close(head(x), F.cosine_similarity(x[:, None], head.directions[None], dim=2) / 0.1)
+        logits = head(torch.tensor([[1.0, 1], [-2, 0]]))
+    expected = torch.tensor([[math.sqrt(0.5), math.sqrt(0.5), 0], [-1, 0, 0]]) / 0.5
+    torch.testing.assert_close(logits, expected)  # of float32
+    assert not list(head.parameters())
 
 
 def test_a_projection_is_between_features_and_head_and_trained_with_the_body():
