@@ -89,6 +89,8 @@ def test_edits_undo_and_sorting_are_those_of_the_commands(run: Path):
 
     assert act(address, "undo", version(address))[0] == 200
     assert rows(run / "clusters.csv") == before
+    assert act(address, "export", version(address))[0] == 200
+    assert {path.name for path in sorted_images.iterdir()} == {"000", "001", "002", "inventory.csv"}
     status, said = act(address, "undo", version(address))
     assert status == 409 and "nothing to take back" in said
 

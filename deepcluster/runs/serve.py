@@ -101,7 +101,8 @@ class _Server(ThreadingTCPServer):
             elif action == "undo":
                 undo(self.run, lines)
             else:
-                self.sort(self.run, Path(f"{os.path.abspath(self.run)}-sorted"), display=lines)  # noqa: PTH100
+                out = Path(f"{os.path.abspath(self.run)}-sorted")  # noqa: PTH100
+                self.sort(self.run, out, overwrite=True, display=lines)
         said = "\n".join(
             [*lines.texts, *(f"Warning: {one.message}" for one in caught if one.category is DeepClusterWarning)]
         )
