@@ -89,7 +89,8 @@ def fit(
     options = read_options(Recipe, {**(recipe_flags or {}), **flags.read_assignments(set_)})
     check_weights(options_of(given.recipe, options)[1])
     given.check()
-    with _session(images, output.quiet, to_stderr=output.as_json) as (terminal, shared):
+    verbose = given.verbose or given.dry_run
+    with _session(images, output.quiet, to_stderr=output.as_json, verbose=verbose) as (terminal, shared):
         source = _fit_source(images, given, terminal)
         from deepcluster.runs.plan import Request
 
@@ -109,7 +110,7 @@ def fit(
         else:
             folder = runs.fit(source, request, terminal, sys.stdin, **shared)
     if is_main_rank():
-        _print_result(folder, output)
+        _print_result(folder, output, "fit", verbose=given.verbose)
 
 
 def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Source | str":
@@ -129,7 +130,8 @@ def _fit_source(images: str, given: flags.FitFlags, terminal: Terminal) -> "Sour
         terminal.say("Loading", images)
     source = find(images, stdin=sys.stdin)
     check_groups(given.n_clusters, len(source.paths))
-    terminal.say("Images", f"{len(source.paths):,} in {source.location}")
+    location = "standard input" if source.location == "-" else source.location
+    terminal.say("Images", f"{len(source.paths):,} in {location}")
     return source
 
 
@@ -163,9 +165,9 @@ def predict(
             return
         _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
         if target:
-            counts = [f"{size:,} in {number}" for number, size in sorted(sizes.items())]
+            counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
             shown = ", ".join([*counts[:12], *(["..."] if len(counts) > 12 else [])])
-            terminal.say("Done", f"{out}: {count(sizes.total(), 'image')}, by cluster {shown}")
+            terminal.say("Done", f"{out}: {count(sizes.total(), 'image')}, {shown}")
 
 
 @app.command
@@ -216,7 +218,7 @@ def recut(run_: flags.RunArgument, /, *, k: flags.NumberOfClusters, output: flag
         from deepcluster.runs import recut as recutting
 
         folder = recutting.recut(run_, k, terminal)
-    _print_result(folder, output)
+    _print_result(folder, output, "recut")
 
 
 @app.command
@@ -246,7 +248,7 @@ def apply(
         from deepcluster.runs import recut as recutting
 
         folder = recutting.undo(run_, terminal) if wanted is None else recutting.apply(run_, wanted, terminal)
-    _print_result(folder, output)
+    _print_result(folder, output, "apply")
 
 
 @app.command
@@ -269,8 +271,8 @@ def update(
         done = update_run(run_, source, terminal, device=choose_device(device))
     if output.as_json:
         print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
-    else:
-        _print_result(open_run(run_), output)
+    elif done.added or output.open_:
+        _print_result(open_run(run_), output, "update")
 
 
 @app.command
@@ -281,10 +283,10 @@ def report(run_: flags.RunArgument, /, *, serve: bool = False, open_: flags.Open
         serve: Serve it to browsers on this machine: edits are applied at once, and a button sorts into folders.
     """
     _check_run(run_)
-    with Terminal(quiet=False):
+    with Terminal(quiet=False) as terminal:
         from deepcluster.runs.page import report as report_run
 
-        page = report_run(run_)
+        page = report_run(run_, progress=terminal.progress)
     if serve:
         from deepcluster.export import folders
         from deepcluster.runs.serve import serve as serve_run
@@ -502,7 +504,9 @@ def _print_options() -> None:
 
 
 @contextmanager
-def _session(images: str | None, quiet: bool, *, to_stderr: bool) -> "Iterator[tuple[Terminal, dict[str, Processes]]]":
+def _session(
+    images: str | None, quiet: bool, *, to_stderr: bool, verbose: bool = False
+) -> "Iterator[tuple[Terminal, dict[str, Processes]]]":
     """Yield a display that shows only on the main rank, and the keyword argument ``processes`` under torchrun.
 
     These processes join before anything is checked, so that an error of one ends all at once. A process alone has no
@@ -510,7 +514,7 @@ def _session(images: str | None, quiet: bool, *, to_stderr: bool) -> "Iterator[t
     """
     if world_size() > 1 and images == "-":
         raise UsageError("several processes cannot share standard input: write the paths to a .txt file, and give that")
-    with Terminal(quiet or not is_main_rank(), to_stderr=to_stderr) as terminal:
+    with Terminal(quiet or not is_main_rank(), to_stderr=to_stderr, verbose=verbose) as terminal:
         if world_size() == 1:
             yield terminal, {}
             return
@@ -621,8 +625,15 @@ def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Mapping[str, A
         write_csv(file, columns, rows)
 
 
-def _print_result(folder: "RunFolder", output: flags.Output) -> None:
-    """Print the result of a fit, recut, apply or update: for a person, or as one object of JSON."""
+def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:
+    """Print the result of a fit, recut, apply or update: for a person, or as one object of JSON.
+
+    Args:
+        folder: The run.
+        output: Says how.
+        command: Name of the command.
+        verbose: Also name the files and the folder.
+    """
     record = folder.read_json("run.json", {"verdict": str})
     metrics = folder.read_json("metrics.json") if folder.has("metrics.json") else {}
     page = folder.path / "report.html"
@@ -631,23 +642,31 @@ def _print_result(folder: "RunFolder", output: flags.Output) -> None:
         summary = {name: record.get(name) for name in names}
         print(json.dumps({"run": str(folder.path), **summary, "metrics": metrics or None}, indent=2))
     elif not output.quiet:
-        with folder.as_disk_errors():
-            lines = [*_metric_lines(metrics)]
-        run = shlex.quote(str(folder.path))
-        commands = [f"deepcluster predict {run} NEW_IMAGES"]
-        if not record.get("edits"):  # a recut would lose them
-            commands.append(f"deepcluster recut {run} -k N")
+        lines: list[str] = []
+        if command in ("fit", "recut"):  # edits and new images have no verdict of their own
+            with folder.as_disk_errors():
+                lines += _metric_lines(metrics)
+            lines += console.paragraph("Verdict", record["verdict"]).splitlines()
         lines += [
-            *console.paragraph("Verdict", record["verdict"]).splitlines(),
-            f"{'Files':9} {folder.path / 'clusters.csv'}  {page}",
             f"{'Next':9} open {page.absolute().as_uri()}",
-            *(f"{'':9} {command}" for command in commands),
-            f"{'Run':9} {folder.path}",
+            *(f"{'':9} {line}" for line in _next_commands(folder.path, record, command)),
         ]
+        if verbose:
+            lines += [f"{'Files':9} {folder.path / 'clusters.csv'}  {page}", f"{'Run':9} {folder.path}"]
         for line in lines:
             say(line)
     if output.open_:
         _open(page.absolute().as_uri())
+
+
+def _next_commands(folder: Path, record: Mapping[str, Any], command: str) -> Iterator[str]:
+    """Yield commands for the shell that are usual after ``command``."""
+    run = shlex.quote(str(folder))
+    others = [candidate["k"] for candidate in (record.get("candidates") or ())[1:]]
+    if command == "fit" and others and not record.get("edits"):  # a recut would lose them
+        yield f"deepcluster recut {run} -k {others[0]}   # another number of clusters"
+    if command != "update" and record.get("backbone") != FEATURES:
+        yield f"deepcluster export {run} --to folders -o sorted   # a folder for every cluster"
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -332,7 +332,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         return str(recipe.pop("base", AUTO)), recipe | options
 
     def _display(self) -> AbstractContextManager[Display]:
-        return Terminal(quiet=False) if self.verbose else nullcontext(Silent())
+        return Terminal(quiet=False, verbose=self.verbose > 1) if self.verbose else nullcontext(Silent())
 
     def _open(self, folder: Path, temporary: Path | None = None, images: Images | None = None) -> None:
         """Take over the results in a folder.

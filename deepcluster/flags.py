@@ -137,7 +137,7 @@ class FitFlags:
         resume: Continue the run at -o from its last checkpoint.
         seed: The same seed gives the same bits on a CPU (on a GPU with --deterministic).
         deterministic: On a GPU: only kernels whose results repeat bit for bit; some are slower.
-        verbose: Print every choice with its reason.
+        verbose: Print every choice with its reason, and the figures of the rounds.
         log: tensorboard: the numbers of each round, in RUN/tensorboard.
         dry_run: Print the plan with its time and memory, and stop.
         features: IMAGES are features: N x D numbers in an .npy file (paths in a .txt or .csv of the same name). They

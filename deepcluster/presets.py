@@ -86,7 +86,7 @@ class Plan:
             start = "with given weights" if recipe.weights else "trained from nothing on these images"
             return f"{recipe.backbone}, {start}"
         larger = "; deepcluster fetch downloads a larger one" if published.name == EMBEDDED else ""
-        return f"{published.title}, {published.trained_on}{larger}"
+        return f"{published.title}, trained on photographs{larger}"
 
     def in_short(self, n_clusters: int | None) -> str:
         """Return the number of clusters and the training in words; ``n_clusters`` as in :class:`Facts`."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -153,16 +154,17 @@ def test_mistakes_that_the_work_meets(place, capsys, line, code, message):
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
-def test_fit_prints_a_short_plan_and_the_run_last(photos, tmp_path, capsys):
+def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(photos, tmp_path, capsys):
     out = tmp_path / "run"
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", *QUICK]) == 0
     printed = capsys.readouterr().out
     lines = printed.strip().splitlines()
     assert lines[0].split() == ["Images", "48", "in", str(photos)]
-    assert ["Run", str(out)] in [line.split() for line in lines[:6]]
-    assert lines[-1].split() == ["Run", str(out)]
-    assert any(line.startswith("1/1 ") and "loss" in line and "changed -" in line for line in lines)
-    assert any(line.startswith("Metrics") and "NMI" in line for line in lines)
+    headings = [line[:9].strip() for line in lines if line[0] != " "]
+    assert headings == [
+        "Images", "Network", "Time", "First", "Round", "Done", "Metrics", "At start", "Verdict", "Next"
+    ]  # fmt: skip
+    assert re.search(r"^Round +1 of 1: NMI 0\.\d+  [\d.]+ s$", printed, re.MULTILINE)
     assert "\x1b" not in printed  # piped output has no control characters
     assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)
 
@@ -180,7 +182,9 @@ def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished
     dry = ["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]
     assert run_command(dry) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == ["Images", "Network", "Plan", "Time"]
+    assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == [
+        "Images", "Network", "Plan", "Memory", "Time"
+    ]  # fmt: skip
     assert printed.count("\n") <= 6
     assert run_command([*dry, "--verbose"]) == 0
     assert "backbone = " in capsys.readouterr().out
@@ -273,14 +277,15 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
     (folder / "metrics.json").write_text(
         json.dumps({"acc": 1, "nmi": 1, "ami": 1, "ari": 1, "nmi_average": "\x1b[31mred", "labelled": 3})
     )
-    recut = [["deepcluster", "recut", str(folder), "-k", "N"]]
-    for record, last in (({}, recut), ({"edits": "0123"}, [])):  # a recut would lose the edits
+    recut = ["deepcluster", "recut", str(folder), "-k", "3"]
+    export = ["deepcluster", "export", str(folder), "--to", "folders", "-o", "sorted"]
+    guess = {"candidates": [{"k": 7}, {"k": 3}]}
+    # A recut would lose edits, and is not for a user who asked for a number.
+    for record, commands in (({}, [export]), (guess, [recut, export]), (guess | {"edits": "0123"}, [export])):
         (folder / "run.json").write_text(json.dumps(RECORD | {"verdict": "x"} | record))
-        cli._print_result(RunFolder(folder), Output())
+        cli._print_result(RunFolder(folder), Output(), "fit")
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred" in shown
         lines = shown.partition("Next ")[2].splitlines()
         assert lines[0].split() == ["open", (folder / "report.html").as_uri()]
-        assert [shlex.split(line) for line in lines[1:-1]] == [
-            ["deepcluster", "predict", str(folder), "NEW_IMAGES"], *last,
-        ]  # fmt: skip
+        assert [shlex.split(line, comments=True) for line in lines[1:]] == commands

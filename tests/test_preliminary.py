@@ -157,9 +157,11 @@ def test_the_line_of_a_round_fits(capsys):
         "round": 99, "loss": 1.234, "chance_loss": 3.219, "changed": 0.9876, "cluster_weight": 0.999,
         "largest_share": 0.999, "features_seconds": 99.0, "clustering_seconds": 1.0, "training_seconds": 1.0,
     }  # fmt: skip
-    Terminal(False).round(row, 100)
+    Terminal(False, verbose=True).round(row, 100)
     (line,) = capsys.readouterr().out.splitlines()
-    assert len(line) <= WIDTH
+    assert len(line) <= WIDTH and "loss 1.23 (chance 3.22)  changed 98.8%" in line
+    Terminal(False).round(row, 100)
+    assert capsys.readouterr().out == "Round     100 of 100: 101.0 s\n"
 
 
 def test_what_is_on_disk_outlasts_the_record_of_a_run_that_goes_on():

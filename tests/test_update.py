@@ -417,7 +417,7 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
     np.save(tmp_path / "more.npy", strange[20:])
     assert run_command(["update", str(run), str(tmp_path / "more.npy")]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "60 of 60 fit nowhere (is_outlier in clusters.csv). A new fit is due: 68% of" in text
+    assert "60 of 60 fit into no cluster (see Problems in the report). A new fit is due: 68% of" in text
 
 
 def test_an_update_counts_its_own_outliers_and_judges_all_since_the_fit(many_features):

@@ -30,7 +30,7 @@ from deepcluster.runs.forecast import announce
 from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin, check_weights_here
 from deepcluster.runs.rows import duplicate_rows
 from deepcluster.runs.train import train
-from deepcluster.runs.writer import ResultWriter, summary_line
+from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text
 from deepcluster.runtime import TensorBoard, signals
 from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on
@@ -98,7 +98,7 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
     checkpoint = checkpoints.latest() if is_resumed else None
     job.display.say("Run", str(out))
     if network.origin:
-        job.display.say("Weights", network.origin)
+        job.display.say("Origin", network.origin)
     try:
         # All that was there stays whole until the images are read, and are those that the checkpoint is of.
         with folder.next_state(anew=request.overwrite) if folder else nullcontext() as staged:
@@ -129,7 +129,7 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
             raise Stopped(f"{error}{so_far}; to go on: {way_on}") from None
         raise
     if folder:
-        job.display.say("Done", summary_line(result, record))
+        job.display.say("Done", summary_text(result, record, request.n_clusters, rounds_text(record)))
 
 
 def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord:
@@ -162,8 +162,9 @@ def _read(
     scratch = scratch_of(Path(begun.out), job.processes.rank)
     store = read_once(source, size, job.processes, folder=scratch, progress=progress)
     used, skipped = len(store.kept), store.skipped
-    aside = f", {len(skipped):,} skipped: {counted(why for _, why in skipped)} (skipped.csv)" if skipped else ""
-    display.say("Images", f"{used:,} of {source.name}{aside}")
+    if skipped:
+        reasons = counted(why for _, why in skipped)
+        display.say("Images", f"{used:,} can be used, {len(skipped):,} skipped: {reasons} (skipped.csv)")
     plan = begun.plan if begun.state == "resumed" else _with_precision(begun.plan_of(used, job.request), network)
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)

@@ -155,18 +155,16 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
     needed = memory(network, plan.recipe, count, ranks, gpu=job.device.type == "cuda")
     job.display.say("Network", plan.network)
     job.display.say("Plan", plan.in_short(job.request.n_clusters))
-    memory_text = f"{needed / 1e9:.1f} GB of memory on {job.device}"
+    job.display.say("Memory", f"{needed / 1e9:.1f} GB on {job.device}")
     is_seen = not isinstance(job.display, Silent) and not getattr(job.display, "quiet", False)
-    if begun.state != "new" or (limit is None and not is_seen):
-        job.display.say("Memory", memory_text)
-    else:
+    if begun.state == "new" and (limit is not None or is_seen):
         first, whole = expected(measured(job.source, network, plan.recipe), plan.recipe, count, ranks)
         early = f", the first groups after {in_words(first)}" if whole > 1.5 * first else ""
         total = f"about {in_words(whole)}{early}"
         if limit is not None:
             first += job.clock.elapsed()
             total = f"the first groups after about {in_words(first)}"
-        job.display.say("Time", f"{total}; {memory_text}")
+        job.display.say("Time", total)
         if limit is not None and first > limit:
             warnings.warn(
                 f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"

@@ -24,6 +24,7 @@ from deepcluster.groups.tree import Tree, merge_tree, parts_of
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable, one_line, pillow_limits
 from deepcluster.nets.names import FEATURES
+from deepcluster.place import Progress, ignore_progress
 from deepcluster.report.page import RunData, on_page, render
 from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
@@ -78,7 +79,7 @@ def tree_of(rows: Rows, groups: Cut, nearest: Tensor) -> Tree | None:
     return merge_tree(rows.reduced, groups, nearest, rows.partition) if groups.count <= MOST_IN_TREE else None
 
 
-def report(run: Path, source: Source | None = None) -> Path:
+def report(run: Path, source: Source | None = None, *, progress: Progress = ignore_progress) -> Path:
     """Write report.html of a run again, with the pictures of ``source``, or of the images that are still at hand.
 
     Damage to the features or the model costs only the parts of the page that are drawn from them.
@@ -100,11 +101,17 @@ def report(run: Path, source: Source | None = None) -> Path:
         if shown and tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
             drawn.write_tree(staged, tree)
             tables = replace(tables, tree=tree)
-        write_page(staged, images_at_hand(staged, source), tables, shown)
+        write_page(staged, images_at_hand(staged, source), tables, shown, progress)
     return run / "report.html"
 
 
-def write_page(folder: LockedFolder, source: Source | None, tables: Tables, shown: Shown | None) -> None:
+def write_page(
+    folder: LockedFolder,
+    source: Source | None,
+    tables: Tables,
+    shown: Shown | None,
+    progress: Progress = ignore_progress,
+) -> None:
     """Write report.html, and map.npy if the run has none.
 
     Args:
@@ -112,13 +119,16 @@ def write_page(folder: LockedFolder, source: Source | None, tables: Tables, show
         source: Its images; None if they are not at hand.
         tables: Its tables.
         shown: Without it, no image shows those most like it, no cluster can be split, and no map is made.
+        progress: Called with a phase as it begins.
     """
     record, used, sheet = tables.record, tables.clusters, drawn.read_sheet(folder)
     every, away = on_page(used)[1], list[str]()
+    progress("map", 0, 0)
     positions = drawn.read_map(folder, len(used), on_sheet(len(used)))
     if positions is None and shown is not None:
         positions = layout(shown.reduced, derive(record.seed, "map"))
         folder.write_array(drawn.MAP, positions)
+    progress("report", 0, 0)
     data = RunData(
         title=record.images,
         run=record.to_json(),

@@ -222,9 +222,9 @@ def _get_weights(name: str, request: Request, display: Display, *, dry: bool) ->
     about = PUBLISHED[name].description
     if dry:
         then = "A fit downloads it" if is_download else "A fit ends with an error until it is downloaded"
-        display.say("Weights", f"{name} is not on this machine ({about}). {then}: deepcluster fetch {name}")
+        display.say("Network", f"{name} is not on this machine ({about}). {then}: deepcluster fetch {name}")
     elif is_download:
-        display.say("Weights", f"downloading {name}: {about}")
+        display.say("Network", f"downloading {name}: {about}")
         fetch(name, display.progress)
     else:
         check_weights_here(name)

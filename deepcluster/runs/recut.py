@@ -15,9 +15,9 @@ from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
 from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited, moved_rows
-from deepcluster.runs.result import choose_number, describe, groups_of, place_rows
+from deepcluster.runs.result import GROUPING, Result, choose_number, describe, groups_of, place_rows
 from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
-from deepcluster.runs.writer import baseline_of, write_result
+from deepcluster.runs.writer import baseline_of, summary_text, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
@@ -46,12 +46,13 @@ def recut(
         check_groups(n_clusters, rows.fitted)
         models.keep_former(folder, model, record, baseline_of(folder))
         recipe = recipe_of(folder)
-        n_clusters, record = choose_number(n_clusters, rows.sample, record, recipe, display)
+        display.progress(GROUPING, 0, 0)
+        chosen, record = choose_number(n_clusters, rows.sample, record, recipe, display)
         before = model.place(rows.reduced)
         labels = before.fine_cluster[: rows.fitted]
         sizes = torch.bincount(labels, minlength=len(model.fine_centroids))
         fine = Clustering(labels, model.fine_centroids, sizes, math.nan, 0, 0)
-        groups = groups_of(rows.sample, fine, n_clusters, record.seed, recipe)
+        groups = groups_of(rows.sample, fine, chosen, record.seed, recipe)
         groups, after = place_rows(groups, rows, model.fine_centroids)
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
         new = replace(model, groups=groups, names=names, junk=junk)
@@ -59,7 +60,9 @@ def recut(
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
         record = replace(record, edits=None, cut=None)  # they were of the clusters before
-        _write(folder, new, after, rows, record, {}, source, report=report or folder.has("report.html"))
+        report = report or folder.has("report.html")
+        result = _write(folder, new, after, rows, record, {}, display, source, report=report)
+    display.say("Done", summary_text(result, record, n_clusters))
     return files.open_run(run)
 
 
@@ -94,7 +97,7 @@ def apply(run: Path, edits: Edits, display: Display | None = None) -> RunFolder:
             record = replace(record, edits=edits.digest)
             if edits.changes_clusters:
                 record = replace(record, cut=None, stability=None, verdict=None)  # of the clusters before
-            _write(staged, new, placement, rows, record, baseline)
+            _write(staged, new, placement, rows, record, baseline, display)
     return files.open_run(run)
 
 
@@ -107,10 +110,9 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         with folder.next_state() as staged:
             old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
             record = replace(record, **former.about["record"])
-            (display or Silent()).say(
-                "Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before"
-            )
-            _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"])
+            display = display or Silent()
+            display.say("Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before")
+            _write(staged, old, old.place(rows.reduced), rows, record, former.about["baseline"], display)
             staged.remove(files.FORMER)
     return files.open_run(run)
 
@@ -126,12 +128,17 @@ def _write(
     rows: Rows,
     record: RunRecord,
     baseline: Mapping[str, float],
+    display: Display,
     source: Source | None = None,
     *,
     report: bool = True,
-) -> None:
+) -> Result:
     """Write the new groups of the model, and the files that depend on them."""
     models.save_in_run(model, folder, network=False)
     source = images_at_hand(folder, source, rows.paths[: rows.fitted]) if report else None
     result = describe(model, rows, placement)
-    write_result(folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report)
+    write_result(
+        folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report,
+        progress=display.progress,
+    )  # fmt: skip
+    return result

@@ -30,6 +30,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
 from deepcluster.storage.run_record import RunRecord
 
+GROUPING = "grouping"  # a phase
 COLLAPSED = 0.5  # share of the images in one fine cluster
 MIN_COLLAPSED = 30  # images: of fewer, one cluster may have most of them by chance
 
@@ -64,6 +65,7 @@ def conclude_run(
     ``record`` has the number of rounds and the kind of result. ``features``: This rank's, N x D, of one pass.
     """
     recipe, store, is_final = images.recipe, images.store, record.result == FINAL
+    job.display.progress(GROUPING, 0, 0)
     final = result_of(
         features,
         recipe.pseudo_labels,
@@ -237,10 +239,11 @@ def choose_number(
     record = replace(record, candidates=figures)
     if not plausible:
         return 1, record
-    for i, candidate in enumerate(plausible):
+    lines = []
+    for candidate in plausible:
         stable = "" if candidate.stability is None else f", stability {agreement(candidate.stability)}"
-        line = f"{candidate.k:2} groups: silhouette {candidate.silhouette:.2f}{stable}"
-        display.say("" if i else "Groups", line + " (taken: a guess)" * (not i))
+        lines.append(f"{candidate.k} groups: silhouette {candidate.silhouette:.2f}{stable}")
+    display.say("Groups", "; ".join(lines))
     return plausible[0].k, record
 
 
@@ -265,7 +268,7 @@ def stability_entries(rows: Rows, record: RunRecord, recipe: Recipe, n_clusters:
         verdict = f"{count(rows.fitted, 'image')} are too few to tell how stable {count(n_clusters, 'group')} are."
         return {"stability": None, "verdict": verdict}
     verdict = (
-        f"Cut from other samples of the images, the groups agree to {agreement(stable)} (100%: the same groups,"
-        " 0%: unrelated ones). Stable groups need not be the ones that you look for: see the report."
+        f"Made again from other samples of these images, the groups agree to {agreement(stable)}. Only the pictures"
+        " tell if they are the groups that you want: see the report."
     )
     return {"stability": round(float(stable), 4), "verdict": verdict}

@@ -149,8 +149,8 @@ def _first_plan(writer: ResultWriter) -> int:
     rounds: int = job.processes.broadcast_json(lambda: whole_rounds(job, recipe, 0, cost, results))
     if job.request.time_limit is not None:
         end = job.clock.elapsed() + results + rounds * (1 + SHARE_OF_TIME) * cost
-        text = count(rounds, "round") if rounds else "the groups of the network as it was given"
-        job.display.say("Time", f"{text}, done after about {in_words(end)}")
+        text = f"training in {count(rounds, 'round')}" if rounds else "too little for training"
+        job.display.say("Time", f"about {in_words(end)} in all, {text}")
     return rounds
 
 

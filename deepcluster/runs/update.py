@@ -84,13 +84,15 @@ def update(run: Path, images: Images, display: Display | None = None, *, device:
         known = new.tried - len(new.failed) - added
         if not (known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
-        why = f": {counted(reason for _, reason in skipped)}" if skipped else ""
-        display.say("Images", f"{added:,} added, {known:,} in the run already, {len(skipped):,} skipped{why}")
+        counts = [f"{added:,} added" if added else "nothing new", f"{known:,} in the run already"]
+        if skipped:
+            counts.append(f"{len(skipped):,} skipped: {counted(reason for _, reason in skipped)}")
+        display.say("Images", ", ".join(counts))
         before = {row["path"]: row["reason"] for row in folder.read_rows("skipped.csv", files.SKIPPED)}
         reasons = {path: why for path, why in {**before, **dict(skipped)}.items() if path not in {*new.source.paths}}
         if added or reasons != before:
             with folder.next_state() as staged:
-                rows = _write(staged, record, model, rows, at_hand, new, reasons)
+                rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
         limit = model.outliers.limit
         drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, limit)
         done = Update(
@@ -112,7 +114,7 @@ def _placed_text(done: Update, model: Model) -> str:
     if model.outliers.limit == torch.inf:
         text = f"Placed in the present clusters; with fewer than {MIN_ROWS} images in the fit no outlier can be told"
     elif done.outliers:
-        text = f"{done.outliers:,} of {done.added:,} fit nowhere (is_outlier in clusters.csv)"
+        text = f"{done.outliers:,} of {done.added:,} fit into no cluster (see Problems in the report)"
     else:
         text = f"All {done.added:,} fit into the present clusters"
     return f"{text}. " + (f"A new fit is due: {done.reason}" if done.due else "No new fit is needed")
@@ -193,6 +195,7 @@ def _write(
     at_hand: Source | None,
     new: _New,
     reasons: Mapping[str, str],
+    display: Display,
 ) -> Rows:
     """Write the run with the new images behind the others, and return all its images."""
     paths, now = new.source.paths, datetime.now(UTC).isoformat(timespec="seconds")
@@ -224,6 +227,7 @@ def _write(
         source=images_at_hand(folder, None, every.paths[: every.fitted]) if report else None,
         features=True,
         report=report,
+        progress=display.progress,
     )
     return every
 

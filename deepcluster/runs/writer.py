@@ -15,6 +15,7 @@ from deepcluster.clustering.agreement import NMI_AVERAGE
 from deepcluster.images import Source
 from deepcluster.learning.features import extract
 from deepcluster.nets.network import Network
+from deepcluster.place import Progress, ignore_progress
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.text import count
@@ -30,6 +31,12 @@ from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
 from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.table import Table
+
+# Reasons in run.json for the end of the rounds, as the end of a sentence.
+END_REASONS = {
+    "time limit": ", because the time limit was reached",
+    "assignments settled": ", because the clusters no longer change",
+}
 
 
 @dataclass
@@ -108,7 +115,7 @@ class ResultWriter:
                 record = replace(record, peak_memory_mb=peak_mb(), seconds=round(clock.elapsed(), 2))
                 record = write_result(
                     staged, result, record, images.recipe, baseline=self.baseline, source=self.job.source,
-                    features=True, report=self.job.request.report,
+                    features=True, report=self.job.request.report, progress=self.job.display.progress,
                 )  # fmt: skip
         return result, record
 
@@ -145,6 +152,7 @@ def write_result(
     source: Source | None,
     features: bool = False,
     report: bool = True,
+    progress: Progress = ignore_progress,
 ) -> RunRecord:
     """Write the files that depend on the groups, then run.json, and return run.json.
 
@@ -159,6 +167,7 @@ def write_result(
         source: The images, for the page; None if they are not at hand.
         features: Also write the features, because they are new.
         report: Also write report.html.
+        progress: Called as the phases of the page begin.
     """
     rows, summary = result.rows, result.summary
     if features:
@@ -188,7 +197,7 @@ def write_result(
     )
     if report:
         used = clusters.where("status", "ok")
-        write_page(folder, source, Tables(record, used, summary, measures or None, result.tree), result.shown)
+        write_page(folder, source, Tables(record, used, summary, measures or None, result.tree), result.shown, progress)
     folder.write_record(record)
     return record
 
@@ -218,10 +227,17 @@ def write_clusters(folder: LockedFolder, result: Result) -> Table:
     return table
 
 
-def summary_line(result: Result, record: RunRecord) -> str:
-    """Return a sentence on the groups and the rounds."""
-    shares = [float(row["share"]) for row in result.summary]
-    return (
-        f"{count(len(shares), 'cluster')} (largest {max(shares):.0%}, smallest {min(shares):.1%}) after"
-        f" {count(record.rounds or 0, 'round')}: {record.stopped_because}"
-    )
+def summary_text(result: Result, record: RunRecord, n_clusters: int | None, rounds: str = "") -> str:
+    """Return sentences on the clusters: their sizes, ``rounds``, and other numbers if none (None) was asked for."""
+    sizes = [int(row["size"]) for row in result.summary]
+    text = f"{count(len(sizes), 'cluster')} of {min(sizes):,} to {max(sizes):,} images{rounds}."
+    others = [str(candidate["k"]) for candidate in (record.candidates or ())[1:]]
+    if n_clusters is not None or not others:
+        return text
+    return f"{text} Their number is a guess: {' or '.join(others)} {'is' if len(others) == 1 else 'are'} possible too."
+
+
+def rounds_text(record: RunRecord) -> str:
+    """Return the number of rounds and the reason of their end, as the end of a sentence."""
+    rounds = f"after {count(record.rounds, 'round')} of training" if record.rounds else "without training"
+    return f", {rounds}{END_REASONS.get(record.stopped_because or '', '')}"

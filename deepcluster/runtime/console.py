@@ -17,6 +17,17 @@ from deepcluster.errors import DiskError, missing_extra
 
 WIDTH = 100  # characters of a line at most
 FOLDER = "tensorboard"  # in the run folder
+DETAILS = ("Plan", "Memory", "Run", "Origin", "Alike", "Groups")  # headings that are shown to a user who asks
+# Names of the phases on the screen, if they differ from those of the code.
+PHASES = {
+    "starting": "starting up",
+    "reading": "reading the images",
+    "features": "comparing the images",
+    "training": "learning from the images",
+    "grouping": "making the clusters",
+    "map": "drawing the map",
+    "report": "writing the report",
+}
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
@@ -100,7 +111,7 @@ class Display(Protocol):
         """Show a line: ``Run`` with the folder, ``Plan``, ``Images``, ``Done``, ..."""
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """Show how many of the images a ``phase`` has done; called many times a second."""
+        """Show how many of the images a ``phase`` has done (``total`` 0: unknown); called many times a second."""
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
         """Show a round at its end: its row of history.csv (cells without a value are ""), and the planned rounds."""
@@ -181,13 +192,18 @@ class Terminal:
     """Shows a run: a line per message and round, and on a terminal a live bar.
 
     The results are in files, so a run continues silently when the reader of its output has gone.
+
+    Args:
+        quiet: Show nothing.
+        to_stderr: Write to standard error.
+        verbose: Also show ``DETAILS`` and all figures of a round.
     """
 
-    def __init__(self, quiet: bool, *, to_stderr: bool = False):
-        self.quiet = quiet
+    def __init__(self, quiet: bool, *, to_stderr: bool = False, verbose: bool = False):
+        self.quiet, self.verbose = quiet, verbose
         self.console = PipeConsole(stderr=to_stderr, highlight=False, soft_wrap=True)
         self.bar = Progress(
-            TextColumn("{task.description:9}"),
+            TextColumn("{task.description:24}"),
             BarColumn(),
             _Count(),
             TimeRemainingColumn(),
@@ -199,7 +215,7 @@ class Terminal:
         self.phase = ""
 
     def __enter__(self) -> "Terminal":
-        self.progress("starting", 0, None)  # until something is: torch takes seconds to import
+        self.progress("starting", 0, 0)  # until something is: torch takes seconds to import
         self.bar.start()
         return self
 
@@ -207,28 +223,32 @@ class Terminal:
         self.bar.stop()
 
     def say(self, heading: str, text: str) -> None:
-        if not self.quiet:
+        if not self.quiet and (self.verbose or heading not in DETAILS):
             # The run continues without a reader; a full disk is reported at the end (flush_streams).
             with suppress(OSError):
                 self.console.print(paragraph(heading.capitalize(), text), markup=False)
 
-    def progress(self, phase: str, done: int, total: int | None) -> None:
+    def progress(self, phase: str, done: int, total: int) -> None:
         if self.bar.disable:
             return
+        known = total or None
         if self.task is None or phase != self.phase:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task, self.phase = self.bar.add_task(phase, total=total), phase
-        self.bar.update(self.task, completed=done, total=total)
+            self.task, self.phase = self.bar.add_task(PHASES.get(phase, phase), total=known), phase
+        self.bar.update(self.task, completed=done, total=known)
 
     def round(self, row: Mapping[str, Any], rounds: int) -> None:
-        loss = f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})"
+        seconds = sum(row[f"{phase}_seconds"] for phase in ("features", "clustering", "training"))
+        parts = [f"NMI {row['nmi_labels']:.3f}"] if "nmi_labels" in row else []
+        parts.append(f"{seconds:.1f} s")
+        number = row["round"] + 1
+        if not self.verbose:
+            self.say("Round", f"{number} of {rounds}: {'  '.join(parts)}")
+            return
         changed = "-" if row["changed"] == "" else f"{row['changed']:.1%}"
-        parts = [loss, f"changed {changed}"]
+        figures = [f"loss {row['loss']:.2f} (chance {row['chance_loss']:.2f})", f"changed {changed}"]
         if row["cluster_weight"] < 1:
-            parts.append(f"cluster weight {row['cluster_weight']:.0%}")
-        parts.append(f"largest {row['largest_share']:.0%}")
-        if "nmi_labels" in row:
-            parts.append(f"NMI {row['nmi_labels']:.3f}")
-        parts.append(f"{sum(row[f'{phase}_seconds'] for phase in ('features', 'clustering', 'training')):.1f} s")
-        self.say(f"{row['round'] + 1}/{rounds}", "  ".join(parts))
+            figures.append(f"cluster weight {row['cluster_weight']:.0%}")
+        figures.append(f"largest {row['largest_share']:.0%}")
+        self.say(f"{number}/{rounds}", "  ".join([*figures, *parts]))
