@@ -185,7 +185,7 @@ def test_without_k_a_number_is_suggested(photos, tmp_path):
     said = [line for line in display.lines if line.startswith("Groups: ")]
     assert any(f" {count} groups: " in text and "guess" in text for text in said)
     candidates = record(folder)["candidates"]
-    assert candidates[0]["k"] == count
+    assert candidates[0]["k"] == count and all(isinstance(candidate["k"], int) for candidate in candidates)
     assert len({candidate["k"] for candidate in candidates}) == 3
 
     recut(folder, 5)

@@ -433,7 +433,7 @@ def folders(
         display.say("Left", text)
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:
-        display.say("Links", f"lead to the images: keep these where they are; {out} can be moved")
+        display.say("Links", f"point to the images: keep the images where they are; {out} can be moved")
     if dataset:
         display.say("Load", f'datasets.load_dataset("imagefolder", data_dir={str(out)!r})')
     return inventory

@@ -233,7 +233,10 @@ def choose_number(
     seed = derive(record.seed, "number of groups")
     plausible = candidates(reduced, seed=seed, cut_rows=_cut_of(recipe))
     figures = [
-        {name: None if value is None else round(float(value), 4) for name, value in asdict(candidate).items()}
+        {
+            name: value if value is None or name == "k" else round(float(value), 4)
+            for name, value in asdict(candidate).items()
+        }
         for candidate in plausible
     ]
     record = replace(record, candidates=figures)

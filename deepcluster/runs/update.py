@@ -84,7 +84,9 @@ def update(run: Path, images: Images, display: Display | None = None, *, device:
         known = new.tried - len(new.failed) - added
         if not (known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
-        counts = [f"{added:,} added" if added else "nothing new", f"{known:,} in the run already"]
+        counts = [f"{added:,} added" if added else "nothing new"]
+        if known:
+            counts.append(f"{known:,} in the run already")
         if skipped:
             counts.append(f"{len(skipped):,} skipped: {counted(reason for _, reason in skipped)}")
         display.say("Images", ", ".join(counts))
