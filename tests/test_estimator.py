@@ -497,6 +497,6 @@ def test_the_clusters_in_a_notebook(fitted, tmp_path):
 def test_progress_on_a_terminal(capsys):
     DeepCluster(**QUICK, verbose=1).fit(pixels())
     shown = capsys.readouterr().out
-    assert "1/1       loss" in shown and "3 clusters" in shown
+    assert "Round     1 of 1: " in shown and "3 clusters" in shown
     DeepCluster(**UNTRAINED).fit(pixels())
     assert capsys.readouterr() == ("", "")
