@@ -74,7 +74,7 @@ def fit(
         check_alike(source, processes)
         begun = Begun(**processes.broadcast_json(lambda: asdict(begin(source, request, display))))
         if begun.state == "finished":
-            display.say("Run", f"{begun.out} is finished already")
+            display.say("Done", f"{begun.out} is finished already")
             return files.open_run(Path(begun.out))
         check_weights_here(begun.facts.get("published", ""))
         if updated := {*begun.updated}:
