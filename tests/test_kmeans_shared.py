@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.kmeans import kmeans, means
 from deepcluster.clustering.whitening import Whitening, whiten
 from deepcluster.records import Clustering
 from deepcluster.runtime.partition import Partition
@@ -35,6 +35,11 @@ def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, opt
 def whitened(processes: Processes, x: Tensor, dims: int, root: bool) -> Whitening:
     own = part(x, processes)
     return whiten(own, dims, partition=Partition.of(processes, len(own)), root=root)
+
+
+def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
+    own = part(x, processes)
+    return means(own, part(labels, processes), k, Partition.of(processes, len(own)))
 
 
 def labels_of(found: list[Clustering]) -> Tensor:
