@@ -426,7 +426,7 @@ def recipes(name: str | None = None, /, *, options: bool = False) -> None:
             print(f"{preset:13} {' '.join((make.__doc__ or '').replace('``', '').split())}")
         return
     published = name in PRESETS and name not in ("auto", "classic")
-    # Those were made for the 1.28 million images of ImageNet.
+    # Recipes v1 and v2 were made for the 1.28 million images of ImageNet.
     example = Facts(count=1_281_167 if published else 50_000, short_side=32, grey=False, n_clusters=10, device="cpu")
     plan = resolve(name, {}, example)
     if published:
