@@ -416,6 +416,7 @@ def test_corrections_stick(
         page.keyboard.press("Enter")
         pending = page.locator("#pending").inner_text()
         assert pending == "8 edits pending"
+        page.wait_for_timeout(500)  # Chromium hands on what a page remembers a moment later; a reload may come first
         page.reload()
         assert page.locator("#pending").inner_text() == pending
         page.get_by_role("button", name="Undo", exact=True).click()
