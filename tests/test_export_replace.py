@@ -1,5 +1,6 @@
 """``export --overwrite`` and ``--duplicates first``: what is replaced, what stays, and which image stands for which."""
 
+import os
 import shutil
 from itertools import count
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from deepcluster.errors import DataError, DiskError, UsageError
 from deepcluster.export import folders
+from deepcluster.export.replace import INVENTORY, replace_tree
 from deepcluster.storage.run_folder import DUPLICATES, RunFolder
 from tests.exports import hand_run, photos_run, state, tree, write_clusters
 from tests.helpers.said import Said
@@ -53,7 +55,9 @@ def test_a_tree_is_replaced_and_the_files_of_others_stay(options, holiday, tmp_p
         assert (out / name).read_bytes() == (fresh / name).read_bytes()
     assert not [folder for folder in out.rglob("*") if folder.is_dir() and not any(folder.iterdir())]
     assert [line for line in said.lines if line.startswith("Left")] == (
-        [f"Left: 2 files in {out} not of the export, or nowhere else: 000-beach/mine.png, notes.txt"] if mine else []
+        [f"Left: 2 files in {out} not made by the export, or the only copy: 000-beach/mine.png, notes.txt"]
+        if mine
+        else []
     )
     assert state(tmp_path / "photos") == originals
 
@@ -109,6 +113,30 @@ def test_an_inventory_or_a_folder_that_somebody_changed_reaches_nothing_outside(
     with pytest.raises(DiskError, match=r"000-beach/a-2.png, 000-beach/a.png, 002, 002/c.png\. Move"):
         folders(holiday, out, overwrite=True)
     assert state(elsewhere) == before
+
+
+def test_an_original_by_another_way_into_the_folder_is_no_copy(tmp_path):
+    """As through a mount, or a name in another case: both paths are one file, and it has no second link."""
+    out, new = tmp_path / "out", tmp_path / "new"
+    for folder, text in ((out, "mine"), (new, "new")):
+        (folder / "000").mkdir(parents=True)
+        (folder / "000/a.png").write_text(text)
+        (folder / INVENTORY).write_text("")
+    row = {"path": "a.png", "cluster": "0", "name": "", "exported_path": "000/a.png", "how": "copy"}
+    before = state(out)
+    with pytest.raises(DiskError, match=r"000/a\.png"):
+        replace_tree(out, new, [row], [row], lambda path: out / "000/a.png", alone=False)
+    assert state(out) == before
+
+
+def test_the_metadata_of_a_folder_export_is_the_user_s(holiday, tmp_path):
+    out = tmp_path / "out"
+    folders(holiday, out, mode="copy")
+    (out / "train").mkdir()
+    (out / "train/metadata.csv").write_text("mine")
+    os.utime(out / "train/metadata.csv", (0, 0))  # as a copy that keeps its time
+    folders(holiday, out, mode="copy", overwrite=True)
+    assert (out / "train/metadata.csv").read_text() == "mine"
 
 
 def test_the_images_of_the_run_are_never_replaced(holiday, tmp_path):

@@ -429,7 +429,7 @@ def folders(
         )
         display.say("Alike", text)
     if stays:
-        text = f"{count(len(stays), 'file')} in {out} not of the export, or nowhere else: {some(stays)}"
+        text = f"{count(len(stays), 'file')} in {out} not made by the export, or the only copy: {some(stays)}"
         display.say("Left", text)
     display.say("Exported", f"{count(transfer.files.total(), 'image')} to {out}: {transfer.text}")
     if transfer.files["symlink"]:

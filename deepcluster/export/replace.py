@@ -72,8 +72,7 @@ def replace_tree(
         for row in old
         if row["exported_path"] and _exists_elsewhere(out, row, original(row["path"]), successors.get(row["path"]))
     }
-    metadata = out / METADATA
-    if metadata.is_file() and metadata.stat().st_mtime_ns <= (out / INVENTORY).stat().st_mtime_ns:  # nobody changed it
+    if _is_unchanged_metadata(out, old):
         goes.add(METADATA)
     stays, comes = sorted(_files(out) - goes - {INVENTORY}), sorted(_files(new) - {INVENTORY})
     if in_the_way := stays if alone else _in_the_way(out, comes, goes):
@@ -97,6 +96,14 @@ def replace_tree(
     return stays
 
 
+def _is_unchanged_metadata(out: Path, old: Sequence[Row]) -> bool:
+    """Return whether ``out`` has the table that the export of a data set wrote before its inventory."""
+    file, top = out / METADATA, f"{PurePosixPath(METADATA).parent}/"
+    if file.is_symlink() or not file.is_file() or not any(row["exported_path"].startswith(top) for row in old):
+        return False
+    return file.stat().st_mtime_ns <= (out / INVENTORY).stat().st_mtime_ns
+
+
 def _exists_elsewhere(out: Path, row: Row, original: Path | None, successor: Path | None) -> bool:
     """Return whether nothing is lost with the file of a row of the inventory."""
     top, inside = os.path.realpath(out), PurePosixPath(row["exported_path"])
@@ -107,7 +114,11 @@ def _exists_elsewhere(out: Path, row: Row, original: Path | None, successor: Pat
         return row["how"] == "symlink"
     for other in (original, successor):
         with suppress(OSError):
-            if other is not None and (file.samefile(other) or filecmp.cmp(file, other, shallow=False)):
+            if other is None:
+                continue
+            # One file: either a hard link, or the original itself by another way into the folder (a mount, a name in
+            # another case), which has no second link.
+            if file.stat().st_nlink > 1 if file.samefile(other) else filecmp.cmp(file, other, shallow=False):
                 return True
     return False
 
