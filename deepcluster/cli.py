@@ -559,11 +559,13 @@ def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> P
 
 def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
     """Yield the files of a run and of images."""
+    from deepcluster.storage.run_folder import open_run
     from deepcluster.storage.state import own_files
 
     yield from (run / name for name in own_files(run))
-    if isinstance(images, str):  # an image, or features with their paths beside them
+    if isinstance(images, str):  # an image, maybe by its path in the run, or features with their paths beside them
         place = Path(images)
+        yield Path(open_run(run).read_record().location) / place
         yield from (place, place.parent / f"{place.stem}.csv", place.parent / f"{place.stem}.txt")
     else:
         yield Path(images.location)

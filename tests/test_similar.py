@@ -61,6 +61,14 @@ def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, capsys):
     assert run_command(["similar", str(finished), paths_of(finished)[0], "-o", str(out)]) == 5  # it is there already
 
 
+def test_the_image_is_never_replaced_by_the_table(finished, photos, capsys):
+    path = paths_of(finished)[0]
+    before = (photos / path).read_bytes()
+    arguments = ["similar", str(finished), path, "-o", str(photos / path), "--overwrite"]
+    assert run_command(arguments) == 2 and "one of the files that are read" in capsys.readouterr().err
+    assert (photos / path).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("image", "options", "code", "message"),
     [
