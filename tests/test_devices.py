@@ -20,8 +20,7 @@ from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.place import Place
 from deepcluster.runtime import devices
-from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, working_on
-from deepcluster.runtime.threads import made_ahead
+from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, made_ahead, working_on
 from deepcluster.seeding import generator, lent_global
 from tests.drawings import drawings
 from tests.loop import learn, loop

@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from deepcluster.runtime.threads import in_order, made_ahead, one_thread, pool_of
+from deepcluster.runtime.devices import in_order, made_ahead, one_thread, pool_of
 
 
 def test_results_come_in_the_order_of_the_tasks():

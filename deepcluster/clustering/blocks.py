@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.errors import NonFiniteError
+from deepcluster.runtime.devices import in_order, one_thread, pool_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.runtime.threads import in_order, one_thread, pool_of
 
 Result = TypeVar("Result")
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from deepcluster.errors import DataError, DiskError
 from deepcluster.images.decode import explain, pillow_limits
 from deepcluster.images.source import Source, nothing_readable
+from deepcluster.runtime.devices import cores, in_order, pool_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.runtime.threads import cores, in_order, pool_of
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from deepcluster.learning.heads import IGNORED
-from deepcluster.runtime.devices import CPU, moved
+from deepcluster.runtime.devices import CPU, made_ahead, moved
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.threads import made_ahead
 
 Prepared = TypeVar("Prepared")
 

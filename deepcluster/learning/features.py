@@ -10,8 +10,7 @@ from deepcluster.images.views import fixed_view
 from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network
 from deepcluster.place import FEATURES, Place
-from deepcluster.runtime.devices import exact_float32, moved
-from deepcluster.runtime.threads import made_ahead
+from deepcluster.runtime.devices import exact_float32, made_ahead, moved
 
 
 def extract(
