@@ -18,9 +18,8 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, place
 from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
-from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited
 from deepcluster.runs.predict import placement_rows
-from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.recut import apply, carried_over, carried_text, describe_edits, edited, recut, undo
 from deepcluster.storage import model_files as models
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
 from deepcluster.storage.run_record import RunRecord

@@ -22,13 +22,12 @@ from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
-from deepcluster.runs.edits import Edits
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import similar
-from deepcluster.runs.recut import apply, recut, undo
+from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.resume import check_paths
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, update

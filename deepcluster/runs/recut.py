@@ -2,19 +2,24 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from deepcluster.clustering.kmeans import assigner
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Placement
+from deepcluster.groups.cut import Cut, Placement, pinned
+from deepcluster.groups.tree import parts_of, split
 from deepcluster.images import Source
 from deepcluster.model import Model
 from deepcluster.presets import check_groups
 from deepcluster.records import Clustering
-from deepcluster.runs.edits import carried_over, carried_text, describe_edits, edited, moved_rows
+from deepcluster.report.text import count
 from deepcluster.runs.result import GROUPING, Result, choose_number, describe, groups_of, place_rows
 from deepcluster.runs.rows import Rows, images_at_hand, read_run, recipe_of
 from deepcluster.runs.writer import baseline_of, summary_text, write_result
@@ -142,3 +147,166 @@ def _write(
         progress=display.progress,
     )  # fmt: skip
     return result
+
+
+# ---- the model with a person's edits --------------------------------------------------------------------------------
+
+
+MOST_NEW = 1000  # clusters made by moves at a time
+
+
+def edited(
+    model: Model, edits: Edits, reduced: Tensor | None = None, paths: Sequence[str] = (), fitted: int | None = None
+) -> Model:
+    """Return the model with these edits.
+
+    Clusters keep their numbers: of merged ones all but the first have no images from then on.
+
+    Args:
+        model: The model.
+        edits: The edits.
+        reduced: N x d features of the run's images, for splits and moves.
+        paths: The paths of these images.
+        fitted: Number of images of the fit (the first ones), which decide the parts of a split (None: all).
+
+    Raises:
+        UsageError: A cluster or image does not exist, one is merged or moved twice, or a cluster has no such number of
+            parts.
+    """
+    groups = model.groups
+    if edits.split and reduced is not None:
+        groups = _split_up(groups, edits.split, reduced[:fitted])
+    moves = moved_rows(edits, paths)
+    present = set(groups.groups.tolist())
+    merged = [number for clusters in edits.merge for number in clusters]
+    gone = {number for clusters in edits.merge for number in clusters[1:]}
+    new = {number for number in moves.values() if number >= groups.count}
+    if new and max(new) >= groups.count + MOST_NEW:
+        raise UsageError(
+            f"cluster {max(new)} is none of {_shown(present)}, and new ones have the numbers {groups.count} to"
+            f" {groups.count + MOST_NEW - 1}"
+        )
+    _check_present([*merged, *moves.values(), *edits.names, *(edits.junk or ())], present | new)
+    if twice := sorted(number for number, times in Counter(merged).items() if times > 1):
+        raise UsageError(f"cluster {twice[0]} is merged twice: name it in one merge")
+    if left := sorted((edits.names.keys() | set(moves.values())) & gone):
+        raise UsageError(f"cluster {left[0]} is merged into another one: name that one")
+
+    target = torch.arange(max([groups.count - 1, *new]) + 1)
+    for first, *others in edits.merge:
+        target[others] = first
+    names, junk = [*model.names, *[""] * (len(target) - len(model.names))], set(model.junk)
+    for clusters in edits.merge:
+        names[clusters[0]] = next((names[number] for number in clusters if names[number]), "")
+    groups = Cut(groups.centroids, target[groups.groups])
+    if moves and reduced is not None:
+        groups = _moved(replace(model, groups=groups), moves, reduced)
+    for number, name in edits.names.items():
+        names[number] = name
+    present = set(groups.groups.tolist())
+    junk = (junk if edits.junk is None else set(edits.junk)) & present
+    names = [name if number in present else "" for number, name in enumerate(names)]
+    return replace(model, groups=groups, names=tuple(names[: groups.count]), junk=tuple(sorted(junk)))
+
+
+def describe_edits(edits: Edits, before: Model, after: Model, moved: int) -> str:
+    """Describe the edits in words: ``3 names, 1 merge, 12 images moved``.
+
+    ``moved``: Number of images that are in another cluster because a person moved them.
+    """
+    was = dict(enumerate(before.names))
+    named = sum(name != was.get(number, "") for number, name in edits.names.items())
+    marks = len(set(before.junk) ^ set(after.junk))
+    counts = [
+        *([count(named, "name")] if named else []),
+        *([count(sum(len(clusters) - 1 for clusters in edits.merge), "merge")] if edits.merge else []),
+        *(f"cluster {number} split into {parts}" for number, parts in edits.split),
+        *([f"{count(moved, 'image')} moved"] if moved else []),
+        *([f"{count(marks, 'junk mark')} changed"] if marks else []),
+    ]
+    return ", ".join(counts) or "nothing that was not so before"
+
+
+def _split_up(groups: Cut, splits: Sequence[tuple[int, int]], reduced: Tensor) -> Cut:
+    counts = torch.bincount(assigner(groups.centroids)(reduced), minlength=len(groups.centroids))
+    _check_present([number for number, _ in splits], set(groups.groups.tolist()))
+    if len({number for number, _ in splits}) < len(splits):
+        raise UsageError("a cluster is split twice: apply one split, and split the parts in the new report")
+    parts = [parts_of(groups, counts, number) for number, _ in splits]
+    for (number, wanted), branches in zip(splits, parts, strict=True):
+        if not 2 <= wanted <= len(branches.sizes):
+            raise UsageError(
+                f"cluster {number} has {count(len(branches.sizes), 'part')} at most, and the edits split it into"
+                f" {wanted}: move images to a new cluster instead"
+            )
+        groups = split(groups, branches, wanted)
+    return groups
+
+
+def moved_rows(edits: Edits, paths: Sequence[str]) -> dict[int, int]:
+    """Return the new clusters of the rows that move. UsageError if an image does not exist or moves twice."""
+    named = any(isinstance(image, str) for image, _ in edits.move)
+    by_path = {path: row for row, path in enumerate(paths)} if named else {}
+    moves: dict[int, int] = {}
+    for image, number in edits.move:
+        row = by_path.get(image, -1) if isinstance(image, str) else image
+        if row < 0:
+            raise UsageError(f"the edits move {str(image)[:200]!a}, which is no image of the run: see clusters.csv")
+        if row >= len(paths):
+            raise UsageError(f"the edits move row {row}, and the run has rows 0 to {len(paths) - 1}")
+        if row in moves:
+            raise UsageError(f"row {row} ({paths[row][:200]!a}) is moved twice: move it once")
+        moves[row] = number
+    return moves
+
+
+def _moved(model: Model, moves: Mapping[int, int], reduced: Tensor) -> Cut:
+    """Return the cut with the moved rows in their clusters; a cluster that all images have left is gone."""
+    wanted = model.place(reduced).cluster
+    before = set(wanted.tolist())
+    wanted[list(moves)] = torch.tensor(list(moves.values()))
+    left = torch.tensor(sorted(before - set(wanted.tolist())), dtype=torch.int64)
+    stays = ~torch.isin(model.groups.groups, left)
+    groups = Cut(model.groups.centroids[stays], model.groups.groups[stays])
+    if not stays.any():  # start from one row of every new cluster
+        rows = torch.from_numpy(np.unique(wanted.numpy(), return_index=True)[1])
+        groups = Cut(reduced[rows], wanted[rows])
+    return pinned(reduced, groups, wanted)
+
+
+def carried_over(model: Model, before: Tensor, after: Tensor, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return names and junk marks of ``count`` new clusters, inherited from the old clusters that they continue.
+
+    An old cluster continues as a new one if more than half of its images are more than half of that one. ``model`` has
+    the old names and marks; ``before`` and ``after`` are the clusters of the images (int64, N).
+    """
+    names, junk, marked = [""] * count, [], set(model.junk)
+    pairs, shared = torch.unique(torch.stack([before, after], 1), dim=0, return_counts=True)
+    old, new = torch.bincount(before)[pairs[:, 0]], torch.bincount(after)[pairs[:, 1]]
+    for number, heir in pairs[(2 * shared > old) & (2 * shared > new)].tolist():
+        names[heir] = model.names[number]
+        junk += [heir] if number in marked else []
+    return tuple(names), tuple(sorted(junk))
+
+
+def carried_text(before: Model, after: Model) -> str:
+    """Describe the names and marks that :func:`carried_over` kept and dropped."""
+    names = [name for name in after.names if name]
+    dropped = sorted((Counter(name for name in before.names if name) - Counter(names)).elements())
+    marks = len(before.junk) - len(after.junk)
+    texts = [
+        f"{count(len(names), 'name')} kept",
+        *([f"dropped, because their clusters did not survive: {', '.join(map(repr, dropped))}"] if dropped else []),
+        *([f"{count(marks, 'junk mark')} dropped"] if marks else []),
+    ]
+    return "; ".join(texts)
+
+
+def _check_present(numbers: list[int], present: set[int]) -> None:
+    for number in numbers:
+        if number not in present:
+            raise UsageError(f"there is no cluster {number}: the clusters are {_shown(present)}")
+
+
+def _shown(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)[:20])) + (", ..." if len(numbers) > 20 else "")
