@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from deepcluster.errors import ModelError, NonFiniteError
 from deepcluster.nets.network import build
 from deepcluster.nets.weights import read_state
+from deepcluster.runtime import plain_files as reading
+from deepcluster.runtime.plain_files import MOST_JSON, json_sha256, parse_json, sha256
 from deepcluster.storage import model_files as models
-from deepcluster.storage import safe_read as reading
-from deepcluster.storage.safe_read import MOST_JSON, json_sha256, parse_json, sha256
 from fuzz.harness import peak_memory
 from tests.helpers.runs import change_record, contents, record, rows
 from tests.tiny import (

@@ -12,9 +12,9 @@ from deepcluster.clustering.whitening import Whitening
 from deepcluster.groups.cut import Cut
 from deepcluster.model import Model
 from deepcluster.nets.network import build
+from deepcluster.runtime.plain_files import json_sha256, sha256
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.safe_read import json_sha256, sha256
 from deepcluster.storage.state import scratch_of
 
 SIZE = 16

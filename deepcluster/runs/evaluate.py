@@ -33,11 +33,11 @@ from deepcluster.recipe import Options, read_options
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import choose_device
+from deepcluster.runtime.plain_files import json_sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.storage.safe_read import json_sha256
 from deepcluster.storage.state import scratch_of
 
 SCHEMA_VERSION = 1

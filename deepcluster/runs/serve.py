@@ -30,10 +30,10 @@ from deepcluster.runs.page import pictures
 from deepcluster.runs.recut import apply, undo
 from deepcluster.runs.rows import images_at_hand
 from deepcluster.runtime.console import Silent
+from deepcluster.runtime.plain_files import MOST_JSON, parse_json, sha256, shaped
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import edits_of
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.storage.safe_read import MOST_JSON, parse_json, sha256, shaped
 
 IDLE_SECONDS = 3600.0
 IMAGE_SIDE = 1600  # px of an enlarged image

@@ -1,4 +1,4 @@
-"""Text files from and for strangers: plain files of bounded size, with bounded lines, and cells that are no formulas.
+"""Files from and for strangers: plain files of bounded size, CSV cells that are no formulas, strict JSON, digests.
 
 A spreadsheet runs a cell that begins with ``= + - @`` (some also in full width), a tab or a line break, and may
 skip blanks and invisible characters before that. Names of files and labels come from strangers, so such a cell gets a
@@ -6,14 +6,27 @@ guard in front: a path ``./``, with which it still names the same file for every
 ``'``, the sign by which spreadsheets mark text.
 """
 
+import codecs
 import csv
+import hashlib
 import io
+import json
+import math
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any, TextIO
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, Union, get_args, get_origin, get_type_hints
+
+from deepcluster.runtime.machine import check_fits
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
 
 MOST_TEXT = 1 << 30  # bytes of a list of paths or of labels: about 10 million
 LONGEST_LINE = 1 << 20  # characters
@@ -37,6 +50,8 @@ def lines_of(file: TextIO) -> Iterator[str]:
             raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
         yield line
 
+
+# ---- CSV ------------------------------------------------------------------------------------------------------------
 
 Row = Mapping[str, Any]
 
@@ -136,3 +151,129 @@ class Spliced(io.RawIOBase):
             count = self._file.readinto(room) or 0
         self._at += count
         return count
+
+
+# ---- JSON and digests -----------------------------------------------------------------------------------------------
+
+
+# Python's objects take up to 25 times as much memory as the JSON they come from.
+MOST_JSON = 4 << 20  # bytes
+MOST_TENSORS = 1 << 40  # bytes
+
+
+def read_json(path: Path) -> Any:
+    """Read the JSON value in a file. Raises OSError, or ValueError with the reason."""
+    check_file(path, MOST_JSON)
+    return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # an editor may have put it in front
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON by the letter of its standard: no key twice, no NaN, no infinity. ValueError with the reason."""
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_no_key_twice, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("JSON with a key twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"JSON with a number that is not finite, {text[:20]}")
+    return value
+
+
+def shaped(value: Any, kind: Any, name: str) -> Any:
+    """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and what is wrong with it.
+
+    Args:
+        value: The value.
+        kind: A type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a union; a
+            dataclass, from an object that has its fields and no other keys.
+        name: The name.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and type(value) is dict:
+        kinds = get_type_hints(kind, include_extras=True)
+        needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+        for key in (*value, *needed):
+            if key not in kinds:
+                raise ValueError(f"unknown key {key[:80]!a}")
+            if key not in value:
+                raise ValueError(f"{key} is missing")
+        return kind(**{key: shaped(item, kinds[key], key) for key, item in value.items()})  # type: ignore[operator]
+    if origin is Annotated and shaped(value, inner[0], name) in inner[1]:
+        return value
+    if origin is dict and type(value) is dict:
+        return {key: shaped(item, inner[1], name) for key, item in value.items()}
+    if origin is tuple and type(value) is list and (inner[-1] is ... or len(value) == len(inner)):
+        kinds_of_items = repeat(inner[0]) if inner[-1] is ... else inner
+        return tuple(shaped(item, kind, name) for item, kind in zip(value, kinds_of_items, strict=False))
+    for option in inner if origin in (Union, UnionType) else ():
+        with suppress(ValueError):
+            return shaped(value, option, name)
+    if type(value) is not kind:
+        raise ValueError(f"{name} is not of type {getattr(kind, '__name__', kind)}, or out of range")
+    return value
+
+
+def read_tensors(path: Path, digest: str | None = None) -> "dict[str, Tensor]":
+    """Return the tensors of a safetensors file, mapped and not yet read, if the file has this SHA-256 (None: any).
+
+    Raises OSError, ValueError or SafetensorError with the reason, or OutOfMemoryError.
+    """
+    from safetensors.torch import load_file  # imports torch
+
+    check_file(path, MOST_TENSORS)
+    check_fits(str(path), path.stat().st_size, "use a machine with more memory")
+    tensors = load_file(path)  # checks that the header describes exactly this file, before the digest reads all of it
+    if digest is not None and digest != sha256(path):
+        raise ValueError("changed since it was written, by its SHA-256")
+    return tensors
+
+
+def check_tensors(
+    tensors: "Mapping[str, Tensor]",
+    shapes: Mapping[str, Sequence[str | int]],
+    types: "Mapping[str, dtype]",
+    **sizes: int,
+) -> None:
+    """Check that a file has exactly these tensors, of these ``shapes`` and (if not float32) ``types``.
+
+    An axis is a number, or a name that stands for one size above 0 wherever it is used; ``sizes`` are known already.
+    Raises ValueError with the reason.
+    """
+    from torch import float32
+
+    for name, axes in shapes.items():
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
+        dtype, shape = tensors[name].dtype, tuple(tensors[name].shape)
+        sizes = {**dict(zip(map(str, axes), shape, strict=False)), **sizes}
+        expected = tuple(axis if isinstance(axis, int) else sizes.get(axis) or axis for axis in axes)
+        kind = types.get(name, float32)
+        if (dtype, shape) != (kind, expected):
+            raise ValueError(f"{name} is {dtype} {shape} instead of {kind} ({', '.join(map(str, expected))})")
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise ValueError(f"unknown tensor {unknown[0][:80]!a}")
+
+
+# SHA-256 finds damage, not attackers: these can write a new digest beside a new file.
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file in hexadecimal digits. It is read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """Return the digest of a JSON value, however it is laid out in a file."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

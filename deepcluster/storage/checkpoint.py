@@ -23,9 +23,9 @@ from torch import Tensor
 from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError, first_line
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256
 from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage.files import write_tensors, write_whole
-from deepcluster.storage.safe_read import json_sha256, read_json, read_tensors, sha256
 from deepcluster.storage.state import is_known
 
 SCHEMA_VERSION = 3

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 from deepcluster.errors import UsageError
+from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
 from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.safe_read import json_sha256, read_json, shaped
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters

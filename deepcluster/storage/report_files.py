@@ -8,9 +8,8 @@ import numpy.typing as npt
 
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree
-from deepcluster.runtime.plain_files import check_file
+from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
-from deepcluster.storage.safe_read import shaped
 
 MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
 MOST_SHEET = 1 << 21  # bytes

@@ -20,11 +20,19 @@ from deepcluster.images.arrays import load_array
 from deepcluster.images.source import RECORD as RECORD
 from deepcluster.images.source import RUN as RUN
 from deepcluster.images.source import is_run
-from deepcluster.runtime.plain_files import Row, check_file, lines_of, unguarded, write_csv
+from deepcluster.runtime.plain_files import (
+    MOST_JSON,
+    Row,
+    check_file,
+    lines_of,
+    read_json,
+    sha256,
+    unguarded,
+    write_csv,
+)
 from deepcluster.storage import state
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
 from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
-from deepcluster.storage.safe_read import MOST_JSON, read_json, sha256
 from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
