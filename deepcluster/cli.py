@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from deepcluster.model import Model
     from deepcluster.runs.predict import Prediction
     from deepcluster.runtime.processes import Processes
+    from deepcluster.storage.content import RunRecord
     from deepcluster.storage.run_folder import RunFolder
-    from deepcluster.storage.run_record import RunRecord
 
 
 def _default_text(value: object) -> str | None:

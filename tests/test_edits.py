@@ -21,8 +21,8 @@ from deepcluster.model import Model
 from deepcluster.runs.predict import placement_rows
 from deepcluster.runs.recut import apply, carried_over, carried_text, describe_edits, edited, recut, undo
 from deepcluster.storage import model_files as models
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
-from deepcluster.storage.run_record import RunRecord
 from tests.helpers.runs import contents, record, rows
 from tests.predicting import predicted
 from tests.tiny import tiny_model

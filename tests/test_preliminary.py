@@ -17,8 +17,8 @@ from deepcluster.runs.plan import Request
 from deepcluster.runs.rows import read_run
 from deepcluster.runs.writer import ResultWriter
 from deepcluster.runtime.console import WIDTH, Terminal
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import open_run
-from deepcluster.storage.run_record import RunRecord
 from tests.commands import SMALL_FIT
 from tests.helpers.runs import OPTIONS, record, rows
 

@@ -15,7 +15,7 @@ from deepcluster.report import pictures as sheets
 from deepcluster.report.page import RunData, on_page, script_data
 from deepcluster.report.pictures import columns, on_sheet, sprite_sheet, tile, tiny_pictures
 from deepcluster.report.sections import MAX_OUTLIERS, confusion, problems
-from deepcluster.storage.table import Table
+from deepcluster.storage.content import Table
 from tests.helpers.report import drawn, picture, row, summary_of
 
 

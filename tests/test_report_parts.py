@@ -17,7 +17,7 @@ from deepcluster.report.pictures import THUMBNAIL, thumbnail
 from deepcluster.report.sections import MEDOID, representatives
 from deepcluster.report.text import duration, figure, inert
 from deepcluster.runs.page import pictures, report
-from deepcluster.storage.table import Table
+from deepcluster.storage.content import Table
 from tests.helpers.report import row
 
 # Choice

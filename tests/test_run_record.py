@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.storage.run_record import RunRecord
 from tests.tiny import writable
 
 RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}

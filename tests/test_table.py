@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 
-from deepcluster.storage.table import Table
+from deepcluster.storage.content import Table
 
 CELLS = ["", "a", "ü\ud83d\ude00", "\udcff.png", "a\nb", "-1.5", "a"]
 

@@ -17,9 +17,9 @@ from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import Table
 from deepcluster.storage.files import check_no_file, new_file
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.storage.table import Table
 
 NEIGHBOURS = 10  # of an image
 MAX_WITH_NEIGHBOURS = 200_000  # images: all are compared with all

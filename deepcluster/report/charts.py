@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deepcluster.report.text import Row, figure, number, percent
-from deepcluster.storage.table import Table
+from deepcluster.storage.content import Table
 
 WIDTH, HEIGHT = 264.0, 120.0
 SHARES = {"changed", "cluster_weight", "largest_share"}  # columns shown as percentages

@@ -54,7 +54,7 @@ from deepcluster.report.text import (
     short,
     three,
 )
-from deepcluster.storage.table import Table
+from deepcluster.storage.content import Table
 
 MAX_CLUSTERS = 100
 LONG_HISTORY = 25  # rounds from which the table is folded

@@ -16,7 +16,7 @@ from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree, nodes_at
 from deepcluster.report.pictures import data_uri, fair_share, tile
 from deepcluster.report.text import Row, agreement, figure, number, percent, short
-from deepcluster.storage.table import Table
+from deepcluster.storage.content import Table
 
 Picture = Callable[[str], Image.Image | None]
 Values = dict[str, Any]

@@ -28,8 +28,8 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
-from deepcluster.storage.run_record import RunRecord
 
 # The options of a recipe that concern features; the others are for images or for training.
 OPTIONS = {"dims", "whitening", "root", "pseudo_labels", "empty", "kmeans_iterations", "spherical", "grouping"}

@@ -39,8 +39,8 @@ from deepcluster.runtime.processes import ALONE, Processes
 from deepcluster.storage import report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
-from deepcluster.storage.run_record import RunRecord
 from deepcluster.storage.state import scratch_of
 
 

@@ -33,9 +33,8 @@ from deepcluster.runs.rows import Rows, images_at_hand, read_run
 from deepcluster.seeding import derive
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
-from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.table import Table
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes

@@ -26,9 +26,9 @@ from deepcluster.runs.writer import baseline_of, summary_text, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
-from deepcluster.storage.run_record import RunRecord
 
 
 def recut(

@@ -28,7 +28,7 @@ from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import derive
-from deepcluster.storage.run_record import RunRecord
+from deepcluster.storage.content import RunRecord
 
 GROUPING = "grouping"  # a phase
 COLLAPSED = 0.5  # share of the images in one fine cluster

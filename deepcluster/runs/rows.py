@@ -22,9 +22,8 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import RunFolder
-from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.table import Table
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:

@@ -32,8 +32,8 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import LockedFolder
-from deepcluster.storage.run_record import RunRecord
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ from deepcluster.runs.result import Result, conclude_run, stability_entries
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files, report_files
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
-from deepcluster.storage.run_record import RunRecord
-from deepcluster.storage.table import Table
 
 # Reasons in run.json for the end of the rounds, as the end of a sentence.
 END_REASONS = {

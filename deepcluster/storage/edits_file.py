@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from deepcluster.errors import UsageError
 from deepcluster.runtime.plain_files import json_sha256, read_json, shaped
-from deepcluster.storage.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from deepcluster.storage.content import RunRecord
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 200  # characters
@@ -79,7 +81,7 @@ def edits_of(value: object) -> Edits:
     return replace(edits, names={_number(key): _name(name) for key, name in names.items()})
 
 
-def newest_edits(run: Path, record: RunRecord) -> Path:
+def newest_edits(run: Path, record: "RunRecord") -> Path:
     """Return the newest file of edits in the folder of downloads that is for the present clusters of a run.
 
     Args:

@@ -29,9 +29,9 @@ from deepcluster.nets.network import Absent, Network, absent_module, build, copy
 from deepcluster.nets.timm import channels_last
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runtime.plain_files import check_tensors, json_sha256, parse_json, read_json, read_tensors, shaped
+from deepcluster.storage.content import RunRecord
 from deepcluster.storage.files import write_tensors, write_whole
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder, read_state
-from deepcluster.storage.run_record import RunRecord
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS, GROUPS = "config.json", "model.safetensors", "groups.safetensors"

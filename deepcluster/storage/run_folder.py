@@ -31,9 +31,8 @@ from deepcluster.runtime.plain_files import (
     write_csv,
 )
 from deepcluster.storage import state
+from deepcluster.storage.content import SCHEMA_VERSION, RunRecord, Table
 from deepcluster.storage.files import changing, sync_folder, write_tensors, write_whole
-from deepcluster.storage.run_record import SCHEMA_VERSION, RunRecord
-from deepcluster.storage.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,148 @@
+"""The content of a run as values: run.json, and tables with very many rows."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self, overload
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The content of run.json; docs/run-folder.md explains the keys. None: not known (yet), and not in the file.
+
+    other: Keys that other versions of the package write; they stay as they are.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    run: str | None = None
+    version: str | None = None
+    status: str | None = None
+    result: str | None = None  # None: there is none
+    command: str | None = None
+    images: str
+    location: str
+    started: str | None = None
+    seed: int
+    n_clusters: int | None = None  # None: -k auto, null in the file
+    device: str | None = None
+    environment: Mapping[str, str | int] | None = None
+    memory_estimate_mb: int | None = None
+    images_count: int | None = None
+    skipped_count: int | None = None
+    fingerprint: str | None = None
+    backbone: str | None = None
+    pseudo_labels: int | None = None
+    reasons: Mapping[str, str] | None = None
+    seconds_by_phase: Mapping[str, float] | None = None
+    resumed: Sequence[str] | None = None
+    candidates: Sequence[Mapping[str, Any]] | None = None
+    rounds: int | None = None
+    stopped_because: str | None = None
+    peak_memory_mb: int | None = None
+    seconds: float | None = None
+    cut: str | None = None
+    rows: str | None = None
+    clusters: int | None = None
+    stability: float | None = None
+    verdict: str | None = None
+    edits: str | None = None
+    error: str | None = None
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Self:
+        names = {entry.name for entry in fields(cls)} - {"other"}
+        other = {name: value for name, value in table.items() if name not in names}
+        return cls(**{name: value for name, value in table.items() if name in names}, other=other)
+
+    def to_json(self) -> dict[str, Any]:
+        table = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "other"}
+        known = {name: value for name, value in table.items() if value is not None or name == "n_clusters"}
+        return known | {**self.other}
+
+    def with_result_of(self, before: Self | None) -> Self:
+        """Return the record of a run that goes on, with the entries of the result ``before``, which are still true."""
+        return replace(self, **{name: getattr(before, name) for name in _RESULT}) if before else self
+
+    def with_phase(self, phase: str, seconds: float) -> Self:
+        """Return the record with the seconds of a phase."""
+        return replace(self, seconds_by_phase={**(self.seconds_by_phase or {}), phase: round(seconds, 2)})
+
+
+# Entries that a result adds to the record of a run.
+_RESULT = (
+    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
+    "clusters", "stability", "verdict", "edits",
+)  # fmt: skip
+
+
+Row = Mapping[str, str]
+Cells = npt.NDArray[Any]  # of texts
+
+VARIED = ("path", "distance", "margin")  # columns with a text of its own in almost every row
+
+
+class Table(Sequence[Row]):
+    """Rows of text cells, made when they are asked for: 250 bytes a row, for which dictionaries take 600.
+
+    Args:
+        columns: By name, of one length.
+    """
+
+    def __init__(self, columns: Mapping[str, Cells]):
+        self.columns = columns
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Table":
+        """Return the table of ``rows`` that all have the cells of the first one."""
+        if isinstance(rows, Table):
+            return rows
+        columns: dict[str, list[str]] = {}
+        words: dict[str, str] = {}  # equal cells become one object
+        for row in rows:
+            columns = columns or {name: [] for name in row}
+            for name, column in columns.items():
+                column.append(row[name] if name in VARIED else words.setdefault(row[name], row[name]))
+        return cls({name: np.array(column, object) for name, column in columns.items()})
+
+    def where(self, name: str, cell: str) -> "Table":
+        """Return the rows that have this cell in a column."""
+        return self.at(np.flatnonzero(self.column(name) == cell))
+
+    def at(self, rows: npt.ArrayLike) -> "Table":
+        """Return the ``rows`` with these numbers, in this order."""
+        return Table({name: column[np.asarray(rows, np.int64)] for name, column in self.columns.items()})
+
+    def only(self, *names: str) -> "Table":
+        """Return the rows with these columns alone."""
+        return Table({name: self.columns[name] for name in names if name in self.columns})
+
+    def words(self, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Return the different cells of a column, and the number of every row's."""
+        index: dict[str, int] = {}
+        numbers = (index.setdefault(cell, len(index)) for cell in self.column(name))
+        codes = np.fromiter(numbers, np.int64, len(self))
+        return list(index), codes
+
+    def column(self, name: str) -> Cells:
+        """Return the cells of a column; empty texts if the table has none of this name."""
+        return self.columns[name] if name in self.columns else np.full(len(self), "", object)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    @overload
+    def __getitem__(self, row: int) -> Row: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Row]: ...
+    def __getitem__(self, row: int | slice) -> Row | list[Row]:
+        if isinstance(row, slice):
+            return list(self.at(range(*row.indices(len(self)))))
+        return {name: column[row] for name, column in self.columns.items()}
+
+    def __iter__(self) -> Iterator[Row]:
+        return (dict(zip(self.columns, cells, strict=True)) for cells in zip(*self.columns.values(), strict=True))
