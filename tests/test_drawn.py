@@ -11,7 +11,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DiskError
 from deepcluster.groups.tree import Tree
 from deepcluster.runs import page
-from deepcluster.storage import report_files as drawn
+from deepcluster.runs import page as drawn
 from deepcluster.storage.run_folder import RunFolder
 from tests.tiny import writable
 

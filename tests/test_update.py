@@ -22,6 +22,7 @@ from deepcluster.groups.tree import parts_of
 from deepcluster.images import find
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
+from deepcluster.runs import page as drawn
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
@@ -32,7 +33,6 @@ from deepcluster.runs.resume import check_paths
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, update
 from deepcluster.runs.writer import baseline_of
-from deepcluster.storage import report_files as drawn
 from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
 from tests.drawings import drawings, save_drawings
 from tests.helpers.runs import change_record, contents, left_behind, record, rows, small_fit, state_of

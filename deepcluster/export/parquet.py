@@ -12,10 +12,10 @@ from deepcluster.clustering.blocks import nearest
 from deepcluster.errors import missing_extra
 from deepcluster.groups.graph import layout
 from deepcluster.report.pictures import on_sheet
+from deepcluster.runs import page as drawn
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.seeding import derive
 from deepcluster.storage import model_files as models
-from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import Table
 from deepcluster.storage.files import check_no_file, new_file

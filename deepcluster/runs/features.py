@@ -17,6 +17,7 @@ from deepcluster.recipe import Recipe, to_toml
 from deepcluster.records import FINAL
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.runs.fit import first_record
+from deepcluster.runs.page import SHEET
 from deepcluster.runs.plan import Clock, ImagesRead, Job, Request, check_not_inside, free_path
 from deepcluster.runs.result import conclude_run
 from deepcluster.runs.resume import remember, row_digests
@@ -26,7 +27,7 @@ from deepcluster.runtime.devices import CPU, choose_device, working_on
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE
-from deepcluster.storage import model_files, report_files
+from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
@@ -112,7 +113,7 @@ def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> 
     folder.write_rows("skipped.csv", files.SKIPPED, [])
     folder.write_rows("history.csv", files.HISTORY, [])
     if pictures is not None:
-        folder.write_bytes(report_files.SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
+        folder.write_bytes(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
     remember(folder, images.digests)
     model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))

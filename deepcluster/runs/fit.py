@@ -27,6 +27,7 @@ from deepcluster.report.text import count
 from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
+from deepcluster.runs.page import SHEET
 from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin, check_weights_here
 from deepcluster.runs.rows import duplicate_rows
 from deepcluster.runs.train import train
@@ -36,7 +37,6 @@ from deepcluster.runtime.console import Display, Several, Silent
 from deepcluster.runtime.devices import choose_device, environment, keep_freed_memory, working_on
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import ALONE, Processes
-from deepcluster.storage import report_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
 from deepcluster.storage.content import RunRecord
@@ -178,7 +178,7 @@ def _read(
         folder.write_rows(
             "duplicates.csv", files.DUPLICATES, duplicate_rows(alike, [source.paths[i] for i in store.kept])
         )
-        folder.write_bytes(report_files.SHEET, sprite_sheet(pictures))
+        folder.write_bytes(SHEET, sprite_sheet(pictures))
     if alike:
         text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")

@@ -1,11 +1,11 @@
-"""The report page of a run."""
+"""The report page of a run, and the files of its drawings: the map, the merge tree, the thumbnails."""
 
 import os
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, DiskError
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
@@ -30,14 +30,17 @@ from deepcluster.report.pictures import THUMBNAIL, on_sheet, pictures_on
 from deepcluster.report.sections import MEDOID, Picture
 from deepcluster.report.text import Row
 from deepcluster.runs.rows import Rows, images_at_hand, read_run
+from deepcluster.runtime.plain_files import check_file, shaped
 from deepcluster.seeding import derive
-from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import LockedFolder, RunFolder
 
 MOST_ALIKE, MOST_ALIKE_IN_ALL = 8, 80_000  # most similar images of one, and of all together: 2 bytes an entry
 MOST_IN_TREE = 500  # groups: larger trees are unreadable, and take minutes
+MAP, TREE, SHEET = "map.npy", "tree.json", "thumbnails.webp"
+MOST_SHEET = 1 << 21  # bytes
+TREE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,14 @@ def report(run: Path, source: Source | None = None, *, progress: Progress = igno
             clusters=used,
             summary=staged.read_rows("cluster_summary.csv", files.SUMMARY),
             metrics=staged.read_json("metrics.json") if staged.has("metrics.json") else None,
-            tree=drawn.read_tree(staged, len(used)),
+            tree=read_tree(staged, len(used)),
         )
         with suppress(DeepClusterError):
             _, model, rows = read_run(staged)
             centroids = model.place(rows.reduced).centroid
             shown = shown_of(rows, model.groups, centroids)
         if shown and tables.tree is None and (tree := tree_of(rows, model.groups, centroids)):
-            drawn.write_tree(staged, tree)
+            write_tree(staged, tree)
             tables = replace(tables, tree=tree)
         write_page(staged, images_at_hand(staged, source), tables, shown, progress)
     return run / "report.html"
@@ -120,13 +123,13 @@ def write_page(
         shown: Without it, no image shows those most like it, no cluster can be split, and no map is made.
         progress: Called with a phase as it begins.
     """
-    record, used, sheet = tables.record, tables.clusters, drawn.read_sheet(folder)
+    record, used, sheet = tables.record, tables.clusters, read_sheet(folder)
     every, away = on_page(used)[1], list[str]()
     progress("map", 0, 0)
-    positions = drawn.read_map(folder, len(used), on_sheet(len(used)))
+    positions = read_map(folder, len(used), on_sheet(len(used)))
     if positions is None and shown is not None:
         positions = layout(shown.reduced, derive(record.seed, "map"))
-        folder.write_array(drawn.MAP, positions)
+        folder.write_array(MAP, positions)
     progress("report", 0, 0)
     data = RunData(
         title=record.images,
@@ -148,7 +151,7 @@ def write_page(
     )
     folder.write_text("report.html", render(data))
     if away:
-        loss = f"are small ones from {drawn.SHEET}" if sheet else "are missing"
+        loss = f"are small ones from {SHEET}" if sheet else "are missing"
         warnings.warn(
             f"{len(away):,} pictures of the page {loss}, as their images are not at hand (first: {one_line(away[0])};"
             f" location of the fit's images: {one_line(record.location)}): put them back, then type deepcluster report"
@@ -163,7 +166,7 @@ def _or_tiny(folder: RunFolder, tables: Tables, picture: Picture, sheet: bytes, 
 
     @cache
     def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
-        with folder.as_disk_errors(drawn.SHEET):
+        with folder.as_disk_errors(SHEET):
             row_of = {path: row for row, path in enumerate(tables.clusters.column("path"))}
             return row_of, pictures_on(sheet, len(tables.clusters))
 
@@ -224,3 +227,51 @@ def pictures(source: Source | None, size: int) -> Picture:
         return None
 
     return picture
+
+
+# ---- the drawings as files ------------------------------------------------------------------------------------------
+
+
+def read_map(folder: RunFolder, images: int, shown: Sequence[int] = ()) -> npt.NDArray[Any] | None:
+    """Read the places of the ``images`` of a run (float32, N x 2), or of those ``shown``; None if it has no map."""
+    if not folder.has(MAP):
+        return None
+    return folder.read_array(MAP, len(shown) or images, 2)
+
+
+def read_sheet(folder: RunFolder) -> bytes:
+    """Read the sheet of tiny pictures; empty if the run has none."""
+    if not folder.has(SHEET):
+        return b""
+    path = folder.file(SHEET)
+    with folder.as_disk_errors(SHEET):
+        check_file(path, MOST_SHEET)
+        data = path.read_bytes()
+    if data[:4] + data[8:12] != b"RIFFWEBP":
+        raise DiskError(f"{path} is no WebP picture: remove it, and the report does without")
+    return data
+
+
+def write_tree(folder: LockedFolder, tree: Tree) -> None:
+    """Write the merge tree."""
+    folder.write_json(TREE, {"schema_version": TREE_VERSION} | asdict(tree))
+
+
+def read_tree(folder: RunFolder, images: int) -> Tree | None:
+    """Return the merge tree of ``images`` images; None if the run has none. DiskError if the file holds no tree."""
+    if not folder.has(TREE):
+        return None
+    table = folder.read_json(TREE)
+    with folder.as_disk_errors(TREE):
+        tree: Tree = shaped({field.name: table[field.name] for field in fields(Tree)}, Tree, TREE)
+        pieces, joined = len(tree.groups), sorted(node for pair in tree.merges for node in pair)
+        if (
+            joined != list(range(2 * pieces - 2))
+            or any(max(pair) >= pieces + j for j, pair in enumerate(tree.merges))
+            or not len(tree.sizes) == len(tree.medoids) == 2 * pieces - 1
+            or not all(0 <= group < 10**9 for group in tree.groups)  # numbers have gaps, and may exceed the images
+            or not all(0 <= size <= images for size in tree.sizes)
+            or not all(0 <= row < images for row in tree.medoids)
+        ):
+            raise ValueError("it holds no tree")
+        return tree

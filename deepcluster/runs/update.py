@@ -22,6 +22,7 @@ from deepcluster.images.source import Origin, counted, nothing_readable
 from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
+from deepcluster.runs import page as drawn
 from deepcluster.runs.features import pictures_of
 from deepcluster.runs.result import describe
 from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
@@ -30,7 +31,6 @@ from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
-from deepcluster.storage import report_files as drawn
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import LockedFolder

@@ -21,12 +21,12 @@ from deepcluster.records import FINAL, PRELIMINARY
 from deepcluster.report.text import count
 from deepcluster.runs.build import place_of
 from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
-from deepcluster.runs.page import Tables, write_page
+from deepcluster.runs.page import MAP, TREE, Tables, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
 from deepcluster.runs.predict import placement_rows
 from deepcluster.runs.result import Result, conclude_run, stability_entries
 from deepcluster.runtime.machine import peak_mb
-from deepcluster.storage import model_files, report_files
+from deepcluster.storage import model_files
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
 from deepcluster.storage.run_folder import FORMER, LockedFolder, RunFolder
@@ -107,7 +107,7 @@ class ResultWriter:
                 return result, record
             with self.folder.next_state() as staged:
                 model_files.save_in_run(result.model, staged)
-                for name in (FORMER, report_files.MAP):  # of an earlier result
+                for name in (FORMER, MAP):  # of an earlier result
                     staged.remove(name)
                 if record.result == FINAL:
                     record = replace(record.with_phase("result", clock.lap()), status="done")
@@ -184,9 +184,9 @@ def write_result(
         measures = {**result.metrics, **at_start, "nmi_average": NMI_AVERAGE, "labelled": labelled}
         folder.write_json("metrics.json", measures)
     if result.tree:
-        report_files.write_tree(folder, result.tree)
+        write_tree(folder, result.tree)
     else:
-        folder.remove(report_files.TREE)
+        folder.remove(TREE)
     record = replace(
         record,
         cut=record.cut or digest[:16],  # edits are for this assignment, and for no later one
