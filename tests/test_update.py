@@ -26,10 +26,9 @@ from deepcluster.runs import page as drawn
 from deepcluster.runs.features import fit_features
 from deepcluster.runs.fit import fit
 from deepcluster.runs.page import report, shown_of
-from deepcluster.runs.plan import Request
+from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
-from deepcluster.runs.resume import check_paths
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
 from deepcluster.runs.update import Update, update
 from deepcluster.runs.writer import baseline_of

@@ -20,7 +20,7 @@ from deepcluster.runs.fit import first_record
 from deepcluster.runs.page import SHEET
 from deepcluster.runs.plan import Clock, ImagesRead, Job, Request, check_not_inside, free_path
 from deepcluster.runs.result import conclude_run
-from deepcluster.runs.resume import remember, row_digests
+from deepcluster.runs.rows import remember_images, row_digests
 from deepcluster.runs.writer import write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU, choose_device, working_on
@@ -114,7 +114,7 @@ def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> 
     folder.write_rows("history.csv", files.HISTORY, [])
     if pictures is not None:
         folder.write_bytes(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
-    remember(folder, images.digests)
+    remember_images(folder, images.digests)
     model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     return write_result(

@@ -24,12 +24,11 @@ from deepcluster.presets import Plan
 from deepcluster.recipe import to_toml
 from deepcluster.report.pictures import sprite_sheet, tiny_pictures
 from deepcluster.report.text import count
-from deepcluster.runs import resume as resuming
 from deepcluster.runs.build import network_of
 from deepcluster.runs.forecast import announce
 from deepcluster.runs.page import SHEET
-from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin, check_weights_here
-from deepcluster.runs.rows import duplicate_rows
+from deepcluster.runs.plan import Begun, Clock, ImagesRead, Job, Request, begin, check_same, check_weights_here
+from deepcluster.runs.rows import duplicate_rows, fingerprint, image_digests, remember_images
 from deepcluster.runs.train import train
 from deepcluster.runs.writer import ResultWriter, rounds_text, summary_text
 from deepcluster.runtime import TensorBoard, signals
@@ -110,9 +109,9 @@ def _run(job: Job, begun: Begun, folder: LockedFolder | None, network: Network, 
             }
             if folder and staged:
                 if is_resumed:
-                    differences = resuming.check_same(folder, checkpoint, about, read.digests)
+                    differences = check_same(folder, checkpoint, about, read.digests)
                     record = replace(record, resumed=differences)
-                resuming.remember(staged, read.digests)
+                remember_images(staged, read.digests)
                 staged.write_record(record.with_result_of(before))
         writer = ResultWriter(job, folder, network, read, record)
         result, record = writer.final(*train(writer, checkpoints, checkpoint, about))
@@ -168,7 +167,7 @@ def _read(
     plan = begun.plan if begun.state == "resumed" else _with_precision(begun.plan_of(used, job.request), network)
     for line in plan.by_reason() if job.request.verbose else ():
         display.say("Plan", line)
-    digests = resuming.digests(source, store)
+    digests = image_digests(source, store)
     alike = near_duplicates(store.images, store.partition)
     pictures = tiny_pictures(store.images, store.partition.local.start, used)
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
@@ -186,7 +185,7 @@ def _read(
         record,
         images_count=used,
         skipped_count=len(skipped),
-        fingerprint=resuming.fingerprint(digests),
+        fingerprint=fingerprint(digests),
         backbone=plan.recipe.backbone,
         pseudo_labels=plan.recipe.pseudo_labels,
         reasons=plan.reasons,

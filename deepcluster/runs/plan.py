@@ -11,20 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepcluster.errors import DeepClusterWarning, ModelError, UsageError
+from deepcluster.errors import DataError, DeepClusterWarning, ModelError, UsageError
 from deepcluster.images import Source
+from deepcluster.images.decode import one_line
 from deepcluster.images.source import is_run
 from deepcluster.images.store import Store, preview
 from deepcluster.nets.hub import fetch, local_file
 from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, Plan, check_groups, options_of, resolve
 from deepcluster.recipe import AUTO, Recipe, read_toml
-from deepcluster.runs import resume as resuming
+from deepcluster.runs.rows import DIGEST_COLUMNS, IMAGES_READ
 from deepcluster.runtime.console import Display
 from deepcluster.runtime.devices import choose_device
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
+from deepcluster.storage.checkpoint import Checkpoint
+from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
+
+MAX_SHOWN = 5  # paths in an error
 
 
 @dataclass(frozen=True)
@@ -158,9 +163,9 @@ def _resumed(out: Path, source: Source, request: Request) -> Begun:
         asked = asdict(resolve(request.recipe, request.options or {}, facts).recipe)
         names = options if base == AUTO else asked
         named |= {name: asked[name] for name in names if name in recipe and asked[name] != "auto"}
-    resuming.check_options({"n_clusters": record.n_clusters, "seed": record.seed, **recipe}, named)
+    check_options({"n_clusters": record.n_clusters, "seed": record.seed, **recipe}, named)
     updated = [row["path"] for row in folder.read_added()]
-    resuming.check_paths(folder, source, updated)
+    check_paths(folder, source, updated)
     state = "finished" if record.status == "done" else "resumed"
     return Begun(str(out), state, recipe, record.reasons or {}, {}, updated)
 
@@ -187,6 +192,85 @@ def check_not_inside(source: Source, out: Path) -> None:
     for file in (Path(source.location), *source.files()):
         if (file.name in names or file.is_symlink()) and os.path.realpath(file) in replaced:
             raise UsageError(f"--overwrite would remove {file}, which is one of IMAGES: give another -o")
+
+
+# ---- may the run go on? ----------------------------------------------------------------------------------------------
+
+
+def check_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UsageError if an option has another value than the run began with."""
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise UsageError(
+                f"--resume: {name} was {then.get(name)!r} and is {value!r} now: give the options that the run began"
+                " with, or --overwrite"
+            )
+
+
+def check_paths(folder: RunFolder, source: Source, updated: Sequence[str]) -> None:
+    """Raise DataError if files were added or removed since the run began; no image is read for it."""
+    if folder.has(IMAGES_READ):
+        used = {row["path"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
+    elif folder.has("clusters.csv"):
+        used = {*folder.read_clusters().where("status", "ok").column("path")} - {*updated}
+    else:
+        return
+    now = {*source.paths, *(path for path, _ in source.skipped)} - {*updated}
+    then = used | {row["path"] for row in folder.read_rows("skipped.csv", DIGEST_COLUMNS[:1])}
+    if used - now or now - then:
+        raise _differing(added=sorted(now - then), removed=sorted(used - now))
+
+
+def _differing(**differences: Sequence[str]) -> DataError:
+    texts = [
+        f"{len(paths):,} {kind} ({', '.join(map(one_line, paths[:MAX_SHOWN]))}{', ...' * (len(paths) > MAX_SHOWN)})"
+        for kind, paths in differences.items()
+        if paths
+    ]
+    return DataError(
+        f"the images are not those that the run began with: {'; '.join(texts) or 'they are in another order'}: put them"
+        " back, or begin anew with --overwrite"
+    )
+
+
+def check_same(
+    folder: RunFolder, checkpoint: Checkpoint | None, about: Mapping[str, Any], images: Mapping[str, str]
+) -> list[str] | None:
+    """Compare a run that goes on with its beginning, and return the differences of machine, versions and threads.
+
+    ``checkpoint``: Its last one, if it has any. ``about``: The facts about the run now, as a checkpoint has them.
+    ``images``: As :func:`image_digests`.
+
+    Raises DataError if the images have changed, ModelError if the checkpoint is of another run, UsageError if the
+    options are others.
+    """
+    if checkpoint and checkpoint.about.get("run") != about["run"]:
+        raise ModelError(
+            f"the last checkpoint in {folder.path / 'checkpoints'} is of run {checkpoint.about.get('run')}, and this is"
+            f" run {about['run']}: put back the checkpoints of this run"
+        )
+    if checkpoint:
+        check_options(checkpoint.about["options"], about["options"])
+    rows = folder.read_rows(IMAGES_READ, DIGEST_COLUMNS) if folder.has(IMAGES_READ) else None
+    then = images if rows is None else {row["path"]: row["sha256"] for row in rows}
+    if [*then.items()] != [*images.items()]:
+        raise _differing(
+            added=[path for path in images if path not in then],
+            removed=[path for path in then if path not in images],
+            changed=[path for path in images if path in then and then[path] != images[path]],
+        )
+    if not checkpoint:
+        return None
+    before = checkpoint.about["environment"]
+    changed = {name: value for name, value in (about["environment"] or {}).items() if before.get(name) != value}
+    differences = [f"{name} {before.get(name)} then, {value} now" for name, value in changed.items()]
+    if differences:
+        warnings.warn(
+            f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
+            DeepClusterWarning,
+            stacklevel=2,
+        )
+    return differences
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------

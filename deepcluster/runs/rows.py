@@ -1,5 +1,6 @@
-"""The images of a run: their features, the sample by which the main rank decides, and the files still at hand."""
+"""The images of a run: features, the sample by which the main rank decides, digests, and the files still at hand."""
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from deepcluster.images import Source, find
 from deepcluster.images.files import from_files
 from deepcluster.images.named import cache_folder
 from deepcluster.images.source import joined, real
+from deepcluster.images.store import Store
 from deepcluster.model import Model
 from deepcluster.recipe import Recipe, read_toml
 from deepcluster.runtime.partition import Partition
@@ -23,7 +25,10 @@ from deepcluster.seeding import draw, generator
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord, Table
-from deepcluster.storage.run_folder import RunFolder
+from deepcluster.storage.run_folder import LockedFolder, RunFolder
+
+IMAGES_READ = "checkpoints/images.csv"
+DIGEST_COLUMNS = ("path", "sha256")
 
 
 def sample_of(reduced: Tensor, partition: Partition, seed: int) -> Tensor:
@@ -103,6 +108,36 @@ def _added(folder: RunFolder, used: Table) -> int:
         if len(added) >= len(used) or added != [row["path"] for row in used[len(used) - len(added) :]]:
             raise ValueError("its images are not the last ones of clusters.csv")
     return len(added)
+
+
+# ---- their digests, by which a run recognises them ------------------------------------------------------------------
+
+
+def image_digests(source: Source, store: Store) -> dict[str, str]:
+    """Return the SHA-256 of the pixels of all ranks' usable images by path, on the main rank."""
+    of_rank = row_digests(store.images.permute(0, 2, 3, 1))
+    of_all = (digest for part in store.partition.processes.gather_json(of_rank) for digest in part)
+    return dict(zip((source.paths[i] for i in store.kept), of_all, strict=False))
+
+
+def row_digests(rows: Tensor) -> list[str]:
+    """Return the SHA-256 of every row: of features, or of images with the colours last."""
+    return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.numpy()]
+
+
+def fingerprint(images: Mapping[str, str]) -> str:
+    """Return the SHA-256 over the paths and pixels of a run, by their :func:`image_digests`."""
+    digest = hashlib.sha256()
+    for path, pixels in images.items():
+        digest.update(path.encode(errors="surrogateescape") + b"\0" + pixels.encode())
+    return digest.hexdigest()
+
+
+def remember_images(folder: LockedFolder, images: Mapping[str, str]) -> None:
+    """Record which images a run begins with."""
+    folder.write_rows(
+        IMAGES_READ, DIGEST_COLUMNS, [{"path": path, "sha256": digest} for path, digest in images.items()]
+    )
 
 
 # ---- the files that are still at hand ------------------------------------------------------------

@@ -25,8 +25,17 @@ from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sh
 from deepcluster.runs import page as drawn
 from deepcluster.runs.features import pictures_of
 from deepcluster.runs.result import describe
-from deepcluster.runs.resume import COLUMNS, IMAGES_READ, row_digests
-from deepcluster.runs.rows import Rows, duplicate_rows, images_at_hand, named_as_in_run, read_run, recipe_of
+from deepcluster.runs.rows import (
+    DIGEST_COLUMNS,
+    IMAGES_READ,
+    Rows,
+    duplicate_rows,
+    images_at_hand,
+    named_as_in_run,
+    read_run,
+    recipe_of,
+    row_digests,
+)
 from deepcluster.runs.writer import baseline_of, write_result
 from deepcluster.runtime.console import Display, Silent
 from deepcluster.runtime.devices import CPU
@@ -143,7 +152,7 @@ def _read(
     fresh = [i for i in range(len(source.paths)) if not source.file or source.origin(i) not in present]
     known = {row["sha256"] for row in added}
     if folder.has(IMAGES_READ):
-        known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ, COLUMNS)}
+        known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
     else:
         warnings.warn(
             f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone",

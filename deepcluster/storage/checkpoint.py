@@ -30,7 +30,7 @@ from deepcluster.storage.state import is_known
 
 SCHEMA_VERSION = 3
 KEPT = 2
-IMAGES = "images.csv"  # the images that the run began with (runs/resume.py)
+IMAGES = "images.csv"  # the images that the run began with (runs/rows.py)
 FEATURES = "features"  # the only tensor with rows by rank
 Tensors = Mapping[str, Tensor]
 
