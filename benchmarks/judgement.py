@@ -37,7 +37,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.clustering.outliers import Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import whiten
 from deepcluster.groups.choose_k import candidates, stability
-from deepcluster.groups.cut import as_groups, cut, place
+from deepcluster.groups.cut import as_groups, cut, placement_of
 from deepcluster.groups.drift import STRANGE_MEDIAN
 from deepcluster.runtime.partition import Partition
 
@@ -236,7 +236,7 @@ def stable(cache: Path, arguments: argparse.Namespace) -> None:
                 k = max(2, round(factor * len(labels.unique())))
                 if (value := stability(reduced, k)) is not None:
                     groups = cut(reduced, k)
-                    agreement = ari(labels, place(reduced, groups, groups.centroids[:1]).cluster)
+                    agreement = ari(labels, placement_of(reduced, groups, groups.centroids[:1]).cluster)
                     results.append(
                         {"set": name, "images": len(rows), "factor": factor, "stability": value, "ari": agreement}
                     )

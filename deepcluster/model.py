@@ -12,7 +12,7 @@ from torch import Tensor
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DataError, NonFiniteError, UsageError
-from deepcluster.groups.cut import Cut, Placement, place
+from deepcluster.groups.cut import Cut, Placement, placement_of
 from deepcluster.images import Images, find
 from deepcluster.images.decode import one_line
 from deepcluster.images.given import read_features
@@ -114,7 +114,7 @@ class Model:
 
     def place(self, reduced: Tensor) -> Placement:
         """Return the cluster of each row of :meth:`transform`."""
-        return place(reduced, self.groups, self.fine_centroids)
+        return placement_of(reduced, self.groups, self.fine_centroids)
 
 
 def check_batch_fits(network: Network, size: int, count: int = 1) -> None:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from deepcluster.clustering import kmeans
 from deepcluster.clustering.agreement import ari, nmi
 from deepcluster.groups import graph
-from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut, place
+from deepcluster.groups.cut import ROWS_EACH, Cut, as_groups, cut, placement_of
 from deepcluster.recipe import Recipe
 from deepcluster.runs import result as run_groups
 from deepcluster.seeding import generator
@@ -22,14 +22,14 @@ def groups_of(sizes: tuple[int, ...], spread: float = 0.05, width: int = 8) -> t
 
 def test_numbers_go_by_size():
     x, labels = groups_of((20, 70, 40))
-    found = place(x, cut(x, 3), x[:1])
+    found = placement_of(x, cut(x, 3), x[:1])
     assert torch.bincount(found.cluster).tolist() == [70, 40, 20]
     assert all(len(found.cluster[labels == i].unique()) == 1 for i in range(3))
 
 
 def test_few_rows_are_cut_as_well_as_by_scikit_learn():
     x, _ = groups_of((9,) * 12, spread=0.2)
-    found = place(x, cut(x, 12), x[:1])
+    found = placement_of(x, cut(x, 12), x[:1])
     theirs = KMeans(12, n_init=20, random_state=0).fit(x.numpy())
     assert found.distance.square().sum().item() <= theirs.inertia_ * 1.03
 
@@ -47,7 +47,7 @@ def two_long_groups(each: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_groups_may_be_long(seed):
     x, labels = two_long_groups()
-    found = place(x, cut(x, 2, seed=seed), x[:1])
+    found = placement_of(x, cut(x, 2, seed=seed), x[:1])
     assert ari(labels, found.cluster) > 0.95
     theirs = KMeans(2, n_init=10, random_state=seed).fit(x.numpy())
     assert ari(labels, theirs.labels_) < 0.2  # else the case would show nothing
@@ -57,21 +57,21 @@ def test_new_rows_go_where_their_neighbours_are():
     x, labels = two_long_groups(200)
     groups = cut(x[:200], 2)
     assert len(groups.centroids) > 10
-    assert ari(labels[200:], place(x[200:], groups, x[:1]).cluster) > 0.9
+    assert ari(labels[200:], placement_of(x[200:], groups, x[:1]).cluster) > 0.9
 
 
 def test_groups_of_different_densities():
     densities = ((200, 0.15), (60, 0.02), (100, 0.06))
     x = torch.cat([blobs([n], spread=s)[:, torch.arange(8).roll(i)] for i, (n, s) in enumerate(densities)])
     labels = torch.arange(3).repeat_interleave(torch.tensor([n for n, _ in densities]))
-    assert ari(labels, place(x, cut(x, 3), x[:1]).cluster) == 1
+    assert ari(labels, placement_of(x, cut(x, 3), x[:1]).cluster) == 1
 
 
 def test_the_order_of_the_rows_and_the_seed_change_nothing_that_is_clear():
     x, labels = groups_of((70, 50, 40))
     order = torch.randperm(160, generator=generator(0, "order"))
     for seed in (0, 1):
-        assert torch.equal(place(x[order], cut(x[order], 3, seed=seed), x[:1]).cluster, labels[order])
+        assert torch.equal(placement_of(x[order], cut(x[order], 3, seed=seed), x[:1]).cluster, labels[order])
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -84,14 +84,14 @@ def test_the_same_seed_gives_the_same_bits():
 def test_a_few_rows_apart_from_all_are_no_group_of_their_own():
     """Twenty rows that are neighbours of each other alone: without a tie to the rest they would be a perfect group."""
     x, labels = groups_of((200, 200, 20), spread=0.3)
-    found = place(x, cut(x, 2), x[:1]).cluster
+    found = placement_of(x, cut(x, 2), x[:1]).cluster
     assert nmi(labels[:400], found[:400]) > 0.9
 
 
 def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
     monkeypatch.setattr(graph.graph_rows, "__defaults__", (0, 150))
     x, labels = groups_of((300, 200, 100))
-    found = place(x, cut(x, 3), x[:1])
+    found = placement_of(x, cut(x, 3), x[:1])
     assert torch.bincount(found.cluster).tolist() == [300, 200, 100]
     assert nmi(labels, found.cluster) == pytest.approx(1)
 
@@ -99,9 +99,9 @@ def test_a_sample_of_the_rows_makes_the_groups(monkeypatch):
 def test_equal_rows_are_together_and_no_more_groups_than_distinct_rows():
     x = torch.eye(4)[[0] * 30 + [1] * 20]
     for k in (2, 5):
-        assert place(x, cut(x, k), x[:1]).cluster.tolist() == [0] * 30 + [1] * 20
+        assert placement_of(x, cut(x, k), x[:1]).cluster.tolist() == [0] * 30 + [1] * 20
     x = torch.cat([blobs([40, 40]), blobs([40, 40])])
-    found = place(x, cut(x, 2), x[:1]).cluster
+    found = placement_of(x, cut(x, 2), x[:1]).cluster
     assert torch.equal(found[:80], found[80:]) and found.bincount().tolist() == [80, 80]
 
 
@@ -122,7 +122,7 @@ def test_a_class_in_pieces_costs_no_other_its_place(seed):
     noise = 0.15 * torch.randn(len(labels), 8, generator=generator(seed, "noise"))
     x = F.normalize(F.normalize(centres)[labels] + noise)
     large = labels < 4
-    assert nmi(labels[large], place(x, cut(x, 4, seed=seed), x[:1]).cluster[large]) > 0.97
+    assert nmi(labels[large], placement_of(x, cut(x, 4, seed=seed), x[:1]).cluster[large]) > 0.97
 
 
 def test_fine_clusters_as_groups_leave_out_the_empty_ones():
@@ -130,19 +130,20 @@ def test_fine_clusters_as_groups_leave_out_the_empty_ones():
     found = kmeans(x, 4)
     groups = as_groups(found)
     assert groups.count == 3
-    assert torch.equal(place(x, groups, found.centroids).cluster, torch.tensor([0, 0, 0, 1, 1, 2]))
+    assert torch.equal(placement_of(x, groups, found.centroids).cluster, torch.tensor([0, 0, 0, 1, 1, 2]))
 
 
 def test_place_by_hand():
     groups = Cut(torch.tensor([[0.0, 0], [4, 0], [0, 10]]), torch.tensor([0, 1, 0]))  # two centroids make group 0
-    found = place(torch.tensor([[1.0, 0], [3, 0], [0, 9]]), groups, torch.tensor([[0.0, 8], [1, 1]]))
+    found = placement_of(torch.tensor([[1.0, 0], [3, 0], [0, 9]]), groups, torch.tensor([[0.0, 8], [1, 1]]))
     assert found.cluster.tolist() == [0, 1, 0]
     assert found.distance.tolist() == pytest.approx([1, 1, 1])
     others = [3, 3, (16 + 81) ** 0.5]  # the nearest centroid of another group
     assert found.margin.tolist() == pytest.approx([1 - 1 / other for other in others])
     assert found.fine_cluster.tolist() == [1, 1, 0]
     one = Cut(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-    assert place(torch.tensor([[1.0], [2]]), one, torch.zeros(1, 1)).margin.tolist() == [1, 1]  # it has no border
+    alone = placement_of(torch.tensor([[1.0], [2]]), one, torch.zeros(1, 1))
+    assert alone.margin.tolist() == [1, 1]  # it has no border
 
 
 def placed_by_all_distances(x, groups):
@@ -164,21 +165,21 @@ def test_the_nearest_of_few_candidates_are_the_nearest_of_all(width, count):
         centroids,
         torch.cat([torch.arange(count), torch.randint(count, (100 - count,), generator=generator(0, "groups"))]),
     )
-    found = place(x, groups, x[:3])
+    found = placement_of(x, groups, x[:3])
     for one, other in zip(
         (found.cluster, found.distance, found.margin), placed_by_all_distances(x, groups), strict=True
     ):
         assert torch.equal(one, other)
     own = (x - centroids[found.centroid]).norm(dim=1)
     assert torch.allclose(own, found.distance, atol=1e-6) and torch.equal(groups.groups[found.centroid], found.cluster)
-    assert len(place(x[:0], groups, x[:3]).centroid) == 0
+    assert len(placement_of(x[:0], groups, x[:3]).centroid) == 0
 
 
 def test_place_alone_and_among_others_is_bit_identical():
     x, _ = groups_of((50, 50), spread=0.4, width=20)
     groups = cut(x, 7)
-    together = place(x, groups, x[:5])
-    alone = [place(x[i : i + 1], groups, x[:5]) for i in range(len(x))]
+    together = placement_of(x, groups, x[:5])
+    alone = [placement_of(x[i : i + 1], groups, x[:5]) for i in range(len(x))]
     assert torch.equal(torch.cat([one.distance for one in alone]), together.distance)
     assert torch.equal(torch.cat([one.cluster for one in alone]), together.cluster)
 
@@ -190,7 +191,7 @@ EMBEDDED = Recipe(grouping="embedding")
 def test_as_many_groups_as_fine_clusters_are_a_cut_too(seed):
     """With up to 20 images for each group wanted there are no more pseudo-labels than groups."""
     x, labels = two_long_groups()
-    found = place(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, EMBEDDED), x[:1])
+    found = placement_of(x, run_groups.groups_of(x, kmeans(x, 2, seed=seed), 2, seed, EMBEDDED), x[:1])
     assert ari(labels, found.cluster) > 0.95
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.groups.cut import Cut, pinned, place
+from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
 from deepcluster.runs.predict import placement_rows
@@ -135,19 +135,19 @@ def test_moved_rows_are_where_they_should_be_and_the_others_stay() -> None:
     random = torch.Generator().manual_seed(1)
     rows = torch.nn.functional.normalize(torch.randn(400, 6, generator=random))
     groups = Cut(torch.randn(20, 6, generator=random), torch.arange(20) % 4)
-    placed = place(rows, groups, rows[:1]).cluster
+    placed = placement_of(rows, groups, rows[:1]).cluster
     wanted = placed.clone()
     wanted[100:160] = torch.randint(6, (60,), generator=random)  # some of them in groups that are new
     found = pinned(rows, groups, wanted)
-    assert torch.equal(place(rows, found, rows[:1]).cluster, wanted)
+    assert torch.equal(placement_of(rows, found, rows[:1]).cluster, wanted)
     # Moved again, and back.
     again = pinned(rows, found, placed)
-    assert torch.equal(place(rows, again, rows[:1]).cluster, placed)
+    assert torch.equal(placement_of(rows, again, rows[:1]).cluster, placed)
     assert torch.equal(pinned(rows, groups, placed).groups, groups.groups)  # nothing to do
     # An image that equals a moved one goes with it.
     rows = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
     equal = pinned(rows, Cut(rows[[0, 3]], torch.tensor([0, 1])), torch.tensor([0, 1, 0, 1]))
-    assert place(rows, equal, rows[:1]).cluster.tolist() == [0, 1, 1, 1]
+    assert placement_of(rows, equal, rows[:1]).cluster.tolist() == [0, 1, 1, 1]
 
 
 def test_every_edit_counts_in_the_digest() -> None:

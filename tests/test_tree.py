@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.cluster.hierarchy import linkage
 
-from deepcluster.groups.cut import Cut, cut, place
+from deepcluster.groups.cut import Cut, cut, placement_of
 from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
 from tests.helpers.features import blobs
 
@@ -87,7 +87,7 @@ def test_the_present_groups_are_a_cut_and_others_only_merge_or_split(k):
     for finer, coarser in pairwise(every):
         assert len(set(zip(finer, coarser, strict=True))) == len(set(finer))
     assert tree.sizes[-1] == len(rows) and sum(tree.sizes[: len(tree.groups)]) == len(rows)
-    cluster = place(rows, groups, rows[:1]).cluster
+    cluster = placement_of(rows, groups, rows[:1]).cluster
     for node, group in set(zip(present, tree.groups, strict=True)):
         assert tree.sizes[node] == (cluster == group).sum() and cluster[tree.medoids[node]] == group
 

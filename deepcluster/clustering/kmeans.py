@@ -47,7 +47,7 @@ def label_sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
     return _add_up(rows, k, lambda begin, block: labels[begin : begin + len(block)])
 
 
-def place(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def nearest_centroids(rows: Rows, centroids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Return the nearest centroid (int64, N) of the rows, by scores in ``dtype``, and the squared distances (float32).
 
     The distance is a sum of squares and not a difference of products: exactly 0 if row and centroid are equal.
@@ -287,7 +287,7 @@ def _assigned(
     walk: Rows, partition: Partition, centroids: Tensor, scores: torch.dtype, iterations: int, reseeded: int
 ) -> tuple[Clustering, Tensor]:
     """Return the clustering of the rows by these centroids, and the distances of this rank's rows."""
-    labels, distances = place(walk, centroids, scores)
+    labels, distances = nearest_centroids(walk, centroids, scores)
     sizes = partition.processes.all_reduce(torch.bincount(labels, minlength=len(centroids)))
     inertia = partition.processes.all_reduce(distances.sum(dtype=torch.float64)).item()
     return Clustering(labels, centroids, sizes, inertia, iterations, reseeded), distances

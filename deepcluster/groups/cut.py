@@ -115,7 +115,7 @@ def as_groups(clustering: Clustering) -> Cut:
     return Cut(clustering.centroids[order], torch.arange(len(order)))
 
 
-def place(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
+def placement_of(reduced: Tensor, groups: Cut, fine_centroids: Tensor) -> Placement:
     """Put N x d reduced features to their nearest centroids.
 
     Distances are summed row by row and not by a matrix product, so that an image gets the same numbers alone and among

@@ -14,7 +14,7 @@ from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
 from deepcluster.errors import DeepClusterWarning
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
-from deepcluster.groups.cut import Cut, Placement, as_groups, cut, place
+from deepcluster.groups.cut import Cut, Placement, as_groups, cut, placement_of
 from deepcluster.groups.tree import Tree, distances_to, least_of_each
 from deepcluster.model import Model
 from deepcluster.nets.network import Network
@@ -215,7 +215,7 @@ def groups_of(reduced: Tensor, fine: Clustering, n_clusters: int, seed: int, rec
 
 def place_rows(groups: Cut, rows: Rows, fine_centroids: Tensor) -> tuple[Cut, Placement]:
     """Place this rank's rows in groups of the sample, and number the groups by their sizes. A collective."""
-    placement = place(rows.reduced, groups, fine_centroids)
+    placement = placement_of(rows.reduced, groups, fine_centroids)
     if rows.all_sampled:  # they are numbered already
         return groups, placement
     sizes = rows.partition.processes.all_reduce(torch.bincount(placement.cluster, minlength=groups.count))
