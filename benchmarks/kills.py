@@ -39,7 +39,6 @@ SAME = (
     "features.npy",
     "model/model.safetensors",
     "model/groups.safetensors",
-    "model/config.json",
     "cluster_summary.csv",
 )
 GRACE, HANG = (0, 30, 5), 120  # seconds until the ranks that are left get SIGKILL, SIGTERM; until they must have ended

@@ -29,12 +29,41 @@ LARGE_SIDE = 1024  # px; of larger images, one batch must fit into memory before
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Which model this is, for files and messages; None or empty as long as it is not written.
+
+    Attributes:
+        run: Identifier of its run.
+        cut: Identifier of its clusters: their numbers mean the same in every model with this one.
+        clusters: Number of its clusters.
+        n_clusters: The -k that was asked for; None: the number is a guess.
+        date: Time at which it was written, UTC.
+        version: Version of this package.
+        digest: SHA-256 of all but the identity: equal models have the same.
+    """
+
+    run: str | None = None
+    cut: str | None = None
+    clusters: int = 0
+    n_clusters: int | None = None
+    date: str | None = None
+    version: str | None = None
+    digest: str = ""
+
+    def __str__(self) -> str:
+        guess = " (a guess)" if self.n_clusters is None else ""
+        made = f"written {self.date} by deepcluster {self.version}"
+        return f"{self.digest[:12]}, {self.clusters:,} clusters{guess}, cut {self.cut}, run {self.run}, {made}"
+
+
+@dataclass(frozen=True)
 class Model:
     """Network, reduction, fine centroids and groups.
 
     store_size: side in px of the square images it takes; batch_size: images in one pass of the network (part of the
     model, because another size may round differently); outliers: the limit above which an image is an outlier; names
-    (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk.
+    (K): names that a person gave the groups, or ""; junk: groups that a person marked as junk; identity: which model it
+    is.
 
     A merged group keeps its number but has no centroids, and so no image.
     """
@@ -49,6 +78,7 @@ class Model:
     store_size: int
     batch_size: int
     junk: tuple[int, ...] = ()
+    identity: Identity = Identity()
 
     def __repr__(self) -> str:
         """Return a short text: the tensors would fill the screen."""

@@ -20,11 +20,11 @@ from deepcluster.runtime.console import WIDTH, Terminal
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.run_folder import open_run
 from tests.commands import SMALL_FIT
-from tests.helpers.runs import OPTIONS, record, rows
+from tests.helpers.runs import OPTIONS, model_digest, record, rows
 
 TRAINING = "deepcluster.algorithm:train_on_pseudo_labels"
 RESULT = ("clusters.csv", "cluster_summary.csv", "features.npy", "residuals.npy", "map.npy", "tree.json", "recipe.toml")
-MODEL = ("model/config.json", "model/model.safetensors", "model/groups.safetensors")
+MODEL = ("model/model.safetensors", "model/groups.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,7 @@ def killed(fit_of, command, tmp_path_factory):
 def same_result(one: Path, other: Path) -> None:
     for name in (*RESULT, *MODEL):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert model_digest(one) == model_digest(other)
 
 
 def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, photos, tmp_path, capsys):

@@ -459,7 +459,7 @@ def test_corrections_stick(
         assert page.locator("#pending").inner_text() == "" and page.locator(".cluster").count() == 4
         assert page.locator("#cluster-4 h3").inner_text().startswith("Cluster 4 · zwei")
     assert run_command(["apply", str(copied), "--undo"]) == 0
-    for name in ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "model/config.json"):
+    for name in ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "model/groups.safetensors"):
         assert (copied / name).read_bytes() == (run / name).read_bytes()
     assert run_command(["apply", str(copied), "--undo"]) == 2
 

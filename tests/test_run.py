@@ -27,7 +27,7 @@ from deepcluster.runtime.console import Silent
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
-from tests.helpers.runs import OPTIONS, SAME, left_behind, record, rows
+from tests.helpers.runs import OPTIONS, SAME, left_behind, model_digest, record, rows
 from tests.helpers.said import Said
 from tests.predicting import predicted
 
@@ -123,6 +123,7 @@ def test_a_run_from_python_is_that_of_the_command_bit_by_bit_and_another_seed_di
     same = run.fit(photos, request).path
     for name in SAME:
         assert (same / name).read_bytes() == (finished / name).read_bytes(), name
+    assert model_digest(same) == model_digest(finished)
     other = fitted("--seed", "1")
     assert (other / "features.npy").read_bytes() != (finished / "features.npy").read_bytes()
 

@@ -168,12 +168,6 @@ class _Evaluation:
         model.check_network(f"evaluate with other images or --protocol {self.request.protocol}")
         return model
 
-    @property
-    def model_digest(self) -> str:
-        """The digest of config.json, which has that of the weights."""
-        digest: str = self.folder.read_json("model/config.json", {"config_sha256": str})["config_sha256"]
-        return digest
-
     def read(self, source: Source, labels: Sequence[str], size: int, name: str) -> tuple[Store, list[str]]:
         """Read the usable images that have a label ("": none), and return them with their labels. A collective.
 
@@ -212,7 +206,7 @@ def _of_clusters(job: _Evaluation, options: ClusteringOptions) -> Prepared:
         clusters = store.partition.all_gather(model.place(model.transform(store.images)).cluster).tolist()
         yield from clustering(clusters, labels, options, seed=job.request.seed)
 
-    return {"model": job.model_digest, "test": fingerprint(source, all_labels)}, figures_of_others
+    return {"model": model.identity.digest, "test": fingerprint(source, all_labels)}, figures_of_others
 
 
 def _of_probe(job: _Evaluation, options: Options) -> Prepared:
@@ -246,5 +240,5 @@ def _of_probe(job: _Evaluation, options: Options) -> Prepared:
         )
         yield from PROBES[job.request.protocol](task, options, display=job.display)
 
-    digests = {"model": job.model_digest, "train": fingerprint(source, labels), "test": fingerprint(tests, test_labels)}
-    return digests, figures
+    digests = {"train": fingerprint(source, labels), "test": fingerprint(tests, test_labels)}
+    return {"model": model.identity.digest, **digests}, figures

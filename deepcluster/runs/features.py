@@ -115,12 +115,13 @@ def _write(job: Job, folder: LockedFolder, features: Tensor, recipe: Recipe) -> 
     if pictures is not None:
         folder.write_bytes(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
     remember_images(folder, images.digests)
-    model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
-    return write_result(
+    record = write_result(
         folder, result, record.with_phase("result", job.clock.lap()), recipe, baseline={}, source=source,
         features=True, report=job.request.report,
     )  # fmt: skip
+    model_files.save_in_run(replace(result.model, image_size=1, store_size=1), folder, record)
+    return record
 
 
 def pictures_of(source: Source) -> Tensor | None:

@@ -60,7 +60,8 @@ def recut(
         groups = groups_of(rows.sample, fine, chosen, record.seed, recipe)
         groups, after = place_rows(groups, rows, model.fine_centroids)
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
-        new = replace(model, groups=groups, names=names, junk=junk)
+        identity = replace(model.identity, n_clusters=n_clusters)
+        new = replace(model, groups=groups, names=names, junk=junk, identity=identity)
         if record.edits is not None or any(model.names) or model.junk:
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
@@ -113,7 +114,8 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
+            identity = replace(model.identity, n_clusters=former.about["n_clusters"])
+            old = replace(model, groups=former.cut, names=former.names, junk=former.junk, identity=identity)
             record = replace(record, **former.about["record"])
             display = display or Silent()
             display.say("Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before")
@@ -139,13 +141,13 @@ def _write(
     report: bool = True,
 ) -> Result:
     """Write the new groups of the model, and the files that depend on them."""
-    models.save_in_run(model, folder, network=False)
     source = images_at_hand(folder, source, rows.paths[: rows.fitted]) if report else None
     result = describe(model, rows, placement)
-    write_result(
+    record = write_result(
         folder, result, record, recipe_of(folder), baseline=baseline, source=source, report=report,
         progress=display.progress,
     )  # fmt: skip
+    models.save_in_run(model, folder, record, network=False)
     return result
 
 

@@ -106,7 +106,6 @@ class ResultWriter:
                 deque(result.rows.partition.blocks(result.rows.reduced), maxlen=0)  # the other ranks only send
                 return result, record
             with self.folder.next_state() as staged:
-                model_files.save_in_run(result.model, staged)
                 for name in (FORMER, MAP):  # of an earlier result
                     staged.remove(name)
                 if record.result == FINAL:
@@ -116,6 +115,7 @@ class ResultWriter:
                     staged, result, record, images.recipe, baseline=self.baseline, source=self.job.source,
                     features=True, report=self.job.request.report, progress=self.job.display.progress,
                 )  # fmt: skip
+                model_files.save_in_run(result.model, staged, record)
         return result, record
 
     @contextmanager
@@ -155,7 +155,7 @@ def write_result(
 ) -> RunRecord:
     """Write the files that depend on the groups, then run.json, and return run.json.
 
-    The model is written by the caller if it is new.
+    The caller writes the model if it is new, with the ``cut`` of the record that is returned.
 
     Args:
         folder: The run.

@@ -9,7 +9,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +18,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+import deepcluster
 from deepcluster.clustering.outliers import Outliers
 from deepcluster.clustering.whitening import Whitening
 from deepcluster.errors import DeepClusterError, DiskError, ModelError, OutOfMemoryError, UsageError, first_line
 from deepcluster.groups.cut import Cut
 from deepcluster.images.arrays import PixelScale
 from deepcluster.images.source import is_run
-from deepcluster.model import Model, check_batch_fits
+from deepcluster.model import Identity, Model, check_batch_fits
 from deepcluster.nets.names import FEATURES, MODULE
 from deepcluster.nets.network import Absent, Network, absent_module, build, copy_of_module, no_network
 from deepcluster.nets.timm import channels_last
@@ -73,6 +75,7 @@ class Config:
     root: bool
     weights_sha256: str
     groups_sha256: str
+    identity: Identity
     config_sha256: str
 
 
@@ -106,8 +109,11 @@ def save(model: Model, folder: Path) -> None:
     write_whole(folder / CONFIG, lambda file: file.write(text))
 
 
-def save_in_run(model: Model, run: LockedFolder, *, network: bool = True) -> None:
+def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: bool = True) -> None:
     """Write the model of a run; without ``network`` its groups alone, if the rest is as it was read from there."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    version = deepcluster.__version__
+    model = replace(model, identity=replace(model.identity, run=record.run, cut=record.cut, date=date, version=version))
     if network:
         weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
     else:
@@ -149,6 +155,8 @@ def _config(model: Model, weights_sha256: str, groups_sha256: str) -> str:
         "weights_sha256": weights_sha256,
         "groups_sha256": groups_sha256,
     }
+    clusters = len(model.groups.groups.unique())
+    config["identity"] = asdict(replace(model.identity, clusters=clusters, digest=json_sha256(config)))
     config["config_sha256"] = json_sha256(config)
     return json.dumps(config, indent=2) + "\n"
 
@@ -242,6 +250,7 @@ def _load(folder: Path, place: Callable[[str], Path], device: torch.device | Non
         image_size=config.image_size,
         store_size=config.store_size,
         batch_size=config.batch_size,
+        identity=config.identity,
     )
 
 
@@ -286,7 +295,9 @@ def _read_config(path: Path) -> Config:
         raise ValueError(f"image_size {config.image_size} is larger than store_size {config.store_size}")
     if config.architecture.image_size != config.image_size:
         raise ValueError(f"image_size {config.image_size}, and another one in its architecture")
-    return config
+    # Computed, because a file that somebody wrote on purpose may name another model.
+    core = {key: value for key, value in table.items() if key not in ("identity", "config_sha256")}
+    return replace(config, identity=replace(config.identity, digest=json_sha256(core)))
 
 
 def read_groups(path: Path, dims: int, digest: str | None = None) -> Groups:
@@ -338,7 +349,8 @@ ENTRIES = {"cut": str, "edits": str, "candidates": list, "stability": float, "ve
 def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float]) -> None:
     """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo."""
     entries = {name: getattr(record, name) for name in ENTRIES}
-    folder.write_tensors(FORMER, groups_tensors(model, record=entries, baseline=dict(baseline)))
+    asked = model.identity.n_clusters
+    folder.write_tensors(FORMER, groups_tensors(model, record=entries, baseline=dict(baseline), n_clusters=asked))
 
 
 def read_former(folder: RunFolder, dims: int) -> Groups:
@@ -354,6 +366,7 @@ def read_former(folder: RunFolder, dims: int) -> Groups:
         former = read_groups(folder.file(FORMER), dims)
         record, baseline = former.about["record"], former.about["baseline"]
         shaped(baseline, dict[str, int | float], "baseline")
+        shaped(former.about["n_clusters"], int | None, "n_clusters")
         for name, kind in ENTRIES.items():
             shaped(record[name], kind | None, name)
         return former

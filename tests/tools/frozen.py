@@ -56,7 +56,7 @@ FOUND = (
     "skipped_count",
 )  # fmt: skip
 TIMES = ("_seconds", "images_per_second")
-VOLATILE = {"schema_version", "weights_sha256", "config_sha256", "version", "deepcluster_version"}
+VOLATILE = {"schema_version", "weights_sha256", "identity", "config_sha256", "version", "deepcluster_version"}
 
 Digests = dict[str, str]
 
