@@ -9,6 +9,9 @@ from deepcluster.runtime import signals
 
 def main() -> None:
     """Run the command of the command line and end the process with its exit code."""
+    # torch's threads, by OpenMP, would spin while they wait for another one. Beside busy processes that takes the core
+    # from the very thread that they wait for: 3.6 images a second, not 24. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with signals.stoppable():
             from deepcluster import cli

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -289,3 +290,14 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
         lines = shown.partition("Next ")[2].splitlines()
         assert lines[0].split() == ["open", (folder / "report.html").as_uri()]
         assert [shlex.split(line, comments=True) for line in lines[1:]] == commands
+
+
+@pytest.mark.parametrize(("asked", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_waiting_threads_leave_the_core_to_others(asked, policy):
+    code = (
+        "import atexit, os, sys; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules))"
+        "; from deepcluster.__main__ import main; main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | asked
+    done = subprocess.run([sys.executable, "-c", code, "--help"], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{policy} False"  # torch reads it when it is imported
