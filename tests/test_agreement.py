@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from deepcluster.clustering.agreement import accuracy, changed, nmi, repeated, scores
+from deepcluster.clustering.agreement import accuracy, changed, compared, nmi, repeated, scores
 from deepcluster.seeding import generator
 
 LABELS = ["a", "a", "a", "b", "b", "c"]
@@ -32,6 +32,9 @@ def test_nmi_is_the_geometric_mean():
     few, many = random.integers(0, 3, 400), random.integers(0, 50, 400)
     assert nmi(few, many) == pytest.approx(normalized_mutual_info_score(few, many, average_method="geometric"))
     assert nmi(few, many) != pytest.approx(normalized_mutual_info_score(few, many, average_method="arithmetic"))
+    pair = torch.from_numpy(few), torch.from_numpy(many)
+    assert compared(*pair) == (pytest.approx(nmi(few, many)), changed(few, many))
+    assert compared(pair[0], 0 * pair[1]) == (0, changed(few, 0 * many)) and compared(*2 * (0 * pair[0],)) == (1, 0)
 
 
 def test_repeated_is_one_for_the_same_and_zero_for_unrelated_assignments():

@@ -21,8 +21,7 @@ from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.runs.result import collapse
 from tests.drawings import drawings
-from tests.helpers.runs import OPTIONS, record, rows
-from tests.predicting import predicted
+from tests.helpers.runs import OPTIONS, predicted, record, rows
 from tests.tiny import no_outliers
 
 

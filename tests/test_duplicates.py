@@ -14,8 +14,7 @@ from deepcluster.images.store import square
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from tests.drawings import KINDS, draw, drawings
-from tests.helpers.runs import rows
-from tests.helpers.said import Said
+from tests.helpers.runs import Said, rows
 
 SIDE = 48
 WAYS = {

@@ -391,16 +391,6 @@ def test_what_is_not_finite_is_not_written(checkpoints):
     assert before == sorted(path.name for path in checkpoints.folder.iterdir())
 
 
-def test_a_step_too_large_ends_with_7_and_the_last_good_state_stays(command, pictures, tmp_path):
-    out = tmp_path / "run"
-    options = [*OPTIONS, "--lr", "100", "--set", "weight_decay=1"]
-    code, said = command("fit", pictures, "-o", out, *options)
-    assert code == 7, said
-    found = Checkpoints(out / "checkpoints").latest()
-    assert found is not None
-    assert all(torch.isfinite(value).all() for value in found.tensors.values() if value.is_floating_point())
-
-
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 

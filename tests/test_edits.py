@@ -23,8 +23,7 @@ from deepcluster.runs.recut import apply, carried_over, carried_text, describe_e
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
-from tests.helpers.runs import contents, model_digest, record, rows
-from tests.predicting import predicted
+from tests.helpers.runs import contents, model_digest, predicted, record, rows
 from tests.tiny import tiny_model
 
 

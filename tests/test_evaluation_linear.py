@@ -22,7 +22,7 @@ from deepcluster.nets.network import Network, build
 from deepcluster.nets.weights import shapes_only
 from deepcluster.runtime.partition import Partition
 from tests.drawings import drawings
-from tests.helpers.said import Said
+from tests.helpers.runs import Said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import importlib
 import os
 import resource
 import tempfile
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +13,12 @@ from PIL import Image
 
 from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
-from deepcluster.export import folders, parquet
+from deepcluster.export import folders
 from deepcluster.export.folders import read_run_images
 from deepcluster.images import find
-from deepcluster.runs.fit import fit
-from deepcluster.runs.plan import Request
-from deepcluster.runs.recut import apply
-from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import RunFolder
 from tests.exports import hand_run, photos_run, pixels, state, tree, write_clusters, write_image
-from tests.helpers.said import Said
+from tests.helpers.runs import Said
 from tests.tiny import writable
 
 bringing = importlib.import_module("deepcluster.export.folders")
@@ -363,25 +358,3 @@ def test_command(holiday, tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert run_command(["export", str(tmp_path), "--to", "folders", "-o", str(tmp_path / "x")]) == 5
     assert leftovers(tmp_path) == ["out"]
-
-
-def test_a_run_of_which_a_person_named_merged_and_refused_clusters(photos, tmp_path):
-    fit(photos, Request(out=tmp_path / "run", n_clusters=5, options={"rounds": 0}, device="cpu"))
-    apply(tmp_path / "run", Edits("", {1: "round things"}, ((1, 2),), (3,)))
-    before = state(photos)
-    rows = folders(tmp_path / "run", tmp_path / "out", mode="copy")
-    assert state(photos) == before
-    table = RunFolder(tmp_path / "run").read_rows("clusters.csv")
-    assert [(row["path"], row["cluster"]) for row in rows] == [(row["path"], row["cluster"]) for row in table]
-    places = {"0": "000", "1": "001-round things", "3": "_junk/003", "4": "004"}
-    assert Counter(row["cluster"] for row in table).keys() == places.keys()
-    for row in rows:
-        assert str(Path(row["exported_path"]).parent) == places[row["cluster"]]
-        assert (tmp_path / "out" / row["exported_path"]).read_bytes() == (photos / row["path"]).read_bytes()
-    # Every kind has its 00.png, so many would meet in one folder.
-    assert len(tree(tmp_path / "out")) == len({row["exported_path"].lower() for row in rows}) + 1 == len(table) + 1
-    pq = pytest.importorskip("pyarrow.parquet")
-    parquet(tmp_path / "run", tmp_path / "x.parquet")
-    columns = pq.read_table(tmp_path / "x.parquet")
-    assert np.array_equal(np.stack(columns["features"].to_numpy()), np.load(tmp_path / "run" / "features.npy"))
-    assert set(columns["name"].to_pylist()) == {"", "round things"}

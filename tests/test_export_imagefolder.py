@@ -103,16 +103,6 @@ def test_files_with_other_suffixes_are_converted(tmp_path, monkeypatch):
     assert len(loaded(tmp_path / "out", tmp_path, monkeypatch)) == 4
 
 
-def test_torchvision_loads_it_too(tmp_path):
-    from torchvision.datasets import ImageFolder
-
-    clusters = {f"{i}.png": i // 2 for i in range(4)}
-    imagefolder(photos_run(tmp_path, clusters, names={1: "x"}), tmp_path / "out")
-    found = ImageFolder(tmp_path / "out" / "train")
-    assert found.classes == ["000", "001"]
-    assert found.targets == [0, 0, 1, 1]
-
-
 def test_every_suffix_that_is_kept_is_known_to_datasets():
     module = pytest.importorskip("datasets.packaged_modules.imagefolder.imagefolder")
     assert set(module.IMAGE_EXTENSIONS) >= SUFFIXES

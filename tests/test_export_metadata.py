@@ -15,7 +15,7 @@ from deepcluster.export import folders, imagefolder
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.images.decode import decode
 from tests.exports import hand_run
-from tests.helpers.said import Said
+from tests.helpers.runs import Said
 
 CANARY = b"CANARY"
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">CANARY</x:xmpmeta>'

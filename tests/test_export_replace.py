@@ -14,7 +14,7 @@ from deepcluster.export import folders
 from deepcluster.export.replace import INVENTORY, replace_tree
 from deepcluster.storage.run_folder import DUPLICATES, RunFolder
 from tests.exports import hand_run, photos_run, state, tree, write_clusters
-from tests.helpers.said import Said
+from tests.helpers.runs import Said
 from tests.tiny import writable
 
 

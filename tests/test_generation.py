@@ -239,14 +239,6 @@ def test_readers_beside_a_writer_see_one_state(tmp_path):
     assert len(seen) > 3 and all(images == clusters for images, clusters in seen)
 
 
-def test_a_plain_reader_would_see_two(tmp_path):
-    """The negative control of the test before: a change between the two reads."""
-    run = make(tmp_path / "run")
-    first = files.open_run(run).read_record().images
-    change(run)
-    assert first != files.open_run(run).file("clusters.csv").read_text()
-
-
 @pytest.mark.parametrize("name", ["report.html", "model/config.json"])
 def test_what_is_in_the_way_is_left_and_named(tmp_path, name):
     run = make(tmp_path / "run")

@@ -54,19 +54,6 @@ def test_doctor_in_json(capsys):
     assert json.loads(capsys.readouterr().out)["deepcluster"]
 
 
-def test_a_data_set_nearly_of_that_name_is_named(capsys):
-    assert run_command(["fit", "torchvision:CIFAR1O"]) == 3
-    assert "did you mean torchvision:CIFAR10" in capsys.readouterr().err
-
-
-def test_a_dry_run_says_time_and_memory_and_writes_nothing(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run_command(["fit", str(photos), "--dry-run", *small_fit()[:-1]]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"Memory +\d+\.\d GB on cpu\nTime +about [\d.]+ (s|min|h)", printed)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])
 def test_completion_is_installed(shell, tmp_path):
     environment = os.environ | {"HOME": str(tmp_path), "SHELL": f"/bin/{shell}"}

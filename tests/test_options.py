@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,25 @@ from deepcluster import DeepCluster, flags
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
 from deepcluster.evaluation import PROTOCOL_OPTIONS
-from deepcluster.recipe import Recipe, declared, read_options
+from deepcluster.recipe import Option, Recipe, declared, read_options
 from deepcluster.runs.evaluate import PROTOCOLS
-from tests.other_values import Asked, other_value
 from tests.pages import ROOT
 from tests.tiny import RECORD
+
+
+def other_value(option: Option) -> Any:
+    """A value that an option may have and that is not its default."""
+    default = option.default
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, str):
+        return next((choice for choice in option.choices if choice != default), "other")
+    step = 1 if isinstance(default, int) else 0.0625
+    return default + step if default + step <= option.high else default - step
+
+
+class Asked(Exception):
+    """A command or a fit that goes no further than the request that it makes."""
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_run_that_was_killed_has_a_result_that_everything_works_on(killed, pho
     placed = {row["path"]: row["cluster"] for row in rows(tmp_path / "out.csv")}
     assert placed == {row["path"]: row["cluster"] for row in rows(killed / "clusters.csv")}
     assert np.array_equal(np.load(tmp_path / "features.npy"), np.load(killed / "features.npy"))
-    assert len(rows(copy / "cluster_summary.csv")) == 4
+    assert len(rows(tmp_path / "features.csv")) == 48 and len(rows(copy / "cluster_summary.csv")) == 4
     assert record(copy)["result"] == "preliminary"
 
 

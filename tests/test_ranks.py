@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import deepcluster
-from deepcluster.clustering.agreement import drift
+from deepcluster.clustering.agreement import compared, drift
 from deepcluster.clustering.kmeans import KMeans, kmeans
 from deepcluster.clustering.pic import power_iteration
 from deepcluster.clustering.whitening import Reduction
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError
+from deepcluster.groups.cut import Cut, cut
+from deepcluster.groups.tree import Tree, least_of_each, merge_tree
+from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.views import Augmentation
 from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, WithInstances, new_linear_head
 from deepcluster.place import Place
 from deepcluster.records import State
+from deepcluster.report import pictures
 from deepcluster.runs import fit as run
+from deepcluster.runs import rows as samples
+from deepcluster.runs.result import metrics, place_rows, summary_rows
+from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
 from deepcluster.storage import run_folder as files
@@ -39,7 +47,6 @@ from tests.test_evaluation_shared import evaluated
 from tests.test_fit_shared import predicted, small_network
 from tests.test_kmeans_shared import averaged, clustered, whitened
 from tests.test_learning_shared import INSTANCES, odd
-from tests.test_result_shared import alike, described, features, judged, medoids, own, shared
 from tests.tiny import tiny_run
 
 # ---- exchanges ------------------------------------------------------------------------------------------------------
@@ -293,10 +300,72 @@ def test_a_folder_that_not_all_see_is_refused(ranks, tmp_path):
 ROOT = Path(deepcluster.__file__).parent
 # Not in the table: declarations of types, and one that the tests of checkpoints call with a rank without rows.
 ELSEWHERE = {"Loss.__call__", "ClusteringStep.__call__", "restored"}
-ROWS = features()[:601]
+ROWS = normalize(
+    2 * torch.eye(8)[torch.arange(601) % 5] + torch.randn(601, 8, generator=torch.Generator().manual_seed(0)), dim=1
+)
 LABELS = torch.arange(601) ** 2 % 7
 IMAGES = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2)
-RESULT = ("clusters.csv", "features.npy", "cluster_summary.csv", "tree.json", "metrics.json", "duplicates.csv")
+RESULT = (
+    "clusters.csv", "features.npy", "residuals.npy", "cluster_summary.csv", "map.npy", "tree.json", "metrics.json",
+    "duplicates.csv", "thumbnails.webp", "recipe.toml", "model/model.safetensors", "model/groups.safetensors",
+)  # fmt: skip
+
+
+def own(x: Tensor, processes: Processes) -> Tensor:
+    share = processes.part(len(x))
+    return x[share.start : share.stop]
+
+
+def medoids(processes: Processes, distances: Tensor, groups: Tensor) -> list[int]:
+    part = own(distances, processes)
+    return least_of_each(part, own(groups, processes), 4, Partition.of(processes, len(part))).tolist()
+
+
+def test_medoids_by_hand(ranks):
+    distances = torch.tensor([0.5, 0.2, 0.2, 0.1, 0.3, 0.1, 0.7])
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 3])  # of equal ones the first, and none in group 2
+    for count in (1, 2, 3):
+        assert ranks[count](medoids, distances, groups) == [[1, 3, -1, 6]] * count
+
+
+def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, str]], Tree, Tensor, dict[str, float]]:
+    """All that the tables say of the groups of a sample."""
+    reduced = own(x, processes)
+    partition = Partition.of(processes, len(reduced))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE", few)
+        sample = sample_of(reduced, partition, 3)
+        assert len(sample) == (few if processes.is_main else 0)
+        groups = Cut(**processes.broadcast_tensors(lambda: vars(cut(sample, 5))))
+        images = Rows([str(row) for row in range(len(x))], None, (), reduced, sample, partition, reduced[:, 0])
+        groups, placement = place_rows(groups, images, x[:3])
+    model: Any = SimpleNamespace(groups=groups, names=("",) * 5, junk=())
+    truth = [("", "a", "b")[row % 3] for row in own(torch.arange(len(x)), processes).tolist()]
+    tree = merge_tree(reduced, groups, placement.centroid, partition)
+    measures = metrics(truth, placement.cluster, partition)
+    return summary_rows(model, images, placement), tree, placement.cluster, measures
+
+
+def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, float]:
+    return compared(own(before, processes), own(after, processes), processes)
+
+
+def alike(processes: Processes, images: Tensor) -> list[list[tuple[int, float]]]:
+    part = own(images, processes)
+    return near_duplicates(part, Partition.of(processes, len(part)))
+
+
+def shared(processes: Processes, out: Path) -> None:
+    """A run whose groups are of fewer images than it has, and whose map has fewer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE", 30)
+        patch.setattr(pictures, "MAX_PICTURES", 20)
+        options = OPTIONS | {"rounds": 0}  # training differs by what a batch has
+        labels = [str(row % 4) for row in range(40)]
+        file = out.parent / f"{out.name}-{processes.rank}.csv"
+        file.write_text("path,label\n" + "".join(f"{row},{label}\n" for row, label in enumerate(labels)))
+        request = run.Request(out=out, n_clusters=4, options=options, labels=str(file))
+        run.fit(pixels(), request, processes=processes)
 
 
 def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
@@ -368,7 +437,7 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
         "medoids": (0, medoids, ROWS[:, 0], LABELS.clamp(max=3)),
         "groups and tables": (1e-5, described, ROWS, 400),
-        "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES])),
+        "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES, IMAGES[:1].expand(43, -1, -1, -1)])),
         "learning": (1e-5, odd, 5, {}),
         "learning with instances": (1e-5, odd, 5, INSTANCES),
         "rounds": (1e-3, alternated, new_linear_head, CrossEntropy()),

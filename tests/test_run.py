@@ -3,33 +3,38 @@
 import json
 import shutil
 import tomllib
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from deepcluster import load
 from deepcluster.algorithm import alternate
-from deepcluster.errors import DataError, DiskError, NonFiniteError, Stopped
+from deepcluster.errors import DataError, NonFiniteError, Stopped
+from deepcluster.groups.cut import Placement
 from deepcluster.recipe import Recipe
 from deepcluster.runs import build as assembly
 from deepcluster.runs import fit as run
 from deepcluster.runs import train
 from deepcluster.runs.build import learning_rate
 from deepcluster.runs.plan import Request
-from deepcluster.runs.predict import placement_rows, predict
 from deepcluster.runs.recut import recut
+from deepcluster.runs.result import Result
+from deepcluster.runs.rows import Rows
+from deepcluster.runs.writer import write_clusters
 from deepcluster.runtime.console import Silent
+from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
-from tests.helpers.runs import OPTIONS, SAME, left_behind, model_digest, record, rows
-from tests.helpers.said import Said
-from tests.predicting import predicted
+from tests.helpers.runs import OPTIONS, SAME, Said, left_behind, model_digest, predicted, record, rows
+from tests.tiny import writable
 
 REQUEST = Request(out=Path("run"), n_clusters=3, options=OPTIONS | {"rounds": 2})
 
@@ -141,25 +146,6 @@ def test_predict_gives_the_rows_of_the_fit_in_any_company(finished, photos, coun
     ]
 
 
-def test_bad_files_change_nothing_and_are_listed(finished, photos, tmp_path):
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    (folder / "bars" / "00broken.png").write_bytes((photos / "bars" / "00.png").read_bytes()[:200])
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "notes.txt").write_text("not an image")
-    (folder / "page.png").write_text("<html>")
-    (folder / "blob" / "link.png").symlink_to(folder / "blob" / "00.png")
-    found = run.fit(folder, replace(REQUEST, out=tmp_path / "run", seed=5, labels="folders")).path
-    skipped = rows(found / "skipped.csv")
-    bad = ["bars/00broken.png", "blob/link.png", "empty.jpg", "notes.txt", "page.png"]
-    assert [row["path"] for row in skipped] == bad
-    assert all(row["reason"] for row in skipped)
-    table = rows(found / "clusters.csv")
-    assert [row for row in table if row["status"] == "ok"] == rows(finished / "clusters.csv")
-    assert {row["path"] for row in table if row["status"] == "skipped"} == {*bad}
-    assert (found / "features.npy").read_bytes() == (finished / "features.npy").read_bytes()
-
-
 def test_recut(finished, photos, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
@@ -232,33 +218,6 @@ def test_a_run_that_fails_says_so_and_keeps_its_history(photos, tmp_path, monkey
     assert record(tmp_path / "run")["status"] == "failed"
 
 
-def test_an_existing_folder_is_not_touched(photos, tmp_path):
-    (tmp_path / "mine.txt").write_text("precious")
-    for overwrite in (False, True):
-        with pytest.raises(DiskError, match=r"another -o"):
-            run.fit(photos, replace(REQUEST, out=tmp_path, overwrite=overwrite))
-    assert (tmp_path / "mine.txt").read_text() == "precious"
-
-
-def test_overwrite_replaces_a_run_and_leaves_other_files(finished, photos, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(finished, copy)
-    (copy / "mine.txt").write_text("precious")
-    (copy / "metrics.json").write_text("{}")
-    run.fit(photos, replace(REQUEST, out=copy, n_clusters=2, overwrite=True))
-    assert (copy / "mine.txt").read_text() == "precious"
-    assert not (copy / "metrics.json").exists()  # of the old run
-    assert len(rows(copy / "cluster_summary.csv")) == 2
-
-
-def test_nothing_is_written_when_the_options_are_wrong(photos, tmp_path):
-    labels = str(tmp_path / "none.csv")
-    for wrong in ({"n_clusters": 49}, {"options": {"pseudo_labels": 49}}, {"labels": labels}, {"recipe": "v7"}):
-        with pytest.raises(ValueError):
-            run.fit(photos, replace(REQUEST, out=tmp_path / "run", **wrong))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_loaded_model_takes_images_as_a_user_has_them(finished, photos, tmp_path):
     model = load(finished / "model")
     table = rows(finished / "clusters.csv")
@@ -295,28 +254,24 @@ def test_a_resumed_run_keeps_the_learning_rate_of_its_time_limit(photos, tmp_pat
     assert schedules[0](planned / 2) == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory) -> Path:
-    """The first digits by the network as it is before training."""
-    out = tmp_path_factory.mktemp("digits") / "run"
-    return run.fit(digits(600), Request(out=out, n_clusters=10, options={"rounds": 0})).path
-
-
-def digits(count: int | None = None) -> np.ndarray:
-    images = np.rint(load_digits().images[:count] * (255 / 16)).astype(np.uint8)
-    return images[..., None].repeat(3, 3)
-
-
-def outliers(found: Path, images) -> list[int]:
-    model, flags = load(found), []
-    for part in predict(model, images):
-        flags += [row["is_outlier"] for row in placement_rows(model, model.place(part.reduced), part.residuals)]
-    return flags
-
-
-def test_noise_is_an_outlier_of_digits(digits_run):
-    noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
-    assert sum(outliers(digits_run, noise)) >= 45
-    inside = [int(row["is_outlier"]) for row in rows(digits_run / "clusters.csv")]
-    assert sum(inside) < 0.01 * len(inside)
-    assert outliers(digits_run, digits(600)) == inside
+def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
+    count = 10_000
+    numbers, x = torch.arange(count), torch.rand(count)
+    model: Any = SimpleNamespace(outliers=SimpleNamespace(limit=1.0), names=("",) * 5, junk=())
+    paths = tuple(f"{row:05}.png" for row in range(count))
+    partition = Partition.single(count)
+    table = Rows(paths, None, [("bad.png", "")], x[:, None], x[:, None], partition, x)
+    placement = Placement(numbers % 5, numbers % 7, x, x, numbers % 5)
+    tracemalloc.start()
+    result = Result(model, table, placement, x, [], {}, None, None)
+    digest = files.rows_sha256(write_clusters(writable(tmp_path), result))
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 400 * count  # a dictionary and its cells take 900 bytes
+    written = rows(tmp_path / "clusters.csv")
+    assert len(written) == count + 1 and written[-1]["status"] == "skipped"
+    assert digest == files.rows_sha256(written)
+    assert written[7] == {
+        "path": "00007.png", "status": "ok", "cluster": "2", "name": "", "fine_cluster": "0", "label": "",
+        "distance": f"{x[7]:.6f}", "margin": f"{x[7]:.6f}", "is_outlier": "0",
+    }  # fmt: skip

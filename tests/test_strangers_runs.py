@@ -262,14 +262,6 @@ def test_a_link_in_place_of_the_model_is_refused(run, tmp_path, ends):
     assert contents(tmp_path / "elsewhere") == before
 
 
-def test_results_named_by_a_link_replace_the_link(run, tmp_path, photos, ends):
-    for command, name in (("predict", "out.csv"), ("embed", "out.npy")):
-        (tmp_path / f"{name}.real").write_text("mine")
-        (tmp_path / name).symlink_to(tmp_path / f"{name}.real")
-        ends([command, run, photos, "-o", tmp_path / name, "--overwrite"], 0)
-        assert (tmp_path / f"{name}.real").read_text() == "mine"
-
-
 def test_a_strangers_record_does_not_download(run, monkeypatch, tmp_path, ends):
     change_record(run, location="torchvision:CIFAR10")
     monkeypatch.setenv("DEEPCLUSTER_CACHE_DIR", str(tmp_path / "cache"))

@@ -90,12 +90,6 @@ def test_predict_says_what_it_wrote(finished, photos, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_no_run_is_not_called_one(photos, tmp_path, capsys):
-    assert run_command(["fit", str(photos), "-o", str(photos)]) == 5
-    said = capsys.readouterr().err
-    assert "is not a run folder" in said and "--overwrite" not in said
-
-
 @pytest.mark.parametrize(
     ("options", "warned"), [({}, True), ({"weights": "none"}, False), ({"weights": "timm"}, False)]
 )

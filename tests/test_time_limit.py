@@ -17,8 +17,7 @@ from deepcluster.runs.plan import Clock, Job, Request
 from deepcluster.runs.train import KEPT_BACK, whole_rounds
 from deepcluster.runtime.console import Silent
 from deepcluster.runtime.processes import ALONE
-from tests.helpers.runs import OPTIONS, record, rows
-from tests.helpers.said import Said
+from tests.helpers.runs import OPTIONS, Said, record, rows
 
 RECIPE = Recipe(rounds=3, epochs=2, image_size=144, view_size=108, views=1)
 PASS, RESULT = 20.0, 5.0  # seconds

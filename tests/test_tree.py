@@ -8,7 +8,7 @@ import torch
 from scipy.cluster.hierarchy import linkage
 
 from deepcluster.groups.cut import Cut, cut, placement_of
-from deepcluster.groups.tree import Tree, merge_tree, nodes_at, ward
+from deepcluster.groups.tree import Tree, distances_to, merge_tree, nodes_at, ward
 from tests.helpers.features import blobs
 
 
@@ -105,3 +105,10 @@ def test_many_groups_are_merged_only():
     rows = torch.nn.functional.normalize(torch.randn(600, 4, generator=torch.Generator().manual_seed(0)))
     tree = merge_tree(rows, Cut(rows, torch.arange(600) % 120))
     assert len(tree.groups) == 120
+
+
+def test_distances_of_rows_block_by_block(monkeypatch):
+    monkeypatch.setattr("deepcluster.groups.tree.ROWS_AT_ONCE", 3)
+    random = torch.Generator().manual_seed(0)
+    rows, middles, own = torch.randn(8, 4, generator=random), torch.randn(3, 4, generator=random), torch.arange(8) // 3
+    assert torch.allclose(distances_to(middles, rows, own), (rows - middles[own]).norm(dim=1))

@@ -34,8 +34,7 @@ from deepcluster.runs.update import Update, update
 from deepcluster.runs.writer import baseline_of
 from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
 from tests.drawings import drawings, save_drawings
-from tests.helpers.runs import change_record, contents, left_behind, record, rows, small_fit, state_of
-from tests.predicting import predicted
+from tests.helpers.runs import change_record, contents, predicted, record, rows, small_fit, state_of
 from tests.tiny import writable
 
 FIT = ("-k", "5", "--rounds", "0", "--pseudo-labels", "12", "--labels", "folders")
@@ -283,31 +282,6 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
     assert table[: len(before)] == before
     (number,) = {row["group"] for row in table[len(before) :]} - {row["group"] for row in before}
     assert {Path(row["path"]).name for row in table if row["group"] == number} == {"00.png", "95.jpg", "80.jpg"}
-
-
-WINDOWS = {
-    "reading": ("deepcluster.runs.update:read_once", 1),
-    "the features": ("deepcluster.storage.run_folder:LockedFolder._write", 5),
-    "the tables": ("deepcluster.runs.update:write_result", 1),
-    "before it is current": ("deepcluster.storage.state:commit", 1),
-    "when it is": ("deepcluster.storage.state:finish", 2),
-    "half moved": ("deepcluster.storage.state:sync_folder", 6),
-}
-
-
-QUICK = ("the tables", "half moved")
-
-
-@pytest.mark.parametrize("window", [pytest.param(w, marks=() if w in QUICK else pytest.mark.slow) for w in WINDOWS])
-def test_killed_at_any_moment_there_is_the_old_state_or_the_new_one(command, run, more, window):
-    code, _ = command("update", run, more, trap=("SIGKILL", *WINDOWS[window]))
-    assert code == -9
-    open_run(run)
-    assert len(used(run)) == (60 if window in ("when it is", "half moved") else 48)
-    assert state_of(run) is not None
-    assert command("update", run, more)[0] == 0
-    assert len(used(run)) == 60 and state_of(run) is not None
-    assert not left_behind(run)
 
 
 @pytest.fixture

@@ -3,11 +3,18 @@
 import csv
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deepcluster.images.source import is_run
+from deepcluster.model import Model
+from deepcluster.runs.predict import predict
 from deepcluster.runs.rows import read_run
+from deepcluster.runtime.console import Silent
+from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.run_folder import RunFolder
 from tests.commands import SMALL
@@ -90,3 +97,36 @@ def state_of(run: Path) -> dict[str, object] | None:
     if not is_run(run) or RunFolder(run).read_record().status != "done":
         return None
     return files.read_state(run, read)
+
+
+@dataclass
+class Predicted:
+    """The predictions of a model for all images of a source at once."""
+
+    model: Model
+    paths: list[str]
+    reduced: torch.Tensor
+    residuals: torch.Tensor
+    skipped: list[tuple[str, str]]
+
+
+def predicted(run: Path, images: Any) -> Predicted:
+    model = models.load(run)
+    parts = list(predict(model, images))
+    return Predicted(
+        model=model,
+        paths=[path for part in parts for path in part.paths],
+        reduced=torch.cat([part.reduced for part in parts]),
+        residuals=torch.cat([part.residuals for part in parts]),
+        skipped=[file for part in parts for file in part.skipped],
+    )
+
+
+class Said(Silent):
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, heading: str, text: str) -> None:
+        self.lines.append(f"{heading}: {text}")
