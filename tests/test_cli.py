@@ -170,15 +170,6 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)
 
 
-def test_the_default_run_folder_and_nothing_on_the_screen(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run_command(["fit", str(photos), "-k", "2", "--quiet", *QUICK]) == 0
-    assert capsys.readouterr() == ("", "")
-    (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith(f"{photos.name}-2")
-    assert (run / "clusters.csv").exists()
-
-
 def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished, photos, tmp_path, capsys):
     dry = ["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]
     assert run_command(dry) == 0

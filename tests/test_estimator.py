@@ -16,9 +16,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
 
 from deepcluster import DeepCluster, estimator, load
 from deepcluster.cli import run_command
@@ -125,6 +123,7 @@ def test_the_attributes_of_a_fit(fitted):
     assert fitted.labels_.shape == (48,) and fitted.labels_.dtype == np.int64
     assert fitted.embedding_.dtype == np.float32 and np.allclose(np.linalg.norm(fitted.embedding_, axis=1), 1)
     assert fitted.cluster_centers_.shape == (3, fitted.embedding_.shape[1])
+    assert len(fitted.get_feature_names_out()) == fitted.embedding_.shape[1]
     assert (fitted.n_clusters_, fitted.n_iter_, len(fitted.history_), fitted.skipped_) == (3, 1, 1, [])
     assert fitted.history_[0]["round"] == 0 and fitted.history_[0]["loss"] > 0
     assert np.isnan(fitted.history_[0]["nmi_previous"])
@@ -463,14 +462,6 @@ def test_before_fit(method):
 
 
 # ---- among scikit-learn's own, and in notebooks ---------------------------------------------------------------------
-
-
-def test_in_a_pipeline(digits):
-    target = load_digits().target[:120]
-    pipeline = make_pipeline(DeepCluster(**QUICK, image_shape=(8, 8)), LogisticRegression(max_iter=1000))
-    pipeline.fit(digits, target)
-    assert pipeline.score(digits, target) > 0.5
-    assert len(pipeline[0].get_feature_names_out()) == pipeline[0].embedding_.shape[1]
 
 
 @pytest.mark.parametrize("images", [pixels(), load_digits().data[:60]], ids=["images", "table"])

@@ -305,7 +305,7 @@ def test_a_run_tells_nothing_but_pixels(listed: bool, tmp_path: Path, monkeypatc
     assert len(pictures) == 21  # 20 of the clusters, and the sheet of the map
     files = {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
     for name, data in [*files.items(), *((f"picture {i}", data) for i, data in enumerate(pictures))]:
-        assert CANARY.encode() not in data, name
+        assert CANARY.encode() not in data and not (name.startswith("model/") and b".jpg" in data), name
     told = {name for name, data in files.items() if HOME.encode() in data}
     # A list of absolute paths is what the tables are about; the folder of images is not.
     tables = {"clusters.csv", "cluster_summary.csv", "skipped.csv", "duplicates.csv", "checkpoints/images.csv"}

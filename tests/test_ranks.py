@@ -1,7 +1,6 @@
 """Several ranks: what they exchange, their checkpoints, and every collective with a rank that has no rows."""
 
 import ast
-import pickle
 import shutil
 import sys
 import warnings
@@ -154,32 +153,6 @@ def test_tensors_of_the_first(ranks):
         for name, each in tensors.items():
             assert (found[name].dtype, found[name].shape) == (each.dtype, each.shape)
             assert torch.equal(bits(found[name]), bits(each))
-
-
-class Evil:
-    """Its pickle says: call print when you are read."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return exec, ("import deepcluster; deepcluster.ran = True",)
-
-
-def rogue(processes: Processes, data: bytes) -> str:
-    if processes.rank == 1:
-        own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        sizes = processes.all_reduce(torch.tensor([0, len(own)])).tolist()
-        processes.gather_rows(own, sizes, range(2))
-        return ""
-    try:
-        processes.all_gather_json([1, 2, 3])
-    except ValueError as error:
-        return type(error).__name__
-    return "nothing"
-
-
-def test_a_pickle_from_another_process_is_no_json(ranks):
-    said = ranks[2](rogue, pickle.dumps(Evil()))
-    assert said[0] in ("JSONDecodeError", "UnicodeDecodeError")
-    assert not hasattr(deepcluster, "ran")
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

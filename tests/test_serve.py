@@ -3,10 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 
@@ -17,7 +13,7 @@ from deepcluster.runs.recut import apply
 from deepcluster.runs.serve import serve
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.edits_file import Edits
-from tests.helpers.runs import contents, record, rows, state_of
+from tests.helpers.runs import contents, record, rows
 from tests.helpers.serving import act, ask, serving, version
 
 HUGE = {"Content-Length": str(5 << 20)}
@@ -115,31 +111,6 @@ def test_the_holder_of_the_lock_is_named(run: Path):
         assert status == 409 and f"is in use by process {os.getpid()}" in said
         assert version(address) == now
     assert act(address, "apply", now, names={"0": "x"})[0] == 200
-
-
-def test_a_kill_in_the_middle_of_an_edit_loses_nothing(run: Path):
-    cut = record(run)["cut"]
-    old = state_of(run)
-    command = [sys.executable, "-m", "deepcluster", "report", str(run), "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        address = process.stdout.readline().split()[-1]  # it came through a pipe
-        page = version(address)
-
-        def edit() -> None:
-            with pytest.raises((OSError, HTTPException)):
-                act(address, "apply", page, cut=cut, move=[[0, 3]])
-
-        client = Thread(target=edit)
-        client.start()
-        while not (run / ".deepcluster" / "scratch" / "rank-0" / "next").exists():
-            time.sleep(0.001)
-        process.kill()
-        client.join()
-    assert state_of(run) == old and rows(run / "clusters.csv")[0]["cluster"] != "3"
-    address = serving(run)
-    assert act(address, "apply", version(address), cut=cut, move=[[0, 3]])[0] == 200
-    assert rows(run / "clusters.csv")[0]["cluster"] == "3"
 
 
 def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -392,14 +392,6 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
     assert "60 of 60 fit into no cluster (see Problems in the report). A new fit is due: 68% of" in text
 
 
-def test_an_update_counts_its_own_outliers_and_judges_all_since_the_fit(many_features):
-    run, alike, strange = many_features
-    for images, outliers, due in ((strange[:15], 15, False), (alike[:2], 0, False), (strange[15:20], 5, True)):
-        done = update(run, images)
-        assert (done.added, done.outliers, done.due) == (len(images), outliers, due)
-    assert update(run, alike[:2]).due  # known images change nothing
-
-
 def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, capsys):
     run, given = of_features
     np.save(tmp_path / "far.npy", 20 * given[:30])
