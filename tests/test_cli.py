@@ -4,24 +4,36 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import deepcluster
 from deepcluster import cli
 from deepcluster.cli import run_command
+from deepcluster.errors import DeepClusterWarning
 from deepcluster.flags import Output
+from deepcluster.images import find
+from deepcluster.images.source import counted
+from deepcluster.presets import Facts, resolve
+from deepcluster.runs.forecast import in_words
+from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import RunFolder
-from tests.helpers.runs import rows
-from tests.tiny import RECORD, change_tensors, tiny_run
+from tests.helpers.runs import rows, small_fit
+from tests.tiny import RECORD, change_tensors, tiny_model, tiny_run
 
 QUICK = ["--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"]
 COLUMNS = ["path", "cluster", "name", "distance", "margin", "is_outlier"]
@@ -280,3 +292,216 @@ def test_waiting_threads_leave_the_core_to_others(asked, policy):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | asked
     done = subprocess.run([sys.executable, "-c", code, "--help"], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"{policy} False"  # torch reads it when it is imported
+
+
+# ---- JSON, completion, terminals, memory -----------------------------------------------------------------------------
+
+
+COMMAND = [sys.executable, "-m", "deepcluster"]
+
+
+def test_fit_in_json(photos, tmp_path, capfd):
+    out = tmp_path / "run"
+    assert run_command(["fit", str(photos), "-o", str(out), "--json", *small_fit("--labels", "folders")[:-1]]) == 0
+    said = capfd.readouterr()
+    told = json.loads(said.out)
+    assert told["run"] == str(out) and told["clusters"] == 3 and told["images_count"] == 48 and told["rounds"] == 1
+    assert told["metrics"] == json.loads((out / "metrics.json").read_text())
+    assert re.search(r"^Round +1 of 1: ", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
+
+
+def test_recut_and_apply_in_json(run, tmp_path, capsys):
+    assert run_command(["recut", str(run), "-k", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clusters"] == 4
+    (tmp_path / "edits.json").write_text('{"schema_version": 1, "merge": [[0, 1]]}')
+    assert run_command(["apply", str(run), str(tmp_path / "edits.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clusters"] == 3
+
+
+def test_predict_in_json_says_what_the_csv_says(finished, photos, capsys):
+    assert run_command(["predict", str(finished), str(photos)]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert run_command(["predict", str(finished), str(photos), "--json"]) == 0
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [",".join(map(str, row.values())) for row in objects] == lines
+    assert list(objects[0]) == header.split(",")
+
+
+def test_doctor_in_json(capsys):
+    assert run_command(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deepcluster"]
+
+
+@pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])
+def test_completion_is_installed(shell, tmp_path):
+    environment = os.environ | {"HOME": str(tmp_path), "SHELL": f"/bin/{shell}"}
+    done = subprocess.run([*COMMAND, "--install-completion"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scripts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("predict" in text and "pseudo-labels" in text for text in scripts)
+
+
+def on_a_terminal(arguments: list[str], **environment: str) -> str:
+    """All that a command writes on a terminal of its own."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CI")}
+    inherited |= {"TERM": "xterm-256color", "COLUMNS": "120"}
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        arguments, stdin=follower, stdout=follower, stderr=follower, env=inherited | environment
+    ) as process:
+        os.close(follower)
+        written = b""
+        while True:
+            try:
+                part = os.read(leader, 1 << 16)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not part:
+                break
+            written += part
+        assert process.wait() == 0, written
+    os.close(leader)
+    return written.decode()
+
+
+@pytest.mark.parametrize("environment", [{}, pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.slow)])
+def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(photos, tmp_path, environment):
+    arguments = [*COMMAND, "fit", str(photos), *small_fit()[:-1], "-o"]
+    shown = on_a_terminal([*arguments, str(tmp_path / "run")], **environment)
+    assert "training" in shown
+    assert bool(re.search(r"\x1b\[[\d;]*3[0-8][\d;]*m", shown)) == (not environment)
+
+
+def peaks_of_predict(run: Path, folders: Sequence[Path]) -> list[float]:
+    """MB, after each in turn."""
+    script = (
+        "import resource, sys; from deepcluster.cli import run_command\n"
+        "run, out, *folders = sys.argv[1:]\n"
+        "for folder in folders:\n"
+        "    assert run_command(['predict', run, folder, '-o', out, '--overwrite', '--quiet']) == 0\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"
+    )
+    command = [sys.executable, "-c", script, *map(str, (run, run / "found.csv", *folders))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [float(line) for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("few", "most", "size"), [(200, 1000, 128), pytest.param(500, 10_000, 64, marks=pytest.mark.slow)]
+)
+def test_memory_does_not_grow_with_the_number_of_images(few, most, size, tmp_path):
+    """All pixels of 1,000 images of 128 px would take 49 MB in the model's store."""
+    run = tiny_run(tmp_path / "run")
+    models.save(replace(tiny_model(), store_size=size), run / "model")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "one.png")
+    for count in (few, most):
+        (tmp_path / str(count)).mkdir()
+        for i in range(count):
+            os.link(tmp_path / "one.png", tmp_path / str(count) / f"{i:05}.png")
+    before, after = peaks_of_predict(run, [tmp_path / str(few), tmp_path / str(most)])
+    assert after - before < 15, (before, after)
+    assert len((run / "found.csv").read_text().splitlines()) == most + 1
+
+
+# ---- lines for people ------------------------------------------------------------------------------------------------
+
+
+def test_reasons_are_counted():
+    reasons = [
+        *["a HEIC or HEIF image: pip install 'deepcluster[heif]' to use it"] * 6,
+        "cannot be decoded: image file is truncated", "cannot be decoded: broken", "empty file",
+        "not an image in an accepted format (JPEG)", "too many pixels: 9, more than the limit of 8",
+        "permission denied", "a symbolic link, not followed",
+    ]  # fmt: skip
+    assert counted(reasons) == (
+        "6 HEIC (pip install 'deepcluster[heif]' reads them), 2 damaged, 1 empty, 1 of another kind, 1 too large,"
+        " 1 permission denied, 1 linked"
+    )
+    assert counted(["cannot open: a", "cannot open: b"]) == "2 cannot open"
+    assert counted([]) == ""
+
+
+def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos, tmp_path, capsys):
+    images = shutil.copytree(photos, tmp_path / "images")
+    (images / "empty.jpg").touch()
+    for name in ("a.pdf", "b.pdf"):
+        (images / name).write_text("no image")
+    assert run_command(["fit", str(images), "-o", str(tmp_path / "run"), *small_fit()[:-1]]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"Images +48 can be used, 3 skipped: 2 of another kind, 1 empty \(skipped.csv\)", said)
+    assert "Plan " not in said and "precision" not in said
+    assert run_command(["fit", str(images), "-o", str(tmp_path / "run"), "--overwrite", "-v", *small_fit()[:-1]]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Plan ") > 3 and "precision" in said
+
+
+def test_the_plan_in_a_sentence():
+    drawings = Facts(1797, 8, True, 10, "cpu")
+    plan = resolve("auto", {}, drawings)
+    assert plan.in_short(10) == "10 clusters; network trained in at most 30 rounds at 16 px"
+    assert plan.network == "compact, trained from nothing on these images"
+    photographs = Facts(3000, 224, False, None, "cpu", "photos-small")
+    plan = resolve("auto", {"rounds": 1}, photographs)
+    assert plan.in_short(None) == "as many clusters as the images suggest; network adapted in at most 1 round at 224 px"
+    assert plan.network == ("EfficientNet-Lite0, trained on photographs; deepcluster fetch downloads a larger one")
+    given = resolve("auto", {"backbone": "timm:resnet18", "weights": "w.safetensors"}, photographs)
+    assert given.network == "timm:resnet18, with given weights"
+    assert "used as it is" in resolve("auto", {"rounds": 0}, photographs).in_short(3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (80, "80 s"), (90, "1.5 min"), (4000, "67 min"), (9000, "2.5 h")]
+)
+def test_time_in_words(seconds, words):
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize("verb", [["report"], ["recut", "-k", "4"]])
+def test_a_page_is_opened_where_that_is_asked_for(run, monkeypatch, capsys, verb):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)))
+    command = [verb[0], str(run), *verb[1:]]
+    assert run_command(command) == 0 and opened == []
+    assert run_command([*command, "--open"]) == 0
+    assert opened == [(run / "report.html").as_uri()]
+    assert f"no browser could be opened: open {opened[0]} yourself" in capsys.readouterr().err
+
+
+def test_predict_says_what_it_wrote(finished, photos, tmp_path, capsys):
+    out = tmp_path / "new.csv"
+    assert run_command(["predict", str(finished), str(photos), "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out == "" and re.search(
+        rf"Done +{out}: 48 images, \d+ in cluster 0, \d+ in cluster 1, \d+ in cluster 2\n", said.err
+    )
+    image = next(photos.rglob("*.png"))
+    assert run_command(["predict", str(finished), str(image), "-o", str(out), "--overwrite"]) == 0
+    assert re.search(rf"Done +{out}: 1 image, 1 in cluster \d\n", capsys.readouterr().err)
+    assert run_command(["predict", str(finished), str(photos), "-o", str(out), "--overwrite", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"), [({}, True), ({"weights": "none"}, False), ({"weights": "timm"}, False)]
+)
+def test_a_network_of_timm_without_weights_is_warned_of(options, warned, photos, tmp_path, recwarn):
+    from deepcluster.runs.plan import Request, begin
+    from deepcluster.runtime.console import Silent
+
+    request = Request(out=tmp_path / "run", options={"backbone": "timm:resnet18", **options})
+    begin(find(photos), request, Silent())
+    said = [str(warning.message) for warning in recwarn if warning.category is DeepClusterWarning]
+    assert bool(said) == warned and all("weights timm" in text for text in said)
+
+
+def test_what_the_package_offers_is_listed():
+    import deepcluster
+
+    assert {"DeepCluster", "load", "__version__"} == set(dir(deepcluster))
+
+
+def test_the_name_of_a_data_set_is_said_before_its_library_is_loaded(capsys):
+    assert run_command(["fit", "sklearn:none", "-k", "3"]) == 3
+    said = capsys.readouterr()
+    assert said.out == "Loading   sklearn:none\n" and "only sklearn:digits is available" in said.err

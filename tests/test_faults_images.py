@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -158,42 +157,6 @@ def test_files_that_break_during_a_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 # Huge and slow files
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-MEASURE = """
-import sys
-from pathlib import Path
-from PIL import Image
-from deepcluster.images import find
-from deepcluster.images.store import preview, read_once
-from fuzz.harness import peak_memory
-Image.init()
-before = peak_memory(anew=True)
-source = find(Path(sys.argv[1]))
-preview(source)
-store = read_once(source, 8)
-print((peak_memory() - before) / 1e6, len(store.kept), [reason for _, reason in store.skipped])
-"""
-
-
-def megabytes(folder: Path) -> tuple[float, int, str]:
-    """In a process of its own, which has no memory to use again."""
-    command = [sys.executable, "-c", MEASURE, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    rise, kept, reasons = done.stdout.split(maxsplit=2)
-    return float(rise), int(kept), reasons
-
-
-@needs_proc
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "1"])
-def test_an_image_within_the_limit_takes_12_bytes_a_pixel(tmp_path: Path, mode: str) -> None:
-    image = Image.new(mode, (6_000, 6_000))
-    options = {"transparency": bytes(256)} if mode == "P" else {}
-    image.save(tmp_path / "a.png", compress_level=1, **options)
-    rise, kept, _ = megabytes(tmp_path)
-    assert kept == 1 and 100 < rise < 12 * 36 + 10
 
 
 def test_files_that_could_take_long(tmp_path: Path) -> None:
