@@ -110,8 +110,6 @@ def serve() -> None:
 
 
 class Commands:
-    """The server, from the outside."""
-
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.commands"],

@@ -17,7 +17,6 @@ RECORD = {"schema_version": 1, "images": "pictures", "seed": 0, "rounds": 0, "st
 
 
 def colour(i: int) -> tuple[int, int, int]:
-    """Another one for each i."""
     return (i * 37 % 256, i * 91 % 256, i % 256)
 
 
@@ -58,7 +57,6 @@ def hand_run(
 
 
 def write_clusters(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write clusters.csv and its digest."""
     writable(run).write_rows("clusters.csv", CLUSTERS, rows)
     change_record(run, rows=rows_sha256(rows))
 

@@ -34,7 +34,6 @@ def text_of(page: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """What is not fenced."""
     return FENCE.sub("", text_of(page))
 
 

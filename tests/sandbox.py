@@ -163,7 +163,6 @@ class Sandbox:
 
 
 def needs_more(text: str) -> bool:
-    """Whether a command or a block needs a package that is not here."""
     return any(part in text and importlib.util.find_spec(package) is None for part, package in NEEDS.items())
 
 

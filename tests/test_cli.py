@@ -214,7 +214,6 @@ def test_predict_reads_paths_from_standard_input(finished, photos, monkeypatch, 
 
 @pytest.mark.parametrize(("limit", "rejected"), [(0.0, True), (torch.inf, False)])
 def test_reject(run, photos, capsys, limit, rejected):
-    """A limit below all residuals rejects all images, one above them none."""
     change_tensors(run / "model", outliers__limit=torch.tensor(limit))
     assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
     predicted = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -373,7 +372,6 @@ def test_a_terminal_sees_a_live_bar_and_no_colours_where_they_are_not_wanted(pho
 
 
 def peaks_of_predict(run: Path, folders: Sequence[Path]) -> list[float]:
-    """MB, after each in turn."""
     script = (
         "import resource, sys; from deepcluster.cli import run_command\n"
         "run, out, *folders = sys.argv[1:]\n"

@@ -68,7 +68,6 @@ def test_a_translation_has_the_same_commands_code_links_and_figures():
 
 
 def test_the_translated_tutorial_has_commands_and_figures_of_the_original():
-    """It may be shorter."""
     original, translated = (ROOT / "docs" / name / "photographs.md" for name in ("tutorials", "zh"))
     for pattern in (r"`[^`\n]+`", r"\d[\d.,]*\d(?: (?:%|MB|px))?"):
         assert set(re.findall(pattern, text_of(translated))) <= set(re.findall(pattern, text_of(original)))

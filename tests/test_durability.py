@@ -280,7 +280,6 @@ def test_a_finished_run_without_checkpoints_knows_its_images_by_its_table(pictur
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_finished_run_stays(pictures, whole, tmp_path, moved, ends):
-    """It is not computed again, where its images have moved either."""
     folder = shutil.copytree(pictures, tmp_path / pictures.name) if moved else pictures
     before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
     ends(["fit", folder, "-o", whole[0], *OPTIONS, "--resume"], 0)
@@ -296,7 +295,6 @@ def a_state(round: int) -> State:
 
 @pytest.fixture
 def checkpoints(tmp_path) -> Checkpoints:
-    """Two checkpoints."""
     folder = Checkpoints(tmp_path / "checkpoints")
     network = {"weight": torch.randn(5, 3), "counter": torch.tensor(7)}
     for round in (1, 2):

@@ -36,13 +36,11 @@ def pixels() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted() -> DeepCluster:
-    """For tests that change nothing."""
     return DeepCluster(**QUICK).fit(pixels())
 
 
 @pytest.fixture(scope="module")
 def untrained() -> DeepCluster:
-    """The same."""
     return DeepCluster(**UNTRAINED).fit(pixels())
 
 
@@ -53,13 +51,10 @@ def digits() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def of_table(digits) -> DeepCluster:
-    """For tests that change nothing."""
     return DeepCluster(**UNTRAINED, image_shape=(8, 8)).fit(digits)
 
 
 class Pairs(torch.utils.data.Dataset):
-    """(image, label), as the data sets of torchvision are."""
-
     def __init__(self, images):
         self.images = images
 

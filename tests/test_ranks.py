@@ -302,7 +302,6 @@ def test_medoids_by_hand(ranks):
 
 
 def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str, str]], Tree, Tensor, dict[str, float]]:
-    """All that the tables say of the groups of a sample."""
     reduced = own(x, processes)
     partition = Partition.of(processes, len(reduced))
     with pytest.MonkeyPatch.context() as patch:
@@ -342,7 +341,6 @@ def shared(processes: Processes, out: Path) -> None:
 
 
 def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
-    """Run steps 3 and 4 of two rounds."""
     rows = own(ROWS, processes)
     partition = Partition.of(processes, len(rows))
     rows = Reduction(6)(rows, Place(partition))
@@ -375,7 +373,6 @@ def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:
 
 
 def result(processes: Processes, folder: Path) -> dict[str, Any]:
-    """Fit without training, and return the files."""
     out = folder / f"result-{processes.world_size}"
     shared(processes, out)
     processes.any(False)  # wait for the main rank's files

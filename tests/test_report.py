@@ -51,7 +51,6 @@ HOSTILE = [
 
 
 def sections(parsed: Page) -> list[str | None]:
-    """The ids of the clusters that are shown."""
     return [attributes["id"] for attributes, _ in parsed.all("section", class_="cluster")]
 
 

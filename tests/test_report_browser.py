@@ -115,7 +115,6 @@ def move_slider(page: Any, images: int) -> None:
 
 
 def edit(page: Any, folder: Path) -> Path:
-    """Rename the first cluster, merge the third into the second and mark that as junk, by keys; the downloaded file."""
     page.get_by_role("tab", name="Clusters").click()
     for key in ("j", "n"):
         page.keyboard.press(key)
@@ -358,7 +357,6 @@ NEAREST_POINT = """() => {
 
 
 def tick(page: Any, number: int, places: list[int]) -> list[str]:
-    """Open all images of a cluster and select some; their paths."""
     page.locator(f"#cluster-{number} .all").click()
     tiles = page.locator("#images-grid .tile-of")
     tiles.first.wait_for()

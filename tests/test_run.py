@@ -33,6 +33,7 @@ from deepcluster.runtime.partition import Partition
 from deepcluster.storage import model_files as models
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints
+from deepcluster.storage.content import RunRecord
 from tests.helpers.runs import OPTIONS, SAME, Said, left_behind, model_digest, predicted, record, rows
 from tests.tiny import writable
 
@@ -45,7 +46,6 @@ def fit(images, out: Path, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(fitted) -> Path:
-    """A run of two rounds on the photos, with labels."""
     return fitted("--rounds", "2", "--labels", "folders")
 
 
@@ -275,3 +275,22 @@ def test_a_table_is_written_without_a_dictionary_for_each_row(tmp_path):
         "path": "00007.png", "status": "ok", "cluster": "2", "name": "", "fine_cluster": "0", "label": "",
         "distance": f"{x[7]:.6f}", "margin": f"{x[7]:.6f}", "is_outlier": "0",
     }  # fmt: skip
+
+
+# ---- run.json as a value ---------------------------------------------------------------------------------------------
+
+
+RUN = {"schema_version": 1, "images": "photos", "location": "/photos", "seed": 5, "n_clusters": None}
+
+
+@pytest.mark.parametrize("more", [{}, {"n_clusters": 3, "of a later version": [1, {"a": None}]}])
+def test_a_record_is_written_as_it_was_read(more):
+    assert RunRecord.from_json(RUN | more).to_json() == RUN | more
+
+
+def test_only_what_is_known_is_in_the_file():
+    record = replace(RunRecord.from_json(RUN), verdict="v", edits="a").with_phase("reading", 1.234)
+    assert record.with_phase("rounds", 2).to_json() == RUN | {
+        "verdict": "v", "edits": "a", "seconds_by_phase": {"reading": 1.23, "rounds": 2}
+    }  # fmt: skip
+    assert "edits" not in replace(record, edits=None).to_json()

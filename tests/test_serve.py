@@ -114,7 +114,6 @@ def test_the_holder_of_the_lock_is_named(run: Path):
 
 
 def test_ctrl_c_is_the_usual_end(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Also of --open, which opens the address and no file."""
     seen: list[str] = []
 
     def opened(address: str) -> bool:

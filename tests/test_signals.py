@@ -33,7 +33,6 @@ from tests.tiny import tiny_model
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    """Let a signal come inside a function, each time that it is called."""
     original = getattr(owner, name)
 
     def call(*arguments: Any, **options: Any) -> Any:

@@ -214,8 +214,6 @@ def test_flipped_bits_and_truncations_of_a_model_are_all_found(place: Place, nam
 
 
 class Calls:
-    """Calls a function when it is unpickled."""
-
     def __init__(self, function: Callable[..., object], *arguments: object):
         self.call = function, arguments
 
@@ -303,7 +301,6 @@ def test_a_pickle_in_json_is_text(place: Place) -> None:
 
 
 def test_a_compressed_checkpoint_is_refused(place: Place) -> None:
-    """A kilobyte of it may be a gigabyte; torch itself would unpack it."""
     small, bomb = place.here / "small.pt", place.here / "w.pt"
     torch.save({"a": torch.zeros(1 << 20)}, small)
     with zipfile.ZipFile(small) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:

@@ -147,7 +147,6 @@ def test_a_table_above_the_limit(run, ends, monkeypatch, most):
 
 
 def test_a_line_above_the_limit(run, ends, monkeypatch):
-    """A sparse file of zeros is one line, which is not read to its end."""
     monkeypatch.setattr(plain_files, "LONGEST_LINE", 1000)
     os.truncate(run / "skipped.csv", 2000)
     assert "skipped.csv is damaged (a line of more than 1,000 characters)" in ends(["report", run], 5)

@@ -142,7 +142,6 @@ def test_a_recut_that_cannot_be_told(options: list[str], run: Path, ends: Ends, 
 def test_what_cannot_be_told_fails(
     command: list[str], finished: Path, photos: Path, tmp_path: Path, ends: Ends, full: Callable[[], None]
 ) -> None:
-    """A training goes on to its end."""
     full()
     values = {"RUN": finished, "PHOTOS": photos, "OUT": tmp_path / "run"}
     assert "cannot write to standard output" in ends([values.get(word, word) for word in command], 5)
@@ -202,7 +201,6 @@ def pixels(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(3, 8, 9), (3, 8, 9, 1), (3, 8, 9, 3), (3, 8, 9, 4), (3, 3, 8, 9), (3, 1, 8, 9)])
 def test_rows_of_an_array(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """They are the same from a file, in either order, as from memory."""
     for array in (pixels(*shape), np.asfortranarray(pixels(*shape))):
         np.save(tmp_path / "a.npy", array)
         one, other = find(tmp_path / "a.npy"), find(array)

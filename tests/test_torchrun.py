@@ -76,7 +76,6 @@ def fitted(processes: Processes, images: Path, folder: Path, resume: bool) -> No
 
 @pytest.fixture(scope="module")
 def whole(ranks: dict[int, Ranks], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     ranks[2](fitted, images, folder, False)
     return folder

@@ -47,6 +47,13 @@ def run(fitted, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def images(run, photos, tmp_path: Path) -> Path:
+    """A copy of the photographs; the run finds its images there."""
+    change_record(run, location=str(tmp_path / "photos"))
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+@pytest.fixture
 def more(tmp_path: Path) -> Path:
     return save_drawings(tmp_path / "more", 4, seed=11)
 
@@ -163,10 +170,7 @@ def test_edits_stay_and_can_be_made_before_and_after(run, more):
     assert state_of(run) is not None
 
 
-def test_the_page_keeps_pictures_of_images_that_are_elsewhere(fitted, photos, more, tmp_path):
-    images = Path(shutil.copytree(photos, tmp_path / "photos"))
-    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
-    change_record(run, location=str(images))
+def test_the_page_keeps_pictures_of_images_that_are_elsewhere(run, images, more, tmp_path):
     report(run)
     count = (run / "report.html").read_text().count("<img src=")
     images.rename(tmp_path / "moved")
@@ -224,17 +228,13 @@ def test_the_images_of_a_fit_on_files_and_those_of_shards_and_arrays(run, more, 
 
 @pytest.mark.parametrize("source", ["/" + "x" * 300, "/a\0b", "", "/"])
 def test_an_added_image_whose_origin_is_no_file_is_away(run, more, source):
-    """A name that the system refuses is no damage of the run."""
     update(run, str(more))
     added = open_run(run).read_added()
     writable(run).write_rows("added.csv", ADDED_COLUMNS, [{**added[0], "source": source}, *added[1:]])
     assert len(read_run_images(run, None).source.paths) == 59
 
 
-def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(fitted, photos, more, tmp_path):
-    images = Path(shutil.copytree(photos, tmp_path / "photos"))
-    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
-    change_record(run, location=str(images))
+def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(run, images, more, tmp_path):
     shutil.copytree(more / "1", images / "new")
     assert (update(run, str(images)).added, update(run, str(more)).added) == (4, 8)
     images.rename(tmp_path / "moved")
@@ -244,10 +244,8 @@ def test_images_of_an_update_are_still_there_where_those_of_the_fit_have_moved(f
 
 
 @pytest.mark.parametrize("place", ["copy.txt", "photos", "link", "links.txt"])
-def test_a_file_that_has_changed_is_known_whatever_it_is_called(fitted, photos, tmp_path, place):
+def test_a_file_that_has_changed_is_known_whatever_it_is_called(run, images, tmp_path, place):
     """The fit was one of a list."""
-    images = Path(shutil.copytree(photos, tmp_path / "photos"))
-    run = Path(shutil.copytree(fitted(*FIT), tmp_path / "run"))
     paths = [row["path"] for row in used(run)]
     (images / "l.lst").write_text("\n".join(paths))
     change_record(run, location=str(images / "l.lst"))
@@ -286,7 +284,6 @@ def test_nearly_equal_images_among_the_new_ones_make_groups(run, more):
 
 @pytest.fixture
 def of_features(tmp_path) -> tuple[Path, np.ndarray]:
-    """A run of features, and these."""
     chance = np.random.default_rng(0)
     middles = chance.normal(size=(3, 8)) * 4
     given = (middles[np.arange(90) % 3] + chance.normal(size=(90, 8))).astype(np.float32)

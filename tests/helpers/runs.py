@@ -40,13 +40,11 @@ def small_fit(*options: str) -> list[str]:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """A CSV file, row by row."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def record(run: Path) -> dict[str, Any]:
-    """run.json."""
     values: dict[str, Any] = json.loads((run / "run.json").read_text())
     return values
 
@@ -123,8 +121,6 @@ def predicted(run: Path, images: Any) -> Predicted:
 
 
 class Said(Silent):
-    """A display that remembers."""
-
     def __init__(self) -> None:
         self.lines: list[str] = []
 
