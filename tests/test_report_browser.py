@@ -21,6 +21,7 @@ from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import apply, recut
 from deepcluster.storage.edits_file import Edits
 from deepcluster.storage.run_folder import locked
+from tests.helpers.runs import rows
 from tests.helpers.serving import serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -69,11 +70,6 @@ def opened(
     assert len([text for text in said if "409 (Conflict)" in text]) == len(said) == refused
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def shown_part(page: Any) -> list[str]:
     return [part.get_attribute("id") for part in page.locator("main > .part").all() if part.is_visible()]
 
@@ -114,12 +110,22 @@ def move_slider(page: Any, images: int) -> None:
     assert page.locator("#k-told").inner_text() == "These are the present clusters."
 
 
+def rename(page: Any, name: str) -> None:
+    page.keyboard.press("n")
+    page.keyboard.insert_text(name)
+    page.keyboard.press("Enter")
+
+
+def merge(page: Any, number: int, text: str) -> None:
+    page.locator(f"#cluster-{number}").get_by_role("button", name="Merge into").click()
+    page.locator("#merge-filter").fill(text)
+    page.keyboard.press("Enter")
+
+
 def edit(page: Any, folder: Path) -> Path:
     page.get_by_role("tab", name="Clusters").click()
-    for key in ("j", "n"):
-        page.keyboard.press(key)
-    page.keyboard.insert_text(NAME)
-    page.keyboard.press("Enter")
+    page.keyboard.press("j")
+    rename(page, NAME)
     assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
     for key in ("j", "x", "j", "m"):
         page.keyboard.press(key)
@@ -164,7 +170,7 @@ def lasso(page: Any, folder: Path, shares: list[tuple[float, float]]) -> list[di
     with page.expect_download() as download:
         page.locator("#selection").get_by_role("button", name="Save as CSV").click()
     download.value.save_as(folder / "selection.csv")
-    return rows_of(folder / "selection.csv")
+    return rows(folder / "selection.csv")
 
 
 # Move over the whole map, and tell what is said of the points there.
@@ -192,7 +198,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_small_run(run: Path, browser: Any, tmp_path: Path) -> None:
-    table = rows_of(run / "clusters.csv")
+    table = rows(run / "clusters.csv")
     with opened(browser, run / "report.html") as page:
         assert every_tab(page) == ["clusters", "map", "groups", "training", "problems", "labels", "run"]
         move_slider(page, len(table))
@@ -243,9 +249,7 @@ def test_a_small_run(run: Path, browser: Any, tmp_path: Path) -> None:
 
 def merge_by_typing(page: Any, number: int, text: str) -> str:
     """Open the dialog of a cluster, type and press Enter; what the card says then, "" where the dialog stays open."""
-    page.locator(f"#cluster-{number}").get_by_role("button", name="Merge into").click()
-    page.locator("#merge-filter").fill(text)
-    page.keyboard.press("Enter")
+    merge(page, number, text)
     if page.locator("#merge").is_visible():
         page.get_by_role("button", name="Cancel").click()
         return ""
@@ -280,7 +284,7 @@ def test_a_cluster_is_merged_into_the_one_that_was_typed(run: Path, browser: Any
 
 
 def test_all_images_of_a_cluster_are_one_click_away(run: Path, browser: Any) -> None:
-    table = rows_of(run / "clusters.csv")
+    table = rows(run / "clusters.csv")
     of_largest = [row | {"path": row["path"].removeprefix("./")} for row in table if row["cluster"] == "0"]
     with opened(browser, run / "report.html", originals=2) as page:
         # Above the fold: the sheets of two clusters.
@@ -369,7 +373,7 @@ def test_corrections_stick(
     run: Path, browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Move, split, merge and undo in the browser; applied, predicted, applied again and taken back."""
-    before = {row["path"]: row["cluster"] for row in rows_of(run / "clusters.csv")}
+    before = {row["path"]: row["cluster"] for row in rows(run / "clusters.csv")}
     sizes_before = Counter(before.values())
     with opened(browser, run / "report.html", loads=2) as page:
         made = tick(page, 0, [1, 3])
@@ -395,23 +399,15 @@ def test_corrections_stick(
         page.locator("#split").get_by_role("button", name="Split").click()
         assert page.locator("#cluster-3 .size").inner_text().split()[0] == str(sizes[1])
         assert page.locator("#cluster-4 .size").inner_text() == "2 images"
-        page.locator("#cluster-3").get_by_role("button", name="Merge into").click()
-        page.locator("#merge-filter").fill("0")
-        page.keyboard.press("Enter")
+        merge(page, 3, "0")
         page.locator("#cluster-4 h3").click()
-        page.keyboard.press("n")
-        page.keyboard.insert_text("zwei")
-        page.keyboard.press("Enter")
-        page.locator("#cluster-0").get_by_role("button", name="Junk").click()
-        page.get_by_role("button", name="Undo", exact=True).click()
+        rename(page, "zwei")
         # Out to a new cluster, and back with it: nothing to do.
         tick(page, 2, [0])
         page.locator("#images").get_by_role("button", name="Move to").click()
         page.locator("#merge-list").get_by_text("A new cluster").click()
         page.keyboard.press("Escape")
-        page.locator("#cluster-5").get_by_role("button", name="Merge into").click()
-        page.locator("#merge-filter").fill("2")
-        page.keyboard.press("Enter")
+        merge(page, 5, "2")
         pending = page.locator("#pending").inner_text()
         assert pending == "8 edits pending"
         page.wait_for_timeout(500)  # Chromium hands on what a page remembers a moment later; a reload may come first
@@ -419,9 +415,7 @@ def test_corrections_stick(
         assert page.locator("#pending").inner_text() == pending
         page.get_by_role("button", name="Undo", exact=True).click()
         assert page.locator("#pending").inner_text() == "7 edits pending"
-        page.locator("#cluster-5").get_by_role("button", name="Merge into").click()
-        page.locator("#merge-filter").fill("2")
-        page.keyboard.press("Enter")
+        merge(page, 5, "2")
         assert page.locator("#pending").inner_text() == pending
         with page.expect_download() as download:
             page.get_by_role("button", name="Download edits.json").click()
@@ -436,7 +430,7 @@ def test_corrections_stick(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_command(["apply", str(copied)]) == 0, capsys.readouterr().err
     assert "1 name, 1 merge, cluster 1 split into 2, 3 images moved" in " ".join(capsys.readouterr().out.split())
-    after = rows_of(copied / "clusters.csv")
+    after = rows(copied / "clusters.csv")
     for row in after:
         old = before[row["path"]]
         expected = (
@@ -465,7 +459,7 @@ def test_corrections_stick(
 def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_path: Path) -> None:
     """Four steps on the page of a server; then Undo, and an edit while another process changes the run."""
     copied = Path(shutil.copytree(run, tmp_path / "run"))
-    before = rows_of(copied / "clusters.csv")
+    before = rows(copied / "clusters.csv")
     with opened(browser, serving(copied), originals=6, loads=4, refused=1) as page:
         told = page.locator("#told")
         wrong = page.locator("#cluster-0 .many [data-image]").last
@@ -477,24 +471,22 @@ def test_from_a_wrong_picture_to_the_right_folder(run: Path, browser: Any, tmp_p
         told.get_by_text("1 image moved").wait_for()
         page.get_by_role("button", name="Sort into folders").click()  # 4
         told.get_by_text("run-sorted").wait_for()
-        sorted_to = {row["path"]: row["exported_path"] for row in rows_of(tmp_path / "run-sorted" / "inventory.csv")}
+        sorted_to = {row["path"]: row["exported_path"] for row in rows(tmp_path / "run-sorted" / "inventory.csv")}
         assert sorted_to[path].startswith("001/") and (tmp_path / "run-sorted" / sorted_to[path]).is_file()
 
         page.get_by_role("button", name="Undo", exact=True).click()
         told.get_by_text("taken back").wait_for()
-        assert rows_of(copied / "clusters.csv") == before and not page.locator("#undo").is_visible()
+        assert rows(copied / "clusters.csv") == before and not page.locator("#undo").is_visible()
 
         with locked(copied):
-            for key in ("j", "n"):
-                page.keyboard.press(key)
-            page.keyboard.insert_text(NAME)
-            page.keyboard.press("Enter")
+            page.keyboard.press("j")
+            rename(page, NAME)
             told.get_by_text("is in use by process").wait_for()
         assert page.locator("#pending").inner_text() == "1 edit pending"
         page.get_by_role("button", name="Try again").click()
         told.get_by_text("1 name").wait_for()
         assert page.locator("#cluster-0 h3").inner_text().startswith(f"Cluster 0 · {NAME}")
-    assert {row["name"] for row in rows_of(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
+    assert {row["name"] for row in rows(copied / "clusters.csv") if row["cluster"] == "0"} == {NAME}
 
 
 BROKEN = [

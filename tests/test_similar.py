@@ -17,10 +17,7 @@ from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import SIMILAR, row_of, similar
 from deepcluster.runs.recut import Edits, apply
 from deepcluster.storage.run_folder import open_run
-
-
-def table(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
+from tests.helpers.runs import rows
 
 
 def expected(run: Path, row: int) -> np.ndarray:
@@ -31,8 +28,7 @@ def expected(run: Path, row: int) -> np.ndarray:
 
 
 def paths_of(run: Path) -> list[str]:
-    with (run / "clusters.csv").open(newline="") as file:
-        return [row["path"] for row in csv.DictReader(file)]
+    return [row["path"] for row in rows(run / "clusters.csv")]
 
 
 @pytest.mark.parametrize("named_as", ["path", "file", "copy"])
@@ -41,22 +37,22 @@ def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, t
     image = {"path": paths[5], "file": str(photos / paths[5]), "copy": str(tmp_path / "copy.png")}[named_as]
     shutil.copy(photos / paths[5], tmp_path / "copy.png")
     assert run_command(["similar", str(finished), image, "-n", "6"]) == 0
-    rows = table(capsys.readouterr().out)
-    assert list(rows[0]) == list(SIMILAR)
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(table[0]) == list(SIMILAR)
     wanted = [paths[row] for row in expected(finished, 5)]
-    found = [row["path"] for row in rows]
+    found = [row["path"] for row in table]
     assert found == ([paths[5], *wanted[:5]] if named_as == "copy" else wanted[:6])  # the copy is another image
-    similarities = [float(row["similarity"]) for row in rows]
-    assert similarities == sorted(similarities, reverse=True) and len(rows) == 6
-    clusters = {row["path"]: row["cluster"] for row in table((finished / "clusters.csv").read_text())}
-    assert all(row["cluster"] == clusters[row["path"]] for row in rows)
+    similarities = [float(row["similarity"]) for row in table]
+    assert similarities == sorted(similarities, reverse=True) and len(table) == 6
+    clusters = {row["path"]: row["cluster"] for row in rows(finished / "clusters.csv")}
+    assert all(row["cluster"] == clusters[row["path"]] for row in table)
 
 
 def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, capsys):
     out = tmp_path / "near.csv"
     assert run_command(["similar", str(finished), paths_of(finished)[0], "-n", "1000", "-o", str(out)]) == 0
     assert capsys.readouterr().out == ""
-    assert len(table(out.read_text())) == len(paths_of(finished)) - 1
+    assert len(rows(out)) == len(paths_of(finished)) - 1
     assert run_command(["similar", str(finished), paths_of(finished)[0], "-o", str(out)]) == 5  # it is there already
 
 

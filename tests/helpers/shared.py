@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.helpers.runs import rows
+from tests.helpers.runs import SAME, rows
 
 OPTIONS = {"rounds": 3, "epochs": 2, "image_size": 12, "batch_size": 16, "pseudo_labels": 8, "backbone": "compact"}
 
@@ -18,13 +18,6 @@ def pixels(count: int = 40) -> np.ndarray:
 
 
 def files_of(folder: Path) -> dict[str, object]:
-    names = (
-        "clusters.csv",
-        "features.npy",
-        "model/model.safetensors",
-        "model/groups.safetensors",
-        "cluster_summary.csv",
-    )
-    files: dict[str, object] = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    files: dict[str, object] = {name: (folder / name).read_bytes() for name in SAME if (folder / name).exists()}
     history = rows(folder / "history.csv")
     return files | {"history": [{k: v for k, v in row.items() if "second" not in k} for row in history]}
