@@ -595,13 +595,13 @@ def _placed(
     predictions: "Iterable[tuple[Model, Prediction]]", reject: bool, sizes: Counter[int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
-    from deepcluster.runs.predict import placement_rows
+    from deepcluster.runs.predict import placement_columns
 
     for model, part in predictions:
-        placements = placement_rows(model, model.place(part.reduced), part.residuals, reject=reject)
-        for path, row in zip(part.paths, placements, strict=True):
-            sizes[row["cluster"]] += 1
-            yield {"path": path, **row}
+        columns = placement_columns(model, model.place(part.reduced), part.residuals, reject=reject)
+        sizes.update(columns["cluster"])
+        for cells in zip(part.paths, *columns.values(), strict=True):
+            yield dict(zip(("path", *columns), cells, strict=True))
         sys.stdout.flush()
 
 

@@ -18,7 +18,7 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
-from deepcluster.runs.predict import placement_rows
+from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.recut import apply, carried_over, carried_text, describe_edits, edited, recut, undo
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
@@ -292,10 +292,10 @@ def test_rejected_are_outliers_and_junk(finished, photos, tmp_path):
     apply(finished, read_edits(written(tmp_path, junk=[2], names={"2": "blurred"})))
     found = predicted(finished, photos)
     placement = found.model.place(found.reduced)
-    rejecting = placement_rows(found.model, placement, found.residuals, reject=True)
-    for row, number in zip(rejecting, placement.cluster, strict=True):
-        assert (row["cluster"] == -1) == (int(number) == 2 or row["is_outlier"] == 1)
-        assert row["name"] == ""
+    columns = placement_columns(found.model, placement, found.residuals, reject=True)
+    for cluster, is_outlier, number in zip(columns["cluster"], columns["is_outlier"], placement.cluster, strict=True):
+        assert (cluster == -1) == (int(number) == 2 or is_outlier == 1)
+    assert {*columns["name"]} == {""}
 
 
 def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):

@@ -140,7 +140,7 @@ def write_page(
         metrics=tables.metrics,
         skipped=folder.read_rows("skipped.csv", files.SKIPPED),
         duplicates=folder.read_rows("duplicates.csv", files.DUPLICATES) if folder.has("duplicates.csv") else None,
-        picture=_or_tiny(folder, tables, pictures(source, MEDOID * THUMBNAIL), sheet, away),
+        picture=pictures(source, MEDOID * THUMBNAIL, instead=_tiny(folder, tables, sheet, away)),
         positions=positions,
         tree=tables.tree,
         sheet=sheet,
@@ -161,8 +161,8 @@ def write_page(
         )
 
 
-def _or_tiny(folder: RunFolder, tables: Tables, picture: Picture, sheet: bytes, away: list[str]) -> Picture:
-    """Return ``picture`` with the tiny picture of an image that cannot be read; ``away`` collects its path."""
+def _tiny(folder: RunFolder, tables: Tables, sheet: bytes, away: list[str]) -> Picture:
+    """Return a function from the path of an unreadable image to its tiny picture; ``away`` collects the path."""
 
     @cache
     def tiny() -> tuple[Mapping[str, int], Callable[[int], Image.Image | None]]:
@@ -171,13 +171,12 @@ def _or_tiny(folder: RunFolder, tables: Tables, picture: Picture, sheet: bytes, 
             return row_of, pictures_on(sheet, len(tables.clusters))
 
     def shown(path: str) -> Image.Image | None:
-        image = picture(path)
-        if image is None:
-            if sheet:
-                row_of, on_the_sheet = tiny()
-                image = on_the_sheet(row_of[path])
-            if image is not None or tables.record.backbone != FEATURES:  # an image of features may never have existed
-                away.append(path)
+        image = None
+        if sheet:
+            row_of, on_the_sheet = tiny()
+            image = on_the_sheet(row_of[path])
+        if image is not None or tables.record.backbone != FEATURES:  # an image of features may never have existed
+            away.append(path)
         return image
 
     return shown
@@ -217,14 +216,15 @@ def _originals(run: Path, source: Source | None) -> str:
     return Path(os.path.relpath(there, here)).as_posix() + "/"
 
 
-def pictures(source: Source | None, size: int) -> Picture:
-    """Return a function from a path to its image, of at least ``size`` px if possible; None if it cannot be read."""
+def pictures(source: Source | None, size: int, instead: Picture = lambda path: None) -> Picture:
+    """Return a function from a path to its image, of at least ``size`` px if possible; ``instead``: if unreadable."""
     index = {path: i for i, path in enumerate(source.paths)} if source else {}
 
     def picture(path: str) -> Image.Image | None:
         with suppress(Undecodable, DataError, OSError), pillow_limits():
-            return source.read(index[path], size) if source and path in index else None
-        return None
+            if source and path in index:
+                return source.read(index[path], size)
+        return instead(path)
 
     return picture
 

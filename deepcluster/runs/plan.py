@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Begun:
     facts: Mapping[str, Any]  # about the images of a new run
     updated: Sequence[str] = ()  # images that an update has added to the run: no images of the fit
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         return Plan(Recipe(**self.recipe), self.reasons)
 

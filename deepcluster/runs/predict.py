@@ -96,23 +96,24 @@ def _predict(model: Model, source: Source) -> Prediction:
     return Prediction(tuple(source.paths[i] for i in store.kept), reduced, residuals, store.skipped)
 
 
-def placement_rows(
+def placement_columns(
     model: Model, placement: Placement, residuals: Tensor, *, reject: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Yield the columns of predictions: cluster, name, distance, margin, is_outlier.
+) -> dict[str, list[Any]]:
+    """Return the columns of predictions: cluster, name, distance, margin, is_outlier.
 
     ``residuals``: Those of the placed images. ``reject``: Give outliers and junk the cluster -1.
     """
-    columns = (placement.cluster, placement.distance, placement.margin, residuals > model.outliers.limit)
-    for group, distance, margin, is_outlier in zip(*(column.numpy() for column in columns), strict=True):
-        rejected = reject and (is_outlier or group in model.junk)
-        yield {
-            "cluster": -1 if rejected else int(group),
-            "name": "" if rejected else model.names[group],
-            "distance": f"{distance:.6f}",
-            "margin": f"{margin:.6f}",
-            "is_outlier": int(is_outlier),
-        }
+    outliers, cluster = residuals > model.outliers.limit, placement.cluster
+    if reject:
+        cluster = cluster.masked_fill(outliers | torch.isin(cluster, torch.tensor(model.junk, dtype=cluster.dtype)), -1)
+    numbers, names = cluster.tolist(), [*model.names, ""]  # -1 is the last
+    return {
+        "cluster": numbers,
+        "name": [names[number] for number in numbers],
+        "distance": [f"{distance:.6f}" for distance in placement.distance.tolist()],
+        "margin": [f"{margin:.6f}" for margin in placement.margin.tolist()],
+        "is_outlier": outliers.int().tolist(),
+    }
 
 
 # ---- the images of a run that are most like one image ------------------------------------------------------------

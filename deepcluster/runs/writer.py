@@ -3,10 +3,10 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +23,7 @@ from deepcluster.runs.build import place_of
 from deepcluster.runs.forecast import RESULT, RESULT_EACH, SHARE_OF_TIME
 from deepcluster.runs.page import MAP, TREE, Tables, write_page, write_tree
 from deepcluster.runs.plan import ImagesRead, Job
-from deepcluster.runs.predict import placement_rows
+from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.result import Result, conclude_run, stability_entries
 from deepcluster.runtime.machine import peak_mb
 from deepcluster.storage import model_files
@@ -209,19 +209,17 @@ def baseline_of(folder: RunFolder) -> dict[str, float]:
 
 def write_clusters(folder: LockedFolder, result: Result) -> Table:
     """Write clusters.csv, and return its rows."""
-    rows = result.rows
-    images = zip(
-        rows.paths,
-        rows.labels or repeat(""),
-        result.placement.fine_cluster.numpy(),
-        placement_rows(result.model, result.placement, result.residuals),
-        strict=False,
-    )
-    used = (
-        {"path": path, "status": "ok", "label": label, "fine_cluster": fine} | row for path, label, fine, row in images
-    )
-    skipped = ({"path": path, "status": "skipped"} for path, _ in rows.skipped)
-    table = Table.of({column: str(row.get(column, "")) for column in files.CLUSTERS} for row in chain(used, skipped))
+    rows, placement = result.rows, result.placement
+    used: dict[str, Iterable[object]] = {
+        "path": rows.paths,
+        "status": ["ok"] * len(rows.paths),
+        "fine_cluster": placement.fine_cluster.tolist(),
+        "label": rows.labels or [""] * len(rows.paths),
+        **placement_columns(result.model, placement, result.residuals),
+    }
+    rest = [""] * len(rows.skipped)
+    skipped = {"path": [path for path, _ in rows.skipped], "status": ["skipped"] * len(rest)}
+    table = Table.of_columns({name: chain(used[name], skipped.get(name, rest)) for name in files.CLUSTERS})
     folder.write_rows("clusters.csv", files.CLUSTERS, table)
     return table
 

@@ -109,6 +109,17 @@ class Table(Sequence[Row]):
                 column.append(row[name] if name in VARIED else words.setdefault(row[name], row[name]))
         return cls({name: np.array(column, object) for name, column in columns.items()})
 
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Iterable[object]]) -> "Table":
+        """Return the table of ``columns`` of one length, whose cells become texts."""
+        words: dict[str, str] = {}
+        texts = {name: map(str, cells) for name, cells in columns.items()}
+        lists = {
+            name: [*cells] if name in VARIED else [words.setdefault(cell, cell) for cell in cells]
+            for name, cells in texts.items()
+        }
+        return cls({name: np.array(cells, object) for name, cells in lists.items()})
+
     def where(self, name: str, cell: str) -> "Table":
         """Return the rows that have this cell in a column."""
         return self.at(np.flatnonzero(self.column(name) == cell))

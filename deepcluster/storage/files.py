@@ -39,16 +39,20 @@ def write_whole(path: Path, write: Any, *, binary: bool = False, scratch: Path |
         DiskError: It cannot be written; what was there is left as it was.
     """
     beside = scratch / scratch_name(path).name if scratch else scratch_name(path)
-    with changing(path), ExitStack() as stack:
+    with changing(path):
         # "x": a new file, and never the target of a link that somebody put there.
         opened = _opened(beside, "x", binary=binary)
-        stack.callback(_remove, beside)
-        with opened as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        signals.check()
-        beside.replace(path)
+        try:
+            with opened as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            signals.check()
+            beside.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
         sync_folder(path.parent)
 
 
@@ -109,11 +113,6 @@ def write_output(path: Path, write: Callable[[Any], object], *, binary: bool = F
     with changing(path), _opened(path, "a", binary=binary) as file:
         # With write alone: numpy writes to a real file by its number, and asks for the place in it.
         write(SimpleNamespace(write=file.write))
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _opened(path: Path, mode: str, *, binary: bool) -> Any:

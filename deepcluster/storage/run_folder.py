@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -170,7 +171,7 @@ class RunFolder:
 class LockedFolder(RunFolder):
     """A run folder whose lock this process holds: a file is written to its place at once."""
 
-    @property
+    @cached_property
     def scratch(self) -> Path:
         """Return the folder for unfinished files."""
         return state.scratch_of(self.path)
@@ -239,16 +240,21 @@ class LockedFolder(RunFolder):
 class NextState(LockedFolder):
     """The next state of a run folder: its own files, and the others of the present state."""
 
+    @cached_property
+    def next(self) -> Path:
+        """Return the folder of the files of the next state."""
+        return state.next_of(self.path)
+
     def file(self, name: str) -> Path:
-        staged = state.next_of(self.path) / name
+        staged = self.next / name
         return staged if staged.exists() else self.path / name
 
     def has(self, name: str) -> bool:
-        staged = state.next_of(self.path) / name
+        staged = self.next / name
         return staged.stat().st_size > 0 if staged.exists() else super().has(name)
 
     def place(self, name: str) -> Path:
-        path = state.next_of(self.path) / name
+        path = self.next / name
         path.parent.mkdir(exist_ok=True)
         return path
 

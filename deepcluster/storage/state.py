@@ -17,8 +17,9 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,23 +75,37 @@ def is_known(name: str) -> bool:
 
 def own_files(run: Path) -> list[str]:
     """Return the names of the run's own files in a folder."""
-    folders = [run, *(run / name for name in FOLDERS if _kind(run / name) == stat.S_IFDIR)] if run.is_dir() else []
-    paths = ((path, path.relative_to(run).as_posix()) for folder in folders for path in sorted(folder.iterdir()))
-    return [name for path, name in paths if is_known(name) and _kind(path) in (stat.S_IFREG, stat.S_IFLNK)]
+    kinds = _kinds_in(run, FOLDERS).items()
+    return [name for name, kind in kinds if is_known(name) and kind in (stat.S_IFREG, stat.S_IFLNK)]
 
 
 def _check_places(run: Path) -> None:
     """Raise DiskError if something else lies at the place of a file or a folder of the run."""
-    for name in (HIDDEN, SCRATCH, *FOLDERS, *sorted(NAMES)):
-        kinds = (0, stat.S_IFREG, stat.S_IFLNK) if name in NAMES else (0, stat.S_IFDIR)
-        if (kind := _kind(run / name)) not in kinds and kind == stat.S_IFLNK:
+    for name, kind in _kinds_in(run, (HIDDEN, *FOLDERS)).items():
+        is_folder = name in (HIDDEN, SCRATCH, *FOLDERS)
+        if is_folder and kind == stat.S_IFLNK:
             raise DiskError(f"{run / name} is a symbolic link, and nothing is written where it leads: remove it")
-        if kind not in kinds:
+        if (is_folder and kind != stat.S_IFDIR) or (name in NAMES and kind not in (stat.S_IFREG, stat.S_IFLNK)):
             raise _in_the_way(run / name)
 
 
 def _in_the_way(path: Path) -> DiskError:
     return DiskError(f"{path} is in the way of a file of this run: move it elsewhere, and try again")
+
+
+def _kinds_in(run: Path, folders: Sequence[str]) -> dict[str, int]:
+    """Return the kinds (S_IFREG, ...) of the entries of a run folder, then of its ``folders``, by sorted names."""
+    kinds: dict[str, int] = {}
+    for folder in ("", *folders):
+        if kinds.get(folder) == stat.S_IFDIR if folder else run.is_dir():
+            with os.scandir(run / folder) as entries:
+                for entry in sorted(entries, key=attrgetter("name")):
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_symlink():
+                        kinds[name] = stat.S_IFLNK
+                    else:  # 0: anything else, or gone by now
+                        kinds[name] = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else 0
+    return kinds
 
 
 def _kind(path: Path) -> int:
@@ -210,10 +225,12 @@ def finish(run: Path) -> None:
         if (folder / name).stat().st_size:
             (run / name).parent.mkdir(exist_ok=True)
             (folder / name).replace(run / name)
-            sync_folder((run / name).parent)
         else:
             (run / name).unlink(missing_ok=True)
             (folder / name).unlink()
+    for parent in (run, *(run / name for name in FOLDERS)):
+        with suppress(FileNotFoundError):
+            sync_folder(parent)
     emptied = [run / name for name in FOLDERS] if names else []
     for path in (*emptied, *(folder / name for name in FOLDERS), folder):
         with suppress(OSError):  # not empty, not there, or a link
@@ -228,7 +245,8 @@ def pending(run: Path) -> list[str]:
     if not all(_kind(run / name) == stat.S_IFDIR for name in (HIDDEN, COMMIT)):
         return []
     with suppress(FileNotFoundError):  # another process has just moved the last one
-        return [name for name in own_files(run / COMMIT) if _kind(run / COMMIT / name) == stat.S_IFREG]
+        kinds = _kinds_in(run / COMMIT, FOLDERS).items()
+        return [name for name, kind in kinds if is_known(name) and kind == stat.S_IFREG]
     return []
 
 
