@@ -103,10 +103,9 @@ def fit(
             print("\n" + to_toml(recipe) if given.verbose else "", end="")
             return
         from deepcluster.runs import fit as runs
-        from deepcluster.runs.features import fit_features
 
         if isinstance(source, str):
-            folder = fit_features(source, request, terminal)
+            folder = runs.fit_features(source, request, terminal)
         else:
             folder = runs.fit(source, request, terminal, sys.stdin, **shared)
     if is_main_rank():

@@ -15,7 +15,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, UsageError
 from deepcluster.export import onnx
 from deepcluster.images.given import read_features
-from deepcluster.runs.features import fit_features
+from deepcluster.runs.fit import fit_features
 from deepcluster.runs.page import report
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut

@@ -12,7 +12,7 @@ from PIL import Image
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
 from deepcluster.errors import UsageError
-from deepcluster.runs.features import fit_features
+from deepcluster.runs.fit import fit_features
 from deepcluster.runs.plan import Request
 from deepcluster.runs.predict import SIMILAR, row_of, similar
 from deepcluster.runs.recut import Edits, apply

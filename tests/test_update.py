@@ -23,8 +23,7 @@ from deepcluster.images import find
 from deepcluster.report import pictures
 from deepcluster.report.pictures import extended, not_on_sheet, pictures_on, sprite_sheet, tiny_pictures
 from deepcluster.runs import page as drawn
-from deepcluster.runs.features import fit_features
-from deepcluster.runs.fit import fit
+from deepcluster.runs.fit import fit, fit_features
 from deepcluster.runs.page import report, shown_of
 from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar

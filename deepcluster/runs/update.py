@@ -23,7 +23,7 @@ from deepcluster.images.store import read_once
 from deepcluster.model import Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
-from deepcluster.runs.features import pictures_of
+from deepcluster.runs.fit import pictures_of
 from deepcluster.runs.result import describe
 from deepcluster.runs.rows import (
     DIGEST_COLUMNS,
