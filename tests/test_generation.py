@@ -50,7 +50,7 @@ def make(run: Path) -> Path:
 def change(run: Path, before_the_commit: Callable[[], None] = lambda: None) -> None:
     with files.locked(run) as folder, folder.next_state() as staged:
         for name in NEW:
-            staged.write_text(name, record("new") if name == "run.json" else "new")
+            staged.write(name, record("new") if name == "run.json" else "new")
         staged.remove("tree.json")
         before_the_commit()
 
@@ -149,7 +149,7 @@ def test_an_error_drops_the_next_state(tmp_path):
         files.locked(run) as folder,
         folder.next_state() as staged,
     ):
-        staged.write_text("clusters.csv", "new")
+        staged.write("clusters.csv", "new")
         raise RuntimeError("half way")
     assert state(run) == OLD and left_behind(run) == []
 
@@ -204,7 +204,7 @@ def test_a_file_that_cannot_be_removed_is_no_damage(tmp_path, monkeypatch):
 def test_a_staged_folder_reads_its_own_files_first(tmp_path):
     run = make(tmp_path / "run")
     with files.locked(run) as folder, folder.next_state() as staged:
-        staged.write_text("clusters.csv", "new")
+        staged.write("clusters.csv", "new")
         staged.remove("tree.json")
         assert staged.file("clusters.csv").read_text() == "new" and not staged.has("tree.json")
         assert folder.file("clusters.csv").read_text() == "old" and folder.has("tree.json")
@@ -227,8 +227,8 @@ def test_readers_beside_a_writer_see_one_state(tmp_path):
 
     def write(value: str) -> None:
         with files.locked(run) as folder, folder.next_state() as staged:
-            staged.write_text("run.json", record(value))
-            staged.write_text("clusters.csv", value)
+            staged.write("run.json", record(value))
+            staged.write("clusters.csv", value)
 
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(read)

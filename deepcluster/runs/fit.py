@@ -189,12 +189,12 @@ def _read(
     pictures = tiny_pictures(store.images, store.partition.local.start, used)
     pictures = Partition.of(job.processes, len(pictures)).gather(pictures)
     if folder:
-        folder.write_text("recipe.toml", to_toml(plan.recipe))
+        folder.write("recipe.toml", to_toml(plan.recipe))
         folder.write_rows("skipped.csv", files.SKIPPED, [{"path": path, "reason": why} for path, why in skipped])
         folder.write_rows(
             "duplicates.csv", files.DUPLICATES, duplicate_rows(alike, [source.paths[i] for i in store.kept])
         )
-        folder.write_bytes(SHEET, sprite_sheet(pictures))
+        folder.write(SHEET, sprite_sheet(pictures))
     if alike:
         text = f"{sum(map(len, alike)):,} images in {count(len(alike), 'group')} are nearly identical (duplicates.csv)"
         display.say("Alike", f"{text}; all are used")
@@ -313,11 +313,11 @@ def _write_features(job: Job, folder: LockedFolder, features: Tensor, recipe: Re
             "these features are too large or too small to be compared: scale them, say to length 1"
         ) from error
     settings = (line for line in to_toml(recipe).splitlines() if line.partition(" ")[0] in FEATURES_OPTIONS)
-    folder.write_text("recipe.toml", "\n".join(settings) + "\n")
+    folder.write("recipe.toml", "\n".join(settings) + "\n")
     folder.write_rows("skipped.csv", files.SKIPPED, [])
     folder.write_rows("history.csv", files.HISTORY, [])
     if pictures is not None:
-        folder.write_bytes(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
+        folder.write(SHEET, sprite_sheet(tiny_pictures(pictures, 0, total)))
     remember_images(folder, images.digests)
     record = replace(record, peak_memory_mb=peak_mb(), seconds=round(job.clock.elapsed(), 2))
     record = write_result(

@@ -149,7 +149,7 @@ def write_page(
         **_parts(shown, every),
         originals=_originals(folder.path, source),
     )
-    folder.write_text("report.html", render(data))
+    folder.write("report.html", render(data))
     if away:
         loss = f"are small ones from {SHEET}" if sheet else "are missing"
         warnings.warn(

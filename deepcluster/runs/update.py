@@ -259,7 +259,7 @@ def _draw(folder: LockedFolder, rows: Rows, at_hand: Source | None, new: _New, e
             store = read_once(at_hand.rows(there), THUMBNAIL, none_is_fine=True)
             again = {row_of[at_hand.paths[there[i]]]: image for i, image in zip(store.kept, store.images, strict=True)}
         with folder.as_disk_errors(drawn.SHEET):
-            folder.write_bytes(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
+            folder.write(drawn.SHEET, extended(sheet, len(rows.paths), pictures, again))
     shown = on_sheet(len(rows.paths))
     if (places := drawn.read_map(folder, len(rows.paths), shown)) is not None:
         longer = extended_layout(places, shown, on_sheet(len(every.paths)), every.reduced)

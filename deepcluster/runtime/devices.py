@@ -124,17 +124,14 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device)
 
 
-def total_memory(device: torch.device) -> float:
-    """Return the bytes of memory of a device; infinite if torch cannot tell."""
-    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else float("inf")
-
-
 def holds_rows(device: torch.device, rows: int, width: int) -> bool:
     """Return whether ``device`` has float64, and room to cluster ``rows`` x ``width`` numbers.
 
     The total memory counts, not the free one, so that two runs decide alike.
     """
-    return device.type != "mps" and 4 * rows * width <= ROWS_SHARE * total_memory(device)
+    if device.type == "cuda":
+        return 4 * rows * width <= ROWS_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return device.type != "mps"
 
 
 def keep_freed_memory() -> None:
@@ -215,6 +212,9 @@ def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=done, cancel_futures=True)
 
 
+_libraries = cache(ThreadpoolController)  # looked up once, because that takes some milliseconds
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Have torch and numpy's BLAS compute with one thread, in all threads begun inside; as before again outside.
@@ -228,12 +228,6 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    """Return the BLAS libraries of this process: looked up once, because that takes some milliseconds."""
-    return ThreadpoolController()
 
 
 def made_ahead(work: Callable[[Task], Result], tasks: Iterable[Task], device: torch.device) -> Iterator[Result]:

@@ -119,7 +119,7 @@ def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: 
     else:
         weights = run.read_json(f"model/{CONFIG}", {"weights_sha256": str})["weights_sha256"]
     groups = run.write_tensors(f"model/{GROUPS}", groups_tensors(model))
-    run.write_text(f"model/{CONFIG}", _config(model, weights, groups))
+    run.write(f"model/{CONFIG}", _config(model, weights, groups))
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:

@@ -204,17 +204,13 @@ class LockedFolder(RunFolder):
         self._write(name, lambda file: write_csv(file, columns, rows))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-        self._write(name, lambda file: file.write(text))
+        self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def write_record(self, record: RunRecord) -> None:
         self.write_json(RUN, record.to_json())
 
-    def write_text(self, name: str, text: str) -> None:
-        self._write(name, lambda file: file.write(text))
-
-    def write_bytes(self, name: str, data: bytes) -> None:
-        self._write(name, lambda file: file.write(data), binary=True)
+    def write(self, name: str, content: str | bytes) -> None:
+        self._write(name, lambda file: file.write(content), binary=isinstance(content, bytes))
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         self._write(name, lambda file: np.save(file, array), binary=True)
