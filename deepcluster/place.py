@@ -64,12 +64,7 @@ class Place:
 
 @dataclass
 class Stopwatch:
-    """A ``progress`` that times the steps of a round by the calls that it passes on.
-
-    Attributes:
-        progress: Called with the same arguments.
-        begin: When the round began, by time.perf_counter(): set by :meth:`start`.
-    """
+    """A ``progress`` that times the steps of a round, which :meth:`start` begins, by the calls that it passes on."""
 
     progress: Progress = ignore_progress
     begin: float = field(default_factory=time.perf_counter)

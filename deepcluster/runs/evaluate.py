@@ -80,8 +80,6 @@ def evaluate(
     """Yield the figures of a protocol as they are computed, or those in the run folder if nothing has changed since.
 
     Args:
-        run: The run folder.
-        request: The wishes of the user.
         display: Shows progress, on the main rank.
         stdin: The list of paths, if the images are ``-``.
         processes: They share the images, and all yield the same figures; the main rank writes the cache.

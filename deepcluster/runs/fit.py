@@ -74,7 +74,6 @@ def fit(
 
     Args:
         images: A folder, a list of paths, an array, ...
-        request: The wishes of the user.
         display: Shows the run (None: nothing does).
         stdin: The list of paths, if ``images`` is "-".
         processes: They share the images; the main rank writes and displays.

@@ -116,12 +116,8 @@ def write_page(
 ) -> None:
     """Write report.html, and map.npy if the run has none.
 
-    Args:
-        folder: The run.
-        source: Its images; None if they are not at hand.
-        tables: Its tables.
-        shown: Without it, no image shows those most like it, no cluster can be split, and no map is made.
-        progress: Called with a phase as it begins.
+    ``source``: None if the images are not at hand. ``shown``: Without it, no image shows those most like it, no cluster
+    can be split, and no map is made.
     """
     record, used, sheet = tables.record, tables.clusters, read_sheet(folder)
     every, away = on_page(used)[1], list[str]()

@@ -135,9 +135,7 @@ def similar(run: Path, image: str, n: int = 20, device: str = "auto") -> list[Si
     """Return the ``n`` images of a run that are most like an image, most similar first.
 
     Args:
-        run: The run folder.
         image: An image file, or the path of an image in clusters.csv; one of the run is not among the result.
-        n: Number of images.
         device: Device of the network, for an image that the run does not have.
 
     Raises DataError if the image cannot be read, UsageError if it is not one image.

@@ -165,8 +165,6 @@ def edited(
     Clusters keep their numbers: of merged ones all but the first have no images from then on.
 
     Args:
-        model: The model.
-        edits: The edits.
         reduced: N x d features of the run's images, for splits and moves.
         paths: The paths of these images.
         fitted: Number of images of the fit (the first ones), which decide the parts of a split (None: all).

@@ -75,7 +75,6 @@ def train(
 
     Args:
         writer: Writes the results of the fit, whose network is trained in place.
-        checkpoints: The folder of checkpoints.
         checkpoint: The one to go on from, on the main rank.
         about: Facts about the run, for its checkpoints.
 

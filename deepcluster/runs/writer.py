@@ -158,15 +158,11 @@ def write_result(
     The caller writes the model if it is new, with the ``cut`` of the record that is returned.
 
     Args:
-        folder: The run.
-        result: The result.
         record: run.json so far; with a ``cut`` if the images that it is of keep their clusters.
-        recipe: The recipe of the run.
         baseline: The metrics of the first result; empty if they are not known.
         source: The images, for the page; None if they are not at hand.
         features: Also write the features, because they are new.
         report: Also write report.html.
-        progress: Called as the phases of the page begin.
     """
     rows, summary = result.rows, result.summary
     if features:

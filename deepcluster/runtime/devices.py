@@ -64,11 +64,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def working_on(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
     """Make ``device`` the current GPU of this thread, and restore all settings at the end.
 
-    A fixed workspace makes cuBLAS deterministic. On a CPU everything is, and nothing is set.
-
-    Args:
-        device: The device of the work.
-        deterministic: Use torch's deterministic kernels; if there is none, torch warns.
+    A fixed workspace makes cuBLAS deterministic. On a CPU everything is, and nothing is set. ``deterministic``: Use
+    torch's deterministic kernels; if there is none, torch warns.
     """
     with ExitStack() as stack:
         if device.type == "cuda":

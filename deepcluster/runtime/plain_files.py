@@ -192,11 +192,8 @@ def _finite(text: str) -> float:
 def shaped(value: Any, kind: Any, name: str) -> Any:
     """Return a JSON value as a ``kind``, or raise ValueError with its ``name`` and what is wrong with it.
 
-    Args:
-        value: The value.
-        kind: A type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a union; a
-            dataclass, from an object that has its fields and no other keys.
-        name: The name.
+    A ``kind`` is a type; ``Annotated[int, range(...)]``; ``dict[str, kind]``; a ``tuple`` of kinds, from a list; a
+    union; a dataclass, from an object that has its fields and no other keys.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and type(value) is dict:

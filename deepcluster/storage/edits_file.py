@@ -84,12 +84,7 @@ def edits_of(value: object) -> Edits:
 def newest_edits(run: Path, record: "RunRecord") -> Path:
     """Return the newest file of edits in the folder of downloads that is for the present clusters of a run.
 
-    Args:
-        run: The run folder.
-        record: Its record.
-
-    Raises:
-        UsageError: None is there.
+    Raises UsageError if there is none.
     """
     folder, others = _downloads(), False
     dated: list[tuple[int, Path]] = []

@@ -84,9 +84,6 @@ class Groups:
     """The content of groups.safetensors, or of former.safetensors for one step back, in the same layout.
 
     Attributes:
-        cut: The groups.
-        names: Of the groups.
-        junk: The groups that are marked so.
         about: Names, marks and, in former.safetensors, the entries of run.json on the groups and their figures.
     """
 

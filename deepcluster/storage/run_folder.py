@@ -178,11 +178,7 @@ class LockedFolder(RunFolder):
 
     @contextmanager
     def next_state(self, *, anew: bool = False) -> Iterator["NextState"]:
-        """Yield the next state, which becomes current at the end of the context; an error drops it.
-
-        Args:
-            anew: The next state has no file of the present one.
-        """
+        """Yield the next state, which becomes current at the end; an error drops it. ``anew``: With new files only."""
         with changing(self.path):
             state.next_of(self.path).mkdir()
         folder = NextState(self.path)

@@ -121,11 +121,7 @@ def _kind(path: Path) -> int:
 
 @contextmanager
 def locked(run: Path, *, make: bool = False) -> Iterator[None]:
-    """Hold the lock of a run folder. What a killed process left is completed or removed first.
-
-    Args:
-        run: The folder.
-        make: Make the folder if it is missing.
+    """Hold the lock of a run folder, or ``make`` it first. The work of a killed process is completed or removed.
 
     Raises:
         InUseError: Another process holds the lock.
