@@ -142,9 +142,20 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
 
 
 def options_of(base: str, given: Given) -> tuple[str, dict[str, Any]]:
-    """Return the preset that the recipe ``base`` starts from, and all options that it and ``given`` name."""
-    base, from_file = read_recipe(base)
-    return base, {**from_file, **read_options(Recipe, given)}
+    """Return the preset that the recipe ``base`` starts from, and all options that it and ``given`` name.
+
+    Raises UsageError if there is no such recipe, or the file is wrong.
+    """
+    options: dict[str, Any] = {}
+    if base.endswith(".toml"):
+        file = base
+        base, options = read_toml(file)
+        if base not in PRESETS:
+            raise UsageError(f"{file}: base = {base!r} is not a recipe: choose {' or '.join(PRESETS)}")
+    elif base not in PRESETS:
+        near = difflib.get_close_matches(base, PRESETS, n=1) or list(PRESETS)
+        raise UsageError(f"no recipe is called {base!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
+    return base, {**options, **read_options(Recipe, given)}
 
 
 def _spelt_out(options: Given) -> dict[str, Any]:
@@ -157,23 +168,6 @@ def _spelt_out(options: Given) -> dict[str, Any]:
     if options.get("backbone") == MODULE:
         options = {"weights": MODULE, **options}
     return options
-
-
-def read_recipe(name: str) -> tuple[str, dict[str, Any]]:
-    """Return the preset ``name``, or the preset and options of the TOML file ``name``.
-
-    Raises:
-        UsageError: There is no such recipe, or the file is wrong.
-    """
-    if name in PRESETS:
-        return name, {}
-    if not name.endswith(".toml"):
-        near = difflib.get_close_matches(name, PRESETS, n=1) or list(PRESETS)
-        raise UsageError(f"no recipe is called {name!r}: did you mean {' or '.join(near)}, or a file ending in .toml?")
-    base, options = read_toml(name)
-    if base not in PRESETS:
-        raise UsageError(f"{name}: base = {base!r} is not a recipe: choose {' or '.join(PRESETS)}")
-    return base, options
 
 
 def _plural(count: int, thing: str) -> str:

@@ -10,6 +10,7 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,20 @@ class Option:
 
     def read(self, value: Any) -> Any:
         """Convert a value, which may be text, to the option's type. UsageError if it is not allowed."""
-        typed = _typed(self.name, value, type(self.default))
+        kind = type(self.default)
+        typed: Any = None
+        if kind is bool:
+            truth = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+            typed = truth.get(str(value).lower())
+        elif kind is str and isinstance(value, str | os.PathLike):
+            typed = os.fspath(value)
+        elif kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                number = float(value)
+                typed = number if kind is float else int(number) if number == int(number) else None
+        if typed is None:
+            kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+            raise UsageError(f"{self.name}={value!r} is not {kinds[kind]}")
         self.check(typed)
         return typed
 
@@ -80,26 +94,6 @@ class Option:
 def _fits(text: str, choice: str) -> bool:
     prefix = choice.removesuffix(ANY)
     return text == choice if prefix == choice else text.startswith(prefix) and text != prefix
-
-
-def _typed(name: str, value: Any, kind: type) -> Any:
-    if kind is bool:
-        truth = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-        if str(value).lower() in truth:
-            return truth[str(value).lower()]
-    elif kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
-    elif kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-            if kind is float:
-                return number
-            if number == int(number):
-                return int(number)
-        except (ValueError, OverflowError):
-            pass
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise UsageError(f"{name}={value!r} is not {kinds[kind]}")
 
 
 def option(default: bool | int | float | str, help: str, **declared: Any) -> Any:

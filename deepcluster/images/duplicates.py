@@ -53,11 +53,11 @@ def near_duplicates(images: Tensor, partition: Partition | None = None) -> list[
         fetched = (partition.to_main(pictures, part.T.flatten()).tensor_split(2) for part in pairs.split(PAIRS))
         return torch.cat([_apart(*two) for two in fetched])
 
-    ties = [torch.empty(0, 2, dtype=torch.int64)]
+    no_pairs = torch.empty(0, 2, dtype=torch.int64)
+    ties = [no_pairs]
     for turn in TURNS:
         near = _near(hashes, light, turn)
-        for _ in range(min(WINDOW, partition.total - 1)):
-            pairs = on_all(partial(next, near))
+        while len(pairs := on_all(partial(next, near, no_pairs))):
             distances = apart(pairs)
             if processes.is_main:
                 ties.append(pairs[distances <= ALIKE])
@@ -87,15 +87,18 @@ def _described(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _near(hashes: Tensor, light: Tensor, turn: int) -> Iterator[Tensor]:
     """Yield pairs of images (n x 2) with nearly equal hashes: neighbours in sorted order, then the next but one, ...
 
-    The order is that of the hashes rotated by ``turn``, then of lightness.
+    The order is that of the hashes rotated by ``turn``, then of lightness. About ``PAIRS`` or more come at a time.
     """
     bits = hashes.numpy().view(np.uint64)
     turned = (bits << np.uint64(turn)) | (bits >> np.uint64(-turn % 64))
-    order = np.lexsort((light.numpy(), turned))
+    order, waiting = np.lexsort((light.numpy(), turned)), np.empty((0, 2), np.int64)
     for step in range(1, WINDOW + 1):
         one, other = order[:-step], order[step:]
         near = np.bitwise_count(turned[one] ^ turned[other]) <= BITS
-        yield torch.from_numpy(np.stack([one[near], other[near]], 1))
+        waiting = np.concatenate([waiting, np.stack([one[near], other[near]], 1)])
+        if len(waiting) and (len(waiting) >= PAIRS or step == WINDOW):
+            yield torch.from_numpy(waiting)
+            waiting = waiting[:0]
 
 
 def _spanning(pairs: Tensor) -> Tensor:
