@@ -113,12 +113,12 @@ class Table(Sequence[Row]):
     def of_columns(cls, columns: Mapping[str, Iterable[object]]) -> "Table":
         """Return the table of ``columns`` of one length, whose cells become texts."""
         words: dict[str, str] = {}
-        texts = {name: map(str, cells) for name, cells in columns.items()}
-        lists = {
-            name: [*cells] if name in VARIED else [words.setdefault(cell, cell) for cell in cells]
-            for name, cells in texts.items()
-        }
-        return cls({name: np.array(cells, object) for name, cells in lists.items()})
+
+        def column(name: str, texts: Iterable[str]) -> Cells:
+            same = texts if name in VARIED else (words.setdefault(text, text) for text in texts)
+            return np.array([*same], object)
+
+        return cls({name: column(name, map(str, cells)) for name, cells in columns.items()})
 
     def where(self, name: str, cell: str) -> "Table":
         """Return the rows that have this cell in a column."""
