@@ -27,7 +27,7 @@ from cyclopts import App, Group, Parameter, validators
 
 import deepcluster
 from deepcluster import errors, flags
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError
+from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, Stopped, UsageError, warn
 from deepcluster.evaluation import PROTOCOL_OPTIONS
 from deepcluster.flags import refuse, short
 from deepcluster.nets import hub
@@ -529,11 +529,9 @@ def _check_run(run: Path) -> "RunRecord":
 
     record = read_state(run, lambda folder: folder.read_record())
     if record.result == PRELIMINARY:
-        warnings.warn(
+        warn(
             f"the result in {run} is preliminary, after {record.rounds} rounds: going on replaces it, with any"
-            " edits (the command of the fit with --resume goes on)",
-            DeepClusterWarning,
-            stacklevel=2,
+            " edits (the command of the fit with --resume goes on)"
         )
     return record
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from deepcluster.clustering.blocks import nearest
 from deepcluster.clustering.kmeans import means
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.images import Images, Source, find
 from deepcluster.images.arrays import PixelScale, pixel_scale
 from deepcluster.images.decode import one_line
@@ -163,7 +162,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             raise
         self._open(out, temporary, None if isinstance(images, str | Path) else images)
         if self.skipped_:
-            warnings.warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all", DeepClusterWarning, 2)
+            warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all")
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:

@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.export.metadata import SUFFIXES as STRIPPED
 from deepcluster.export.metadata import UnknownFormat, stripped
 from deepcluster.export.replace import INVENTORY, INVENTORY_COLUMNS, METADATA, replace_tree, replaceable, some
@@ -422,7 +421,7 @@ def folders(
             stays = replace_tree(out, folder, old, inventory, members.original, alone=dataset)
     if missing:
         text = f"{len(missing):,} images no longer exist or cannot be used, and are left out: {some(missing)}"
-        warnings.warn(text, DeepClusterWarning, stacklevel=2)
+        warn(text)
     if spared:
         text = (
             f"{count(len(spared), 'nearly identical image')} left out; {INVENTORY} names the images that stand for them"

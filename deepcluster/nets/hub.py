@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deepcluster.errors import DeepClusterError, DeepClusterWarning, DiskError, ModelError, UsageError, first_line
+from deepcluster.errors import DeepClusterError, DiskError, ModelError, UsageError, first_line, warn
 from deepcluster.nets.names import DISTRIBUTION, EMBEDDED, PUBLISHED, TIMM, backbone_of, timm_config
 
 FILE = "model.safetensors"
@@ -40,7 +39,7 @@ def local_file(name: str) -> Path | None:
     """
     path, problem = _look_up(name)
     if problem:
-        warnings.warn(problem, DeepClusterWarning, stacklevel=2)
+        warn(problem)
     return path
 
 

@@ -1,6 +1,5 @@
 """Evaluate a run by a protocol; the figures are cached in ``evaluation-PROTOCOL.json`` in its folder."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from typing import Any, TextIO
 
 import torch
 
-from deepcluster.errors import DataError, DeepClusterWarning, DiskError, UsageError
+from deepcluster.errors import DataError, DiskError, UsageError, warn
 from deepcluster.evaluation import PROTOCOL_OPTIONS, ClusteringOptions, LinearOptions
 from deepcluster.evaluation.common import (
     Figure,
@@ -152,11 +151,9 @@ class _Evaluation:
             )
         total = len(self.folder.read_clusters().where("status", "ok"))
         if (away := total - len(source.paths)) and self.processes.is_main:
-            warnings.warn(
+            warn(
                 f"{away:,} of the {total:,} images of {self.folder.path} are not at hand (they were in"
-                f" {self.folder.read_record().location}): the figures are of the others",
-                DeepClusterWarning,
-                stacklevel=2,
+                f" {self.folder.read_record().location}): the figures are of the others"
             )
         return source
 

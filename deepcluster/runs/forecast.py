@@ -1,7 +1,6 @@
 """The memory and the time of a run, estimated before anything is written."""
 
 import time
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from deepcluster.errors import DeepClusterWarning, OutOfMemoryError
+from deepcluster.errors import OutOfMemoryError, warn
 from deepcluster.groups.graph import SAMPLE
 from deepcluster.images import Images, Source, find
 from deepcluster.images.store import MEMORY_BUDGET, read_once
@@ -166,11 +165,9 @@ def announce(job: Job, begun: Begun, network: Network) -> float:
             total = f"the first groups after about {in_words(first)}"
         job.display.say("Time", total)
         if limit is not None and first > limit:
-            warnings.warn(
+            warn(
                 f"--time-limit {in_words(limit)} is too short for one pass over {count:,} images: the first"
-                f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images",
-                DeepClusterWarning,
-                stacklevel=2,
+                f" groups take about {in_words(first)}, and then the run ends. Give more time, or fewer images"
             )
     check_memory(needed, plan.recipe)
     return needed

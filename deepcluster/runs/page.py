@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepcluster.clustering.blocks import nearest
-from deepcluster.errors import DataError, DeepClusterError, DeepClusterWarning, DiskError
+from deepcluster.errors import DataError, DeepClusterError, DiskError, warn
 from deepcluster.groups.cut import Cut
 from deepcluster.groups.graph import layout
 from deepcluster.groups.tree import Tree, merge_tree, parts_of
@@ -148,12 +147,10 @@ def write_page(
     folder.write("report.html", render(data))
     if away:
         loss = f"are small ones from {SHEET}" if sheet else "are missing"
-        warnings.warn(
+        warn(
             f"{len(away):,} pictures of the page {loss}, as their images are not at hand (first: {one_line(away[0])};"
             f" location of the fit's images: {one_line(record.location)}): put them back, then type deepcluster report"
-            f" {shlex.quote(str(folder.path))}",
-            DeepClusterWarning,
-            stacklevel=2,
+            f" {shlex.quote(str(folder.path))}"
         )
 
 

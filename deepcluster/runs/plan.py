@@ -2,7 +2,6 @@
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepcluster.errors import DataError, DeepClusterWarning, ModelError, UsageError
+from deepcluster.errors import DataError, ModelError, UsageError, warn
 from deepcluster.images import Source
 from deepcluster.images.decode import one_line
 from deepcluster.images.source import is_run
@@ -266,11 +265,7 @@ def check_same(
     changed = {name: value for name, value in (about["environment"] or {}).items() if before.get(name) != value}
     differences = [f"{name} {before.get(name)} then, {value} now" for name, value in changed.items()]
     if differences:
-        warnings.warn(
-            f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
+        warn(f"the result may differ from that of an uninterrupted run: {'; '.join(differences)}")
     return differences
 
 
@@ -296,11 +291,9 @@ def _get_weights(name: str, request: Request, display: Display, *, dry: bool) ->
     options = options_of(request.recipe, request.options or {})[1]
     is_download = options.get("weights") == "timm"
     if (backbone := options.get("backbone", "")).startswith("timm:") and "weights" not in options and not dry:
-        warnings.warn(
+        warn(
             f"{backbone} starts untrained. Add --weights timm for its published weights (usually better), or --weights"
-            " none to hide this warning.",
-            DeepClusterWarning,
-            stacklevel=2,
+            " none to hide this warning."
         )
     if not name or local_file(name):
         return

@@ -1,6 +1,5 @@
 """The result of a run, computed by all ranks together."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from deepcluster import algorithm
 from deepcluster.algorithm import result_of
 from deepcluster.clustering.agreement import pair_counts, scores
 from deepcluster.clustering.kmeans import best_of, means
-from deepcluster.errors import DeepClusterWarning
+from deepcluster.errors import warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, placement_of
 from deepcluster.groups.tree import Tree, distances_to, least_of_each
@@ -75,7 +74,7 @@ def conclude_run(
         place=place_of(network, recipe, store.partition, exact=True),
     )
     if is_final and record.rounds and (text := collapse(final)):
-        warnings.warn(text, DeepClusterWarning, stacklevel=2)
+        warn(text)
     rows = Rows(
         paths=[job.source.paths[i] for i in store.kept],
         labels=job.truth(store.kept),
@@ -93,11 +92,9 @@ def conclude_run(
     def cut() -> dict[str, Tensor]:
         groups = groups_of(rows.sample, final.clustering, n_clusters, record.seed, recipe)
         if groups.count < n_clusters and is_final:
-            warnings.warn(
+            warn(
                 f"only {groups.count} of {n_clusters} clusters are not empty: the features have no more distinct values"
-                " (are many equal?)",
-                DeepClusterWarning,
-                stacklevel=2,
+                " (are many equal?)"
             )
         return {"centroids": groups.centroids, "groups": groups.groups}
 

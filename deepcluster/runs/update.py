@@ -1,7 +1,6 @@
 """More images for a run that has ended: its model assigns them to its clusters, and nothing is trained."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.clustering.outliers import MIN_ROWS
-from deepcluster.errors import DeepClusterWarning, UsageError
+from deepcluster.errors import UsageError, warn
 from deepcluster.groups.drift import drift
 from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
@@ -154,11 +153,7 @@ def _read(
     if folder.has(IMAGES_READ):
         known |= {row["sha256"] for row in folder.read_rows(IMAGES_READ, DIGEST_COLUMNS)}
     else:
-        warnings.warn(
-            f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone",
-            DeepClusterWarning,
-            stacklevel=2,
-        )
+        warn(f"{folder.path / IMAGES_READ} is gone: images that the run has are known by their paths alone")
     usable, failed = source.rows(fresh), tuple[tuple[str, str], ...]()
     if given is not None:
         values = given[fresh]

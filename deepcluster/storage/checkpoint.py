@@ -8,7 +8,6 @@ two checkpoints are kept, so that a damaged one costs little.
 """
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deepcluster.errors import DeepClusterWarning, DiskError, ModelError, NonFiniteError, first_line
+from deepcluster.errors import DiskError, ModelError, NonFiniteError, first_line, warn
 from deepcluster.records import State
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.plain_files import json_sha256, read_json, read_tensors, sha256
@@ -111,11 +110,7 @@ class Checkpoints:
                 reasons.append(f"{name}.json: {reason}")
                 continue
             if reasons:
-                warnings.warn(
-                    f"a checkpoint is damaged ({'; '.join(reasons)}): going on from {name}, the one before",
-                    DeepClusterWarning,
-                    stacklevel=2,
-                )
+                warn(f"a checkpoint is damaged ({'; '.join(reasons)}): going on from {name}, the one before")
             return checkpoint
         if reasons:
             raise ModelError(f"no checkpoint in {self.folder} is whole ({'; '.join(reasons)}): --overwrite starts anew")
