@@ -16,7 +16,6 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV
 
 from deepcluster import DeepCluster, estimator, load
 from deepcluster.cli import run_command
@@ -457,14 +456,6 @@ def test_before_fit(method):
 
 
 # ---- among scikit-learn's own, and in notebooks ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("images", [pixels(), load_digits().data[:60]], ids=["images", "table"])
-def test_a_search_for_the_number_of_clusters(images):
-    search = GridSearchCV(DeepCluster(**UNTRAINED), {"n_clusters": [2, 4]}, cv=2).fit(images)
-    assert search.best_params_ == {"n_clusters": 4}  # more centres are nearer
-    assert search.best_estimator_.labels_.shape == (len(images),)
-    assert np.array_equal(search.predict(images), search.best_estimator_.labels_)
 
 
 def test_the_clusters_in_a_notebook(fitted, tmp_path):

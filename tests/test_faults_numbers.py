@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepcluster.errors import DataError, DeepClusterWarning, UsageError
-from deepcluster.images import find
-from deepcluster.images.store import read_once
 from deepcluster.runs import fit as run
 from deepcluster.runs.plan import Request
 from deepcluster.runs.recut import recut
@@ -191,18 +189,6 @@ def test_messages_about_the_number_of_images(tmp_path: Path, ends: Callable[...,
     Image.fromarray(noise(1)[0]).save(folder / "one.png")
     ends(arguments, 0)
     assert [row["cluster"] for row in rows(out / "clusters.csv")] == ["0", "", ""]
-
-
-@pytest.mark.slow
-def test_a_folder_of_100_000_files(tmp_path: Path) -> None:
-    whole = tmp_path / "0.png"
-    Image.new("RGB", (4, 4), "red").save(whole)
-    data = whole.read_bytes()
-    for i in range(1, 100_000):
-        (tmp_path / f"{i}.png").write_bytes(data)
-    source = find(tmp_path)
-    assert len(source.paths) == 100_000
-    assert len(read_once(source, 4).kept) == 100_000
 
 
 # Long runs

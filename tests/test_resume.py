@@ -6,12 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deepcluster import algorithm
 from deepcluster.images.views import Augmentation
-from deepcluster.learning.features import extract
 from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.nets.network import build
-from deepcluster.place import Place
 from deepcluster.records import State
 from tests.drawings import drawings
 from tests.loop import loop
@@ -62,24 +59,6 @@ def test_a_state_without_one_of_its_parts_ends_elsewhere(lost):
     state, parameters = saved[0]
     got, _, _ = run(CENTROIDS, images, replace(state, **{lost: getattr(State(), lost)}), parameters)
     assert not all(torch.equal(wanted[name], got[name]) for name in wanted)
-
-
-def test_features_of_a_pass_that_is_made_already_save_it(monkeypatch):
-    images, _ = drawings(8, 16)
-    wanted, _, _ = run(LINEAR, images)
-    network = build("compact", image_size=16, seed=1)
-    features = extract(network, images, Place.of(network, images, batch_size=10))
-    passes = []
-
-    def counted(*arguments, **options):
-        passes.append(1)
-        return extract(*arguments, **options)
-
-    monkeypatch.setattr(algorithm, "extract", counted)
-    got, labels, saved = run(LINEAR, images, State(features=features))
-    assert len(passes) == 2 and len(labels) == 3
-    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    assert saved[0][0].features is None
 
 
 def test_a_settled_alternation_stays_so():

@@ -27,7 +27,6 @@ from deepcluster.runtime.devices import in_order, pool_of
 from deepcluster.runtime.signals import check, stoppable, uninterrupted
 from deepcluster.storage import files
 from deepcluster.storage import model_files as models
-from deepcluster.storage.files import new_folder
 from tests.drawings import save_drawings
 from tests.tiny import tiny_model
 
@@ -95,13 +94,6 @@ def test_a_file_is_whole_or_not_there(monkeypatch, tmp_path, where, found):
         files.write_whole(tmp_path / "file", write)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == found
-
-
-def test_an_export_is_whole_or_not_there(tmp_path):
-    with pytest.raises(Stopped), stoppable(), new_folder(tmp_path / "out") as folder:
-        (folder / "file").touch()
-        signal.raise_signal(signal.SIGTERM)
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- it is heard in the end ------------------------------------------------------------------------------------------
