@@ -1,11 +1,21 @@
 import errno
+import io
+import struct
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, TiffImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from deepcluster.errors import UsageError
-from deepcluster.export.folders import SUFFIXES, imagefolder
+from deepcluster.export import folders, imagefolder
+from deepcluster.export.folders import SUFFIXES
+from deepcluster.export.metadata import UnknownFormat, stripped
+from deepcluster.images.decode import decode
 from tests.exports import colour, hand_run, photos_run, pixels, state, tree, write_image
+from tests.helpers.runs import Said
 from tests.helpers.runs import rows as read
 
 
@@ -106,3 +116,136 @@ def test_files_with_other_suffixes_are_converted(tmp_path, monkeypatch):
 def test_every_suffix_that_is_kept_is_known_to_datasets():
     module = pytest.importorskip("datasets.packaged_modules.imagefolder.imagefolder")
     assert set(module.IMAGE_EXTENSIONS) >= SUFFIXES
+
+
+# ---- copies without metadata: no canary in any byte, the same pixels, still upright ----------------------------------
+
+
+CANARY = b"CANARY"
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">CANARY</x:xmpmeta>'
+
+
+def picture(mode: str = "RGB") -> Image.Image:
+    random = np.random.default_rng(3)
+    return Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8)).convert(mode)
+
+
+def exif(orientation: int | None = None) -> Image.Exif:
+    """A camera, a time, a place and a thumbnail, all called CANARY."""
+    found = Image.Exif()
+    found[0x010F], found[0x0132], found[0x9286] = "CANARY", "CANARY 2020:01:01", b"ASCII\0\0\0CANARY"
+    found.get_ifd(0x8825)[1], found.get_ifd(0x8825)[29] = "CANARY", "CANARY"
+    if orientation:
+        found[0x0112] = orientation
+    return found
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
+
+
+def jpeg(orientation: int | None = None, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture(str(options.pop("mode", "RGB"))).save(
+        stream, "JPEG", exif=exif(orientation), comment="CANARY", icc_profile=b"profile", **options
+    )
+    data = stream.getvalue()
+    more = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP) + segment(0xED, b"Photoshop 3.0\0CANARY")
+    more += segment(0xE0, b"JFXX\0\x10CANARY") + segment(0xE2, b"MPF\0CANARY") + segment(0xEB, b"CANARY")
+    start = data.index(b"\xff\xdb")
+    return data[:start] + more + data[start:] + b"\xff\xd8CANARY behind the end"
+
+
+FILES = {
+    "plain.jpg": jpeg(), "turned.jpg": jpeg(6), "mirrored.jpg": jpeg(5, progressive=True),
+    "print.jpg": jpeg(mode="CMYK"), "restarts.jpg": jpeg(restart_marker_blocks=1),
+}  # fmt: skip
+
+
+def others(folder: Path) -> None:
+    """Files of other formats with metadata, one of them called like a JPEG."""
+    text = PngInfo()
+    text.add_text("CANARY", "CANARY")
+    picture("RGBA").save(folder / "a.png", pnginfo=text, exif=exif(), icc_profile=CANARY)
+    picture().save(folder / "turned.png", exif=exif(8))
+    picture().save(folder / "a.webp", lossless=True, exif=exif().tobytes(), xmp=XMP)
+    picture("P").save(folder / "a.gif", comment=CANARY)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[270] = "CANARY"
+    picture().save(folder / "a.tif", tiffinfo=tags)
+    (folder / "odd.jpg").write_bytes((folder / "a.tif").read_bytes())
+    (folder / "a.ppm").write_bytes(b"P6\n# CANARY\n1 1\n255\nabc")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_canary_is_left_and_every_pixel_is(name: str, tmp_path: Path) -> None:
+    data = FILES[name]
+    assert data.count(CANARY) > 2
+    (tmp_path / name).write_bytes(data)
+    found = stripped(tmp_path / name)
+    assert CANARY not in found
+    assert data[data.index(b"\xff\xda") : data.index(b"\xff\xd9")] in found  # the pixels are not compressed again
+    assert np.array_equal(np.asarray(decode(io.BytesIO(found))), np.asarray(decode(io.BytesIO(data))))
+    with Image.open(io.BytesIO(found)) as new, Image.open(io.BytesIO(data)) as old:
+        assert (new.format, new.mode, new.size) == ("JPEG", old.mode, old.size)
+        assert new.info.get("icc_profile") == old.info.get("icc_profile")
+        assert new.getexif().get(0x0112, 1) == old.getexif().get(0x0112, 1)
+        assert set(new.getexif()) <= {0x0112}
+        assert not new.getexif().get_ifd(0x8825)
+    if "turned" in name or "mirrored" in name:
+        assert b"\x01\x12" in found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_ends_anywhere_is_never_copied_as_it_is(name: str, tmp_path: Path) -> None:
+    data = FILES[name]
+    for end in range(0, len(data) - 30, max(1, len(data) // 60)):
+        (tmp_path / name).write_bytes(data[:end])
+        with suppress(UnknownFormat):
+            assert CANARY not in stripped(tmp_path / name)
+
+
+def photos(folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+    others(folder)
+    return folder
+
+
+def run_of(images: Path, run: Path) -> Path:
+    return hand_run(run, str(images), {path.name: 0 for path in sorted(images.iterdir())})
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_data_set_has_no_metadata_and_folders_have_unless_asked(tmp_path: Path) -> None:
+    run = run_of(photos(tmp_path / "photos"), tmp_path / "run")
+    imagefolder(run, tmp_path / "a")
+    found = exported(tmp_path / "a")
+    assert len(found) == len(FILES) + 9
+    assert not [name for name, data in found.items() if CANARY in data]
+    pngs = [name for name, data in found.items() if data.startswith(b"\x89PNG")]
+    assert sorted(pngs) == [
+        "a.gif.png", "a.png", "a.ppm.png", "a.tif.png", "a.webp.png", "odd.jpg", "turned.png"
+    ]  # fmt: skip
+    for name in pngs:
+        original = tmp_path / "photos" / (name if name in ("a.png", "turned.png") else name.removesuffix(".png"))
+        assert np.array_equal(*(np.asarray(decode(io.BytesIO(data))) for data in (found[name], original.read_bytes())))
+    imagefolder(run, tmp_path / "b", strip_metadata=False)
+    folders(run, tmp_path / "c", mode="copy")
+    assert all(exported(tmp_path / name)["plain.jpg"] == FILES["plain.jpg"] for name in "bc")
+    folders(run, tmp_path / "d", strip_metadata=True)
+    assert not [name for name, data in exported(tmp_path / "d").items() if CANARY in data]
+
+
+@pytest.mark.parametrize("mode", ["symlink", "hardlink"])
+def test_links_cannot_be_stripped(mode: str, tmp_path: Path) -> None:
+    run, said = run_of(photos(tmp_path / "photos"), tmp_path / "run"), Said()
+    with pytest.raises(UsageError, match=r"--strip-metadata is for copies: .* links lead to the originals"):
+        folders(run, tmp_path / "out", mode=mode, strip_metadata=True)
+    folders(run, tmp_path / "out", mode=mode, dry_run=True, display=said)
+    folders(run, tmp_path / "out", strip_metadata=True, dry_run=True, display=said)
+    assert "stay in them" in said.lines[1] and "without EXIF" in said.lines[3]
