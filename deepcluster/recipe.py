@@ -85,7 +85,9 @@ class Option:
         """Raise UsageError if the value is out of range or not among the choices."""
         if self.choices and not any(_fits(value, choice) for choice in self.choices):
             near = difflib.get_close_matches(str(value), self.choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            if ":" not in str(value):  # a name without the prefix of its kind: resnet18 for timm:resnet18
+                near += [choice.removesuffix(ANY) + str(value) for choice in self.choices if choice.endswith(ANY)]
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(f"{self.name}={value!r}: choose {self.values}{hint}")
         if isinstance(value, int | float) and not (math.isfinite(value) and self.low <= value <= self.high):
             raise UsageError(f"{self.name}={value!r} must lie between {self.low:{FORMAT}} and {self.high:{FORMAT}}")

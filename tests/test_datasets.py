@@ -48,7 +48,7 @@ def test_items(item, expected):
     [
         (
             torch.full((3, 4, 4), -1.0),
-            r"float32 from -1 to -1, and neither uint8 nor .*: leave out Normalize",
+            r"float32 from -1 to -1 instead of pixels: return uint8 or floats in \[0, 1\], without Normalize",
         ),
         (np.zeros((5, 4, 5), np.uint8), r"shape \(5, 4, 5\)"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
@@ -103,7 +103,10 @@ def test_data_sets_that_cannot_be_counted():
         def __iter__(self):
             yield GREY
 
-    endless = {"Endless: .* a Dataset that has a length": Endless(), "DataLoader": DataLoader(Fragile())}
+    endless = {
+        "Endless: .* a Dataset that has a length": Endless(),
+        "DataLoader: pass X.dataset": DataLoader(Fragile()),
+    }
     for words, images in endless.items():
         with pytest.raises(DataError, match=f"images cannot come from a {words}"):
             find(images)

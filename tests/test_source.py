@@ -157,10 +157,11 @@ def test_layouts_of_arrays() -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.full((2, 4, 4), 2, np.float32), r"float32 numbers from 2 to 2: pass uint8, or floats in \[0, 1\]"),
-        (np.full((2, 4, 4), np.nan), r"float64 numbers from nan to nan"),
-        (np.zeros((2, 4, 4), np.int64), "dtype int64, not uint8"),
-        (np.zeros((2, 4, 4), bool), "dtype bool"),
+        (np.full((2, 4, 4), 2, np.float32), r"float32 numbers from 2 to 2: pass X / 255$"),
+        (np.full((2, 4, 4), 300.0), r"float64 numbers from 300 to 300: pass uint8 or floats in \[0, 1\]$"),
+        (np.full((2, 4, 4), np.nan), r"float64 numbers from nan to nan: pass uint8 or floats"),
+        (np.full((2, 4, 4), 256, np.uint16), "uint16 numbers from 256 to 256: pass X / 65535$"),
+        (np.zeros((2, 4, 4), bool), "bool numbers: pass X / 1$"),
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
         (np.zeros((2, 5, 5, 2), np.uint8), r"shape \(2, 5, 5, 2\)"),
         (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
@@ -176,7 +177,13 @@ def test_a_home_folder_and_a_part_of_a_mapping(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "few.npy", COLOURS)
     assert find("~/few.npy").location == str(tmp_path / "few.npy")
-    with pytest.raises(DataError, match=r"a whole dict: pass one part of it: \['train'\], \['test'\]"):
+    photo, _ = save(tmp_path / "some/b.jpg", RED), save(tmp_path / "some/a.jpg", BLUE)
+    assert list(find(["~/some/b.jpg"]).files()) == [photo]
+    for pattern in ("~/some/*.jpg", "~/**/[a-b].jp*"):
+        assert [path.name for path in find(pattern).files()] == ["a.jpg", "b.jpg"]
+    with pytest.raises(DataError, match=r"no such file: .*png. IMAGES is .* a pattern as photos/"):
+        find("~/some*/*.png")
+    with pytest.raises(DataError, match=r"a whole dict: pass one part of it: X\['train'\], X\['test'\]"):
         find({"train": COLOURS, "test": COLOURS})
 
 

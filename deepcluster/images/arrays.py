@@ -69,8 +69,7 @@ def picture(item: Any) -> Image.Image:
         raise Undecodable(f"not an image but of type {type(item).__name__}")
     if not is_unit(item):
         raise Undecodable(
-            f"{item.dtype}{value_range(item)}, and neither uint8 nor floats in [0, 1]: leave out Normalize, or scale"
-            " it to 0..255"
+            f"{item.dtype}{value_range(item)} instead of pixels: return {_pixels_of(item)}, without Normalize"
         )
     if not _is_image(item.shape):
         raise Undecodable(f"shape {item.shape}; it must be H x W, H x W x C or C x H x W with C one of 1, 3, 4")
@@ -98,6 +97,18 @@ def as_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def value_range(array: npt.NDArray[Any]) -> str:
     """Return the smallest and the largest number, for messages."""
     return f" from {array.min():.3g} to {array.max():.3g}" if array.size and array.dtype.kind in "iuf" else ""
+
+
+def _pixels_of(array: npt.NDArray[Any]) -> str:
+    """Return the expression that makes pixels of other numbers, for messages.
+
+    The user decides: the scale is not certain, and images of ``predict`` need that of the fit.
+    """
+    if array.size and array.dtype.kind in "biuf" and array.min() >= 0:
+        for largest in (1, 255) if array.dtype != np.uint16 else (255, 65535):
+            if array.max() <= largest:
+                return f"X / {largest}"
+    return "uint8 or floats in [0, 1]"
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:
@@ -235,7 +246,7 @@ def as_images(images: "Tensor | npt.NDArray[Any]") -> "Tensor":
         images = images.detach().cpu().numpy()
     if not is_tensor(images):
         if not all(map(is_unit, images)):
-            raise DataError(f"images of {images.dtype}{value_range(images)}: pass uint8, or floats in [0, 1]")
+            raise DataError(f"images of {images.dtype}{value_range(images)}: pass {_pixels_of(images)}")
         images = torch.from_numpy(np.ascontiguousarray(as_uint8(images)))
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
         images = images.permute(0, 3, 1, 2).contiguous()
@@ -266,9 +277,9 @@ def from_array(
             f"{title} has shape {array.shape}; it must be N x H x W, N x H x W x C or N x C x H x W with C one of 1,"
             " 3, 4"
         )
-    if in_memory and array.dtype.kind == "f":
+    if in_memory and array.dtype != np.uint8:
         if not all(map(is_unit, array)):
-            raise DataError(f"{title} has {array.dtype} numbers{value_range(array)}: pass uint8, or floats in [0, 1]")
+            raise DataError(f"{title} has {array.dtype} numbers{value_range(array)}: pass {_pixels_of(array)}")
     elif array.dtype != np.uint8:
         raise DataError(f"{title} has dtype {array.dtype}, not uint8: scale it to 0..255 and use .astype('uint8')")
     if labels is not None and labels.size != len(array):

@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeGuard
 
@@ -53,22 +54,25 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
     if is_tensor(images):
         images = images.detach().cpu().numpy()
     if isinstance(images, Mapping) and images:  # a DatasetDict of Hugging Face, or something like it
-        names = ", ".join(f"[{name!r}]" for name in list(images)[:5])
+        names = ", ".join(f"X[{name!r}]" for name in list(images)[:5])
         raise DataError(f"images cannot come from a whole {type(images).__name__}: pass one part of it: {names}")
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
         return arrays.from_array(images, "array", "python:array")
     if isinstance(images, str | Path):
         return _from_text(str(images), stdin)
     if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
-        return from_files([(path, located(path)) for path in map(str, images)], "images", "python:paths")
+        return _of_paths(map(str, images))
     if _is_dataset(images):
         if not len(images):
             raise DataError(f"no images in the {type(images).__name__} that was passed")
         return Source("dataset", "python:dataset", numbered(len(images)), reader(images))
-    raise DataError(
-        f"images cannot come from a {type(images).__name__}: pass a folder, a list of paths, an array or tensor, or a "
-        "Dataset that has a length"
-    )
+    way = "a folder, a list of paths, an array or tensor, or a Dataset that has a length"
+    way = "X.dataset, its data set" if hasattr(images, "dataset") else way  # a DataLoader
+    raise DataError(f"images cannot come from a {type(images).__name__}: pass {way}")
+
+
+def _of_paths(paths: Iterable[str]) -> Source:
+    return from_files([(path, located(os.path.expanduser(path))) for path in paths], "images", "python:paths")  # noqa: PTH111
 
 
 def _is_dataset(images: Any) -> TypeGuard[Dataset]:
@@ -108,6 +112,9 @@ def _from_path(text: str) -> Source:
         if not unknown and shards.is_pattern(text):
             name = re.sub(r"\{.*?\}", "", path.name).partition(".")[0].strip("-_ ")
             return shards.from_tars(shards.files_of(path), name or "shards", str(path))
+        matches = glob(os.path.expanduser(text), recursive=True) if isinstance(error, FileNotFoundError) else []  # noqa: PTH111, PTH207
+        if files := [match for match in sorted(matches, key=os.fsencode) if not os.path.isdir(match)]:  # noqa: PTH112
+            return _of_paths(files)
         problem = "unknown kind of images" if unknown else explain(error)
         raise DataError(f"{problem}: {one_line(text)}. {WHAT_TO_TYPE}") from error
     if stat.S_ISDIR(mode):
@@ -190,7 +197,7 @@ def from_files(files: Sequence[tuple[str, Path]], name: str, location: str) -> S
     """Return the images of (path to show, absolute path), in this order."""
     if not files:
         place = {"-": "standard input", "python:paths": "the list"}.get(location, one_line(location))
-        raise DataError(f"no paths in {place}: one path of an image a line is expected")
+        raise DataError(f"no paths in {place}: give the path of at least one image")
     paths = [path.replace(os.sep, "/") for path, _ in files]
     labels = [file.parent.name for _, file in files]
     return _of_files(paths, lambda i: files[i][1], lambda i: os.path.realpath(files[i][1]), labels, name, location)

@@ -17,8 +17,8 @@ from deepcluster.errors import DataError
 from deepcluster.images.decode import one_line
 
 WHAT_TO_TYPE = (
-    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern of shards as "
-    "train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
+    "IMAGES is a folder, an image, a text file of paths, an .npy or .npz array, a .tar shard, a pattern as photos/*.jpg"
+    " or train-{000..146}.tar, - for paths on standard input, sklearn:digits, torchvision:NAME or hf:NAME"
 )
 
 
