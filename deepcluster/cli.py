@@ -43,6 +43,7 @@ from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
 
 if TYPE_CHECKING:
+    from deepcluster.evaluation.common import Figure, NamedFigure
     from deepcluster.images import Source
     from deepcluster.model import Model
     from deepcluster.runs.predict import Prediction
@@ -357,7 +358,7 @@ def evaluate(
     kind = PROTOCOL_OPTIONS[protocol]
     options = read_options(kind, {**(protocol_flags or {}), **flags.read_assignments(set_)})
     kind(**options)  # checks them together
-    values = {}
+    values: dict[str, Figure] = {}
     with _session(images, quiet, to_stderr=as_json) as (terminal, shared):
         from deepcluster.images.files import check_there
         from deepcluster.images.given import check_labels_there
@@ -370,10 +371,9 @@ def evaluate(
         from deepcluster.runs.evaluate import EvaluationRequest, evaluate
 
         request = EvaluationRequest(protocol, images, labels, train, options, seed, device)
-        for name, value in evaluate(run_, request, display=terminal, stdin=sys.stdin, **shared):
-            values[name] = value
+        for line in _figure_lines(evaluate(run_, request, display=terminal, stdin=sys.stdin, **shared), values):
             if is_main_rank() and not (as_json or quiet):
-                say(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+                say(line)
     if as_json and is_main_rank():
         print(json.dumps({"run": str(run_), "protocol": protocol, "values": values}, indent=2))
 
@@ -491,6 +491,31 @@ def doctor(*, as_json: flags.Json = False) -> None:
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _figure_lines(figures: "Iterable[NamedFigure]", values: "dict[str, Figure]") -> Iterator[str]:
+    """Yield a line per figure as they come, and put them into ``values``. Linear probes are a table of the layers."""
+    has_header = False
+    for name, value in figures:
+        values[name] = value
+        layer, _, kind = name.rpartition("_")
+        tops = ("top1", "top5") if int(values.get("classes", 0)) > 5 else ("top1",)
+        columns = (*tops, "loss", "dims", "pooling")
+        if f"{layer}_pooling" not in values:
+            yield f"{name:24} {_cell(value)}"
+        elif kind == tops[-1]:
+            if not has_header:
+                yield _table_row("layer", columns)
+                has_header = True
+            yield _table_row(layer, [values[f"{layer}_{column}"] for column in columns])
+
+
+def _table_row(name: str, cells: "Sequence[Figure]") -> str:
+    return f"{name:24}" + "".join(f" {_cell(cell):>8}" for cell in cells)
+
+
+def _cell(value: "Figure") -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _print_options() -> None:

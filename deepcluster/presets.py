@@ -89,12 +89,12 @@ class Plan:
         return f"{published.title}, trained on photographs{larger}"
 
     def in_short(self, n_clusters: int | None) -> str:
-        """Return the number of clusters and the training in words; ``n_clusters`` as in :class:`Facts`."""
+        """Return the training and the number of clusters in words; ``n_clusters`` as in :class:`Facts`."""
         recipe = self.recipe
         work = "adapted" if recipe.weights else "trained"
         rounds = f"{work} in at most {_plural(recipe.rounds, 'round')}" if recipe.rounds else "used as it is"
         groups = "as many clusters as the images suggest" if n_clusters is None else _plural(n_clusters, "cluster")
-        return f"{groups}; network {rounds} at {recipe.image_size} px"
+        return f"network {rounds} at {recipe.image_size} px, then {groups}"
 
 
 def check_groups(n_clusters: int | None, count: int) -> None:
@@ -136,7 +136,7 @@ def resolve(base: str, given: Given, facts: Facts) -> Plan:
             raise DataError(
                 f"--pseudo-labels {recipe.pseudo_labels} is more than the {facts.count} images: give at most that"
             )
-        reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels} is more than the {facts.count} images"
+        reasons["pseudo_labels"] = f"the recipe's {recipe.pseudo_labels:,} is more than the {facts.count:,} images"
         recipe = replace(recipe, pseudo_labels=_fine_clusters(facts)[0])
     return _for_fixed_size(Plan(recipe, reasons), options)
 

@@ -437,11 +437,14 @@ def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos
 def test_the_plan_in_a_sentence():
     drawings = Facts(1797, 8, True, 10, "cpu")
     plan = resolve("auto", {}, drawings)
-    assert plan.in_short(10) == "10 clusters; network trained in at most 30 rounds at 16 px"
+    assert plan.in_short(10) == "network trained in at most 30 rounds at 16 px, then 10 clusters"
     assert plan.network == "compact, trained from nothing on these images"
     photographs = Facts(3000, 224, False, None, "cpu", "photos-small")
     plan = resolve("auto", {"rounds": 1}, photographs)
-    assert plan.in_short(None) == "as many clusters as the images suggest; network adapted in at most 1 round at 224 px"
+    assert (
+        plan.in_short(None)
+        == "network adapted in at most 1 round at 224 px, then as many clusters as the images suggest"
+    )
     assert plan.network == ("EfficientNet-Lite0, trained on photographs; deepcluster fetch downloads a larger one")
     given = resolve("auto", {"backbone": "timm:resnet18", "weights": "w.safetensors"}, photographs)
     assert given.network == "timm:resnet18, with given weights"

@@ -5,6 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from deepcluster.cli import _figure_lines
 from deepcluster.errors import NonFiniteError, UsageError
 from deepcluster.evaluation import LinearOptions
 from deepcluster.evaluation.common import Labelled, ProbeTask
@@ -226,3 +227,16 @@ def test_a_step_that_is_too_large():
     with pytest.raises(NonFiniteError, match=r"block1.*lr"):
         task = ProbeTask(plain_network(), train, train, "abc", 8, 8, 0)
         dict(linear(task, LinearOptions(epochs=3, lr=1e9, weight_decay=1e9, batch_size=8)))
+
+
+@pytest.mark.parametrize(("names", "tops"), [("abc", ["top1"]), ("abcdef", ["top1", "top5"])])
+def test_the_command_prints_a_table_of_the_layers(names, tops):
+    images, kinds = drawings(10, size=18)
+    every = Labelled(images, torch.tensor(kinds), Partition.single(30))
+    task = ProbeTask(build("compact", image_size=16).eval(), every, every, names, 16, 8, 0)
+    figures, options = {}, LinearOptions(layers="block2,block5", epochs=1, batch_size=8)
+    lines = [line.split() for line in _figure_lines(linear(task, options), figures)]
+    assert figures == dict(linear(task, options))
+    assert [line[0] for line in lines] == ["train_images", "images", "classes", "chance", "layer", "block2", "block5"]
+    assert lines[4][1:] == [*tops, "loss", "dims", "pooling"]
+    assert lines[6][1 : 2 + len(tops)] == [f"{figures[f'block5_{name}']:.4f}" for name in (*tops, "loss")]

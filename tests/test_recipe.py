@@ -78,7 +78,7 @@ def test_too_many_clusters_are_lowered_but_not_those_given(tmp_path):
     for name in ("v1", str(tmp_path / "mine.toml")):
         plan = resolve(name, {}, replace(PHOTOS, count=300))
         assert plan.recipe == replace(Recipe(), pseudo_labels=15)
-        assert plan.reasons["pseudo_labels"] == "the recipe's 10000 is more than the 300 images"
+        assert plan.reasons["pseudo_labels"] == "the recipe's 10,000 is more than the 300 images"
     with pytest.raises(DataError, match=r"60000 .* 50000"):
         resolve("auto", {"pseudo_labels": "60000"}, PHOTOS)
 

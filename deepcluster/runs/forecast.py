@@ -182,6 +182,7 @@ def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     # Time and memory do not depend on the weights.
     network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
     announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
-    for line in begun.plan.by_reason() if request.verbose else ():
-        display.say("Plan", line)
+    for line in begun.plan.by_reason():
+        if request.verbose or line.startswith("pseudo_labels"):  # often fewer than published, for fewer images
+            display.say("Plan", line)
     return recipe
