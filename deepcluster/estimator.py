@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from deepcluster.runs import fit as runs
 from deepcluster.runs import page, predict, recut
 from deepcluster.runs.page import pictures
 from deepcluster.runs.plan import Request
+from deepcluster.runs.predict import Prediction, placement_columns
 from deepcluster.runs.rows import images_at_hand, read_run
 from deepcluster.runtime.console import Display, Several, Silent, Terminal
 from deepcluster.runtime.devices import choose_device
@@ -47,14 +48,35 @@ from deepcluster.storage.run_folder import RunFolder
 from deepcluster.storage.state import own_files
 
 Errors = Literal["raise", "coerce"]
+# Columns of ``place``, as in clusters.csv.
+PLACED = np.dtype(
+    [("path", "O"), ("cluster", "i8"), ("name", "O"), ("distance", "f4"), ("margin", "f4"), ("is_outlier", "?")]
+)
+
+if TYPE_CHECKING:
+    # scikit-learn has no types: with its classes as bases, mypy would accept any attribute.
+    class _Base:
+        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+        def set_params(self, **params: Any) -> Self: ...
+        def set_output(self, *, transform: str | None = None) -> Self: ...
+        def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]: ...
+        def get_metadata_routing(self) -> Any: ...
+        def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]: ...
+        def __sklearn_tags__(self) -> Any: ...
+        def __getstate__(self) -> dict[str, Any]: ...
+        def __setstate__(self, state: dict[str, Any]) -> None: ...
+else:
+
+    class _Base(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+        pass
 
 
-class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+class DeepCluster(_Base):
     """Cluster images by DeepCluster (Caron et al., 2018): k-means alternates with a convnet that learns the clusters.
 
-    ``X`` is a folder, a list of paths, uint8 images (an array or tensor: N x H x W, N x H x W x C or N x C x H x W), a
-    list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of N x features numbers with an image of
-    ``image_shape`` in a row (docs/python.md).
+    ``X`` is a folder, a list of paths, images (an array or tensor of uint8, or of floats from 0 to 1: N x H x W,
+    N x H x W x C or N x C x H x W), a list of PIL images, a ``Dataset`` of torch or of Hugging Face, or a table of
+    N x features numbers with an image of ``image_shape`` in a row (docs/python.md).
 
     Args:
         n_clusters: Number of clusters, or "auto".
@@ -77,6 +99,7 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         cluster_centers_: K x d, the means of the fine centroids of a cluster.
         n_clusters_: K.
         inertia_: Sum of the squared distances to the centers.
+        verdict_: How stable the clusters are, in words, as the command prints it.
         n_iter_: Number of rounds.
         history_: A dict per round.
         run_: The run folder (docs/run-folder.md).
@@ -165,23 +188,46 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
             warn(f"{_unusable(self.skipped_)}, and left out: skipped_ has all")
         return self
 
-    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.float32]:
         """Fit, and return ``embedding_``."""
         return self.fit(X, **fit_params).embedding_
 
-    def transform(self, X: Any, *, errors: Errors = "raise") -> Any:
+    def transform(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.float32]:
         """Return the reduced features of images, float32 N x d with rows of length 1; not distances to clusters.
 
         An unusable image raises DataError, or with ``errors="coerce"`` gives a row of NaN.
         """
-        return self._reduced(X, errors).numpy()
+        return self._measured(X, errors).reduced.numpy()
 
     def predict(self, X: Any, *, errors: Errors = "raise") -> npt.NDArray[np.int64]:
         """Return the clusters of images; for those of the fit ``labels_``.
 
         An unusable image raises DataError, or with ``errors="coerce"`` gives -1.
         """
-        return self._clusters(self._reduced(X, errors)).numpy()
+        return self._clusters(self._measured(X, errors).reduced).numpy()
+
+    def place(self, X: Any = None, *, errors: Errors = "raise") -> npt.NDArray[np.void]:
+        """Return the clusters of images with all that ``deepcluster predict`` writes about each.
+
+        Args:
+            X: Images; None: those of the fit.
+            errors: As for ``predict``; a coerced row has cluster -1, NaN for numbers, and is no outlier.
+
+        Returns:
+            A structured array with a row per image: path (a row number if there are no files), cluster, name, distance
+            (to the nearest centroid), margin (0: on the border of two clusters) and is_outlier.
+            ``pandas.DataFrame(...)`` of it is a frame.
+        """
+        if X is None:
+            self._check_run("place without images")
+        images = self._of_fit if X is None else self._measured(X, errors)
+        usable = torch.isfinite(images.reduced[:, 0])
+        placement = self._model.place(images.reduced[usable])
+        placed = np.full(len(usable), np.array(("", -1, "", np.nan, np.nan, False), PLACED))
+        placed["path"] = images.paths
+        for name, cells in placement_columns(self._model, placement, images.residuals[usable]).items():
+            placed[name][usable.numpy()] = cells
+        return placed
 
     def nearest(self, X: Any = None, n: int = 5) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return the ``n`` images of the fit that are most like an image of X, for all of X.
@@ -197,14 +243,14 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self._check_run("nearest")
         if not _is_count(n):
             raise UsageError(f"n={n!r}: give a whole number of at least 1")
-        queries = None if X is None else self._reduced(X, "raise")
+        queries = None if X is None else self._measured(X, "raise").reduced
         embedding = torch.from_numpy(self.embedding_)
         similarities, numbers = nearest(embedding, n) if queries is None else nearest(queries, n, embedding)
         return similarities.numpy(), numbers.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return minus the sum of the squared distances to ``cluster_centers_``, as KMeans does."""
-        reduced = self._reduced(X, "raise")
+        reduced = self._measured(X, "raise").reduced
         return -_inertia(reduced, self._clusters(reduced), self._centers())
 
     def recut(self, n_clusters: int | str | None) -> Self:
@@ -366,7 +412,9 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         self.embedding_ = rows.reduced.numpy()
         self.paths_ = list(rows.paths)
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
+        self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
         self.inertia_ = _inertia(rows.reduced, clusters, self._centers())
+        self.verdict_ = record.verdict or ""
         self.n_iter_ = int(record.rounds or 0)
         self.history_ = [
             {name: _number(cell) for name, cell in row.items()}
@@ -401,25 +449,29 @@ class DeepCluster(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixi
         rows = self._table if not reset and self._table else pixel_scale(numbers, self.image_shape)
         return rows, rows.images(numbers)
 
-    def _reduced(self, X: Any, errors: Errors) -> Tensor:
-        """Return the reduced features of the images of X; with ``errors="coerce"`` NaN for unusable ones."""
+    def _measured(self, X: Any, errors: Errors) -> Prediction:
+        """Return the images of X with their features and residuals; with ``errors="coerce"`` NaN for unusable ones."""
         check_is_fitted(self, "cluster_centers_")
         if errors not in ("raise", "coerce"):
             raise UsageError(f"errors={errors!r}: choose raise or coerce")
         _, images = self._read(X, reset=False)
         predictions = list(predict.predict(self._model, images))
-        reduced = torch.cat([prediction.reduced for prediction in predictions])
-        skipped = [pair for prediction in predictions for pair in prediction.skipped]
-        if not skipped:
-            return reduced
-        if errors == "raise":
+        reduced, residuals = (
+            torch.cat([getattr(part, name) for part in predictions]) for name in ("reduced", "residuals")
+        )
+        paths = tuple(path for part in predictions for path in part.paths)
+        skipped = tuple(pair for part in predictions for pair in part.skipped)
+        if skipped and errors == "raise":
             raise DataError(
                 f"{_unusable(skipped)}: leave them out, or pass errors='coerce' to predict or transform for -1 or NaN"
             )
-        usable = [path for prediction in predictions for path in prediction.paths]
-        row_of = {path: row for row, path in enumerate(usable)}
-        rows = torch.tensor([row_of.get(path, -1) for path in find(images).paths])
-        return torch.where((rows < 0).unsqueeze(1), torch.nan, reduced[rows])
+        if skipped:
+            row_of = {path: row for row, path in enumerate(paths)}
+            paths = find(images).paths
+            rows = torch.tensor([row_of.get(path, -1) for path in paths])
+            reduced = torch.where((rows < 0).unsqueeze(1), torch.nan, reduced[rows])
+            residuals = residuals[rows]
+        return Prediction(paths, reduced, residuals, skipped)
 
     def _clusters(self, reduced: Tensor) -> Tensor:
         clusters = torch.full((len(reduced),), -1)

@@ -8,6 +8,7 @@ import json
 import pickle
 from pathlib import Path
 
+import mypy.api
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from deepcluster.cli import run_command
 from deepcluster.errors import DataError, DeepClusterWarning, DiskError, ModelError, UsageError
 from deepcluster.storage.run_folder import RunFolder
 from tests.drawings import drawings
+from tests.pages import ROOT
 
 QUICK = {"n_clusters": 3, "rounds": 1, "epochs": 1, "image_size": 16}
 UNTRAINED = QUICK | {"rounds": 0}  # half the time, for what does not depend on training
@@ -99,7 +101,14 @@ def test_the_result_is_that_of_the_command(photos, tmp_path):
     assert np.array_equal(ours.embedding_, np.load(run / "features.npy"))
     assert not np.array_equal(ours.embedding_, DeepCluster(**QUICK, random_state=6).fit(photos).embedding_)
 
+    for X in (None, photos):  # all that clusters.csv says, as numbers
+        rows = pd.DataFrame(ours.place(X)).astype({"is_outlier": int})
+        pd.testing.assert_frame_equal(
+            rows, pd.read_csv(run / "clusters.csv", keep_default_na=False)[[*rows]], rtol=1e-6, check_dtype=False
+        )
+
     loaded = DeepCluster.load(run)
+    assert loaded.verdict_ == ours.verdict_ == json.loads((run / "run.json").read_text())["verdict"]
     assert loaded.run_ == run and loaded.n_clusters == loaded.n_clusters_
     assert np.array_equal(loaded.predict(photos), loaded.labels_)
     assert np.array_equal(clone(loaded).fit(photos).embedding_, loaded.embedding_)  # its parameters make the same run
@@ -213,6 +222,9 @@ def test_unusable_images(tmp_path):
     assert clusters[5] == -1 and np.isnan(features[5]).all()
     assert np.array_equal(np.delete(clusters, 5), ours.labels_)
     assert np.array_equal(np.delete(features, 5, axis=0), ours.embedding_)
+    placed = ours.place(tmp_path, errors="coerce")
+    assert placed["path"].tolist() == [path.name for path in paths] and np.array_equal(placed["cluster"], clusters)
+    assert np.isnan(placed["distance"][5]) and np.array_equal(np.delete(placed, 5), ours.place())
     with pytest.raises(UsageError, match="errors='skip'"):
         ours.predict(tmp_path, errors="skip")
 
@@ -222,7 +234,7 @@ def test_unusable_images(tmp_path):
     [
         (Pairs([]), DataError, "no images in the Pairs"),
         (Pairs(["a.png"] * 4), DataError, "not an image but of type str"),
-        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 from -1 to -1, .* leave out Normalize"),
+        (Pairs(torch.full((4, 3, 8, 8), -1.0)), DataError, r"float32 from -1 to -1 .*, without Normalize"),
         (torch.full((4, 3, 8, 8), -1.0), DataError, "float32 numbers from -1 to -1"),
         (np.zeros((1, 4, 3, 8, 8), np.uint8), DataError, r"has shape \(1, 4, 3, 8, 8\)"),
         ([[1.0, np.nan], [2.0, 3.0]], ValueError, "NaN"),
@@ -324,6 +336,7 @@ def test_parameters_are_few_and_unchecked_until_fit():
         ({"n_clusters": 121}, "n_samples=120 should be >= n_clusters=121"),
         ({"lr": "fast"}, "lr='fast' is not a number"),
         ({"options": {"hedas": 2}}, "did you mean heads"),
+        ({"backbone": "resnet18"}, r"did you mean timm:resnet18\?"),
         ({"recipe": "v3"}, "no recipe is called 'v3'"),
         ({"recipe": {"round": 3}}, "no option is called 'round'"),
         ({"image_shape": (8, 7)}, "holds 56 numbers, but X has 64 features"),
@@ -356,6 +369,26 @@ def test_a_recipe_may_be_a_dict(fitted):
     options = {name: value for name, value in QUICK.items() if name not in ("n_clusters", "rounds")}
     recipe = {"base": "auto", "rounds": 1}
     assert same(DeepCluster(n_clusters=3, recipe=recipe, **options).fit(pixels()), fitted)
+
+
+def test_mypy_knows_the_estimator():
+    """scikit-learn has no types, so a base of its own would make every attribute Any."""
+    lines = [
+        "from deepcluster import DeepCluster",
+        "m = DeepCluster().fit('x')",
+        "m.fti('x')",
+        "reveal_type(m.predict('x'))",
+    ]
+    code = [
+        "-c",
+        "\n".join(lines),
+        "--config-file",
+        str(ROOT / "pyproject.toml"),
+        "--cache-dir",
+        str(ROOT / ".mypy_cache"),
+    ]
+    said, _, _ = mypy.api.run(code)
+    assert '3: error: "DeepCluster" has no attribute "fti"' in said and "1 error" in said and "numpy.int64" in said
 
 
 # ---- copies and files -----------------------------------------------------------------------------------------------
@@ -403,8 +436,10 @@ def test_save_and_load(fitted, of_table, digits, tmp_path):
         assert np.array_equal(other.transform(images), fitted.embedding_)
         assert other.score(images) == fitted.score(images)
     assert load(tmp_path / "model").groups.count == load(fitted.run_).groups.count == 3
-    with pytest.raises(UsageError, match="load the run folder"):
-        alone.recut(4)
+    assert np.array_equal(alone.place(images), fitted.place())
+    for of_run in (lambda: alone.recut(4), alone.place):
+        with pytest.raises(UsageError, match="load the run folder"):
+            of_run()
     with pytest.raises(ModelError, match=r"none: there is no such folder$"):
         DeepCluster.load(tmp_path / "none")
     of_table.save(tmp_path / "table")
