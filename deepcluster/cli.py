@@ -502,7 +502,7 @@ def _figure_lines(figures: "Iterable[NamedFigure]", values: "dict[str, Figure]")
         tops = ("top1", "top5") if int(values.get("classes", 0)) > 5 else ("top1",)
         columns = (*tops, "loss", "dims", "pooling")
         if f"{layer}_pooling" not in values:
-            yield f"{name:24} {_cell(value)}"
+            yield _table_row(name, [value])
         elif kind == tops[-1]:
             if not has_header:
                 yield _table_row("layer", columns)
@@ -511,11 +511,8 @@ def _figure_lines(figures: "Iterable[NamedFigure]", values: "dict[str, Figure]")
 
 
 def _table_row(name: str, cells: "Sequence[Figure]") -> str:
-    return f"{name:24}" + "".join(f" {_cell(cell):>8}" for cell in cells)
-
-
-def _cell(value: "Figure") -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
+    return f"{name:24}" + "".join(f" {text:>8}" for text in texts)
 
 
 def _print_options() -> None:

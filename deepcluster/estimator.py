@@ -60,7 +60,6 @@ if TYPE_CHECKING:
         def set_params(self, **params: Any) -> Self: ...
         def set_output(self, *, transform: str | None = None) -> Self: ...
         def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]: ...
-        def get_metadata_routing(self) -> Any: ...
         def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> npt.NDArray[np.int64]: ...
         def __sklearn_tags__(self) -> Any: ...
         def __getstate__(self) -> dict[str, Any]: ...
@@ -214,9 +213,8 @@ class DeepCluster(_Base):
             errors: As for ``predict``; a coerced row has cluster -1, NaN for numbers, and is no outlier.
 
         Returns:
-            A structured array with a row per image: path (a row number if there are no files), cluster, name, distance
-            (to the nearest centroid), margin (0: on the border of two clusters) and is_outlier.
-            ``pandas.DataFrame(...)`` of it is a frame.
+            A structured array, of which pandas.DataFrame makes a frame, with a row per image: path (a number without
+            files), cluster, name, distance to the nearest centroid, margin (0: between two clusters) and is_outlier.
         """
         if X is None:
             self._check_run("place without images")
@@ -283,7 +281,7 @@ class DeepCluster(_Base):
     ) -> Self:
         """Open a run folder (which ``recut`` then changes), or the folder of a model.
 
-        A model alone has only ``predict``, ``transform``, ``score`` and ``save``.
+        A model alone has only ``predict``, ``place``, ``transform``, ``score`` and ``save``.
 
         Args:
             folder: A folder that ``fit`` or ``save`` made.
@@ -408,8 +406,8 @@ class DeepCluster(_Base):
             used = folder.read_clusters().where("status", "ok")
             clusters = torch.tensor([int(cell) for cell in used.column("cluster")])
         self._take(model)
-        self.labels_ = clusters.numpy()
-        self.embedding_ = rows.reduced.numpy()
+        self.labels_: npt.NDArray[np.int64] = clusters.numpy()
+        self.embedding_: npt.NDArray[np.float32] = rows.reduced.numpy()
         self.paths_ = list(rows.paths)
         self.skipped_ = [(row["path"], row["reason"]) for row in folder.read_rows("skipped.csv", files.SKIPPED)]
         self._of_fit = Prediction(tuple(rows.paths), rows.reduced, rows.residuals, ())
@@ -424,7 +422,7 @@ class DeepCluster(_Base):
     def _take(self, model: Model) -> None:
         model.network.to(choose_device(device_name(self.device)))
         self._model = model
-        self.cluster_centers_ = self._centers().numpy()
+        self.cluster_centers_: npt.NDArray[np.float32] = self._centers().numpy()
         self.n_clusters_ = len(model.groups.groups.unique())
 
     def _centers(self) -> Tensor:

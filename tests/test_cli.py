@@ -191,6 +191,8 @@ def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished
     ]  # fmt: skip
     assert re.search(r"Memory +\d+\.\d GB on cpu\nTime +about [\d.]+ (s|min|h)", printed)
     assert printed.count("\n") <= 6
+    assert run_command([*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16"]) == 0
+    assert "Plan      pseudo_labels 20: the recipe's 10,000 is more than the 48 images\n" in capsys.readouterr().out
     assert run_command([*dry, "--verbose"]) == 0
     assert "backbone = " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -107,6 +107,23 @@ def test_estimator(output_of, few_digits):
     assert lines[-1].removeprefix("loaded: ") == lines[-3].rpartition("are in ")[2]
 
 
+def test_the_notebook_runs_as_it_was_run(few_digits, tmp_path, monkeypatch):
+    file = EXAMPLES / "digits.ipynb"
+    cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    assert not any(
+        output["output_type"] in ("error", "stream") and output.get("name") != "stdout"
+        for cell in cells
+        for output in cell["outputs"]
+    )
+    assert file.stat().st_size < 200_000
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in cells:
+        exec("".join(cell["source"]).replace("rounds=10", "rounds=0"), names)
+    assert names["dc"].n_clusters_ == 20 and (tmp_path / "digits.html").is_file()
+
+
 @slow
 def test_pipeline(output_of):
     lines = output_of("pipeline.py", "0", "0")

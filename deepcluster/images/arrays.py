@@ -100,10 +100,7 @@ def value_range(array: npt.NDArray[Any]) -> str:
 
 
 def _pixels_of(array: npt.NDArray[Any]) -> str:
-    """Return the expression that makes pixels of other numbers, for messages.
-
-    The user decides: the scale is not certain, and images of ``predict`` need that of the fit.
-    """
+    """Return what to pass instead of numbers of another scale, which only the user knows for certain."""
     if array.size and array.dtype.kind in "biuf" and array.min() >= 0:
         for largest in (1, 255) if array.dtype != np.uint16 else (255, 65535):
             if array.max() <= largest:

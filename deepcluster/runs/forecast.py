@@ -16,7 +16,8 @@ from deepcluster.learning.features import extract
 from deepcluster.learning.training import number_of_parts
 from deepcluster.nets.network import Network
 from deepcluster.place import Place
-from deepcluster.recipe import Recipe
+from deepcluster.presets import options_of
+from deepcluster.recipe import AUTO, Recipe
 from deepcluster.report.pictures import MAX_PICTURES
 from deepcluster.runs.build import loss_of, network_of
 from deepcluster.runs.plan import Begun, Clock, Job, Request, begin
@@ -182,7 +183,8 @@ def dry_run(images: Images, request: Request, display: Display) -> Recipe:
     # Time and memory do not depend on the weights.
     network = network_of(replace(recipe, weights="") if recipe.weights == "timm" else recipe, request.seed, device)
     announce(Job(request, source, None, device, display, ALONE, Clock()), begun, network)
+    is_published = options_of(request.recipe, {})[0] not in (AUTO, "classic")
     for line in begun.plan.by_reason():
-        if request.verbose or line.startswith("pseudo_labels"):  # often fewer than published, for fewer images
+        if request.verbose or (is_published and line.startswith("pseudo_labels")):  # fewer images have fewer
             display.say("Plan", line)
     return recipe
