@@ -18,7 +18,6 @@ from deepcluster.errors import DeepClusterWarning, Stopped
 from deepcluster.images import Source
 from deepcluster.images.decode import Undecodable
 from deepcluster.images.store import read_once
-from deepcluster.images.views import Augmentation
 from deepcluster.learning import features, training
 from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.network import Network
@@ -115,27 +114,6 @@ def once(ranks: dict[int, Ranks], data: st.DataObject) -> None:
     assert sum(len(result["reduced"]) for result in results) == len(first["final"]) == len(usable)
 
 
-def one_step(processes: Processes, count: int) -> dict[str, Tensor]:
-    """A round of one step in which every image is drawn once, its views the images themselves."""
-    store = read_once(numbered(count, frozenset()), SIZE, processes)
-    network = small_network()
-    network.frozen_statistics = True  # else each process normalises by its own part
-    whole = (Augmentation(crop=(1.0, 1.0), stretch=1.0, flip=0.0),)
-    rounds = loop(
-        network, store.images, clusters=3, rounds=1, batch_size=count, dims=4, views=whole, processes=processes
-    )
-    losses = torch.tensor([each.loss for each in rounds])
-    return {"loss": losses, **dict(network.named_parameters())}
-
-
-def test_a_step_of_several_processes_is_that_of_one(ranks):
-    (alone,) = ranks[1](one_step, 12)
-    for count in (2, 3):
-        for found in ranks[count](one_step, 12):
-            for name, value in alone.items():
-                assert torch.allclose(found[name], value, atol=1e-6), name
-
-
 def fitted(processes: Processes, out: Path, recipe: str, steps: int | None, resume: bool) -> str:
     """A run that stops after so many optimizer steps (None: it does not); returns what came of it."""
     request = run.Request(
@@ -211,19 +189,6 @@ def _mapped(processes: Processes, folder: Path) -> Tensor:
 
 def predicted(processes: Processes, model: Path, images: np.ndarray) -> list[Prediction]:
     return list(predict(models.load(model), images, processes=processes))
-
-
-def test_predictions_are_those_of_one_process(ranks, tmp_path):
-    """In order, by the first process; of batches that do not come out even, and fewer than there are processes."""
-    model = tiny_run(tmp_path / "run")
-    for count in (3, 8, 61):  # batches of 8
-        images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-        (alone,) = ranks[1](predicted, model, images)
-        for number in (2, 3):
-            first, *others = ranks[number](predicted, model, images)
-            assert others == [[]] * (number - 1)
-            assert [each.paths for each in first] == [each.paths for each in alone]
-            assert all(torch.equal(a.reduced, b.reduced) for a, b in zip(first, alone, strict=True))
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])

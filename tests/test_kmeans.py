@@ -1,6 +1,7 @@
 import importlib
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+from torch import Tensor
 from torch.nn import functional as F
 
 from deepcluster.clustering import blocks as products
@@ -16,13 +18,12 @@ from deepcluster.clustering.blocks import shared_out
 from deepcluster.clustering.kmeans import _as_faiss, label_sums
 from deepcluster.errors import NonFiniteError
 from deepcluster.records import Clustering
+from deepcluster.runtime.partition import Partition
+from deepcluster.runtime.processes import Processes
 from deepcluster.seeding import generator
+from tests.helpers.features import normal
 
 assignment = importlib.import_module("deepcluster.clustering.kmeans")
-
-
-def normal(rows: int, width: int, *index: int) -> torch.Tensor:
-    return torch.randn(rows, width, generator=generator(0, "test", rows, width, *index))
 
 
 def test_four_points_by_hand():
@@ -267,27 +268,6 @@ def test_not_finite():
     assert kmeans(1e-15 * normal(80, 2), 2).sizes.min() > 0 == kmeans(torch.zeros(8, 2), 2).inertia
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=20),
-    k=st.integers(1, 20),
-    empty=st.sampled_from(["split", "sample"]),
-    start=st.sampled_from(["rows", "one point", "labels"]),
-    iterations=st.sampled_from([0, 20]),  # after the last update there is only the last repair
-)
-def test_never_an_empty_cluster_that_could_be_filled(rows, k, empty, start, iterations):
-    x = torch.tensor(rows, dtype=torch.float32)
-    if k > len(x):
-        return
-    starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": torch.zeros(len(x), dtype=torch.int32)}
-    found = kmeans(x, k, start=starts[start], empty=empty, iterations=iterations)
-    filled = min(k, len(set(rows)))
-    assert int((found.sizes > 0).sum()) == filled
-    assert start == "rows" or found.reseeded >= filled - 1
-    assert found.labels.min() >= 0
-    assert found.labels.max() < k
-
-
 def test_it_ends_where_nothing_changes_any_more():
     """And that is the end that all further iterations would have come to."""
     x = normal(400, 6, 3)
@@ -310,3 +290,34 @@ def test_labels_are_the_nearest_where_blobs_are_far_apart(apart):
     found = kmeans(x, 12)
     distances = torch.cdist(x.double(), found.centroids.double(), compute_mode="donot_use_mm_for_euclid_dist")
     assert torch.equal(distances.argmin(1), found.labels)
+
+
+def shared(processes: Processes, x: Tensor, k: int, start: Tensor | None, **options: object) -> Clustering:
+    partition = Partition.of(processes, len(processes.part(len(x))))
+    if start is not None and start.ndim == 1:
+        start = start[partition.local]
+    return kmeans(x[partition.local], k, start=start, partition=partition, **options)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 3),
+    rows=st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=20),
+    k=st.integers(1, 20),
+    empty=st.sampled_from(["split", "sample"]),
+    start=st.sampled_from(["rows", "one point", "labels"]),
+    iterations=st.sampled_from([0, 20]),  # after the last update there is only the last repair
+)
+def test_never_an_empty_cluster_that_could_be_filled(ranks, count, rows, k, empty, start, iterations):
+    """By one process or several, which agree."""
+    x, filled = torch.tensor(rows, dtype=torch.float32), min(k, len(set(rows)))
+    if k > len(x):
+        return
+    starts = {"rows": None, "one point": torch.zeros(k, 2), "labels": torch.zeros(len(x), dtype=torch.int32)}
+    found = ranks[count](partial(shared, empty=empty, iterations=iterations), x, k, starts[start])
+    labels = torch.cat([each.labels for each in found])
+    assert len(labels) == len(x) and labels.min() >= 0 and labels.max() < k
+    for each in found:
+        assert int((each.sizes > 0).sum()) == filled
+        assert start == "rows" or each.reseeded >= filled - 1
+        assert torch.equal(each.centroids, found[0].centroids)

@@ -9,7 +9,6 @@ from deepcluster.clustering import outliers as module
 from deepcluster.clustering.outliers import MIN_ROWS, Outliers, fit_outliers, limit_of
 from deepcluster.clustering.whitening import square_roots
 from deepcluster.runtime.partition import Partition
-from deepcluster.runtime.processes import Processes
 
 WIDTH, INSIDE = 40, 6
 
@@ -85,21 +84,6 @@ def test_the_limit_by_hand():
     residuals = torch.linspace(1, 3, 21)  # median 2, 90th percentile 2.8
     assert limit_of(residuals, tail=0.5, quantile=1) == pytest.approx(2.4)
     assert limit_of(residuals, tail=5, quantile=0.95) == pytest.approx(2.9)
-
-
-def of_ranks(processes: Processes) -> list[Any]:
-    x = near_a_plane(500)
-    share = processes.part(len(x))
-    own = x[share.start : share.stop]
-    partition = Partition.of(processes, len(own))
-    found = fit_outliers(own, partition)
-    return [found.means, found.directions, found.limit, partition.all_gather(found.residuals(own))]
-
-
-def test_any_number_of_ranks_finds_the_same(ranks, monkeypatch):
-    alone, *others = (each for count in (1, 2, 3) for each in ranks[count](of_ranks))
-    for found in (*others, *ranks[2](of_ranks, idle=0)):
-        assert found[2] == alone[2] and all(torch.equal(found[i], alone[i]) for i in (0, 1, 3))
 
 
 def test_of_very_many_images_some_are_enough(monkeypatch):

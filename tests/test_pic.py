@@ -16,11 +16,8 @@ from deepcluster.learning.heads import CentroidHead, new_linear_head
 from deepcluster.nets.network import build
 from deepcluster.seeding import generator
 from tests.drawings import drawings
+from tests.helpers.features import normal
 from tests.loop import loop
-
-
-def normal(rows: int, width: int, *index: int) -> torch.Tensor:
-    return torch.randn(rows, width, generator=generator(0, "test", rows, width, *index))
 
 
 def reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

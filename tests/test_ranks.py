@@ -1,6 +1,7 @@
-"""Several ranks: what they exchange, their checkpoints, and every collective with a rank that has no rows."""
+"""Several ranks: what they exchange, their checkpoints, and every collective against one process that has all rows."""
 
 import ast
+import runpy
 import shutil
 import sys
 import warnings
@@ -15,37 +16,41 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import deepcluster
 from deepcluster.clustering.agreement import compared, drift
-from deepcluster.clustering.kmeans import KMeans, kmeans
+from deepcluster.clustering.kmeans import KMeans, kmeans, means
+from deepcluster.clustering.outliers import fit_outliers
 from deepcluster.clustering.pic import power_iteration
-from deepcluster.clustering.whitening import Reduction
+from deepcluster.clustering.whitening import Reduction, Whitening, whiten
 from deepcluster.errors import DeepClusterWarning, DiskError, NonFiniteError
+from deepcluster.evaluation import FewLabelsOptions, LinearOptions, few, linear
+from deepcluster.evaluation.common import Labelled, ProbeTask
 from deepcluster.groups.cut import Cut, cut
 from deepcluster.groups.tree import Tree, least_of_each, merge_tree
 from deepcluster.images.duplicates import near_duplicates
-from deepcluster.images.views import Augmentation
-from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, WithInstances, new_linear_head
+from deepcluster.images.views import Augmentation, fixed_view
+from deepcluster.learning.heads import CentroidHead, CrossEntropy, Head, Loss, Outputs, WithInstances, new_linear_head
+from deepcluster.nets.network import Network, build
 from deepcluster.place import Place
-from deepcluster.records import State
+from deepcluster.records import Clustering, State
 from deepcluster.report import pictures
+from deepcluster.runs import evaluate as evaluating
 from deepcluster.runs import fit as run
 from deepcluster.runs import rows as samples
 from deepcluster.runs.result import metrics, place_rows, summary_rows
 from deepcluster.runs.rows import Rows, sample_of
 from deepcluster.runtime.partition import Partition
 from deepcluster.runtime.processes import Processes
+from deepcluster.seeding import generator
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.checkpoint import Checkpoints, restored
 from tests.helpers.shared import OPTIONS, pixels
-from tests.loop import loop
-from tests.test_evaluation_shared import evaluated
+from tests.loop import learn, loop
+from tests.pages import ROOT as REPOSITORY
 from tests.test_fit_shared import predicted, small_network
-from tests.test_kmeans_shared import averaged, clustered, whitened
-from tests.test_learning_shared import INSTANCES, odd
 from tests.tiny import tiny_run
 
 # ---- exchanges ------------------------------------------------------------------------------------------------------
@@ -268,7 +273,7 @@ def test_a_folder_that_not_all_see_is_refused(ranks, tmp_path):
     assert all("the processes do not see one folder" in said for said in ranks[2](_apart, tmp_path))
 
 
-# ---- every collective, with a rank whose images cannot be read ------------------------------------------------------
+# ---- every collective, also with a rank whose images cannot be read -------------------------------------------------
 
 ROOT = Path(deepcluster.__file__).parent
 # Not in the table: declarations of types, and one that the tests of checkpoints call with a rank without rows.
@@ -278,6 +283,13 @@ ROWS = normalize(
 )
 LABELS = torch.arange(601) ** 2 % 7
 IMAGES = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2)
+# Rows that cannot be clustered, and a number of clusters: NaN, numbers too small to square, more clusters than rows.
+NAN, TINY = ROWS.clone(), torch.zeros(601, 8)
+NAN[-1, 2], TINY[-1] = torch.nan, 1e-20
+REFUSED = ((NAN, 3), (TINY, 3), (TINY[-3:], 3), (ROWS[:30], 31), (ROWS[:30], 0))
+STILL = Augmentation(crop=(1, 1), stretch=1, flip=0)
+INSTANCES = {"cluster_weight": 0.3, "loss": WithInstances(0.2)}
+CHANGED = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([[0], [3], [4], [1]])
 RESULT = (
     "clusters.csv", "features.npy", "residuals.npy", "cluster_summary.csv", "map.npy", "tree.json", "metrics.json",
     "duplicates.csv", "thumbnails.webp", "recipe.toml", "model/model.safetensors", "model/groups.safetensors",
@@ -318,6 +330,12 @@ def described(processes: Processes, x: Tensor, few: int) -> tuple[list[dict[str,
     return summary_rows(model, images, placement), tree, placement.cluster, measures
 
 
+def strange(processes: Processes) -> list[Any]:
+    rows = own(ROWS, processes)
+    outliers = fit_outliers(rows, Partition.of(processes, len(rows)))
+    return [outliers.means, outliers.directions, outliers.limit, outliers.residuals(rows)]
+
+
 def judged(processes: Processes, before: Tensor, after: Tensor) -> tuple[float, float]:
     return compared(own(before, processes), own(after, processes), processes)
 
@@ -349,10 +367,26 @@ def steps(processes: Processes, step: Callable[..., Any]) -> list[Any]:
     return [vars(first), vars(drift(first.labels[:, None], rows, again, step, partition))]
 
 
-def not_finite(processes: Processes) -> str:
-    rows = own(torch.cat([ROWS, ROWS[:1] * torch.nan]), processes)
-    with pytest.raises(NonFiniteError) as error:
-        kmeans(rows, 7, partition=Partition.of(processes, len(rows)))
+def clustered(processes: Processes, x: Tensor, k: int, start: Tensor | None, options: dict[str, object]) -> Clustering:
+    if start is not None and start.ndim == 1:
+        start = own(start, processes)
+    rows = own(x, processes)
+    return kmeans(rows, k, start=start, partition=Partition.of(processes, len(rows)), **options)
+
+
+def whitened(processes: Processes, x: Tensor, dims: int, root: bool) -> Whitening:
+    rows = own(x, processes)
+    return whiten(rows, dims, partition=Partition.of(processes, len(rows)), root=root)
+
+
+def averaged(processes: Processes, x: Tensor, labels: Tensor, k: int) -> Tensor:
+    rows = own(x, processes)
+    return means(rows, own(labels, processes), k, Partition.of(processes, len(rows)))
+
+
+def refused(processes: Processes, work: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises((NonFiniteError, ValueError)) as error:
+        work(processes, *arguments)
     return str(error.value)
 
 
@@ -361,13 +395,44 @@ def final(processes: Processes) -> dict[str, Any]:
     return vars(KMeans().once(rows, 7, partition=Partition.of(processes, len(rows))))
 
 
+def learnt(processes: Processes, drawn: int, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights after two epochs on twelve images. Batch normalisation would be of each rank's own."""
+    images = torch.randint(0, 256, (12, 8, 8, 3), generator=generator(0, "images")).byte().permute(0, 3, 1, 2)
+    labels = torch.arange(24).reshape(12, 2) % torch.tensor([3, 4])
+    conv, linear = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+    with torch.no_grad():
+        for i, parameter in enumerate([*conv.parameters(), *linear.parameters()]):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(0, "weights", i)) / 3)
+    network = Network(nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear), 5)
+    network.new_head(7, generator(0, "head"))
+    share = own(images, processes)
+    memory, small = torch.zeros(len(share), 5), replace(STILL, size=4)
+    loss = learn(
+        network, share, labels, views=[STILL, STILL, small], clusters=(3, 4), size=8, lr=0.1, epochs=2,
+        batch_size=batch_size, memory=memory, processes=processes,
+        sample=lambda labels, draws, random: torch.randperm(12, generator=random)[:drawn], **options,
+    )  # fmt: skip
+    return {"loss": loss, "memory": memory, "weights": [p.detach() for p in network.parameters()]}
+
+
+def changed_steps(processes: Processes, rows: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the labels and the loss of the two steps of examples/change_a_step.py."""
+    names, part = runpy.run_path(str(REPOSITORY / "examples/change_a_step.py")), own(rows, processes)
+    stride = slice(processes.rank, None, processes.world_size)
+    (clustering,) = names["ward"](part, [5], None, seed=0, round=0, partition=Partition.of(processes, len(part)))
+    drawn = torch.arange(len(labels))
+    outputs = Outputs(torch.zeros(2, 2), logits[:, stride].flatten(0, 1), labels[stride], [5], drawn)
+    loss = names["SmoothedLoss"]()(outputs, 1.0, processes)[0]
+    return clustering.labels, processes.all_reduce(loss) / processes.world_size
+
+
 def alternated(processes: Processes, head: Head, loss: Loss) -> list[Any]:
     """Run two rounds without random views, which differ by rank."""
     network = small_network()
     network.frozen_statistics = True
     rounds = loop(
         network, own(IMAGES, processes), clusters=4, rounds=2, batch_size=20, dims=3, head=head,
-        views=2 * (Augmentation(crop=(1, 1), stretch=1, flip=0),), loss=loss, processes=processes,
+        views=2 * (STILL,), loss=loss, processes=processes,
     )  # fmt: skip
     return [[each.loss, each.clustering.labels, each.changed] for each in rounds]
 
@@ -386,6 +451,27 @@ def figures(processes: Processes, folder: Path, protocol: str, options: dict[str
     return evaluated(processes, folder, protocol, str(folder / "others.npz"), options)
 
 
+def evaluated(processes: Processes, folder: Path, protocol: str, images: str, options: dict[str, Any]) -> Any:
+    request = evaluating.EvaluationRequest(protocol=protocol, images=images, labels="folders", options=options)
+    return dict(evaluating.evaluate(folder / "run", request, processes=processes))
+
+
+def probed(processes: Processes, protocol: str) -> dict[str, Any]:
+    """Return the figures of a probe without random views and statistics of batches, which differ by rank."""
+    images, classes = own(IMAGES[:23], processes), torch.arange(23) % 4
+    network = build("compact", image_size=12, seed=0).eval()
+    network.frozen_statistics = True
+    labelled = Labelled(images, classes, Partition.of(processes, len(images)))
+    task = ProbeTask(network, labelled, labelled, "abcd", 12, 8, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few, "random_views", lambda images, size, how, random: fixed_view(images, size))
+        patch.setattr(linear, "random_crops", lambda images, size, random: images)
+        if protocol == "few":  # 20 images of 4 classes, 7 or 6 in a batch
+            options = FewLabelsOptions(shares="0.9", epochs=3, batch_size=7, lr="0.01", head_lr="0.05")
+            return dict(few.few(task, options))
+        return dict(linear.linear(task, LinearOptions(layers="block2", epochs=3, batch_size=7, lr=1e-4)))
+
+
 def placed(processes: Processes, folder: Path) -> list[Any]:
     found = predicted(processes, folder / "tiny", pixels(9).repeat(2, 1).repeat(2, 2)[:, :16, :16])
     return [[each.paths, each.reduced, each.residuals] for each in found]
@@ -397,19 +483,26 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
     return {
         **{name: (1e-5, clustered, ROWS, 40, None, options) for name, options in clustering.items()},
         "from labels": (1e-5, clustered, ROWS, 7, LABELS, {}),
+        "from rows": (1e-5, clustered, ROWS, 40, ROWS[:40], {}),
         "whitening": (1e-5, whitened, ROWS, 5, False),
         "whitening of few": (1e-5, whitened, ROWS[:7], 5, True),
+        "whitening of two": (1e-5, whitened, ROWS[:2], 5, False),
         "k-means": (1e-5, steps, KMeans()),
         "power iteration": (1e-5, steps, power_iteration),
         "the last clustering": (1e-5, final),
-        "not finite": (0, not_finite),
+        **{f"refused {i}": (0, refused, clustered, rows, k, None, {}) for i, (rows, k) in enumerate(REFUSED)},
+        **{f"not whitened {i}": (0, refused, whitened, rows, 5, False) for i, (rows, _) in enumerate(REFUSED[:3])},
         "means": (1e-5, averaged, ROWS, LABELS, 7),
+        "outliers": (0, strange),
         "agreement": (1e-5, judged, LABELS, LABELS.roll(1)),
         "medoids": (0, medoids, ROWS[:, 0], LABELS.clamp(max=3)),
         "groups and tables": (1e-5, described, ROWS, 400),
         "near-duplicates": (1e-5, alike, torch.cat([IMAGES, IMAGES, IMAGES[:1].expand(43, -1, -1, -1)])),
-        "learning": (1e-5, odd, 5, {}),
-        "learning with instances": (1e-5, odd, 5, INSTANCES),
+        # In one batch, in two, and one image at a time, which only the first rank gets; of eleven some get one fewer.
+        **{f"learning {size}": (1e-5, learnt, 12, size, {}) for size in (12, 7, 1)},
+        "learning of eleven": (1e-5, learnt, 11, 5, {}),
+        **{f"with instances {size}": (1e-5, learnt, 11, size, INSTANCES) for size in (11, 5)},
+        "changed steps": (1e-5, changed_steps, ROWS, *CHANGED),
         "rounds": (1e-3, alternated, new_linear_head, CrossEntropy()),
         "rounds with instances": (1e-3, alternated, CentroidHead(0.1), WithInstances(0.2)),
         "run": (0, result, folder),
@@ -417,6 +510,8 @@ def table(folder: Path) -> dict[str, tuple[Any, ...]]:
         "clustering": (1e-5, figures, folder, "clustering", {}),
         "knn": (1e-5, figures, folder, "knn", {"neighbours": "3"}),
         "linear": (0.2, figures, folder, "linear", {"layers": "block2", "epochs": 1, "lr": 1e-4}),
+        "linear, exactly": (1e-4, probed, "linear"),
+        "few, exactly": (1e-4, probed, "few"),
         "few": (0.2, figures, folder, "few", {"shares": "0.5", "epochs": 1, "lr": "1e-4", "head_lr": "1e-4"}),
     }
 
@@ -466,6 +561,7 @@ def same(parts: list[Any], whole: Any, near: float) -> None:
         each_has_all = all(part.shape == whole.shape for part in parts)
         for part in parts if each_has_all else [torch.cat(parts)]:
             torch.testing.assert_close(part, whole, rtol=near, atol=near)
+            assert not each_has_all or torch.equal(part, parts[0])
     elif isinstance(whole, list | tuple):
         if any(len(part) != len(whole) for part in parts):
             parts = [[value for part in parts for value in part]]
@@ -477,8 +573,8 @@ def same(parts: list[Any], whole: Any, near: float) -> None:
         assert parts == [whole] * len(parts)
 
 
-@pytest.mark.parametrize(("count", "idle"), [(2, 0), (3, 1)])
-def test_a_rank_without_rows_changes_nothing(ranks, tmp_path, count, idle):
+@pytest.mark.parametrize(("count", "idle"), [(3, None), (2, 0), (3, 1)])
+def test_results_are_those_of_one_process(ranks, tmp_path, count, idle):
     np.savez(tmp_path / "images.npz", images=pixels(60), labels=np.arange(60) % 4)
     np.savez(tmp_path / "others.npz", images=pixels(7), labels=np.arange(7) % 4)
     run.fit(str(tmp_path / "images.npz"), run.Request(out=tmp_path / "run", n_clusters=4, options=OPTIONS))
@@ -489,5 +585,5 @@ def test_a_rank_without_rows_changes_nothing(ranks, tmp_path, count, idle):
         (whole,) = ranks[1](work, *arguments)
         found = ranks[count](watched, work, arguments, idle=idle)
         same([value for value, _ in found], whole, near)
-        called = called | found[idle][1]
+        called = called | found[idle or 0][1]
     assert collectives() <= called
