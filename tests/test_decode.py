@@ -1,12 +1,13 @@
 """decode(): pixels worked out by hand for every colour mode, and a short reason for everything that is no image."""
 
 import io
-import resource
 import threading
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -126,65 +127,30 @@ def test_a_jpeg_is_decoded_at_the_smallest_size_that_will_do(mode: str) -> None:
         assert difference < 0.5 and (difference == 0) == (width == 480)
 
 
-@pytest.mark.parametrize("shape", [(97, 63), (255, 257), (16, 400), (400, 1), (9, 9), (1, 1)])
-def test_it_is_never_reduced_below_what_is_needed(shape: tuple[int, int]) -> None:
-    file = stored(Image.new("RGB", shape), "JPEG")
-    assert all(min(decode(file, size=size).size) >= min(*shape, size * 3 // 2) for size in range(1, 70))
-
-
-def test_a_reduced_jpeg_is_turned_too() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = Image.new("RGB", (400, 200), BLACK)
-    image.paste(WHITE, (0, 0, 200, 200))
-    grey = np.asarray(decode(stored(image, "JPEG", exif=exif), size=30))
-    assert grey.shape == (100, 50, 3) and grey[:48].min() > 240 and grey[52:].max() < 15
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_damaged_jpegs_have_the_same_reasons_at_any_size(options: dict[str, object]) -> None:
-    whole = stored(waves(), "JPEG", **options).getvalue()
-    reasons = set()
-    for part in (1, 2, 20, 300, len(whole) // 2, len(whole) - 300):
-        reasons.add(reason(whole[:part]))
-        assert reason(whole[:part]) == reason(whole[:part], size=20)
-    assert any("image file is truncated" in text for text in reasons)
-
-
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shorter_side_is_in_the_header(kind: str, tmp_path: Path) -> None:
     file = stored(waves(), kind)
-    assert short_side(file) == 320
     assert kind == "JPEG" or decode(file, size=8).tobytes() == decode(file).tobytes()  # only a JPEG is reduced
     (tmp_path / "a").write_bytes(file.getvalue())
-    assert short_side(tmp_path / "a") == 320
+    assert short_side(tmp_path / "a") == short_side(file) == 320
     if kind != "WEBP":  # its header is read by libwebp, which wants the whole file
         assert reason(file.getvalue()[:-1000]) and short_side(io.BytesIO(file.getvalue()[:-1000])) == 320
-    with pytest.raises(Undecodable, match="not an image"):
-        short_side(io.BytesIO(b"hello"))
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 153_599)
-    with pytest.raises(Undecodable, match="too many pixels: 153600"):
-        short_side(file)
 
 
 # What is no image
 
 
-def test_too_many_pixels_are_refused_by_the_header() -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    bomb = png(30_000, 30_000, zlib.compress(bytes(100_000)))
-    assert len(bomb) < 1000
-    assert reason(bomb) == "too many pixels: 900000000, more than the limit of 89478485"
-    with pytest.raises(Undecodable, match="too many pixels: 900000000, more than the limit of 89478485"):
-        decode(io.BytesIO(bomb))  # Pillow's own limit speaks first
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
-
-
 def test_the_limit_of_pixels_and_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb, said = png(30_000, 30_000, zlib.compress(bytes(100_000))), "900000000, more than the limit of 89478485"
+    assert reason(bomb) == f"too many pixels: {said}"
+    with pytest.raises(Undecodable, match=said):
+        decode(io.BytesIO(bomb))  # Pillow's own limit speaks first
     file = stored(waves(), "JPEG")
     monkeypatch.setattr(decoding, "MAX_PIXELS", 153_599)
     for size in ({}, {"size": 8}):  # the limit is for the whole image, not for what is decoded of it
         assert reason(file.getvalue(), **size) == "too many pixels: 153600, more than the limit of 153599"
+    with pytest.raises(Undecodable, match="too many pixels: 153600"):
+        short_side(file)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 153_600)
     assert decode(file, size=8).size == (60, 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -226,10 +192,7 @@ def test_not_an_image(data: bytes, words: str) -> None:
 def test_any_exception_of_a_plugin_is_a_reason(
     error: Exception, raised: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(self: object) -> None:
-        raise error
-
-    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", Mock(side_effect=error))
     with pytest.raises(raised) as caught:
         decode(stored(Image.new("RGB", (4, 4)), "PNG"))
     assert str(caught.value) == words
@@ -287,28 +250,22 @@ def test_large_images_are_decoded_one_at_a_time(
     """A plain JPEG is never large: it is reduced while it is decoded. A barrier sees that three go at a time."""
     monkeypatch.setattr(decoding, "AT_ONCE", 16 * 800 * 600 - 1)
     data = stored(waves(800, 600), kind, **options).getvalue()
-    under_way, seen, lock, meeting = 0, 0, threading.Lock(), threading.Barrier(most)
+    under_way, seen, meeting = list[int](), list[int](), threading.Barrier(most)
     convert = decoding.as_rgb
 
     def counted(image: Image.Image) -> Image.Image:
-        nonlocal under_way, seen
-        with lock:
-            under_way += 1
-            seen = max(seen, under_way)
+        under_way.append(1)
         meeting.wait(60)
         time.sleep(0.05)  # another one would come in between
+        seen.append(len(under_way))
         rgb = convert(image)
-        with lock:
-            under_way -= 1
+        under_way.pop()
         return rgb
 
     monkeypatch.setattr(decoding, "as_rgb", counted)
-    threads = [threading.Thread(target=lambda: decode(io.BytesIO(data), size=60)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == most
+    with ThreadPoolExecutor(3) as pool:
+        assert len(list(pool.map(lambda _: decode(io.BytesIO(data), size=60), range(3)))) == 3
+    assert max(seen) == most
 
 
 # AVIF and HEIF: what phones save. HEIF needs an extra.
