@@ -1,6 +1,5 @@
 """Features with batch normalisation folded into the convolutions: the network's own, up to the last bits."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,8 @@ from deepcluster.nets.fast_pass import features_pass
 from deepcluster.nets.network import Network, build
 from deepcluster.nets.timm import channels_last
 from deepcluster.place import Place
-from deepcluster.runs import fit as run
-from deepcluster.runs.plan import Request
 from deepcluster.seeding import generator
-from deepcluster.storage import model_files as models
-from tests.helpers.runs import rows
+from tests.test_networks import check
 
 LITE = "timm:tf_efficientnet_lite0"
 
@@ -51,6 +47,7 @@ def test_features_are_those_of_the_network(name, size):
     images = pictures(5, size)
     compute = features_pass(network)
     assert compute != network.features
+    assert name != LITE or not any(isinstance(module, nn.BatchNorm2d) for module in compute.body.modules())
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.no_grad():
         expected, found = network.features(images), compute(images)
@@ -69,11 +66,6 @@ def test_a_network_of_the_user_is_left_alone():
     body = build("timm:test_efficientnet", image_size=32).body
     network = Network(body, 256)
     assert features_pass(network) == network.features
-
-
-def test_every_convolution_of_lite_is_folded():
-    compute = features_pass(network_of(LITE, 64))
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in compute.body.modules())
 
 
 class Shared(nn.Module):
@@ -106,11 +98,5 @@ def test_an_image_has_the_same_features_whatever_comes_with_it(monkeypatch):
 
 
 def test_a_model_computes_as_its_fit_did(tmp_path):
-    small = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
-    images = small.repeat(8, 1).repeat(8, 2)
-    options = {"backbone": "timm:test_efficientnet", "rounds": 0, "batch_size": 8, "image_size": 48, "weights": "none"}
-    folder = run.fit(images, Request(out=tmp_path / "run", n_clusters=3, options=options, device="cpu")).path
-    model = models.load(folder)
-    assert features_pass(model.network) != model.network.features
-    assert model.predict(images).tolist() == [int(row["cluster"]) for row in rows(folder / "clusters.csv")]
-    assert torch.equal(model.transform(images), torch.from_numpy(np.load(folder / "features.npy")))
+    network = check(tmp_path, "test_efficientnet", 48, rounds=0).network
+    assert features_pass(network) != network.features

@@ -8,9 +8,7 @@ import tomllib
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from deepcluster import DeepCluster
 from deepcluster.cli import run_command
@@ -21,7 +19,7 @@ from deepcluster.nets.names import PUBLISHED
 from deepcluster.presets import Facts, resolve
 from deepcluster.runs.plan import Request, begin, check_weights_here, choose_weights
 from deepcluster.runtime.console import Silent
-from tests.drawings import KINDS, draw
+from tests.drawings import save_drawings
 from tests.helpers.hub import keep, tiny_file
 from tests.helpers.runs import rows
 
@@ -39,12 +37,7 @@ def request(**options: object) -> Request:
 
 @pytest.fixture(scope="session")
 def large_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("large")
-    random = np.random.default_rng(7)
-    for kind in KINDS:
-        for i in range(6):
-            Image.fromarray(draw(kind, random, 100)).save(root / f"{kind}{i}.png")
-    return root
+    return save_drawings(tmp_path_factory.mktemp("large"), 6, 100)
 
 
 # ---- which one ------------------------------------------------------------------------------------------------------
@@ -182,16 +175,10 @@ def test_a_run_of_photographs_and_what_comes_after_it(hub_cache, large_photos, t
     }
 
 
-def test_weights_none(large_photos, tmp_path, capsys):
-    assert run_command(["fit", str(large_photos), "-o", str(tmp_path / "run"), *QUICK, "--weights", "none"]) == 0
-    said = capsys.readouterr()
-    assert "trained from nothing on these images" in said.out and "deepcluster fetch" not in said.out + said.err
-    assert tomllib.loads((tmp_path / "run/recipe.toml").read_text())["weights"] == ""
-
-
 def test_a_dry_run_downloads_nothing(hub, large_photos, capsys):
     for options, expected in (
         ((), "EfficientNet-Lite0"),
+        (("--weights", "none"), "trained from nothing on these images"),
         (("--backbone", "photos"), "ends with an error"),
         (("--backbone", "photos", "--weights", "timm"), "A fit downloads it"),
         (("--backbone", PUBLISHED["photos"].backbone, "--weights", "timm"), "ConvNeXt-T"),

@@ -90,23 +90,15 @@ def test_convnext_by_the_names_of_its_authors(tmp_path, wrapped):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "tensor", "message"),
     [
-        (
-            lambda s: {k: v for k, v in s.items() if k != "blocks.3.norm1.weight"},
-            r"1 missing \(blocks.3.norm1.weight\)",
-        ),
-        (lambda s: s | {"blocks.9.norm1.weight": torch.zeros(64)}, r"1 unexpected \(blocks.9.norm1.weight\)"),
-        (
-            lambda s: s | {"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8)},
-            r"\(64, 3, 8, 8\) instead of \(64, 3, 16",
-        ),
-        (lambda s: s | {"pos_embed": torch.full_like(s["pos_embed"], torch.nan)}, "pos_embed has numbers that are not"),
-        (lambda s: s | {"pos_embed": torch.zeros(1, 101, 48)}, r"pos_embed \(1, 37, 48\) instead of \(1, 37, 64\)"),
+        ("patch_embed.proj.weight", torch.zeros(64, 3, 8, 8), r"\(64, 3, 8, 8\) instead of \(64, 3, 16"),
+        ("pos_embed", torch.full((1, 101, 64), torch.nan), "pos_embed has numbers that are not"),
+        ("pos_embed", torch.zeros(1, 101, 48), r"pos_embed \(1, 37, 48\) instead of \(1, 37, 64\)"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_after_resampling_too(tmp_path, change, message):
-    save_file(change(published("test_vit")), tmp_path / "a.safetensors")
+def test_files_that_do_not_fit_are_refused_after_resampling_too(tmp_path, name, tensor, message):
+    save_file(published("test_vit") | {name: tensor}, tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match=message):
         build("timm:test_vit", image_size=96, weights=str(tmp_path / "a.safetensors"))
 
