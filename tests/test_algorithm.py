@@ -1,6 +1,5 @@
 """The alternation: its rounds are what they say, and what one step makes is what the next one uses."""
 
-import inspect
 import itertools
 import math
 import time
@@ -114,15 +113,6 @@ def test_same_seed_bit_identical_other_seed_not():
     first, second, other = run(0), run(0), run(1)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
-
-
-def test_nothing_happens_before_iteration():
-    net = network()
-    before = weights(net)
-    rounds = loop(net, drawings(4)[0], rounds=2, **OPTIONS)
-    assert inspect.isgenerator(rounds) and torch.equal(weights(net), before)
-    next(rounds)
-    assert not torch.equal(weights(net), before)
 
 
 @pytest.mark.parametrize("form", [np.asarray, lambda x: np.asarray(x.permute(0, 2, 3, 1)), lambda x: x.float() / 255])

@@ -1,7 +1,6 @@
 """Recipe ``classic`` end to end: clusters by k-means, and k centroids are all that a new image needs."""
 
 import shutil
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,13 +47,6 @@ def test_the_centroids_are_those_of_k_means(classic):
     model, (features, cluster, _) = models.load(classic), columns(classic)
     means = torch.stack([features[cluster == number].mean(0) for number in range(K)])
     assert torch.allclose(means, model.groups.centroids, atol=1e-5)
-
-
-def test_features_are_whitened_fully_to_32_dimensions(classic):
-    options = tomllib.loads((classic / "recipe.toml").read_text())
-    assert (options["whitening"], options["dims"], options["grouping"]) == (1.0, 0, "kmeans")
-    model = models.load(classic)
-    assert model.reduction.projection.shape == (128, 32)
 
 
 @pytest.mark.parametrize(("recipe", "centroids"), [("classic", 2), ("auto", 5)])

@@ -3,6 +3,7 @@
 import os
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -213,18 +214,11 @@ class Stream:
 
     def record_event(self):
         self.recorded += 1
-        return Event(f"{threading.current_thread() is threading.main_thread()} {self.recorded}")
+        name = f"{threading.current_thread() is threading.main_thread()} {self.recorded}"
+        return SimpleNamespace(name=name, synchronize=lambda: self.log.append(f"synchronize {name}"))
 
     def wait_event(self, event):
         self.log.append(f"wait {event.name}")
-
-
-class Event:
-    def __init__(self, name):
-        self.name = name
-
-    def synchronize(self):
-        Stream.log.append(f"synchronize {self.name}")
 
 
 def test_a_gpu_waits_for_a_batch_and_batches_do_not_run_away_from_it(monkeypatch):

@@ -75,18 +75,11 @@ def test_a_limit_of_the_process_counts():
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
-def test_the_command_refuses_before_it_writes(tmp_path, photos):
-    script = (
-        "import sys; import deepcluster.runs.forecast as estimate; estimate.available = lambda: 1e8\n"
-        "from deepcluster.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
-    )
-    out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "fit", str(photos), "-k", "3", "-o", str(out)], capture_output=True, text=True
-    )
-    assert done.returncode == 6
-    assert done.stderr.startswith("error: the run needs about ") and done.stderr.count("\n") == 1
-    assert not out.exists()
+def test_the_command_refuses_before_it_writes(tmp_path, photos, monkeypatch, ends):
+    monkeypatch.setattr(forecast, "available", lambda: 1e8)
+    said = ends(["fit", photos, "-k", 3, "-o", tmp_path / "run"], 6)
+    assert said.startswith("error: the run needs about ") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_look_leaves_the_network_as_it_is():

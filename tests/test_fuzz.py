@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,19 +41,11 @@ def test_what_is_whole_is_accepted_and_a_few_changes_do_no_harm(script, monkeypa
             script.one(harness.changed(script.seeds(), chance))
 
 
-def test_a_fault_is_a_finding(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "found"), [(KeyError("names"), KeyError), (ModelError("no name of a file"), AssertionError)]
+)
+def test_a_fault_is_a_finding(monkeypatch, error, found):
     """The negative control."""
-
-    def fails(folder: Path) -> None:
-        raise KeyError("names")
-
-    monkeypatch.setattr(models, "load", fails)
-    with pytest.raises(KeyError):
-        model.one(model.seeds()[0])
-
-    def refuses(folder: Path) -> None:
-        raise ModelError("no name of a file")
-
-    monkeypatch.setattr(models, "load", refuses)
-    with pytest.raises(AssertionError):
+    monkeypatch.setattr(models, "load", Mock(side_effect=error))
+    with pytest.raises(found):
         model.one(model.seeds()[0])

@@ -47,15 +47,6 @@ def test_features_are_the_network_in_evaluation_mode():
         assert torch.allclose(features, net.features(fixed_view(images, 24)), atol=1e-5)
 
 
-def test_features_of_an_image_do_not_depend_on_its_company():
-    images, _ = drawings(5)
-    net = network()
-    place = Place.of(net, images, batch_size=8)
-    together = extract(net, images, place)
-    alone = torch.cat([extract(net, images[i : i + 1], place) for i in range(len(images))])
-    assert torch.equal(together, alone)
-
-
 def test_progress_counts_all_images():
     images, _ = drawings(5)
     seen = []

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,8 @@ def of_table(file: Path) -> Digests:
     }  # fmt: skip
 
 
-def of_json(file: Path) -> Digests:
-    content = json.loads(file.read_text())
-    return {key: digest(value) for key, value in content.items() if key not in VOLATILE}
-
-
-def of_run_record(file: Path) -> Digests:
-    record = json.loads(file.read_text())
-    return {key: digest(record[key]) for key in FOUND if key in record}
+def of_values(values: Mapping[str, Any], keep: Callable[[str], bool] = lambda key: key not in VOLATILE) -> Digests:
+    return {key: digest(value) for key, value in values.items() if keep(key)}
 
 
 def of_tensors(file: Path) -> Digests:
@@ -136,11 +130,6 @@ def of_tensors(file: Path) -> Digests:
 
 def of_array(array: np.ndarray) -> str:
     return digest(f"{array.dtype}{list(array.shape)}".encode() + np.ascontiguousarray(array).tobytes())
-
-
-def of_recipe(file: Path) -> Digests:
-    """The options, which are values already; but where the weights lie is nobody's concern."""
-    return {key: digest(value) for key, value in tomllib.loads(file.read_text()).items() if key != "weights"}
 
 
 def of_parquet(file: Path) -> Digests:
@@ -168,11 +157,12 @@ def of_onnx(file: Path) -> Digests:
 
 
 READERS: Mapping[str, Any] = {
-    "run.json": of_run_record,
-    "recipe.toml": of_recipe,
+    "run.json": lambda file: of_values(json.loads(file.read_text()), FOUND.__contains__),
+    # Where the weights lie is nobody's concern.
+    "recipe.toml": lambda file: of_values(tomllib.loads(file.read_text()), lambda key: key != "weights"),
     ".safetensors": of_tensors,
     ".csv": of_table,
-    ".json": of_json,
+    ".json": lambda file: of_values(json.loads(file.read_text())),
     ".npy": lambda file: {"": of_array(np.load(file))},
     ".webp": lambda file: {"": digest(file.read_bytes())},
     ".parquet": of_parquet,
