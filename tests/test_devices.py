@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from deepcluster import place as place_module
 from deepcluster.algorithm import conclude
 from deepcluster.clustering import kmeans, pic, whiten
 from deepcluster.clustering.agreement import nmi
@@ -20,7 +21,6 @@ from deepcluster.learning.heads import CentroidHead, WithInstances
 from deepcluster.learning.training import Learning, body_optimizer
 from deepcluster.nets.network import build
 from deepcluster.place import Place
-from deepcluster.runtime import devices
 from deepcluster.runtime.devices import deterministic_kernels, exact_float32, holds_rows, made_ahead, working_on
 from deepcluster.seeding import generator, lent_global
 from tests.drawings import drawings
@@ -94,7 +94,7 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("room", [True, False])
 def test_a_run_on_another_device(name, room, monkeypatch):
-    monkeypatch.setattr(devices, "total_memory", lambda device: 1e9 if room else 0.0)
+    monkeypatch.setattr(place_module, "holds_rows", lambda *_: room)
     images, _ = drawings(10)
     places = []
     with second_device():
@@ -150,14 +150,14 @@ def test_no_batch_of_features_waits_for_the_device_they_stay_on(monkeypatch):
         place = Place.of(net, images, batch_size=4)
         extract(net, images, place)
         assert not found.total()
-        monkeypatch.setattr(devices, "total_memory", lambda device: 0.0)
+        monkeypatch.setattr(place_module, "holds_rows", lambda *_: False)
         extract(net, images, place)
         assert found.total() == 6
 
 
 def test_rows_go_to_a_device_that_has_room_and_float64(monkeypatch):
     gpu = torch.device("cuda:0")
-    monkeypatch.setattr(devices, "total_memory", lambda device: 10e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=10e9))
     assert holds_rows(gpu, 1_000_000, 1000)
     assert not holds_rows(gpu, 1_000_000, 1001)
     assert not holds_rows(torch.device("mps"), 10, 10)
