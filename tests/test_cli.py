@@ -33,7 +33,7 @@ from deepcluster.runs.forecast import in_words
 from deepcluster.storage import model_files as models
 from deepcluster.storage.run_folder import RunFolder
 from tests.helpers.runs import rows, small_fit
-from tests.tiny import RECORD, change_tensors, tiny_model, tiny_run
+from tests.tiny import RECORD, change_groups, change_tensors, tiny_model, tiny_run
 
 QUICK = ["--rounds", "1", "--epochs", "1", "--pseudo-labels", "6", "--image-size", "16", "--batch-size", "16"]
 COLUMNS = ["path", "cluster", "name", "distance", "margin", "is_outlier"]
@@ -214,14 +214,17 @@ def test_predict_reads_paths_from_standard_input(finished, photos, monkeypatch, 
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-@pytest.mark.parametrize(("limit", "rejected"), [(0.0, True), (torch.inf, False)])
-def test_reject(run, photos, capsys, limit, rejected):
+@pytest.mark.parametrize("limit", [0.0, torch.inf])
+def test_rejected_are_outliers_and_junk(run, photos, capsys, limit):
+    """A limit below all residuals rejects all images, one above them those of the junk."""
+    clusters = [row["cluster"] for row in rows(run / "clusters.csv")]
     change_tensors(run / "model", outliers__limit=torch.tensor(limit))
+    change_groups(run / "model", junk=[2], names=["a", "b", "c"])
     assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
-    predicted = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(predicted) == 48
-    assert {row["is_outlier"] for row in predicted} == {"1" if rejected else "0"}
-    assert all((row["cluster"] == "-1") == rejected for row in predicted)
+    table = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert [row["is_outlier"] for row in table] == ["0" if limit else "1"] * 48
+    expected = [(number, "abc"[int(number)]) if limit and number != "2" else ("-1", "") for number in clusters]
+    assert [(row["cluster"], row["name"]) for row in table] == expected and ("-1", "") in expected
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -18,12 +18,11 @@ from deepcluster.errors import UsageError
 from deepcluster.groups.cut import Cut, pinned, placement_of
 from deepcluster.groups.tree import parts_of, split
 from deepcluster.model import Model
-from deepcluster.runs.predict import placement_columns
 from deepcluster.runs.recut import apply, carried_over, carried_text, describe_edits, edited, recut, undo
 from deepcluster.storage import model_files as models
 from deepcluster.storage.content import RunRecord
 from deepcluster.storage.edits_file import Edits, newest_edits, read_edits
-from tests.helpers.runs import contents, model_digest, predicted, record, rows
+from tests.helpers.runs import contents, model_digest, record, rows
 from tests.tiny import tiny_model
 
 
@@ -286,16 +285,6 @@ def test_names_alone_change_no_figure(finished, tmp_path):
     apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
     assert json.loads((finished / "metrics.json").read_text()) == metrics
     assert {name: value for name, value in record(finished).items() if name != "edits"} == before
-
-
-def test_rejected_are_outliers_and_junk(finished, photos, tmp_path):
-    apply(finished, read_edits(written(tmp_path, junk=[2], names={"2": "blurred"})))
-    found = predicted(finished, photos)
-    placement = found.model.place(found.reduced)
-    columns = placement_columns(found.model, placement, found.residuals, reject=True)
-    for cluster, is_outlier, number in zip(columns["cluster"], columns["is_outlier"], placement.cluster, strict=True):
-        assert (cluster == -1) == (int(number) == 2 or is_outlier == 1)
-    assert {*columns["name"]} == {""}
 
 
 def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
