@@ -81,6 +81,18 @@ def ends(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run_to_its_end
 
 
+@pytest.fixture
+def prints(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command here, which must succeed; returns what it prints."""
+
+    def run_and_read(*arguments: object) -> str:
+        capsys.readouterr()
+        assert run_command([*map(str, arguments)]) == 0
+        return capsys.readouterr().out
+
+    return run_and_read
+
+
 @pytest.fixture(scope="session")
 def command() -> Iterator[Commands]:
     """Runs a command in a process of its own."""

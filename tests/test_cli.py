@@ -155,11 +155,10 @@ def test_help_and_mistakes_are_answered_before_anything_slow_is_imported(place):
         ("predict damaged photos", 4, "damaged"),
     ],
 )
-def test_mistakes_that_the_work_meets(place, capsys, line, code, message):
+def test_mistakes_that_the_work_meets(place, ends, line, code, message):
     tiny_run(Path("damaged"))
     Path("damaged/model/config.json").write_text("[]")
-    assert run_command(line.split()) == code
-    said = capsys.readouterr().err
+    said = ends(line.split(), code)
     assert message in said and "Traceback" not in said
     assert not any(Path().glob("runs/*/clusters.csv"))
 
@@ -167,10 +166,9 @@ def test_mistakes_that_the_work_meets(place, capsys, line, code, message):
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
-def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(photos, tmp_path, capsys):
+def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(photos, tmp_path, prints):
     out = tmp_path / "run"
-    assert run_command(["fit", str(photos), "-k", "3", "-o", str(out), "--labels", "folders", *QUICK]) == 0
-    printed = capsys.readouterr().out
+    printed = prints("fit", photos, "-k", "3", "-o", out, "--labels", "folders", *QUICK)
     lines = printed.strip().splitlines()
     assert lines[0].split() == ["Images", "48", "in", str(photos)]
     headings = [line[:9].strip() for line in lines if line[0] != " "]
@@ -182,59 +180,53 @@ def test_fit_prints_the_lines_that_everybody_understands_and_the_rest_if_asked(p
     assert all(len(line) <= 100 or str(out) in line or str(photos) in line for line in lines)
 
 
-def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished, photos, tmp_path, capsys):
+def test_dry_run_writes_nothing_and_takes_the_name_of_a_run_that_exists(finished, photos, tmp_path, prints):
     dry = ["fit", str(photos), "-k", "3", "-o", str(tmp_path / "run"), "--dry-run"]
-    assert run_command(dry) == 0
-    printed = capsys.readouterr().out
+    printed = prints(*dry)
     assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == [
         "Images", "Network", "Plan", "Memory", "Time"
     ]  # fmt: skip
     assert re.search(r"Memory +\d+\.\d GB on cpu\nTime +about [\d.]+ (s|min|h)", printed)
     assert printed.count("\n") <= 6
-    assert run_command([*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16"]) == 0
-    assert "Plan      pseudo_labels 20: the recipe's 10,000 is more than the 48 images\n" in capsys.readouterr().out
-    assert run_command([*dry, "--verbose"]) == 0
-    assert "backbone = " in capsys.readouterr().out
+    plan = prints(*dry, "--recipe", "v1", "--backbone", "compact", "--image-size", "16")
+    assert "Plan      pseudo_labels 20: the recipe's 10,000 is more than the 48 images\n" in plan
+    assert "backbone = " in prints(*dry, "--verbose")
     assert not (tmp_path / "run").exists()
     assert run_command(["fit", str(photos), "-k", "3", "-o", str(finished), "--dry-run"]) == 0
 
 
-def test_predict_writes_csv_to_a_file_or_standard_output(finished, photos, tmp_path, capsys):
+def test_predict_writes_csv_to_a_file_or_standard_output(finished, photos, tmp_path, prints):
     out = tmp_path / "new.csv"
     assert run_command(["predict", str(finished), str(photos), "-o", str(out), "-q"]) == 0
     assert rows(out) == [{name: row[name] for name in COLUMNS} for row in rows(finished / "clusters.csv")]
     for by_name in ([], ["-o", "-"], ["--out", "-"]):
-        assert run_command(["predict", str(finished), str(photos), *by_name]) == 0
-        assert capsys.readouterr().out == out.read_text()
+        assert prints("predict", finished, photos, *by_name) == out.read_text()
 
 
-def test_predict_reads_paths_from_standard_input(finished, photos, monkeypatch, capsys):
+def test_predict_reads_paths_from_standard_input(finished, photos, monkeypatch, prints):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photos}/bars/03.png\n{photos}/blob/03.png\n"))
-    assert run_command(["predict", str(finished), "-"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(prints("predict", finished, "-").splitlines()) == 3
 
 
 @pytest.mark.parametrize("limit", [0.0, torch.inf])
-def test_rejected_are_outliers_and_junk(run, photos, capsys, limit):
+def test_rejected_are_outliers_and_junk(run, photos, prints, limit):
     """A limit below all residuals rejects all images, one above them those of the junk."""
     clusters = [row["cluster"] for row in rows(run / "clusters.csv")]
     change_tensors(run / "model", outliers__limit=torch.tensor(limit))
     change_groups(run / "model", junk=[2], names=["a", "b", "c"])
-    assert run_command(["predict", str(run), str(photos), "--reject"]) == 0
-    table = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    table = [*csv.DictReader(io.StringIO(prints("predict", run, photos, "--reject")))]
     assert [row["is_outlier"] for row in table] == ["0" if limit else "1"] * 48
     expected = [(number, "abc"[int(number)]) if limit and number != "2" else ("-1", "") for number in clusters]
     assert [(row["cluster"], row["name"]) for row in table] == expected and ("-1", "") in expected
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_control_characters_of_names_reach_a_file_and_no_terminal(terminal, tmp_path, photos, monkeypatch, capsys):
+def test_control_characters_of_names_reach_a_file_and_no_terminal(terminal, tmp_path, photos, monkeypatch, prints):
     run_ = tiny_run(tmp_path / "run")
     name = "\x1b[31mr\u00e9d.png"
     shutil.copy(next(photos.rglob("*.png")), tmp_path / name)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert run_command(["predict", str(run_), str(tmp_path / name), "-q"]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row = prints("predict", run_, tmp_path / name, "-q").splitlines()
     assert header == ",".join(COLUMNS)
     assert row.startswith(name.replace("\x1b", "\\x1b") + "," if terminal else name + ",")
 
@@ -252,18 +244,15 @@ def test_report_again_without_waiting_for_standard_input(photos, tmp_path, monke
     assert capsys.readouterr().out.strip() == str(page)
 
 
-def test_recipes_and_doctor(capsys):
-    assert run_command(["recipes"]) == 0
-    listed = capsys.readouterr().out
+def test_recipes_and_doctor(prints):
+    listed = prints("recipes")
     assert "``" not in listed and "auto" in listed
     for name in ("v1", "v1-official", "v2"):
         assert name in listed
-        assert run_command(["recipes", name]) == 0
-        printed = capsys.readouterr().out
+        printed = prints("recipes", name)
         assert "published" in printed
         assert tomllib.loads(printed)["pseudo_labels"] == (10000 if name.startswith("v1") else 3000)
-    assert run_command(["doctor"]) == 0
-    assert "torch" in capsys.readouterr().out
+    assert "torch" in prints("doctor")
 
 
 def test_the_next_command_can_be_copied(tmp_path, capsys):
@@ -314,26 +303,21 @@ def test_fit_in_json(photos, tmp_path, capfd):
     assert re.search(r"^Round +1 of 1: ", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
 
 
-def test_recut_and_apply_in_json(run, tmp_path, capsys):
-    assert run_command(["recut", str(run), "-k", "4", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["clusters"] == 4
+def test_recut_and_apply_in_json(run, tmp_path, prints):
+    assert json.loads(prints("recut", run, "-k", "4", "--json"))["clusters"] == 4
     (tmp_path / "edits.json").write_text('{"schema_version": 1, "merge": [[0, 1]]}')
-    assert run_command(["apply", str(run), str(tmp_path / "edits.json"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["clusters"] == 3
+    assert json.loads(prints("apply", run, tmp_path / "edits.json", "--json"))["clusters"] == 3
 
 
-def test_predict_in_json_says_what_the_csv_says(finished, photos, capsys):
-    assert run_command(["predict", str(finished), str(photos)]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert run_command(["predict", str(finished), str(photos), "--json"]) == 0
-    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def test_predict_in_json_says_what_the_csv_says(finished, photos, prints):
+    header, *lines = prints("predict", finished, photos).splitlines()
+    objects = [json.loads(line) for line in prints("predict", finished, photos, "--json").splitlines()]
     assert [",".join(map(str, row.values())) for row in objects] == lines
     assert list(objects[0]) == header.split(",")
 
 
-def test_doctor_in_json(capsys):
-    assert run_command(["doctor", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["deepcluster"]
+def test_doctor_in_json(prints):
+    assert json.loads(prints("doctor", "--json"))["deepcluster"]
 
 
 @pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])
@@ -425,17 +409,15 @@ def test_reasons_are_counted():
     assert counted([]) == ""
 
 
-def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos, tmp_path, capsys):
+def test_skipped_images_are_counted_and_the_details_are_for_those_who_ask(photos, tmp_path, prints):
     images = shutil.copytree(photos, tmp_path / "images")
     (images / "empty.jpg").touch()
     for name in ("a.pdf", "b.pdf"):
         (images / name).write_text("no image")
-    assert run_command(["fit", str(images), "-o", str(tmp_path / "run"), *small_fit()[:-1]]) == 0
-    said = capsys.readouterr().out
+    said = prints("fit", images, "-o", tmp_path / "run", *small_fit()[:-1])
     assert re.search(r"Images +48 can be used, 3 skipped: 2 of another kind, 1 empty \(skipped.csv\)", said)
     assert "Plan " not in said and "precision" not in said
-    assert run_command(["fit", str(images), "-o", str(tmp_path / "run"), "--overwrite", "-v", *small_fit()[:-1]]) == 0
-    said = capsys.readouterr().out
+    said = prints("fit", images, "-o", tmp_path / "run", "--overwrite", "-v", *small_fit()[:-1])
     assert said.count("Plan ") > 3 and "precision" in said
 
 
@@ -474,7 +456,7 @@ def test_a_page_is_opened_where_that_is_asked_for(run, monkeypatch, capsys, verb
     assert f"no browser could be opened: open {opened[0]} yourself" in capsys.readouterr().err
 
 
-def test_predict_says_what_it_wrote(finished, photos, tmp_path, capsys):
+def test_predict_says_what_it_wrote(finished, photos, tmp_path, capsys, ends):
     out = tmp_path / "new.csv"
     assert run_command(["predict", str(finished), str(photos), "-o", str(out)]) == 0
     said = capsys.readouterr()
@@ -482,8 +464,9 @@ def test_predict_says_what_it_wrote(finished, photos, tmp_path, capsys):
         rf"Done +{out}: 48 images, \d+ in cluster 0, \d+ in cluster 1, \d+ in cluster 2\n", said.err
     )
     image = next(photos.rglob("*.png"))
-    assert run_command(["predict", str(finished), str(image), "-o", str(out), "--overwrite"]) == 0
-    assert re.search(rf"Done +{out}: 1 image, 1 in cluster \d\n", capsys.readouterr().err)
+    assert re.search(
+        rf"Done +{out}: 1 image, 1 in cluster \d\n", ends(["predict", finished, image, "-o", out, "--overwrite"], 0)
+    )
     assert run_command(["predict", str(finished), str(photos), "-o", str(out), "--overwrite", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
 

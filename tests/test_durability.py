@@ -169,8 +169,13 @@ def stopped(command, pictures, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy_of(stopped, whole, tmp_path):
-    """A copy of the run that is "stopped" or of the one that is "done"."""
-    return lambda state: Path(shutil.copytree({"stopped": stopped, "done": whole[0]}[state], tmp_path / "run"))
+    """A copy of the run that is "stopped", or of the other one, which is "done"; or that "without checkpoints"."""
+    ignored = shutil.ignore_patterns("checkpoints")
+    return lambda state: Path(
+        shutil.copytree(
+            stopped if state == "stopped" else whole[0], tmp_path / "run", ignore=ignored if " " in state else None
+        )
+    )
 
 
 @pytest.fixture
@@ -178,29 +183,66 @@ def copied(copy_of) -> Path:
     return copy_of("stopped")
 
 
-OTHERS = {
-    "n_clusters was 3 and is 5": ("-k", "5"),
-    "seed was 5 and is 6": ("--seed", "6"),
-    "lr was .* and is 0.3": ("--lr", "0.3"),
-    "dims was .* and is 7": ("--set", "dims=7"),
+# The run goes on by its own recipe, whatever the recipe of a command that names few options would choose.
+FEW = ["-k", "3", "--seed", "5", "-q"]
+
+
+def edit_keeping_the_time(path: Path) -> None:
+    status = path.stat()
+    image = np.array(Image.open(path))
+    image[0, 0] = 255 - image[0, 0]
+    Image.fromarray(image).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+CHANGES = {
+    "": lambda folder: None,
+    "added": lambda folder: shutil.copy(folder / "0/00.png", folder / "0/zz.png"),
+    "removed": lambda folder: (folder / "0/00.png").unlink(),
+    "renamed": lambda folder: (folder / "0/00.png").rename(folder / "0/000.png"),
+    "edited": lambda folder: edit_keeping_the_time(folder / "0/00.png"),
+    "swapped": lambda folder: swap(folder / "0/00.png", folder / "1/16.png"),
+    "broken": lambda folder: (folder / "0/00.png").write_bytes(b"no image"),
+    "a whole class gone": lambda folder: shutil.rmtree(folder / "2"),
 }
+RENAMED = "1 added (0/000.png); 1 removed"
+REFUSED = [  # state of the run, change of its images, options, exit code, words
+    *((state, "", small_fit(*ROUNDS, *options), 2, words) for state in ("stopped", "done") for options, words in (
+        (["-k", "5"], "n_clusters was 3 and is 5"), (["--seed", "6"], "seed was 5 and is 6"),
+        (["--lr", "0.3"], "and is 0.3 now"), (["--set", "dims=7"], "and is 7 now"),
+    )),
+    ("done", "", [*FEW, "--recipe", "v1"], 2, "backbone was 'compact' and is 'alexnet' now"),
+    ("stopped", "added", OPTIONS, 3, "1 added (0/zz.png)"),
+    ("stopped", "removed", OPTIONS, 3, "1 removed (0/00.png)"),
+    ("stopped", "renamed", OPTIONS, 3, RENAMED),
+    ("stopped", "edited", OPTIONS, 3, "1 changed (0/00.png)"),
+    ("stopped", "swapped", OPTIONS, 3, "2 changed (0/00.png, 1/16.png)"),
+    ("stopped", "broken", OPTIONS, 3, "1 removed (0/00.png)"),
+    ("stopped", "a whole class gone", OPTIONS, 3, "16 removed (2/32.png, 2/33.png, 2/34.png, "),
+    ("done", "renamed", OPTIONS, 3, RENAMED),
+    ("without checkpoints", "removed", OPTIONS, 3, "1 removed (0/00.png)"),
+    ("stopped", "added", FEW, 3, "1 added (0/zz.png): put"),
+    ("stopped", "added", [*FEW, "--lr", "0.3"], 2, "and is 0.3 now"),
+    ("stopped", "edited", FEW, 3, "1 changed (0/00.png)"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("message", OTHERS)
-@pytest.mark.parametrize("state", ["stopped", "done"])
-def test_other_options_are_refused_and_change_nothing(pictures, copy_of, message, state, ends):
-    """The refused command is not written into run.json and recipe.toml."""
-    run = copy_of(state)
+@pytest.mark.parametrize(("state", "change", "options", "code", "words"), REFUSED)
+def test_another_fit_is_refused_and_changes_nothing(
+    pictures, copy_of, tmp_path, state, change, options, code, words, ends
+):
+    run, folder = copy_of(state), Path(shutil.copytree(pictures, tmp_path / pictures.name))
+    CHANGES[change](folder)
     before = contents(run)
-    said = ends(["fit", pictures, "-o", run, *small_fit(*ROUNDS, *OTHERS[message]), "--resume"], 2)
-    assert re.search(message, said)
-    assert contents(run) == before
-
-
-def test_another_recipe_is_refused_and_that_of_the_run_is_not(pictures, whole, ends):
-    arguments = ["fit", pictures, "-o", whole[0], "-k", "3", "--seed", "5", "--resume", "-q", "--recipe"]
-    assert "backbone was 'compact' and is 'alexnet' now" in ends([*arguments, "v1"], 2)
-    ends([*arguments, whole[0] / "recipe.toml"], 0)
+    said = ends(["fit", folder, "-o", run, *options, "--resume"], code)
+    assert words in said and ("--overwrite" in said or code == 2)
+    assert contents(run) == before  # run.json and recipe.toml, too
 
 
 def test_another_number_of_threads_is_said(command, pictures, copied):
@@ -214,75 +256,12 @@ def test_another_number_of_threads_is_said(command, pictures, copied):
     assert record(copied)["resumed"] == ["threads 7 then, 1 now"]
 
 
-def edit_keeping_the_time(path: Path) -> None:
-    status = path.stat()
-    image = np.array(Image.open(path))
-    image[0, 0] = 255 - image[0, 0]
-    Image.fromarray(image).save(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-CHANGES = {
-    "added": (lambda folder: shutil.copy(folder / "0/00.png", folder / "0/zz.png"), "1 added (0/zz.png)"),
-    "removed": (lambda folder: (folder / "0/00.png").unlink(), "1 removed (0/00.png)"),
-    "renamed": (lambda folder: (folder / "0/00.png").rename(folder / "0/000.png"), "1 added (0/000.png); 1 removed"),
-    "edited": (lambda folder: edit_keeping_the_time(folder / "0/00.png"), "1 changed (0/00.png)"),
-    "swapped": (lambda folder: swap(folder / "0/00.png", folder / "1/16.png"), "2 changed (0/00.png, 1/16.png)"),
-    "broken": (lambda folder: (folder / "0/00.png").write_bytes(b"no image"), "1 removed (0/00.png)"),
-    "a whole class gone": (lambda folder: shutil.rmtree(folder / "2"), "16 removed (2/32.png, 2/33.png, 2/34.png, "),
-}  # fmt: skip
-
-
-def swap(one: Path, other: Path) -> None:
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
-    other.write_bytes(first)
-
-
-@pytest.mark.parametrize(("kind", "state"), [*((kind, "stopped") for kind in CHANGES), ("renamed", "done")])
-def test_changed_images_are_refused_with_a_list_and_change_nothing(pictures, copy_of, tmp_path, kind, state, ends):
-    run = copy_of(state)
-    folder = Path(shutil.copytree(pictures, tmp_path / pictures.name))
-    change, message = CHANGES[kind]
-    change(folder)
-    before = contents(run)
-    said = ends(["fit", folder, "-o", run, *OPTIONS, "--resume"], 3)
-    assert message in said and "--overwrite" in said
-    assert contents(run) == before
-
-
-@pytest.mark.parametrize(
-    ("kind", "named", "code", "message"),
-    [
-        ("added", (), 3, "1 added (0/zz.png): put"),
-        ("added", ("--lr", "0.3"), 2, "and is 0.3 now"),
-        ("edited", (), 3, "1 changed (0/00.png)"),
-    ],
-)
-def test_only_the_options_that_the_command_names_are_compared(
-    pictures, copy_of, tmp_path, kind, named, code, message, ends
-):
-    """The run goes on by its own recipe, whatever the recipe of the command would choose for these images."""
-    folder = Path(shutil.copytree(pictures, tmp_path / pictures.name))
-    CHANGES[kind][0](folder)
-    command = ["fit", folder, "-o", copy_of("stopped"), "-k", "3", "--seed", "5", *named, "--resume", "--quiet"]
-    assert message in ends(command, code)
-
-
-def test_a_finished_run_without_checkpoints_knows_its_images_by_its_table(pictures, whole, tmp_path, ends):
-    run, folder = tmp_path / "run", Path(shutil.copytree(pictures, tmp_path / pictures.name))
-    shutil.copytree(whole[0], run, ignore=shutil.ignore_patterns("checkpoints"))
-    (folder / "0/00.png").unlink()
-    before = contents(run)
-    assert "1 removed (0/00.png)" in ends(["fit", folder, "-o", run, *OPTIONS, "--resume"], 3)
-    assert contents(run) == before
-
-
-@pytest.mark.parametrize("moved", [False, True])
-def test_a_finished_run_stays(pictures, whole, tmp_path, moved, ends):
+@pytest.mark.parametrize(("moved", "options"), [(False, OPTIONS), (True, OPTIONS), (False, [*FEW, "--recipe"])])
+def test_a_finished_run_stays(pictures, whole, tmp_path, moved, options, ends):
     folder = shutil.copytree(pictures, tmp_path / pictures.name) if moved else pictures
     before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
-    ends(["fit", folder, "-o", whole[0], *OPTIONS, "--resume"], 0)
+    recipe = [whole[0] / "recipe.toml"] if options[-1] == "--recipe" else []
+    ends(["fit", folder, "-o", whole[0], *options, *recipe, "--resume"], 0)
     assert before == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*") if path.is_file()}
 
 

@@ -247,7 +247,7 @@ def test_who_lives_on_by_hand():
     assert carried_over(model, before, swallowed, 1) == (("",), ())
 
 
-def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tmp_path, capsys):
+def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tmp_path, capsys, prints):
     before = rows(finished / "clusters.csv")
     cut = record(finished)["cut"]
     path = written(tmp_path, cut=cut, names={"1": "=stripes", "2": "dots"}, merge=[[1, 3]], junk=[2])
@@ -264,9 +264,7 @@ def test_apply_changes_names_numbers_stay_and_predict_knows(finished, photos, tm
     assert record(finished)["clusters"] == 4 and record(finished)["cut"] != cut
     assert "=stripes" in (finished / "report.html").read_text()
 
-    capsys.readouterr()
-    assert run_command(["predict", str(finished), str(photos)]) == 0
-    given = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    given = list(csv.DictReader(prints("predict", finished, photos).splitlines()))
     columns = ("path", "cluster", "name", "distance", "margin", "is_outlier")
     assert given == [{name: row[name] for name in columns} for row in after]
 
@@ -287,7 +285,7 @@ def test_names_alone_change_no_figure(finished, tmp_path):
     assert {name: value for name, value in record(finished).items() if name != "edits"} == before
 
 
-def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
+def test_the_last_edits_are_taken_back(finished, tmp_path, prints, ends):
     def same() -> dict[str, object]:
         names = ("clusters.csv", "cluster_summary.csv", "metrics.json", "tree.json", "report.html")
         names += ("model/groups.safetensors",)
@@ -296,17 +294,13 @@ def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
     apply(finished, read_edits(written(tmp_path, names={"0": "a", "1": "b"}, junk=[1])))
     once, its_record = same(), record(finished)
     edits = written(tmp_path, merge=[[1, 3]], move=[[0, 6]], names={"6": "c"})
-    assert run_command(["apply", str(finished), str(edits)]) == 0
-    assert "1 name, 1 merge, 1 image moved" in " ".join(capsys.readouterr().out.split())
+    assert "1 name, 1 merge, 1 image moved" in " ".join(prints("apply", finished, edits).split())
     assert rows(finished / "clusters.csv")[0]["cluster"] == "6" and same() != once
     assert run_command(["apply", str(finished), "--undo"]) == 0
     assert same() == once and record(finished) == its_record
-    assert run_command(["apply", str(finished), "--undo"]) == 2
-    assert "nothing to take back" in capsys.readouterr().err
+    assert "nothing to take back" in ends(["apply", finished, "--undo"], 2)
     # What a recut drops is said, and can be had back.
-    capsys.readouterr()
-    assert run_command(["recut", str(finished), "-k", "2"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(prints("recut", finished, "-k", "2").split())
     assert "kept" in said and "start anew" in said and "--undo" in said
     assert run_command(["apply", str(finished), "--undo"]) == 0
     assert same() == once
@@ -314,8 +308,7 @@ def test_the_last_edits_are_taken_back(finished, tmp_path, capsys):
     apply(finished, Edits("", {number: f"name {number}" for number in range(5)}, (), (0,)))
     recut(finished, 5)
     assert record(finished).get("edits") is None and models.load(finished).junk == (0,)
-    assert run_command(["recut", str(finished), "-k", "2"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(prints("recut", finished, "-k", "2").split())
     assert "dropped, because their clusters did not survive: 'name" in said and "start anew" not in said
 
 
@@ -333,7 +326,7 @@ def test_other_groups_leave_the_file_of_the_network_alone(finished, tmp_path):
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
-def test_a_damaged_former_state_is_named(finished, tmp_path, capsys):
+def test_a_damaged_former_state_is_named(finished, tmp_path, ends):
     apply(finished, read_edits(written(tmp_path, names={"0": "a"})))
     path = finished / "former.safetensors"
     good = load_file(path)
@@ -347,5 +340,4 @@ def test_a_damaged_former_state_is_named(finished, tmp_path, capsys):
     ]
     for tensors in bad:
         save_file(tensors, path)
-        assert run_command(["apply", str(finished), "--undo"]) == 5
-        assert "former.safetensors is damaged" in " ".join(capsys.readouterr().err.split())
+        assert "former.safetensors is damaged" in " ".join(ends(["apply", finished, "--undo"], 5).split())

@@ -95,14 +95,13 @@ def test_clusters_of_the_run_itself(run, photos, capsys):
     assert evaluated(capsys, run, photos, "--labels", "folders") == figures  # by the model: as fit places them
 
 
-def test_labels_of_a_table_need_no_images(run, photos, tmp_path, capsys):
+def test_labels_of_a_table_need_no_images(run, photos, tmp_path, capsys, ends):
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "location": str(tmp_path / "gone")}))
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nbars/00.png,x\nblob/01.png,y\n")
     assert evaluated(capsys, run, "--labels", labels)["images"] == 2
-    assert run_command(["evaluate", str(run), "--labels", "folders"]) == 3
-    assert "name their place" in capsys.readouterr().err
+    assert "name their place" in ends(["evaluate", run, "--labels", "folders"], 3)
 
 
 @pytest.mark.parametrize(("protocol", "figure"), [("clustering", "acc"), ("knn", "top1_k20")])
@@ -162,9 +161,8 @@ def test_a_damaged_file_is_written_again(run, capsys, content):
         ([*map(str, LINEAR), "--layers", "conv9"], 2, "block1, block2"),
     ],
 )
-def test_what_is_wrong_is_said(run, capsys, arguments, code, said):
-    assert run_command(["evaluate", str(run), *arguments]) == code
-    assert said in capsys.readouterr().err.lower()
+def test_what_is_wrong_is_said(run, ends, arguments, code, said):
+    assert said in ends(["evaluate", run, *arguments], code).lower()
     assert not (run / "evaluation-clustering.json").exists()
 
 
@@ -174,7 +172,7 @@ def test_a_fifth_is_held_out_where_nothing_else_is_given(run, capsys):
     assert not list(run.glob(".evaluate-*"))
 
 
-def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys):
+def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys, ends):
     apart = tmp_path / "apart"
     for kind in ("bars", "blob"):
         shutil.copytree(photos / kind, apart / kind)
@@ -187,8 +185,7 @@ def test_images_to_learn_from_and_to_be_scored_on(run, photos, tmp_path, capsys)
     assert figures["top1_k1"] == pytest.approx(32 / 48, abs=0.03)  # nothing of the third class was learnt
 
     (tmp_path / "link").symlink_to(photos)
-    assert run_command(["evaluate", str(run), str(tmp_path / "link"), *common]) == 3
-    assert "48 images of link are among those" in capsys.readouterr().err
+    assert "48 images of link are among those" in ends(["evaluate", run, tmp_path / "link", *common], 3)
 
 
 # Images to score that are those to learn from: what is learnt from, what is scored, and how many are the same.

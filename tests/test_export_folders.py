@@ -317,10 +317,9 @@ def test_nothing_but_outliers(holiday, tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_command(holiday, tmp_path, capsys):
+def test_command(holiday, tmp_path, ends, prints):
     out = tmp_path / "out"
-    assert run_command(["export", str(holiday), "--to", "folders", "-o", str(out)]) == 0
-    assert "5 symbolic links; 0 bytes written" in capsys.readouterr().out
+    assert "5 symbolic links; 0 bytes written" in prints("export", holiday, "--to", "folders", "-o", out)
     for arguments, code, said in [
         (["--to", "folders", "-o", str(out)], 5, "exists already"),
         (["--to", "parquet", "-o", str(tmp_path / "x"), "--mode", "copy"], 2, "leave out --mode"),
@@ -332,8 +331,7 @@ def test_command(holiday, tmp_path, capsys):
         (["--to", "folders", "-o", str(tmp_path / "x"), "--images", str(tmp_path / "none")], 3, "no such file"),
         (["--to", "folders"], 2, "-o requires"),
     ]:
-        assert run_command(["export", str(holiday), *arguments]) == code
-        assert said in capsys.readouterr().err
+        assert said in ends(["export", holiday, *arguments], code)
     assert run_command(["export", str(tmp_path), "--to", "folders", "-o", str(tmp_path / "x")]) == 5
     assert leftovers(tmp_path) == ["out"]
 

@@ -19,7 +19,7 @@ from deepcluster.storage.files import new_folder, write_output
 from deepcluster.storage.run_folder import open_run
 from tests.commands import Commands
 from tests.drawings import save_drawings
-from tests.helpers.runs import change_record, contents, record, small_fit, state_of
+from tests.helpers.runs import bystanders, change_record, contents, record, small_fit, state_of
 from tests.tiny import tiny_run
 
 Ends = Callable[..., str]
@@ -181,12 +181,6 @@ def test_a_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
 
 FAST = small_fit("--rounds", "0")
 TRAINED = small_fit("--rounds", "2")
-# Files that a user may keep in a run folder, under names that are nearly those of a run.
-BYSTANDERS = (
-    "images-2024/a.jpg", "images-raw/b.jpg", ".images-1/c.jpg", ".notes.tmp", ".metrics.json.7.tmp",
-    "evaluation-mine.json", "notes.txt", "run/run.json", "model/mine.txt", "model/weights.bin", "checkpoints/notes.md",
-    "checkpoints/step100/opt.pt", ".deepcluster-export-7.tmp/x", ".deepcluster-0123456789abcdef/x",
-)  # fmt: skip
 
 
 def clusters_of(run: Path) -> object:
@@ -197,14 +191,12 @@ def clusters_of(run: Path) -> object:
 
 def test_overwrite_leaves_files_that_are_not_of_the_run(run: Path, ends: Ends) -> None:
     """Also the images that are clustered, in the run folder."""
-    for name in BYSTANDERS:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text(f"mine: {name}")
+    mine = bystanders(run, write=True)
     images = save_drawings(run / "images-originals", 8, 16)
     before = contents(images)
     ends(["fit", images, "-o", run, *small_fit("-k", "2", "--rounds", "0"), "--overwrite"], 0)
     assert contents(images) == before and clusters_of(run) == 2 and not (run / "metrics.json").exists()
-    assert all((run / name).read_text() == f"mine: {name}" for name in BYSTANDERS)
+    assert bystanders(run) == mine
 
 
 STARTS = {

@@ -230,14 +230,10 @@ def test_a_name_that_is_none(ends):
     assert "choose photos, photos-ssl, photos-small or timm:NAME" in ends(["fetch", "fotos"], 2)
 
 
-def test_the_command(hub, capsys):
-    assert run_command(["fetch"]) == 0
-    said = capsys.readouterr().out
+def test_the_command(hub, prints):
+    said = prints("fetch")
     assert "ConvNeXt-T, 178 MB, Apache-2.0" in said and "model.safetensors" in said
-    assert run_command(["fetch"]) == 0
-    assert "on this machine already" in capsys.readouterr().out
-    assert run_command(["doctor"]) == 0
-    assert "photos, photos-small" in capsys.readouterr().out
-    assert run_command(["fetch", "--list"]) == 0
-    said = capsys.readouterr().out
+    assert "on this machine already" in prints("fetch")
+    assert "photos, photos-small" in prints("doctor")
+    said = prints("fetch", "--list")
     assert all(one.name in said and one.licence in said for one in PUBLISHED.values()) and DISTRIBUTION in said

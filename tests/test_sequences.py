@@ -26,18 +26,11 @@ from PIL import Image
 from deepcluster.images.source import is_run
 from deepcluster.storage import run_folder as files
 from tests.commands import Commands
-from tests.helpers.runs import contents, state_of
+from tests.helpers.runs import bystanders, contents, state_of
 
 SEQUENCES = int(os.environ.get("DEEPCLUSTER_SEQUENCES", "3"))
 OPTIONS = ["--image-size", "8", "--rounds", "0", "--precision", "fp32", "--pseudo-labels", "5", "--quiet"]
 MORE = ["", "--overwrite", "--resume"]
-# What the user has in the run folder: next to our files, and called nearly like them.
-BYSTANDERS = (
-    "notes.txt", ".notes.tmp", "images-2024/only-copy.jpg", "images-a1b2c3d4/x.png",
-    "model/mine.bin", "checkpoints/step100/opt.pt", "checkpoints/mine.json",
-    ".deepcluster-0123456789abcdef/mine.txt", "sorted/a.png",
-    "clusters.csv.bak", ".run.json.7.tmp",
-)  # fmt: skip
 # Where a command is killed: before the n-th call of a function that changes the disk; None: it is not.
 CHANGES = ["pathlib:Path.replace", "pathlib:Path.rename", "pathlib:Path.unlink", "os:fsync", "shutil:rmtree"]
 KILLS = st.one_of(
@@ -45,10 +38,6 @@ KILLS = st.one_of(
     st.tuples(st.just("SIGKILL"), st.sampled_from(CHANGES), st.integers(1, 25)),
     st.tuples(st.sampled_from(["SIGINT", "SIGTERM"]), st.sampled_from(CHANGES[::3]), st.integers(1, 25)),
 )
-
-
-def bystanders(run: Path) -> dict[str, bytes]:
-    return {name: (run / name).read_bytes() for name in BYSTANDERS}
 
 
 class Life(RuleBasedStateMachine):
@@ -94,10 +83,7 @@ class Life(RuleBasedStateMachine):
         options = [*OPTIONS, "-k", k, "--seed", seed, *([more] if more else [])]
         self.changes("fit", self.photos, "-o", self.run, *options, trap=kill)
         if self.run.is_dir() and is_run(self.run) and not self.mine:
-            for name in BYSTANDERS:
-                (self.run / name).parent.mkdir(parents=True, exist_ok=True)
-                (self.run / name).write_bytes(f"mine: {name}".encode())
-            self.mine = bystanders(self.run)
+            self.mine = bystanders(self.run, write=True)
 
     @precondition(lambda self: self.mine)
     @rule(k=st.integers(1, 5), kill=KILLS)

@@ -32,12 +32,11 @@ def paths_of(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("named_as", ["path", "file", "copy"])
-def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, capsys, named_as):
+def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, tmp_path, prints, named_as):
     paths = paths_of(finished)
     image = {"path": paths[5], "file": str(photos / paths[5]), "copy": str(tmp_path / "copy.png")}[named_as]
     shutil.copy(photos / paths[5], tmp_path / "copy.png")
-    assert run_command(["similar", str(finished), image, "-n", "6"]) == 0
-    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    table = list(csv.DictReader(io.StringIO(prints("similar", finished, image, "-n", "6"))))
     assert list(table[0]) == list(SIMILAR)
     wanted = [paths[row] for row in expected(finished, 5)]
     found = [row["path"] for row in table]
@@ -48,10 +47,9 @@ def test_the_same_images_by_path_by_file_and_as_another_file(finished, photos, t
     assert all(row["cluster"] == clusters[row["path"]] for row in table)
 
 
-def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, capsys):
+def test_all_of_them_at_most_and_into_a_file(finished, tmp_path, prints):
     out = tmp_path / "near.csv"
-    assert run_command(["similar", str(finished), paths_of(finished)[0], "-n", "1000", "-o", str(out)]) == 0
-    assert capsys.readouterr().out == ""
+    assert prints("similar", finished, paths_of(finished)[0], "-n", "1000", "-o", out) == ""
     assert len(rows(out)) == len(paths_of(finished)) - 1
     assert run_command(["similar", str(finished), paths_of(finished)[0], "-o", str(out)]) == 5  # it is there already
 
@@ -74,10 +72,9 @@ def test_the_image_is_never_replaced_by_the_table(finished, photos, capsys):
         ("{photos}/bars/00.png", ("-n", "0"), 2, "-n"),
     ],
 )
-def test_what_is_wrong_is_said(finished, photos, tmp_path, capsys, image, options, code, message):
+def test_what_is_wrong_is_said(finished, photos, tmp_path, ends, image, options, code, message):
     (tmp_path / "bad.png").write_text("no image")
-    assert run_command(["similar", str(finished), image.format(photos=photos, tmp=tmp_path), *options]) == code
-    assert message in capsys.readouterr().err
+    assert message in ends(["similar", finished, image.format(photos=photos, tmp=tmp_path), *options], code)
 
 
 def test_nearest_of_the_estimator(finished, photos, tmp_path):

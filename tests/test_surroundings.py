@@ -222,55 +222,36 @@ def test_an_array_that_shrinks(tmp_path: Path) -> None:
 # ---- lists of paths -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def listed(tmp_path: Path) -> Path:
-    for name in ("a.png", "ä b.png", "'c'.png", '"d.png"'):
-        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
-    return tmp_path
+TWO = "a.png\r\nä b.png\r\n"
+LISTS: dict[str, tuple[bytes, list[str] | str]] = {  # the paths, or the words of the error
+    "powershell.txt": (TWO.encode("utf-8-sig"), ["a.png", "ä b.png"]),
+    "powershell 5.txt": (TWO.encode("utf-16"), ["a.png", "ä b.png"]),
+    "other order.txt": (codecs.BOM_UTF16_BE + TWO.encode("utf-16-be"), ["a.png", "ä b.png"]),
+    "half.txt": (codecs.BOM_UTF16_LE + b"\x00\xd8", "UTF-8"),
+    # Quotes as a file manager puts them; a file whose name has quotes is still that file.
+    "quoted.txt": ("'ä b.png'\n\"d.png\"\n'c'.png\n\"a.png\"\n".encode(), ["ä b.png", '"d.png"', "'c'.png", "a.png"]),
+    "list.csv": (TWO.encode(), ["a.png", "ä b.png"]),
+    "comma.csv": (b"a,b.png\n", ["a,b.png"]),
+    "table.csv": (b"path,label\na.png,x\n", "is a table, .* --labels"),
+    "table.txt": (b'"label";"File"\nx;a.png\n', "is a table, .* --labels"),
+    "no header.csv": (b"a.png,x\nb.png,y\n", "is a table, .* --labels"),
+}
 
 
-def decoded(source: Any) -> list[str]:
-    for i in range(len(source.paths)):
-        source.read(i)
-    return list(source.paths)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
-def test_lists_as_powershell_writes_them(listed: Path, encoding: str, monkeypatch: Any) -> None:
-    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
-    file = listed / "list.txt"
-    file.write_bytes(codecs.BOM_UTF16_LE + b"\x00\xd8")
-    with pytest.raises(DataError, match="UTF-8"):
-        find(file)
-    file.write_bytes(mark + "a.png\r\nä b.png\r\n".encode(encoding))
-    assert decoded(find(file)) == ["a.png", "ä b.png"]
-    monkeypatch.chdir(listed)
-    with file.open() as stream:
-        assert decoded(find("-", stdin=stream)) == ["a.png", "ä b.png"]
-
-
-def test_paths_in_quotes(listed: Path) -> None:
-    """As a file manager copies them; a file whose name has quotes is still that file."""
-    (listed / "list.txt").write_text(f"\"{listed / 'a.png'}\"\n'ä b.png'\n\"d.png\"\n'c'.png\n")
-    assert decoded(find(listed / "list.txt")) == [str(listed / "a.png"), "ä b.png", '"d.png"', "'c'.png"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("a.csv", "path,label\na.png,x\n"), ("a.txt", '"label";"File"\nx;a.png\n'), ("b.csv", "a.png,x\nb.png,y\n")],
-)
-def test_a_table_is_no_list(listed: Path, name: str, text: str) -> None:
-    (listed / name).write_text(text)
-    with pytest.raises(DataError, match=r"is a table, .* --labels"):
-        find(listed / name)
-
-
-def test_a_list_may_be_called_csv(listed: Path) -> None:
-    (listed / "a.csv").write_text("a.png\nä b.png\n")
-    assert decoded(find(listed / "a.csv")) == ["a.png", "ä b.png"]
-    Image.new("RGB", (8, 8)).save(listed / "a,b.png")
-    (listed / "b.csv").write_text("a,b.png\n")
-    assert decoded(find(listed / "b.csv")) == ["a,b.png"]
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_paths(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for image in ("a.png", "ä b.png", "'c'.png", '"d.png"', "a,b.png"):
+        Image.new("RGB", (8, 8)).save(image, format="PNG")
+    content, expected = LISTS[name]
+    Path(name).write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            find(name)
+        return
+    with Path(name).open() as stream:
+        for source in (find(name), find("-", stdin=stream)):
+            assert list(source.paths) == expected and [source.read(i).size for i in range(len(expected))]
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------------
@@ -336,9 +317,7 @@ def test_a_file_where_a_folder_should_be(name: str, photos: Path, tmp_path: Path
     assert (run / name).read_text() == "mine"
 
 
-def test_predict_needs_no_folder_for_temporary_files(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Ends
-) -> None:
+def test_predict_needs_no_temporary_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that is read-only."""
 
     def none() -> str:

@@ -198,11 +198,10 @@ ALONE = [["fit", "x.npy", "--features"], *([name, "run"] for name in app if name
 
 
 @pytest.mark.parametrize("arguments", ALONE, ids=" ".join)
-def test_what_is_not_shared_is_refused(arguments, monkeypatch, capsys):
+def test_what_is_not_shared_is_refused(arguments, monkeypatch, ends):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert run_command(arguments) == 2
-    said = capsys.readouterr().err
+    said = ends(arguments, 2)
     assert said.startswith(f"error: {arguments[0]}") and said.count("\n") == 1
     assert said.endswith("run it without torchrun\n")
 

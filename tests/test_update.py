@@ -370,12 +370,11 @@ def many_features(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
     return run, given[200:], strange
 
 
-def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_path, capsys):
+def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_path, prints):
     run, alike, strange = many_features
     for images, due in ((alike[:40], False), (strange[:20], True)):
         np.save(tmp_path / "more.npy", images)
-        assert run_command(["update", str(run), str(tmp_path / "more.npy"), "--json"]) == 0
-        said = json.loads(capsys.readouterr().out)
+        said = json.loads(prints("update", run, tmp_path / "more.npy", "--json"))
         assert said["added"] == len(images) and said["due"] is due
         assert said["outliers"] == 20 if due else said["outliers"] <= 2
         assert 0 <= said["residual_rank"] <= 1 and 0 <= said["shift"] <= 1
@@ -383,16 +382,14 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
         assert (said["reason"] or "").startswith(reason) == due and (said["reason"] is None) != due
     assert run_command(["update", str(run), str(tmp_path / "more.npy")]) == 0  # known by now, and still due
     np.save(tmp_path / "more.npy", strange[20:])
-    assert run_command(["update", str(run), str(tmp_path / "more.npy")]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(prints("update", run, tmp_path / "more.npy").split())
     assert "60 of 60 fit into no cluster (see Problems in the report). A new fit is due: 68% of" in text
 
 
-def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, capsys):
+def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, prints):
     run, given = of_features
     np.save(tmp_path / "far.npy", 20 * given[:30])
-    assert run_command(["update", str(run), str(tmp_path / "far.npy")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(prints("update", run, tmp_path / "far.npy").split())
     assert "with fewer than 100 images in the fit no outlier can be told" in said
     assert {row["is_outlier"] for row in used(run)} == {"0"}
 

@@ -20,6 +20,13 @@ from deepcluster.storage.run_folder import RunFolder
 from tests.commands import SMALL
 
 LOCK = (".deepcluster", "lock")
+# Files that a user may keep in a run folder, under names that are nearly those of a run.
+BYSTANDERS = (
+    "images-2024/a.jpg", "images-a1b2c3d4/x.png", ".images-1/c.jpg", "sorted/a.png", "notes.txt", ".notes.tmp",
+    ".metrics.json.7.tmp", ".run.json.7.tmp", "clusters.csv.bak", "evaluation-mine.json", "run/run.json",
+    "model/mine.txt", "model/weights.bin", "checkpoints/mine.json", "checkpoints/notes.md",
+    "checkpoints/step100/opt.pt", ".deepcluster-export-7.tmp/x", ".deepcluster-0123456789abcdef/x",
+)  # fmt: skip
 # Files that are the same bytes for the same images, options and seed.
 SAME = (
     "clusters.csv",
@@ -67,6 +74,13 @@ def contents(folder: Path) -> dict[str, bytes | Path]:
         if path.is_symlink() or path.is_file()
         if path.parts[-2:] != LOCK
     }
+
+
+def bystanders(run: Path, *, write: bool = False) -> dict[str, bytes]:
+    for name in BYSTANDERS if write else ():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(f"mine: {name}")
+    return {name: (run / name).read_bytes() for name in BYSTANDERS}
 
 
 def left_behind(run: Path) -> list[str]:
