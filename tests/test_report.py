@@ -99,7 +99,7 @@ def test_a_full_page_stays_below_five_megabytes(
 
 
 def test_every_cluster_has_its_section_with_the_medoid_first() -> None:
-    _, parsed = page()
+    _, parsed = page(picture=lambda path: Image.new("RGB", (300, 200)))
     assert sections(parsed) == ["cluster-0", "cluster-1"]
     items = [attributes["class"] for attributes, _ in parsed.all("li") if "class" in attributes]
     assert items == 2 * (["medoid"] + 8 * ["diverse"] + 4 * ["borderline"] + 4 * ["outlying"])

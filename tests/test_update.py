@@ -384,6 +384,7 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
     np.save(tmp_path / "more.npy", strange[20:])
     text = " ".join(prints("update", run, tmp_path / "more.npy").split())
     assert "60 of 60 fit into no cluster (see Problems in the report). A new fit is due: 68% of" in text
+    assert sum(int(row["is_outlier"]) for row in used(run)[-60:]) == 60
 
 
 def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, prints):
