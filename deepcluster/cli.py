@@ -14,9 +14,10 @@ import time
 import warnings
 import webbrowser
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ from deepcluster.report.text import count
 from deepcluster.runtime import console, signals
 from deepcluster.runtime.console import Terminal, complain, say
 from deepcluster.runtime.machine import is_main_rank, world_size
+from deepcluster.runtime.plain_files import write_csv
 from deepcluster.storage import files
 from deepcluster.storage.edits_file import newest_edits, read_edits
 
@@ -144,9 +146,10 @@ def predict(
     out: flags.OutOfTable = "-",
     reject: bool = False,
     device: flags.Device = "auto",
+    max_skipped: flags.MaxSkipped = None,
     overwrite: flags.Overwrite = False,
     quiet: flags.Quiet = False,
-    as_json: Annotated[flags.Json, Parameter(help="Lines of JSON instead of CSV.")] = False,
+    as_json: Annotated[flags.Json, Parameter(help="One object of JSON instead of CSV.")] = False,
 ) -> None:
     """Put images into the clusters of a run: a row per usable image, the others named on standard error.
 
@@ -156,14 +159,19 @@ def predict(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         from deepcluster.storage.run_folder import PREDICTIONS
 
-        source = _images_for(run_, images)
+        source = _images_for(run_, images, may_be_empty=True)
         target = None if out == "-" else _output(Path(out), run_, source, overwrite)
+        model = _model(run_, device)
         sizes: Counter[int] = Counter()  # by cluster
-        rows = _placed(_predictions(run_, source, device, terminal, shared), reject, sizes)
+        skipped: list[dict[str, str]] = []
+        rows = _placed(model, _predictions(model, source, terminal, shared, skipped, max_skipped), reject, sizes)
         first = list(islice(rows, 1))  # most errors come up here, before anything is written
         if not is_main_rank():  # its share is computed, and the main rank writes
             return
-        _write_table(target, PREDICTIONS, chain(first, rows), as_json=as_json)
+        terminal.say("Model", str(model.identity))
+        head, rows = {"run": str(run_), "model": asdict(model.identity)}, chain(first, rows)
+        as_object = partial(_write_json, head=head, rows=rows, skipped=skipped)
+        _write_table(target, as_object if as_json else partial(write_csv, columns=PREDICTIONS, rows=rows))
         if target:
             counts = [f"{size:,} in cluster {number}" for number, size in sorted(sizes.items())]
             shown = ", ".join([*counts[:12], *(["..."] if len(counts) > 12 else [])])
@@ -193,12 +201,10 @@ def embed(
     with _session(images, quiet, to_stderr=True) as (terminal, shared):
         source = _images_for(run_, images)
         features_file, paths_file = (_output(path, run_, source, overwrite) for path in (out, out.with_suffix(".csv")))
-        parts = [part for _, part in _predictions(run_, source, device, terminal, shared)]
+        parts = [*_predictions(_model(run_, device), source, terminal, shared, [])]
     if not is_main_rank():
         return
     import numpy as np
-
-    from deepcluster.runtime.plain_files import write_csv
 
     features = np.concatenate([part.reduced.numpy() for part in parts])
     paths = [{"path": path} for part in parts for path in part.paths]
@@ -258,17 +264,18 @@ def update(
     /,
     *,
     device: flags.Device = "auto",
+    max_skipped: flags.MaxSkipped = None,
     output: flags.Output = flags.OUTPUT,
 ) -> None:
     """Add images to a finished run without training: they get places in its clusters, which keep numbers and names."""
     from deepcluster.storage.run_folder import open_run
 
     with Terminal(output.quiet, to_stderr=output.as_json) as terminal:
-        source = _images_for(run_, images)
+        source = _images_for(run_, images, may_be_empty=True)
         from deepcluster.runs.update import update as update_run
         from deepcluster.runtime.devices import choose_device
 
-        done = update_run(run_, source, terminal, device=choose_device(device))
+        done = update_run(run_, source, terminal, device=choose_device(device), max_skipped=max_skipped)
     if output.as_json:
         print(json.dumps({"run": str(run_), **asdict(done)}, indent=2))
     elif done.added or output.open_:
@@ -327,7 +334,7 @@ def similar(
         from deepcluster.runs.predict import similar as most_similar
 
         rows = ({**asdict(one), "similarity": f"{one.similarity:.6f}"} for one in most_similar(run_, image, n, device))
-        _write_table(target, SIMILAR, rows)
+        _write_table(target, partial(write_csv, columns=SIMILAR, rows=rows))
 
 
 @app.command
@@ -473,21 +480,33 @@ def fetch(
 
 
 @app.command
-def doctor(*, as_json: flags.Json = False) -> None:
+def doctor(
+    run_: Annotated[Path | None, Parameter(name="RUN", help="A run, whose state is printed instead.")] = None,
+    /,
+    *,
+    as_json: flags.Json = False,
+) -> None:
     """Print what a run depends on: versions, device, threads, image formats, published networks that are here."""
-    from deepcluster.images.decode import accepted_formats
-    from deepcluster.runtime.devices import choose_device, environment
+    if run_ is not None:
+        _check_run(run_)
+        from deepcluster.runs.update import condition
 
-    facts = {
-        **environment(choose_device("auto")),
-        "formats": list(accepted_formats()),
-        "weights": [*filter(hub.local_file, PUBLISHED)],
-    }
+        facts = condition(run_)
+    else:
+        from deepcluster.images.decode import accepted_formats
+        from deepcluster.runtime.devices import choose_device, environment
+
+        facts = {
+            **environment(choose_device("auto")),
+            "formats": list(accepted_formats()),
+            "weights": [*filter(hub.local_file, PUBLISHED)],
+        }
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(facts, indent=2, default=asdict))
         return
     for name, value in facts.items():
-        print(f"{name:14} {', '.join(value) or 'none' if isinstance(value, list) else value}")
+        shown = ", ".join(value) or "none" if isinstance(value, list) else "-" if value is None else value
+        say(f"{name:17} {f'{value:,}' if type(value) is int else shown}")
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
@@ -558,7 +577,7 @@ def _check_run(run: Path) -> "RunRecord":
     return record
 
 
-def _images_for(run: Path, images: str) -> "Source | str":
+def _images_for(run: Path, images: str, *, may_be_empty: bool = False) -> "Source | str":
     """Return images for the model of a run, or the name of the file of features for one of these."""
     from deepcluster.images.files import find
     from deepcluster.images.given import check_features_there
@@ -566,7 +585,7 @@ def _images_for(run: Path, images: str) -> "Source | str":
     if _check_run(run).backbone == FEATURES:
         check_features_there(images)
         return images
-    return find(images, stdin=sys.stdin)
+    return find(images, stdin=sys.stdin, may_be_empty=may_be_empty)
 
 
 def _output(path: Path, run: Path, images: "Source | str", overwrite: bool) -> Path:
@@ -591,32 +610,40 @@ def _files_read(run: Path, images: "Source | str") -> Iterator[Path]:
         yield from {Path(images.origin(i).source) for i in range(len(images.paths))}  # files, arrays and shards
 
 
-def _predictions(
-    run_: Path,
-    images: "Source | str",
-    device: str,
-    terminal: Terminal,
-    shared: "dict[str, Processes]",
-) -> Iterator[tuple["Model", "Prediction"]]:
-    """Yield the model of a run with its predictions, part by part; name unusable images on standard error."""
-    from deepcluster.runs.predict import predict
+def _model(run: Path, device: str) -> "Model":
     from deepcluster.runtime.devices import choose_device
     from deepcluster.storage.model_files import load
 
-    model = load(run_, choose_device(device))
+    return load(run, choose_device(device))
+
+
+def _predictions(
+    model: "Model",
+    images: "Source | str",
+    terminal: Terminal,
+    shared: "dict[str, Processes]",
+    skipped: list[dict[str, str]],
+    max_skipped: int | None = None,
+) -> "Iterator[Prediction]":
+    """Yield predictions part by part; name unusable images on standard error, and append them to ``skipped``."""
+    from deepcluster.images.source import check_skipped
+    from deepcluster.runs.predict import predict
+
     for part in predict(model, images, display=terminal, **shared):
         for path, reason in part.skipped:
+            skipped.append({"path": path, "reason": reason})
             complain(f"skipped {path}: {reason}")
-        yield model, part
+        yield part
+    check_skipped(skipped, max_skipped)
 
 
 def _placed(
-    predictions: "Iterable[tuple[Model, Prediction]]", reject: bool, sizes: Counter[int]
+    model: "Model", predictions: "Iterable[Prediction]", reject: bool, sizes: Counter[int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of `predict`, and count the images by cluster in ``sizes``."""
     from deepcluster.runs.predict import placement_columns
 
-    for model, part in predictions:
+    for part in predictions:
         columns = placement_columns(model, model.place(part.reduced), part.residuals, reject=reject)
         sizes.update(columns["cluster"])
         for cells in zip(part.paths, *columns.values(), strict=True):
@@ -624,26 +651,25 @@ def _placed(
         sys.stdout.flush()
 
 
-def _write_table(
-    target: Path | None, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, as_json: bool = False
-) -> None:
-    """Write rows as CSV, or as lines of JSON, to a file or (None) to standard output."""
+def _write_table(target: Path | None, write: Callable[[Any], None]) -> None:
+    """Let ``write`` write to a file or (None) to standard output."""
     if target:
-        files.write_output(target, lambda file: _write_rows(file, columns, rows, as_json))
+        files.write_output(target, write)
     else:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        write = console.write_printable if sys.stdout.isatty() else sys.stdout.write
-        _write_rows(SimpleNamespace(write=write), columns, rows, as_json)
+        write(SimpleNamespace(write=console.write_printable if sys.stdout.isatty() else sys.stdout.write))
 
 
-def _write_rows(file: Any, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
-    from deepcluster.runtime.plain_files import write_csv
-
-    if as_json:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    else:
-        write_csv(file, columns, rows)
+def _write_json(
+    file: Any, head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], skipped: Sequence[Mapping[str, str]]
+) -> None:
+    """Write predictions as one object, a line per image, as they come."""
+    file.write(json.dumps(head)[:-1] + ', "images": [')
+    for i, row in enumerate(rows):
+        numbers = {"distance": float(row["distance"]), "margin": float(row["margin"])}
+        cells = {**row, **numbers, "is_outlier": bool(row["is_outlier"])}
+        file.write(f"{',' * (i > 0)}\n{json.dumps(cells)}")
+    file.write(f'\n], "skipped": {json.dumps(skipped)}}}\n')
 
 
 def _print_result(folder: "RunFolder", output: flags.Output, command: str, *, verbose: bool = False) -> None:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter, Token, validators
 
 from deepcluster.errors import UsageError, missing_extra
 from deepcluster.evaluation import PROTOCOL_OPTIONS
@@ -103,6 +103,10 @@ Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Print errors onl
 Json = Annotated[
     bool,
     Parameter(name="--json", help="Result as JSON on standard output, messages on standard error.", group=MESSAGES),
+]
+MaxSkipped = Annotated[
+    int | None,
+    Parameter(validator=validators.Number(gte=0), help="More unusable files than this are an error; nothing is kept."),
 ]
 Open = Annotated[bool, Parameter(name="--open", help="Open the report in a browser.", group=MESSAGES)]
 

@@ -52,8 +52,7 @@ class Identity:
 
     def __str__(self) -> str:
         guess = " (a guess)" if self.n_clusters is None else ""
-        made = f"written {self.date} by deepcluster {self.version}"
-        return f"{self.digest[:12]}, {self.clusters:,} clusters{guess}, cut {self.cut}, run {self.run}, {made}"
+        return f"{self.digest[:12]}, {self.clusters:,} clusters{guess}, run {self.run}, {self.date}"
 
 
 @dataclass(frozen=True)

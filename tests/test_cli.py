@@ -74,10 +74,12 @@ AT_ONCE = {  # answered before anything slow is imported: exit code and words
     "predict none photos": (5, "none"),
     "predict photos photos": (5, "run.json"),
     "predict run fotos": (3, "fotos"),
-    "predict run empty": (3, "empty"),
     "predict run photos -o run/run.json": (5, "run.json"),
     "embed run photos -o features.txt": (2, "a name ending in .npy"),
     "embed run fotos -o a.npy": (3, "fotos"),
+    "embed run empty -o a.npy": (3, "no files in"),
+    "update run photos --max-skipped -1": (2, "--max-skipped"),
+    "doctor none": (5, "none"),
     "similar none a.jpg": (5, "none"),
     "update none photos": (5, "none"),
     "update run fotos": (3, "fotos"),
@@ -287,37 +289,10 @@ def test_waiting_threads_leave_the_core_to_others(asked, policy):
     assert done.stdout.splitlines()[-1] == f"{policy} False"  # torch reads it when it is imported
 
 
-# ---- JSON, completion, terminals, memory -----------------------------------------------------------------------------
+# ---- completion, terminals, memory -----------------------------------------------------------------------------------
 
 
 COMMAND = [sys.executable, "-m", "deepcluster"]
-
-
-def test_fit_in_json(photos, tmp_path, capfd):
-    out = tmp_path / "run"
-    assert run_command(["fit", str(photos), "-o", str(out), "--json", *small_fit("--labels", "folders")[:-1]]) == 0
-    said = capfd.readouterr()
-    told = json.loads(said.out)
-    assert told["run"] == str(out) and told["clusters"] == 3 and told["images_count"] == 48 and told["rounds"] == 1
-    assert told["metrics"] == json.loads((out / "metrics.json").read_text())
-    assert re.search(r"^Round +1 of 1: ", said.err, re.MULTILINE)  # what a person reads goes on, elsewhere
-
-
-def test_recut_and_apply_in_json(run, tmp_path, prints):
-    assert json.loads(prints("recut", run, "-k", "4", "--json"))["clusters"] == 4
-    (tmp_path / "edits.json").write_text('{"schema_version": 1, "merge": [[0, 1]]}')
-    assert json.loads(prints("apply", run, tmp_path / "edits.json", "--json"))["clusters"] == 3
-
-
-def test_predict_in_json_says_what_the_csv_says(finished, photos, prints):
-    header, *lines = prints("predict", finished, photos).splitlines()
-    objects = [json.loads(line) for line in prints("predict", finished, photos, "--json").splitlines()]
-    assert [",".join(map(str, row.values())) for row in objects] == lines
-    assert list(objects[0]) == header.split(",")
-
-
-def test_doctor_in_json(prints):
-    assert json.loads(prints("doctor", "--json"))["deepcluster"]
 
 
 @pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])

@@ -29,7 +29,7 @@ from deepcluster.runs.plan import Request, check_paths
 from deepcluster.runs.predict import similar
 from deepcluster.runs.recut import Edits, apply, recut, undo
 from deepcluster.runs.rows import images_at_hand, name_in_run, read_run
-from deepcluster.runs.update import Update, update
+from deepcluster.runs.update import Update, condition, update
 from deepcluster.runs.writer import baseline_of
 from deepcluster.storage.run_folder import ADDED_COLUMNS, RunFolder, open_run
 from tests.drawings import drawings, save_drawings
@@ -68,7 +68,7 @@ def features(run: Path) -> np.ndarray:
 def test_new_images_are_where_predict_puts_them_and_the_others_stay(run, more, tmp_path):
     before, old, model = used(run), features(run), contents(run / "model")
     predictions = predicted(run, str(more))
-    assert update(run, str(more)) == Update(added=12, known=0, skipped=0)
+    assert update(run, str(more)) == Update(added=12, known=0, skipped=[])
     after, new = used(run), used(run)[len(before) :]
     assert after[: len(before)] == before
     assert [int(row["cluster"]) for row in new] == predictions.model.place(predictions.reduced).cluster.tolist()
@@ -93,10 +93,10 @@ def test_images_that_the_run_has_are_counted_and_not_read(run, photos, more, mon
     for i, file in enumerate(sorted(photos.rglob("*.png"))[:3]):
         shutil.copy(file, more / f"copy{i}.png")  # the same content under another name
     (more / "twice.png").write_bytes((more / "0" / "00.png").read_bytes())
-    assert update(run, str(more)) == Update(added=12, known=4, skipped=0)
+    assert update(run, str(more)) == Update(added=12, known=4, skipped=[])
     assert "twice.png" not in {Path(row["path"]).name for row in rows(run / "added.csv")}  # the first is added
     before = contents(run)
-    assert update(run, str(more)) == Update(added=0, known=16, skipped=0)
+    assert update(run, str(more)) == Update(added=0, known=16, skipped=[])
     assert contents(run) == before
 
     def no_reading(*_: object) -> None:
@@ -111,7 +111,7 @@ def test_a_second_update_and_a_grown_folder(fitted, photos, tmp_path, more):
     run = tmp_path / "run"
     assert run_command(["fit", str(images), "-o", str(run), *small_fit()]) == 0
     shutil.copytree(more / "1", images / "new")
-    assert update(run, str(images)) == Update(added=4, known=48, skipped=0)
+    assert update(run, str(images)) == Update(added=4, known=48, skipped=[])
     assert {row["path"] for row in rows(run / "added.csv")} == {f"new/{i:02}.png" for i in range(4, 8)}
     assert update(run, str(more)).added == 8
     assert [row["path"] for row in rows(run / "added.csv")][-1] == "../more/2/11.png"
@@ -132,9 +132,14 @@ def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
     assert contents(run) == before
     change_record(run, status="done")
     # Alone beside images that the run has, they change the list.
-    assert update(run, [str(more / "1" / "broken.png"), str(photos / "bars" / "00.png")]) == Update(0, 1, 1)
+    done = update(run, [str(more / "1" / "broken.png"), str(photos / "bars" / "00.png")])
+    assert (done.added, done.known, len(done.skipped)) == (0, 1, 1)
     assert not (run / "added.csv").exists() and state_of(run) is not None
-    assert update(run, str(more)) == Update(added=12, known=0, skipped=2)
+    with pytest.raises(DataError, match=r"^unusable files: 2 \(.*pipe.png: a FIFO.*--max-skipped is 1: repair"):
+        update(run, str(more), max_skipped=1)
+    assert not (run / "added.csv").exists()
+    done = update(run, str(more), max_skipped=2)
+    assert (done.added, done.known, len(done.skipped)) == (12, 0, 2)
     skipped, folder = rows(run / "skipped.csv"), open_run(run)
     assert [row["path"] for row in skipped] == [f"../{more.parent.name}/more/{x}" for x in ("1/broken.png", "pipe.png")]
     assert all(row["reason"] for row in skipped) and record(run)["skipped_count"] == 2
@@ -146,7 +151,7 @@ def test_skipped_files_are_listed_and_may_be_added_later(run, photos, more):
         check_paths(folder, find(str(more)), added)
     Image.fromarray(drawings(1, seed=5)[0][0].permute(1, 2, 0).numpy()).save(more / "1" / "broken.png")
     (more / "pipe.png").unlink()
-    assert update(run, str(more)) == Update(added=1, known=12, skipped=0)
+    assert update(run, str(more)) == Update(added=1, known=12, skipped=[])
     assert len(rows(run / "skipped.csv")) == 1 and len(used(run)) == 48 + 13
     with pytest.raises(DataError, match="no readable image"):
         update(run, [str(more / "nowhere.png")])
@@ -293,7 +298,7 @@ def of_features(tmp_path) -> tuple[Path, np.ndarray]:
 def test_rows_of_features_get_the_next_numbers_and_count_once(of_features, tmp_path):
     """Whatever was known among them, and none is lost."""
     run, given = of_features
-    assert update(run, str(tmp_path / "given.npy")) == Update(added=0, known=90, skipped=0)
+    assert update(run, str(tmp_path / "given.npy")) == Update(added=0, known=90, skipped=[])
     for added, rows_then in ((5, given[:5]), (5, given[:10]), (7, given[:7] + 1)):
         assert update(run, np.concatenate([given, rows_then + np.float32(0.01)])).added == added
     table = used(run)
@@ -326,9 +331,9 @@ def test_a_shard_of_another_folder_may_have_the_names_of_one_in_the_run(photos, 
     options = {"rounds": 0, "image_size": 16, "pseudo_labels": 6, "backbone": "compact"}
     run = fit(str(tmp_path / "a"), Request(out=tmp_path / "run", n_clusters=3, options=options)).path
     before = used(run)
-    assert update(run, str(tmp_path / "b")) == Update(added=24, known=0, skipped=0)
+    assert update(run, str(tmp_path / "b")) == Update(added=24, known=0, skipped=[])
     assert used(run)[24]["path"] == f"../b/{before[0]['path']}"
-    assert update(run, str(tmp_path / "b")) == Update(added=0, known=24, skipped=0)
+    assert update(run, str(tmp_path / "b")) == Update(added=0, known=24, skipped=[])
     with tarfile.open(tmp_path / "b" / "0.tar", "w") as shard:
         shard.add(photos / "bars" / "00.png", "000.png")
     with pytest.warns(DeepClusterWarning, match="20 pictures of the page"):  # the 24 are gone
@@ -385,6 +390,9 @@ def test_strangers_make_a_new_fit_due_and_their_likes_do_not(many_features, tmp_
     text = " ".join(prints("update", run, tmp_path / "more.npy").split())
     assert "60 of 60 fit into no cluster (see Problems in the report). A new fit is due: 68% of" in text
     assert sum(int(row["is_outlier"]) for row in used(run)[-60:]) == 60
+    state = condition(run)
+    assert (state["images_count"], state["added_count"], state["due"]) == (320, 120, True)
+    assert 80 / 320 <= state["outlier_share"] < 85 / 320
 
 
 def test_few_images_in_a_fit_tell_no_outliers(of_features, tmp_path, prints):

@@ -38,13 +38,14 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Images = str | Path | npt.NDArray[Any] | Sequence[str | Path] | Dataset | Source
 
 
-def find(images: Images, *, stdin: TextIO | None = None) -> Source:
+def find(images: Images, *, stdin: TextIO | None = None, may_be_empty: bool = False) -> Source:
     """Find images without decoding them.
 
     Args:
         images: A folder, a list of paths, an array, a data set, or a text as for IMAGES on the command line. A source
             is returned as it is.
         stdin: Read for ``-``; default: ``sys.stdin``.
+        may_be_empty: A folder without files is a source without images, and no error.
 
     Raises:
         DataError: They do not exist, or cannot be images.
@@ -59,7 +60,10 @@ def find(images: Images, *, stdin: TextIO | None = None) -> Source:
     if isinstance(images, np.ndarray) and images.dtype.kind != "U":
         return arrays.from_array(images, "array", "python:array")
     if isinstance(images, str | Path):
-        return _from_text(str(images), stdin)
+        source = _from_text(str(images), stdin)
+        if not (source.paths or source.skipped or may_be_empty):
+            raise DataError(f"no files in {one_line(source.location)}. {WHAT_TO_TYPE}")
+        return source
     if isinstance(images, Sequence | np.ndarray) and all(isinstance(path, str | Path) for path in images):
         return _of_paths(map(str, images))
     if _is_dataset(images):
@@ -132,7 +136,7 @@ def _from_path(text: str) -> Source:
 
 
 def _from_folder(folder: Path) -> Source:
-    """Return all files below a folder, or all images in its shards if it holds shards.
+    """Return all files below a folder (maybe none), or all images in its shards if it holds shards.
 
     Names that start with a dot are ignored, links and devices skipped, run folders left out.
     """
@@ -147,7 +151,7 @@ def _from_folder(folder: Path) -> Source:
     walked = sorted(_walk(folder), key=lambda pair: os.fsencode(pair[0]))
     paths = [path for path, reason in walked if reason is None]
     skipped = [(path, reason) for path, reason in walked if reason is not None]
-    if not paths:
+    if skipped and not paths:
         aside = "".join(f"; {one_line(path)}: {reason}" for path, reason in skipped[:3])
         raise DataError(f"no files in {one_line(str(folder))}{aside}. {WHAT_TO_TYPE}")
     name = folder.name or "images"

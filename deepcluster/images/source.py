@@ -103,6 +103,16 @@ def nothing_readable(location: str, tried: int, reasons: Sequence[tuple[str, str
     )
 
 
+def check_skipped(skipped: Sequence[Mapping[str, str]], most: int | None) -> None:
+    """Raise DataError if more than ``most`` files (None: any number) were skipped: path and reason of each."""
+    if most is not None and len(skipped) > most:
+        examples = "; ".join(f"{one_line(file['path'])}: {file['reason']}" for file in skipped[:3])
+        raise DataError(
+            f"unusable files: {len(skipped):,} ({examples}{'; ...' * (len(skipped) > 3)}), and --max-skipped is {most}:"
+            " repair or remove them, or allow more"
+        )
+
+
 def numbered(count: int) -> tuple[str, ...]:
     """Return paths for ``count`` images without names: numbers, which stay as they are when more images come."""
     return tuple(map(str, range(count)))

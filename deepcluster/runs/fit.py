@@ -159,6 +159,7 @@ def first_record(job: Job, before: RunRecord | None, needed: float) -> RunRecord
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=job.request.seed,
         n_clusters=job.request.n_clusters,
+        cut_k=job.request.n_clusters,
         device=str(job.device),
         environment=environment(job.device, job.processes.world_size, deterministic=job.request.deterministic),
         memory_estimate_mb=round(needed / 1e6) or None,

@@ -46,7 +46,7 @@ def predict(
     Several ``processes`` take the batches in turn; the main rank yields all, in order, and the others nothing.
 
     Raises:
-        DataError: None was usable (at the end), or the processes see different images (at the start).
+        DataError: None of the files was usable (at the end), or the processes see different images (at the start).
     """
     if model.of_features:
         if processes.is_main:
@@ -67,7 +67,7 @@ def predict(
             reasons += prediction.skipped[: 3 - len(reasons)]
             display.progress("images", tried, tried)
             yield prediction
-    if processes.is_main and not used:
+    if processes.is_main and not used and (tried or source.skipped):
         raise nothing_readable(source.location, tried, reasons)
 
 

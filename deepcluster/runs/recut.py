@@ -60,12 +60,11 @@ def recut(
         groups = groups_of(rows.sample, fine, chosen, record.seed, recipe)
         groups, after = place_rows(groups, rows, model.fine_centroids)
         names, junk = carried_over(model, before.cluster, after.cluster, groups.count)
-        identity = replace(model.identity, n_clusters=n_clusters)
-        new = replace(model, groups=groups, names=names, junk=junk, identity=identity)
+        new = replace(model, groups=groups, names=names, junk=junk)
         if record.edits is not None or any(model.names) or model.junk:
             anew = "; merges, splits and moves start anew" if record.edits is not None else ""
             display.say("Edits", f"{carried_text(model, new)}{anew}. {_way_back(folder)}")
-        record = replace(record, edits=None, cut=None)  # they were of the clusters before
+        record = replace(record, edits=None, cut=None, cut_k=n_clusters)  # they were of the clusters before
         report = report or folder.has("report.html")
         result = _write(folder, new, after, rows, record, {}, display, source, report=report)
     display.say("Done", summary_text(result, record, n_clusters))
@@ -114,8 +113,7 @@ def undo(run: Path, display: Display | None = None) -> RunFolder:
         record, model, rows = read_run(folder)
         former = models.read_former(folder, rows.reduced.shape[1])
         with folder.next_state() as staged:
-            identity = replace(model.identity, n_clusters=former.about["n_clusters"])
-            old = replace(model, groups=former.cut, names=former.names, junk=former.junk, identity=identity)
+            old = replace(model, groups=former.cut, names=former.names, junk=former.junk)
             record = replace(record, **former.about["record"])
             display = display or Silent()
             display.say("Edits", f"taken back: {len(set(old.groups.groups.tolist()))} clusters, as before")

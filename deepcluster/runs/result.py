@@ -15,7 +15,7 @@ from deepcluster.errors import warn
 from deepcluster.groups.choose_k import CutRows, candidates, cut_once, stability
 from deepcluster.groups.cut import Cut, Placement, as_groups, cut, placement_of
 from deepcluster.groups.tree import Tree, distances_to, least_of_each
-from deepcluster.model import Identity, Model
+from deepcluster.model import Model
 from deepcluster.nets.network import Network
 from deepcluster.recipe import Recipe
 from deepcluster.records import FINAL, Clustering
@@ -110,7 +110,6 @@ def conclude_run(
         image_size=recipe.image_size,
         store_size=recipe.store_size,
         batch_size=recipe.batch_size,
-        identity=Identity(n_clusters=record.n_clusters),
     )
     return describe(model, rows, placement), record
 

@@ -1,11 +1,13 @@
-"""More images for a run that has ended: its model assigns them to its clusters, and nothing is trained."""
+"""More images for a run that has ended, assigned to its clusters without training; the state of a run for a monitor."""
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +19,9 @@ from deepcluster.groups.graph import extended_layout
 from deepcluster.images import Images, Source, find
 from deepcluster.images.duplicates import near_duplicates
 from deepcluster.images.given import read_features
-from deepcluster.images.source import Origin, counted, nothing_readable
+from deepcluster.images.source import Origin, check_skipped, counted, nothing_readable
 from deepcluster.images.store import read_once
-from deepcluster.model import Model
+from deepcluster.model import Identity, Model
 from deepcluster.report.pictures import THUMBNAIL, extended, not_on_sheet, on_sheet
 from deepcluster.runs import page as drawn
 from deepcluster.runs.fit import pictures_of
@@ -41,21 +43,22 @@ from deepcluster.runtime.devices import CPU
 from deepcluster.runtime.partition import Partition
 from deepcluster.storage import run_folder as files
 from deepcluster.storage.content import RunRecord
-from deepcluster.storage.run_folder import LockedFolder
+from deepcluster.storage.run_folder import LockedFolder, read_state
 
 
 @dataclass(frozen=True)
 class Update:
-    """The outcome of :func:`update`. The last four are of all images added since the fit (groups/drift.py)."""
+    """The outcome of :func:`update`. ``residual_rank`` to ``reason`` are of all images added since the fit."""
 
     added: int  # images that are in the run now
     known: int  # images that it had already, by path (files) or content
-    skipped: int  # files that cannot be used
+    skipped: Sequence[Mapping[str, str]]  # path and reason of files that cannot be used
     outliers: int = 0  # added images that fit nowhere
     residual_rank: float | None = field(default=None, compare=False)
     shift: float = field(default=0.0, compare=False)
     due: bool = False  # a new fit is due
     reason: str | None = None  # why
+    model: Identity = field(default=Identity(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,20 @@ class _New:
     tried: int  # images asked for, known ones included
 
 
-def update(run: Path, images: Images, display: Display | None = None, *, device: torch.device = CPU) -> Update:
+def update(
+    run: Path,
+    images: Images,
+    display: Display | None = None,
+    *,
+    device: torch.device = CPU,
+    max_skipped: int | None = None,
+) -> Update:
     """Add images to a run. Clusters keep their numbers, names and edits, and its other images their rows.
 
-    ``images``: As for ``find``; features for a run of features.
+    ``images``: As for ``find``, or an empty folder; features for a run of features. ``max_skipped``: Number of unusable
+    files above which nothing is added (None: any).
 
-    Raises UsageError if the run is not finished, DataError if none of the images can be used.
+    Raises UsageError if the run is not finished, DataError if no file can be used or too many cannot.
     """
     files.open_run(run)
     display = display or Silent()
@@ -90,9 +101,11 @@ def update(run: Path, images: Images, display: Display | None = None, *, device:
         added = len(new.source.paths)
         skipped = (*new.source.skipped, *new.failed)
         known = new.tried - len(new.failed) - added
-        if not (known or added):
+        if (new.tried or skipped) and not (known or added):
             raise nothing_readable(new.source.location, new.tried, new.failed)
-        counts = [f"{added:,} added" if added else "nothing new"]
+        unusable = [{"path": path, "reason": why} for path, why in skipped]
+        check_skipped(unusable, max_skipped)
+        counts = [f"{added:,} added" if added else "nothing new" if new.tried else "no files"]
         if known:
             counts.append(f"{known:,} in the run already")
         if skipped:
@@ -103,21 +116,54 @@ def update(run: Path, images: Images, display: Display | None = None, *, device:
         if added or reasons != before:
             with folder.next_state() as staged:
                 rows = _write(staged, record, model, rows, at_hand, new, reasons, display)
-        limit = model.outliers.limit
-        drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, limit)
-        done = Update(
-            added,
-            known,
-            len(skipped),
-            outliers=int((rows.residuals[len(rows.paths) - added :] > limit).sum()),
-            residual_rank=None if drifted.residual_rank is None else round(float(drifted.residual_rank), 3),
-            shift=round(float(drifted.shift), 3),
-            due=drifted.reason is not None,
-            reason=drifted.reason,
-        )
+        outliers = int((rows.residuals[len(rows.paths) - added :] > model.outliers.limit).sum())
+        done = Update(added, known, unusable, outliers, **_drift_entries(model, rows), model=model.identity)
         if added:
             display.say("Placed", _placed_text(done, model))
     return done
+
+
+def condition(run: Path) -> dict[str, Any]:
+    """Return the state of a run for a monitor (docs/usage.md). Errors are those of ``read_run``."""
+    record, model, rows = read_state(run, read_run)
+    limit = model.outliers.limit
+    return {
+        "run": str(run),
+        "model": model.identity,
+        "status": record.status,
+        "result": record.result,
+        "images_count": len(rows.paths),
+        "added_count": rows.added,
+        "skipped_count": len(rows.skipped),
+        "outlier_share": round((rows.residuals > limit).double().mean().item(), 4) if limit < torch.inf else None,
+        "stability": record.stability,
+        "verdict": record.verdict,
+        **_drift_entries(model, rows),
+        "run_bytes": _bytes(run),
+        "model_bytes": _bytes(run / "model"),
+        "checkpoints_bytes": _bytes(run / "checkpoints"),
+    }
+
+
+def _drift_entries(model: Model, rows: Rows) -> dict[str, Any]:
+    """Return the fields of an Update on all images added since the fit."""
+    drifted = drift(model.place(rows.reduced).cluster, rows.residuals, rows.fitted, model.outliers.limit)
+    rank = drifted.residual_rank
+    return {
+        "residual_rank": None if rank is None else round(float(rank), 3),
+        "shift": round(float(drifted.shift), 3),
+        "due": drifted.reason is not None,
+        "reason": drifted.reason,
+    }
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a scratch file of another process
+                total += Path(place, name).lstat().st_size
+    return total
 
 
 def _placed_text(done: Update, model: Model) -> str:
@@ -143,7 +189,7 @@ def _read(
     display: Display,
 ) -> _New:
     """Read and measure the images that the run does not have."""
-    given, source = read_features(images) if model.of_features else (None, find(images))  # type: ignore[arg-type]
+    given, source = read_features(images) if model.of_features else (None, find(images, may_be_empty=True))  # type: ignore[arg-type]
     source, added = named_as_in_run(source, record.location), folder.read_added()
     # A file is known by its place, whatever its name; the content of an array or a shard may have changed.
     present = {Origin(row["source"], row["member"]) for row in added}

@@ -45,6 +45,7 @@ class RunRecord:
     peak_memory_mb: int | None = None
     seconds: float | None = None
     cut: str | None = None
+    cut_k: int | None = None  # of the last fit or recut; None: a guess
     rows: str | None = None
     clusters: int | None = None
     stability: float | None = None
@@ -75,7 +76,7 @@ class RunRecord:
 
 # Entries that a result adds to the record of a run.
 _RESULT = (
-    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "rows",
+    "result", "candidates", "rounds", "stopped_because", "peak_memory_mb", "seconds", "cut", "cut_k", "rows",
     "clusters", "stability", "verdict", "edits",
 )  # fmt: skip
 

@@ -109,8 +109,8 @@ def save(model: Model, folder: Path) -> None:
 def save_in_run(model: Model, run: LockedFolder, record: RunRecord, *, network: bool = True) -> None:
     """Write the model of a run; without ``network`` its groups alone, if the rest is as it was read from there."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    version = deepcluster.__version__
-    model = replace(model, identity=replace(model.identity, run=record.run, cut=record.cut, date=date, version=version))
+    identity = Identity(record.run, record.cut, 0, record.cut_k, date, deepcluster.__version__)
+    model = replace(model, identity=identity)
     if network:
         weights = run.write_tensors(f"model/{WEIGHTS}", _tensors(model))
     else:
@@ -340,14 +340,13 @@ def load_scale(folder: Path) -> PixelScale | None:
 # ---- one step back --------------------------------------------------------------------------------------------------
 
 # Entries of run.json on the groups, with their types.
-ENTRIES = {"cut": str, "edits": str, "candidates": list, "stability": float, "verdict": str}
+ENTRIES = {"cut": str, "cut_k": int, "edits": str, "candidates": list, "stability": float, "verdict": str}
 
 
 def keep_former(folder: LockedFolder, model: Model, record: RunRecord, baseline: Mapping[str, float]) -> None:
     """Keep the groups that the run has now, the entries of run.json on them and their ``baseline`` for an undo."""
     entries = {name: getattr(record, name) for name in ENTRIES}
-    asked = model.identity.n_clusters
-    folder.write_tensors(FORMER, groups_tensors(model, record=entries, baseline=dict(baseline), n_clusters=asked))
+    folder.write_tensors(FORMER, groups_tensors(model, record=entries, baseline=dict(baseline)))
 
 
 def read_former(folder: RunFolder, dims: int) -> Groups:
@@ -363,7 +362,6 @@ def read_former(folder: RunFolder, dims: int) -> Groups:
         former = read_groups(folder.file(FORMER), dims)
         record, baseline = former.about["record"], former.about["baseline"]
         shaped(baseline, dict[str, int | float], "baseline")
-        shaped(former.about["n_clusters"], int | None, "n_clusters")
         for name, kind in ENTRIES.items():
             shaped(record[name], kind | None, name)
         return former
